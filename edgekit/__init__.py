@@ -1,0 +1,45 @@
+"""edgekit takes a PyTorch model to a measured, verified, shippable artifact on an edge runtime.
+
+Public names are loaded on first use, so that ``import edgekit`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from edgekit.build import build as build
+    from edgekit.types import TorchModel as TorchModel
+
+_LAZY = {
+    "build": "edgekit.build",
+    "Artifact": "edgekit.manifest",
+    "Manifest": "edgekit.manifest",
+    "EdgekitError": "edgekit.errors",
+    "Measurement": "edgekit.types",
+    "OnnxModel": "edgekit.types",
+    "Parity": "edgekit.types",
+    "Placement": "edgekit.types",
+    "Precision": "edgekit.types",
+    "Sample": "edgekit.types",
+    "Scheme": "edgekit.types",
+    "Target": "edgekit.types",
+    "TensorSpec": "edgekit.types",
+    "TorchModel": "edgekit.types",
+}
+__all__ = ["__version__", *_LAZY]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module = _LAZY[name]
+    except KeyError:
+        raise AttributeError(f"module 'edgekit' has no attribute {name!r}") from None
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,195 @@
+"""Every failure that a user can cause, one class each, with the exit code of its family.
+
+An error says what happened (``message``) and what to do about it (``hint``). The command line prints
+both and exits with ``exit_code``; from Python they are ordinary exceptions. Causes are chained with
+``raise … from …``.
+
+Exit codes: 1 unexpected, 2 usage or configuration, 3 source, 4 unsupported on the target, 5 a gate
+failed, 6 backend or tool missing, 7 device, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class EdgekitError(Exception):
+    """Base of every error that edgekit raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def to_json(self) -> dict[str, object]:
+        """The error as the ``error`` member of a ``--json`` document."""
+        return {
+            "type": type(self).__name__,
+            "message": self.message,
+            "hint": self.hint,
+            "exit_code": self.exit_code,
+        }
+
+
+# --- 2: usage and configuration ---------------------------------------------------------------------
+
+
+class UsageError(EdgekitError):
+    """A command, option or argument cannot be meant as written."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A name is not among those that exist; the nearest are offered."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, where: str = "") -> None:
+        self.kind, self.name, self.known = kind, name, tuple(sorted(known))
+        self.nearest = tuple(difflib.get_close_matches(name, self.known, n=3, cutoff=0.5))
+        place = f" in {where}" if where else ""
+        offer = self.nearest or self.known
+        hint = f"did you mean {_join(self.nearest)}?" if self.nearest else f"known: {_join(offer)}"
+        super().__init__(f"unknown {kind} {name!r}{place}", hint=hint)
+
+
+class ConfigError(UsageError):
+    """A configuration file, environment variable or ``--set`` value is wrong."""
+
+
+class DataError(UsageError):
+    """A calibration or evaluation sample has the wrong shape, dtype or values, or there is none."""
+
+
+class CalibrationRequiredError(DataError):
+    """An INT8 target was asked for without calibration data."""
+
+
+# --- 3: the source ----------------------------------------------------------------------------------
+
+
+class SourceError(EdgekitError):
+    """The source cannot be found, loaded or understood."""
+
+    exit_code = 3
+
+
+class FactoryError(SourceError):
+    """The user's own code raised; ``user_traceback`` is theirs, without edgekit's frames."""
+
+    def __init__(self, message: str, *, hint: str, user_traceback: str) -> None:
+        super().__init__(message, hint=hint)
+        self.user_traceback = user_traceback
+
+
+class UntrustedSourceError(SourceError):
+    """Loading the source would execute code or leave its folder."""
+
+
+class ExportError(SourceError):
+    """The module could not be exported to ONNX, or the export computes something else."""
+
+
+# --- 4: unsupported on the target -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnsupportedNode:
+    """One node that a target cannot express."""
+
+    op: str
+    node: str
+    reason: str
+    module_path: str = ""
+
+
+class UnsupportedError(EdgekitError):
+    """The target cannot express the model or the scheme."""
+
+    exit_code = 4
+
+
+class UnsupportedOperatorsError(UnsupportedError):
+    """Operators that the target lacks: all of them at once."""
+
+    def __init__(
+        self, target: str, nodes: Sequence[UnsupportedNode], *, supported_by: Sequence[str] = ()
+    ) -> None:
+        self.target, self.nodes, self.supported_by = target, tuple(nodes), tuple(supported_by)
+        lines = [
+            f"  {n.op} at {n.node}" + (f" (module {n.module_path})" if n.module_path else "") + f": {n.reason}"
+            for n in self.nodes
+        ]
+        count = f"{len(self.nodes)} operator" + ("s" if len(self.nodes) != 1 else "")
+        hint = (
+            f"these targets can express them: {_join(self.supported_by)}"
+            if self.supported_by
+            else "rewrite the module without them, or choose a target on another backend (edgekit targets)"
+        )
+        super().__init__(f"{target} cannot express {count}:\n" + "\n".join(lines), hint=hint)
+
+    def to_json(self) -> dict[str, object]:
+        """Adds the list of nodes."""
+        nodes = [
+            {"op": n.op, "node": n.node, "module": n.module_path, "reason": n.reason} for n in self.nodes
+        ]
+        return super().to_json() | {"nodes": nodes, "supported_by": list(self.supported_by)}
+
+
+# --- 5: a gate failed -------------------------------------------------------------------------------
+
+
+class GateFailedError(EdgekitError):
+    """An artifact was built and run, and did not pass. ``gates`` names which."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, *, hint: str, gates: Sequence[str]) -> None:
+        super().__init__(message, hint=hint)
+        self.gates = tuple(gates)
+
+
+# --- 6: backend or tool missing ---------------------------------------------------------------------
+
+
+class BackendError(EdgekitError):
+    """A runtime or tool failed on its own terms."""
+
+    exit_code = 6
+
+
+class MissingExtraError(BackendError):
+    """A package is not installed; the hint is the exact command that installs it."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        self.extra = extra
+        super().__init__(f"{what} is not installed", hint=f"pip install 'edgekit-deploy[{extra}]'")
+
+
+class ToolMissingError(BackendError):
+    """A program outside Python is missing."""
+
+
+class RuntimeCrashError(BackendError):
+    """The runtime ended its process (signal, abort) or never answered."""
+
+
+class NotRunnableError(BackendError):
+    """The artifact cannot run on this machine (for example: no NVIDIA GPU). It was not run."""
+
+
+# --- 7: devices -------------------------------------------------------------------------------------
+
+
+class DeviceError(EdgekitError):
+    """A device cannot be reached, is busy, or failed while it worked."""
+
+    exit_code = 7
+
+
+def _join(names: Sequence[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,403 @@
+"""The types that pass between the stages. Frozen, keyword-only, validated on construction.
+
+Nothing here imports torch, onnx or numpy at run time: the command line stays quick to start.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from edgekit.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+Dim: TypeAlias = int | str
+"""One dimension: a size, or the name of a dynamic axis (``"batch"``)."""
+
+Option: TypeAlias = bool | int | float | str
+"""The value of one target or runtime option."""
+
+
+class Precision(enum.StrEnum):
+    """What a target promises to compute in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    FP8 = "fp8"
+    INT8 = "int8"
+    INT16X8 = "int16x8"
+    INT8_DYNAMIC = "int8-dynamic"
+    INT8_WEIGHTS = "int8-weights"
+    INT4_WEIGHTS = "int4-weights"
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether activations are quantized with ranges that only data can give."""
+        return self in (Precision.INT8, Precision.INT16X8, Precision.FP8)
+
+
+class Verdict(enum.StrEnum):
+    """The outcome of one gate."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+    NOT_RUN = "not-run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One input or output: numpy dtype name, shape, and for integer tensors the affine mapping.
+
+    ``real = scale * (stored - zero_point)``. ``layout`` names the axes where it matters (``"NCHW"``).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+    layout: str = ""
+    scale: float | None = None
+    zero_point: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("a tensor needs a name")
+        if any(isinstance(d, int) and d < 0 for d in self.shape):
+            raise ValueError(f"{self.name}: negative dimension in {self.shape}")
+
+    @property
+    def is_static(self) -> bool:
+        """Whether every dimension is a number."""
+        return all(isinstance(d, int) for d in self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements, dynamic axes counted as 1."""
+        return math.prod(d for d in self.shape if isinstance(d, int))
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSpec:
+    """Where the user's model is. ``kind`` is one of the loaders in :mod:`edgekit.load`."""
+
+    text: str
+    kind: str
+    path: Path | None = None
+    attribute: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchModel:
+    """A module in evaluation mode with one set of example inputs.
+
+    A factory may return this instead of a bare module. ``dynamic_axes`` maps an input's name to
+    ``{axis: name}``; ``labels`` are the class names in output order; ``preprocessing`` is the contract
+    that an app has to keep (see docs/architecture.md).
+    """
+
+    module: torch.nn.Module
+    example_inputs: Mapping[str, torch.Tensor]
+    task: str = ""
+    dynamic_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxModel:
+    """An ONNX file by path and content. Weights may be in external data files beside it."""
+
+    path: Path
+    sha256: str
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the graph inputs in order."""
+        return tuple(i.name for i in self.inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One calibration or evaluation item: arrays by input name, batch axis included, and its label."""
+
+    inputs: Mapping[str, Array]
+    label: Any = None
+
+
+class Samples(Protocol):
+    """A re-iterable set of samples. ``fingerprint`` is a sha256 over the contents, in order."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the contents, in order."""
+        ...
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every sample carries a label."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """How a target wants its graph quantized.
+
+    ``activation`` and ``weight`` are storage dtypes (``"uint8"``, ``"int8"``, ``"int16"``, ``"int4"``,
+    ``"float16"``, ``"float32"``); ``bias`` is ``"int32"`` or ``"float32"``. ``rules`` names the placement
+    table in :mod:`edgekit.quantize`; ``quantizer`` is ``"qdq"``, ``"dynamic"`` or ``"weights"``.
+    """
+
+    activation: str = "float32"
+    activation_symmetric: bool = False
+    weight: str = "float32"
+    weight_symmetric: bool = True
+    per_channel: bool = True
+    bias: str = "float32"
+    rules: str = ""
+    quantizer: str = "qdq"
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        if self.quantizer not in ("qdq", "dynamic", "weights"):
+            raise ConfigError(
+                f"unknown quantizer {self.quantizer!r} in a scheme", hint="use qdq, dynamic or weights"
+            )
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether activations are stored as integers with ranges from data."""
+        return self.quantizer == "qdq" and self.activation not in ("float32", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """The default limits of a target's gates. ``None``: the gate does not apply."""
+
+    snr_db: float | None = None
+    relative_error: float | None = None
+    top1_agreement: float | None = None
+    metric_drop: float | None = None
+    placement: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionSpec:
+    """One ``--set`` option that a target understands."""
+
+    name: str
+    default: Option
+    help: str
+    choices: tuple[Option, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One row of the catalogue: ``<backend>-<precision>``."""
+
+    name: str
+    backend: str
+    precision: Precision
+    runs_on: str
+    file: str
+    extra: str = ""
+    fixed_shapes: bool = False
+    io_dtype: str = "float32"
+    scheme: Scheme | None = None
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    options: tuple[OptionSpec, ...] = ()
+    runtime: Mapping[str, Option] = field(default_factory=dict)
+    platforms: tuple[str, ...] = ()
+    why: str = ""
+    owner: str = "edgekit"
+
+    def __post_init__(self) -> None:
+        if self.precision.needs_calibration and self.scheme is None:
+            raise ConfigError(
+                f"target {self.name} is {self.precision} but has no scheme",
+                hint="add a [target.scheme] table to the row",
+            )
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether building this target needs ``--calib``."""
+        return self.scheme is not None and self.scheme.needs_calibration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Where an artifact runs. ``address`` is empty for this machine."""
+
+    name: str
+    transport: str = "local"
+    address: str = ""
+    arch: str = ""
+    os: str = ""
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Availability:
+    """Whether a backend is installed and usable here, found out without importing it."""
+
+    installed: bool
+    usable: bool
+    version: str = ""
+    why_not: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """What a backend's ``lower`` wrote: file names relative to the artifact's directory, main file first.
+
+    ``inputs`` and ``outputs`` are what the runtime sees; ``notes`` are for the manifest (one fact each);
+    ``details`` is JSON-able backend information (fusions, partitions, operators left in float).
+    """
+
+    files: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    runtime: Mapping[str, Option] = field(default_factory=dict)
+    minimum_runtime: str = ""
+    notes: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far the artifact's outputs are from the reference, over ``samples`` inputs.
+
+    ``relative_error`` is max |a - r| / max |r|; ``snr_db`` is 10 log10(sum r² / sum (a - r)²), capped at
+    200; ``top1_agreement`` is set for outputs that look like class scores.
+    """
+
+    samples: int
+    max_abs: float
+    relative_error: float
+    snr_db: float
+    cosine: float
+    top1_agreement: float | None = None
+    metric_name: str = ""
+    metric: float | None = None
+    reference_metric: float | None = None
+    per_output: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fallback:
+    """Work that does not run as asked: an operator, how often, its share of the MACs, and why."""
+
+    op: str
+    count: int
+    reason: str
+    share: float = 0.0
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What the runtime really executes. ``share`` is the part of all multiply-accumulates (0 to 1) that
+    runs in the asked-for precision on the asked-for unit; ``None`` where the runtime does not tell."""
+
+    precision: str
+    share: float | None
+    operators: int
+    partitions: int | None = None
+    kernels: Mapping[str, int] = field(default_factory=dict)
+    fallbacks: tuple[Fallback, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One check with a limit. ``value`` is ``None`` when it could not be measured."""
+
+    name: str
+    verdict: Verdict
+    limit: float | None = None
+    value: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Latency and memory of one artifact on one device. Times in milliseconds, memory in bytes.
+
+    ``samples`` holds the raw steady-state latencies, one list a process.
+    """
+
+    device: str
+    threads: int
+    samples: tuple[tuple[float, ...], ...]
+    import_ms: float
+    load_ms: float
+    first_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float | None
+    mad_ms: float
+    peak_memory: int | None = None
+    model_memory: int | None = None
+    validity: str = "VALID"
+    reasons: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def sha256_bytes(data: bytes | memoryview) -> str:
+    """Hex sha256 of a buffer."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's contents, streamed."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+class Backend(Protocol):
+    """What a module in ``edgekit.backends`` (or a plug-in's) offers. A plain module fits it."""
+
+    NAME: str
+
+    def available(self) -> Availability:
+        """Cheap: may look at installed distributions, must not import the runtime."""
+        ...
+
+    def lower(self, model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
+        """Write the artifact's files into ``out``. ``model`` is quantized (Q/DQ) if the target has a scheme.
+
+        Raises :class:`~edgekit.errors.UnsupportedOperatorsError` with every unsupported node at once.
+        """
+        ...
+
+    def placement(
+        self, model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[str, Any]
+    ) -> Placement:
+        """Interpret what the runner reported (``raw``, see ``targets/<backend>/runner.py``)."""
+        ...
+
+
+def names(specs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """The names of a sequence of tensors, in order."""
+    return tuple(s.name for s in specs)

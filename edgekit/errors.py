@@ -174,6 +174,10 @@ class ToolMissingError(BackendError):
     """A program outside Python is missing."""
 
 
+class PluginError(BackendError):
+    """A plug-in cannot be loaded, or two of them claim the same name."""
+
+
 class RuntimeCrashError(BackendError):
     """The runtime ended its process (signal, abort) or never answered."""
 

@@ -30,7 +30,7 @@ _LAZY = {
     "TensorSpec": "edgekit.types",
     "TorchModel": "edgekit.types",
 }
-__all__ = ["__version__", *_LAZY]  # noqa: PLE0604
+__all__ = ["__version__", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:

@@ -121,7 +121,9 @@ class UnsupportedOperatorsError(UnsupportedError):
     ) -> None:
         self.target, self.nodes, self.supported_by = target, tuple(nodes), tuple(supported_by)
         lines = [
-            f"  {n.op} at {n.node}" + (f" (module {n.module_path})" if n.module_path else "") + f": {n.reason}"
+            f"  {n.op} at {n.node}"
+            + (f" (module {n.module_path})" if n.module_path else "")
+            + f": {n.reason}"
             for n in self.nodes
         ]
         count = f"{len(self.nodes)} operator" + ("s" if len(self.nodes) != 1 else "")

@@ -112,7 +112,8 @@ def runner(name: str) -> Path:
     path = table[name][1].data / name / "runner.py"
     if not path.is_file():
         raise PluginError(
-            f"backend {name!r} has no runner at {path}", hint="a plug-in needs <backend>/runner.py in its data"
+            f"backend {name!r} has no runner at {path}",
+            hint="a plug-in needs <backend>/runner.py in its data",
         )
     return path
 
@@ -130,7 +131,9 @@ def _load(point: importlib.metadata.EntryPoint) -> Plugin:
     try:
         plugin = point.load()
     except Exception as e:
-        raise PluginError(f"plug-in {point.name!r} ({point.value}) cannot be loaded: {e}", hint=disable) from e
+        raise PluginError(
+            f"plug-in {point.name!r} ({point.value}) cannot be loaded: {e}", hint=disable
+        ) from e
     if not isinstance(plugin, Plugin):
         raise PluginError(
             f"plug-in {point.name!r} ({point.value}) is a {type(plugin).__name__}, not a Plugin", hint=disable

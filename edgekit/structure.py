@@ -26,7 +26,9 @@ def structure(cls: type[T], value: object, *, where: str) -> T:
     try:
         return msgspec.convert(value, cls)
     except msgspec.ValidationError as e:
-        raise ConfigError(f"{where}: {e}", hint=f"see the fields of {cls.__name__} in the documentation") from e
+        raise ConfigError(
+            f"{where}: {e}", hint=f"see the fields of {cls.__name__} in the documentation"
+        ) from e
 
 
 def to_builtins(value: object) -> Any:

@@ -1,0 +1,73 @@
+# A fresh machine needs python3 >= 3.11 with venv, make and a package index; nothing here asks a question.
+PYTHON ?= python3
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+JOBS   ?= 2
+
+# The checkout's path is part of the stamp: an editable install points to where it was made.
+STAMP := $(VENV)/.edgekit-$(shell pwd | cksum | cut -d' ' -f1)
+
+# One thread a process: on a busy machine two are slower than one, and sums keep their order.
+TEST_ENV := OMP_NUM_THREADS=1 ORT_DISABLE_TELEMETRY=1 HF_HUB_OFFLINE=1 TF_CPP_MIN_LOG_LEVEL=3
+PYTEST   := $(TEST_ENV) $(PY) -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-unit test-all lint format types imports docs bench-startup clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+venv: $(STAMP)  ## create .venv with the pinned set
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "make: $(PYTHON) not found. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.11 venv" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: $$($(PYTHON) -V) is too old: edgekit needs Python 3.11 or newer. Name one: make PYTHON=python3.11 venv" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "make: $(PYTHON) has no venv module. On Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet -c constraints.txt torch
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[all,dev]'
+	@rm -f $(VENV)/.edgekit-*
+	@touch $@
+
+demo: $(STAMP)  ## build, verify, benchmark and report the digits example
+	@OMP_NUM_THREADS=1 $(PY) -m edgekit demo
+
+# --- tests ------------------------------------------------------------------------------------------
+
+test: lint types imports  ## what CI runs: style, types, import rules, every test but the slow ones
+	$(PYTEST) -n $(JOBS) -m "not slow" tests
+
+test-unit: $(STAMP)  ## the tests without heavy imports (seconds)
+	$(PYTEST) -m "not slow" tests/unit
+
+test-all: lint types imports  ## every test, the slow ones too
+	$(PYTEST) -n $(JOBS) tests
+
+lint: $(STAMP)  ## ruff: rules and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(STAMP)  ## apply ruff's fixes and format
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+types: $(STAMP)  ## mypy, strict
+	$(PY) -m mypy
+
+imports: $(STAMP)  ## the layering, by import-linter
+	$(PY) -c "from importlinter.cli import lint_imports; raise SystemExit(lint_imports())"
+
+# --- upkeep -----------------------------------------------------------------------------------------
+
+docs: $(STAMP)  ## write the generated tables in README.md and docs/
+	$(PY) tools/docs_tables.py
+
+bench-startup: $(STAMP)  ## how long the command line takes to answer
+	$(PY) tools/bench_startup.py
+
+clean:  ## remove what the targets above made, but not .venv
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find edgekit tests tools examples targets -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,98 @@
+"""The command line: one click command a file, each imported only when it is called.
+
+``edgekit --help`` reads the table below and imports no command; a command imports torch, onnx and the
+runtimes inside its body. Errors of :mod:`edgekit.errors` end the process with their exit code, here and
+nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from edgekit import __version__
+
+COMMANDS = {
+    "build": "Build, verify and gate artifacts for one or more targets.",
+    "verify": "Run an artifact again on its runtime and check its gates.",
+    "bench": "Measure latency and memory of artifacts, side by side.",
+    "inspect": "Show what is in an artifact or a model file.",
+    "targets": "List every target: installed, usable here, why not.",
+    "doctor": "Check runtimes, versions and tools, and say what to do.",
+    "demo": "Build, verify, benchmark and report the digits example.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in ``edgekit.cli.<name>`` and are imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"edgekit.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with the nearest names for a typing mistake."""
+        from edgekit.errors import UnknownNameError
+
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            raise UnknownNameError("command", args[0], COMMANDS)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table, without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgekit")
+def cli() -> None:
+    """Take a PyTorch model to a measured, verified, shippable artifact on an edge runtime."""
+
+
+def main() -> None:
+    """Entry point of the ``edgekit`` command."""
+    as_json = "--json" in sys.argv
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Exit as e:
+        code = e.exit_code
+    except click.ClickException as e:
+        e.show()
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(
+            "interrupted: nothing half-written was left; the next run continues from the cache", err=True
+        )
+        code = 130
+    except BrokenPipeError:
+        code = 141
+    except Exception as e:
+        code = _report(e, as_json=as_json)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: Exception, *, as_json: bool) -> int:
+    from edgekit.errors import EdgekitError
+
+    if not isinstance(error, EdgekitError):
+        import traceback
+
+        traceback.print_exception(error)
+        click.echo("edgekit: this is a defect; please report it with the traceback above", err=True)
+        return 1
+    from edgekit.cli._output import show_error
+
+    show_error(error, as_json=as_json)
+    return error.exit_code

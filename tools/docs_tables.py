@@ -1,0 +1,81 @@
+"""Write the generated tables of README.md and docs/ between their markers, or check that they are current.
+
+    python tools/docs_tables.py            # write
+    python tools/docs_tables.py --check    # exit 1 and name the files that are out of date
+
+A table sits between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; everything outside is left alone.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from edgekit import catalog
+from edgekit.types import Target
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def targets_table() -> str:
+    """One line a target, in catalogue order: what it is, what it runs on, what it needs."""
+    lines = [
+        "| target | precision | activations × weights | calibration | extra | why |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted((ROOT / "targets").glob("*/target.toml")):
+        lines += [_target_line(row) for row in catalog.read_rows(path, "edgekit")]
+    return "\n".join(lines)
+
+
+def _target_line(row: Target) -> str:
+    scheme = f"{row.scheme.activation} × {row.scheme.weight}" if row.scheme else "–"
+    cells = (
+        f"`{row.name}`",
+        str(row.precision),
+        scheme,
+        "needed" if row.needs_calibration else "–",
+        f"`{row.extra}`" if row.extra else "core",
+        row.why,
+    )
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {"README.md": {"targets": targets_table}}
+
+
+def rendered(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """``text`` with each table's current content between its markers; a missing marker raises."""
+    for name, table in tables.items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        pattern = re.compile(re.escape(begin) + r"\n.*?" + re.escape(end), re.DOTALL)
+        if len(pattern.findall(text)) != 1:
+            raise SystemExit(f"the markers {begin} … {end} must be there exactly once")
+        block = f"{begin}\n{table()}\n{end}"
+        text = pattern.sub(lambda _: block, text)  # noqa: B023 - used at once
+    return text
+
+
+def stale() -> list[str]:
+    """The files whose tables are out of date."""
+    files = ((name, ROOT / name) for name in TABLES)
+    return [n for n, p in files if rendered(p.read_text(encoding="utf-8"), TABLES[n]) != p.read_text("utf-8")]
+
+
+def main(argv: list[str]) -> int:
+    """Write, or with ``--check`` only compare."""
+    if argv == ["--check"]:
+        for name in (names := stale()):
+            print(f"{name} is out of date: run make docs", file=sys.stderr)
+        return 1 if names else 0
+    for name in stale():
+        path = ROOT / name
+        path.write_text(rendered(path.read_text(encoding="utf-8"), TABLES[name]), encoding="utf-8")
+        print(f"wrote {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

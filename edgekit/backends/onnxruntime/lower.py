@@ -1,0 +1,141 @@
+"""ONNX → the ONNX that ships: checked against the runtime's kernels, stripped, in the oldest format it allows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit import graph
+from edgekit.errors import UnsupportedNode, UnsupportedOperatorsError
+from edgekit.types import Lowered, OnnxModel, Option, Precision, Target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_FIRST_RELEASE = {
+    17: "1.12",
+    18: "1.14",
+    19: "1.15",
+    20: "1.17",
+    21: "1.18",
+    22: "1.21",
+    23: "1.23",
+    24: "1.24",
+}
+"""Opset → the first ONNX Runtime that implements it."""
+
+_Kernels = Mapping[tuple[str, str], tuple[tuple[int, int], ...]]
+
+
+def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
+    """Write ``model.onnx`` (and ``model.ort``) into ``out``.
+
+    Raises :class:`UnsupportedOperatorsError` with every node for which the installed runtime has no kernel.
+    """
+    onnx_model = graph.load(model.path)
+    _check_operators(onnx_model, target)
+    notes = list(_to_half(onnx_model)) if target.precision is Precision.FP16 else []
+    _strip(onnx_model)
+    written = graph.save(onnx_model, out / target.file)
+    files = [target.file, *(f.name for f in graph.external_files(written.path))]
+    if options.get("ort_format"):
+        from edgekit.backends.onnxruntime.ortformat import write_ort
+
+        files.append(write_ort(written.path, out / "model.ort"))
+        notes.append(
+            "model.ort: the graph after ONNX Runtime's extended optimizations, for its mobile builds"
+        )
+    return Lowered(
+        files=tuple(files),
+        inputs=written.inputs,
+        outputs=written.outputs,
+        runtime=dict(target.runtime),
+        minimum_runtime=minimum_runtime(written.opset),
+        notes=tuple(notes),
+    )
+
+
+def minimum_runtime(opset: int) -> str:
+    """The oldest ONNX Runtime release that implements ``opset``."""
+    return _FIRST_RELEASE[min(max(opset, min(_FIRST_RELEASE)), max(_FIRST_RELEASE))]
+
+
+def _to_half(model: ir.Model) -> Iterator[str]:
+    from edgekit.passes.float16 import to_float16
+
+    report = to_float16(model)
+    yield f"{len(report.converted)} nodes in float16, {len(report.kept)} kept in float32"
+    if report.clamped:
+        yield f"constants clamped to float16's range: {', '.join(report.clamped)}"
+    if report.flushed:
+        yield f"constants raised to the smallest positive float16: {', '.join(report.flushed)}"
+
+
+def _strip(model: ir.Model) -> None:
+    """Names stay (placement is told by them); documentation, metadata and inferred shapes go."""
+    import onnx
+
+    graph.strip_metadata(model, keep=())
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.type = value.shape = None
+    versions = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+    model.ir_version = onnx.helper.find_min_ir_version_for(versions, ignore_unknown=True)
+    model.producer_name, model.producer_version = "edgekit", ""
+    model.graph.name = "model"
+
+
+def _check_operators(model: ir.Model, target: Target) -> None:
+    from onnx_ir.traversal import RecursiveGraphIterator
+
+    kernels = _kernels()
+    missing = [
+        UnsupportedNode(
+            op=f"{node.domain}.{node.op_type}" if node.domain else node.op_type,
+            node=node.name or "?",
+            reason=reason,
+            module_path=graph.module_path(node),
+        )
+        for node in RecursiveGraphIterator(model.graph)
+        if (reason := _why_unsupported(node, model, kernels))
+    ]
+    if missing:
+        raise UnsupportedOperatorsError(target.name, missing)
+
+
+def _kernels() -> _Kernels:
+    """Version ranges of the CPU provider's kernels by (domain, operator)."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    from onnxruntime.capi import _pybind_state as runtime
+
+    table: dict[tuple[str, str], tuple[tuple[int, int], ...]] = {}
+    for kernel in runtime.get_all_opkernel_def():
+        if kernel.provider == "CPUExecutionProvider":
+            key = (kernel.domain, kernel.op_name)
+            table[key] = (*table.get(key, ()), tuple(kernel.version_range))
+    return table
+
+
+def _why_unsupported(node: ir.Node, model: ir.Model, kernels: _Kernels) -> str:
+    """Empty when a kernel, a function body in the model or one in the standard covers the node."""
+    import onnx
+
+    if node.op_identifier() in model.functions:
+        return ""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    ranges = kernels.get((domain, node.op_type))
+    if domain != "":
+        return "" if ranges else f"ONNX Runtime's CPU provider has no kernel for it in domain {domain!r}"
+    opset = model.opset_imports.get("", 1)
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, "")
+    except onnx.defs.SchemaError:
+        return f"not an operator of ONNX opset {opset}"
+    if schema.has_function or schema.has_context_dependent_function:
+        return ""
+    if ranges and any(low <= schema.since_version <= high for low, high in ranges):
+        return ""
+    return f"ONNX Runtime's CPU provider has no kernel for version {schema.since_version} of it"

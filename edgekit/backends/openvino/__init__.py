@@ -1,0 +1,30 @@
+"""OpenVINO: fp32, bf16, fp16 weights and int8 as ``model.xml`` with ``model.bin``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+
+from edgekit.backends.openvino.lower import lower
+from edgekit.backends.openvino.placement import placement
+from edgekit.types import Availability
+
+NAME = "openvino"
+
+__all__ = ["NAME", "available", "lower", "placement"]
+
+
+def available() -> Availability:
+    """Whether the distribution ``openvino`` is installed; it is not imported."""
+    if importlib.util.find_spec("openvino") is None:
+        return Availability(
+            installed=False,
+            usable=False,
+            why_not="openvino is not installed",
+            hint="pip install 'edgekit-deploy[openvino]'",
+        )
+    try:
+        version = importlib.metadata.version("openvino")
+    except importlib.metadata.PackageNotFoundError:
+        version = ""
+    return Availability(installed=True, usable=True, version=version)

@@ -1,0 +1,132 @@
+"""ONNX → OpenVINO IR, with the same bytes every time.
+
+The ONNX front end names constants that it makes up from a counter of the process, and copies the ONNX
+file's metadata into the IR: the graph is stripped before, and made-up names are replaced after.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import graph
+from edgekit.errors import BackendError, MissingExtraError, UnsupportedNode, UnsupportedOperatorsError
+from edgekit.types import Lowered, OnnxModel, Option, Precision, Target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+MINIMUM_RUNTIME = "2023.3"
+"""IR version 11 with the operator sets that the ONNX front end writes for the models edgekit makes."""
+
+
+@functools.cache
+def runtime() -> Any:
+    """The module ``openvino``, imported without its telemetry.
+
+    The package writes a client id into the home directory when ``openvino_telemetry`` can be imported;
+    when it cannot, it uses its own stub, which does nothing.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as e:
+        raise MissingExtraError("OpenVINO", "openvino") from e
+    return openvino
+
+
+def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
+    """Write ``model.xml`` and ``model.bin`` into ``out``.
+
+    Raises :class:`UnsupportedOperatorsError` with every node that the ONNX front end cannot convert.
+    """
+    source = graph.load(model.path)
+    modules = {node.name: graph.module_path(node) for node in source.graph}
+    _prepare(source)
+    half = target.precision in (Precision.FP16, Precision.BF16)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".onnx-") as folder:
+        plain = graph.save(source, Path(folder) / "model.onnx")
+        converted = _convert(plain.path, target, modules)
+        _name(converted, {n.name for n in source.graph if n.name} | set(source.graph.initializers))
+        _save(converted, out / target.file, compress_to_fp16=half)
+    settings = dict(target.runtime)
+    if "compute" in options:
+        settings["inference_precision"] = options["compute"]
+    notes = ["compiled with inference precision hint " + str(settings.get("inference_precision", "f32"))]
+    if half:
+        notes.append("weights are stored as float16")
+    return Lowered(
+        files=(target.file, Path(target.file).with_suffix(".bin").name),
+        inputs=model.inputs,
+        outputs=model.outputs,
+        runtime=settings,
+        minimum_runtime=MINIMUM_RUNTIME,
+        notes=tuple(notes),
+    )
+
+
+def _prepare(model: ir.Model) -> None:
+    """Drop metadata; every node gets a name, by which it is found again in the runtime's graph."""
+    from onnx_ir.passes.common import NameFixPass
+
+    graph.strip_metadata(model, keep=())
+    NameFixPass()(model)
+
+
+def _convert(path: Path, target: Target, modules: Mapping[str | None, str]) -> Any:
+    ov = runtime()
+    try:
+        return ov.Core().read_model(path)
+    except RuntimeError as e:
+        missing = _unconverted(path, modules)
+        if missing:
+            raise UnsupportedOperatorsError(target.name, missing) from e
+        raise BackendError(
+            f"OpenVINO cannot convert the model: {str(e).strip().splitlines()[-1]}",
+            hint="build another backend's target, or report the model to edgekit",
+        ) from e
+
+
+def _unconverted(path: Path, modules: Mapping[str | None, str]) -> list[UnsupportedNode]:
+    """Nodes that the front end leaves as they are when it is asked to convert what it can."""
+    runtime()
+    from openvino.frontend import FrontEndManager
+
+    front_end = FrontEndManager().load_by_framework("onnx")
+    left = {
+        (op.get_friendly_name(), *(name for port in op.outputs() for name in port.get_names()))
+        for op in front_end.convert_partially(front_end.load(str(path))).get_ordered_ops()
+        if op.get_type_name() == "ONNXFrameworkNode"
+    }
+    names = {name for group in left for name in group}
+    return [
+        UnsupportedNode(
+            op=f"{node.domain}.{node.op_type}" if node.domain else node.op_type,
+            node=node.name or "?",
+            reason="OpenVINO's ONNX front end has no conversion for it",
+            module_path=modules.get(node.name, ""),
+        )
+        for node in graph.load(path).graph
+        if node.name in names or any(v.name in names for v in node.outputs)
+    ]
+
+
+def _name(model: Any, known: set[str]) -> None:
+    """Names by type and position for every operation that did not get one from the ONNX graph."""
+    known = known | {name for port in (*model.inputs, *model.outputs) for name in port.get_names()}
+    for position, op in enumerate(model.get_ordered_ops()):
+        if op.get_friendly_name() not in known:
+            op.set_friendly_name(f"{op.get_type_name()}#{position}")
+
+
+def _save(model: Any, path: Path, *, compress_to_fp16: bool) -> None:
+    """Weights first, then the description: whoever sees ``model.xml`` sees a complete model."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        part = Path(folder) / path.name
+        runtime().save_model(model, part, compress_to_fp16=compress_to_fp16)
+        for file in (part.with_suffix(".bin"), part):
+            file.replace(path.with_name(file.name))

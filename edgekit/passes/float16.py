@@ -1,0 +1,268 @@
+"""Float32 → float16, spelled out in the graph: weights and activations in half precision, float32 at the boundary.
+
+Which node may change is read from the operator's own ONNX schema (every type variable that is bound to
+float32 must admit float16), so that no list of convertible operators has to be kept. Three things stay in
+float32 on purpose:
+
+* operators whose intermediate values leave float16's range (largest finite value 65,504) on ordinary
+  inputs - powers, exponentials, sums of squares - and the reductions and roots that follow them;
+* nodes that contain subgraphs, and what is inside;
+* whatever the caller names in ``keep``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
+
+MAX = 65504.0
+"""Largest finite float16."""
+
+TINY = 2.0**-24
+"""Smallest positive float16 (subnormal)."""
+
+_WIDE = frozenset({"Pow", "Exp", "CumSum", "ReduceSumSquare", "ReduceL2", "ReduceLogSumExp", "ReduceProd"})
+_FOLLOWS_WIDE = frozenset(
+    {
+        "Add",
+        "Sub",
+        "Div",
+        "Max",
+        "Min",
+        "Clip",
+        "Log",
+        "Sqrt",
+        "Reciprocal",
+        "ReduceMean",
+        "ReduceSum",
+        "Identity",
+    }
+)
+_NEVER = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "EyeLike", "Constant"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float16Report:
+    """What changed: nodes now in float16, nodes kept in float32, constants that lost their range."""
+
+    converted: tuple[str, ...]
+    kept: tuple[str, ...]
+    clamped: tuple[str, ...]
+    flushed: tuple[str, ...]
+
+
+@dataclass(kw_only=True)
+class _State:
+    graph: ir.Graph
+    opsets: dict[str, int]
+    keep: frozenset[str]
+    wide: set[ir.Value] = field(default_factory=set)
+    casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = field(default_factory=dict)
+    was_float: set[ir.Value] = field(default_factory=set)
+    converted: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    clamped: list[str] = field(default_factory=list)
+    flushed: list[str] = field(default_factory=list)
+
+
+def to_float16(model: ir.Model, *, keep: Collection[str] = ()) -> Float16Report:
+    """Rewrite ``model`` in place. Graph inputs and outputs keep their names and dtypes.
+
+    ``keep`` names nodes that stay in float32. Finite constants beyond ±65,504 are clamped; single
+    numbers (an epsilon) that would become zero are raised to the smallest positive float16.
+    """
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    ShapeInferencePass()(model)
+    state = _State(graph=model.graph, opsets=dict(model.opset_imports), keep=frozenset(keep))
+    for node in tuple(model.graph):
+        _convert(node, state)
+    _restore_outputs(state)
+    _drop_unused_weights(state)
+    return Float16Report(
+        converted=tuple(state.converted),
+        kept=tuple(state.kept),
+        clamped=tuple(state.clamped),
+        flushed=tuple(state.flushed),
+    )
+
+
+def _convert(node: ir.Node, state: _State) -> None:
+    plan = None if _must_stay(node, state) else _plan(node, state.opsets)
+    name = node.name or node.outputs[0].name or node.op_type
+    if plan is None:
+        if any(v is not None and _is_float(v, state) for v in (*node.inputs, *node.outputs)):
+            state.kept.append(name)
+        for user, index, value in _float_uses(node, state):
+            _feed(user, index, value, ir.DataType.FLOAT, state)
+        return
+    inputs, outputs = plan
+    for index, value in enumerate(node.inputs):
+        if value is not None and _is_float(value, state):
+            dtype = ir.DataType.FLOAT16 if index in inputs else ir.DataType.FLOAT
+            _feed(node, index, value, dtype, state)
+    for index in outputs:
+        state.was_float.add(node.outputs[index])
+        node.outputs[index].dtype = ir.DataType.FLOAT16
+    if inputs or outputs:
+        _retype_attributes(node)
+        state.converted.append(name)
+
+
+def _must_stay(node: ir.Node, state: _State) -> bool:
+    if node.name in state.keep or node.op_type in _NEVER or node.domain not in ("", "ai.onnx"):
+        return True
+    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        return True
+    moving = [v for v in node.inputs if v is not None and _is_float(v, state) and v.const_value is None]
+    squares = node.op_type == "Mul" and len(node.inputs) == 2 and node.inputs[0] is node.inputs[1]
+    follows = node.op_type in _FOLLOWS_WIDE and moving and all(v in state.wide for v in moving)
+    if moving and (node.op_type in _WIDE or squares or follows):
+        state.wide.update(node.outputs)
+        return True
+    return False
+
+
+def _plan(node: ir.Node, opsets: dict[str, int]) -> tuple[frozenset[int], frozenset[int]] | None:
+    """Indices of inputs and outputs that become float16; ``None`` if the operator cannot."""
+    if node.op_type in ("Cast", "ConstantOfShape"):
+        return _plan_source(node)
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, opsets.get("", 1)), "")
+    except onnx.defs.SchemaError:
+        return None
+    half = {c.type_param_str for c in schema.type_constraints if "tensor(float16)" in c.allowed_type_strs}
+    inputs: set[int] = set()
+    bound: set[str] = set()
+    for index, value in enumerate(node.inputs):
+        if value is None:
+            continue
+        if value.dtype is None:
+            return None
+        variable = schema.inputs[min(index, len(schema.inputs) - 1)].type_str
+        if value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16) and variable in half:
+            inputs.add(index)
+            bound.add(variable)
+    outputs: set[int] = set()
+    for index, value in enumerate(node.outputs):
+        if value.dtype is None:
+            return None
+        if value.dtype == ir.DataType.FLOAT:
+            if schema.outputs[min(index, len(schema.outputs) - 1)].type_str not in bound:
+                return None
+            outputs.add(index)
+    return frozenset(inputs), frozenset(outputs)
+
+
+def _plan_source(node: ir.Node) -> tuple[frozenset[int], frozenset[int]] | None:
+    """Nodes whose output dtype is an attribute: the output changes, the input stays what it is."""
+    if node.outputs[0].dtype != ir.DataType.FLOAT or _has_float_input(node):
+        return None
+    return frozenset(), frozenset({0})
+
+
+def _has_float_input(node: ir.Node) -> bool:
+    return any(v is not None and v.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16) for v in node.inputs)
+
+
+def _retype_attributes(node: ir.Node) -> None:
+    if node.op_type == "Cast":
+        node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT16))
+    elif node.op_type == "ConstantOfShape":
+        value = node.attributes.get("value")
+        array = np.zeros(1) if value is None else value.as_tensor().numpy()
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_clamp(array).astype(np.float16)))
+
+
+def _float_uses(node: ir.Node, state: _State) -> Iterator[tuple[ir.Node, int, ir.Value]]:
+    """Every use of a float value by a node that stays, those inside its subgraphs included."""
+    nodes = [node]
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            nodes += ir.traversal.RecursiveGraphIterator(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            for graph in attribute.as_graphs():
+                nodes += ir.traversal.RecursiveGraphIterator(graph)
+    for user in nodes:
+        for index, value in enumerate(user.inputs):
+            if value is not None and value in state.was_float:
+                yield user, index, value
+
+
+def _is_float(value: ir.Value, state: _State) -> bool:
+    return value.dtype == ir.DataType.FLOAT or value in state.was_float
+
+
+def _feed(node: ir.Node, index: int, value: ir.Value, dtype: ir.DataType, state: _State) -> None:
+    """Make input ``index`` of ``node`` carry ``dtype``: as it is, through a weight copy, or through a Cast."""
+    if value.dtype == dtype:
+        return
+    key = (value, dtype)
+    if key not in state.casts:
+        state.casts[key] = (
+            _half_weight(value, state) if value.is_initializer() else _cast(value, dtype, state)
+        )
+    node.replace_input_with(index, state.casts[key])
+
+
+def _half_weight(value: ir.Value, state: _State) -> ir.Value:
+    assert value.const_value is not None
+    assert value.name is not None
+    array = value.const_value.numpy()
+    finite = np.isfinite(array)
+    if np.any(np.abs(array[finite]) > MAX):
+        state.clamped.append(value.name)
+    half = _clamp(array).astype(np.float16)
+    if array.size == 1 and np.all(half == 0) and np.any(array != 0):
+        state.flushed.append(value.name)
+        half = np.copysign(np.full_like(array, TINY), array).astype(np.float16)
+    new = ir.Value(
+        name=f"{value.name}_fp16",
+        type=ir.TensorType(ir.DataType.FLOAT16),
+        shape=value.shape,
+        const_value=ir.tensor(half, name=f"{value.name}_fp16"),
+    )
+    state.graph.register_initializer(new)
+    return new
+
+
+def _clamp(array: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(array), np.clip(array, -MAX, MAX), array)
+
+
+def _cast(value: ir.Value, dtype: ir.DataType, state: _State) -> ir.Value:
+    suffix = "fp16" if dtype == ir.DataType.FLOAT16 else "fp32"
+    node = ir.node("Cast", [value], {"to": int(dtype)}, name=f"{value.name}_to_{suffix}")
+    out = node.outputs[0]
+    out.name, out.dtype, out.shape = f"{value.name}_{suffix}", dtype, value.shape
+    producer = value.producer()
+    if producer is None:
+        state.graph.insert_before(state.graph[0], node)
+    else:
+        state.graph.insert_after(producer, node)
+    return out
+
+
+def _restore_outputs(state: _State) -> None:
+    for index, value in enumerate(state.graph.outputs):
+        if value not in state.was_float:
+            continue
+        name = value.name
+        value.name = f"{name}_fp16"
+        out = _cast(value, ir.DataType.FLOAT, state)
+        out.name = name
+        state.graph.outputs[index] = out
+
+
+def _drop_unused_weights(state: _State) -> None:
+    """Remove float32 weights that nothing reads any more; their float16 copies take the names over."""
+    for (value, _), half in state.casts.items():
+        name = value.name
+        unused = not value.uses() and not value.is_graph_input() and not value.is_graph_output()
+        if half.is_initializer() and unused and name is not None:
+            state.graph.initializers.pop(name)
+            half.name = name

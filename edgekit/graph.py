@@ -1,0 +1,260 @@
+"""ONNX files on disk: read and written safely, described, run.
+
+Models are untrusted: external data may not leave the model's folder, whatever the file says.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import SourceError, UntrustedSourceError
+from edgekit.types import OnnxModel, TensorSpec, sha256_file
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+    import onnxruntime
+
+    from edgekit.types import Array
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Node metadata: the module path as torch's exporter writes it, a list literal whose last item is the node."""
+
+_INLINE_LIMIT = 1_500_000_000  # protobuf ends at 2 GiB; leave room for the graph itself and for passes
+
+
+def load(path: Path) -> ir.Model:
+    """Read a model; weights in external data stay on disk until used.
+
+    Raises :class:`SourceError` for what is not ONNX and :class:`UntrustedSourceError` for external data
+    outside the model's folder.
+    """
+    import onnx_ir
+
+    proto = read_proto(path)
+    try:
+        model = onnx_ir.from_proto(proto)
+    except Exception as error:
+        raise SourceError(f"{path} is not a valid ONNX model: {error}", hint="export it again") from error
+    onnx_ir.external_data.set_base_dir(model.graph, path.resolve().parent)
+    return model
+
+
+def read_proto(path: Path) -> onnx.ModelProto:
+    """Parse a model's protobuf without its external data, whose locations are checked."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except FileNotFoundError as error:
+        raise SourceError(f"there is no file {path}", hint="check the path") from error
+    except (DecodeError, ValueError, OSError, RecursionError) as error:
+        raise SourceError(f"{path} is not an ONNX file: {error}", hint="export it again") from error
+    if not proto.HasField("graph"):
+        raise SourceError(f"{path} is not an ONNX file: it holds no graph", hint="export it again")
+    check_external_data(proto, path.resolve().parent)
+    return proto
+
+
+def check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
+    """Refuse external data that is absolute, leaves ``folder`` (by symlink too), or is not all there."""
+    import onnx
+
+    for tensor in _tensors(proto):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        entries = {e.key: e.value for e in tensor.external_data}
+        path = _inside(entries.get("location", ""), folder, tensor.name)
+        try:
+            offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
+        except ValueError as error:
+            raise SourceError(f"the external data of {tensor.name!r} is malformed", hint="export it again") from error
+        if offset < 0 or offset + max(length, 0) > path.stat().st_size:
+            raise SourceError(
+                f"the external data of {tensor.name!r} is cut short: {path.name} has {path.stat().st_size} bytes",
+                hint="copy the model together with all of its data files",
+            )
+
+
+def _inside(location: str, folder: Path, name: str) -> Path:
+    relative = Path(location)
+    if not location or relative.is_absolute() or ".." in relative.parts or "\\" in location or "\0" in location:
+        raise UntrustedSourceError(
+            f"the external data of {name!r} is at {location!r}, outside the model's folder",
+            hint="save the model again with its data beside it and relative locations",
+        )
+    path = folder / relative
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UntrustedSourceError(
+            f"the external data of {name!r}, {location!r}, is a link that leaves the model's folder",
+            hint="replace the link by the file itself",
+        )
+    if not path.is_file():
+        raise SourceError(
+            f"the external data of {name!r} is missing: {path}", hint="copy the model together with its data files"
+        )
+    return path
+
+
+def external_files(path: Path) -> tuple[Path, ...]:
+    """The data files of a model, in the order of their names."""
+    import onnx
+
+    folder = path.resolve().parent
+    names = {
+        e.value
+        for t in _tensors(read_proto(path))
+        if t.data_location == onnx.TensorProto.EXTERNAL
+        for e in t.external_data
+        if e.key == "location"
+    }
+    return tuple(folder / n for n in sorted(names))
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    graphs = [proto.graph]
+    nodes = [n for f in proto.functions for n in f.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+            nodes.extend(graph.node)
+            continue
+        for attribute in nodes.pop().attribute:
+            yield attribute.t
+            yield from attribute.tensors
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            graphs.extend(attribute.graphs)
+            if attribute.HasField("g"):
+                graphs.append(attribute.g)
+
+
+def save(model: ir.Model, path: Path) -> OnnxModel:
+    """Write a model under a temporary name, then rename; the same model gives the same bytes.
+
+    Weights go into ``<name>.data`` beside it only where protobuf's 2 GiB limit needs it.
+    """
+    import onnx_ir
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = sum(v.const_value.nbytes for g in model.graphs() for v in g.initializers.values() if v.const_value)
+    external = weights > _INLINE_LIMIT
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder) / path.name
+        if not external:
+            onnx_ir.external_data.load_to_model(model)
+        onnx_ir.save(model, temporary, external_data=f"{path.name}.data" if external else None)
+        for file in sorted(Path(folder).iterdir(), key=lambda f: f == temporary):
+            file.replace(path.parent / file.name)
+    return describe(path)
+
+
+def describe(path: Path) -> OnnxModel:
+    """What a model file is: content hash (external data included), opset, inputs and outputs."""
+    return _describe(path, load(path))
+
+
+def _describe(path: Path, model: ir.Model) -> OnnxModel:
+    inputs = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
+    return OnnxModel(
+        path=path,
+        sha256=digest(path),
+        opset=model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0)),
+        inputs=tuple(spec(v) for v in inputs),
+        outputs=tuple(spec(v) for v in model.graph.outputs),
+    )
+
+
+def digest(path: Path) -> str:
+    """sha256 of a model file, over its external data too where it has any."""
+    files = external_files(path)
+    own = sha256_file(path)
+    if not files:
+        return own
+    return hashlib.sha256("\n".join([own, *(f"{f.name} {sha256_file(f)}" for f in files)]).encode()).hexdigest()
+
+
+def spec(value: ir.Value) -> TensorSpec:
+    """Name, numpy dtype and shape of a graph input or output; unnamed dynamic axes get a name."""
+    import onnx_ir
+
+    if not isinstance(value.type, onnx_ir.TensorType) or value.shape is None:
+        raise SourceError(
+            f"{value.name!r} has no tensor type and shape in the model",
+            hint="edgekit takes models whose inputs and outputs are tensors of known rank",
+        )
+    shape = tuple(
+        d if isinstance(d, int) else (d.value or f"{value.name}_axis{i}") for i, d in enumerate(value.shape)
+    )
+    return TensorSpec(name=value.name or "", dtype=value.type.dtype.numpy().name, shape=shape)
+
+
+def module_path(node: ir.Node | onnx.NodeProto) -> str:
+    """The PyTorch module that a node came from (``"layer1.0.conv1"``); empty where it is not known."""
+    properties = node.metadata_props
+    text = (
+        properties.get(SCOPES, "")
+        if isinstance(properties, Mapping)
+        else next((p.value for p in properties if p.key == SCOPES), "")
+    )
+    try:
+        scopes = ast.literal_eval(text) if text else []
+    except (ValueError, SyntaxError):
+        return ""
+    named = [s for s in scopes[:-1] if isinstance(s, str) and s] if isinstance(scopes, list) else []
+    return named[-1] if named else ""
+
+
+def strip_metadata(model: ir.Model, *, keep: Iterable[str] = (SCOPES,)) -> None:
+    """Drop exporters' notes (stack traces, source paths) from a model, in place, but for the keys kept."""
+    keys = set(keep)
+    model.metadata_props.clear()
+    model.doc_string = None
+    for graph in model.graphs():
+        graph.doc_string = None
+        graph.metadata_props.clear()
+        for value in (*graph.inputs, *graph.initializers.values()):
+            _strip(value, set())
+        for node in graph:
+            _strip(node, keys)
+            for value in node.outputs:
+                _strip(value, set())
+
+
+def _strip(item: Any, keys: set[str]) -> None:
+    item.doc_string = None
+    for key in set(item.metadata_props) - keys:
+        del item.metadata_props[key]
+
+
+def session(path: Path, *, optimized: bool = True) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU, without telemetry; ``optimized=False`` runs the graph as written."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise SourceError(f"ONNX Runtime does not load {path.name}: {error}", hint="check the model with onnx.checker") from error
+
+
+def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """One inference; inputs that the graph does not have are left out."""
+    known = {i.name for i in session.get_inputs()}
+    names = [o.name for o in session.get_outputs()]
+    results = session.run(names, {k: v for k, v in inputs.items() if k in known})
+    return dict(zip(names, results, strict=True))

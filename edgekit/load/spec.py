@@ -1,0 +1,93 @@
+"""What a SOURCE argument means. Light: looks at names and files, imports and executes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgekit.errors import SourceError
+from edgekit.types import SourceSpec
+from edgekit.usercode import missing, split
+
+_SUFFIXES = {
+    ".pt2": "pt2",
+    ".onnx": "onnx",
+    ".pt": "pt",
+    ".pth": "pt",
+    ".bin": "pt",
+    ".keras": "keras",
+    ".h5": "keras",
+    ".hdf5": "keras",
+}
+_FORMS = (
+    "a source is file.py:factory, package.module:factory, model.pt2, model.onnx, hf:DIR, "
+    "a SavedModel directory, or a .keras/.h5 file"
+)
+
+
+def parse(text: str) -> SourceSpec:
+    """Find out what kind of source ``text`` names.
+
+    Raises :class:`SourceError` when a file is missing (offering its neighbours) or the form is unknown.
+    """
+    if not text.strip():
+        raise SourceError("the source is empty", hint=_FORMS)
+    if text.startswith("hf:"):
+        return _huggingface(text)
+    parts = split(text)
+    if parts is not None:
+        where, name = parts
+        path = _existing(Path(where), text) if where.endswith(".py") else None
+        return SourceSpec(text=text, kind="factory", path=path, attribute=name)
+    path = Path(text)
+    if path.is_dir():
+        return _directory(text, path)
+    if path.suffix == ".py":
+        _existing(path, text)
+        raise SourceError(f"{text} names a file but no factory in it", hint=f"write {text}:NAME, NAME a function in it")
+    if path.suffix.lower() in _SUFFIXES:
+        return SourceSpec(text=text, kind=_SUFFIXES[path.suffix.lower()], path=_existing(path, text))
+    if path.suffix == ".safetensors":
+        raise SourceError(
+            f"{text} holds weights without a model", hint="write a factory that builds the module and loads them"
+        )
+    if not path.exists():
+        raise _nothing_there(path, text)
+    raise SourceError(f"{text} is no kind of source that edgekit knows", hint=_FORMS)
+
+
+def _huggingface(text: str) -> SourceSpec:
+    name = text.removeprefix("hf:")
+    path = Path(name)
+    if not name:
+        raise SourceError("hf: names no directory", hint="write hf:DIR with a directory that holds config.json")
+    if path.is_dir():
+        return SourceSpec(text=text, kind="hf", path=_existing(path / "config.json", text).parent)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise _nothing_there(path, text)
+    return SourceSpec(text=text, kind="hf", attribute=name)  # a hub name: needs the network or its cache
+
+
+def _directory(text: str, path: Path) -> SourceSpec:
+    if (path / "saved_model.pb").is_file():
+        return SourceSpec(text=text, kind="savedmodel", path=path)
+    if (path / "config.json").is_file():
+        raise SourceError(f"{text} looks like a Hugging Face model", hint=f"write hf:{text}")
+    models = sorted(p.name for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+    raise SourceError(
+        f"{text} is a directory, but not a SavedModel (no saved_model.pb)",
+        hint=f"name one of its files: {', '.join(models)}" if models else _FORMS,
+    )
+
+
+def _existing(path: Path, text: str) -> Path:
+    if not path.is_file():
+        raise _nothing_there(path, text)
+    return path
+
+
+def _nothing_there(path: Path, text: str) -> SourceError:
+    parent = path.parent
+    if not parent.is_dir():
+        return SourceError(f"{text}: there is no directory {parent}", hint="check the path")
+    near = [p.name for p in parent.iterdir() if not p.name.startswith(".")]
+    return missing(f"{text}: there is no {path}", path.name, near[:1000])

@@ -288,8 +288,11 @@ class Lowered:
 class Parity:
     """How far the artifact's outputs are from the reference, over ``samples`` inputs.
 
-    ``relative_error`` is max |a - r| / max |r|; ``snr_db`` is 10 log10(sum r² / sum (a - r)²), capped at
-    200; ``top1_agreement`` is set for outputs that look like class scores.
+    ``relative_error`` is max |a - r| / max |r|; ``snr_db`` is 10 log10(sum r² / sum (a - r)²), between -200
+    and 200; ``cosine`` is the mean over rows; ``top1_agreement`` is set for outputs that look like class
+    scores. Each is the worst output's. ``rows`` counts batch elements, ``nonfinite`` the values that are
+    NaN or infinite where the reference is not (or the other way round). ``metric_drop`` is how much worse
+    the artifact is than the reference, with a 90 % interval by ``drop_method``.
     """
 
     samples: int
@@ -301,6 +304,11 @@ class Parity:
     metric_name: str = ""
     metric: float | None = None
     reference_metric: float | None = None
+    metric_drop: float | None = None
+    drop_interval: tuple[float, float] | None = None
+    drop_method: str = ""
+    rows: int = 0
+    nonfinite: int = 0
     per_output: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 

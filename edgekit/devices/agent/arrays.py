@@ -1,0 +1,88 @@
+"""Arrays in and out of files, and into the dtype that a model's input wants.
+
+A stream file is a run of ``.npy`` records, one after the other: sample by sample, and within a sample
+in the order of the job's names. It is read and written record by record, so that memory stays flat.
+"""
+
+from __future__ import annotations
+
+from typing import Any, BinaryIO, Dict, Iterator, Optional, Sequence
+
+import numpy as np
+
+
+class InputError(Exception):
+    """The arrays that were sent do not fit the model's inputs."""
+
+
+def read_stream(file: BinaryIO, names: Sequence[str], count: int) -> Iterator[Dict[str, Any]]:
+    """The samples of a stream file, one dictionary of arrays each."""
+    for _ in range(count):
+        yield {name: np.lib.format.read_array(file, allow_pickle=False) for name in names}
+
+
+def write_sample(file: BinaryIO, names: Sequence[str], arrays: Dict[str, Any]) -> None:
+    """Append one sample to a stream file."""
+    for name in names:
+        np.lib.format.write_array(file, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+
+
+def resolve(specs: Sequence[Dict[str, Any]], names: Sequence[str], what: str) -> Dict[str, Dict[str, Any]]:
+    """Which tensor of the model each name means: by name, by alias, or because there is only one."""
+    found: Dict[str, Dict[str, Any]] = {}
+    for name in names:
+        spec = _find(specs, name)
+        if spec is None and len(specs) == len(names) == 1:
+            spec = specs[0]
+        if spec is None:
+            have = ", ".join(s["name"] for s in specs)
+            raise InputError("the model has no %s %r; it has: %s" % (what, name, have))
+        found[name] = spec
+    return found
+
+
+def _find(specs: Sequence[Dict[str, Any]], name: str) -> Optional[Dict[str, Any]]:
+    for key in ("name", "aliases"):
+        for spec in specs:
+            if name == spec.get(key) or (key == "aliases" and name in spec.get(key, ())):
+                return spec
+    return None
+
+
+def fit(array: Any, spec: Dict[str, Any], quantize: bool) -> Any:
+    """``array`` in the input's dtype.
+
+    Floats convert among each other and integers where every value fits; a float becomes an integer only
+    by the input's own scale and zero-point, and only if ``quantize`` asks for it.
+    """
+    want = np.dtype(spec["dtype"])
+    if array.dtype == want:
+        return np.ascontiguousarray(array)
+    name = spec["name"]
+    if array.dtype.kind == "f" and want.kind in "iu":
+        if not quantize:
+            raise InputError("input %r takes %s, got %s" % (name, want, array.dtype))
+        return _quantize(array, spec, want)
+    if array.dtype.kind == "f" and want.kind == "f":
+        return np.ascontiguousarray(array, dtype=want)
+    if array.dtype.kind in "iub" and want.kind in "iu":
+        limits = np.iinfo(want)
+        if array.size and (int(array.min()) < limits.min or int(array.max()) > limits.max):
+            raise InputError("input %r takes %s and a value of %s does not fit" % (name, want, array.dtype))
+        return np.ascontiguousarray(array, dtype=want)
+    raise InputError("input %r takes %s, got %s" % (name, want, array.dtype))
+
+
+def _quantize(array: Any, spec: Dict[str, Any], want: Any) -> Any:
+    if spec.get("scale") is None:
+        raise InputError("input %r is %s and has no scale: it cannot take floats" % (spec["name"], want))
+    limits = np.iinfo(want)
+    steps = np.rint(array.astype(np.float64) / spec["scale"]) + (spec.get("zero_point") or 0)
+    return np.clip(steps, limits.min, limits.max).astype(want)
+
+
+def dequantize(array: Any, spec: Dict[str, Any]) -> Any:
+    """``scale * (stored - zero_point)`` as float32, for an integer output that has a scale."""
+    if array.dtype.kind not in "iu" or spec.get("scale") is None:
+        return array
+    return ((array.astype(np.float64) - (spec.get("zero_point") or 0)) * spec["scale"]).astype(np.float32)

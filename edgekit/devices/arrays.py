@@ -1,0 +1,64 @@
+"""Streams of samples in files: ``.npy`` records one after the other (see ``agent/arrays.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.errors import DataError, DeviceError
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayFile:
+    """``count`` samples of arrays by name. Iterating reads the file again, one sample in memory at a time."""
+
+    path: Path
+    names: tuple[str, ...]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        import numpy as np
+
+        with self.path.open("rb") as file:
+            try:
+                for _ in range(self.count):
+                    yield {n: np.lib.format.read_array(file, allow_pickle=False) for n in self.names}
+            except ValueError as error:
+                raise DeviceError(
+                    f"{self.path.name} is cut short or damaged: {error}", hint="run it again"
+                ) from error
+
+
+def write_arrays(path: Path, samples: Iterable[Mapping[str, Array]], names: Sequence[str] = ()) -> ArrayFile:
+    """Write samples to ``path``; every one must have the same names (default: the first one's)."""
+    import numpy as np
+
+    order, count = tuple(names), 0
+    with path.open("wb") as file:
+        for sample in samples:
+            order = order or tuple(sample)
+            if set(sample) != set(order):
+                raise DataError(
+                    f"sample {count} has the inputs {', '.join(sample)}; expected {', '.join(order)}",
+                    hint="every sample must carry the same inputs",
+                )
+            for name in order:
+                array = np.asarray(sample[name])
+                if array.dtype.hasobject:
+                    raise DataError(f"sample {count}: input {name!r} is an object array", hint="pass numbers")
+                shape = array.shape  # ascontiguousarray would turn a scalar into one element
+                np.lib.format.write_array(
+                    file, np.ascontiguousarray(array).reshape(shape), allow_pickle=False
+                )
+            count += 1
+    if not count:
+        raise DataError("there is no sample to run", hint="pass at least one set of inputs")
+    return ArrayFile(path=path, names=order, count=count)

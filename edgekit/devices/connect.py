@@ -1,0 +1,50 @@
+"""From a :class:`~edgekit.types.Device` to an open transport, and what every job sends over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from edgekit.devices.local import LocalTransport
+from edgekit.errors import BackendError, UnknownNameError
+
+if TYPE_CHECKING:
+    from edgekit.devices.pack import AgentArchive
+    from edgekit.devices.transport import Transport
+    from edgekit.types import Device
+
+TRANSPORTS = ("local",)
+
+
+def open_transport(device: Device) -> Transport:
+    """Connect to ``device``; the caller closes."""
+    if device.transport == "local":
+        return LocalTransport()
+    raise UnknownNameError("transport", device.transport, TRANSPORTS, where=f"device {device.name}")
+
+
+@contextmanager
+def connect(device: Device) -> Iterator[Transport]:
+    """An open transport to ``device``, closed in the end."""
+    transport = open_transport(device)
+    try:
+        yield transport
+    finally:
+        transport.close()
+
+
+def send_model(transport: Transport, model: Path, files: Sequence[Path] = ()) -> PurePosixPath:
+    """Send the model and the files that must lie in the same folder; returns the model's path there."""
+    for path in (model, *files):
+        if not path.is_file():
+            raise BackendError(f"{path} does not exist", hint="build the artifact first: edgekit build")
+    for path in files:
+        transport.put(path, f"model/{path.relative_to(model.parent)}")
+    return transport.put(model, f"model/{model.name}")
+
+
+def send_agent(transport: Transport, agent: AgentArchive, scratch: Path) -> PurePosixPath:
+    """Send the agent's archive; returns its path there."""
+    return transport.put(agent.write(scratch), agent.filename)

@@ -1,0 +1,119 @@
+"""Run an artifact on its real runtime, in a fresh process on a device, and keep what came out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.devices.arrays import ArrayFile, write_arrays
+from edgekit.devices.connect import connect, send_agent, send_model
+from edgekit.devices.job import Transcript, run_job
+from edgekit.devices.pack import pack
+from edgekit.types import Device, Option
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
+
+LOCAL = Device(name="local")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run gave. ``outputs`` reads from a temporary file that lives as long as this object.
+
+    ``inputs`` and ``output_specs`` are the runtime's own view (name, aliases, dtype, shape, scale,
+    zero_point); ``placement`` is the runner's raw report; ``seconds`` has import, load and run.
+    """
+
+    outputs: ArrayFile
+    versions: Mapping[str, str]
+    inputs: tuple[Mapping[str, Any], ...]
+    output_specs: tuple[Mapping[str, Any], ...]
+    options: Mapping[str, Option]
+    placement: Mapping[str, Any] | None
+    seconds: Mapping[str, float]
+    folder: tempfile.TemporaryDirectory[str] = field(repr=False)
+
+    def close(self) -> None:
+        """Remove the outputs' file."""
+        self.folder.cleanup()
+
+    def __enter__(self) -> RunResult:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How to run. ``outputs`` names what to keep, in order (default: all, the runtime's names).
+
+    ``quantize``: floats go into integer inputs, and come out of integer outputs, by their scale and
+    zero-point. ``files``: what the model needs beside it (``.bin`` of an ``.xml``, external data).
+    ``timeout`` in seconds, for the whole job.
+    """
+
+    outputs: tuple[str, ...] = ()
+    quantize: bool = False
+    placement: bool = False
+    files: tuple[Path, ...] = ()
+    timeout: float = 600.0
+    on_progress: Callable[[int], None] | None = None
+
+
+def run_artifact(
+    backend: str,
+    model: Path,
+    *,
+    inputs: Iterable[Mapping[str, Array]],
+    options: Mapping[str, Option] | None = None,
+    device: Device = LOCAL,
+    settings: RunSettings | None = None,
+) -> RunResult:
+    """Run every sample of ``inputs`` through ``model`` on ``device``; memory stays flat.
+
+    Raises :class:`~edgekit.errors.DataError` (inputs that do not fit the model),
+    :class:`~edgekit.errors.MissingExtraError` (runtime not installed there),
+    :class:`~edgekit.errors.NotRunnableError` (hardware missing), :class:`~edgekit.errors.BackendError` (the
+    runtime refused), :class:`~edgekit.errors.RuntimeCrashError` (signal, abort, time-out) and
+    :class:`~edgekit.errors.DeviceError`.
+    """
+    settings = settings or RunSettings()
+    folder = tempfile.TemporaryDirectory(prefix="edgekit-run-")
+    here = Path(folder.name)
+    samples = write_arrays(here / "inputs", inputs)
+    transcript = Transcript(on_progress=settings.on_progress)
+    with connect(device) as transport:
+        job = {
+            "action": "run",
+            "model": str(send_model(transport, model, settings.files)),
+            "options": dict(options or {}),
+            "inputs": {
+                "path": str(transport.put(samples.path, "inputs")),
+                "names": samples.names,
+                "count": samples.count,
+            },
+            "outputs": {"path": str(transport.root / "outputs"), "names": settings.outputs},
+            "quantize": settings.quantize,
+            "placement": settings.placement,
+        }
+        agent = send_agent(transport, pack(backend), here)
+        result = run_job(
+            transport, backend, [transport.python, str(agent)], job, transcript, settings.timeout
+        )
+        transport.get("outputs", here / "outputs")
+    samples.path.unlink()
+    return RunResult(
+        outputs=ArrayFile(path=here / "outputs", names=tuple(result["names"]), count=int(result["done"])),
+        versions=transcript.versions,
+        inputs=tuple(transcript.ready["inputs"]),
+        output_specs=tuple(transcript.ready["outputs"]),
+        options=transcript.ready["options"],
+        placement=result["placement"],
+        seconds=result["seconds"],
+        folder=folder,
+    )

@@ -1,0 +1,75 @@
+"""The agent as one file: its core and a backend's runner in a deterministic executable archive."""
+
+from __future__ import annotations
+
+import functools
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.errors import UnknownNameError
+from edgekit.plugins import builtin, plugins
+from edgekit.types import sha256_bytes
+
+_MAIN = "import sys\nfrom edgekit_agent.{entry} import main\nsys.exit(main())\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentArchive:
+    """A zipapp: ``python FILE`` runs it. The same code gives the same bytes."""
+
+    content: bytes
+    sha256: str
+
+    @property
+    def filename(self) -> str:
+        """A name that changes with the content."""
+        return f"agent-{self.sha256[:16]}.pyz"
+
+    def write(self, folder: Path) -> Path:
+        """Write the archive into ``folder``."""
+        path = folder / self.filename
+        path.write_bytes(self.content)
+        return path
+
+
+def runner_path(backend: str) -> Path:
+    """``<backend>/runner.py`` in edgekit's targets or a plug-in's.
+
+    Raises :class:`~edgekit.errors.UnknownNameError` for a backend without one.
+    """
+    own = builtin.data / backend / "runner.py"
+    if own.is_file():
+        return own
+    folders = [plugin.data for plugin in plugins()]
+    for folder in folders:
+        if (folder / backend / "runner.py").is_file():
+            return folder / backend / "runner.py"
+    known = (p.parent.name for folder in folders for p in folder.glob("*/runner.py"))
+    raise UnknownNameError("runner", backend, known)
+
+
+def pack(backend: str) -> AgentArchive:
+    """The agent for ``backend``."""
+    return pack_runner(runner_path(backend))
+
+
+def pack_runner(runner: Path) -> AgentArchive:
+    """The agent with the runner at ``runner`` (a plug-in's, or a test's)."""
+    return _pack(runner.read_bytes())
+
+
+@functools.lru_cache(maxsize=32)
+def _pack(runner: bytes) -> AgentArchive:
+    core = Path(__file__).with_name("agent")
+    files = {f"edgekit_agent/{p.name}": p.read_bytes() for p in core.glob("*.py")}
+    files["edgekit_agent/runner.py"] = runner
+    files["__main__.py"] = _MAIN.format(entry="worker").encode()
+    buffer = io.BytesIO()
+    # Stored, not deflated: the importer need not load zlib, and the bytes do not depend on its version.
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(files):
+            archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), files[name])
+    content = buffer.getvalue()
+    return AgentArchive(content=content, sha256=sha256_bytes(content))

@@ -1,0 +1,160 @@
+"""Which limits an artifact must keep, and whether it does: pass, fail, inconclusive or not run.
+
+``inconclusive`` means that the samples cannot tell: for the metric's drop, that its 90 % interval contains
+the limit (a non-inferiority test with each side at 5 %); for the agreement, that too few disagree to say
+that the true share is below the limit. It is never counted as a pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgekit.devices.statistics import wilson
+from edgekit.types import Gate, Measurement, Parity, Placement, Tolerance, Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits that the user set beside the target's tolerance. ``None``: no gate."""
+
+    size_bytes: int | None = None
+    latency_ms: float | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What was found out about one artifact. ``not_run`` says why it could not be run, if so."""
+
+    parity: Parity | None = None
+    placement: Placement | None = None
+    size_bytes: int | None = None
+    measurement: Measurement | None = None
+    not_run: str = ""
+
+
+def gates(evidence: Evidence, tolerance: Tolerance, limits: Limits | None = None) -> tuple[Gate, ...]:
+    """Every gate that applies, in a fixed order. A gate whose value is missing is ``not-run``."""
+    limits = limits or Limits()
+    found = [*_parity_gates(evidence, tolerance), _placement_gate(evidence, tolerance)]
+    measured, why = evidence.measurement, evidence.not_run
+    latency, memory = (measured.p50_ms, measured.peak_memory) if measured else (None, None)
+    found += [
+        _at_most("size", limits.size_bytes, evidence.size_bytes, "bytes", why),
+        _at_most("latency", limits.latency_ms, latency, "ms p50", why),
+        _at_most("memory", limits.memory_bytes, memory, "bytes", why),
+    ]
+    return tuple(gate for gate in found if gate is not None)
+
+
+def failed(found: Sequence[Gate]) -> tuple[str, ...]:
+    """The names of the gates that failed."""
+    return tuple(g.name for g in found if g.verdict is Verdict.FAIL)
+
+
+def _parity_gates(evidence: Evidence, tolerance: Tolerance) -> list[Gate | None]:
+    parity, why = evidence.parity, evidence.not_run
+    return [
+        _finite(parity, why),
+        _at_least("snr", tolerance.snr_db, parity.snr_db if parity else None, "dB", why),
+        _at_most(
+            "relative-error", tolerance.relative_error, parity.relative_error if parity else None, "", why
+        ),
+        _agreement(parity, tolerance.top1_agreement, why),
+        _drop(parity, tolerance.metric_drop, why),
+    ]
+
+
+def _not_run(name: str, limit: float | None, why: str) -> Gate:
+    return Gate(name=name, verdict=Verdict.NOT_RUN, limit=limit, message=why or "it was not measured")
+
+
+def _at_least(name: str, limit: float | None, value: float | None, unit: str, why: str) -> Gate | None:
+    if limit is None:
+        return None
+    if value is None:
+        return _not_run(name, limit, why)
+    good = value >= limit
+    message = f"{value:.4g} {unit}".strip() + f", at least {limit:.4g} wanted"
+    verdict = Verdict.PASS if good else Verdict.FAIL
+    return Gate(name=name, verdict=verdict, limit=limit, value=value, message=message)
+
+
+def _at_most(name: str, limit: float | None, value: float | None, unit: str, why: str) -> Gate | None:
+    if limit is None:
+        return None
+    if value is None:
+        return _not_run(name, limit, why)
+    good = value <= limit
+    message = f"{value:.4g} {unit}".strip() + f", at most {limit:.4g} wanted"
+    verdict = Verdict.PASS if good else Verdict.FAIL
+    return Gate(name=name, verdict=verdict, limit=limit, value=value, message=message)
+
+
+def _finite(parity: Parity | None, why: str) -> Gate:
+    if parity is None:
+        return _not_run("finite", 0, why)
+    verdict = Verdict.FAIL if parity.nonfinite else Verdict.PASS
+    message = f"{parity.nonfinite} values are NaN, or infinite on one side only" if parity.nonfinite else ""
+    return Gate(name="finite", verdict=verdict, limit=0, value=float(parity.nonfinite), message=message)
+
+
+def _agreement(parity: Parity | None, limit: float | None, why: str) -> Gate | None:
+    """A share of rows: below the limit it fails only if the rows suffice to say so (Wilson's interval)."""
+    name = "top1-agreement"
+    if limit is None or (parity is not None and parity.top1_agreement is None):
+        return None
+    if parity is None or parity.top1_agreement is None:
+        return _not_run(name, limit, why)
+    value, rows = parity.top1_agreement, max(parity.rows, 1)
+    message = f"{value:.4g} of {rows} rows agree, at least {limit:.4g} wanted"
+    if value >= limit:
+        return Gate(name=name, verdict=Verdict.PASS, limit=limit, value=value, message=message)
+    interval = wilson(round(value * rows), rows)
+    verdict = Verdict.FAIL if interval.high < limit else Verdict.INCONCLUSIVE
+    message += f"; interval {interval}"
+    return Gate(name=name, verdict=verdict, limit=limit, value=value, message=message)
+
+
+def _drop(parity: Parity | None, limit: float | None, why: str) -> Gate | None:
+    """Non-inferiority with the limit as margin: decided when the interval lies on one side of it."""
+    name = "metric-drop"
+    if limit is None or (parity is not None and parity.metric_drop is None):
+        return None
+    if parity is None or parity.metric_drop is None:
+        return _not_run(name, limit, why)
+    value, interval = parity.metric_drop, parity.drop_interval
+    text = f"{parity.metric_name} {parity.reference_metric:.4g} → {parity.metric:.4g}, at most {limit:.4g} lost wanted"
+    if interval is None:
+        verdict = Verdict.PASS if value <= limit else Verdict.FAIL
+        text += "; no interval known"
+        return Gate(name=name, verdict=verdict, limit=limit, value=value, message=text)
+    low, high = interval
+    verdict = Verdict.PASS if high <= limit else Verdict.FAIL if low > limit else Verdict.INCONCLUSIVE
+    text += f"; loss {low:.4g} to {high:.4g} ({parity.drop_method}, 90 %)"
+    if verdict is Verdict.INCONCLUSIVE:
+        text += f": {parity.rows} rows are too few to decide" + _enough(parity, limit)
+    return Gate(name=name, verdict=verdict, limit=limit, value=value, message=text)
+
+
+def _enough(parity: Parity, limit: float) -> str:
+    """About how many rows would decide it, if they went on like these: the width falls with 1/√n."""
+    assert parity.drop_interval is not None
+    assert parity.metric_drop is not None
+    low, high = parity.drop_interval
+    margin = limit - parity.metric_drop
+    width = high - parity.metric_drop if margin > 0 else parity.metric_drop - low
+    if margin == 0 or width == 0 or not parity.rows:
+        return ""
+    return f"; about {math.ceil(parity.rows * (width / margin) ** 2)} would do"
+
+
+def _placement_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
+    name, limit, placement = "placement", tolerance.placement, evidence.placement
+    if limit is None:
+        return None
+    if placement is None or placement.share is None:
+        return _not_run(name, limit, evidence.not_run or "the runtime does not tell what it executes")
+    return _at_least(name, limit, placement.share, f"of the MACs in {placement.precision}", "")

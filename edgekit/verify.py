@@ -1,0 +1,312 @@
+"""Is the artifact the model? Its outputs against the reference's, streamed, and the gates upon them.
+
+The reference is the PyTorch module (or the fp32 ONNX graph); the outputs come from the real runtime
+(:mod:`edgekit.devices.execute`). Nothing here keeps more than one sample in memory, except a metric over
+the whole set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgekit.devices.statistics import Interval, paired_bootstrap, paired_proportions
+from edgekit.errors import BackendError, DataError
+from edgekit.types import Parity
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
+
+SNR_CAP = 200.0
+_SCORE_TASKS = ("classification", "masked-lm", "fill-mask")
+_OTHER_TASKS = ("feature-extraction", "sentence-similarity", "embedding", "regression", "detection")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A task metric of the user's: higher is better.
+
+    ``score(outputs, label)`` judges one sample (arrays by output name, and its label) and gives a number;
+    the metric is the mean. A metric that is no mean (F1, mAP, a rank correlation) sets ``whole``: then
+    ``score(list of outputs, list of labels)`` judges the set, and all outputs are kept in memory.
+    """
+
+    name: str
+    score: Callable[[Any, Any], float]
+    whole: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the outputs mean. ``scores`` names those that hold class scores (default: by ``name``, the
+    task's, and by their looks); ``labels`` has one entry a sample: a class, or an array of classes a row."""
+
+    name: str = ""
+    scores: Collection[str] | None = None
+    labels: Sequence[Any] | None = None
+    metric: Metric | None = None
+
+
+def compare(
+    reference: Iterable[Mapping[str, Array]],
+    outputs: Iterable[Mapping[str, Array]],
+    *,
+    task: Task | None = None,
+) -> Parity:
+    """How far ``outputs`` are from ``reference``, matched by name, sample by sample.
+
+    Integer references (class indices) are judged by equality and stay out of SNR, cosine and relative
+    error. A NaN or infinity on one side only counts in ``nonfinite`` and sets SNR to -200 dB.
+
+    Raises :class:`BackendError` when the artifact lacks an output or gives another shape or number of
+    samples, :class:`DataError` when labels do not fit.
+    """
+    task = task or Task()
+    tallies: dict[str, _Tally] = {}
+    judge = _Judge(task)
+    samples = 0
+    for expected, got in _pairs(reference, outputs):
+        for name, ref in expected.items():
+            out = _matching(name, ref, got, samples)
+            tally = tallies.setdefault(name, _Tally())
+            tally.add(ref, out, scores=_holds_scores(name, ref, task))
+        judge.add(expected, got, samples)
+        samples += 1
+    if not samples:
+        raise DataError("there is nothing to compare", hint="pass at least one sample")
+    return _parity(samples, tallies, judge)
+
+
+def _pairs(
+    reference: Iterable[Mapping[str, Array]], outputs: Iterable[Mapping[str, Array]]
+) -> Iterator[tuple[Mapping[str, Array], Mapping[str, Array]]]:
+    try:
+        yield from zip(reference, outputs, strict=True)
+    except ValueError as error:
+        if "zip()" not in str(error):
+            raise
+        raise BackendError(
+            "the artifact and the reference gave different numbers of samples",
+            hint="run the artifact again; if it stays so, report it",
+        ) from error
+
+
+def _matching(name: str, ref: Array, got: Mapping[str, Array], sample: int) -> Array:
+    if name not in got:
+        raise BackendError(
+            f"the artifact has no output {name!r}; it has: {', '.join(got)}",
+            hint="outputs are matched by name: rebuild the artifact",
+        )
+    out = got[name]
+    if out.shape != ref.shape:
+        raise BackendError(
+            f"sample {sample}: output {name!r} has the shape {list(out.shape)}, the reference {list(ref.shape)}",
+            hint="the artifact computes something else: rebuild it, and report it if it stays so",
+        )
+    if ref.dtype.kind == "f" and out.dtype.kind in "iu":
+        raise BackendError(
+            f"output {name!r} is {out.dtype} where the reference is {ref.dtype}",
+            hint="compare real values: run the artifact with quantize=True, which applies scale and zero-point",
+        )
+    return out
+
+
+def _holds_scores(name: str, ref: Array, task: Task) -> bool:
+    """Whether rows of ``ref`` are scores of classes: said so, or 2-D, no embedding by task or unit length."""
+    import numpy as np
+
+    if task.scores is not None:
+        return name in task.scores
+    if ref.dtype.kind != "f" or ref.ndim != 2 or ref.shape[1] < 2:
+        return False
+    if any(t in task.name for t in _OTHER_TASKS):
+        return False
+    if any(t in task.name for t in _SCORE_TASKS):
+        return True
+    lengths = np.linalg.norm(ref.astype(np.float64), axis=1)
+    probabilities = bool((ref >= 0).all()) and bool(np.allclose(ref.sum(axis=1), 1, atol=1e-3))
+    return probabilities or not bool(np.allclose(lengths, 1, atol=1e-3))
+
+
+@dataclass(kw_only=True)
+class _Tally:
+    """Sums over the samples of one output."""
+
+    integer: bool = False
+    signal: float = 0.0
+    noise: float = 0.0
+    max_abs: float = 0.0
+    max_ref: float = 0.0
+    rows: int = 0
+    cosine_sum: float = 0.0
+    cosine_min: float = 1.0
+    nonfinite: int = 0
+    compared: int = 0
+    agreeing: int = 0
+
+    def add(self, ref: Array, out: Array, *, scores: bool) -> None:
+        """One sample."""
+        import numpy as np
+
+        self.integer = ref.dtype.kind in "iub"
+        rows = ref.shape[0] if ref.ndim >= 2 else 1
+        self.rows += rows
+        if self.integer:
+            self.compared += ref.size
+            self.agreeing += int((ref == out).sum())
+        r, a = ref.astype(np.float64).reshape(rows, -1), out.astype(np.float64).reshape(rows, -1)
+        same_infinity = np.isinf(r) & (r == a)
+        good = np.isfinite(r) & np.isfinite(a)
+        self.nonfinite += int((~(good | same_infinity)).sum())
+        if scores and ref.shape[1]:
+            whole = (good | same_infinity).all(axis=1)
+            self.compared += rows
+            self.agreeing += int(((r.argmax(axis=1) == a.argmax(axis=1)) & whole).sum())
+        self._distances(np.where(good, r, 0.0), np.where(good, a, 0.0))
+
+    def _distances(self, r: Array, a: Array) -> None:
+        import numpy as np
+
+        if not r.size:
+            return
+        difference = a - r
+        self.signal += float((r * r).sum())
+        self.noise += float((difference * difference).sum())
+        self.max_abs = max(self.max_abs, float(np.abs(difference).max()))
+        self.max_ref = max(self.max_ref, float(np.abs(r).max()))
+        lengths = np.linalg.norm(r, axis=1) * np.linalg.norm(a, axis=1)
+        products = (r * a).sum(axis=1)
+        # A row of zeros has no direction: it is like another row of zeros and unlike anything else.
+        empty = np.where((np.abs(r).max(axis=1) == 0) & (np.abs(a).max(axis=1) == 0), 1.0, 0.0)
+        cosines = np.where(lengths > 0, products / np.where(lengths > 0, lengths, 1), empty)
+        self.cosine_sum += float(cosines.sum())
+        self.cosine_min = min(self.cosine_min, float(cosines.min()))
+
+    def summary(self) -> dict[str, float]:
+        """The figures of one output."""
+        figures = {"rows": float(self.rows), "max_abs": self.max_abs, "nonfinite": float(self.nonfinite)}
+        if self.compared:
+            figures["agreement"] = self.agreeing / self.compared
+        if self.integer:
+            return figures
+        broken = self.nonfinite > 0
+        return figures | {
+            "relative_error": self.max_abs / self.max_ref if self.max_ref else self.max_abs,
+            "snr_db": -SNR_CAP if broken else decibels(self.signal, self.noise),
+            "cosine": -1.0 if broken else self.cosine_sum / max(self.rows, 1),
+            "cosine_min": -1.0 if broken else self.cosine_min,
+        }
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10 log10(signal / noise) of two energies, between -200 and 200."""
+    if noise == 0:
+        return SNR_CAP
+    if signal == 0:
+        return -SNR_CAP
+    return max(-SNR_CAP, min(SNR_CAP, 10 * (math.log10(signal) - math.log10(noise))))
+
+
+@dataclass
+class _Judge:
+    """The task metric of both sides, where there are labels."""
+
+    task: Task
+    first: list[Any] = field(default_factory=list)
+    second: list[Any] = field(default_factory=list)
+
+    def add(self, expected: Mapping[str, Array], got: Mapping[str, Array], index: int) -> None:
+        """Score one sample, or keep it for a metric over the whole set."""
+        labels, metric = self.task.labels, self.task.metric
+        if labels is None:
+            return
+        if index >= len(labels):
+            raise DataError(
+                f"there are {len(labels)} labels and more samples than that", hint="give every sample a label"
+            )
+        label = labels[index]
+        if metric is None:
+            name = self._classes(expected)
+            self.first.extend(_right(expected[name], label, index))
+            self.second.extend(_right(got[name], label, index))
+        elif metric.whole:
+            self.first.append(dict(expected))
+            self.second.append({name: got[name] for name in expected})
+        else:
+            self.first.append(float(metric.score(expected, label)))
+            self.second.append(float(metric.score(got, label)))
+
+    def _classes(self, expected: Mapping[str, Array]) -> str:
+        scores = [n for n, a in expected.items() if _holds_scores(n, a, self.task)]
+        found = scores or [n for n, a in expected.items() if a.dtype.kind in "iu"]
+        if len(found) != 1:
+            raise DataError(
+                f"there are labels, and {len(found)} outputs that could hold the classes",
+                hint="pass a metric, or name the output that holds the class scores",
+            )
+        return found[0]
+
+    def result(self) -> tuple[float, float, Interval | None] | None:
+        """Reference's metric, artifact's metric, interval of the drop."""
+        metric, labels = self.task.metric, self.task.labels
+        if labels is None:
+            return None
+        if metric is not None and metric.whole:
+            return (
+                float(metric.score(self.first, list(labels))),
+                float(metric.score(self.second, list(labels))),
+                None,
+            )
+        count = len(self.first)
+        first, second = sum(self.first) / count, sum(self.second) / count
+        if metric is not None:
+            differences = [a - b for a, b in zip(self.first, self.second, strict=True)]
+            return first, second, paired_bootstrap(differences)
+        both = sum(a and b for a, b in zip(self.first, self.second, strict=True))
+        one, two = sum(self.first) - both, sum(self.second) - both
+        return first, second, paired_proportions(both, one, two, count - both - one - two)
+
+
+def _right(array: Array, label: Any, index: int) -> list[bool]:
+    """Which rows name their label's class."""
+    import numpy as np
+
+    classes = array.argmax(axis=-1) if array.dtype.kind == "f" else array
+    wanted = np.asarray(label).reshape(-1)
+    classes = np.asarray(classes).reshape(-1)
+    if wanted.size == 1 and classes.size > 1:
+        wanted = np.repeat(wanted, classes.size)
+    if wanted.size != classes.size:
+        raise DataError(
+            f"sample {index} has {classes.size} rows and {wanted.size} labels",
+            hint="give one label a row, or pass a metric",
+        )
+    return [bool(x) for x in classes == wanted]
+
+
+def _parity(samples: int, tallies: Mapping[str, _Tally], judge: _Judge) -> Parity:
+    per_output = {name: tally.summary() for name, tally in tallies.items()}
+    real = [f for f in per_output.values() if "snr_db" in f]
+    agreements = [f["agreement"] for f in per_output.values() if "agreement" in f]
+    judged = judge.result()
+    before, after, interval = judged or (None, None, None)
+    metric = judge.task.metric
+    return Parity(
+        samples=samples,
+        rows=len(judge.first) or max(t.compared or t.rows for t in tallies.values()),
+        nonfinite=sum(t.nonfinite for t in tallies.values()),
+        max_abs=max(f["max_abs"] for f in per_output.values()),
+        relative_error=max((f["relative_error"] for f in real), default=0.0),
+        snr_db=min((f["snr_db"] for f in real), default=SNR_CAP),
+        cosine=min((f["cosine"] for f in real), default=1.0),
+        top1_agreement=min(agreements, default=None),
+        metric_name="" if judged is None else (metric.name if metric else "accuracy"),
+        metric=after,
+        reference_metric=before,
+        metric_drop=None if before is None or after is None else before - after,
+        drop_interval=None if interval is None else (interval.low, interval.high),
+        drop_method="" if interval is None else interval.method,
+        per_output=per_output,
+    )

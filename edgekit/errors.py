@@ -69,6 +69,10 @@ class CalibrationRequiredError(DataError):
     """An INT8 target was asked for without calibration data."""
 
 
+class ContainerError(UsageError):
+    """A compressed container is damaged, truncated, hostile or of another version. Nothing was unpacked."""
+
+
 # --- 3: the source ----------------------------------------------------------------------------------
 
 

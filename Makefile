@@ -12,7 +12,7 @@ TEST_ENV := OMP_NUM_THREADS=1 ORT_DISABLE_TELEMETRY=1 HF_HUB_OFFLINE=1 TF_CPP_MI
 PYTEST   := $(TEST_ENV) $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-unit test-all lint format types imports docs bench-startup clean
+.PHONY: help venv demo test test-unit test-all lint format types imports docs bench-startup zoo-packages clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -67,6 +67,9 @@ docs: $(STAMP)  ## write the generated tables in README.md and docs/
 
 bench-startup: $(STAMP)  ## how long the command line takes to answer
 	$(PY) tools/bench_startup.py
+
+zoo-packages: $(STAMP)  ## torchvision and timm for tools/zoo.py, apart from .venv
+	$(PY) -m pip install --quiet --no-deps --upgrade --target .venv-zoo torchvision==0.28.0 timm==1.0.31
 
 clean:  ## remove what the targets above made, but not .venv
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -58,7 +58,7 @@ fi
 if [ ! -f "$tools/onnxruntime-jvm/onnxruntime.jar" ]; then
   work="$(mktemp -d)"
   trap 'rm -rf "$work"' EXIT
-  "${PYTHON:-python3}" -m pip download --quiet --no-deps --no-binary :all: --no-build-isolation -d "$work" pyserini==1.6.0
+  "${PYTHON:-python3}" -m pip download --quiet --no-deps --no-binary :all: -d "$work" pyserini==1.6.0
   "${PYTHON:-python3}" - "$work" "$tools/onnxruntime-jvm" <<'PY'
 import io, pathlib, sys, tarfile, zipfile
 

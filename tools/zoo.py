@@ -1,0 +1,169 @@
+"""The zoo: many architectures through export, passes and the TFLite compiler, compared with PyTorch.
+
+    python tools/zoo.py list
+    python tools/zoo.py run [PATTERN…] [--precision fp32] [--redo all|failed] [--cache DIR]
+    python tools/zoo.py table            # docs/zoo.json and docs/zoo.md from the results in the cache
+
+Weights are random, batch norms settled, inputs random with a fixed seed. Each model is exported in one process
+and compiled and run in another, both with limits on time and memory. Exports are kept under a key of the
+model's definition and the versions that made them, results under a key of the compiler's source: a second run
+takes up where the first ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import hashlib
+import importlib.metadata
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPORT_SECONDS = 420
+COMPILE_SECONDS = 240
+MEMORY = 14 << 30
+PRECISIONS = ("fp32", "int8")
+
+
+def main() -> int:
+    """Parse the command line and run one of the commands."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=_default_cache())
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list")
+    run = commands.add_parser("run")
+    run.add_argument("patterns", nargs="*", default=["*"])
+    run.add_argument("--precision", choices=("export", *PRECISIONS), default="fp32")
+    run.add_argument("--redo", choices=("all", "failed"))
+    table = commands.add_parser("table")
+    table.add_argument("--out", type=Path, default=ROOT / "docs")
+    child = commands.add_parser("child")
+    child.add_argument("stage", choices=("export", *PRECISIONS))
+    child.add_argument("name")
+    child.add_argument("folder", type=Path)
+    options = parser.parse_args()
+
+    if options.command == "child":
+        return _child(options.stage, options.name, options.folder)
+    names = _names()
+    if options.command == "list":
+        print("\n".join(names))
+        return 0
+    if options.command == "table":
+        from zoo_models.tables import write_tables
+
+        write_tables(options.cache, names, options.out)
+        return 0
+    chosen = [n for n in names if any(fnmatch.fnmatch(n, p) or p in n for p in options.patterns)]
+    return _run(chosen, options.precision, options.redo, options.cache)
+
+
+def _run(names: list[str], precision: str, redo: str | None, cache: Path) -> int:
+    failures = 0
+    for number, name in enumerate(names, 1):
+        folder = cache / name
+        folder.mkdir(parents=True, exist_ok=True)
+        result = _stage(name, "export", folder, export_key(name), redo)
+        if result["status"] == "pass" and precision != "export":
+            result = _stage(name, precision, folder, compiler_key(), redo)
+        failures += result["status"] != "pass"
+        error = f"{result['error']:.1e}" if "error" in result else ""
+        message = str(result.get("message", "")).splitlines()
+        print(
+            f"{number:3}/{len(names)} {name:40} {result['status']:12} {error:8} {message[0][:110] if message else ''}",
+            flush=True,
+        )
+    print(f"{len(names) - failures} of {len(names)} pass")
+    return 1 if failures else 0
+
+
+def _stage(name: str, stage: str, folder: Path, key: str, redo: str | None) -> dict[str, Any]:
+    """The stage's result: from the cache if the key still holds, else from a fresh process."""
+    path = folder / f"{stage}.json"
+    if path.is_file():
+        known: dict[str, Any] = json.loads(path.read_text())
+        again = redo == "all" or (redo == "failed" and known["status"] != "pass")
+        if known["key"] == key and not (again and stage != "export"):
+            return known
+    path.unlink(missing_ok=True)
+    limit = EXPORT_SECONDS if stage == "export" else COMPILE_SECONDS
+    argv = [sys.executable, __file__, "child", stage, name, str(folder)]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    start = time.monotonic()
+    try:
+        done = subprocess.run(
+            argv, env=environment, capture_output=True, text=True, timeout=limit, check=False
+        )
+        ended = {} if done.returncode == 0 else _ended(done)
+    except subprocess.TimeoutExpired:
+        ended = {"status": "timeout", "message": f"no result after {limit} s"}
+    result = json.loads(path.read_text()) if path.is_file() else ended
+    result |= {"key": key, "seconds": round(time.monotonic() - start, 1)}
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    part.replace(path)
+    return result
+
+
+def _ended(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    lines = done.stderr.strip().splitlines() or [""]
+    if done.returncode < 0:
+        return {"status": "crash", "message": f"signal {-done.returncode}: {lines[-1]}"}
+    return {"status": "error", "message": lines[-1], "traceback": "\n".join(lines[-30:])}
+
+
+def _child(stage: str, name: str, folder: Path) -> int:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    from zoo_models import stages
+
+    result = stages.export(name, folder) if stage == "export" else stages.compare(folder, stage)
+    (folder / f"{stage}.json").write_text(json.dumps(result))
+    return 0
+
+
+def export_key(name: str) -> str:
+    """Changes when the model's definition or what exports it changes."""
+    sources = sorted((ROOT / "tools" / "zoo_models").glob("*.py")) if name.startswith("own/") else []
+    versions = [
+        importlib.metadata.version(p) for p in ("torch", "transformers", "onnxscript", "onnxsim", "onnx")
+    ]
+    return _digest(sources, [name, *versions])
+
+
+def compiler_key() -> str:
+    """Changes when the compiler changes."""
+    return _digest(sorted((ROOT / "edgekit" / "backends" / "tflite").rglob("*.py")), [])
+
+
+def _digest(files: list[Path], texts: list[str]) -> str:
+    digest = hashlib.sha256("\n".join(texts).encode())
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _names() -> list[str]:
+    from zoo_models import registry
+
+    return list(registry())
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekit" / "zoo"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""What happens to one architecture, each stage in a process of its own."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.errors import EdgekitError
+
+LIMIT = 1e-4
+"""Relative max error that an fp32 artifact may have against PyTorch."""
+
+SEED = 0
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def export(name: str, folder: Path) -> dict[str, Any]:
+    """Build the module, let batch norms settle, export and optimize; keep inputs and PyTorch's outputs."""
+    import torch
+
+    from edgekit import export as exporter
+    from edgekit import passes
+    from edgekit.nested import call
+    from edgekit.types import TorchModel
+    from zoo_models import registry, settle
+
+    torch.manual_seed(SEED)
+    architecture = registry()[name]
+    try:
+        module = architecture.build().eval()
+        settle(architecture, module)
+        inputs = dict(architecture.inputs(module, 1))
+        with torch.no_grad():
+            outputs = {k: v.numpy() for k, v in call(module, inputs).items()}
+    except Exception as error:  # noqa: BLE001 - the zoo's own mistake: shown, not hidden
+        return _failure("broken", error)
+    try:
+        with torch.no_grad():
+            raw = exporter.export(TorchModel(module=module, example_inputs=inputs), folder / "raw.onnx")
+        passes.optimize(raw, folder / "model.onnx")
+        (folder / "raw.onnx").unlink()
+    except EdgekitError as error:
+        return _failure("not exported", error)
+    np.savez(folder / "inputs.npz", **{k: v.numpy() for k, v in inputs.items()})
+    np.savez(folder / "outputs.npz", **{f"{i:02d}": v for i, v in enumerate(outputs.values())})
+    parameters = sum(p.numel() for p in module.parameters())
+    return {"status": "pass", "parameters": parameters}
+
+
+def compare(folder: Path, precision: str) -> dict[str, Any]:
+    """Compile, run in LiteRT, compare with PyTorch's outputs."""
+    from edgekit import graph
+    from edgekit.backends.tflite.compiler import compile_onnx
+
+    inputs, reference = _load(folder / "inputs.npz"), list(_load(folder / "outputs.npz").values())
+    model = graph.load(folder / "model.onnx")
+    if precision == "int8":
+        raise SystemExit("int8 is not built yet")
+    start = time.perf_counter()
+    try:
+        compiled = compile_onnx(model)
+    except EdgekitError as error:
+        return _failure("refused" if error.exit_code == 4 else "error", error) | _nodes(error)
+    except Exception as error:  # noqa: BLE001 - an error of the compiler is a result of the zoo
+        return _failure("error", error)
+    seconds = time.perf_counter() - start
+    facts = {"compile_seconds": round(seconds, 3), "bytes": len(compiled.data)}
+    try:
+        outputs, partitions = run(bytes(compiled.data), inputs, [o.name for o in compiled.outputs])
+    except (RuntimeError, ValueError) as error:
+        return _failure("not run", error) | facts
+    facts |= partitions
+    if [o.shape for o in outputs] != [r.shape for r in reference]:
+        shapes = f"{[o.shape for o in outputs]} instead of {[r.shape for r in reference]}"
+        return {"status": "wrong shape", "message": shapes} | facts
+    errors = [relative_error(a, r) for a, r in zip(outputs, reference, strict=True)]
+    worst = max(errors)
+    return {"status": "pass" if worst <= LIMIT else "inaccurate", "error": worst} | facts
+
+
+def run(data: bytes, inputs: Arrays, names: list[str]) -> tuple[list[np.ndarray], dict[str, int]]:
+    """The file's outputs in order, and how many operators and delegate partitions it runs as."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=data, num_threads=1)
+    signature = interpreter.get_signature_runner("serving_default")
+    taken = signature.get_input_details()
+    fed = {k: _as(v, taken[k]["dtype"]) for k, v in inputs.items() if k in taken}
+    results = signature(**fed)
+    operators = interpreter._get_ops_details()
+    partitions = sum(op["op_name"] == "DELEGATE" for op in operators)
+    counts = {"operators": _operators(operators), "partitions": partitions}
+    return [np.asarray(results[name]) for name in names], counts
+
+
+def relative_error(actual: np.ndarray, reference: np.ndarray) -> float:
+    """max |a - r| / max |r| where the reference is finite; the share of different elements for integers."""
+    if reference.size == 0:
+        return 0.0
+    if reference.dtype.kind != "f":
+        return float((actual != reference).mean())
+    finite = np.isfinite(reference)
+    if not np.array_equal(np.nan_to_num(actual[~finite]), np.nan_to_num(reference[~finite])):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    wide, exact = actual[finite].astype(np.float64), reference[finite].astype(np.float64)
+    if not np.isfinite(wide).all():
+        return float("inf")
+    scale = np.abs(exact).max()
+    return float(np.abs(wide - exact).max() / (scale if scale > 0 else 1.0))
+
+
+def _operators(details: list[dict[str, Any]]) -> int:
+    return sum(op["op_name"] != "DELEGATE" for op in details)
+
+
+def _as(array: np.ndarray, dtype: Any) -> np.ndarray:
+    return array.astype(dtype) if array.dtype != dtype else array
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as archive:
+        return {k: archive[k] for k in archive.files}
+
+
+def _nodes(error: EdgekitError) -> dict[str, Any]:
+    return {"nodes": error.to_json().get("nodes", [])}
+
+
+def _failure(status: str, error: BaseException) -> dict[str, Any]:
+    return {
+        "status": status,
+        "message": f"{type(error).__name__}: {error}",
+        "traceback": "".join(traceback.format_exception(error)[-12:]),
+    }

@@ -55,3 +55,8 @@ def _version(distribution: str) -> str:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def digest(*parts: str) -> str:
+    """One sha256 over several."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

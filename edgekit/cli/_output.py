@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
+    from edgekit.manifest import Artifact
     from edgekit.progress import Progress, Task
 
 
@@ -139,3 +140,46 @@ def _styled(cell: str) -> Any:
     from rich.text import Text
 
     return Text(cell, style=VERDICT_STYLE.get(cell, ""))
+
+
+def summary(artifacts: Sequence[Artifact]) -> None:
+    """One line an artifact: what it is, how close to the reference, what runs, and the verdict."""
+    if artifacts:
+        columns = (
+            "target",
+            "size",
+            "metric",
+            "SNR dB",
+            "top-1",
+            "placement",
+            "p50 ms",
+            "peak",
+            "verdict",
+            "artifact",
+        )
+        rows = [_summary_row(a) for a in artifacts]
+        kept = [i for i in range(len(columns)) if any(row[i] != "-" for row in rows)]
+        table("", [columns[i] for i in kept], [[row[i] for i in kept] for row in rows])
+
+
+def _summary_row(artifact: Artifact) -> tuple[str, ...]:
+    m = artifact.manifest
+    parity, placement = m.parity, m.placement
+    measured = m.measurements[-1] if m.measurements else None
+    metric = "-"
+    if parity is not None and parity.metric is not None:
+        metric = f"{parity.metric:.4f}"
+        if parity.reference_metric is not None:
+            metric += f" ({parity.metric - parity.reference_metric:+.4f})"
+    return (
+        artifact.target,
+        size(m.size),
+        metric,
+        f"{parity.snr_db:.1f}" if parity else "-",
+        f"{parity.top1_agreement:.1%}" if parity and parity.top1_agreement is not None else "-",
+        f"{placement.share:.0%}" if placement and placement.share is not None else "-",
+        f"{measured.p50_ms:.3g}" if measured else "-",
+        size(measured.peak_memory) if measured and measured.peak_memory else "-",
+        m.status,
+        str(artifact.directory),
+    )

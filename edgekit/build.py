@@ -1,0 +1,290 @@
+"""The straight line: one source, calibrated once, to an artifact for each target.
+
+    load → export → optimize → calibrate → quantize → lower → verify → gates → artifact
+
+Read :func:`run` from top to bottom: it is the whole of it. Stages are in :mod:`edgekit.stages`; what is
+already in the cache is not done again. A target that fails does not stop the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import catalog, config, plugins, stages
+from edgekit.config import Options
+from edgekit.data import RANDOM, Given, SampleSet, random_samples, raw_example, user_samples
+from edgekit.deliver import Product, deliver, refusal
+from edgekit.errors import (
+    CalibrationRequiredError,
+    EdgekitError,
+    MissingExtraError,
+    UnsupportedOperatorsError,
+)
+from edgekit.gates import Evidence, gates
+from edgekit.load import parse
+from edgekit.manifest import Artifact, StepRecord
+from edgekit.progress import Silent
+from edgekit.source import Source
+from edgekit.stages import Calibrated, Exported, Workshop
+from edgekit.store import Store
+from edgekit.types import Gate, OnnxModel, SourceSpec, Target, TorchModel
+from edgekit.verification import CALIBRATION_SAMPLES, RANDOM_SAMPLES, Subject, Verified, verify
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to build. ``calibration`` and ``evaluation`` are DATA texts or samples given in Python."""
+
+    source: SourceSpec
+    targets: tuple[Target, ...]
+    options: Options
+    calibration: Given | None = None
+    evaluation: Given | None = None
+    module: TorchModel | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one target: an artifact, or the error that prevented it."""
+
+    target: Target
+    artifact: Artifact | None = None
+    error: EdgekitError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The samples of a build by what they are for. ``verification`` is what parity is measured on."""
+
+    calibration: SampleSet | None
+    evaluation: SampleSet | None
+    verification: SampleSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Everything that all targets share."""
+
+    source: Source
+    exported: Exported
+    optimized: OnnxModel
+    data: Data
+    calibrated: Calibrated | None
+    steps: tuple[StepRecord, ...]
+
+
+def build(
+    source: str | Path | torch.nn.Module,
+    example_inputs: Any = None,
+    *,
+    targets: Sequence[str],
+    calibration: Given | None = None,
+    evaluation: Given | None = None,
+    out: str | Path = "build",
+    options: Mapping[str, Any] | None = None,
+) -> list[Artifact]:
+    """Build, run and gate one artifact a target; the Python spelling of ``edgekit build``.
+
+    ``source`` is a module (with ``example_inputs``: a tensor, a tuple, or a dict by name) or any SOURCE
+    text. ``calibration`` and ``evaluation`` are DATA texts, or iterables of inputs or ``(inputs, label)``.
+    ``options`` are the fields of :class:`edgekit.config.Options`.
+
+    Raises the first target's error after the others have finished, with the rest as notes; artifacts that
+    did not pass their gates are among the errors, never among the results.
+    """
+    settings = config.load({"out": str(out), **(options or {})})
+    module = None
+    if not isinstance(source, str | Path):
+        from edgekit.load import from_module
+
+        module = from_module(source, example_inputs)
+    spec = parse(str(source)) if module is None else SourceSpec(text=type(source).__qualname__, kind="module")
+    request = Request(
+        source=spec,
+        targets=catalog.select(",".join(targets)),
+        options=settings,
+        calibration=calibration,
+        evaluation=evaluation,
+        module=module,
+    )
+    outcomes = run(request, Workshop(store=Store(), options=settings, progress=Silent()))
+    raise_failures(outcomes, settings)
+    return [o.artifact for o in outcomes if o.artifact is not None]
+
+
+def run(request: Request, shop: Workshop) -> tuple[Outcome, ...]:
+    """Build every target. Errors of the source or the data end the build; a target's own do not."""
+    check(request)
+    prepared = prepare(request, shop)
+    return tuple(attempt(request, shop, prepared, target) for target in request.targets)
+
+
+def check(request: Request) -> None:
+    """Everything that can be refused before any work is done."""
+    config.refuse_unknown_settings(request.targets, request.options.set)
+    for target in request.targets:
+        config.target_options(target, request.options.set)
+    needing = [t.name for t in request.targets if t.needs_calibration]
+    if needing and request.calibration is None:
+        raise CalibrationRequiredError(
+            f"{', '.join(needing)} needs calibration data: INT8 ranges come from real inputs",
+            hint="pass --calib file.py:callable (a generator of inputs), a directory of .npz, or of images; "
+            "--calib random is possible for a look at the size, and marks the artifact as uncalibrated",
+        )
+
+
+def prepare(request: Request, shop: Workshop) -> Prepared:
+    """The shared part: load, export, optimize, calibrate."""
+    options = request.options
+    source = Source(
+        request.source, shop.store, trust=options.trust, network=options.network, loaded=request.module
+    )
+    source.example = lambda: raw_example(request.calibration or request.evaluation)
+    exported = stages.export(shop, source)
+    optimized, optimize_step = stages.optimize(shop, exported.model, exported.example_inputs())
+    data = gather(request, shop, exported)
+    calibrated = None
+    if data.calibration is not None and any(t.needs_calibration for t in request.targets):
+        calibrated = stages.calibrate(shop, optimized, data.calibration)
+    return Prepared(
+        source=source,
+        exported=exported,
+        optimized=optimized,
+        data=data,
+        calibrated=calibrated,
+        steps=(exported.step, optimize_step),
+    )
+
+
+def gather(request: Request, shop: Workshop, exported: Exported) -> Data:
+    """Open the user's samples. Parity is measured on the evaluation samples, else on those of the
+    calibration, else on the example and seeded variations of it."""
+
+    def named(data: Given | None, origin: str) -> SampleSet | None:
+        if data is None or data == "":
+            return None
+        if data == RANDOM:
+            return random_samples(exported.example_inputs(), RANDOM_SAMPLES)
+        preprocessing = request.options.preprocessing or exported.record.preprocessing
+        return user_samples(
+            shop.store, data, exported.model.inputs, origin=origin, preprocessing=preprocessing
+        )
+
+    calibration = named(request.calibration, "calibration")
+    evaluation = named(request.evaluation, "evaluation")
+    if calibration is not None:
+        calibration = calibration.first(request.options.samples)
+    fallback = calibration.first(CALIBRATION_SAMPLES) if calibration is not None else None
+    return Data(
+        calibration=calibration,
+        evaluation=evaluation,
+        verification=evaluation or fallback or random_samples(exported.example_inputs(), RANDOM_SAMPLES),
+    )
+
+
+def attempt(request: Request, shop: Workshop, prepared: Prepared, target: Target) -> Outcome:
+    """One target; its typed errors become its outcome."""
+    try:
+        return Outcome(target=target, artifact=make(request, shop, prepared, target))
+    except UnsupportedOperatorsError as error:
+        return Outcome(target=target, error=with_alternatives(error, shop, prepared, target))
+    except EdgekitError as error:
+        return Outcome(target=target, error=error)
+
+
+def make(request: Request, shop: Workshop, prepared: Prepared, target: Target) -> Artifact:
+    """Quantize, lower, run on the real runtime, gate, and put the artifact in its place."""
+    refuse_missing_backend(target)
+    model, steps = prepared.optimized, list(prepared.steps)
+    report: Any = None
+    if target.scheme is not None:
+        if prepared.calibrated is not None and target.needs_calibration:
+            steps.append(prepared.calibrated.step)
+        calibrated = prepared.calibrated if target.needs_calibration else None
+        model, step, report = stages.quantize(shop, model, target, calibrated)
+        steps.append(step)
+    if target.fixed_shapes:
+        model, fixed = stages.fix_shapes(shop, model, prepared.exported.example_inputs())
+        steps += [fixed] if fixed else []
+    files = stages.lower(shop, model, target, config.target_options(target, request.options.set))
+    steps.append(files.step)
+    subject = Subject(target=target, model=model, files=files)
+    verified = verify(shop, subject, prepared.source, prepared.exported, prepared.data.verification)
+    verdicts = judge(target, verified, request.options)
+    return deliver(
+        Path(request.options.out),
+        Product(
+            target=target,
+            options=request.options,
+            source=prepared.source.record,
+            exported=prepared.exported,
+            calibrated=prepared.calibrated,
+            files=files,
+            verified=verified,
+            gates=verdicts,
+            steps=tuple(steps),
+            quantization=report,
+        ),
+    )
+
+
+def judge(target: Target, verified: Verified, options: Options) -> tuple[Gate, ...]:
+    """The target's limits, with ``--max-drop`` in place of the row's where it is given."""
+    tolerance = target.tolerance
+    if options.max_drop:
+        tolerance = replace(tolerance, metric_drop=config.parse_fraction(options.max_drop, what="--max-drop"))
+    evidence = Evidence(parity=verified.parity, placement=verified.placement, not_run=verified.not_run)
+    return gates(evidence, tolerance)
+
+
+def refuse_missing_backend(target: Target) -> None:
+    """A backend that is not installed is known before anything is quantized for it."""
+    available = plugins.backend(target.backend).available()
+    if not available.installed:
+        raise MissingExtraError(f"the runtime of {target.name}", target.extra or target.backend)
+
+
+def with_alternatives(
+    error: UnsupportedOperatorsError, shop: Workshop, prepared: Prepared, target: Target
+) -> UnsupportedOperatorsError:
+    """The same error, naming the other backends' float targets that can express the model: each was tried."""
+    able = [row.name for row in catalog.targets().values() if _expresses(row, target, shop, prepared)]
+    return UnsupportedOperatorsError(error.target, error.nodes, supported_by=able)
+
+
+def _expresses(row: Target, instead_of: Target, shop: Workshop, prepared: Prepared) -> bool:
+    if row.scheme is not None or row.backend == instead_of.backend or not row.name.endswith("-fp32"):
+        return False
+    try:
+        refuse_missing_backend(row)
+        model = prepared.optimized
+        if row.fixed_shapes:
+            model, _ = stages.fix_shapes(shop, model, prepared.exported.example_inputs())
+        stages.lower(shop, model, row, config.target_options(row, {}))
+    except EdgekitError:
+        return False
+    return True
+
+
+def raise_failures(outcomes: Sequence[Outcome], options: Options) -> None:
+    """Raise the first failure, if there is one, with the others as notes."""
+    errors = [e for e in (failure(o, options) for o in outcomes) if e is not None]
+    if not errors:
+        return
+    for other in errors[1:]:
+        errors[0].add_note(f"also: {other.message}")
+    raise errors[0]
+
+
+def failure(outcome: Outcome, options: Options) -> EdgekitError | None:
+    """The error of an outcome that is not an artifact that passed."""
+    if outcome.error is not None:
+        return outcome.error
+    assert outcome.artifact is not None
+    return refusal(outcome.artifact, allow_not_run=options.allow_not_run)

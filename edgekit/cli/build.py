@@ -1,0 +1,133 @@
+"""``edgekit build``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from edgekit.build import Outcome, Request
+    from edgekit.config import Options
+
+
+@click.command()
+@click.argument("source")
+@click.option("--target", "-t", metavar="T[,T…]|all", help="What to build for; edgekit targets lists them.")
+@click.option(
+    "--calib", metavar="DATA", help="Calibration inputs: file.py:callable, a directory of .npz or images."
+)
+@click.option(
+    "--eval", "evaluate", metavar="DATA", help="Evaluation inputs, with labels where there are any."
+)
+@click.option("--metric", metavar="FILE:CALLABLE", help="Your own task metric: (outputs, labels) → float.")
+@click.option("--max-drop", metavar="1%", help="How far the task metric may fall below the reference.")
+@click.option("--method", metavar="NAME", help="Range method: auto, minmax, percentile, entropy, mse …")
+@click.option("--samples", type=click.IntRange(min=1), help="How many calibration samples to use at most.")
+@click.option("--out", "-o", metavar="DIR", help="Where artifacts go: DIR/<target>/ (default: build).")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the target.")
+@click.option("--allow-not-run", is_flag=True, help="Accept artifacts that this machine cannot run.")
+@click.option("--trust", is_flag=True, help="Allow sources that execute code when loaded (pickles).")
+@click.option("--network", is_flag=True, help="Allow a source to download.")
+@click.option("--dry-run", is_flag=True, help="Check everything that can be checked and say what would run.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def build(
+    source: str,
+    target: str | None,
+    evaluate: str | None,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Build, verify and gate artifacts of SOURCE for one or more targets.
+
+    SOURCE is file.py:factory, package.module:factory, model.pt2, model.onnx, hf:DIR, a SavedModel
+    directory or a .keras/.h5 file. Each artifact is run on its real runtime and compared with the source;
+    what does not pass its gates ends in DIR/<target>.failed and a non-zero exit.
+    """
+    from edgekit import config
+    from edgekit.build import check, run
+    from edgekit.cli._output import progress
+    from edgekit.stages import Workshop
+    from edgekit.store import Store
+
+    options = config.load(
+        {**flags, "target": target, "eval": evaluate, "set": config.parse_settings(settings)}
+    )
+    request = _request(source, options)
+    if dry_run:
+        check(request)
+        _plan(request, as_json)
+        return
+    with progress() as shown:
+        outcomes = run(request, Workshop(store=Store(), options=options, progress=shown))
+    _finish(outcomes, options, as_json)
+
+
+def _request(source: str, options: Options) -> Request:
+    from edgekit import catalog
+    from edgekit.build import Request
+    from edgekit.load import parse
+
+    return Request(
+        source=parse(source),
+        targets=catalog.select(options.target),
+        options=options,
+        calibration=options.calib or None,
+        evaluation=options.eval or None,
+    )
+
+
+def _plan(request: Request, as_json: bool) -> None:
+    from edgekit import plugins
+    from edgekit.cli._output import print_json, table
+
+    rows = [(t, plugins.backend(t.backend).available()) for t in request.targets]
+    if as_json:
+        print_json(
+            {"source": request.source.text, "targets": [{"name": t.name, "available": a} for t, a in rows]}
+        )
+        return
+    table(
+        f"{request.source.text} ({request.source.kind})",
+        ("target", "calibration", "runs here", "fixed shapes"),
+        [
+            (
+                t.name,
+                "needed" if t.needs_calibration else "-",
+                "yes" if a.usable else a.why_not,
+                str(t.fixed_shapes),
+            )
+            for t, a in rows
+        ],
+    )
+
+
+def _finish(outcomes: tuple[Outcome, ...], options: Options, as_json: bool) -> None:
+    from edgekit.build import failure
+    from edgekit.cli._output import print_json, show_error, summary
+
+    errors = [(o, failure(o, options)) for o in outcomes]
+    if as_json:
+        print_json({"targets": [_entry(o, e) for o, e in errors]})
+    else:
+        summary([o.artifact for o in outcomes if o.artifact is not None])
+    failed = [e for _, e in errors if e is not None]
+    for error in failed:
+        show_error(error, as_json=False)
+    if failed:
+        raise click.exceptions.Exit(failed[0].exit_code)
+
+
+def _entry(outcome: Outcome, error: Any) -> dict[str, Any]:
+    from edgekit.structure import to_builtins
+
+    entry: dict[str, Any] = {"target": outcome.target.name, "status": "error"}
+    if outcome.artifact is not None:
+        entry["status"] = outcome.artifact.manifest.status
+        entry["directory"] = str(outcome.artifact.directory)
+        entry["manifest"] = to_builtins(outcome.artifact.manifest)
+    if error is not None:
+        entry["error"] = error.to_json()
+    return entry

@@ -1,0 +1,142 @@
+"""The last stage: the manifest, and the artifact in its place. Only an artifact that passed is left where
+it is looked for; one that failed goes to ``<target>.failed`` beside it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import edgekit
+from edgekit import manifest as manifests
+from edgekit import versions
+from edgekit.config import Options
+from edgekit.data import RANDOM
+from edgekit.errors import EdgekitError, GateFailedError, NotRunnableError
+from edgekit.manifest import Artifact, CalibrationRecord, GoldenRecord, Manifest, SourceRecord, StepRecord
+from edgekit.stages import Calibrated, Exported, LoweredFiles
+from edgekit.store import publish, scratch
+from edgekit.types import Gate, Target, Verdict
+from edgekit.verification import GOLDEN_FILE, Verified
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """Everything that is known about one target's artifact."""
+
+    target: Target
+    options: Options
+    source: SourceRecord
+    exported: Exported
+    calibrated: Calibrated | None
+    files: LoweredFiles
+    verified: Verified
+    gates: tuple[Gate, ...]
+    steps: tuple[StepRecord, ...]
+    quantization: Mapping[str, Any] | None = None
+
+
+def deliver(out: Path, product: Product) -> Artifact:
+    """Write ``out/<target>`` (or ``<target>.failed``) in one move and return the artifact.
+
+    An artifact that is there already and equal is left alone.
+    """
+    status = manifests.status_of(product.gates)
+    name = product.target.name
+    final = out / (f"{name}.failed" if status == "failed" else name)
+    other = out / (name if status == "failed" else f"{name}.failed")
+    with scratch(out) as work:
+        for file in product.files.lowered.files:
+            (work / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(product.files.directory / file, work / file)
+        if product.verified.golden is not None:
+            shutil.copyfile(product.verified.golden, work / GOLDEN_FILE)
+        manifest = describe(product, status, work)
+        if not _same(manifest, final):
+            manifests.write(manifest, work)
+            publish(work, final)
+    if other.is_dir() and (other / manifests.FILE_NAME).is_file():
+        shutil.rmtree(other)
+    return manifests.read(final)
+
+
+def describe(product: Product, status: str, directory: Path) -> Manifest:
+    """The manifest of the files in ``directory``."""
+    verified, lowered, record = product.verified, product.files.lowered, product.exported.record
+    golden = None
+    if verified.golden is not None:
+        golden = GoldenRecord(
+            file=GOLDEN_FILE, samples=verified.golden_samples, parity=verified.golden_parity
+        )
+    details = dict(lowered.details)
+    if product.quantization is not None:
+        details["quantization"] = product.quantization
+    return Manifest(
+        edgekit=edgekit.__version__,
+        status=status,
+        target=product.target,
+        source=product.source,
+        settings=product.options.set,
+        steps=product.steps,
+        files=manifests.file_records(directory, lowered.files),
+        inputs=lowered.inputs,
+        outputs=lowered.outputs,
+        labels=record.labels,
+        preprocessing=product.options.preprocessing or record.preprocessing,
+        calibration=_calibration(product),
+        golden=golden,
+        parity=verified.parity,
+        placement=verified.placement,
+        gates=product.gates,
+        runtime=lowered.runtime,
+        runtime_versions=verified.runtime_versions,
+        minimum_runtime=lowered.minimum_runtime,
+        notes=(*record.notes, *lowered.notes, *verified.notes),
+        details=details,
+        machine=versions.machine(),
+    )
+
+
+def refusal(artifact: Artifact, *, allow_not_run: bool) -> EdgekitError | None:
+    """Why this artifact must not count as built, or ``None``."""
+    manifest = artifact.manifest
+    if manifest.status == "failed":
+        failed = [g for g in manifest.gates if g.verdict is Verdict.FAIL]
+        lines = "; ".join(f"{g.name}: {g.message}" for g in failed)
+        return GateFailedError(
+            f"{artifact.target} failed {len(failed)} of {len(manifest.gates)} gates: {lines}",
+            hint=f"look at {artifact.directory}: edgekit inspect shows placement and parity per output",
+            gates=[g.name for g in failed],
+        )
+    if manifest.status == "not-run" and not allow_not_run:
+        reason = next((g.message for g in manifest.gates if g.verdict is Verdict.NOT_RUN), "nothing ran it")
+        return NotRunnableError(
+            f"{artifact.target} was built but not run: {reason}",
+            hint=f"edgekit verify {artifact.directory} on a machine that can run it, or --allow-not-run",
+        )
+    return None
+
+
+def _calibration(product: Product) -> CalibrationRecord | None:
+    calibrated = product.calibrated
+    if calibrated is None or not product.target.needs_calibration:
+        return None
+    return CalibrationRecord(
+        fingerprint=calibrated.samples.fingerprint,
+        samples=len(calibrated.samples),
+        method=product.options.method,
+        calibrated=calibrated.samples.origin != RANDOM,
+    )
+
+
+def _same(manifest: Manifest, final: Path) -> bool:
+    if not (final / manifests.FILE_NAME).is_file():
+        return False
+    try:
+        there = manifests.read(final)
+        manifests.check_files(there)
+    except EdgekitError:
+        return False
+    return there.manifest.digest == manifest.digest

@@ -1,0 +1,313 @@
+"""The stages of a build, each behind the cache. :mod:`edgekit.build` calls them in order.
+
+A stage is a key (name, inputs by sha256, options, versions of what runs it) and a function that fills a
+directory. Heavy libraries are imported inside these functions only: when every stage is cached, none is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import plugins, versions
+from edgekit.config import Options
+from edgekit.data import SampleSet, unit_example
+from edgekit.devices.arrays import ArrayFile, write_arrays
+from edgekit.errors import DataError
+from edgekit.manifest import StepRecord
+from edgekit.progress import Progress
+from edgekit.records import ModelRecord, read_json, read_model, write_json, write_model
+from edgekit.source import Source
+from edgekit.store import Key, StepResult, Store
+from edgekit.structure import structure, to_builtins
+from edgekit.types import Lowered, OnnxModel, Option, Target, TorchModel, sha256_file
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
+
+EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir")
+PASS_PACKAGES = ("onnx", "onnx-ir", "onnxsim", "onnxruntime")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """What every stage needs: the cache, the user's options, and where progress is shown."""
+
+    store: Store
+    options: Options
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """The model as ONNX, with one set of example inputs."""
+
+    record: ModelRecord
+    example: ArrayFile
+    step: StepRecord
+
+    @property
+    def model(self) -> OnnxModel:
+        """The ONNX file."""
+        return self.record.model
+
+    def example_inputs(self) -> dict[str, Array]:
+        """The example inputs as numpy arrays by input name."""
+        return next(iter(self.example))
+
+
+def export(shop: Workshop, source: Source) -> Exported:
+    """Source to ONNX; an ONNX source is taken in as it is."""
+
+    def produce(out: Path) -> None:
+        with shop.progress.task(f"load {source.spec.text}"):
+            model = source.load()
+        with shop.progress.task("export to ONNX"):
+            if isinstance(model, OnnxModel):
+                record, example = _taken_in(model, out / "model.onnx", source)
+            else:
+                record, example = _exported(model, out / "model.onnx")
+        write_model(record, out)
+        stored = write_arrays(out / "example", [example])
+        write_json(stored.names, out / "example.json")
+
+    key = Key(
+        name="export",
+        inputs=(source.sha256,),
+        options={},
+        versions=versions.of(*EXPORT_PACKAGES, "onnxruntime"),
+    )
+    result = _run(shop, key, produce)
+    record = read_model(result.directory)
+    step = _step(result, output=record.model.sha256, notes=record.notes)
+    names = tuple(read_json(result.directory / "example.json"))
+    example = ArrayFile(path=result.directory / "example", names=names, count=1)
+    return Exported(record=record, example=example, step=step)
+
+
+def _exported(model: TorchModel, out: Path) -> tuple[ModelRecord, dict[str, Array]]:
+    from edgekit.export import export_with_report
+
+    written, report = export_with_report(model, out)
+    record = ModelRecord(
+        model=written,
+        task=model.task,
+        labels=model.labels,
+        preprocessing=model.preprocessing,
+        notes=report.notes,
+        details=to_builtins(report),
+    )
+    return record, {name: tensor.detach().cpu().numpy() for name, tensor in model.example_inputs.items()}
+
+
+def _taken_in(model: OnnxModel, out: Path, source: Source) -> tuple[ModelRecord, dict[str, Array]]:
+    """An ONNX source: copied with its external data; the example is the first sample, else random."""
+    from edgekit import graph
+    from edgekit.samples import from_iterable
+
+    written = graph.save(graph.load(model.path), out)
+    try:
+        first = [source.example()] if source.example else []
+    except DataError:
+        first = []
+    if first:
+        sample = next(iter(from_iterable(first, written.inputs, name="the first sample")))
+        return ModelRecord(model=written), dict(sample.inputs)
+    notes = tuple(f"{s.name}: dynamic axes of the example are 1" for s in written.inputs if not s.is_static)
+    return ModelRecord(model=written, notes=notes), unit_example(written.inputs)
+
+
+def optimize(shop: Workshop, model: OnnxModel, example: Mapping[str, Array]) -> tuple[OnnxModel, StepRecord]:
+    """Simplify, then edgekit's own passes."""
+
+    def produce(out: Path) -> None:
+        from edgekit import passes
+
+        with shop.progress.task("optimize the graph"):
+            optimized, report = passes.optimize_with_report(model, out / "model.onnx", example=example)
+        write_model(ModelRecord(model=optimized, notes=report.notes, details=to_builtins(report)), out)
+
+    key = Key(name="optimize", inputs=(model.sha256,), options={}, versions=versions.of(*PASS_PACKAGES))
+    return _model_step(shop, key, produce)
+
+
+def fix_shapes(
+    shop: Workshop, model: OnnxModel, example: Mapping[str, Array]
+) -> tuple[OnnxModel, StepRecord | None]:
+    """Dynamic axes set to the example's sizes; a static model passes through."""
+    if all(spec.is_static for spec in model.inputs):
+        return model, None
+    shapes = {name: tuple(array.shape) for name, array in example.items()}
+
+    def produce(out: Path) -> None:
+        from edgekit import passes
+
+        write_model(ModelRecord(model=passes.fix_shapes(model, shapes, out / "model.onnx")), out)
+
+    options = {"shapes": {name: list(shape) for name, shape in shapes.items()}}
+    key = Key(
+        name="fix-shapes", inputs=(model.sha256,), options=options, versions=versions.of(*PASS_PACKAGES)
+    )
+    return _model_step(shop, key, produce)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """Statistics of every activation over the calibration samples, in one file."""
+
+    file: Path
+    sha256: str
+    samples: SampleSet
+    step: StepRecord
+
+
+def calibrate(shop: Workshop, model: OnnxModel, samples: SampleSet) -> Calibrated:
+    """One pass over the calibration samples, for all targets and all methods."""
+
+    def produce(out: Path) -> None:
+        from edgekit.calibrate import calibrate as run
+
+        with shop.progress.task("calibrate", total=len(samples)) as task:
+            run(model, samples, out=out / "calibration", progress=lambda *_: task.advance())
+
+    key = Key(
+        name="calibrate",
+        inputs=(model.sha256, samples.fingerprint),
+        options={},
+        versions=versions.of("onnxruntime", "numpy"),
+    )
+    result = _run(shop, key, produce)
+    file = next(p for p in sorted(result.directory.iterdir()) if p.name.startswith("calibration"))
+    digest = sha256_file(file)
+    return Calibrated(file=file, sha256=digest, samples=samples, step=_step(result, output=digest))
+
+
+def quantize(
+    shop: Workshop, model: OnnxModel, target: Target, calibrated: Calibrated | None
+) -> tuple[OnnxModel, StepRecord, Any]:
+    """Q/DQ as the target's scheme wants it."""
+    settings = {"method": shop.options.method}
+
+    def produce(out: Path) -> None:
+        from edgekit.calibrate import Calibration
+        from edgekit.quantize import QuantizeOptions
+        from edgekit.quantize import quantize as run
+
+        calibration = Calibration.load(calibrated.file) if calibrated else None
+        with shop.progress.task(f"quantize for {target.name}"):
+            quantized, report = run(
+                model, calibration, target, QuantizeOptions(**settings), out / "model.onnx"
+            )
+        write_model(ModelRecord(model=quantized), out)
+        write_json(report, out / "report.json")
+
+    key = Key(
+        name="quantize",
+        inputs=(model.sha256, calibrated.sha256 if calibrated else ""),
+        options={"scheme": to_builtins(target.scheme), **settings},
+        versions=versions.of("onnx", "onnx-ir", "onnxruntime", "numpy"),
+    )
+    result = _run(shop, key, produce)
+    record = read_model(result.directory)
+    return (
+        record.model,
+        _step(result, output=record.model.sha256),
+        read_json(result.directory / "report.json"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoweredFiles:
+    """What the backend wrote, and where."""
+
+    directory: Path
+    lowered: Lowered
+    step: StepRecord
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the files together."""
+        return self.step.output_sha256
+
+
+def lower(shop: Workshop, model: OnnxModel, target: Target, options: Mapping[str, Option]) -> LoweredFiles:
+    """ONNX to the runtime's own files."""
+    backend = plugins.backend(target.backend)
+
+    def produce(out: Path) -> None:
+        with shop.progress.task(f"lower to {target.name}"):
+            lowered = backend.lower(model, target, options, out)
+        write_json(lowered, out / "lowered.json")
+
+    version = {target.backend: backend.available().version}
+    key = Key(
+        name="lower",
+        inputs=(model.sha256,),
+        options={"target": to_builtins(target), "options": dict(options)},
+        versions=versions.of("onnx", "onnx-ir") | version,
+    )
+    result = _run(shop, key, produce)
+    lowered = structure(Lowered, read_json(result.directory / "lowered.json"), where="lowered.json")
+    digest = versions.digest(*(sha256_file(result.directory / name) for name in lowered.files))
+    step = _step(result, output=digest, notes=lowered.notes)
+    return LoweredFiles(directory=result.directory, lowered=lowered, step=step)
+
+
+def reference(
+    shop: Workshop, source: Source, exported: Exported, samples: SampleSet
+) -> tuple[ArrayFile, str]:
+    """What the source itself answers to ``samples``: a module in PyTorch, an ONNX file in ONNX Runtime.
+
+    Returns the outputs by name, one row a sample, and their sha256.
+    """
+
+    def produce(out: Path) -> None:
+        from edgekit.reference import answers
+
+        with shop.progress.task("reference outputs", total=len(samples)) as task:
+            rows = answers(source.load(), exported.record, samples)
+            stored = write_arrays(out / "outputs", _counted(rows, task.advance))
+        facts = {"names": stored.names, "count": stored.count, "sha256": sha256_file(stored.path)}
+        write_json(facts, out / "outputs.json")
+
+    key = Key(
+        name="reference",
+        inputs=(source.sha256, exported.model.sha256, samples.fingerprint),
+        options={},
+        versions=versions.of("torch", "onnxruntime") | {k: str(v) for k, v in versions.machine().items()},
+    )
+    result = _run(shop, key, produce)
+    facts = read_json(result.directory / "outputs.json")
+    outputs = ArrayFile(path=result.directory / "outputs", names=tuple(facts["names"]), count=facts["count"])
+    return outputs, facts["sha256"]
+
+
+def _counted(rows: Iterator[Any], advance: Any) -> Iterator[Any]:
+    for row in rows:
+        advance()
+        yield row
+
+
+def _model_step(shop: Workshop, key: Key, produce: Any) -> tuple[OnnxModel, StepRecord]:
+    result = _run(shop, key, produce)
+    record = read_model(result.directory)
+    return record.model, _step(result, output=record.model.sha256, notes=record.notes)
+
+
+def _run(shop: Workshop, key: Key, produce: Any) -> StepResult:
+    return shop.store.step(key, produce)
+
+
+def _step(result: StepResult, *, output: str, notes: tuple[str, ...] = ()) -> StepRecord:
+    key = result.key
+    return StepRecord(
+        name=key.name,
+        options=key.options,
+        input_sha256=key.inputs[0] if key.inputs else "",
+        output_sha256=output,
+        versions=key.versions,
+        seconds=round(result.seconds, 3),
+        notes=notes,
+    )

@@ -101,10 +101,10 @@ def _convert(node: ir.Node, state: _State) -> None:
             _feed(user, index, value, ir.DataType.FLOAT, state)
         return
     inputs, outputs = plan
-    for index, value in enumerate(node.inputs):
-        if value is not None and _is_float(value, state):
+    for index, fed in enumerate(node.inputs):
+        if fed is not None and _is_float(fed, state):
             dtype = ir.DataType.FLOAT16 if index in inputs else ir.DataType.FLOAT
-            _feed(node, index, value, dtype, state)
+            _feed(node, index, fed, dtype, state)
     for index in outputs:
         state.was_float.add(node.outputs[index])
         node.outputs[index].dtype = ir.DataType.FLOAT16

@@ -134,7 +134,7 @@ def _why_unsupported(node: ir.Node, model: ir.Model, kernels: _Kernels) -> str:
         schema = onnx.defs.get_schema(node.op_type, opset, "")
     except onnx.defs.SchemaError:
         return f"not an operator of ONNX opset {opset}"
-    if schema.has_function or schema.has_context_dependent_function:
+    if schema.has_function or schema.has_context_dependent_function:  # type: ignore[attr-defined]
         return ""
     if ranges and any(low <= schema.since_version <= high for low, high in ranges):
         return ""

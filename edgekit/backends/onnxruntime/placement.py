@@ -1,11 +1,129 @@
-"""Placement."""
+"""What ONNX Runtime really executed, read from its profiler's record (see ``targets/onnxruntime/runner.py``)."""
 
 from __future__ import annotations
-from collections.abc import Mapping
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from edgekit.types import Lowered, OnnxModel, Placement, Target
+
+from edgekit.macs import Kernel, MacNode, assign, axis_sizes, count_macs, summarize
+from edgekit.types import Lowered, OnnxModel, Placement, Precision, Target
+
+_INT8 = frozenset(
+    {
+        "QLinearConv",
+        "QLinearMatMul",
+        "QGemm",
+        "QAttention",
+        "ConvInteger",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+        "DynamicQuantizeLSTM",
+    }
+)
+_FLOAT = frozenset(
+    {
+        "Conv",
+        "FusedConv",
+        "NhwcFusedConv",
+        "ConvTranspose",
+        "DeformConv",
+        "MatMul",
+        "FusedMatMul",
+        "Gemm",
+        "FusedGemm",
+        "Einsum",
+        "LSTM",
+        "GRU",
+        "RNN",
+        "Attention",
+        "MultiHeadAttention",
+        "GroupQueryAttention",
+    }
+)
+_DTYPES = {"float32": "fp32", "float16": "fp16", "float64": "fp64", "bfloat16": "bf16"}
+
+_ASKED = {
+    Precision.INT8_DYNAMIC: "int8",
+    Precision.INT16X8: "int16x8",
+    Precision.INT8_WEIGHTS: "low-bit weights",
+    Precision.INT4_WEIGHTS: "low-bit weights",
+}
 
 
 def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[str, Any]) -> Placement:
-    """Not told yet."""
-    return Placement(precision=str(target.precision), share=None, operators=0)
+    """Share of the multiply-accumulates in the asked-for precision, and every node that is not, with why.
+
+    ``raw["nodes"]`` is ``None`` when the profile was not recorded: then the share is not known.
+    """
+    executed = raw.get("nodes")
+    if executed is None:
+        note = "the runtime's profile was not recorded"
+        return Placement(precision=str(target.precision), share=None, operators=0, notes=(note,))
+    shapes = {
+        n["name"]: tuple(n["outputs"][0]["shape"]) for n in executed if n["outputs"] and n["outputs"][0]
+    }
+    nodes = count_macs(model.path, axis_sizes(model.path, shapes))
+    found = assign(nodes, tuple(_kernels(executed)))
+    asked = _ASKED.get(target.precision, str(target.precision))
+    share, fallbacks = summarize(nodes, found, asked, lambda node, kernel: _reason(node, kernel, target))
+    return Placement(
+        precision=str(target.precision),
+        share=share,
+        operators=len({n["name"] for n in executed}),
+        kernels=dict(sorted(Counter(n["op"] for n in executed).items())),
+        fallbacks=fallbacks,
+        notes=tuple(_notes(executed, target, lowered)),
+    )
+
+
+def _kernels(executed: Sequence[Mapping[str, Any]]) -> Iterator[Kernel]:
+    seen: set[str] = set()
+    for node in executed:
+        if node["name"] in seen:  # a loop's body reports every iteration
+            continue
+        seen.add(node["name"])
+        precision = _precision(node)
+        if precision:
+            yield Kernel(names=(node["name"],), op=node["op"], precision=precision)
+
+
+def _precision(node: Mapping[str, Any]) -> str:
+    if node["op"] in _INT8:
+        return "int8"
+    if node["op"] == "MatMulNBits":
+        return "low-bit weights"
+    if node["op"] not in _FLOAT:
+        return ""
+    first = next((t["dtype"] for t in node["inputs"] if t), "")
+    return _DTYPES.get(first, first)
+
+
+def _reason(node: MacNode, kernel: Kernel | None, target: Target) -> str:
+    if kernel is None:
+        return "the runtime's profile names no kernel for it"
+    if target.precision is Precision.FP16:
+        return f"no float16 kernel in this provider: computed in {kernel.precision} between casts"
+    if target.scheme is None:
+        return f"computed in {kernel.precision}"
+    if target.scheme.quantizer == "weights":
+        return f"weights are dequantized, then {kernel.op} computes in {kernel.precision}"
+    if not node.quantized:
+        return f"not quantized in the graph: {kernel.precision}"
+    return f"Q/DQ island: {kernel.op} was not fused, computes in {kernel.precision} between Q/DQ"
+
+
+def _notes(executed: Sequence[Mapping[str, Any]], target: Target, lowered: Lowered) -> Iterator[str]:
+    counts = Counter(n["op"] for n in executed)
+    if target.scheme is not None and (counts["QuantizeLinear"] or counts["DequantizeLinear"]):
+        yield (
+            f"executed besides: {counts['QuantizeLinear']} QuantizeLinear, "
+            f"{counts['DequantizeLinear']} DequantizeLinear"
+        )
+    if target.precision is Precision.FP16 and counts["Cast"]:
+        outputs = len(lowered.inputs) + len(lowered.outputs)
+        yield f"{counts['Cast']} Cast executed, of which the graph's boundary needs at most {outputs}"
+    for provider, count in sorted(Counter(n["provider"] for n in executed).items()):
+        if provider not in ("", "CPUExecutionProvider"):
+            yield f"{count} operators on {provider}"

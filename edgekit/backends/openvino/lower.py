@@ -116,11 +116,27 @@ def _unconverted(path: Path, modules: Mapping[str | None, str]) -> list[Unsuppor
 
 
 def _name(model: Any, known: set[str]) -> None:
-    """Names by type and position for every operation that did not get one from the ONNX graph."""
+    """Name every operation that the front end made up: after the ONNX node it leads to, its type and position.
+
+    A Gemm becomes a MatMul without a name and an Add that has the Gemm's: the MatMul is found again as
+    ``<gemm>/MatMul#<position>``.
+    """
     known = known | {name for port in (*model.inputs, *model.outputs) for name in port.get_names()}
-    for position, op in enumerate(model.get_ordered_ops()):
-        if op.get_friendly_name() not in known:
-            op.set_friendly_name(f"{op.get_type_name()}#{position}")
+    ordered = model.get_ordered_ops()
+    belongs: dict[str, str] = {}
+    for op in reversed(ordered):
+        name = op.get_friendly_name()
+        if name in known:
+            belongs[name] = name
+        else:
+            users = (
+                i.get_node().get_friendly_name() for port in op.outputs() for i in port.get_target_inputs()
+            )
+            belongs[name] = min((belongs[u] for u in users if u in belongs), default="")
+    for position, op in enumerate(ordered):
+        name = op.get_friendly_name()
+        if name not in known:
+            op.set_friendly_name(f"{belongs[name]}/{op.get_type_name()}#{position}")
 
 
 def _save(model: Any, path: Path, *, compress_to_fp16: bool) -> None:

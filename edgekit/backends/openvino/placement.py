@@ -1,11 +1,123 @@
-"""Placement."""
+"""What OpenVINO really executes, read from the compiled model (see ``targets/openvino/runner.py``)."""
 
 from __future__ import annotations
-from collections.abc import Mapping
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from edgekit.types import Lowered, OnnxModel, Placement, Target
+
+from edgekit.macs import Kernel, MacNode, assign, axis_sizes, count_macs, summarize
+from edgekit.types import Lowered, OnnxModel, Placement, Precision, Target
+
+_MULTIPLY = frozenset(
+    {
+        "Convolution",
+        "Deconvolution",
+        "DeformableConvolution",
+        "FullyConnected",
+        "MatMul",
+        "RNNSeq",
+        "RNNCell",
+        "ScaledDotProductAttention",
+        "QKVProjection",
+        "LLMMLP",
+    }
+)
+_FUSED = frozenset({"Subgraph"})
+"""Generated code: multiplies only when a product is among what it was fused from."""
+
+_PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8", "I8": "int8"}
+_HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.FP16: "f16"}
+_PASSIVE = frozenset({"Const", "Input", "Output"})
+
+_LOW_BIT = "low-bit weights"
 
 
-def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[str, Any]) -> Placement:
-    """Not told yet."""
-    return Placement(precision=str(target.precision), share=None, operators=0)
+def placement(
+    model: OnnxModel,
+    target: Target,
+    lowered: Lowered,  # noqa: ARG001  (part of the protocol)
+    raw: Mapping[str, Any],
+) -> Placement:
+    """Share of the multiply-accumulates in the asked-for precision, and every node that is not, with why."""
+    executed = raw.get("nodes")
+    if executed is None:
+        note = "the compiled model was not recorded"
+        return Placement(precision=str(target.precision), share=None, operators=0, notes=(note,))
+    nodes = count_macs(model.path, axis_sizes(model.path, _shapes(executed, raw)))
+    own = {node.name for node in nodes}
+    found = assign(nodes, tuple(_kernels(executed, own, target)))
+    asked = _LOW_BIT if _weights_only(target) else _asked(target.precision)
+    share, fallbacks = summarize(nodes, found, asked, lambda node, kernel: _reason(node, kernel, target, raw))
+    active = [n for n in executed if n["type"] not in _PASSIVE]
+    return Placement(
+        precision=str(target.precision),
+        share=share,
+        operators=len(active),
+        kernels=dict(sorted(Counter(f"{n['type']} {n['precision']}" for n in active).items())),
+        fallbacks=fallbacks,
+        notes=tuple(_notes(active, target, raw)),
+    )
+
+
+def _asked(precision: Precision) -> str:
+    return "int8" if precision is Precision.INT8_DYNAMIC else str(precision)
+
+
+def _weights_only(target: Target) -> bool:
+    return target.scheme is not None and target.scheme.quantizer == "weights"
+
+
+def _shapes(executed: Sequence[Mapping[str, Any]], raw: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    shapes = {name: tuple(shape) for name, shape in raw.get("input_shapes", {}).items()}
+    for node in executed:
+        if node["outputs"] and node["outputs"][0] and -1 not in node["outputs"][0]:
+            shapes |= {name: tuple(node["outputs"][0]) for name in (node["name"], *node["original"])}
+    return shapes
+
+
+def _kernels(executed: Sequence[Mapping[str, Any]], own: set[str], target: Target) -> Iterator[Kernel]:
+    constants = {n["name"]: n["output_precisions"] for n in executed if n["type"] == "Const"}
+    low_bit = any(p in ("i8", "u8", "i4", "u4") for kinds in constants.values() for p in kinds)
+    for node in executed:
+        fused = node["type"] in _FUSED and own.intersection(node["original"])
+        if node["type"] not in _MULTIPLY and not fused:
+            continue
+        precision = _executed_in(node)
+        if _weights_only(target) and low_bit and node["type"] == "FullyConnected":
+            precision = _LOW_BIT
+        names = tuple(dict.fromkeys((*node["original"], node["name"])))
+        yield Kernel(names=names, op=node["type"], precision=precision)
+
+
+def _executed_in(node: Mapping[str, Any]) -> str:
+    """The kernel's own precision (``brgconv_avx512_1x1_f32``), where it says.
+
+    ``runtimePrecision`` alone misleads: it is f16 for float32 kernels that read float16 weights.
+    """
+    suffix = node["primitive"].rpartition("_")[2]
+    return _PRECISIONS.get(suffix) or _PRECISIONS.get(node["precision"], node["precision"])
+
+
+def _reason(node: MacNode, kernel: Kernel | None, target: Target, raw: Mapping[str, Any]) -> str:
+    if kernel is None:
+        return "the compiled model names no kernel for it"
+    if target.scheme is None:
+        return f"executed in {kernel.precision}: inference precision is {raw.get('inference_precision', '?')}"
+    if _weights_only(target):
+        return f"weights were expanded at compile time: {kernel.op} in {kernel.precision}"
+    if not node.quantized:
+        return f"not quantized in the graph: {kernel.precision}"
+    return f"Q/DQ island: {kernel.op} executes in {kernel.precision} between Q/DQ"
+
+
+def _notes(active: Sequence[Mapping[str, Any]], target: Target, raw: Mapping[str, Any]) -> Iterator[str]:
+    hint = str(raw.get("inference_precision", ""))
+    wanted = _HINTS.get(target.precision, "f32")
+    yield f"inference precision {hint} on {raw.get('device', '?')}"
+    silent = [n for n in active if n["precision"] == "bf16"]
+    if silent and wanted != "bf16":
+        yield f"{len(silent)} operators execute in bf16, which nobody asked for: pin inference_precision to f32"
+    quantizers = sum(n["type"] == "FakeQuantize" for n in active)
+    if quantizers:
+        yield f"{quantizers} FakeQuantize executed: quantized and dequantized again in float"

@@ -7,6 +7,7 @@ import functools
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,7 +25,7 @@ def structure(cls: type[T], value: object, *, where: str) -> T:
     """
     _refuse_unknown_keys(cls, value, where)
     try:
-        return msgspec.convert(value, cls)
+        return msgspec.convert(value, cls, dec_hook=_decode)
     except msgspec.ValidationError as e:
         raise ConfigError(
             f"{where}: {e}", hint=f"see the fields of {cls.__name__} in the documentation"
@@ -33,7 +34,19 @@ def structure(cls: type[T], value: object, *, where: str) -> T:
 
 def to_builtins(value: object) -> Any:
     """The same value as dicts, lists, strings and numbers."""
-    return msgspec.to_builtins(value)
+    return msgspec.to_builtins(value, enc_hook=_encode)
+
+
+def _encode(value: object) -> str:
+    if isinstance(value, PurePath):
+        return value.as_posix()
+    raise TypeError(f"{type(value).__qualname__} has no plain form")
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if issubclass(kind, Path) and isinstance(value, str):
+        return Path(value)
+    raise TypeError(f"{kind.__qualname__} cannot be made from {type(value).__qualname__}")
 
 
 def _refuse_unknown_keys(cls: Any, value: object, where: str) -> None:

@@ -49,7 +49,7 @@ def load(path: Path) -> ir.Model:
 def read_proto(path: Path) -> onnx.ModelProto:
     """Parse a model's protobuf without its external data, whose locations are checked."""
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         proto = onnx.load(str(path), load_external_data=False)
@@ -249,7 +249,9 @@ def session(path: Path, *, optimized: bool = True) -> onnxruntime.InferenceSessi
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise SourceError(f"ONNX Runtime does not load {path.name}: {error}", hint="check the model with onnx.checker") from error
+        raise SourceError(
+            f"ONNX Runtime does not load {path.name}: {error}", hint="check the model with onnx.checker"
+        ) from error
 
 
 def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import random
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -43,20 +44,61 @@ def split(text: str) -> tuple[str, str] | None:
     return None
 
 
-def run(text: str, function: Callable[[Callable[..., Any]], T]) -> T:
+def run(text: str, function: Callable[[Any], T]) -> T:
     """Resolve ``file.py:name`` and give it to ``function``, with the file's siblings importable meanwhile.
 
+    The global random generators are seeded before: unseeded user code gives the same result each time.
     Raises :class:`FactoryError` with the user's part of the traceback when their code raises, and
     :class:`SourceError` when the file, module or name does not exist.
     """
+    where, name, folder = _resolve(text)
+    with _importable(folder), guarded(text):
+        module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
+        value = _attribute(module, name, where)
+        _seed()
+        return function(value)
+
+
+def iterate(text: str) -> Iterator[Any]:
+    """The items of ``file.py:name``: an iterable, or a function that returns or yields one."""
+    folder = _resolve(text)[2]
+    iterator = run(text, lambda value: _iterator(value() if callable(value) else value, text))
+    done = object()
+    while True:
+        # The path is put back between items: the consumer's imports must not see the user's folder.
+        with _on_path(folder), guarded(text):
+            item = next(iterator, done)
+        if item is done:
+            return
+        yield item
+
+
+def _iterator(value: Any, text: str) -> Iterator[Any]:
+    if not hasattr(value, "__iter__") and hasattr(value, "__getitem__") and hasattr(value, "__len__"):
+        return (value[i] for i in range(len(value)))  # a map-style data set
+    try:
+        return iter(value)
+    except TypeError:
+        raise SourceError(
+            f"{text} gives a {type(value).__name__}, which cannot be iterated",
+            hint="yield the samples one by one, or return a list of them",
+        ) from None
+
+
+def _seed() -> None:
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+def _resolve(text: str) -> tuple[str, str, Path]:
     parts = split(text)
     if parts is None:
         raise SourceError(f"{text!r} is not of the form file.py:name", hint="write file.py:name or package.module:name")
     where, name = parts
-    folder = Path(where).resolve().parent if where.endswith(".py") else Path.cwd()
-    with _importable(folder), guarded(text):
-        module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
-        return function(_attribute(module, name, where))
+    return where, name, Path(where).resolve().parent if where.endswith(".py") else Path.cwd()
 
 
 @contextlib.contextmanager
@@ -141,18 +183,14 @@ def _import_module(name: str) -> ModuleType:
         ) from error
 
 
-def _attribute(module: ModuleType, name: str, where: str) -> Callable[..., Any]:
+def _attribute(module: ModuleType, name: str, where: str) -> Any:
     value: Any = module
     for part in name.split("."):
         if not hasattr(value, part):
             known = [n for n in vars(value) if not n.startswith("_")] if hasattr(value, "__dict__") else []
             raise missing(f"{where} has no attribute {name!r}", part, known)
         value = getattr(value, part)
-    if not callable(value):
-        raise SourceError(
-            f"{where}:{name} is a {type(value).__name__}, not a function", hint=f"write a function {name}() that returns it"
-        )
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def missing(message: str, name: str, known: list[str]) -> SourceError:
@@ -166,13 +204,11 @@ def _importable(folder: Path) -> Iterator[None]:
     _forget_stale(folder)
     hidden = {n: sys.modules.pop(n) for n in list(sys.modules) if _is_shadowed(n, folder)}
     before = set(sys.modules)
-    sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
-        yield
+        with _on_path(folder):
+            yield
     finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(str(folder))
         tops = {name.partition(".")[0] for name in hidden}
         for name in set(sys.modules) - before:
             if name.partition(".")[0] in tops:
@@ -180,6 +216,16 @@ def _importable(folder: Path) -> Iterator[None]:
             elif _is_in(sys.modules[name], folder):
                 _loaded[name] = _Loaded(folder, *_stamp(sys.modules[name]))
         sys.modules.update(hidden)
+
+
+@contextlib.contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
 
 
 def _forget_stale(folder: Path) -> None:

@@ -17,8 +17,8 @@ from edgekit.usercode import run
 def load(spec: SourceSpec, example: Callable[[], Any] | None) -> TorchModel:
     """Call the factory; see :func:`edgekit.load.load`."""
 
-    def build(factory: Callable[..., Any]) -> TorchModel:
-        made = factory() if not isinstance(factory, torch.nn.Module) else factory
+    def build(factory: Any) -> TorchModel:
+        made = factory() if callable(factory) and not isinstance(factory, torch.nn.Module) else factory
         # Bound, and so run once, while the file's siblings can still be imported.
         return from_result(made, spec.text, example)
 

@@ -41,7 +41,9 @@ def bind(module: Any, example: Any, *, what: str) -> TorchModel:
     with guarded(f"{what}: the module, called with its example inputs,"):
         outputs = _call(named, inputs)
     if isinstance(outputs, str):
-        raise SourceError(f"{what}: {outputs}", hint="let forward return tensors, or tuples, dicts or dataclasses of them")
+        raise SourceError(
+            f"{what}: {outputs}", hint="let forward return tensors, or tuples, dicts or dataclasses of them"
+        )
     if not outputs:
         raise SourceError(f"{what}: the module returns no tensor", hint="let forward return what the app needs")
     return model

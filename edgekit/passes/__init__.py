@@ -37,7 +37,7 @@ PASSES: tuple[ir.passes.PassBase, ...] = (
     common.RemoveUnusedNodesPass(),  # dead code would be quantized, placed and reported on
     common.DeduplicateInitializersPass(),  # tied weights are stored once
     common.CommonSubexpressionEliminationPass(),  # exporters repeat mask and position arithmetic
-    common.RemoveUnusedFunctionsPass(),  # inlined
+    common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]  # inlined
     common.RemoveUnusedOpsetsPass(),  # a runtime refuses a model for an operator set that it does not use
     common.TopologicalSortPass(),  # readers of the file may rely on the order
 )
@@ -105,8 +105,8 @@ def fix_shapes(model: OnnxModel, shapes: Mapping[str, tuple[int, ...]], out: Pat
     for value in loaded.graph.inputs:  # an axis of the same name elsewhere has the same size
         if value.shape is not None:
             value.shape = ir.Shape([sizes.get(d.value or "", d) if not isinstance(d, int) else d for d in value.shape])
-    for value in ir.traversal.RecursiveGraphIterator(loaded.graph):
-        for output in value.outputs:
+    for node in ir.traversal.RecursiveGraphIterator(loaded.graph):
+        for output in node.outputs:
             output.shape = None if not output.is_graph_output() else _rank_only(output, sizes)
     loaded = _infer(loaded)
     return graph.save(_apply(PASSES, loaded), out)
@@ -136,7 +136,8 @@ def _rank_only(value: ir.Value, sizes: Mapping[str, int]) -> ir.Shape | None:
 
 
 def _infer(model: ir.Model) -> ir.Model:
-    return common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model).model
+    inferred: ir.Model = common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model).model
+    return inferred
 
 
 def _apply(passes: tuple[ir.passes.PassBase, ...], model: ir.Model) -> ir.Model:

@@ -34,14 +34,15 @@ def scalar(value: ir.Value | None) -> float | None:
 
 def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     """The shape, when every dimension is a number."""
-    if value is None or value.shape is None or not all(isinstance(d, int) for d in value.shape):
+    if value is None or value.shape is None:
         return None
-    return tuple(int(d) for d in value.shape)  # type: ignore[call-overload]
+    sizes = tuple(d for d in value.shape if isinstance(d, int))
+    return sizes if len(sizes) == len(value.shape) else None
 
 
 def only_user(value: ir.Value) -> ir.Node | None:
     """The one node that reads ``value``, when nothing else needs it."""
-    uses = value.uses()
+    uses = tuple(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 

@@ -21,7 +21,7 @@ class CleanUp(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=modified)
 
 
-def _always(node: ir.Node) -> bool:
+def _always(_: ir.Node) -> bool:
     return True
 
 

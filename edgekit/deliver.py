@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import edgekit
+from edgekit import golden, versions
 from edgekit import manifest as manifests
-from edgekit import versions
 from edgekit.config import Options
 from edgekit.data import RANDOM
 from edgekit.errors import EdgekitError, GateFailedError, NotRunnableError
@@ -19,7 +19,7 @@ from edgekit.manifest import Artifact, CalibrationRecord, GoldenRecord, Manifest
 from edgekit.stages import Calibrated, Exported, LoweredFiles
 from edgekit.store import publish, scratch
 from edgekit.types import Gate, Target, Verdict
-from edgekit.verification import GOLDEN_FILE, Verified
+from edgekit.verification import Verified
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,8 @@ def deliver(out: Path, product: Product) -> Artifact:
         for file in product.files.lowered.files:
             (work / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(product.files.directory / file, work / file)
-        if product.verified.golden is not None:
-            shutil.copyfile(product.verified.golden, work / GOLDEN_FILE)
+        if product.verified.vectors is not None:
+            shutil.copyfile(product.verified.vectors.file, work / golden.FILE)
         manifest = describe(product, status, work)
         if not _same(manifest, final):
             manifests.write(manifest, work)
@@ -65,11 +65,9 @@ def deliver(out: Path, product: Product) -> Artifact:
 def describe(product: Product, status: str, directory: Path) -> Manifest:
     """The manifest of the files in ``directory``."""
     verified, lowered, record = product.verified, product.files.lowered, product.exported.record
-    golden = None
-    if verified.golden is not None:
-        golden = GoldenRecord(
-            file=GOLDEN_FILE, samples=verified.golden_samples, parity=verified.golden_parity
-        )
+    kept = None
+    if (vectors := verified.vectors) is not None:
+        kept = GoldenRecord(file=golden.FILE, samples=vectors.count, parity=verified.golden_parity)
     details = dict(lowered.details)
     if product.quantization is not None:
         details["quantization"] = product.quantization
@@ -86,7 +84,8 @@ def describe(product: Product, status: str, directory: Path) -> Manifest:
         labels=record.labels,
         preprocessing=product.options.preprocessing or record.preprocessing,
         calibration=_calibration(product),
-        golden=golden,
+        golden=kept,
+        task=record.task,
         parity=verified.parity,
         placement=verified.placement,
         gates=product.gates,

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import plugins, stages, versions
+from edgekit import golden, plugins, stages, versions
 from edgekit.data import SampleSet, fits
 from edgekit.devices.arrays import ArrayFile
 from edgekit.devices.execute import RunSettings, run_artifact
 from edgekit.errors import DataError, NotRunnableError
+from edgekit.layout import Restored, to_runtime
 from edgekit.records import read_json, write_json
 from edgekit.source import Source
 from edgekit.stages import Exported, LoweredFiles, Workshop
 from edgekit.store import Key
 from edgekit.structure import structure
-from edgekit.types import OnnxModel, Parity, Placement, Sample, Target, TensorSpec, names, sha256_file
+from edgekit.types import OnnxModel, Parity, Placement, Target, names, sha256_file
 
 if TYPE_CHECKING:
-    from edgekit.types import Array
     from edgekit.verify import Metric, Task
 
 RANDOM_SAMPLES = 8
@@ -28,10 +28,6 @@ RANDOM_SAMPLES = 8
 
 CALIBRATION_SAMPLES = 64
 """How many calibration samples parity is measured on when there are no evaluation samples."""
-
-GOLDEN_SAMPLES = 8
-GOLDEN_BYTES = 8 << 20
-GOLDEN_FILE = "golden.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +50,15 @@ class Subject:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Vectors:
+    """Golden vectors in a file (see :mod:`edgekit.golden`), and which samples fit the target at all."""
+
+    file: Path
+    count: int
+    chosen: tuple[bool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verified:
     """What came of it. On a machine that cannot run the artifact ``parity`` is ``None`` and ``not_run``
     says why. ``skipped`` counts the samples whose shapes a fixed-shape target cannot take."""
@@ -61,8 +66,7 @@ class Verified:
     parity: Parity | None = None
     placement: Placement | None = None
     golden_parity: Parity | None = None
-    golden_samples: int = 0
-    golden: Path | None = None
+    vectors: Vectors | None = None
     runtime_versions: Mapping[str, str] = field(default_factory=dict)
     not_run: str = ""
     skipped: int = 0
@@ -87,32 +91,65 @@ def verify(
     :class:`NotRunnableError`, which is a result.
     """
     reference, reference_sha256 = stages.reference(shop, source, exported, samples)
+    vectors = _golden(shop, subject, samples, reference, reference_sha256)
 
     def produce(out: Path) -> None:
-        write_json(_measure(shop, subject, exported, samples, reference, out), out / "verified.json")
+        case = Case(subject=subject, exported=exported, samples=samples, reference=reference, vectors=vectors)
+        write_json(_measure(shop, case), out / "verified.json")
 
     metric = shop.options.metric
     key = Key(
         name="verify",
         inputs=(subject.files.sha256, samples.fingerprint, reference_sha256),
         options={"target": subject.target.name, "metric": metric, "metric_sha256": _file_sha256(metric)},
-        versions=subject.files.step.versions | {k: str(v) for k, v in versions.machine().items()},
+        versions=dict(subject.files.step.versions) | {k: str(v) for k, v in versions.machine().items()},
     )
     try:
         result = shop.store.step(key, produce)
     except NotRunnableError as error:
-        return Verified(not_run=error.message)
+        return Verified(not_run=error.message, vectors=vectors)
     verified = structure(Verified, read_json(result.directory / "verified.json"), where="verified.json")
-    golden = result.directory / GOLDEN_FILE
-    return replace(verified, golden=golden if golden.is_file() else None, seconds=round(result.seconds, 3))
+    return replace(verified, vectors=vectors, seconds=round(result.seconds, 3))
 
 
-def _measure(
-    shop: Workshop, subject: Subject, exported: Exported, samples: SampleSet, reference: ArrayFile, out: Path
-) -> Verified:
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One run: what is run, on what, and what it is compared with."""
+
+    subject: Subject
+    exported: Exported
+    samples: SampleSet
+    reference: ArrayFile
+    vectors: Vectors
+
+
+def _golden(
+    shop: Workshop, subject: Subject, samples: SampleSet, reference: ArrayFile, reference_sha256: str
+) -> Vectors:
+    """Written whether or not this machine can run the artifact: another may have to."""
+
+    def produce(out: Path) -> None:
+        chosen = _fitting(subject, samples)
+        count = golden.write(_kept(samples, chosen), _kept(reference, chosen), out / golden.FILE)
+        write_json({"count": count, "chosen": chosen}, out / "golden.json")
+
+    shapes = {s.name: list(s.shape) for s in subject.model.inputs} if subject.target.fixed_shapes else {}
+    key = Key(
+        name="golden",
+        inputs=(samples.fingerprint, reference_sha256),
+        options={"shapes": shapes},
+        versions=versions.of("numpy"),
+    )
+    directory = shop.store.step(key, produce).directory
+    facts = read_json(directory / "golden.json")
+    return Vectors(file=directory / golden.FILE, count=facts["count"], chosen=tuple(facts["chosen"]))
+
+
+def _measure(shop: Workshop, case: Case) -> Verified:
     from edgekit.verify import compare
 
-    chosen = _fitting(subject, samples)
+    subject, exported, samples = case.subject, case.exported, case.samples
+    reference, chosen = case.reference, case.vectors.chosen
     lowered = subject.files.lowered
     with shop.progress.task(f"run {subject.target.name}", total=sum(chosen)) as task:
         settings = RunSettings(
@@ -129,11 +166,11 @@ def _measure(
             options=lowered.runtime,
             settings=settings,
         ) as run:
-            rows = _Restored(run.outputs, lowered.outputs)
+            rows = Restored(run.outputs, lowered.outputs)
             parity = compare(_kept(reference, chosen), rows, task=_task(shop, exported, samples, chosen))
-            golden = _golden(_kept(samples, chosen), _kept(reference, chosen), out / GOLDEN_FILE)
+            count = case.vectors.count
             golden_parity = compare(
-                _first(_kept(reference, chosen), golden), _first(rows, golden), task=_plain(exported)
+                _first(_kept(reference, chosen), count), _first(rows, count), task=_plain(exported)
             )
             placement = None
             if run.placement is not None:
@@ -143,41 +180,9 @@ def _measure(
                 parity=parity,
                 placement=placement,
                 golden_parity=golden_parity,
-                golden_samples=golden,
                 runtime_versions=run.versions,
                 skipped=len(chosen) - sum(chosen),
             )
-
-
-@dataclass(frozen=True)
-class _Restored:
-    """The runtime's outputs in the source's layout; iterates the file anew each time."""
-
-    outputs: ArrayFile
-    specs: tuple[TensorSpec, ...]
-
-    def __iter__(self) -> Iterator[dict[str, Array]]:
-        return (_from_runtime(row, self.specs) for row in self.outputs)
-
-
-def to_runtime(inputs: Mapping[str, Array], specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
-    """Inputs as the source takes them, with channels moved last where the artifact wants them there."""
-    import numpy as np
-
-    moved = {s.name for s in specs if channels_last(s)}
-    return {n: np.ascontiguousarray(np.moveaxis(a, 1, -1)) if n in moved else a for n, a in inputs.items()}
-
-
-def channels_last(spec: TensorSpec) -> bool:
-    """Whether the artifact's tensor is the source's with channels moved to the end."""
-    return spec.layout in ("NWC", "NHWC", "NDHWC")
-
-
-def _from_runtime(row: Mapping[str, Array], specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
-    import numpy as np
-
-    moved = {s.name for s in specs if channels_last(s)}
-    return {n: np.moveaxis(a, -1, 1) if n in moved else a for n, a in row.items()}
 
 
 def _fitting(subject: Subject, samples: SampleSet) -> list[bool]:
@@ -194,7 +199,7 @@ def _fitting(subject: Subject, samples: SampleSet) -> list[bool]:
     return chosen
 
 
-def _kept(rows: Iterable[Any], chosen: list[bool]) -> Iterator[Any]:
+def _kept(rows: Iterable[Any], chosen: Sequence[bool]) -> Iterator[Any]:
     return (row for row, keep in zip(rows, chosen, strict=True) if keep)
 
 
@@ -213,7 +218,7 @@ def _step(advance: Callable[[int], None]) -> Callable[[int], None]:
     return progressed
 
 
-def _task(shop: Workshop, exported: Exported, samples: SampleSet, chosen: list[bool]) -> Task:
+def _task(shop: Workshop, exported: Exported, samples: SampleSet, chosen: Sequence[bool]) -> Task:
     plain = _plain(exported)
     if not samples.labelled:
         return plain
@@ -243,21 +248,3 @@ def _user_metric(text: str) -> Metric | None:
 def _file_sha256(text: str) -> str:
     path = Path(text.rpartition(":")[0])
     return sha256_file(path) if text and path.is_file() else ""
-
-
-def _golden(samples: Iterable[Sample], reference: Iterable[Mapping[str, Array]], path: Path) -> int:
-    """Write ``input/<i>/<name>`` and ``output/<i>/<name>`` of the first samples; returns how many."""
-    import numpy as np
-
-    arrays: dict[str, Array] = {}
-    count = 0
-    for sample, outputs in zip(samples, reference, strict=True):
-        size = sum(a.nbytes for a in (*arrays.values(), *sample.inputs.values(), *outputs.values()))
-        if count == GOLDEN_SAMPLES or (count and size > GOLDEN_BYTES):
-            break
-        arrays |= {f"input/{count}/{n}": a for n, a in sample.inputs.items()}
-        arrays |= {f"output/{count}/{n}": a for n, a in outputs.items()}
-        count += 1
-    with path.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # names are data, not keywords
-    return count

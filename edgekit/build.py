@@ -19,6 +19,7 @@ from edgekit.data import RANDOM, Given, SampleSet, random_samples, raw_example, 
 from edgekit.deliver import Product, deliver, refusal
 from edgekit.errors import (
     CalibrationRequiredError,
+    DefectError,
     EdgekitError,
     MissingExtraError,
     UnsupportedOperatorsError,
@@ -196,6 +197,8 @@ def attempt(request: Request, shop: Workshop, prepared: Prepared, target: Target
         return Outcome(target=target, error=with_alternatives(error, shop, prepared, target))
     except EdgekitError as error:
         return Outcome(target=target, error=error)
+    except Exception as error:  # noqa: BLE001 - a defect in one backend must not cost the others their artifacts
+        return Outcome(target=target, error=DefectError.of(error, target.name))
 
 
 def make(request: Request, shop: Workshop, prepared: Prepared, target: Target) -> Artifact:

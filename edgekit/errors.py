@@ -11,6 +11,7 @@ failed, 6 backend or tool missing, 7 device, 130 interrupted.
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,6 +35,20 @@ class EdgekitError(Exception):
             "hint": self.hint,
             "exit_code": self.exit_code,
         }
+
+
+class DefectError(EdgekitError):
+    """Something that edgekit did not foresee went wrong while it worked on one target."""
+
+    @classmethod
+    def of(cls, error: BaseException, where: str) -> DefectError:
+        """Wrap ``error``, with the end of its traceback in the message."""
+        trace = "".join(traceback.format_exception(error))[-3000:]
+        made = cls(
+            f"{where}: unexpected {type(error).__name__}\n{trace}", hint="this is a defect; please report it"
+        )
+        made.__cause__ = error
+        return made
 
 
 # --- 2: usage and configuration ---------------------------------------------------------------------

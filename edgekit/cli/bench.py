@@ -1,0 +1,99 @@
+"""``edgekit bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from edgekit.measuring import Measured
+
+
+@click.command()
+@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--vs", "baseline", type=click.Path(path_type=Path), help="Compare each with this artifact, interleaved."
+)
+@click.option(
+    "--processes", type=click.IntRange(min=1), default=10, show_default=True, help="Fresh processes each."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(min=0.01), default=0.5, show_default=True, help="Steady state each."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def bench(
+    artifacts: tuple[Path, ...], baseline: Path | None, processes: int, seconds: float, as_json: bool
+) -> None:
+    """Measure latency and memory of ARTIFACTS on this machine.
+
+    Every replicate is a fresh process. Load, first inference and steady state are kept apart; raw samples
+    are kept beside the manifest. With --vs the verdict is faster, slower or no detectable difference.
+    Directories that hold no artifact, and artifacts that cannot run here, are named and left out.
+    """
+    from edgekit import manifest
+    from edgekit.bench import BenchSettings
+    from edgekit.cli._output import print_json, progress
+    from edgekit.errors import UsageError
+    from edgekit.measuring import measure
+
+    chosen = [manifest.read(p) for p in artifacts if p.is_dir() and p.suffix != ".failed"]
+    runnable = [a for a in chosen if a.manifest.status != "not-run"]
+    for artifact in chosen:
+        if artifact not in runnable:
+            click.echo(
+                f"{artifact.target}: not run where it was built; edgekit verify it here first", err=True
+            )
+    if not runnable:
+        raise UsageError(
+            "there is no artifact to measure", hint="name artifact directories: edgekit bench build/*"
+        )
+    with progress() as shown, shown.task("measure", total=len(runnable)) as task:
+        found = []
+        reference = manifest.read(baseline) if baseline else None
+        settings = BenchSettings(processes=processes, seconds=seconds)
+        for artifact in runnable:
+            found += measure([artifact], baseline=reference, settings=settings)
+            task.advance()
+    if as_json:
+        print_json({"measurements": [_entry(m) for m in found]})
+    else:
+        _show(found)
+
+
+def _entry(measured: Measured) -> dict[str, object]:
+    difference = measured.comparison.difference if measured.comparison else None
+    return {
+        "artifact": str(measured.artifact.directory),
+        "target": measured.artifact.target,
+        "measurement": measured.measurement,
+        "difference": difference,
+    }
+
+
+def _show(found: list[Measured]) -> None:
+    from edgekit.cli._output import size, table
+
+    rows = []
+    for m in found:
+        figures, difference = m.measurement, m.comparison.difference if m.comparison else None
+        rows.append(
+            (
+                m.artifact.target,
+                f"{figures.p50_ms:.3g}",
+                f"{figures.p90_ms:.3g}",
+                "-" if figures.p99_ms is None else f"{figures.p99_ms:.3g}",
+                f"{figures.load_ms:.3g}",
+                f"{figures.first_ms:.3g}",
+                "-" if figures.peak_memory is None else size(figures.peak_memory),
+                str(figures.threads),
+                "-" if difference is None else f"{difference.verdict} ({difference.ratio:.2f}×)",
+                figures.validity,
+            )
+        )
+    columns = ("target", "p50 ms", "p90", "p99", "load", "first", "peak", "threads", "against", "run")
+    table("", columns, rows)
+    for m in found:
+        for reason in m.measurement.reasons:
+            click.echo(f"  {m.artifact.target}: {reason}", err=True)

@@ -82,6 +82,8 @@ def export_with_report(model: TorchModel, out: Path, *, opset: int = OPSET) -> t
                 exported = run()
             _tidy(exported, model, names)
             written = graph.save(exported, out)
+            if model.dynamic_axes and "fixed" not in strategy:
+                written = _mend_shapes(exported, model, written)
             error, checked, notes = compare(model, written)
         except (KeyboardInterrupt, MemoryError):
             raise
@@ -139,7 +141,7 @@ def _strategies(
     model: TorchModel, names: tuple[str, ...], opset: int
 ) -> Iterator[tuple[str, Callable[[], ir.Model]]]:
     module = _Flat(model)
-    example = tuple(model.example_inputs.values())
+    example = tuple(_traced(model).values())
     dynamic = (tuple(dict(model.dynamic_axes.get(n, {})) or None for n in model.example_inputs),)
 
     def dynamo(shapes: Any, strict: bool) -> ir.Model:
@@ -171,6 +173,19 @@ def _strategies(
     yield "TorchScript", lambda: _torchscript(module, model, names, opset, dynamic=False)
 
 
+def _traced(model: TorchModel) -> Mapping[str, torch.Tensor]:
+    """The inputs to trace with: dynamic axes of 1 become 2, because a size of 1 broadcasts and gets baked in."""
+    sizes = {name: max(2, size) for name, size in _sizes(model).items()}
+    if sizes == _sizes(model):
+        return model.example_inputs
+    larger = _resized(model, sizes)
+    try:
+        call(model.module, larger)
+    except Exception:  # noqa: BLE001 - the module takes its example only; the check will tell what that means
+        return model.example_inputs
+    return larger
+
+
 def _hints(shapes: Any) -> Any:
     dynamic = torch.export.Dim.DYNAMIC
     return (tuple(dict.fromkeys(axes, dynamic) if axes else None for axes in shapes[0]),)
@@ -184,7 +199,7 @@ def _torchscript(
     buffer = io.BytesIO()
     torch.onnx.export(
         module,
-        tuple(model.example_inputs.values()),
+        tuple(_traced(model).values()),
         buffer,  # type: ignore[arg-type]
         input_names=list(model.example_inputs),
         output_names=list(names),
@@ -219,6 +234,41 @@ def _tidy(exported: ir.Model, model: TorchModel, names: tuple[str, ...]) -> None
                     shape[axis] = label
 
 
+def _mend_shapes(exported: ir.Model, model: TorchModel, written: OnnxModel) -> OnnxModel:
+    """Forget shapes that tracing baked in: exporters annotate some dynamic sizes with the example's.
+
+    Inner shapes are inferred anew from the inputs by the runtimes; an output's dimension that changes
+    with the inputs gets the name of the axis that it follows.
+    """
+    import onnx_ir
+
+    for node in onnx_ir.traversal.RecursiveGraphIterator(exported.graph):
+        for value in node.outputs:
+            if not value.is_graph_output() and value.shape is not None:
+                value.shape = None
+    sizes = _sizes(model)
+    other = {name: size + 1 + i for i, (name, size) in enumerate(sizes.items())}
+    session = graph.session(written.path)
+    try:
+        first = _run(session, model.example_inputs, _EXAMPLE)
+        second = _run(session, _resized(model, other), "other sizes")
+    except ExportError:
+        return graph.save(exported, written.path)
+    for value in exported.graph.outputs:
+        before, after = first[value.name or ""].shape, second[value.name or ""].shape
+        if value.shape is None or len(before) != len(after):
+            continue
+        dims = list(value.shape)
+        for axis, (one, two) in enumerate(zip(before, after, strict=True)):
+            follows = next((n for n in sizes if (sizes[n], other[n]) == (one, two)), None)
+            if one != two and isinstance(dims[axis], int):
+                dims[axis] = onnx_ir.SymbolicDim(follows or f"{value.name}_axis{axis}")
+            elif one != two and follows:
+                dims[axis] = onnx_ir.SymbolicDim(follows)
+        value.shape = onnx_ir.Shape(dims)
+    return graph.save(exported, written.path)
+
+
 def _without(prefix: str, scopes: str) -> str:
     import ast
 
@@ -231,7 +281,7 @@ def _without(prefix: str, scopes: str) -> str:
 
 
 def compare(model: TorchModel, exported: OnnxModel) -> tuple[float, int, tuple[str, ...]]:
-    """Run module and ONNX on the example and on random inputs.
+    """Run module and ONNX on the example, on random inputs, and with other sizes of the dynamic axes.
 
     Gives the largest relative L2 distance, the number of inputs compared, and notes. Raises
     :class:`ExportError` when the distance is more than rounding explains.
@@ -239,26 +289,25 @@ def compare(model: TorchModel, exported: OnnxModel) -> tuple[float, int, tuple[s
     session = graph.session(exported.path)
     limit = _QUANTIZED_LIMIT if _rounds(exported) else _LIMIT
     worst, checked, notes = 0.0, 0, []
-    for index, inputs in enumerate(_inputs(model)):
+    for which, inputs in _inputs(model):
         try:
             expected, again = call(model.module, inputs), call(model.module, inputs)
         except Exception as error:
-            if index == 0:
+            if which == _EXAMPLE:
                 raise
-            notes.append(f"random input {index} is none that the module takes: {_first_line(error)}")
+            notes.append(f"the module does not take {which}: {_first_line(error)}")
             continue
         if not all(_same(a, b) for a, b in zip(expected.values(), again.values(), strict=True)):
             notes.append("the module gives different outputs for one input (it draws random numbers): not compared")
             break
-        if not all(np.isfinite(t.detach().numpy()).all() for t in expected.values() if t.is_floating_point()) and index:
-            notes.append(f"random input {index} makes the module overflow: not compared")
+        if which != _EXAMPLE and not _finite(expected):
+            notes.append(f"the module overflows on {which}: not compared")
             continue
-        results = graph.run(session, {k: v.detach().numpy() for k, v in inputs.items()})
+        results = _run(session, inputs, which)
         for (name, tensor), got in zip(expected.items(), results.values(), strict=True):
             distance = _distance(name, tensor.detach().numpy(), got)
             worst = max(worst, distance)
             if distance > limit:
-                which = "the example inputs" if index == 0 else f"random inputs (seed {index})"
                 raise ExportError(
                     f"the ONNX computes something else: {name!r} is {distance:.2g} away (relative L2) on {which}",
                     hint="look for control flow that depends on values, and random or in-place operations in forward",
@@ -267,11 +316,51 @@ def compare(model: TorchModel, exported: OnnxModel) -> tuple[float, int, tuple[s
     return worst, checked, tuple(dict.fromkeys(notes))
 
 
-def _inputs(model: TorchModel) -> Iterator[dict[str, torch.Tensor]]:
-    yield {k: v.clone() for k, v in model.example_inputs.items()}
+def _run(session: Any, inputs: Mapping[str, torch.Tensor], which: str) -> dict[str, Array]:
+    try:
+        return graph.run(session, {k: v.detach().numpy() for k, v in inputs.items()})
+    except Exception as error:
+        raise ExportError(f"the ONNX fails on {which}: {_first_line(error)}", hint="the module takes them") from error
+
+
+_EXAMPLE = "the example inputs"
+
+
+def _inputs(model: TorchModel) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """The example, random inputs like it, and the example at other sizes of the dynamic axes."""
+    yield _EXAMPLE, {k: v.clone() for k, v in model.example_inputs.items()}
     for seed in range(1, _RANDOM_INPUTS + 1):
         generator = torch.Generator().manual_seed(seed)
-        yield {k: _random_like(v, generator) for k, v in model.example_inputs.items()}
+        yield f"random inputs (seed {seed})", {k: _random_like(v, generator) for k, v in model.example_inputs.items()}
+    sizes = _sizes(model)
+    for variant in ({n: s + 1 + i for i, (n, s) in enumerate(sizes.items())}, {n: max(1, s - 1) for n, s in sizes.items()}):
+        if variant != sizes:
+            said = ", ".join(f"{n} = {s}" for n, s in variant.items())
+            yield f"inputs with {said}", _resized(model, variant)
+
+
+def _sizes(model: TorchModel) -> dict[str, int]:
+    """The example's size of every dynamic axis by the axis' name."""
+    return {
+        label: model.example_inputs[name].shape[axis]
+        for name, axes in model.dynamic_axes.items()
+        for axis, label in axes.items()
+    }
+
+
+def _resized(model: TorchModel, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """The example inputs with other sizes of the dynamic axes: repeated or cut, so that values stay valid."""
+    resized = {}
+    for name, tensor in model.example_inputs.items():
+        for axis, label in model.dynamic_axes.get(name, {}).items():
+            index = torch.arange(sizes[label]) % max(1, tensor.shape[axis])
+            tensor = tensor.index_select(axis, index)
+        resized[name] = tensor.contiguous()
+    return resized
+
+
+def _finite(outputs: Mapping[str, torch.Tensor]) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in outputs.values() if t.is_floating_point())
 
 
 def _random_like(example: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

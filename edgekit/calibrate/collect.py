@@ -126,7 +126,7 @@ def _offset(inputs: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
     digest = 0
     for name in sorted(inputs):
         flat = inputs[name].ravel()
-        digest = zlib.crc32(np.ascontiguousarray(flat[:: max(1, flat.size // 4096)]), digest)
+        digest = zlib.crc32(flat[:: max(1, flat.size // 4096)].tobytes(), digest)
     return np.array([digest], np.int64)
 
 
@@ -206,20 +206,20 @@ class _Collector:
         """Everything seen so far, by tensor."""
         self._count()
         found = {}
-        for i, tap in enumerate(self.taps):
+        for i, tapped in enumerate(self.taps):
             channels = slice(int(self.starts[i]), int(self.starts[i + 1]))
             low, high = float(self.half_low[:, i].min()), float(self.half_high[:, i].max())
             halves = (self.half_low[:, i], self.half_high[:, i])
             if self.samples == 1:  # the odd half is empty: both halves are the one sample
                 halves = (np.full(2, low, np.float32), np.full(2, high, np.float32))
             self.histograms[i].grow(max(abs(low), abs(high)))
-            found[tap.tensor] = TensorStatistics(
+            found[tapped.tensor] = TensorStatistics(
                 count=int(self.counts[i]),
                 low=low,
                 high=high,
                 average_low=float(self.sum_low[i] / self.samples),
                 average_high=float(self.sum_high[i] / self.samples),
-                channel_axis=tap.axis,
+                channel_axis=tapped.axis,
                 channel_low=self.low[channels].copy(),
                 channel_high=self.high[channels].copy(),
                 channel_mean=(self.mean[channels] / self.samples).astype(np.float32),

@@ -22,14 +22,30 @@ OFFSET = "edgekit.offset"
 """The extra graph input: which residue of the stride this sample's subsample takes."""
 
 ALIASING = frozenset(
-    "Reshape Transpose Squeeze Unsqueeze Flatten Identity MaxPool Slice Expand Tile DepthToSpace "
-    "SpaceToDepth Split Dropout".split()
+    [
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Identity",
+        "MaxPool",
+        "Slice",
+        "Expand",
+        "Tile",
+        "DepthToSpace",
+        "SpaceToDepth",
+        "Split",
+        "Dropout",
+    ]
 )
 """Operators whose output holds only values of their input: its range serves."""
 
 _MINIMUM_OPSET = 13
 _CLIPS = frozenset({"Relu", "Clip"})
-_CLIPPED = frozenset("Conv ConvTranspose Gemm MatMul Add Sub Mul Div BatchNormalization".split())
+_CLIPPED = frozenset(
+    ["Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "BatchNormalization"]
+)
 _WEIGHTED = frozenset({"Gemm", "MatMul"})
 
 

@@ -1,0 +1,124 @@
+"""Affine parameters: ``real = scale * (stored - zero_point)``, and integers from weights and biases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[Any]
+
+_INT32 = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine:
+    """One scale and zero point for a whole tensor. ``dtype`` is ``uint8``, ``int8`` or ``int16``."""
+
+    scale: float
+    zero_point: int
+    dtype: str
+
+    @property
+    def low(self) -> float:
+        """The smallest value that can be stored."""
+        return self.scale * (int(np.iinfo(self.dtype).min) - self.zero_point)
+
+    @property
+    def high(self) -> float:
+        """The largest value that can be stored."""
+        return self.scale * (int(np.iinfo(self.dtype).max) - self.zero_point)
+
+
+def affine(low: float, high: float, dtype: str, *, symmetric: bool) -> Affine:
+    """Parameters that cover ``[low, high]`` and represent zero exactly.
+
+    Symmetric ranges use zero point 0 and leave the most negative integer unused.
+    """
+    limits = np.iinfo(dtype)
+    low, high = min(low, 0.0), max(high, 0.0)
+    smallest = float(np.finfo(np.float32).tiny) * 256
+    if symmetric:
+        scale = max(-low, high) / float(limits.max)
+        return Affine(scale=_float32(scale, smallest), zero_point=0, dtype=dtype)
+    scale = _float32((high - low) / float(limits.max - limits.min), smallest)
+    zero_point = int(np.clip(round(limits.min - low / scale), limits.min, limits.max))
+    return Affine(scale=scale, zero_point=zero_point, dtype=dtype)
+
+
+def fixed_affine(low: float, high: float, dtype: str, *, symmetric: bool) -> Affine:
+    """Parameters of an operator whose output range is given: power-of-two steps, the top value left out.
+
+    ``[0, 1]`` in INT8 is scale 1/256 and zero point -128; ``[-1, 1]`` is 1/128 and 0; both are 1/32768 and
+    0 in symmetric INT16 (TFLite's quantization specification).
+    """
+    limits = np.iinfo(dtype)
+    if symmetric:
+        return Affine(scale=max(-low, high) / (limits.max + 1), zero_point=0, dtype=dtype)
+    scale = (high - low) / (limits.max - limits.min + 1)
+    return Affine(scale=scale, zero_point=int(limits.min - low / scale), dtype=dtype)
+
+
+def _float32(scale: float, smallest: float) -> float:
+    """As the file will store it; a tensor that is all zeros gets scale 1."""
+    return float(np.float32(scale)) if scale > smallest else 1.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuantizedWeight:
+    """Symmetric integers: ``values`` shaped as the weight; ``scale`` ``[channels]`` along ``axis``, or scalar."""
+
+    values: Integers
+    scale: Floats
+    axis: int | None
+
+    @property
+    def real(self) -> Floats:
+        """The weight that the integers stand for."""
+        return (self.values * self.spread).astype(np.float32)
+
+    @property
+    def spread(self) -> Floats:
+        """``scale`` shaped to broadcast against the weight."""
+        if self.axis is None:
+            return self.scale
+        shape = [1] * self.values.ndim
+        shape[self.axis] = -1
+        return self.scale.reshape(shape)
+
+
+def weight_scale(weight: Floats, axis: int | None, bits: int) -> Floats:
+    """Max |w| over the largest integer, by channel of ``axis`` or for the whole; 1 where all is zero."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    reach = np.abs(weight).max(axis=others if axis is not None else None, initial=0.0)
+    scale = (reach / ((1 << (bits - 1)) - 1)).astype(np.float32)
+    positive: Floats = np.where(scale > np.finfo(np.float32).tiny, scale, np.float32(1.0)).astype(np.float32)
+    return positive
+
+
+def quantize_weight(
+    weight: Floats, axis: int | None, bits: int, scale: Floats | None = None
+) -> QuantizedWeight:
+    """Round to nearest on ``scale`` (by default from the largest magnitude), clipped to the symmetric range."""
+    scale = weight_scale(weight, axis, bits) if scale is None else scale
+    top = (1 << (bits - 1)) - 1
+    empty = QuantizedWeight(values=np.zeros(weight.shape, np.int8), scale=scale, axis=axis)
+    values = np.clip(np.rint(weight / empty.spread), -top, top).astype(np.int8)
+    return QuantizedWeight(values=values, scale=scale, axis=axis)
+
+
+def room_for_bias(scale: Floats, bias: Floats, activation: float) -> Floats:
+    """Weight scales raised where ``bias / (activation * scale)`` would not fit INT32.
+
+    Channels whose weights are almost zero have almost no scale; their bias is what matters.
+    """
+    least = np.abs(bias).astype(np.float64) / (activation * _INT32 * 0.5)
+    return np.maximum(scale, least.astype(np.float32))
+
+
+def quantize_bias(bias: Floats, scale: Floats) -> Integers:
+    """INT32 on ``scale`` = activation scale times weight scale."""
+    return np.clip(np.rint(bias.astype(np.float64) / scale), -_INT32, _INT32).astype(np.int32)

@@ -1,0 +1,300 @@
+"""Carry a plan out: integer weights and biases, Q/DQ pairs, activations that the integers already clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgekit.quantize.blocks import Block, constant
+from edgekit.quantize.params import (
+    Affine,
+    QuantizedWeight,
+    quantize_bias,
+    quantize_weight,
+    room_for_bias,
+    weight_scale,
+)
+from edgekit.quantize.plan import Plan, constant_affine
+from edgekit.quantize.rules import Rules
+from edgekit.types import Scheme
+
+
+def place(graph: ir.Graph, plan: Plan, scheme: Scheme, rules: Rules, weight_bits: int) -> None:
+    """Rewrite ``graph`` in place. Float semantics stay those of the plan whatever a runtime fuses."""
+    _Placer(graph, plan, scheme, rules, weight_bits).run()
+
+
+class _Placer:
+    def __init__(self, graph: ir.Graph, plan: Plan, scheme: Scheme, rules: Rules, weight_bits: int) -> None:
+        self.graph, self.plan, self.scheme, self.rules = graph, plan, scheme, rules
+        self.weight_bits = weight_bits
+        self.dequantized: dict[ir.Value, ir.Value] = {}
+        self.requantized: dict[tuple[ir.Value, Affine], ir.Value] = {}
+        self.constants: dict[tuple[str, str, bytes], ir.Value] = {}
+        self.weights: dict[tuple[ir.Value, bytes], ir.Value] = {}
+        self.names = {v.name for n in graph for v in n.outputs} | {v.name for v in graph.inputs}
+        self.names |= set(graph.initializers)
+
+    def run(self) -> None:
+        """Operands first, while the graph still is the one planned; then the activations between blocks."""
+        for block in self.plan.blocks:
+            if self.plan.quantized(block):
+                self._operands(block)
+        for block in self.plan.blocks:
+            if self.plan.quantized(block):
+                self._drop_clip(block)
+        uses = {v: tuple(v.uses()) for v in self.plan.own}
+        core = {n: b for b in self.plan.blocks for n in b.nodes}
+        for value, stored in self.plan.own.items():
+            self._between(value, stored, uses[value], core)
+        self._drop_unused()
+
+    # --- weights, biases and other constants ------------------------------------------------------------
+
+    def _operands(self, block: Block) -> None:
+        if block.weight is not None:
+            self._weight(block)
+            return
+        rule = self.rules.ops[block.op]
+        for value in block.data:
+            if constant(value) is None or not (rule.writes or rule.moves):
+                continue
+            stored = self._constant_affine(block, value)
+            real = constant(value)
+            assert real is not None
+            integers = _store(real, stored)
+            dq = self._dequantize(
+                block.core, value.name or "", integers, np.float32(stored.scale), stored.zero_point, None
+            )
+            _replace_input(block.core, value, dq)
+
+    def _constant_affine(self, block: Block, value: ir.Value) -> Affine:
+        output = block.outputs[0]
+        if self.rules.ops[block.op].moves and output in self.plan.own:
+            return self.plan.own[output]
+        dtype = self.plan.dtypes[block]
+        return constant_affine(value, dtype, symmetric=self.scheme.activation_symmetric or dtype == "int16")
+
+    def _weight(self, block: Block) -> None:
+        weight, bias = block.weight, block.bias_value
+        assert weight is not None
+        assert weight.const_value is not None
+        real = weight.const_value.numpy().astype(np.float32, copy=False)
+        axis = block.weight_axis if self.scheme.per_channel else None
+        scale = weight_scale(real, axis, self.weight_bits)
+        activation = self._read_scale(block)
+        quantize_biases = bias is not None and self.scheme.bias == "int32" and activation is not None
+        if quantize_biases and bias is not None and bias.const_value is not None and activation is not None:
+            shift = bias.const_value.numpy().reshape(-1)
+            scale = room_for_bias(
+                scale, shift if axis is not None else np.abs(shift).max(initial=0.0), activation
+            )
+        quantized = quantize_weight(real, axis, self.weight_bits, scale)
+        key = (weight, scale.tobytes())
+        if key not in self.weights:
+            self.weights[key] = self._dequantize(
+                block.core, weight.name or "", quantized.values, quantized.scale, 0, axis
+            )
+        block.core.replace_input_with(1, self.weights[key])
+        if quantize_biases and bias is not None and activation is not None:
+            self._bias(block, bias, quantized, activation)
+
+    def _bias(self, block: Block, bias: ir.Value, weight: QuantizedWeight, activation: float) -> None:
+        assert bias.const_value is not None
+        scale = (np.float32(activation) * weight.scale).astype(np.float32)
+        axis = None if scale.ndim == 0 else 0
+        integers = quantize_bias(bias.const_value.numpy().astype(np.float32).reshape(-1), scale)
+        node = block.bias or block.core
+        dq = self._dequantize(node, bias.name or "", integers, scale, None, axis)
+        _replace_input(node, bias, dq)
+
+    def _read_scale(self, block: Block) -> float | None:
+        """The scale of what a weighted block reads; ``None`` where it reads float."""
+        value = block.activations[0]
+        if (block, value) in self.plan.edges:
+            return self.plan.edges[block, value].scale
+        own = self.plan.own.get(value)
+        return own.scale if own is not None else None
+
+    # --- activations --------------------------------------------------------------------------------------
+
+    def _drop_clip(self, block: Block) -> None:
+        """Remove an activation whose limits the stored integers cannot exceed anyway."""
+        output, limits = block.outputs[0], block.limits
+        own = self.plan.own.get(output)
+        if block.clip is None or limits is None or own is None or not self._all_read_stored(output):
+            return
+        slack = own.scale * 0.51  # rounding the zero point may move the ends by half a step
+        if own.low < limits[0] - slack or own.high > limits[1] + slack:
+            return
+        inner = block.clip.inputs[0]
+        assert inner is not None
+        for use in tuple(output.uses()):
+            use.node.replace_input_with(use.idx, inner)
+        if output.is_graph_output():
+            _take_output(self.graph, output, inner)
+        self._move(output, inner)
+        block.clip = None
+
+    def _all_read_stored(self, value: ir.Value) -> bool:
+        if value in self.plan.stored:
+            return True
+        core = {b.core: b for b in self.plan.blocks}
+        return not value.is_graph_output() and all(
+            (reader := core.get(u.node)) is not None
+            and self.plan.quantized(reader)
+            and value in reader.data
+            and (reader, value) not in self.plan.raw
+            for u in value.uses()
+        )
+
+    def _move(self, old: ir.Value, new: ir.Value) -> None:
+        """The plan for ``old`` now holds for ``new``."""
+        plan = self.plan
+        plan.own[new] = plan.own.pop(old)
+        if old in plan.stored:
+            plan.stored.discard(old)
+            plan.stored.add(new)
+        for block, value in tuple(plan.edges):
+            if value is old:
+                plan.edges[block, new] = plan.edges.pop((block, old))
+        for block, value in tuple(plan.raw):
+            if value is old:
+                plan.raw.discard((block, old))
+                plan.raw.add((block, new))
+
+    def _between(
+        self, value: ir.Value, stored: Affine, uses: Sequence[Any], core: dict[ir.Node, Block]
+    ) -> None:
+        """Q/DQ behind one tensor, and every reader on the side where it belongs."""
+        dq = self._pair(value, stored)
+        for use in uses:
+            block = core.get(use.node)
+            reads = block is not None and self.plan.quantized(block) and use.node is block.core
+            if reads and block is not None and value in block.data:
+                if (block, value) in self.plan.raw:
+                    continue
+                edge = self.plan.edges.get((block, value))
+                use.node.replace_input_with(use.idx, dq if edge is None else self._again(value, dq, edge))
+            elif value in self.plan.stored:
+                use.node.replace_input_with(use.idx, dq)
+        if value.is_graph_output() and value in self.plan.stored:
+            _take_output(self.graph, value, dq)
+
+    def _again(self, value: ir.Value, dq: ir.Value, wanted: Affine) -> ir.Value:
+        """A tensor on another scale, for the readers that need it there."""
+        source = dq if value in self.plan.stored else value
+        if (value, wanted) not in self.requantized:
+            self.requantized[value, wanted] = self._pair(source, wanted)
+        return self.requantized[value, wanted]
+
+    def _pair(self, value: ir.Value, stored: Affine) -> ir.Value:
+        scale, zero = self._scalars(stored)
+        q = self._node("QuantizeLinear", value, [value, scale, zero])
+        q.outputs[0].type = ir.TensorType(ir.DataType[stored.dtype.upper()])
+        q.outputs[0].shape = value.shape
+        dq = self._node("DequantizeLinear", value, [q.outputs[0], scale, zero])
+        dq.outputs[0].type, dq.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), value.shape
+        producer = value.producer()
+        if producer is not None:
+            self.graph.insert_after(producer, (q, dq))
+        else:
+            self.graph.insert_before(self.graph[0], (q, dq))
+        return dq.outputs[0]
+
+    def _dequantize(
+        self,
+        reader: ir.Node,
+        name: str,
+        integers: npt.NDArray[Any],
+        scale: npt.NDArray[np.float32] | np.float32,
+        zero_point: int | None,
+        axis: int | None,
+    ) -> ir.Value:
+        """Integers in the file and a DequantizeLinear before ``reader``. INT32 biases have no zero point."""
+        scale = np.asarray(scale)
+        inputs = [self._constant(f"{name}_quantized", integers), self._constant(f"{name}_scale", scale)]
+        if zero_point is not None:
+            zeros = np.full(scale.shape, zero_point, integers.dtype)
+            inputs.append(self._constant(f"{name}_zero_point", zeros))
+        node = self._node("DequantizeLinear", ir.Value(name=name), inputs)
+        if axis is not None and scale.ndim:
+            node.attributes["axis"] = ir.AttrInt64("axis", axis)
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        node.outputs[0].shape = ir.Shape(integers.shape)
+        self.graph.insert_before(reader, node)
+        return node.outputs[0]
+
+    # --- small things ---------------------------------------------------------------------------------------
+
+    def _scalars(self, stored: Affine) -> tuple[ir.Value, ir.Value]:
+        scale = np.asarray(stored.scale, np.float32)
+        zero = np.asarray(stored.zero_point, stored.dtype)
+        return self._constant("scale", scale), self._constant("zero_point", zero)
+
+    def _constant(self, hint: str, array: npt.NDArray[Any]) -> ir.Value:
+        """An initializer; small ones are shared by equal requests."""
+        key = (str(array.dtype), str(array.shape), array.tobytes()) if array.ndim == 0 else None
+        if key is not None and key in self.constants:
+            return self.constants[key]
+        tensor = ir.tensor(array, name=self._unique(hint))
+        value = ir.Value(
+            name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape
+        )
+        self.graph.register_initializer(value)
+        if key is not None:
+            self.constants[key] = value
+        return value
+
+    def _node(self, op: str, about: ir.Value, inputs: list[ir.Value]) -> ir.Node:
+        name = self._unique(f"{about.name}_{op}")
+        node = ir.Node("", op, inputs, num_outputs=1, name=name)
+        node.outputs[0].name = name
+        return node
+
+    def _unique(self, hint: str) -> str:
+        name, i = hint, 0
+        while name in self.names:
+            i += 1
+            name = f"{hint}_{i}"
+        self.names.add(name)
+        return name
+
+    def _drop_unused(self) -> None:
+        for node in reversed(tuple(self.graph)):
+            if node.op_type in ("Relu", "Clip") and not any(
+                o.uses() or o.is_graph_output() for o in node.outputs
+            ):
+                self.graph.remove(node, safe=True)
+        for name, value in tuple(self.graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+                del self.graph.initializers[name]
+
+
+def _store(real: npt.NDArray[Any], stored: Affine) -> npt.NDArray[Any]:
+    limits = np.iinfo(stored.dtype)
+    return np.clip(np.rint(real / stored.scale) + stored.zero_point, limits.min, limits.max).astype(
+        stored.dtype
+    )
+
+
+def _replace_input(node: ir.Node, old: ir.Value, new: ir.Value) -> None:
+    for i, value in enumerate(node.inputs):
+        if value is old:
+            node.replace_input_with(i, new)
+
+
+def _take_output(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Make ``new`` the graph output that ``old`` was, under its name."""
+    new_name, old_name = new.name, old.name
+    for i, output in enumerate(graph.outputs):
+        if output is old:
+            graph.outputs[i] = new
+    old.name = f"{old_name}_float" if new_name is None else new_name
+    new.name = old_name
+    if new.shape is None:
+        new.shape = old.shape

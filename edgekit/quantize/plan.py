@@ -1,0 +1,272 @@
+"""Decide: which blocks compute on integers, and the scale of every tensor between them.
+
+Nothing is changed here; :mod:`edgekit.quantize.place` carries the plan out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekit.calibrate import Calibration
+from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, select
+from edgekit.quantize.options import QuantizeOptions
+from edgekit.quantize.params import Affine, affine, fixed_affine
+from edgekit.quantize.rules import OpRule, Rules
+from edgekit.types import Scheme
+
+Edge = tuple[Block, ir.Value]
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """The decisions. ``reasons``: why a block stays float. ``own``: how a tensor is stored. ``edges``: what
+    a quantized block reads an input as, where it is not ``own``'s. ``raw``: inputs that a quantized block
+    reads unquantized (fused additions) or already quantized (behind operators that move values)."""
+
+    blocks: list[Block]
+    reasons: dict[Block, str]
+    dtypes: dict[Block, str]
+    own: dict[ir.Value, Affine] = field(default_factory=dict)
+    stored: set[ir.Value] = field(default_factory=set)
+    edges: dict[Edge, Affine] = field(default_factory=dict)
+    raw: set[Edge] = field(default_factory=set)
+
+    def quantized(self, block: Block) -> bool:
+        """Whether a block computes on integers."""
+        return block not in self.reasons
+
+
+def make_plan(
+    graph: ir.Graph, calibration: Calibration, scheme: Scheme, rules: Rules, options: QuantizeOptions
+) -> Plan:
+    """Plan the quantization of a graph whose constants are initializers."""
+    return _Planner(graph, calibration, scheme, rules, options).plan()
+
+
+class _Planner:
+    def __init__(
+        self,
+        graph: ir.Graph,
+        calibration: Calibration,
+        scheme: Scheme,
+        rules: Rules,
+        options: QuantizeOptions,
+    ) -> None:
+        self.calibration, self.scheme, self.rules, self.options = calibration, scheme, rules, options
+        self.blocks = find_blocks(graph)
+        self.producer: dict[ir.Value, Block] = {o: b for b in self.blocks for o in b.outputs}
+        self.readers = _readers(self.blocks)
+        self.order = {b: i for i, b in enumerate(self.blocks)}
+        self.groups = _Groups()
+        self.cache: dict[tuple[frozenset[ir.Value], str], Affine] = {}
+
+    def plan(self) -> Plan:
+        """All decisions, in the order in which they depend on each other."""
+        reasons = self._reasons()
+        int16 = select(self.blocks, self.options.int16)
+        kinds = {b: "int16" if b in int16 else self.scheme.activation for b in self.blocks}
+        plan = Plan(blocks=self.blocks, reasons=reasons, dtypes=kinds)
+        for block in self.blocks:
+            if plan.quantized(block):
+                self._mark(plan, block)
+        self._assign(plan)
+        return plan
+
+    def rule(self, block: Block) -> OpRule:
+        """The block's rule; an empty one for operators that are not in the table."""
+        return self.rules.ops.get(block.op, OpRule())
+
+    # --- which blocks ---------------------------------------------------------------------------------
+
+    def _reasons(self) -> dict[Block, str]:
+        excluded = select(self.blocks, self.options.exclude)
+        reasons: dict[Block, str] = {}
+        feeding: set[ir.Value] = set()
+        for block in self.blocks:
+            if block in excluded:
+                reasons[block] = f"excluded by {excluded[block]!r}"
+                continue
+            reason = self._impossible(block)
+            if not reason and not self.rule(block).force and not self._follows(block, feeding):
+                reason = "its inputs are float"
+            if reason:
+                reasons[block] = reason
+            elif self.rule(block).feeds:
+                feeding.update(block.outputs)
+        if not self.rules.whole:
+            self._cut_tails(reasons)
+        return reasons
+
+    def _impossible(self, block: Block) -> str:
+        if block.op not in self.rules.ops:
+            return f"{self.rules.name} has no integer kernel for {block.op}"
+        if not block.activations:
+            return "its data is constant"
+        if self.rule(block).constant and block.weight is None:
+            return "its weights are computed at run time"
+        if block.op == "Gemm" and not _plain_gemm(block.core):
+            return "Gemm with alpha, beta or transA"
+        values = [
+            *block.activations,
+            *(block.outputs if self.rule(block).writes or self.rule(block).moves else ()),
+        ]
+        for value in values:
+            if value.name not in self.calibration:
+                return f"tensor {value.name!r} has no calibrated range (not float32?)"
+            if self.calibration.statistics(value.name or "").masked:
+                return f"tensor {value.name!r} holds a mask (-inf or below -1e30)"
+        return ""
+
+    def _follows(self, block: Block, feeding: set[ir.Value]) -> bool:
+        return all(v in feeding or (v.is_graph_input() and self.rules.whole) for v in block.activations)
+
+    def _cut_tails(self, reasons: dict[Block, str]) -> None:
+        """Back to float: blocks that only follow, and that nothing quantized reads."""
+        for block in reversed(self.blocks):
+            if block in reasons or self.rule(block).force:
+                continue
+            readers = [r for o in block.outputs for r in self.readers.get(o, ())]
+            if all(r in reasons for r in readers):
+                reasons[block] = "only float operators read it"
+
+    # --- which tensors --------------------------------------------------------------------------------
+
+    def _mark(self, plan: Plan, block: Block) -> None:
+        rule = self.rule(block)
+        fused = self._fused_input(plan, block) if rule.sum else None
+        for value in block.activations:
+            source = self.producer.get(value)
+            carried = source is not None and plan.quantized(source) and self.rule(source).moves
+            if value is fused or (carried and not self.rules.requantize_moves):
+                plan.raw.add((block, value))
+        if rule.moves:
+            plan.dtypes[block] = self._dtype_before(plan, block)
+            self.groups.join([*block.activations, *block.outputs])
+        if rule.writes or (rule.moves and self.rules.requantize_moves):
+            plan.stored.update(block.outputs)
+
+    def _dtype_before(self, plan: Plan, block: Block) -> str:
+        source = self.producer.get(block.activations[0])
+        return plan.dtypes[source] if source is not None and plan.quantized(source) else plan.dtypes[block]
+
+    def _fused_input(self, plan: Plan, block: Block) -> ir.Value | None:
+        """The input of an addition whose convolution the addition is fused into."""
+        candidates = []
+        for value in block.activations:
+            source = self.producer.get(value)
+            if source is None or source.op not in ("Conv", "ConvTranspose") or not plan.quantized(source):
+                continue
+            if len(value.uses()) == 1 and not value.is_graph_output() and source.clip is None:
+                candidates.append(value)
+        return max(candidates, key=lambda v: self.order[self.producer[v]], default=None)
+
+    # --- which scales ---------------------------------------------------------------------------------
+
+    def _assign(self, plan: Plan) -> None:
+        for value in plan.stored:
+            plan.own[value] = self._own(value, plan.dtypes[self.producer[value]])
+        for block in self.blocks:
+            if not plan.quantized(block):
+                continue
+            for value in block.activations:
+                if (block, value) in plan.raw:
+                    continue
+                wanted = self._wanted(block, value, plan.dtypes[block])
+                if plan.own.setdefault(value, wanted) != wanted:
+                    plan.edges[block, value] = wanted
+
+    def _own(self, value: ir.Value, dtype: str) -> Affine:
+        source = self.producer.get(value)
+        fixed = self.rule(source).fixed if source is not None else None
+        if fixed is not None:
+            return fixed_affine(*fixed, dtype, symmetric=self._symmetric(dtype))
+        return self._shared(value, dtype)
+
+    def _wanted(self, block: Block, value: ir.Value, dtype: str) -> Affine:
+        """A block that moves values reads its group's scale; others read tensors as they are stored."""
+        if self.rule(block).moves:
+            return self._shared(value, dtype)
+        return self._own(value, dtype)
+
+    def _shared(self, value: ir.Value, dtype: str) -> Affine:
+        members = frozenset(self.groups.members(value))
+        if (members, dtype) not in self.cache:
+            self.cache[members, dtype] = self._measure(members, dtype)
+        return self.cache[members, dtype]
+
+    def _measure(self, members: frozenset[ir.Value], dtype: str) -> Affine:
+        """One scale for a group: the fixed one if that covers all, else the hull of the members' ranges."""
+        lows, highs, fixed = [], [], None
+        for value in members:
+            source = self.producer.get(value)
+            if source is not None and self.rule(source).fixed is not None:
+                fixed = self.rule(source).fixed
+                lows.append(fixed[0] if fixed else 0.0)
+                highs.append(fixed[1] if fixed else 0.0)
+                continue
+            low, high = self._range(value, dtype)
+            lows.append(low)
+            highs.append(high)
+        symmetric = self._symmetric(dtype)
+        if fixed is not None and min(lows) >= fixed[0] and max(highs) <= fixed[1]:
+            return fixed_affine(*fixed, dtype, symmetric=symmetric)
+        return affine(min(lows), max(highs), dtype, symmetric=symmetric)
+
+    def _range(self, value: ir.Value, dtype: str) -> tuple[float, float]:
+        wide = dtype == "int16"
+        low, high = self.calibration.range(
+            value.name or "",
+            "minmax" if wide else self.options.method,
+            bits=16 if wide else 8,
+            symmetric=self._symmetric(dtype),
+            percentile=self.options.percentile,
+        )
+        source = self.producer.get(value)
+        limits = source.limits if source is not None else None
+        return (max(low, limits[0]), min(high, limits[1])) if limits is not None else (low, high)
+
+    def _symmetric(self, dtype: str) -> bool:
+        return self.scheme.activation_symmetric or dtype == "int16"
+
+
+class _Groups:
+    """Disjoint sets of tensors that share a scale."""
+
+    def __init__(self) -> None:
+        self.sets: dict[ir.Value, set[ir.Value]] = {}
+
+    def join(self, values: list[ir.Value]) -> None:
+        merged = set().union(*(self.members(v) for v in values))
+        for value in merged:
+            self.sets[value] = merged
+
+    def members(self, value: ir.Value) -> set[ir.Value]:
+        return self.sets.get(value, {value})
+
+
+def _readers(blocks: list[Block]) -> Mapping[ir.Value, list[Block]]:
+    readers: dict[ir.Value, list[Block]] = {}
+    for block in blocks:
+        for node in block.nodes:
+            for value in node.inputs:
+                if value is not None and value not in block.core.outputs:
+                    readers.setdefault(value, []).append(block)
+    return readers
+
+
+def _plain_gemm(node: ir.Node) -> bool:
+    factors = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0
+    return factors and not attribute(node, "transA", 0)
+
+
+def constant_affine(value: ir.Value, dtype: str, *, symmetric: bool) -> Affine:
+    """Parameters of a constant operand from its own extremes."""
+    array = constant(value)
+    assert array is not None
+    return affine(
+        float(np.min(array, initial=0.0)), float(np.max(array, initial=0.0)), dtype, symmetric=symmetric
+    )

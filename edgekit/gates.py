@@ -1,8 +1,8 @@
 """Which limits an artifact must keep, and whether it does: pass, fail, inconclusive or not run.
 
-``inconclusive`` means that the samples cannot tell: for the metric's drop, that its 90 % interval contains
-the limit (a non-inferiority test with each side at 5 %); for the agreement, that too few disagree to say
-that the true share is below the limit. It is never counted as a pass.
+A measured value within its limit passes; the message states the interval, so that nobody takes 50 samples
+for proof. ``inconclusive`` means that the measured value is beyond the limit while its 90 % interval still
+contains the limit: too few samples to call it a failure. It is never counted as a pass.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgekit.devices.statistics import wilson
+from edgekit.devices.statistics import share_below, wilson
 from edgekit.types import Gate, Measurement, Parity, Placement, Tolerance, Verdict
 
 
@@ -102,7 +102,7 @@ def _finite(parity: Parity | None, why: str) -> Gate:
 
 
 def _agreement(parity: Parity | None, limit: float | None, why: str) -> Gate | None:
-    """A share of rows: below the limit it fails only if the rows suffice to say so (Wilson's interval)."""
+    """A share of rows: below the limit it fails only if the exact binomial test says so at 5 %."""
     name = "top1-agreement"
     if limit is None or (parity is not None and parity.top1_agreement is None):
         return None
@@ -112,14 +112,14 @@ def _agreement(parity: Parity | None, limit: float | None, why: str) -> Gate | N
     message = f"{value:.4g} of {rows} rows agree, at least {limit:.4g} wanted"
     if value >= limit:
         return Gate(name=name, verdict=Verdict.PASS, limit=limit, value=value, message=message)
-    interval = wilson(round(value * rows), rows)
-    verdict = Verdict.FAIL if interval.high < limit else Verdict.INCONCLUSIVE
-    message += f"; interval {interval}"
+    agreeing = round(value * rows)
+    verdict = Verdict.FAIL if share_below(agreeing, rows, limit) < 0.05 else Verdict.INCONCLUSIVE
+    message += f"; the true share is {wilson(agreeing, rows)}"
     return Gate(name=name, verdict=verdict, limit=limit, value=value, message=message)
 
 
 def _drop(parity: Parity | None, limit: float | None, why: str) -> Gate | None:
-    """Non-inferiority with the limit as margin: decided when the interval lies on one side of it."""
+    """The measured loss against the limit; beyond it, the interval decides between failure and too few rows."""
     name = "metric-drop"
     if limit is None or (parity is not None and parity.metric_drop is None):
         return None
@@ -132,7 +132,7 @@ def _drop(parity: Parity | None, limit: float | None, why: str) -> Gate | None:
         text += "; no interval known"
         return Gate(name=name, verdict=verdict, limit=limit, value=value, message=text)
     low, high = interval
-    verdict = Verdict.PASS if high <= limit else Verdict.FAIL if low > limit else Verdict.INCONCLUSIVE
+    verdict = Verdict.PASS if value <= limit else Verdict.FAIL if low > limit else Verdict.INCONCLUSIVE
     text += f"; loss {low:.4g} to {high:.4g} ({parity.drop_method}, 90 %)"
     if verdict is Verdict.INCONCLUSIVE:
         text += f": {parity.rows} rows are too few to decide" + _enough(parity, limit)

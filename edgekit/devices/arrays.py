@@ -51,13 +51,10 @@ def write_arrays(path: Path, samples: Iterable[Mapping[str, Array]], names: Sequ
                     hint="every sample must carry the same inputs",
                 )
             for name in order:
-                array = np.asarray(sample[name])
+                array = np.asarray(sample[name], order="C")
                 if array.dtype.hasobject:
                     raise DataError(f"sample {count}: input {name!r} is an object array", hint="pass numbers")
-                shape = array.shape  # ascontiguousarray would turn a scalar into one element
-                np.lib.format.write_array(
-                    file, np.ascontiguousarray(array).reshape(shape), allow_pickle=False
-                )
+                np.lib.format.write_array(file, array, allow_pickle=False)
             count += 1
     if not count:
         raise DataError("there is no sample to run", hint="pass at least one set of inputs")

@@ -35,14 +35,16 @@ def connect(device: Device) -> Iterator[Transport]:
         transport.close()
 
 
-def send_model(transport: Transport, model: Path, files: Sequence[Path] = ()) -> PurePosixPath:
-    """Send the model and the files that must lie in the same folder; returns the model's path there."""
+def send_model(
+    transport: Transport, model: Path, files: Sequence[Path] = (), *, folder: str = "model"
+) -> PurePosixPath:
+    """Send the model and the files that must lie beside it into ``folder``; returns the model's path there."""
     for path in (model, *files):
         if not path.is_file():
             raise BackendError(f"{path} does not exist", hint="build the artifact first: edgekit build")
     for path in files:
-        transport.put(path, f"model/{path.relative_to(model.parent)}")
-    return transport.put(model, f"model/{model.name}")
+        transport.put(path, f"{folder}/{path.relative_to(model.parent)}")
+    return transport.put(model, f"{folder}/{model.name}")
 
 
 def send_agent(transport: Transport, agent: AgentArchive, scratch: Path) -> PurePosixPath:

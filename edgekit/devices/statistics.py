@@ -39,9 +39,26 @@ def wilson(successes: int, trials: int, *, confidence: float = 0.9) -> Interval:
     p, zz = successes / trials, z * z / trials
     middle = (p + zz / 2) / (1 + zz)
     half = z / (1 + zz) * math.sqrt(p * (1 - p) / trials + zz / (4 * trials))
-    return Interval(
-        low=max(0.0, middle - half), high=min(1.0, middle + half), confidence=confidence, method="Wilson"
-    )
+    low = max(0.0, middle - half) if successes else 0.0  # exactly, where rounding would leave 1e-17
+    high = min(1.0, middle + half) if successes < trials else 1.0
+    return Interval(low=low, high=high, confidence=confidence, method="Wilson")
+
+
+def share_below(successes: int, trials: int, limit: float) -> float:
+    """P-value of the exact binomial test that the true share is at least ``limit``: small means below it."""
+    if not 0 <= successes <= trials or not 0 <= limit <= 1:
+        raise ValueError(f"{successes} of {trials} against {limit}")
+    if limit in (0.0, 1.0):
+        return 1.0 if limit == 0.0 or successes == trials else 0.0
+    logs = (
+        math.lgamma(trials + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(trials - k + 1)
+        + k * math.log(1 - limit)
+        + (trials - k) * math.log(limit)
+        for k in range(trials - successes)
+    )  # of exactly k misses
+    return min(1.0, max(0.0, 1.0 - math.fsum(math.exp(x) for x in logs)))
 
 
 def paired_proportions(both: int, only_first: int, only_second: int, neither: int) -> Interval:
@@ -91,3 +108,205 @@ def _resampled_means(values: Array, resamples: int) -> Array:
     for i in range(resamples):  # one resample in memory at a time
         means[i] = values[generator.integers(0, values.size, values.size)].mean()
     return means
+
+
+# --- latencies: samples within processes --------------------------------------------------------------
+
+_P99_NEEDS = 1000
+"""Samples below which a 99th percentile would rest on fewer than ten of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Quantiles of a mixture in which every process weighs the same; in the samples' unit.
+
+    ``cv`` is the coefficient of variation of the processes' medians; ``outliers`` counts samples beyond
+    five MADs of their own process's median (flagged, never dropped).
+    """
+
+    p50: float
+    p90: float
+    p99: float | None
+    mad: float
+    cv: float
+    outliers: int
+    interval: Interval
+
+
+def summarize(samples: Sequence[Sequence[float]]) -> Summary:
+    """Summary of raw samples, one sequence a process; every process needs at least one."""
+    import numpy as np
+
+    processes = [np.sort(np.asarray(p, dtype=np.float64)) for p in samples]
+    if not processes or any(not p.size for p in processes):
+        raise ValueError("every process needs at least one sample")
+    values = np.concatenate(processes)
+    weights = np.concatenate([np.full(p.size, 1 / p.size) for p in processes])
+    p50 = _quantile(values, weights, 0.5)
+    medians = np.array([np.median(p) for p in processes])
+    spread = float(medians.std(ddof=1) / medians.mean()) if medians.size > 1 and medians.mean() > 0 else 0.0
+    return Summary(
+        p50=p50,
+        p90=_quantile(values, weights, 0.9),
+        p99=_quantile(values, weights, 0.99) if values.size >= _P99_NEEDS else None,
+        mad=_quantile(np.abs(values - p50), weights, 0.5),
+        cv=spread,
+        outliers=sum(_outliers(p) for p in processes),
+        interval=median_interval(processes),
+    )
+
+
+def _quantile(values: Array, weights: Array, q: float) -> float:
+    """The smallest value with at least ``q`` of the weight at or below it, halfway on a tie."""
+    import numpy as np
+
+    order = np.argsort(values, kind="stable")
+    cumulative = np.cumsum(weights[order])
+    target = q * cumulative[-1]
+    tolerance = 1e-9 * cumulative[-1]
+    low = min(int(np.searchsorted(cumulative, target - tolerance)), values.size - 1)
+    high = min(int(np.searchsorted(cumulative, target + tolerance)), values.size - 1)
+    return float((values[order[low]] + values[order[high]]) / 2)
+
+
+def _outliers(process: Array) -> int:
+    import numpy as np
+
+    deviations = np.abs(process - np.median(process))
+    return int((deviations > 5 * max(float(np.median(deviations)), 1e-12)).sum())
+
+
+def median_interval(processes: Sequence[Array], *, resamples: int = 2000) -> Interval:
+    """95 % interval of the median of process medians: processes resampled, then samples within them.
+
+    The hierarchical bootstrap (Davison & Hinkley 1997, section 3.8; Kalibera & Jones 2013 for
+    benchmarks): resampling within one process would miss what differs from process to process.
+    """
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    ordered = [np.sort(np.asarray(p, dtype=np.float64)) for p in processes]
+    chosen = generator.integers(0, len(ordered), (resamples, len(ordered)))
+    medians = np.empty_like(chosen, dtype=np.float64)
+    for index, process in enumerate(ordered):
+        where = chosen == index
+        medians[where] = bootstrap_medians(process, int(where.sum()), generator)
+    low, high = np.quantile(np.median(medians, axis=1), [0.025, 0.975])
+    return Interval(low=float(low), high=float(high), confidence=0.95, method="hierarchical bootstrap")
+
+
+def bootstrap_medians(ordered: Array, count: int, generator: object) -> Array:
+    """Medians of ``count`` bootstrap resamples of sorted values, without drawing the resamples.
+
+    The m-th of n uniform order statistics is Beta(m, n - m + 1) distributed, so the resample's median is
+    the value at that fraction of the sorted sample. For even n the upper middle one is taken.
+    """
+    import numpy as np
+
+    assert isinstance(generator, np.random.Generator)
+    n = ordered.size
+    middle = n // 2 + 1
+    positions = generator.beta(middle, n - middle + 1, count)
+    return np.asarray(ordered[np.minimum((positions * n).astype(np.int64), n - 1)])
+
+
+# --- A against B --------------------------------------------------------------------------------------
+
+SIGNIFICANCE = 0.02
+"""Two-sided error of an A/B verdict: 100 comparisons of equals give 2 false verdicts on average."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Whether B is faster than A. ``ratio`` is B's latency over A's; ``p_value`` is the sign-flip test's.
+
+    ``detectable`` is the smallest relative change that this comparison finds with 80 % power.
+    """
+
+    verdict: str
+    ratio: float
+    interval: Interval
+    p_value: float
+    detectable: float
+
+
+def interleave(pairs: int) -> str:
+    """The order of fresh processes: ABBA BAAB ABBA …, so that drift hits both variants alike."""
+    block = "ABBABAAB"
+    return (block * (pairs // 4 + 1))[: 2 * pairs]
+
+
+def paired_difference(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> Difference:
+    """A verdict from processes run in :func:`interleave`'s order, the k-th of A beside the k-th of B.
+
+    The statistic is the mean over pairs of log(median B / median A). Its p-value is that of the sign-flip
+    randomization test (Fisher 1935; Lehmann & Romano 2005, section 15.2): exact up to 16 pairs, 65,536
+    random flips beyond. The interval is a hierarchical bootstrap: pairs, then samples within them.
+    """
+    import numpy as np
+
+    if len(first) != len(second) or len(first) < 2:
+        raise ValueError("an A/B comparison needs the same number of processes on both sides, at least 2")
+    logs = np.array([math.log(np.median(b) / np.median(a)) for a, b in zip(first, second, strict=True)])
+    p_value = _sign_flip(logs)
+    ratio = math.exp(float(logs.mean()))
+    verdict = "no detectable difference"
+    if p_value < SIGNIFICANCE:
+        verdict = "faster" if ratio < 1 else "slower"
+    n = logs.size
+    error = float(logs.std(ddof=1)) / math.sqrt(n)
+    detectable = (student(1 - SIGNIFICANCE / 2, n - 1) + student(0.8, n - 1)) * error
+    return Difference(
+        verdict=verdict,
+        ratio=ratio,
+        interval=_ratio_interval(first, second),
+        p_value=p_value,
+        detectable=math.expm1(detectable),
+    )
+
+
+def _sign_flip(values: Array) -> float:
+    import numpy as np
+
+    n = values.size
+    if n <= 16:
+        bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+    else:
+        bits = np.random.default_rng(0).integers(0, 2, (65_536, n))
+        bits[0] = 0
+    sums = np.abs((values * (1 - 2 * bits)).sum(axis=1))
+    return float((sums >= abs(values.sum()) * (1 - 1e-12)).mean())
+
+
+def _ratio_interval(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> Interval:
+    import numpy as np
+
+    generator, resamples, pairs = np.random.default_rng(0), 2000, len(first)
+    chosen = generator.integers(0, pairs, (resamples, pairs))
+    logs = np.empty_like(chosen, dtype=np.float64)
+    for index, (a, b) in enumerate(zip(first, second, strict=True)):
+        where = chosen == index
+        count = int(where.sum())
+        below = bootstrap_medians(np.sort(np.asarray(a, dtype=np.float64)), count, generator)
+        above = bootstrap_medians(np.sort(np.asarray(b, dtype=np.float64)), count, generator)
+        logs[where] = np.log(above / below)
+    low, high = np.exp(np.quantile(logs.mean(axis=1), [0.025, 0.975]))
+    return Interval(
+        low=float(low), high=float(high), confidence=0.95, method="hierarchical bootstrap of pairs"
+    )
+
+
+def student(probability: float, degrees: int) -> float:
+    """Quantile of Student's t (Cornish-Fisher expansion, Abramowitz & Stegun 26.7.5; exact for 1 and 2)."""
+    if degrees == 1:
+        return math.tan(math.pi * (probability - 0.5))
+    if degrees == 2:
+        return (2 * probability - 1) * math.sqrt(2 / (4 * probability * (1 - probability)))
+    z = NormalDist().inv_cdf(probability)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return float(z + sum(term / degrees ** (k + 1) for k, term in enumerate(terms)))

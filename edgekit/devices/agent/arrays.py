@@ -24,7 +24,7 @@ def read_stream(file: BinaryIO, names: Sequence[str], count: int) -> Iterator[Di
 def write_sample(file: BinaryIO, names: Sequence[str], arrays: Dict[str, Any]) -> None:
     """Append one sample to a stream file."""
     for name in names:
-        np.lib.format.write_array(file, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+        np.lib.format.write_array(file, np.asarray(arrays[name], order="C"), allow_pickle=False)
 
 
 def resolve(specs: Sequence[Dict[str, Any]], names: Sequence[str], what: str) -> Dict[str, Dict[str, Any]]:
@@ -56,20 +56,20 @@ def fit(array: Any, spec: Dict[str, Any], quantize: bool) -> Any:
     by the input's own scale and zero-point, and only if ``quantize`` asks for it.
     """
     want = np.dtype(spec["dtype"])
-    if array.dtype == want:
-        return np.ascontiguousarray(array)
+    if array.dtype == want:  # asarray, not ascontiguousarray: that would give a scalar an axis
+        return np.asarray(array, order="C")
     name = spec["name"]
     if array.dtype.kind == "f" and want.kind in "iu":
         if not quantize:
             raise InputError("input %r takes %s, got %s" % (name, want, array.dtype))
         return _quantize(array, spec, want)
     if array.dtype.kind == "f" and want.kind == "f":
-        return np.ascontiguousarray(array, dtype=want)
+        return np.asarray(array, dtype=want, order="C")
     if array.dtype.kind in "iub" and want.kind in "iu":
         limits = np.iinfo(want)
         if array.size and (int(array.min()) < limits.min or int(array.max()) > limits.max):
             raise InputError("input %r takes %s and a value of %s does not fit" % (name, want, array.dtype))
-        return np.ascontiguousarray(array, dtype=want)
+        return np.asarray(array, dtype=want, order="C")
     raise InputError("input %r takes %s, got %s" % (name, want, array.dtype))
 
 

@@ -44,7 +44,7 @@ def main() -> int:
         trace = _trace(error.__cause__) if error.__cause__ else ""
         channel.send("error", kind=error.kind, message=error.message, traceback=trace)
         return 1
-    except BaseException as error:  # the host must hear of it, whatever it was
+    except BaseException as error:  # noqa: BLE001 - the host must hear of it, whatever it was
         channel.send("error", kind="internal", message=_describe(error), traceback=_trace(error))
         return 1
     return 0

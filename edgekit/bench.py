@@ -1,0 +1,264 @@
+"""Latency and memory of artifacts on a device, so that the numbers hold when somebody measures again.
+
+What makes them hold: every replicate is a fresh process (what differs from process to process is most of
+the variance), variants are interleaved, inputs are filled outside the timer, load, first inference and
+steady state are kept apart, raw samples are kept, and what else the machine did is recorded and judged.
+"""
+
+from __future__ import annotations
+
+import statistics as stdlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.devices.arrays import write_arrays
+from edgekit.devices.connect import connect, send_agent, send_model
+from edgekit.devices.execute import LOCAL
+from edgekit.devices.job import Transcript, run_job
+from edgekit.devices.pack import pack
+from edgekit.devices.statistics import Difference, interleave, paired_difference, summarize
+from edgekit.errors import UsageError
+from edgekit.types import Device, Measurement, Option
+
+if TYPE_CHECKING:
+    from edgekit.devices.transport import Transport
+    from edgekit.types import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What is timed: a model with one set of inputs on one runtime. ``files`` must lie beside the model."""
+
+    backend: str
+    model: Path
+    inputs: Mapping[str, Array]
+    options: Mapping[str, Option] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    quantize: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings:
+    """How long and how often. ``processes`` a variant; within each at least ``seconds`` and ``iterations``
+    of steady state, at most ``max_iterations``, after at most ``warmup_s`` seconds of warm-up.
+    ``timeout`` is one process's, in seconds."""
+
+    processes: int = 10
+    seconds: float = 0.5
+    iterations: int = 10
+    max_iterations: int = 20_000
+    warmup_s: float = 2.0
+    timeout: float = 600.0
+    on_progress: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.processes < 1 or self.iterations < 1 or self.max_iterations < self.iterations:
+            raise UsageError(
+                "a benchmark needs at least one process and one iteration",
+                hint="raise --processes or --iterations",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A against B, interleaved on one device."""
+
+    first: Measurement
+    second: Measurement
+    difference: Difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replicate:
+    """One fresh process's figures, as the agent sent them."""
+
+    samples_ms: tuple[float, ...]
+    import_ms: float
+    load_ms: float
+    first_ms: float
+    threads: int
+    memory: Mapping[str, Any]
+    contention: Mapping[str, Any]
+    warmup: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+
+def bench_artifact(
+    variant: Variant, *, device: Device = LOCAL, settings: BenchSettings | None = None
+) -> Measurement:
+    """Measure one variant in fresh processes. Raises what :func:`~edgekit.devices.execute.run_artifact` does."""
+    settings = settings or BenchSettings()
+    with connect(device) as transport:
+        replicates = _replicates(transport, [variant], "A" * settings.processes, settings)
+        return _measurement(device, replicates["A"], transport.facts())
+
+
+def compare_artifacts(
+    first: Variant, second: Variant, *, device: Device = LOCAL, settings: BenchSettings | None = None
+) -> Comparison:
+    """Measure two variants interleaved and say whether the second is faster, slower or no different."""
+    settings = settings or BenchSettings()
+    order = interleave(max(2, settings.processes))
+    with connect(device) as transport:
+        found = _replicates(transport, [first, second], order, settings)
+        facts = transport.facts()
+    a, b = found["A"], found["B"]
+    return Comparison(
+        first=_measurement(device, a, facts),
+        second=_measurement(device, b, facts),
+        difference=paired_difference([r.samples_ms for r in a], [r.samples_ms for r in b]),
+    )
+
+
+def _replicates(
+    transport: Transport, variants: Sequence[Variant], order: str, settings: BenchSettings
+) -> dict[str, list[Replicate]]:
+    """Run fresh processes in ``order``; letters stand for variants."""
+    found: dict[str, list[Replicate]] = {"AB"[i]: [] for i in range(len(variants))}
+    with tempfile.TemporaryDirectory(prefix="edgekit-bench-") as folder:
+        jobs = {
+            "AB"[i]: _send(transport, variant, settings, Path(folder), f"v{i}")
+            for i, variant in enumerate(variants)
+        }
+        for done, letter in enumerate(order):
+            argv, job = jobs[letter]
+            transcript = Transcript()
+            backend = variants["AB".index(letter)].backend
+            result = run_job(transport, backend, argv, job, transcript, settings.timeout)
+            found[letter].append(_replicate(result, transcript))
+            if settings.on_progress is not None:
+                settings.on_progress(done + 1, len(order))
+    return found
+
+
+def _send(
+    transport: Transport, variant: Variant, settings: BenchSettings, folder: Path, name: str
+) -> tuple[list[str], dict[str, Any]]:
+    """Put the agent, the model and its inputs on the device; returns how to start a process, and its job."""
+    sample = write_arrays(folder / f"{name}-inputs", [variant.inputs])
+    agent = send_agent(transport, pack(variant.backend), folder)
+    job = {
+        "action": "bench",
+        "model": str(send_model(transport, variant.model, variant.files, folder=name)),
+        "options": dict(variant.options),
+        "inputs": {
+            "path": str(transport.put(sample.path, f"{name}-inputs")),
+            "names": sample.names,
+            "count": 1,
+        },
+        "quantize": variant.quantize,
+        "bench": {
+            "seconds": settings.seconds,
+            "iterations": settings.iterations,
+            "max_iterations": settings.max_iterations,
+            "warmup_s": settings.warmup_s,
+        },
+    }
+    return [transport.python, str(agent)], job
+
+
+def _replicate(result: Mapping[str, Any], transcript: Transcript) -> Replicate:
+    return Replicate(
+        samples_ms=tuple(result["samples_ms"]),
+        import_ms=result["seconds"]["import"] * 1e3,
+        load_ms=result["seconds"]["load"] * 1e3,
+        first_ms=result["first_ms"],
+        threads=int(result["threads"]),
+        memory=result["memory"],
+        contention=result["contention"],
+        warmup=result["warmup"],
+        versions=transcript.versions,
+    )
+
+
+def _measurement(device: Device, replicates: Sequence[Replicate], facts: Mapping[str, Any]) -> Measurement:
+    summary = summarize([r.samples_ms for r in replicates])
+    validity, reasons = judge(replicates, summary.cv)
+    peaks = [p for p in (peak_memory(r.memory) for r in replicates) if p is not None]
+    costs = [c for c in (model_memory(r.memory) for r in replicates) if c is not None]
+    return Measurement(
+        device=device.name,
+        threads=replicates[0].threads,
+        samples=tuple(r.samples_ms for r in replicates),
+        import_ms=stdlib.median(r.import_ms for r in replicates),
+        load_ms=stdlib.median(r.load_ms for r in replicates),
+        first_ms=stdlib.median(r.first_ms for r in replicates),
+        p50_ms=summary.p50,
+        p90_ms=summary.p90,
+        p99_ms=summary.p99,
+        mad_ms=summary.mad,
+        peak_memory=int(stdlib.median(peaks)) if peaks else None,
+        model_memory=int(stdlib.median(costs)) if costs else None,
+        validity=validity,
+        reasons=reasons,
+        facts={
+            "device": dict(facts),
+            "versions": dict(replicates[0].versions),
+            "p50_interval_ms": [summary.interval.low, summary.interval.high],
+            "p50_interval_method": summary.interval.method,
+            "process_cv": summary.cv,
+            "outliers": summary.outliers,
+            "contention": [dict(r.contention) for r in replicates],
+            "memory": [dict(r.memory) for r in replicates],
+            "warmup": [dict(r.warmup) for r in replicates],
+        },
+    )
+
+
+def peak_memory(memory: Mapping[str, Any]) -> int | None:
+    """Highest VmHWM from load to the steady state, in bytes; ``None`` where the kernel does not tell."""
+    phases = memory.get("phases", {})
+    peaks = [phases[p]["peak"] for p in ("load", "first", "steady") if "peak" in phases.get(p, {})]
+    return max(peaks, default=None)
+
+
+def model_memory(memory: Mapping[str, Any]) -> int | None:
+    """What the model costs: the peak less what the same process held once the runtime was imported.
+
+    ``None`` where the kernel cannot start a new peak for each phase.
+    """
+    peak, baseline = peak_memory(memory), memory.get("phases", {}).get("import", {}).get("rss")
+    if peak is None or baseline is None or not memory.get("resettable"):
+        return None
+    return max(0, peak - int(baseline))
+
+
+def judge(replicates: Sequence[Replicate], cv: float) -> tuple[str, tuple[str, ...]]:
+    """VALID, NOISY or INVALID, with reasons.
+
+    INVALID: the process had less than half a CPU where it should have had one, the machine was stolen from
+    for a tenth of the time, or no warm-up became stable. NOISY: a tenth of the CPU or 2 % stolen, other
+    work waited for the CPU for a tenth of the time, half the warm-ups unstable, or the processes' medians
+    scatter by more than 10 %.
+    """
+    invalid: list[str] = []
+    noisy: list[str] = []
+    shares = [s for s in (_figure(r, "cpu_per_wall") for r in replicates if r.threads == 1) if s is not None]
+    if shares:
+        share = stdlib.median(shares)
+        target = invalid if share < 0.5 else noisy if share < 0.9 else None
+        if target is not None:
+            target.append(f"the process had {share:.0%} of a CPU")
+    steal = stdlib.median([_figure(r, "steal") or 0.0 for r in replicates])
+    if steal > 0.02:
+        (invalid if steal > 0.1 else noisy).append(f"the hypervisor took {steal:.0%} of the time")
+    pressure = stdlib.median([_figure(r, "pressure") or 0.0 for r in replicates])
+    if pressure > 0.1:
+        noisy.append(f"work waited for a CPU for {pressure:.0%} of the time (PSI)")
+    unstable = sum(not r.warmup.get("stable") for r in replicates)
+    if 2 * unstable > len(replicates):
+        (invalid if unstable == len(replicates) else noisy).append(
+            f"the warm-up of {unstable} of {len(replicates)} processes did not become stable"
+        )
+    if cv > 0.1:
+        noisy.append(f"the processes' medians scatter by {cv:.0%}")
+    verdict = "INVALID" if invalid else "NOISY" if noisy else "VALID"
+    return verdict, tuple(invalid + noisy)
+
+
+def _figure(replicate: Replicate, name: str) -> float | None:
+    value = replicate.contention.get(name)
+    return None if value is None else float(value)

@@ -39,14 +39,15 @@ class Product:
 
 
 def deliver(out: Path, product: Product) -> Artifact:
-    """Write ``out/<target>`` (or ``<target>.failed``) in one move and return the artifact.
+    """Write ``out/<target>`` (or ``<target>.failed`` when a gate did not pass) in one move and return the artifact.
 
     An artifact that is there already and equal is left alone.
     """
     status = manifests.status_of(product.gates)
     name = product.target.name
-    final = out / (f"{name}.failed" if status == "failed" else name)
-    other = out / (name if status == "failed" else f"{name}.failed")
+    refused = status in ("failed", "inconclusive")
+    final = out / (f"{name}.failed" if refused else name)
+    other = out / (name if refused else f"{name}.failed")
     with scratch(out) as work:
         for file in product.files.lowered.files:
             (work / file).parent.mkdir(parents=True, exist_ok=True)
@@ -108,6 +109,13 @@ def refusal(artifact: Artifact, *, allow_not_run: bool) -> EdgekitError | None:
             f"{artifact.target} failed {len(failed)} of {len(manifest.gates)} gates: {lines}",
             hint=f"look at {artifact.directory}: edgekit inspect shows placement and parity per output",
             gates=[g.name for g in failed],
+        )
+    if manifest.status == "inconclusive":
+        open_ones = [g for g in manifest.gates if g.verdict is Verdict.INCONCLUSIVE]
+        return GateFailedError(
+            f"{artifact.target} did not pass: " + "; ".join(f"{g.name}: {g.message}" for g in open_ones),
+            hint="evaluate on more samples, or set the limit that you can accept with --max-drop",
+            gates=[g.name for g in open_ones],
         )
     if manifest.status == "not-run" and not allow_not_run:
         reason = next((g.message for g in manifest.gates if g.verdict is Verdict.NOT_RUN), "nothing ran it")

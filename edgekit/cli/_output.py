@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from edgekit.progress import Progress, Task
 
 
+_PIPE_WIDTH = 240
+"""Tables on a pipe are for grep: wide enough that no cell is folded."""
+
+
 def stderr() -> Console:
     """The console for everything that is not the result."""
     from rich.console import Console
@@ -30,7 +34,7 @@ def stdout() -> Console:
     """The console for the result."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def print_json(document: Any) -> None:

@@ -1,0 +1,210 @@
+"""The ONNX that TensorRT takes: strongly typed, so that every precision is spelled in the graph."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import graph
+from edgekit.backends.nvidia import worker
+from edgekit.errors import (
+    BackendError,
+    ConfigError,
+    RuntimeCrashError,
+    UnknownNameError,
+    UnsupportedNode,
+    UnsupportedOperatorsError,
+)
+from edgekit.types import OnnxModel, Option, Precision, Target, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+BATCH = (1, 1, 8)
+OTHER = (1, 128, 512)
+"""Smallest, usual and largest size of a dynamic axis that no option names: the first axis, the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Portable:
+    """The ONNX file beside the engine, and what was noted while it was made."""
+
+    model: OnnxModel
+    modules: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the worker is asked to do; see :mod:`edgekit.backends.nvidia.worker`."""
+
+    module: str
+    onnx: Path
+    engine: Path | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    profiles: Mapping[str, Sequence[Sequence[int]]]
+    tf32: bool = False
+
+
+def gpu_present() -> bool:
+    """Whether an NVIDIA driver is loaded on this machine."""
+    return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
+
+
+def write_portable(model: OnnxModel, target: Target, path: Path) -> Portable:
+    """Write the ONNX in the target's precision, float32 at the boundary, without metadata."""
+    source = graph.load(model.path)
+    modules = {node.name: graph.module_path(node) for node in source.graph if node.name}
+    notes: list[str] = []
+    if target.precision is Precision.FP16:
+        notes += _to_half(source)
+    graph.strip_metadata(source, keep=())
+    return Portable(model=graph.save(source, path), modules=modules, notes=tuple(notes))
+
+
+def _to_half(model: ir.Model) -> Iterator[str]:
+    from edgekit.passes.float16 import to_float16
+
+    report = to_float16(model)
+    yield f"{len(report.converted)} nodes in float16, {len(report.kept)} kept in float32"
+    for what, names in (("clamped to float16's range", report.clamped), ("raised to 2^-24", report.flushed)):
+        if names:
+            yield f"constants {what}: {', '.join(names)}"
+
+
+def profiles(inputs: Sequence[TensorSpec], text: str) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Smallest, usual and largest shape of every input with dynamic axes.
+
+    ``text`` is the option ``axes``: ``"batch=1:1:8,sequence=1:128:512"``. Raises for an axis that the model
+    does not have and for sizes out of order.
+    """
+    sizes = dict(_axis(part) for part in text.split(",") if part.strip())
+    known = {d for spec in inputs for d in spec.shape if isinstance(d, str)}
+    for name in sizes:
+        if name not in known:
+            raise UnknownNameError("dynamic axis", name, known, where="--set axes")
+    found = {}
+    for spec in inputs:
+        if not spec.is_static:
+            triples = [
+                (d, d, d) if isinstance(d, int) else sizes.get(d, BATCH if i == 0 else OTHER)
+                for i, d in enumerate(spec.shape)
+            ]
+            found[spec.name] = tuple(zip(*triples, strict=True))
+    return found
+
+
+def _axis(part: str) -> tuple[str, tuple[int, int, int]]:
+    name, _, numbers = part.strip().partition("=")
+    try:
+        low, usual, high = (int(n) for n in numbers.split(":"))
+    except ValueError as e:
+        raise ConfigError(f"--set axes: {part.strip()!r}", hint="write name=smallest:usual:largest") from e
+    if not 0 < low <= usual <= high:
+        raise ConfigError(
+            f"--set axes: {part.strip()!r} is out of order", hint="smallest ≤ usual ≤ largest, all above 0"
+        )
+    return name, (low, usual, high)
+
+
+def static_problems(path: Path, modules: Mapping[str, str]) -> list[UnsupportedNode]:
+    """What TensorRT's parser refuses in Q/DQ graphs: all of it, where the parser stops at the first."""
+    import onnx_ir as ir
+
+    problems = []
+    for node in graph.load(path).graph:
+        reason = ""
+        stored = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
+        if node.op_type == "DequantizeLinear" and stored == ir.DataType.INT32:
+            reason = "TensorRT takes no DequantizeLinear on INT32: keep the bias in float32"
+        elif node.op_type in ("DequantizeLinear", "QuantizeLinear") and _shifted(node):
+            reason = "TensorRT takes symmetric quantization only: the zero point must be 0"
+        if reason:
+            name = node.name or "?"
+            problems.append(
+                UnsupportedNode(op=node.op_type, node=name, reason=reason, module_path=modules.get(name, ""))
+            )
+    return problems
+
+
+def _shifted(node: ir.Node) -> bool:
+    zero_point = node.inputs[2] if len(node.inputs) > 2 else None
+    constant = zero_point.const_value if zero_point is not None else None
+    return constant is not None and bool(constant.numpy().astype("int64").any())
+
+
+def run_worker(job: Job, target: Target, modules: Mapping[str, str]) -> Mapping[str, Any]:
+    """Parse and build in a fresh process.
+
+    Raises :class:`UnsupportedOperatorsError` with all nodes that the parser or the rules refuse,
+    :class:`RuntimeCrashError` when the library ended the process, :class:`BackendError` otherwise.
+    """
+    problems = static_problems(job.onnx, modules)
+    answer = _call(job, target)
+    seen = {p.node for p in problems}
+    problems += [
+        UnsupportedNode(
+            op=e["op"] or "graph",
+            node=e["node"] or "input or output",
+            reason=_readable(e["message"]),
+            module_path=modules.get(e["node"], ""),
+        )
+        for e in answer["errors"]
+        if e["node"] not in seen
+    ]
+    if problems:
+        raise UnsupportedOperatorsError(target.name, problems)
+    if answer["failure"]:
+        raise BackendError(
+            f"{job.module} {answer['version']} cannot build {target.name}: {answer['failure']}",
+            hint="try other compute capabilities (--set compute_capabilities=SM86,SM89), or another target",
+        )
+    return answer
+
+
+def _readable(message: str) -> str:
+    """The parser's assertions, in words where they say too little."""
+    if message == "false":
+        return "TensorRT's parser has no conversion for it"
+    if "Plugin not found" in message:
+        return "neither a TensorRT operator nor a plugin of that name"
+    return message.removeprefix("Assertion failed: ")
+
+
+def _call(job: Job, target: Target) -> Mapping[str, Any]:
+    request = {
+        "module": job.module,
+        "onnx": str(job.onnx),
+        "engine": str(job.engine) if job.engine else None,
+        "compute_capabilities": list(job.compute_capabilities),
+        "profiles": {name: [list(s) for s in shapes] for name, shapes in job.profiles.items()},
+        "tf32": job.tf32,
+    }
+    argv = [sys.executable, "-I", str(Path(worker.__file__))]
+    done = subprocess.run(argv, input=json.dumps(request), capture_output=True, text=True, check=False)
+    try:
+        answer = json.loads(done.stdout)
+    except json.JSONDecodeError as e:
+        raise RuntimeCrashError(
+            f"{job.module} ended its process while it built {target.name} (exit status {done.returncode}): "
+            + done.stderr.strip()[-400:],
+            hint="the other targets are not affected; report the model to edgekit",
+        ) from e
+    assert isinstance(answer, dict)
+    return answer
+
+
+def compute_capabilities(text: Option) -> tuple[str, ...]:
+    """``"SM86,8.9"`` → ``("SM86", "SM89")``."""
+    names = tuple(
+        p.strip().upper().removeprefix("SM").replace(".", "") for p in str(text).split(",") if p.strip()
+    )
+    for name in names:
+        if not name.isdigit():
+            raise ConfigError(f"compute capability {name!r}", hint="for example SM86,SM89 or 8.6,8.9")
+    return tuple(f"SM{name}" for name in names)

@@ -1,0 +1,106 @@
+"""Parses (and builds) one ONNX file with TensorRT or TensorRT-RTX, in a process of its own.
+
+A fresh process for every build: the builder keeps state from one build to the next (the same model gave
+another engine after a failed build), and a crash of the library must not end edgekit. Standard library and
+the named runtime only; one JSON job on stdin, one JSON answer on stdout:
+
+    {"module": "tensorrt_rtx", "onnx": PATH, "engine": PATH or null, "compute_capabilities": ["SM86"],
+     "profiles": {"input": [[min…], [opt…], [max…]]}, "tf32": false}
+    {"version": "1.7.1", "errors": [{"node", "op", "message"}], "failure": "", "layers": 21}
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from typing import Any
+
+
+def main() -> None:
+    """Answer one job."""
+    job = json.loads(sys.stdin.read())
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what the library prints must not get into the answer
+    json.dump(run(job), answer)
+    answer.close()
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Parse; then, if an engine is wanted and the parser took everything, build and write it."""
+    trt: Any = importlib.import_module(job["module"])
+    log = _Log(trt)
+    builder = trt.Builder(log.logger)
+    flags = trt.NetworkDefinitionCreationFlag
+    network = builder.create_network(
+        1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
+    )
+    parser = trt.OnnxParser(network, log.logger)
+    parsed = parser.parse_from_file(job["onnx"])
+    errors = [parser.get_error(i) for i in range(parser.num_errors)]
+    answer: dict[str, Any] = {
+        "version": trt.__version__,
+        "errors": [
+            {"node": e.node_name(), "op": e.node_operator(), "message": _first_line(e.desc())} for e in errors
+        ],
+        "failure": "" if parsed or errors else log.last(),
+        "layers": network.num_layers,
+    }
+    if parsed and job["engine"]:
+        answer["failure"] = _build(trt, builder, network, job) or ""
+        answer["failure"] = answer["failure"] and f"{answer['failure']}: {log.last()}"
+    return answer
+
+
+def _build(trt: Any, builder: Any, network: Any, job: dict[str, Any]) -> str | None:
+    config = builder.create_builder_config()
+    if not job["tf32"]:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if job["compute_capabilities"]:
+        config.num_compute_capabilities = len(job["compute_capabilities"])
+        for index, name in enumerate(job["compute_capabilities"]):
+            config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+    if job["profiles"]:
+        profile = builder.create_optimization_profile()
+        for name, (low, usual, high) in job["profiles"].items():
+            profile.set_shape(name, low, usual, high)
+        config.add_optimization_profile(profile)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        return "the builder made no engine"
+    with open(job["engine"], "wb") as file:  # noqa: PTH123  (standard library only, no Path needed)
+        file.write(memoryview(engine))
+    return None
+
+
+class _Log:
+    """Keeps the library's error messages."""
+
+    def __init__(self, trt: Any) -> None:
+        messages: list[str] = []
+
+        class Logger(trt.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                    messages.append(message)
+
+        self.logger = Logger()
+        self._messages = messages
+
+    def last(self) -> str:
+        return _first_line(self._messages[-1]) if self._messages else "no reason given"
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    useful = [line for line in lines if "catchCudaError" not in line and not line.startswith("Invalid Node")]
+    return (useful or lines or [""])[0]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The benchmark's host side over a fake runtime, and its judgement of a run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit import bench
+from edgekit.bench import BenchSettings, Replicate, Variant, bench_artifact, compare_artifacts, judge
+from edgekit.devices.pack import pack_runner
+from edgekit.errors import RuntimeCrashError, UsageError
+
+FAKE = Path(__file__).with_name("fake_runner.py")
+QUICK = BenchSettings(processes=2, seconds=0.01, iterations=3, warmup_s=0.01)
+GOOD = Replicate(
+    samples_ms=(1.0, 1.0),
+    import_ms=1.0,
+    load_ms=1.0,
+    first_ms=1.0,
+    threads=1,
+    memory={},
+    contention={"cpu_per_wall": 0.99, "steal": 0.0, "pressure": 0.01},
+    warmup={"stable": True, "windows_ms": [1.0, 1.0]},
+    versions={},
+)
+
+
+@pytest.fixture
+def variant(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "pack", lambda backend: pack_runner(FAKE))
+
+    def make(behaviour="good"):
+        model = tmp_path / f"{behaviour}.fake"
+        model.write_text(behaviour)
+        return Variant(backend="fake", model=model, inputs={"x": np.ones(3, "f")}, options={"threads": 1})
+
+    return make
+
+
+def test_a_measurement_keeps_raw_samples_phases_and_facts(variant):
+    measured = bench_artifact(variant(), settings=QUICK)
+    assert len(measured.samples) == 2
+    assert all(len(p) >= 3 for p in measured.samples)
+    assert measured.threads == 1
+    assert 0 < measured.p50_ms <= measured.p90_ms
+    assert measured.p99_ms is None or measured.p99_ms >= measured.p90_ms
+    assert measured.import_ms > 0
+    assert measured.first_ms > 0
+    assert measured.validity in ("VALID", "NOISY", "INVALID")
+    assert set(measured.facts["memory"][0]["phases"]) == {"import", "load", "first", "steady"}
+    assert measured.facts["versions"] == {"fake": "1.0"}
+    assert measured.facts["device"]["processors"] >= 1
+
+
+def test_two_variants_are_interleaved(variant, monkeypatch):
+    order = []
+    real = bench.run_job
+
+    def spy(transport, backend, argv, job, transcript, timeout):
+        order.append(Path(job["model"]).stem)
+        return real(transport, backend, argv, job, transcript, timeout)
+
+    monkeypatch.setattr(bench, "run_job", spy)
+    found = compare_artifacts(variant("good"), variant("int8x"), settings=replace(QUICK, processes=4))
+    assert order == [{"A": "good", "B": "int8x"}[x] for x in "ABBABAAB"]
+    assert len(found.first.samples) == len(found.second.samples) == 4
+    assert found.difference.detectable > 0
+
+
+def test_progress_is_told(variant):
+    seen = []
+    bench_artifact(
+        variant(), settings=replace(QUICK, on_progress=lambda done, all_: seen.append((done, all_)))
+    )
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_a_crash_in_a_replicate_is_a_crash(variant):
+    with pytest.raises(RuntimeCrashError, match="SIGSEGV during warm-up"):
+        bench_artifact(variant("segfault"), settings=QUICK)
+
+
+def test_settings_are_checked():
+    with pytest.raises(UsageError):
+        BenchSettings(processes=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "cv", "verdict", "reason"),
+    [
+        ({}, 0.01, "VALID", ""),
+        ({"cpu_per_wall": 0.8}, 0.01, "NOISY", "80% of a CPU"),
+        ({"cpu_per_wall": 0.3}, 0.01, "INVALID", "30% of a CPU"),
+        ({"steal": 0.05}, 0.01, "NOISY", "hypervisor"),
+        ({"steal": 0.2}, 0.01, "INVALID", "hypervisor"),
+        ({"pressure": 0.5}, 0.01, "NOISY", "PSI"),
+        ({}, 0.2, "NOISY", "scatter"),
+        ({"steal": None, "pressure": None, "cpu_per_wall": None}, 0.01, "VALID", ""),
+    ],
+)
+def test_validity(change, cv, verdict, reason):
+    replicates = [replace(GOOD, contention={**GOOD.contention, **change})] * 3
+    found, reasons = judge(replicates, cv)
+    assert found == verdict
+    assert reason in "".join(reasons)
+
+
+def test_cpu_share_is_judged_for_one_thread_only():
+    replicate = replace(GOOD, threads=4, contention={**GOOD.contention, "cpu_per_wall": 0.3})
+    assert judge([replicate], 0.0)[0] == "VALID"
+
+
+@pytest.mark.parametrize(("unstable", "verdict"), [(1, "VALID"), (2, "NOISY"), (3, "INVALID")])
+def test_warm_ups_that_do_not_settle(unstable, verdict):
+    bad = replace(GOOD, warmup={"stable": False})
+    assert judge([bad] * unstable + [GOOD] * (3 - unstable), 0.0)[0] == verdict
+
+
+def test_memory_is_the_peak_less_the_import():
+    phases = {
+        "import": {"rss": 50, "peak": 90},
+        "load": {"peak": 130},
+        "first": {"peak": 110},
+        "steady": {"peak": 100},
+    }
+    memory = {"phases": phases, "resettable": True}
+    assert bench.peak_memory(memory) == 130
+    assert bench.model_memory(memory) == 80
+    assert bench.model_memory({**memory, "resettable": False}) is None
+    assert bench.peak_memory({}) is None

@@ -12,7 +12,7 @@ TEST_ENV := OMP_NUM_THREADS=1 ORT_DISABLE_TELEMETRY=1 HF_HUB_OFFLINE=1 TF_CPP_MI
 PYTEST   := $(TEST_ENV) $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-unit test-all lint format types imports docs bench-startup zoo-packages clean
+.PHONY: help venv demo test test-unit test-all lint format types imports package-tools docs bench-startup zoo-packages clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -59,6 +59,9 @@ types: $(STAMP)  ## mypy, strict
 
 imports: $(STAMP)  ## the layering, by import-linter
 	$(PY) -c "from importlinter.cli import lint_imports; raise SystemExit(lint_imports())"
+
+package-tools:  ## install what the package tests need: Android packagers, Chromium, npm tools
+	bash tools/package_tools.sh
 
 # --- upkeep -----------------------------------------------------------------------------------------
 

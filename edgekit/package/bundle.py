@@ -1,0 +1,185 @@
+"""The bundle: the files that all other packages derive from, checksummed and optionally signed.
+
+A bundle is untrusted when it is read: an archive's names must stay inside, every file must be listed in
+``SHA256SUMS`` with its checksum, and where a key is given the signature over that list must be the key's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from edgekit.errors import SourceError, UntrustedSourceError
+from edgekit.package import descriptor, readme, sbom, signing, writing
+from edgekit.package.contents import Content, Contents
+from edgekit.package.descriptor import Descriptor
+from edgekit.types import sha256_file
+
+MAX_BYTES = 16 << 30
+"""Unpacked size above which an archive is refused: more than any model for an edge device."""
+
+_REFUSE = "do not use this bundle; ask its sender for a new one"
+_USAGE = """
+```sh
+sha256sum -c SHA256SUMS
+edgekit verify .
+```
+
+The second runs the golden vectors on this machine's runtime. `edgekit.json` says what follows in a form for
+programs.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """An opened bundle whose checksums are right. ``signed`` says whether the signature was checked."""
+
+    directory: Path
+    descriptor: Descriptor
+    signed: bool
+    has_signature: bool
+
+
+def bundle_files(contents: Contents) -> dict[str, Content]:
+    """Every file of the bundle by name, checksums and signature included."""
+    files: dict[str, Content] = {
+        **contents.files,
+        "LICENSE": readme.license_text(contents),
+        "README.md": readme.readme(contents, usage=_USAGE),
+        "sbom.cdx.json": sbom.cyclonedx(contents),
+    }
+    sums = writing.sums(files)
+    files[writing.SUMS] = sums
+    if contents.spec.sign_key is not None:
+        files[signing.SIGNATURE] = signing.sign(sums, contents.spec.sign_key)
+    return files
+
+
+def write(contents: Contents, out: Path) -> None:
+    """``out/<name>-<version>/`` and the same as ``out/<name>-<version>.zip``."""
+    files = bundle_files(contents)
+    stem = f"{contents.spec.name}-{contents.spec.version}"
+    writing.write_tree(files, out / stem)
+    writing.write_zip(
+        files, out / f"{stem}.zip", stored=tuple(PurePosixPath(f).suffix for f in _models(files))
+    )
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether ``path`` looks like a bundle: a zip archive, or a folder with ``edgekit.json``."""
+    return zipfile.is_zipfile(path) if path.is_file() else (path / descriptor.FILE_NAME).is_file()
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, public_key: Path | None = None) -> Iterator[Bundle]:
+    """Open and check a bundle, a folder or a zip archive; an archive is unpacked to a temporary folder.
+
+    Raises:
+        SourceError: it is no bundle, or a file is missing, added or changed.
+        UntrustedSourceError: an archive leaves its folder, or the signature is missing or wrong while
+            ``public_key`` is given.
+    """
+    with contextlib.ExitStack() as stack:
+        directory = path
+        if not path.is_dir():
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgekit-bundle-")))
+            _unpack(path, directory)
+        has_signature = (directory / signing.SIGNATURE).is_file()
+        if public_key is not None:
+            _check_signature(directory, has_signature, public_key)
+        _check_sums(directory, path)
+        yield Bundle(
+            directory=directory,
+            descriptor=_checked(descriptor.read(directory / descriptor.FILE_NAME), directory),
+            signed=public_key is not None,
+            has_signature=has_signature,
+        )
+
+
+def _models(files: Mapping[str, Content]) -> list[str]:
+    return [name for name in files if name.startswith("model/") and PurePosixPath(name).suffix]
+
+
+def _unpack(path: Path, directory: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            _check_entries(path, entries)
+            for entry in entries:
+                archive.extract(entry, directory)
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as e:
+        raise SourceError(f"{path} cannot be read as a bundle: {e}", hint=_REFUSE) from e
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    seen: set[str] = set()
+    for entry in entries:
+        # The raw name: ZipInfo cuts filename at a null byte and rewrites separators.
+        name, pure = entry.orig_filename, PurePosixPath(entry.orig_filename)
+        escapes = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name
+        special = stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
+        if escapes or special:
+            raise UntrustedSourceError(f"{path} has an entry that leaves its folder: {name!r}", hint=_REFUSE)
+        if name.casefold() in seen:
+            raise UntrustedSourceError(f"{path} has two entries {name!r}", hint=_REFUSE)
+        seen.add(name.casefold())
+    if sum(e.file_size for e in entries) > MAX_BYTES:
+        raise UntrustedSourceError(
+            f"{path} unpacks to more than {MAX_BYTES >> 30} GiB", hint="unpack it by hand if you trust it"
+        )
+
+
+def _check_signature(directory: Path, present: bool, public_key: Path) -> None:
+    if not present:
+        raise UntrustedSourceError("the bundle is not signed, and a key was given", hint=_REFUSE)
+    sums = _read(directory / writing.SUMS)
+    signing.check(sums, _read(directory / signing.SIGNATURE), public_key)
+
+
+def _check_sums(directory: Path, shown: Path) -> None:
+    listed: dict[str, str] = {}
+    for line in _read(directory / writing.SUMS).decode("utf-8", "replace").splitlines():
+        digest, _, name = line.partition("  ")
+        pure = PurePosixPath(name)
+        if not name or pure.is_absolute() or ".." in pure.parts:
+            raise UntrustedSourceError(f"{shown}: {writing.SUMS} names {name!r}", hint=_REFUSE)
+        listed[name] = digest
+    present = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if not p.is_dir()}
+    present -= {writing.SUMS, signing.SIGNATURE}
+    links = sorted(n for n in present if (directory / n).is_symlink())
+    if links:
+        raise UntrustedSourceError(f"{shown} has links: {', '.join(links)}", hint=_REFUSE)
+    wrong = {
+        "missing": set(listed) - present,
+        "not listed": present - set(listed),
+        "changed": {n for n in set(listed) & present if sha256_file(directory / n) != listed[n]},
+    }
+    found = "; ".join(f"{', '.join(sorted(names))} {what}" for what, names in wrong.items() if names)
+    if found:
+        raise SourceError(f"{shown} does not match its {writing.SUMS}: {found}", hint=_REFUSE)
+
+
+def _checked(described: Descriptor, directory: Path) -> Descriptor:
+    """Every file that the descriptor names is one of the bundle's (and so inside, and checksummed)."""
+    tensors = [t for c in described.golden.cases for t in (*c.inputs, *c.outputs)]
+    images = [c.image.file for c in described.golden.cases if c.image]
+    labels = [described.labels.file] if described.labels else []
+    for name in (*described.files, *(t.file for t in tensors), *images, *labels):
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts:
+            raise UntrustedSourceError(f"{descriptor.FILE_NAME} names {name!r}", hint=_REFUSE)
+        if not (directory / name).is_file():
+            raise SourceError(f"the bundle lacks {name}, which {descriptor.FILE_NAME} names", hint=_REFUSE)
+    return described
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise SourceError(f"the bundle has no {path.name}", hint=_REFUSE) from e

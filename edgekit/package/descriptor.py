@@ -1,0 +1,197 @@
+"""``edgekit.json``: what an app has to know about a model, in one document that every wrapper reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from edgekit.errors import SourceError, UsageError
+from edgekit.preprocessing import Preprocessing
+from edgekit.structure import structure
+from edgekit.types import Gate, Option, Precision, TensorSpec
+
+SCHEMA_VERSION = 1
+FILE_NAME = "edgekit.json"
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
+_VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?")
+_RESERVED = re.compile(
+    "abstract|assert|boolean|break|byte|case|catch|char|class|const|continue|default|do|double|else|enum|"
+    "extends|false|final|finally|float|for|goto|if|implements|import|instanceof|int|interface|long|native|"
+    "new|null|package|private|protected|public|return|short|static|strictfp|super|switch|synchronized|this|"
+    "throw|throws|transient|true|try|void|volatile|while"
+)
+"""Words of Java, which no part of an Android package name may be."""
+
+TOLERANCES: Mapping[str, Mapping[str, float]] = {
+    # The same float32 arithmetic in another order of summation; accelerators compute in float16.
+    "float32": {"cpu": 1e-4, "gpu": 2e-2, "npu": 2e-2},
+    "float16": {"cpu": 1e-2, "gpu": 2e-2, "npu": 2e-2},
+    # Integer kernels of two CPUs differ by a step where they requantize; accelerators dequantize to float16.
+    "integer": {"cpu": 4e-2, "gpu": 1e-1, "npu": 1e-1},
+}
+"""Largest allowed ``max|a - e| / max|e|`` of one output, by the arithmetic inside and the accelerator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageSpec:
+    """What ``edgekit package`` was asked for.
+
+    ``name`` is a dotted identifier valid on every platform (``com.example.digits``), ``version`` a
+    semantic version, ``license`` an SPDX expression for the model, ``sign_key`` a PEM file with an
+    Ed25519 private key, ``labels`` a file with one class name a line that replaces the artifact's.
+    """
+
+    format: str
+    name: str
+    version: str
+    license: str = ""
+    license_file: Path | None = None
+    labels: Path | None = None
+    sign_key: Path | None = None
+    allow_failed: bool = False
+
+    def __post_init__(self) -> None:
+        bad = [part for part in self.name.split(".") if _RESERVED.fullmatch(part)]
+        if not _NAME.fullmatch(self.name) or bad or len(self.name) > 200:
+            why = f" ({', '.join(bad)} is a reserved word)" if bad else ""
+            raise UsageError(
+                f"{self.name!r} is no valid package id{why}",
+                hint="two or more parts of lower-case letters, digits and _, such as com.example.digits",
+            )
+        if not _VERSION.fullmatch(self.version):
+            raise UsageError(f"{self.version!r} is no version", hint="three numbers, such as 1.0.0")
+
+    @property
+    def short_name(self) -> str:
+        """The last part of the id."""
+        return self.name.rsplit(".", 1)[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeNeed:
+    """Which runtime the numbers were got with, the oldest that will do, and the options they need."""
+
+    name: str
+    minimum: str = ""
+    verified_with: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsRecord:
+    """Class names, one a line in output order. ``output`` is the output that they name."""
+
+    file: str
+    count: int
+    sha256: str
+    output: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorFile:
+    """One tensor as raw little-endian values in C order."""
+
+    name: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFile:
+    """A raw image: RGB, 8 bits a channel, row by row."""
+
+    file: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenCase:
+    """One input and what the runtime made of it when the package was written.
+
+    ``image``, where there is one, is what the preprocessing contract turns into ``inputs`` bit for bit.
+    ``label`` is the expected class name.
+    """
+
+    name: str
+    inputs: tuple[TensorFile, ...]
+    outputs: tuple[TensorFile, ...]
+    image: ImageFile | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """Test vectors. An output passes if ``max|a - e| <= tolerance[accelerator] * max|e|``."""
+
+    cases: tuple[GoldenCase, ...]
+    tolerance: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descriptor:
+    """Everything in ``edgekit.json``. ``files`` are the model's, the main one first."""
+
+    schema: int = SCHEMA_VERSION
+    name: str
+    version: str
+    license: str = ""
+    target: str
+    backend: str
+    precision: Precision
+    status: str
+    runtime: RuntimeNeed
+    files: tuple[str, ...]
+    model_sha256: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocessing: Preprocessing | None = None
+    labels: LabelsRecord | None = None
+    golden: Golden
+    gates: tuple[Gate, ...] = ()
+    source_sha256: str = ""
+    manifest_digest: str = ""
+    converters: Mapping[str, str] = field(default_factory=dict)
+    edgekit: str
+
+    @property
+    def image_input(self) -> TensorSpec | None:
+        """The input that takes an image by the preprocessing contract."""
+        if self.preprocessing is None:
+            return None
+        return next(i for i in self.inputs if i.name == self.preprocessing.input)
+
+
+def arithmetic(precision: Precision) -> str:
+    """The row of :data:`TOLERANCES` for what a target computes in."""
+    if precision in (Precision.FP32, Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS):
+        return "float32"
+    return "float16" if precision in (Precision.FP16, Precision.BF16) else "integer"
+
+
+def encode(descriptor: Descriptor) -> bytes:
+    """Indented JSON, the same bytes for the same descriptor."""
+    return msgspec.json.format(msgspec.json.encode(descriptor, order="deterministic"), indent=2) + b"\n"
+
+
+def read(path: Path) -> Descriptor:
+    """The descriptor at ``path``. Raises :class:`SourceError` where it is none or of a newer schema."""
+    try:
+        document = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise SourceError(
+            f"{path} cannot be read: {e}", hint="this is no bundle; edgekit package writes one"
+        ) from e
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA_VERSION:
+        raise SourceError(
+            f"{path} has schema {schema!r}, this edgekit reads {SCHEMA_VERSION}",
+            hint="upgrade edgekit, or write the package again",
+        )
+    return structure(Descriptor, document, where=str(path))

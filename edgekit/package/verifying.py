@@ -1,0 +1,175 @@
+"""Replay a bundle: its preprocessing, its model on the real runtime, its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.devices.execute import LOCAL, RunSettings, run_artifact
+from edgekit.errors import SourceError, UnknownNameError
+from edgekit.package import bundle
+from edgekit.package.descriptor import Descriptor, GoldenCase, TensorFile
+from edgekit.package.golden import relative_error
+from edgekit.types import Device, Verdict, sha256_file
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseReport:
+    """One golden case. ``preprocessed`` is ``None`` where the case has no image."""
+
+    name: str
+    verdict: Verdict
+    error: float
+    limit: float
+    preprocessed: bool | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleReport:
+    """What came of replaying a bundle. ``notes`` say what was not checked."""
+
+    descriptor: Descriptor
+    device: str
+    cases: tuple[CaseReport, ...]
+    runtime_versions: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every case passed."""
+        return all(c.verdict is Verdict.PASS for c in self.cases)
+
+
+def verify_bundle(
+    path: Path, *, device: Device = LOCAL, accelerator: str = "cpu", public_key: Path | None = None
+) -> BundleReport:
+    """Check a bundle's files, then run its golden vectors through contract and runtime.
+
+    Raises :class:`~edgekit.errors.SourceError` for a bundle that is damaged or not to be trusted, and the
+    errors of :func:`edgekit.devices.execute.run_artifact`. A case that fails is in the report.
+    """
+    with bundle.opened(path, public_key=public_key) as read:
+        described = read.descriptor
+        labels = _labels(read.directory, described)
+        fed = [_load_all(read.directory, case.inputs) for case in described.golden.cases]
+        settings = RunSettings(
+            outputs=tuple(o.name for o in described.outputs),
+            files=tuple(read.directory / name for name in described.files[1:]),
+        )
+        with run_artifact(
+            described.backend,
+            read.directory / described.files[0],
+            inputs=fed,
+            options=described.runtime.options,
+            device=device,
+            settings=settings,
+        ) as result:
+            replay = _Replay(
+                directory=read.directory,
+                descriptor=described,
+                labels=labels,
+                limit=_limit(described, accelerator),
+            )
+            cases = tuple(
+                replay.judge(case, inputs, outputs)
+                for case, inputs, outputs in zip(described.golden.cases, fed, result.outputs, strict=True)
+            )
+            versions = dict(result.versions)
+    notes = ("its signature was not checked: no public key was given",)
+    return BundleReport(
+        descriptor=described,
+        device=device.name,
+        cases=cases,
+        runtime_versions=versions,
+        notes=notes if read.has_signature and not read.signed else (),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Replay:
+    """What every case is judged by."""
+
+    directory: Path
+    descriptor: Descriptor
+    labels: tuple[str, ...]
+    limit: float
+
+    def judge(self, case: GoldenCase, fed: Mapping[str, Array], outputs: Mapping[str, Array]) -> CaseReport:
+        """The verdict on one case."""
+        preprocessed = self._preprocess(case, fed)
+        expected = _load_all(self.directory, case.outputs)
+        error = max((relative_error(outputs[name], e) for name, e in expected.items()), default=0.0)
+        message = ""
+        if preprocessed is False:
+            message = "the contract does not turn the image into the stored tensor"
+        elif not error <= self.limit:
+            message = f"an output is off by {error:.3g} of its largest value, {self.limit:g} is allowed"
+        elif case.label and self._label(outputs) != case.label:
+            message = f"the class is {self._label(outputs)!r}, expected {case.label!r}"
+        return CaseReport(
+            name=case.name,
+            verdict=Verdict.FAIL if message else Verdict.PASS,
+            error=error,
+            limit=self.limit,
+            preprocessed=preprocessed,
+            message=message,
+        )
+
+    def _preprocess(self, case: GoldenCase, fed: Mapping[str, Array]) -> bool | None:
+        import numpy as np
+
+        contract, spec = self.descriptor.preprocessing, self.descriptor.image_input
+        if case.image is None or contract is None or spec is None:
+            return None
+        data = np.frombuffer((self.directory / case.image.file).read_bytes(), np.uint8)
+        if data.size != case.image.height * case.image.width * 3:
+            return False
+        image = data.reshape(case.image.height, case.image.width, 3)
+        return bool(np.array_equal(contract.apply(image, spec), fed[spec.name]))
+
+    def _label(self, outputs: Mapping[str, Array]) -> str:
+        record = self.descriptor.labels
+        assert record is not None
+        return self.labels[int(outputs[record.output].argmax())]
+
+
+def _limit(described: Descriptor, accelerator: str) -> float:
+    table = described.golden.tolerance
+    if accelerator not in table:
+        raise UnknownNameError("accelerator", accelerator, table)
+    return table[accelerator]
+
+
+def _labels(directory: Path, described: Descriptor) -> tuple[str, ...]:
+    record = described.labels
+    if record is None:
+        return ()
+    path = directory / record.file
+    if sha256_file(path) != record.sha256:
+        raise SourceError(
+            f"{record.file} is not the label file of this model", hint="ask the sender for a new bundle"
+        )
+    return tuple(path.read_text(encoding="utf-8").splitlines())
+
+
+def _load_all(directory: Path, files: tuple[TensorFile, ...]) -> dict[str, Array]:
+    return {t.name: _load(directory, t) for t in files}
+
+
+def _load(directory: Path, tensor: TensorFile) -> Array:
+    import numpy as np
+
+    try:
+        flat = np.frombuffer((directory / tensor.file).read_bytes(), np.dtype(tensor.dtype).newbyteorder("<"))
+        array: Array = flat.reshape(tensor.shape).astype(tensor.dtype)
+    except (ValueError, TypeError) as e:
+        raise SourceError(
+            f"{tensor.file} does not hold {tensor.dtype}{list(tensor.shape)}", hint="write the package again"
+        ) from e
+    return array

@@ -1,0 +1,200 @@
+"""Names and versions, archives that are not to be trusted, golden arithmetic: all without a runtime."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.errors import SourceError, UnknownNameError, UntrustedSourceError, UsageError
+from edgekit.manifest import Artifact, Manifest, SourceRecord
+from edgekit.package import FORMATS, PackageSpec, bundle, golden, package, writing
+from edgekit.types import Precision, Target, sha256_bytes
+
+
+def spec(**fields: str) -> PackageSpec:
+    return PackageSpec(**({"format": "bundle", "name": "com.example.digits", "version": "1.0.0"} | fields))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "digits",
+        "com.Example.x",
+        "com..x",
+        "com.1x",
+        "com.example.class",
+        "com/example",
+        "com.x y",
+        "../com.x",
+        "",
+    ],
+)
+def test_invalid_package_ids_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="package id"):
+        spec(name=name)
+
+
+@pytest.mark.parametrize("version", ["1", "1.0", "01.0.0", "v1.0.0", "1.0.0/..", ""])
+def test_invalid_versions_are_refused(version: str) -> None:
+    with pytest.raises(UsageError, match="version"):
+        spec(version=version)
+
+
+def test_valid_ids() -> None:
+    assert spec(name="org.acme_1.net2").short_name == "net2"
+    assert spec(version="1.2.3-beta.1").version == "1.2.3-beta.1"
+
+
+def artifact(backend: str = "acme") -> Artifact:
+    target = Target(name="t", backend=backend, precision=Precision.FP32, runs_on="cpu", file="m")
+    made = Manifest(
+        edgekit="0",
+        status="passed",
+        target=target,
+        source=SourceRecord(text="", kind="onnx", sha256=""),
+    )
+    return Artifact(directory=Path("nowhere"), manifest=made)
+
+
+def test_an_unknown_format_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError) as raised:
+        package(artifact(), spec(format="bundel"), Path("x"))
+    assert "bundle" in raised.value.hint
+
+
+def test_an_existing_output_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="exists"):
+        package(artifact("onnxruntime"), spec(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_every_format_has_a_module() -> None:
+    import importlib
+
+    for row in FORMATS.values():
+        assert callable(importlib.import_module(f"edgekit.package.{row.module}").write)
+
+
+def archive(path: Path, name: str, mode: int = 0o100644) -> Path:
+    with zipfile.ZipFile(path, "w") as out:
+        entry = zipfile.ZipInfo("x" * len(name))
+        entry.external_attr = mode << 16
+        out.writestr(entry, b"data")
+    # ZipFile cleans names when it writes: put the hostile one in place in both headers.
+    path.write_bytes(path.read_bytes().replace(b"x" * len(name), name.encode()))
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "/etc/evil", "a/../../evil", "..\\evil1", "C:\\evil", "a/../b/evil"]
+)
+def test_an_archive_that_leaves_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with (
+        pytest.raises(UntrustedSourceError, match="leaves its folder"),
+        bundle.opened(archive(tmp_path / "b.zip", name)),
+    ):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["b.zip"]
+
+
+def test_a_link_in_an_archive_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UntrustedSourceError), bundle.opened(archive(tmp_path / "b.zip", "link", 0o120777)):
+        pass
+
+
+def test_two_entries_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "b.zip"
+    with zipfile.ZipFile(path, "w") as out:
+        out.writestr("a", b"1")
+        out.writestr("A", b"2")
+    with pytest.raises(UntrustedSourceError, match="two entries"), bundle.opened(path):
+        pass
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(bundle, "MAX_BYTES", 1000)
+    path = tmp_path / "b.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("a", bytes(2000))
+    with pytest.raises(UntrustedSourceError, match="unpacks to more"), bundle.opened(path):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"no archive"])
+def test_what_is_no_archive_is_no_bundle(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "b.zip"
+    path.write_bytes(content)
+    with pytest.raises(SourceError), bundle.opened(path):
+        pass
+
+
+def folder(tmp_path: Path, files: dict[str, bytes]) -> Path:
+    writing.write_tree({**files, "SHA256SUMS": writing.sums(files)}, tmp_path / "b")
+    return tmp_path / "b"
+
+
+def test_checksums_find_missing_added_and_changed_files(tmp_path: Path) -> None:
+    path = folder(tmp_path, {"a": b"1", "b": b"2"})
+    (path / "a").write_bytes(b"3")
+    (path / "b").unlink()
+    (path / "c").write_bytes(b"4")
+    with pytest.raises(SourceError, match="b missing; c not listed; a changed"), bundle.opened(path):
+        pass
+
+
+def test_a_checksum_list_that_points_outside_is_refused(tmp_path: Path) -> None:
+    path = folder(tmp_path, {"a": b"1"})
+    (tmp_path / "secret").write_bytes(b"s")
+    with (path / "SHA256SUMS").open("a") as sums:
+        sums.write(f"{sha256_bytes(b's')}  ../secret\n")
+    with pytest.raises(UntrustedSourceError, match="secret"), bundle.opened(path):
+        pass
+
+
+def test_links_in_a_folder_are_refused(tmp_path: Path) -> None:
+    path = folder(tmp_path, {"a": b"1"})
+    (path / "a").unlink()
+    (tmp_path / "other").write_bytes(b"1")
+    (path / "a").symlink_to(tmp_path / "other")
+    with pytest.raises(UntrustedSourceError, match="links"), bundle.opened(path):
+        pass
+
+
+def test_a_folder_without_descriptor_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"edgekit\.json"), bundle.opened(folder(tmp_path, {"a": b"1"})):
+        pass
+
+
+def test_zips_have_the_same_bytes_whatever_the_clock(tmp_path: Path, monkeypatch) -> None:
+    files = {"b/model.tflite": bytes(500), "a.txt": b"hello" * 100}
+    first = writing.zip_bytes(files, stored=(".tflite",))
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    assert writing.zip_bytes(dict(reversed(files.items())), stored=(".tflite",)) == first
+    path = tmp_path / "x.zip"
+    path.write_bytes(first)
+    kinds = {i.filename: i.compress_type for i in zipfile.ZipFile(path).infolist()}
+    assert kinds == {"a.txt": zipfile.ZIP_DEFLATED, "b/model.tflite": zipfile.ZIP_STORED}
+
+
+def test_relative_error_is_of_the_largest_value() -> None:
+    expected = np.array([1.0, -4.0], np.float32)
+    assert golden.relative_error(np.array([1.0, -3.0], np.float32), expected) == 0.25
+    assert golden.relative_error(np.array([np.nan, -4.0], np.float32), expected) == math.inf
+    assert golden.relative_error(np.zeros(3), expected) == math.inf
+    assert golden.relative_error(np.zeros(2), np.zeros(2)) == 0.0
+    assert golden.relative_error(np.ones(2), np.zeros(2)) == math.inf
+
+
+def test_drawn_images_tell_channels_rows_and_columns_apart() -> None:
+    image = golden.drawn_image(33, 40, 0)
+    assert image.shape == (33, 40, 3)
+    assert not np.array_equal(image, image[..., ::-1])
+    assert not np.array_equal(image, image[::-1])
+    assert not np.array_equal(image, image[:, ::-1])
+    assert not np.array_equal(image, golden.drawn_image(33, 40, 1))
+    assert image.std() > 30

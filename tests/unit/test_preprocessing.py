@@ -1,0 +1,231 @@
+"""The preprocessing contract against Pillow, against hand-computed values, and against bad input."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgekit import resampling
+from edgekit.errors import ConfigError, DataError, UnknownNameError
+from edgekit.preprocessing import Preprocessing, from_mapping
+from edgekit.types import TensorSpec
+
+PIL_FILTERS = {"box": 4, "bilinear": 2, "bicubic": 3}
+SIDE = st.integers(1, 40)
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(SIDE, SIDE, SIDE, SIDE, st.sampled_from(sorted(PIL_FILTERS)))
+def test_resize_is_pillows_bit_for_bit(height: int, width: int, to_h: int, to_w: int, name: str) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    image = noise(height, width, seed=height * 41 + width)
+    ours = resampling.resize(image, to_h, to_w, filter=name, antialias=True)
+    # One axis at a time: Pillow 13 runs the vertical pass first where that is quicker.
+    pillow = image_module.fromarray(image).resize((to_w, height), PIL_FILTERS[name])
+    assert np.array_equal(ours, np.asarray(pillow.resize((to_w, to_h), PIL_FILTERS[name])))
+
+
+def test_without_antialiasing_only_neighbours_count() -> None:
+    row = np.zeros((1, 8, 3), np.uint8)
+    row[0, 3:5] = 200
+    assert resampling.resize(row, 1, 2, filter="bilinear", antialias=False)[0, :, 0].tolist() == [0, 0]
+    assert resampling.resize(row, 1, 2, filter="bilinear", antialias=True)[0, :, 0].min() > 0
+
+
+def test_nearest_takes_the_pixel_under_the_centre() -> None:
+    image = np.arange(5, dtype=np.uint8).reshape(1, 5, 1)
+    assert resampling.resize(image, 1, 3, filter="nearest", antialias=True)[0, :, 0].tolist() == [0, 2, 4]
+
+
+def test_gray_is_pillows() -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    image = noise(9, 7)
+    contract = Preprocessing(resize=(9, 7), color="gray")
+    assert np.array_equal(
+        contract.fit_image(image)[..., 0], np.asarray(image_module.fromarray(image).convert("L"))
+    )
+
+
+def test_normalisation_is_computed_in_double_and_rounded_once() -> None:
+    contract = Preprocessing(resize=(1, 1), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    fed = contract.apply(np.array([[[10, 20, 30]]], np.uint8))
+    want = [(v / 255 - m) / s for v, m, s in zip((10, 20, 30), contract.mean, contract.std, strict=True)]
+    assert fed.dtype == np.float32
+    assert fed.ravel().tolist() == np.array(want, np.float32).tolist()
+
+
+def test_color_order_layout_and_per_channel_values_go_together() -> None:
+    image = np.array([[[10, 20, 30], [40, 50, 60]]], np.uint8)
+    contract = Preprocessing(resize=(1, 2), color="bgr", scale=1.0, mean=(1.0, 2.0, 3.0))
+    assert contract.apply(image).tolist() == [[[[29, 59]], [[18, 48]], [[7, 37]]]]
+    nhwc = Preprocessing(resize=(1, 2), color="bgr", scale=1.0, mean=(1.0, 2.0, 3.0), layout="NHWC")
+    assert np.array_equal(nhwc.apply(image), contract.apply(image).transpose(0, 2, 3, 1))
+
+
+def test_quantized_input_rounds_half_to_even_and_saturates() -> None:
+    spec = TensorSpec(name="x", dtype="int8", shape=(1, 1, 1, 3), scale=2.0, zero_point=-3)
+    contract = Preprocessing(resize=(1, 1), scale=1.0, layout="NHWC", dtype="int8")
+    fed = contract.apply(np.array([[[3, 5, 255]]], np.uint8), spec)
+    assert fed.dtype == np.int8
+    assert fed.ravel().tolist() == [2 - 3, 2 - 3, 128 - 3]  # 1.5 and 2.5 both become 2
+    brighter = TensorSpec(name="x", dtype="int8", shape=(1, 1, 1, 3), scale=1.0, zero_point=0)
+    assert contract.apply(np.array([[[3, 5, 255]]], np.uint8), brighter).ravel().tolist() == [3, 5, 127]
+
+
+def test_shortest_edge_rounds_down_and_the_crop_is_central() -> None:
+    image = noise(10, 17)
+    contract = Preprocessing(resize=8, crop=(6, 6), scale=1.0, filter="nearest")
+    scaled = resampling.resize(image, 8, 13, filter="nearest", antialias=True)
+    assert np.array_equal(contract.fit_image(image), scaled[1:7, 3:9])
+    even = Preprocessing(resize=8, crop=(6, 6), scale=1.0, filter="nearest", crop_rounding="half-even")
+    assert np.array_equal(even.fit_image(image), scaled[1:7, 4:10])  # 3.5 goes to 4
+
+
+def test_padding_keeps_the_aspect_ratio() -> None:
+    image = np.full((10, 20, 3), 255, np.uint8)
+    fitted = Preprocessing(resize=(8, 8), fit="pad", pad_value=7).fit_image(image)
+    assert (fitted[2:6] == 255).all()
+    assert (fitted[:2] == 7).all()
+    assert (fitted[6:] == 7).all()
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr", "gray"])
+def test_a_fed_tensor_can_be_turned_back_into_its_image(color: str) -> None:
+    contract = Preprocessing(
+        resize=20, crop=(17, 16), color=color, mean=(0.4,), std=(0.2,), crop_rounding="half-even"
+    )
+    fed = contract.apply(noise(31, 24))
+    image = contract.invert(fed)
+    assert image is not None
+    assert np.array_equal(contract.apply(image), fed)
+    assert contract.invert(fed + np.float32(1e-3)) is None
+    assert contract.invert(fed[:, :, :-1]) is None
+
+
+def test_what_is_left_after_folding_takes_pixels() -> None:
+    contract = Preprocessing(resize=(4, 4), color="bgr", mean=(0.5,), std=(0.5,))
+    left = contract.folded("image")
+    assert left.is_folded
+    assert not contract.is_folded
+    image = noise(4, 4)
+    assert np.array_equal(left.apply(image)[0], image)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "named"),
+    [
+        ({"resize": [4, 4], "filter": "lanczos"}, "lanczos"),
+        ({"resize": [4, 4], "layout": "HWC"}, "HWC"),
+        ({"resize": 4}, "shortest"),
+        ({}, None),
+        ({"scale": 1.0}, "size is unknown"),
+        ({"resize": [4, 4], "crop": [5, 4]}, "larger"),
+        ({"resize": [4, 4], "mean": [0.1, 0.2]}, "2 values"),
+        ({"resize": [4, 4], "std": [0.0]}, "must not be 0"),
+        ({"resize": [0, 4]}, "positive"),
+        ({"resize": [4, 4], "pad_value": 300}, "byte"),
+    ],
+)
+def test_impossible_contracts_say_what_is_wrong(mapping: dict[str, object], named: str | None) -> None:
+    if named is None:
+        assert from_mapping(mapping) is None
+        return
+    with pytest.raises(ConfigError, match=named):
+        from_mapping(mapping)
+
+
+def test_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError) as raised:
+        from_mapping({"resize": [4, 4], "colour": "rgb"})
+    assert "color" in raised.value.hint
+
+
+def test_round_trip_through_json() -> None:
+    contract = Preprocessing(resize=256, crop=(224, 224), color="bgr", mean=(0.1, 0.2, 0.3))
+    assert from_mapping(json.loads(json.dumps(contract.to_mapping()))) == contract
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), noise(3, 9)])
+def test_images_that_cannot_be_taken(image: np.ndarray) -> None:
+    with pytest.raises(DataError):
+        Preprocessing(crop=(4, 4)).apply(image)
+
+
+def test_hugging_face_processor(tmp_path) -> None:
+    vit = {
+        "do_resize": True,
+        "size": {"shortest_edge": 256},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": 224, "width": 224},
+        "do_rescale": True,
+        "rescale_factor": 0.00392156862745098,
+        "do_normalize": True,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "image_processor_type": "BitImageProcessor",
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(vit))
+    contract = from_mapping({"huggingface": "."}, base=tmp_path)
+    assert contract == Preprocessing(
+        resize=256, filter="bicubic", crop=(224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+    overridden = from_mapping({"huggingface": ".", "layout": "NHWC"}, base=tmp_path)
+    assert overridden is not None
+    assert overridden.layout == "NHWC"
+
+
+def test_hugging_face_variants(tmp_path) -> None:
+    def read(**config: object) -> Preprocessing:
+        (tmp_path / "p.json").write_text(json.dumps(config))
+        found = from_mapping({"huggingface": "p.json"}, base=tmp_path)
+        assert found is not None
+        return found
+
+    convnext = read(size={"shortest_edge": 224}, crop_pct=0.875, do_normalize=False)
+    assert (convnext.resize, convnext.crop) == (256, (224, 224))
+    mobilevit = read(size={"height": 256, "width": 256}, do_flip_channel_order=True, do_normalize=False)
+    assert (mobilevit.color, mobilevit.size) == ("bgr", (256, 256))
+    shifted = read(size=8, rescale_factor=1 / 127.5, rescale_offset=True, do_normalize=False)
+    assert shifted.apply(np.zeros((8, 8, 3), np.uint8)).max() == -1
+    with pytest.raises(ConfigError, match="longest"):
+        read(size={"shortest_edge": 800, "longest_edge": 1333})
+    with pytest.raises(ConfigError, match="resamples"):
+        read(size={"height": 8, "width": 8}, resample=1)
+
+
+def test_timm_config(tmp_path) -> None:
+    config = {
+        "pretrained_cfg": {
+            "input_size": [3, 224, 224],
+            "interpolation": "bicubic",
+            "crop_pct": 0.9,
+            "crop_mode": "center",
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+        }
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    contract = from_mapping({"timm": "."}, base=tmp_path)
+    assert contract is not None
+    assert (contract.resize, contract.crop, contract.crop_rounding) == (248, (224, 224), "half-even")
+    config["pretrained_cfg"]["crop_mode"] = "border"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="border"):
+        from_mapping({"timm": "."}, base=tmp_path)
+
+
+def test_missing_or_broken_processor_file(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        from_mapping({"huggingface": "nowhere"}, base=tmp_path)
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(ConfigError, match="not JSON"):
+        from_mapping({"timm": "x.json"}, base=tmp_path)

@@ -1,0 +1,84 @@
+"""``edgekit inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from edgekit.inspection import Inspection
+    from edgekit.manifest import Artifact
+    from edgekit.types import TensorSpec
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def inspect(file: Path, as_json: bool) -> None:
+    """Show what is in FILE: an artifact's directory, or a .onnx or .tflite file of any origin."""
+    from edgekit import manifest
+    from edgekit.cli._output import print_json
+    from edgekit.inspection import inspect_file
+
+    if file.is_dir() or file.name == manifest.FILE_NAME:
+        artifact = manifest.read(file)
+        print_json(artifact.manifest) if as_json else _artifact(artifact)
+        return
+    inspection = inspect_file(file)
+    print_json(inspection) if as_json else _file(inspection)
+
+
+def _artifact(artifact: Artifact) -> None:
+    from edgekit.cli._output import size, summary, table
+
+    m = artifact.manifest
+    summary([artifact])
+    _tensors(m.inputs, m.outputs)
+    table(
+        "gates",
+        ("gate", "value", "limit", "verdict", ""),
+        [(g.name, _number(g.value), _number(g.limit), str(g.verdict), g.message) for g in m.gates],
+    )
+    if m.placement is not None:
+        kernels = ", ".join(f"{k} ×{n}" for k, n in list(m.placement.kernels.items())[:12])
+        table("placement", ("what", ""), [("operators", str(m.placement.operators)), ("kernels", kernels)])
+        rows = [(f.op, str(f.count), f"{f.share:.1%}", f.reason) for f in m.placement.fallbacks]
+        if rows:
+            table("not as asked", ("operator", "count", "share of MACs", "why"), rows)
+    table(
+        "steps",
+        ("step", "seconds", "output"),
+        [(s.name, f"{s.seconds:.3g}", s.output_sha256[:12]) for s in m.steps],
+    )
+    table("files", ("file", "size", "sha256"), [(f.name, size(f.size), f.sha256[:16]) for f in m.files])
+    for note in m.notes:
+        click.echo(f"note: {note}")
+
+
+def _file(inspection: Inspection) -> None:
+    from edgekit.cli._output import size, table
+
+    facts = ", ".join(f"{k} {v}" for k, v in inspection.facts.items() if v not in ("", [], None))
+    click.echo(f"{inspection.path}: {inspection.format}, {size(inspection.size)}, {facts}")
+    _tensors(inspection.inputs, inspection.outputs)
+    table("operators", ("operator", "count"), [(k, str(v)) for k, v in inspection.operators.items()])
+    table("weights", ("stored as", "size"), [(k, size(v)) for k, v in inspection.weights.items()])
+    if inspection.macs is not None:
+        click.echo(f"{inspection.macs:,} multiply-accumulates")
+
+
+def _tensors(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    from edgekit.cli._output import table
+
+    rows = []
+    for kind, specs in (("input", inputs), ("output", outputs)):
+        for s in specs:
+            affine = "-" if s.scale is None else f"{s.scale:.6g} × (q - {s.zero_point})"
+            rows.append((kind, s.name, s.dtype, " × ".join(map(str, s.shape)), s.layout or "-", affine))
+    table("tensors", ("", "name", "type", "shape", "layout", "value"), rows)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,1 +1,101 @@
-"""Placeholder."""
+"""TFLite (LiteRT): lowers ONNX with edgekit's own compiler, no TensorFlow involved.
+
+Placement: :func:`placement` expects from the runner, made of ``Interpreter._get_ops_details()`` after
+``allocate_tensors()`` with the default (XNNPACK) delegate::
+
+    raw = {"nodes": [{"index": int, "op": str, "inputs": [tensor…], "outputs": [tensor…],
+                      "delegate": bool | int}, …],
+           "partitions": int}
+
+``_get_ops_details`` lists the file's operators first, in file order, under the indices 0 … n - 1, and after
+them one node ``DELEGATE`` for each partition. It does not say which operators a partition replaced. A
+runner that knows (because the operator's output is no longer allocated) sets ``delegate``; otherwise
+:func:`placement` works it out: a delegated operator's outputs are written by some DELEGATE node, or lie
+between its inputs and outputs.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import ConfigError, MissingExtraError
+from edgekit.types import Availability, Lowered, OnnxModel, Option, Placement, Target
+
+NAME = "tflite"
+FILE = "model.tflite"
+_PACKAGE = "ai-edge-litert"
+
+
+def available() -> Availability:
+    """Whether LiteRT is installed; found out without importing it."""
+    try:
+        version = importlib.metadata.version(_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return Availability(
+            installed=False,
+            usable=False,
+            why_not=f"{_PACKAGE} is not installed",
+            hint="pip install 'edgekit-deploy[tflite]'",
+        )
+    return Availability(installed=True, usable=True, version=version)
+
+
+def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
+    """Compile the (Q/DQ) ONNX file and write ``out/model.tflite``.
+
+    Options: ``io_layout`` (``nchw`` or ``nhwc``), ``io_dtype`` (``float32``, ``int8``, ``uint8``),
+    ``weights`` (``float32``, ``float16``), ``fuse``, and ``metadata.<name>`` for texts to store in the file.
+
+    Raises:
+        MissingExtraError: LiteRT is not installed.
+        UnsupportedOperatorsError: every node that LiteRT cannot express, at once.
+    """
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        raise MissingExtraError("LiteRT", "tflite")
+    import onnx_ir as ir
+
+    from edgekit.backends.tflite.artifact import lowered, write_file
+    from edgekit.backends.tflite.compiler import compile_onnx
+
+    chosen = _options(target, options)
+    compiled = compile_onnx(ir.load(model.path), options=chosen)
+    write_file(out / FILE, compiled.data)
+    return lowered(compiled, FILE)
+
+
+def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[str, Any]) -> Placement:
+    """Which operators run in the delegate, as a share of the multiply-accumulates, and which do not."""
+    del model
+    from edgekit.backends.tflite.artifact import read_placement
+
+    return read_placement(target, lowered, raw)
+
+
+def _options(target: Target, options: Mapping[str, Option]) -> Any:
+    from edgekit.backends.tflite.compiler import CompileOptions
+
+    choices: dict[str, tuple[Option, ...]] = {
+        "io_layout": ("nchw", "nhwc"),
+        "io_dtype": ("float32", "int8", "uint8"),
+        "weights": ("float32", "float16"),
+        "fuse": (True, False),
+    }
+    chosen: dict[str, Any] = {"io_dtype": target.io_dtype, "target": target.name}
+    if target.scheme is not None and target.scheme.weight == "float16":
+        chosen["weights"] = "float16"
+    metadata: dict[str, str] = {}
+    for name, value in options.items():
+        if name.startswith("metadata."):
+            metadata[name.removeprefix("metadata.")] = str(value)
+        elif name in choices:
+            if value not in choices[name]:
+                raise ConfigError(
+                    f"{name} = {value!r} is not possible for {target.name}",
+                    hint=f"use one of {', '.join(map(str, choices[name]))}",
+                )
+            chosen[name] = value
+    return CompileOptions(metadata=metadata, **chosen)

@@ -1,0 +1,99 @@
+"""ONNX → LiteRT flatbuffer: :func:`compile_onnx`.
+
+One pass over the nodes in order. A node whose inputs are constants is folded; any other is handed to its
+handler (:mod:`edgekit.backends.tflite.ops`), which emits TFLite operators and returns views on the
+results. Layout is bookkeeping in the views, quantization is read out of Q/DQ, and a peephole pass at the
+end fuses what TFLite fuses. See docs/tflite-compiler.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekit.backends.tflite import ops as _ops  # noqa: F401 - fills the operator table
+from edgekit.backends.tflite.lowering import Lowering
+from edgekit.backends.tflite.report import Report, make_report
+from edgekit.backends.tflite.rewrite import rewrite
+from edgekit.backends.tflite.writer import Signature, write
+from edgekit.errors import UnsupportedError, UnsupportedOperatorsError
+from edgekit.types import TensorSpec
+
+MINIMUM_OPSET = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions:
+    """How to compile.
+
+    ``io_layout``: the order in which image inputs and outputs cross the boundary. ``io_dtype``: the
+    element type at the boundary of a quantized graph. ``weights``: storage of float weights.
+    ``fuse``: run the peephole pass. ``metadata``: name → text, stored in the file.
+    """
+
+    io_layout: Literal["nchw", "nhwc"] = "nchw"
+    io_dtype: Literal["float32", "int8", "uint8"] = "float32"
+    weights: Literal["float32", "float16"] = "float32"
+    fuse: bool = True
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    target: str = "tflite"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A TFLite file in memory, what its boundary looks like, and how it came about."""
+
+    data: memoryview
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    report: Report
+
+
+_DEFAULT = CompileOptions()
+
+
+def compile_onnx(model: ir.Model, *, options: CompileOptions = _DEFAULT) -> Compiled:
+    """Compile an ONNX model with fixed shapes to a TFLite flatbuffer.
+
+    The model is not changed. Float values are computed in float32 unless they lie between
+    QuantizeLinear/DequantizeLinear, in which case they become quantized tensors.
+
+    Raises:
+        UnsupportedOperatorsError: with every node that LiteRT cannot express, at once.
+        UnsupportedError: an input with a symbolic dimension, an opset that is too old, or a file over 2 GiB.
+    """
+    _check(model)
+    lowering = Lowering(model, options.io_layout, options.io_dtype)
+    lowering.run()
+    if lowering.unsupported:
+        raise UnsupportedOperatorsError(options.target, lowering.unsupported)
+    fusions = rewrite(lowering.graphs, fuse=options.fuse, weights=options.weights)
+    lowering.name_tensors()
+    signature = Signature(
+        inputs=tuple(i.name for i in lowering.inputs), outputs=tuple(o.name for o in lowering.outputs)
+    )
+    metadata = {name: text.encode() for name, text in options.metadata.items()}
+    data = write(lowering.graphs, signature, description=f"edgekit {options.target}", metadata=metadata)
+    report = make_report(lowering.graphs, fusions, lowering.left_in_float)
+    return Compiled(data=data, inputs=lowering.inputs, outputs=lowering.outputs, report=report)
+
+
+def _check(model: ir.Model) -> None:
+    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
+    if opset and opset < MINIMUM_OPSET:
+        raise UnsupportedError(
+            f"the model is written in ONNX opset {opset}; the compiler reads {MINIMUM_OPSET} and later",
+            hint="convert it with onnx.version_converter, or export it again",
+        )
+    for value in model.graph.inputs:
+        dims: Any = None if value.shape is None else value.shape.dims
+        if dims is None or not all(isinstance(d, (int, np.integer)) for d in dims):
+            shown = "unknown" if dims is None else [str(d) for d in dims]
+            raise UnsupportedError(
+                f"input {value.name!r} has the shape {shown}: TFLite files are compiled for fixed shapes",
+                hint="fix the dynamic axes to the example input's sizes before compiling",
+            )

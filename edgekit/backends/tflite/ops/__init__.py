@@ -1,0 +1,31 @@
+"""ONNX operators by family. Importing this package fills the operator table; a failing import is an error."""
+
+from edgekit.backends.tflite.ops import (
+    activation,
+    convolution,
+    elementwise,
+    indexing,
+    matmul,
+    normalization,
+    pooling,
+    quantize,
+    recurrent,
+    reduction,
+    resize,
+    shape,
+)
+
+__all__ = [
+    "activation",
+    "convolution",
+    "elementwise",
+    "indexing",
+    "matmul",
+    "normalization",
+    "pooling",
+    "quantize",
+    "recurrent",
+    "reduction",
+    "resize",
+    "shape",
+]

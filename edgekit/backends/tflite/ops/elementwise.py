@@ -1,0 +1,386 @@
+"""Arithmetic, comparison, logic: whatever works element by element, with numpy's broadcasting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from edgekit.backends.tflite.builder import ADD_LIKE, Builder, Type
+from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT8, INT32, INT64, TENSOR_TYPES, DType, Quant, Tensor
+from edgekit.backends.tflite.registry import Refusal, Rule, op
+from edgekit.backends.tflite.view import View
+
+_KERNEL_RANK = 4
+
+
+def broadcast(
+    g: Builder, code: str, views: Sequence[View], kind: Type | DType | None = None, options: Any = None
+) -> View:
+    """One operator over views that broadcast against each other, in the order of axes that costs least.
+
+    The result has the (quantized) type that the node is to have, or ``kind``, or the first view's type.
+    """
+    shape = np.broadcast_shapes(*(v.shape for v in views))
+    rank = len(shape)
+    perm = g.common_order(views, rank)
+    tensors = [g.aligned(v, rank, perm) for v in views]
+    of = (
+        kind if kind is not None else g.type_like(next((v for v in views if v.tensor.data is None), views[0]))
+    )
+    if isinstance(of, Type) and of.quant is not None:
+        tensors = [_as_quantized(g, t, of) for t in tensors]
+    laid = tuple(shape[p] for p in perm)
+    if options is None and code in ADD_LIKE:
+        options = ADD_LIKE[code]()
+    if rank > _KERNEL_RANK and any(t.shape != laid for t in tensors):
+        short, tensors = _collapsed(g, laid, tensors)
+        return View(g.reshape(g.emit(code, tensors, short, of, options), laid), perm)
+    return View(g.emit(code, tensors, laid, of, options), perm)
+
+
+def _as_quantized(g: Builder, t: Tensor, of: Type) -> Tensor:
+    """A float constant operand of an integer operator, quantized by its own range."""
+    if t.quant is not None or t.data is None:
+        return t
+    return g.quantize(t, Type(of.dtype, covering(t.data, of.dtype)))
+
+
+def covering(data: np.ndarray, dtype: DType) -> Quant:
+    """Per-tensor parameters that represent ``data`` (and zero) with the least step."""
+    if dtype != INT8:
+        return Quant.per_tensor(max(float(np.max(np.abs(data), initial=0.0)), 1e-9) / 32767)
+    low, high = min(float(data.min(initial=0.0)), 0.0), max(float(data.max(initial=0.0)), 0.0)
+    scale = max(high - low, 1e-9) / 255
+    return Quant.per_tensor(scale, round(-128 - low / scale))
+
+
+def _collapsed(g: Builder, shape: Sequence[int], tensors: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:
+    """Merge neighbouring axes that broadcast alike: LiteRT's kernels broadcast over four axes at most."""
+    rank = len(shape)
+    full = [(1,) * (rank - t.rank) + t.shape for t in tensors]
+    merged: list[list[int]] = []
+    for axis in range(rank):
+        alike = [s[axis] == shape[axis] for s in full]
+        last = merged[-1] if merged else None
+        if last is not None and (
+            shape[axis] == 1
+            or alike == [s[last[0]] == shape[last[0]] for s in full]
+            or math.prod(shape[a] for a in last) == 1
+        ):
+            if math.prod(shape[a] for a in last) == 1:
+                last.insert(0, axis)
+            else:
+                last.append(axis)
+        else:
+            merged.append([axis])
+    if len(merged) > _KERNEL_RANK:
+        raise Refusal(f"broadcasting over {len(merged)} independent axes")
+    short = [math.prod(shape[a] for a in axes) for axes in merged]
+    reshaped = [
+        t if t.rank == 0 else g.reshape(t, [math.prod(s[a] for a in axes) for axes in merged])
+        for t, s in zip(tensors, full, strict=True)
+    ]
+    return short, reshaped
+
+
+def _variadic(g: Builder, code: str, views: Sequence[View], options: Callable[[], Any] | None = None) -> View:
+    total = views[0]
+    for v in views[1:]:
+        total = broadcast(g, code, (total, v), options=options() if options else None)
+    return total
+
+
+def _float_only(view: View, what: str) -> None:
+    if view.dtype != FLOAT32:
+        raise Refusal(f"{what} of {view.dtype}")
+
+
+@op("Add", rule=Rule.FREE)
+def add(g: Builder, a: View, b: View) -> View:
+    """ADD."""
+    return broadcast(g, "ADD", (a, b))
+
+
+@op("Sub", rule=Rule.FREE)
+def sub(g: Builder, a: View, b: View) -> View:
+    """SUB."""
+    return broadcast(g, "SUB", (a, b))
+
+
+@op("Mul", rule=Rule.FREE)
+def mul(g: Builder, a: View, b: View) -> View:
+    """MUL."""
+    return broadcast(g, "MUL", (a, b))
+
+
+@op("Div")
+def div(g: Builder, a: View, b: View) -> View:
+    """DIV; a constant divisor becomes a factor; integers divide towards zero."""
+    if a.dtype.kind == "f":
+        if b.const is not None and np.all(b.const != 0):
+            factor = (np.float64(1.0) / b.const).astype(b.const.dtype)
+            if np.all(np.isfinite(factor)):
+                return broadcast(g, "MUL", (a, View.of(g.constant(factor))))
+        return broadcast(g, "DIV", (a, b))
+    if a.dtype == INT32:
+        return broadcast(g, "DIV", (a, b))
+    if a.dtype.kind not in "iu" or (a.dtype.itemsize == 8 and a.dtype.kind == "u"):
+        raise Refusal(f"division of {a.dtype}")
+    wide = [v.with_tensor(g.cast(v.tensor, INT32)) for v in (a, b)]
+    out = broadcast(g, "DIV", wide)
+    return out.with_tensor(g.cast(out.tensor, a.dtype))
+
+
+@op("Pow")
+def power(g: Builder, a: View, b: View) -> View:
+    """SQUARE, SQRT, RSQRT or a chain of products where the exponent is known, else POW."""
+    exponent = b.const
+    if exponent is not None and exponent.size == 1 and a.dtype == FLOAT32:
+        e = float(exponent.reshape(-1)[0])
+        x = a.tensor
+        if b.rank <= a.rank:
+            if e == 1.0:
+                return a
+            if e == 2.0:
+                return a.with_tensor(g.binary("MUL", x, x))
+            if e == 3.0:
+                return a.with_tensor(g.binary("MUL", g.binary("MUL", x, x), x))
+            if e == 0.5:
+                return a.with_tensor(g.unary("SQRT", x))
+            if e == -0.5:
+                return a.with_tensor(g.unary("RSQRT", x))
+    if a.dtype.kind == "f":
+        return broadcast(
+            g, "POW", (a, b.with_tensor(g.cast(b.tensor, a.dtype))), options=schema.PowOptionsT()
+        )
+    if a.dtype == INT32 and b.dtype == INT32:
+        return broadcast(g, "POW", (a, b), options=schema.PowOptionsT())
+    raise Refusal(f"a power of {a.dtype}")
+
+
+@op("Mod")
+def mod(g: Builder, a: View, b: View, *, fmod: int = 0) -> View:
+    """FLOOR_MOD (sign of the divisor); with ``fmod`` the sign of the dividend."""
+    if not fmod:
+        wide = a.dtype in (INT32, INT64, FLOAT32, np.dtype(np.int16), INT8)
+        if not wide:
+            x, y = (v.with_tensor(g.cast(v.tensor, INT32)) for v in (a, b))
+            out = broadcast(g, "FLOOR_MOD", (x, y), options=schema.FloorModOptionsT())
+            return out.with_tensor(g.cast(out.tensor, a.dtype))
+        return broadcast(g, "FLOOR_MOD", (a, b), options=schema.FloorModOptionsT())
+    absolute = [v.with_tensor(_absolute(g, v.tensor)) for v in (a, b)]
+    rest = broadcast(g, "FLOOR_MOD", absolute, options=schema.FloorModOptionsT())
+    sign = a.with_tensor(g.unary("SIGN", a.tensor, options=schema.SignOptionsT()))
+    return broadcast(g, "MUL", (rest, sign))
+
+
+def _absolute(g: Builder, x: Tensor) -> Tensor:
+    if x.dtype == FLOAT32 or x.dtype == INT32:
+        return g.unary("ABS", x, options=schema.AbsOptionsT())
+    return g.cast(g.unary("ABS", g.cast(x, INT32), options=schema.AbsOptionsT()), x.dtype)
+
+
+@op("Min", rule=Rule.FREE, quantized=("int8",))
+def minimum(g: Builder, *views: View) -> View:
+    """MINIMUM."""
+    return _extremum(g, "MINIMUM", views)
+
+
+@op("Max", rule=Rule.FREE, quantized=("int8",))
+def maximum(g: Builder, *views: View) -> View:
+    """MAXIMUM."""
+    return _extremum(g, "MAXIMUM", views)
+
+
+def _extremum(g: Builder, code: str, views: Sequence[View]) -> View:
+    if g.result is not None:
+        # The kernel compares stored values: all operands need the result's parameters.
+        views = [v.with_tensor(g.quantize(v.tensor, g.result)) for v in views]
+    elif views[0].dtype.kind not in "f" and views[0].dtype not in (INT32, INT64, INT8):
+        dtype = views[0].dtype
+        wide = [v.with_tensor(g.cast(v.tensor, INT64)) for v in views]
+        out = _variadic(g, code, wide, schema.MaximumMinimumOptionsT)
+        return out.with_tensor(g.cast(out.tensor, dtype))
+    return _variadic(g, code, views, schema.MaximumMinimumOptionsT)
+
+
+@op("Sum")
+def sum_(g: Builder, *views: View) -> View:
+    """A chain of ADD."""
+    return _variadic(g, "ADD", views)
+
+
+@op("Mean")
+def mean_(g: Builder, *views: View) -> View:
+    """A chain of ADD, times 1/n."""
+    total = _variadic(g, "ADD", views)
+    return total.with_tensor(g.binary("MUL", total.tensor, 1.0 / len(views)))
+
+
+_COMPARISONS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "Equal": ("EQUAL", schema.EqualOptionsT),
+    "Greater": ("GREATER", schema.GreaterOptionsT),
+    "GreaterOrEqual": ("GREATER_EQUAL", schema.GreaterEqualOptionsT),
+    "Less": ("LESS", schema.LessOptionsT),
+    "LessOrEqual": ("LESS_EQUAL", schema.LessEqualOptionsT),
+}
+
+
+def _comparison(code: str, options: Callable[[], Any], g: Builder, a: View, b: View) -> View:
+    if a.dtype.kind in "iu" and a.dtype not in (INT32, INT64):
+        wider = INT64 if a.dtype.itemsize >= 4 else INT32
+        a, b = (v.with_tensor(g.cast(v.tensor, wider)) for v in (a, b))
+    if a.dtype == BOOL and code != "EQUAL":
+        a, b = (v.with_tensor(g.cast(v.tensor, INT32)) for v in (a, b))
+    return broadcast(g, code, (a, b), BOOL, options())
+
+
+_LOGICAL: dict[str, tuple[str, Callable[[], Any]]] = {
+    "And": ("LOGICAL_AND", schema.LogicalAndOptionsT),
+    "Or": ("LOGICAL_OR", schema.LogicalOrOptionsT),
+    "Xor": ("NOT_EQUAL", schema.NotEqualOptionsT),
+}
+
+
+def _logical(code: str, options: Callable[[], Any], g: Builder, a: View, b: View) -> View:
+    return broadcast(g, code, (a, b), BOOL, options())
+
+
+@op("Not")
+def not_(g: Builder, x: View) -> View:
+    """LOGICAL_NOT."""
+    return x.with_tensor(g.unary("LOGICAL_NOT", x.tensor, options=schema.LogicalNotOptionsT()))
+
+
+_UNARY: dict[str, tuple[str, Callable[[], Any] | None]] = {
+    "Exp": ("EXP", schema.ExpOptionsT),
+    "Log": ("LOG", None),
+    "Sqrt": ("SQRT", None),
+    "Sin": ("SIN", None),
+    "Cos": ("COS", schema.CosOptionsT),
+    "Floor": ("FLOOR", None),
+    "Ceil": ("CEIL", None),
+    "Round": ("ROUND", None),
+}
+
+
+def _unary(code: str, options: Callable[[], Any] | None, g: Builder, x: View) -> View:
+    _float_only(x, code)
+    return x.with_tensor(g.unary(code, x.tensor, options=options() if options else None))
+
+
+def _register_families() -> None:
+    for name, (code, options) in _COMPARISONS.items():
+        op(name)(partial(_comparison, code, options))
+    for name, (code, options) in _LOGICAL.items():
+        op(name)(partial(_logical, code, options))
+    for name, (code, maybe) in _UNARY.items():
+        op(name)(partial(_unary, code, maybe))
+
+
+_register_families()
+
+
+@op("Neg")
+def neg(g: Builder, x: View) -> View:
+    """NEG, or 0 - x for the integers that it lacks."""
+    if x.dtype in (FLOAT32, INT32, INT64):
+        return x.with_tensor(g.unary("NEG", x.tensor, options=schema.NegOptionsT()))
+    wide = g.unary("NEG", g.cast(x.tensor, INT32), options=schema.NegOptionsT())
+    return x.with_tensor(g.cast(wide, x.dtype))
+
+
+@op("Abs")
+def absolute(g: Builder, x: View) -> View:
+    """ABS."""
+    return x.with_tensor(_absolute(g, x.tensor))
+
+
+@op("Reciprocal")
+def reciprocal(g: Builder, x: View) -> View:
+    """1 / x."""
+    one = g.constant(np.ones((), x.dtype))
+    return x.with_tensor(g.emit("DIV", [one, x.tensor], x.tensor.shape, x.tensor, schema.DivOptionsT()))
+
+
+@op("Sign")
+def sign(g: Builder, x: View) -> View:
+    """SIGN."""
+    if x.dtype not in (FLOAT32, INT32):
+        t = g.unary("SIGN", g.cast(x.tensor, INT32), options=schema.SignOptionsT())
+        return x.with_tensor(g.cast(t, x.dtype))
+    return x.with_tensor(g.unary("SIGN", x.tensor, options=schema.SignOptionsT()))
+
+
+@op("Where")
+def where(g: Builder, condition: View, a: View, b: View) -> View:
+    """SELECT_V2."""
+    kind = Type(a.dtype, a.quant)
+    return broadcast(g, "SELECT_V2", (condition, a, b), kind, schema.SelectV2OptionsT())
+
+
+@op("Cast", rule=Rule.ANY)
+def cast(g: Builder, x: View, *, to: int, saturate: int = 1, round_mode: str = "up") -> View:
+    """CAST; to bool through a comparison with zero."""
+    del saturate, round_mode  # only for the 8-bit float types, which TFLite has not
+    from onnx import helper
+
+    x = g.dequantize(x)
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(to))
+    if dtype not in TENSOR_TYPES:
+        raise Refusal(f"TFLite has no element type {dtype}")
+    if dtype == BOOL and x.dtype != BOOL:
+        zero = g.constant(np.zeros((), x.dtype))
+        return x.with_tensor(
+            g.emit("NOT_EQUAL", [x.tensor, zero], x.tensor.shape, BOOL, schema.NotEqualOptionsT())
+        )
+    return x.with_tensor(g.cast(x.tensor, dtype))
+
+
+@op("Identity", rule=Rule.ANY)
+def identity(g: Builder, x: View) -> View:
+    """Nothing."""
+    del g
+    return x
+
+
+@op("Dropout", since=12, rule=Rule.ANY)
+def dropout(
+    g: Builder, x: View, ratio: View | None = None, training_mode: View | None = None, *, seed: int = 0
+) -> View:
+    """Nothing, at inference."""
+    del g, ratio, seed
+    if training_mode is not None and (training_mode.const is None or bool(training_mode.const)):
+        raise Refusal("training mode")
+    return x
+
+
+@op("Dropout", rule=Rule.ANY)
+def dropout_before_12(g: Builder, x: View, *, ratio: float = 0.5, is_test: int = 1) -> View:
+    """Nothing, at inference."""
+    del g, ratio, is_test
+    return x
+
+
+@op("Erf")
+def erf(g: Builder, x: View) -> View:
+    """Abramowitz and Stegun 7.1.26, |error| ≤ 1.5e-7: LiteRT has no ERF (Gelu is recognized whole)."""
+    _float_only(x, "Erf")
+    magnitude = g.unary("ABS", x.tensor, options=schema.AbsOptionsT())
+    one = g.constant(np.float32(1.0))
+    scaled = g.binary("ADD", g.binary("MUL", magnitude, 0.3275911), one)
+    t = g.emit("DIV", [one, scaled], scaled.shape, FLOAT32, schema.DivOptionsT())
+    poly = g.binary("MUL", t, 1.061405429)
+    for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        poly = g.binary("MUL", g.binary("ADD", poly, c), t)
+    square = g.unary("NEG", g.binary("MUL", magnitude, magnitude), options=schema.NegOptionsT())
+    decay = g.unary("EXP", square, options=schema.ExpOptionsT())
+    rest = g.binary("MUL", poly, decay)
+    positive = g.emit("SUB", [one, rest], rest.shape, FLOAT32, schema.SubOptionsT())
+    signs = g.unary("SIGN", x.tensor, options=schema.SignOptionsT())
+    return x.with_tensor(g.binary("MUL", positive, signs))

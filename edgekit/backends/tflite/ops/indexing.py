@@ -1,0 +1,165 @@
+"""Gather and its relatives, arg-reductions, one-hot."""
+
+from __future__ import annotations
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from edgekit.backends.tflite.builder import Builder, Type
+from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, INT64, Tensor
+from edgekit.backends.tflite.registry import Refusal, Rule, op
+from edgekit.backends.tflite.view import View
+
+
+def nonnegative(g: Builder, indices: Tensor, size: int) -> Tensor:
+    """Indices that may count from the end, as indices from the start, int32."""
+    if indices.data is not None:
+        index = indices.data.astype(np.int64)
+        return g.constant(np.where(index < 0, index + size, index), INT32)
+    narrow = g.cast(indices, INT32)
+    return g.binary("FLOOR_MOD", narrow, size, options=schema.FloorModOptionsT())
+
+
+def _never_negative(g: Builder) -> bool:
+    """An embedding's indices: PyTorch refuses negative ones."""
+    if g.node is None:
+        return False
+    return "aten.embedding" in g.node.metadata_props.get("pkg.torch.onnx.fx_node", "")
+
+
+@op("Gather", rule=Rule.SAME)
+def gather(g: Builder, x: View, indices: View, *, axis: int = 0) -> View:
+    """GATHER; a scalar constant index is a slice."""
+    axis %= x.rank
+    size = x.shape[axis]
+    where = g.plain(indices)
+    plain_index = indices.const is not None or not _never_negative(g)
+    index = nonnegative(g, where, size) if plain_index else where
+    if x.tensor.data is None and index.data is not None and index.size == 1:
+        return _picked(g, x, axis, int(index.data.reshape(-1)[0]), indices.shape)
+    if index.rank == 1 or x.is_plain:
+        place = x.position(axis)
+        t = x.tensor
+        shape = (*t.shape[:place], *index.shape, *t.shape[place + 1 :])
+        out = g.emit("GATHER", [t, index], shape, Type(t.dtype, t.quant), schema.GatherOptionsT(axis=place))
+        return View.of(out) if x.is_plain else View(out, x.perm)
+    t = g.plain(x)
+    shape = (*t.shape[:axis], *index.shape, *t.shape[axis + 1 :])
+    return View.of(
+        g.emit("GATHER", [t, index], shape, Type(t.dtype, t.quant), schema.GatherOptionsT(axis=axis))
+    )
+
+
+def _picked(g: Builder, x: View, axis: int, index: int, index_shape: tuple[int, ...]) -> View:
+    from edgekit.backends.tflite.ops.shape import strided
+
+    place = x.position(axis)
+    ranges = [range(index, index + 1) if i == place else range(d) for i, d in enumerate(x.tensor.shape)]
+    cut = x.with_tensor(strided(g, x.tensor, ranges))
+    return g.reshape_view(cut, (*x.shape[:axis], *index_shape, *x.shape[axis + 1 :]))
+
+
+@op("GatherND", since=11)
+def gather_nd(g: Builder, x: View, indices: View, *, batch_dims: int = 0) -> View:
+    """GATHER_ND; indices that count from the end are normalized, batch axes become indices."""
+    t, index = g.plain(x), g.plain(indices)
+    depth = index.shape[-1]
+    sizes = np.asarray(t.shape[batch_dims : batch_dims + depth], np.int64)
+    if index.data is not None:
+        values = index.data.astype(np.int64)
+        index = g.constant(np.where(values < 0, values + sizes, values), INT32)
+    else:
+        index = g.binary(
+            "FLOOR_MOD", g.cast(index, INT32), g.constant(sizes, INT32), options=schema.FloorModOptionsT()
+        )
+    if batch_dims:
+        lead = index.shape[:batch_dims]
+        grid = np.stack(np.meshgrid(*(np.arange(n) for n in lead), indexing="ij"), -1).astype(np.int32)
+        grid = grid.reshape(*lead, *(1,) * (index.rank - 1 - batch_dims), batch_dims)
+        full = np.broadcast_to(grid, (*index.shape[:-1], batch_dims))
+        joined = [g.constant(np.ascontiguousarray(full)), index]
+        shape = (*index.shape[:-1], batch_dims + depth)
+        index = g.emit(
+            "CONCATENATION", joined, shape, INT32, schema.ConcatenationOptionsT(axis=index.rank - 1)
+        )
+    out = (*index.shape[:-1], *t.shape[index.shape[-1] :])
+    return View.of(g.emit("GATHER_ND", [t, index], out, t, schema.GatherNdOptionsT()))
+
+
+def _arg(g: Builder, code: str, x: View, axis: int, keepdims: int, last: int) -> View:
+    place = x.position(axis)
+    t = x.tensor
+    if last:
+        flipped = g.emit("REVERSE_V2", [t, g.ints([place])], t.shape, t, schema.ReverseV2OptionsT())
+        t = flipped
+    shape = [d for i, d in enumerate(t.shape) if i != place]
+    options = schema.ArgMaxOptionsT if code == "ARG_MAX" else schema.ArgMinOptionsT
+    out = g.emit(
+        code, [t, g.constant(np.int32(place))], shape, INT64, options(outputType=schema.TensorType.INT64)
+    )
+    if last:
+        out = g.emit(
+            "SUB", [g.constant(np.int64(t.shape[place] - 1)), out], shape, INT64, schema.SubOptionsT()
+        )
+    axis %= x.rank
+    perm = tuple(p - (p > axis) for p in x.perm if p != axis)
+    view = View(out, perm)
+    return g.reshape_view(view, (*x.shape[:axis], 1, *x.shape[axis + 1 :])) if keepdims else view
+
+
+@op("ArgMax", rule=Rule.ANY)
+def arg_max(g: Builder, x: View, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> View:
+    """ARG_MAX; the last of equal maxima by reversing before."""
+    return _arg(g, "ARG_MAX", _comparable(g, x), axis, keepdims, select_last_index)
+
+
+@op("ArgMin", rule=Rule.ANY)
+def arg_min(g: Builder, x: View, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> View:
+    """ARG_MIN."""
+    return _arg(g, "ARG_MIN", _comparable(g, x), axis, keepdims, select_last_index)
+
+
+def _comparable(g: Builder, x: View) -> View:
+    if x.dtype in (FLOAT32, INT32) or (x.quant is not None and x.dtype.itemsize == 1):
+        return x
+    return g.dequantize(x) if x.quant is not None else x.with_tensor(g.cast(x.tensor, INT32))
+
+
+@op("OneHot", since=9)
+def one_hot(g: Builder, indices: View, depth: View, values: View, *, axis: int = -1) -> View:
+    """ONE_HOT."""
+    if depth.const is None or values.const is None:
+        raise Refusal("depth or values computed at run time")
+    n = int(depth.const.reshape(-1)[0])
+    index = nonnegative(g, g.plain(indices), n)
+    off, on = (g.constant(v) for v in values.const)
+    axis = axis % (index.rank + 1)
+    shape = (*index.shape[:axis], n, *index.shape[axis:])
+    options = schema.OneHotOptionsT(axis=-1 if axis == index.rank else axis)
+    return View.of(g.emit("ONE_HOT", [index, g.constant(np.int32(n)), on, off], shape, on.dtype, options))
+
+
+@op("Range", since=11)
+def range_(g: Builder, start: View, limit: View, delta: View) -> View:
+    """Known at compile time (then folded), else its length is unknown."""
+    del g, start, limit, delta
+    raise Refusal("limits computed at run time: the result's shape is unknown")
+
+
+@op("Trilu", since=14)
+def trilu(g: Builder, x: View, k: View | None = None, *, upper: int = 1) -> View:
+    """Product with (for numbers) or selection by a constant mask."""
+    offset = 0
+    if k is not None:
+        if k.const is None:
+            raise Refusal("a diagonal computed at run time")
+        offset = int(k.const.reshape(-1)[0])
+    t = g.plain(x)
+    full = np.ones(t.shape[-2:], np.bool_)
+    mask = np.triu(full, offset) if upper else np.tril(full, offset)
+    if t.dtype == BOOL:
+        return View.of(
+            g.emit("LOGICAL_AND", [t, g.constant(mask)], t.shape, BOOL, schema.LogicalAndOptionsT())
+        )
+    zero = g.constant(np.zeros((), t.dtype))
+    return View.of(g.emit("SELECT_V2", [g.constant(mask), t, zero], t.shape, t, schema.SelectV2OptionsT()))

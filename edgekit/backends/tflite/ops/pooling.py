@@ -1,0 +1,170 @@
+"""Pools. Computed channels last; what TFLite's pools cannot say (ceil mode, margins) is padded first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from edgekit.backends.tflite.builder import Builder
+from edgekit.backends.tflite.ir import Shape, Tensor
+from edgekit.backends.tflite.ops.shape import strided
+from edgekit.backends.tflite.ops.window import Window, make_window, pad
+from edgekit.backends.tflite.registry import Refusal, Rule, op
+from edgekit.backends.tflite.view import View, channels_last
+
+_NOT_NEGATIVE = frozenset({"RELU", "RELU6", "RELU_0_TO_1", "LOGISTIC", "SOFTMAX"})
+
+
+@op("MaxPool", rule=Rule.SAME)
+def max_pool(
+    g: Builder,
+    x: View,
+    *,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None,
+    kernel_shape: Sequence[int] = (),
+    pads: Sequence[int] | None = None,
+    storage_order: int = 0,
+    strides: Sequence[int] | None = None,
+) -> View:
+    """MAX_POOL_2D; a margin that SAME cannot say is padded before."""
+    del storage_order  # concerns only the indices
+    if g.node is not None and len(g.node.outputs) > 1 and g.node.outputs[1].uses():
+        raise Refusal("the indices of the maxima")
+    if dilations and any(d != 1 for d in dilations):
+        raise Refusal("a dilated pool")
+    data, window = _flattened(g, x, make_window(x.shape[2:], kernel_shape, strides, None, pads, auto_pad))
+    window = _with_ceiling(data.shape, window) if ceil_mode else window
+    sizes = window.output(data.shape[1:-1])
+    if window.is_same(data.shape[1:-1]):
+        padding = schema.Padding.SAME
+    else:
+        data, padding = _margin(g, data, window)
+    return _restored(g, x, _pool(g, "MAX_POOL_2D", data, window, padding, sizes))
+
+
+@op("AveragePool", rule=Rule.SAME)
+def average_pool(
+    g: Builder,
+    x: View,
+    *,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    count_include_pad: int = 0,
+    dilations: Sequence[int] | None = None,
+    kernel_shape: Sequence[int] = (),
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> View:
+    """AVERAGE_POOL_2D, which divides by the elements inside; other divisors are corrected by a product."""
+    if dilations and any(d != 1 for d in dilations):
+        raise Refusal("a dilated pool")
+    asked = make_window(x.shape[2:], kernel_shape, strides, None, pads, auto_pad)
+    data, window = _flattened(g, x, asked)
+    inner = data.shape[1:-1]
+    stretched = _with_ceiling(data.shape, window) if ceil_mode else window
+    sizes = stretched.output(inner)
+    if stretched.is_same(inner) and (not count_include_pad or not any(map(any, window.pads))):
+        return _restored(g, x, _pool(g, "AVERAGE_POOL_2D", data, stretched, schema.Padding.SAME, sizes))
+    data = pad(g, data, [(0, 0), *stretched.pads, (0, 0)])
+    out = _pool(g, "AVERAGE_POOL_2D", data, window, schema.Padding.VALID, sizes)
+    counted = _divisors(inner, window, sizes, bool(count_include_pad))
+    factor = math.prod(window.kernel) / counted
+    if not np.allclose(factor, 1.0):
+        if out.quant is not None:
+            raise Refusal("an average over a margin that does not count, in integers")
+        out = g.binary("MUL", out, g.constant(factor[None, :, :, None].astype(np.float32)))
+    return _restored(g, x, out)
+
+
+@op("GlobalAveragePool", rule=Rule.SAME, quantized=("int8", "uint8"))
+def global_average_pool(g: Builder, x: View) -> View:
+    """MEAN over the spatial axes."""
+    return _global(g, x, "MEAN")
+
+
+@op("GlobalMaxPool", rule=Rule.SAME, quantized=("int8", "uint8"))
+def global_max_pool(g: Builder, x: View) -> View:
+    """REDUCE_MAX over the spatial axes."""
+    return _global(g, x, "REDUCE_MAX")
+
+
+def _global(g: Builder, x: View, code: str) -> View:
+    axes = [x.position(a) for a in range(2, x.rank)]
+    return x.with_tensor(g.reduce(code, x.tensor, axes))
+
+
+def _flattened(g: Builder, x: View, window: Window) -> tuple[Tensor, Window]:
+    """Channels last with two spatial axes: a third one is pooled in a second step by the caller's refusal."""
+    if x.rank == 4:
+        return g.layout(x, channels_last(4)), window
+    if x.rank == 3:
+        data = g.layout(x, channels_last(3))
+        flat = Window((1, *window.kernel), (1, *window.strides), (1, 1), ((0, 0), *window.pads))
+        return g.reshape(data, (data.shape[0], 1, *data.shape[1:])), flat
+    raise Refusal(f"a pool over {x.rank - 2} axes")
+
+
+def _restored(g: Builder, x: View, out: Tensor) -> View:
+    if x.rank == 3:
+        out = g.reshape(out, (out.shape[0], *out.shape[2:]))
+    return View(out, channels_last(x.rank))
+
+
+def _pool(g: Builder, code: str, x: Tensor, window: Window, padding: int, sizes: Sequence[int]) -> Tensor:
+    options = schema.Pool2DOptionsT(padding=padding)
+    options.filterHeight, options.filterWidth = window.kernel
+    options.strideH, options.strideW = window.strides
+    return g.emit(code, [x], (x.shape[0], *sizes, x.shape[-1]), x, options)
+
+
+def _margin(g: Builder, x: Tensor, window: Window) -> tuple[Tensor, int]:
+    """Padding that never wins: zeros around what is not negative, else the border's own elements.
+
+    A window that reaches into the margin also holds the border's element, so repeating it changes no
+    maximum. (PADV2 with the lowest number would do, but the XNNPACK delegate lacks it.)
+    """
+    pads = [(0, 0), *window.pads, (0, 0)]
+    producer = g.producer(x)
+    if producer is not None and producer.code in _NOT_NEGATIVE:
+        return pad(g, x, pads), schema.Padding.VALID
+    for axis, (before, after) in enumerate(window.pads, start=1):
+        parts = [_border(g, x, axis, 0)] * before + [x] + [_border(g, x, axis, x.shape[axis] - 1)] * after
+        if len(parts) > 1:
+            shape = list(x.shape)
+            shape[axis] += before + after
+            x = g.emit("CONCATENATION", parts, shape, x, schema.ConcatenationOptionsT(axis=axis))
+    return x, schema.Padding.VALID
+
+
+def _border(g: Builder, x: Tensor, axis: int, index: int) -> Tensor:
+    return strided(g, x, [range(index, index + 1) if i == axis else range(d) for i, d in enumerate(x.shape)])
+
+
+def _with_ceiling(shape: Shape, window: Window) -> Window:
+    """The window with so much margin behind that rounding the output size up is what it gives."""
+    pads = []
+    for n, k, s, (a, b) in zip(shape[1:-1], window.kernel, window.strides, window.pads, strict=True):
+        out = math.ceil((n + a + b - k) / s) + 1
+        # A window that would start in the margin behind does not exist (onnx, torch).
+        if (out - 1) * s >= n + a:
+            out -= 1
+        pads.append((a, max(b, (out - 1) * s + k - n - a)))
+    return Window(window.kernel, window.strides, window.dilations, tuple(pads))
+
+
+def _divisors(sizes: Sequence[int], window: Window, out: Sequence[int], include_pad: bool) -> np.ndarray:
+    """How many elements ONNX divides by at each output position, ``[H, W]``.
+
+    Margins that only ceil mode added never count.
+    """
+    lines = []
+    for n, k, s, (a, b), m in zip(sizes, window.kernel, window.strides, window.pads, out, strict=True):
+        low, high = (-a, n + b) if include_pad else (0, n)
+        starts = np.arange(m) * s - a
+        lines.append(np.minimum(starts + k, high) - np.maximum(starts, low))
+    return np.asarray(np.outer(lines[0], lines[1]), np.float64)

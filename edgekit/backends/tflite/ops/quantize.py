@@ -1,0 +1,89 @@
+"""QuantizeLinear and DequantizeLinear: where a graph says what is stored in integers."""
+
+from __future__ import annotations
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from edgekit.backends.tflite.builder import Builder, Type
+from edgekit.backends.tflite.ir import FLOAT32, INT8, INT16, UINT8, Tensor
+from edgekit.backends.tflite.registry import Refusal, Rule, op
+from edgekit.backends.tflite.view import View
+
+
+@op("QuantizeLinear", since=10, rule=Rule.ANY)
+def quantize_linear(
+    g: Builder,
+    x: View,
+    scale: View,
+    zero: View | None = None,
+    *,
+    axis: int = 1,
+    saturate: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
+    precision: int = 0,
+) -> View:
+    """Nothing if the producer already delivers these parameters, else QUANTIZE."""
+    del scale, zero, axis, saturate, output_dtype, precision
+    kind = _kind(g, block_size)
+    assert kind.quant is not None
+    if kind.quant.per_channel:
+        if x.tensor.data is None:
+            raise Refusal("an activation quantized per channel")
+        stored = kind.quant.quantize(np.asarray(x.const), kind.dtype)
+        return View.of(Tensor(stored.shape, kind.dtype, x.tensor.name, stored, kind.quant))
+    return x.with_tensor(g.quantize(x.tensor, kind))
+
+
+@op("DequantizeLinear", since=10, rule=Rule.ANY)
+def dequantize_linear(
+    g: Builder,
+    x: View,
+    scale: View,
+    zero: View | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
+) -> View:
+    """Nothing: the value stays the quantized tensor until somebody needs it in float."""
+    del scale, zero, axis, output_dtype
+    kind = _kind(g, block_size)
+    t = x.tensor
+    if t.quant is not None:
+        if kind.quant is None or not t.quant.same_as(kind.quant):
+            raise Refusal("read with other parameters than it was quantized with")
+        return x
+    if t.data is not None:
+        assert x.is_plain
+        data = (t.data.astype(np.int16) - 128).astype(np.int8) if t.dtype == UINT8 else t.data
+        return View.of(Tensor(t.shape, data.dtype, t.name, data, kind.quant))
+    return _stored_input(g, x, kind)
+
+
+def _kind(g: Builder, block_size: int) -> Type:
+    if block_size:
+        raise Refusal("blockwise quantization")
+    assert g.node is not None
+    kind = g.lowering.lookahead.type_of(g.node)
+    if kind is None:
+        raise Refusal("scale or zero point computed at run time")
+    return kind
+
+
+def _stored_input(g: Builder, x: View, kind: Type) -> View:
+    """Integers that were not made by QuantizeLinear: an integer graph input, or integer arithmetic."""
+    t = x.tensor
+    assert kind.quant is not None
+    if t in g.graph.inputs and t.dtype in (INT8, INT16) and not kind.quant.per_channel:
+        t.quant = kind.quant
+        return x
+    shape = [1] * t.rank
+    if kind.quant.per_channel:
+        shape[x.position(kind.quant.axis)] = -1
+    offset = 128 if t.dtype == UINT8 else 0
+    zero = g.constant((kind.quant.zero_point + offset).astype(np.float32).reshape(shape))
+    scale = g.constant(kind.quant.scale.reshape(shape))
+    centred = g.emit("SUB", [g.cast(t, FLOAT32), zero], t.shape, FLOAT32, schema.SubOptionsT())
+    return x.with_tensor(g.binary("MUL", centred, scale))

@@ -1,0 +1,466 @@
+"""LSTM, GRU and RNN, unrolled over time.
+
+The input's share of all gates is one FULLY_CONNECTED over the whole sequence; a step adds the state's share,
+splits and applies the activations. LiteRT's own UNIDIRECTIONAL_SEQUENCE_LSTM is not used: its state lives in
+variable tensors that survive from one inference to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from edgekit.backends.tflite.builder import Builder
+from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, Tensor
+from edgekit.backends.tflite.registry import Refusal, op
+from edgekit.backends.tflite.view import View
+
+MAX_STEPS = 2048
+"""Longer sequences would make a file of more than a hundred thousand operators."""
+
+_Step = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
+"""(the input's share of the gates, states) → new states, the hidden state first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Settings:
+    """The attributes that the three operators share."""
+
+    activations: tuple[str, ...]
+    alphas: tuple[float, ...]
+    betas: tuple[float, ...]
+    clip: float | None
+    direction: str
+    batch_first: bool
+
+    def functions(self, direction: int, count: int) -> list[tuple[str, float | None, float | None]]:
+        """Name, alpha and beta of a direction's ``count`` activations."""
+        start = direction * count
+        return [
+            (
+                name,
+                self.alphas[start + i] if start + i < len(self.alphas) else None,
+                self.betas[start + i] if start + i < len(self.betas) else None,
+            )
+            for i, name in enumerate(self.activations[start : start + count])
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Weights:
+    """One direction's weights: ``w`` [gates·H, I], ``r`` [gates·H, H], biases [gates·H]."""
+
+    w: Tensor
+    r: Tensor
+    wb: Tensor | None
+    rb: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Inputs:
+    """The node's inputs. ``merge_bias``: the two biases are only ever added."""
+
+    x: View
+    w: View
+    r: View
+    b: View | None
+    lengths: View | None
+    initial: tuple[View | None, ...]
+    merge_bias: bool = True
+
+
+@op("LSTM")
+def lstm(
+    g: Builder,
+    x: View,
+    w: View,
+    r: View,
+    b: View | None = None,
+    sequence_lens: View | None = None,
+    initial_h: View | None = None,
+    initial_c: View | None = None,
+    p: View | None = None,
+    *,
+    activations: Sequence[str] | None = None,
+    activation_alpha: Sequence[float] = (),
+    activation_beta: Sequence[float] = (),
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int | None = None,
+    input_forget: int = 0,
+    layout: int = 0,
+) -> Sequence[View | None]:
+    """Gates in ONNX's order: input, output, forget, cell."""
+    del hidden_size  # the weights tell
+    coefficients = (activation_alpha, activation_beta)
+    settings = _settings(activations, ("Sigmoid", "Tanh", "Tanh"), coefficients, clip, direction, layout)
+
+    def make_step(weights: _Weights, d: int) -> _Step:
+        outer, inner, last = settings.functions(d, 3)
+        peep = None if p is None else _peepholes(g, p, d)
+
+        def step(share: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            h, c = states
+            gates = _clipped(g, g.binary("ADD", share, _linear(g, h, weights.r, None)), settings.clip)
+            i, o, f, t = _split(g, gates, 4)
+            if peep is not None:
+                i, f = (g.binary("ADD", v, g.binary("MUL", c, k)) for v, k in ((i, peep[0]), (f, peep[2])))
+            i = _activate(g, i, outer)
+            forget = _minus_from_one(g, i) if input_forget else _activate(g, f, outer)
+            c = g.binary("ADD", g.binary("MUL", forget, c), g.binary("MUL", i, _activate(g, t, inner)))
+            if peep is not None:
+                o = g.binary("ADD", o, g.binary("MUL", c, peep[1]))
+            return g.binary("MUL", _activate(g, o, outer), _activate(g, c, last)), c
+
+        return step
+
+    given = _Inputs(x=x, w=w, r=r, b=b, lengths=sequence_lens, initial=(initial_h, initial_c))
+    return _run(g, settings, given, make_step)
+
+
+@op("GRU")
+def gru(
+    g: Builder,
+    x: View,
+    w: View,
+    r: View,
+    b: View | None = None,
+    sequence_lens: View | None = None,
+    initial_h: View | None = None,
+    *,
+    activations: Sequence[str] | None = None,
+    activation_alpha: Sequence[float] = (),
+    activation_beta: Sequence[float] = (),
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int | None = None,
+    layout: int = 0,
+    linear_before_reset: int = 0,
+) -> Sequence[View | None]:
+    """Gates in ONNX's order: update, reset, hidden."""
+    del hidden_size
+    coefficients = (activation_alpha, activation_beta)
+    settings = _settings(activations, ("Sigmoid", "Tanh"), coefficients, clip, direction, layout)
+
+    def make_step(weights: _Weights, d: int) -> _Step:
+        outer, inner = settings.functions(d, 2)
+        hidden = weights.r.shape[1]
+        parts = [_rows(g, weights.r, k * hidden, hidden) for k in range(3)]
+        biases = None if weights.rb is None else [_rows(g, weights.rb, k * hidden, hidden) for k in range(3)]
+
+        def recurrent(h: Tensor, k: int) -> Tensor:
+            return _linear(g, h, parts[k], None if biases is None else biases[k])
+
+        def step(share: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            (h,) = states
+            xz, xr, xh = _split(g, share, 3)
+            z = _activate(g, _clipped(g, g.binary("ADD", xz, recurrent(h, 0)), settings.clip), outer)
+            reset = _activate(g, _clipped(g, g.binary("ADD", xr, recurrent(h, 1)), settings.clip), outer)
+            if linear_before_reset:
+                memory = g.binary("MUL", reset, recurrent(h, 2))
+            else:
+                memory = recurrent(g.binary("MUL", reset, h), 2)
+            new = _activate(g, _clipped(g, g.binary("ADD", xh, memory), settings.clip), inner)
+            # (1 - z) n + z h = n + z (h - n)
+            return (g.binary("ADD", new, g.binary("MUL", z, g.binary("SUB", h, new))),)
+
+        return step
+
+    given = _Inputs(x=x, w=w, r=r, b=b, lengths=sequence_lens, initial=(initial_h,), merge_bias=False)
+    return _run(g, settings, given, make_step)
+
+
+@op("RNN")
+def rnn(
+    g: Builder,
+    x: View,
+    w: View,
+    r: View,
+    b: View | None = None,
+    sequence_lens: View | None = None,
+    initial_h: View | None = None,
+    *,
+    activations: Sequence[str] | None = None,
+    activation_alpha: Sequence[float] = (),
+    activation_beta: Sequence[float] = (),
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int | None = None,
+    layout: int = 0,
+) -> Sequence[View | None]:
+    """One gate."""
+    del hidden_size
+    coefficients = (activation_alpha, activation_beta)
+    settings = _settings(activations, ("Tanh",), coefficients, clip, direction, layout)
+
+    def make_step(weights: _Weights, d: int) -> _Step:
+        (function,) = settings.functions(d, 1)
+
+        def step(share: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            total = g.binary("ADD", share, _linear(g, states[0], weights.r, None))
+            return (_activate(g, _clipped(g, total, settings.clip), function),)
+
+        return step
+
+    given = _Inputs(x=x, w=w, r=r, b=b, lengths=sequence_lens, initial=(initial_h,))
+    return _run(g, settings, given, make_step)
+
+
+# --- the sequence -----------------------------------------------------------------------------------
+
+
+def _settings(
+    activations: Sequence[str] | None,
+    default: tuple[str, ...],
+    coefficients: tuple[Sequence[float], Sequence[float]],
+    clip: float | None,
+    direction: str,
+    layout: int,
+) -> _Settings:
+    """``default`` are the activations of one direction."""
+    names = tuple(activations) if activations else default * (2 if direction == "bidirectional" else 1)
+    return _Settings(
+        activations=names,
+        alphas=tuple(coefficients[0]),
+        betas=tuple(coefficients[1]),
+        clip=clip,
+        direction=direction,
+        batch_first=bool(layout),
+    )
+
+
+def _run(
+    g: Builder, settings: _Settings, given: _Inputs, make_step: Callable[[_Weights, int], _Step]
+) -> list[View | None]:
+    """All directions over the whole sequence: ``[Y, Y_h]`` and, for an LSTM, ``Y_c``."""
+    x = given.x
+    if x.dtype != FLOAT32:
+        raise Refusal(f"a recurrent network over {x.dtype}")
+    if settings.batch_first:
+        x = g.transpose_view(x, (1, 0, 2))
+    steps = x.shape[0]
+    if steps > MAX_STEPS:
+        raise Refusal(f"a recurrent network over {steps} steps: unrolled, at most {MAX_STEPS} are taken")
+    wanted = (
+        [bool(o.name) and bool(list(o.uses()) or o.is_graph_output()) for o in g.node.outputs]
+        if g.node
+        else []
+    )
+    want_sequence = not wanted or wanted[0]
+    mask = None if given.lengths is None else _masks(g, given.lengths, steps)
+    sequences, finals = [], []
+    for d in range(2 if settings.direction == "bidirectional" else 1):
+        backwards = settings.direction == "reverse" or d == 1
+        weights = _direction(g, given, d)
+        states = tuple(_initial(g, s, d, x.shape[1], weights.r.shape[1], settings) for s in given.initial)
+        order = range(steps - 1, -1, -1) if backwards else range(steps)
+        shares = _input_shares(g, x, weights)
+        hidden, states = _unrolled(g, make_step(weights, d), shares, states, order, mask)
+        sequences.append(hidden)
+        finals.append(states)
+    outputs: list[View | None] = [_sequence(g, sequences, settings) if want_sequence else None]
+    for k in range(len(given.initial)):
+        outputs.append(_final(g, [states[k] for states in finals], settings))
+    return outputs
+
+
+def _unrolled(
+    g: Builder,
+    step: _Step,
+    shares: Callable[[int], Tensor],
+    states: tuple[Tensor, ...],
+    order: Sequence[int],
+    mask: Callable[[int], Tensor] | None,
+) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    """The hidden states by time, and the states after the last step."""
+    hidden: dict[int, Tensor] = {}
+    for t in order:
+        new = step(shares(t), states)
+        out = new[0]
+        if mask is not None:
+            # Past the end of its sequence an item keeps its state and gives zeros.
+            valid = mask(t)
+            out = _select(g, valid, new[0], g.constant(np.zeros(new[0].shape, FLOAT32)))
+            new = tuple(_select(g, valid, n, s) for n, s in zip(new, states, strict=True))
+        states = new
+        hidden[t] = out
+    return [hidden[t] for t in sorted(hidden)], states
+
+
+def _input_shares(g: Builder, x: View, weights: _Weights) -> Callable[[int], Tensor]:
+    """The input's share of the gates [B, gates·H] at a time, out of one product over the sequence."""
+    steps, batch, size = x.shape
+    flat = g.reshape(g.plain(x), (steps * batch, size))
+    gates = _linear(g, flat, weights.w, weights.wb)
+    width = gates.shape[1]
+
+    def at(t: int) -> Tensor:
+        begin, shape = g.ints((t * batch, 0)), (batch, width)
+        return g.emit("SLICE", [gates, begin, g.ints(shape)], shape, gates, schema.SliceOptionsT())
+
+    return at if steps > 1 else lambda _: gates
+
+
+def _sequence(g: Builder, sequences: Sequence[Sequence[Tensor]], settings: _Settings) -> View:
+    """Y: [T, D, B, H], or [B, T, D, H] with the batch first."""
+    batch, size = sequences[0][0].shape
+    steps = len(sequences[0])
+    if settings.batch_first:
+        rows = [g.reshape(h, (batch, 1, 1, size)) for s in zip(*sequences, strict=True) for h in s]
+        joined = _concat(g, rows, 1, (batch, steps * len(sequences), 1, size))
+        return View.of(g.reshape(joined, (batch, steps, len(sequences), size)))
+    rows = [h for s in zip(*sequences, strict=True) for h in s]
+    joined = _concat(g, rows, 0, (steps * len(sequences) * batch, size))
+    return View.of(g.reshape(joined, (steps, len(sequences), batch, size)))
+
+
+def _final(g: Builder, states: Sequence[Tensor], settings: _Settings) -> View:
+    """Y_h or Y_c: [D, B, H], or [B, D, H] with the batch first."""
+    batch, size = states[0].shape
+    if settings.batch_first:
+        joined = _concat(g, [g.reshape(s, (batch, 1, size)) for s in states], 1, (batch, len(states), size))
+        return View.of(joined)
+    joined = _concat(g, list(states), 0, (len(states) * batch, size))
+    return View.of(g.reshape(joined, (len(states), batch, size)))
+
+
+# --- parameters and states --------------------------------------------------------------------------
+
+
+def _direction(g: Builder, given: _Inputs, d: int) -> _Weights:
+    wb = rb = None
+    if given.b is not None:
+        both = _pick(g, given.b, d)
+        half = both.shape[0] // 2
+        wb, rb = _rows(g, both, 0, half), _rows(g, both, half, half)
+        if given.merge_bias:
+            wb, rb = _added(g, wb, rb), None
+    return _Weights(w=_pick(g, given.w, d), r=_pick(g, given.r, d), wb=wb, rb=rb)
+
+
+def _initial(g: Builder, state: View | None, d: int, batch: int, size: int, settings: _Settings) -> Tensor:
+    if state is None:
+        return g.constant(np.zeros((batch, size), FLOAT32))
+    if settings.batch_first:
+        state = g.transpose_view(state, (1, 0, 2))
+    return _pick(g, state, d)
+
+
+def _peepholes(g: Builder, p: View, d: int) -> list[Tensor]:
+    flat = _pick(g, p, d)
+    size = flat.shape[0] // 3
+    return [_rows(g, flat, k * size, size) for k in range(3)]
+
+
+def _pick(g: Builder, view: View, index: int) -> Tensor:
+    """``view[index]`` along the first axis."""
+    t = g.plain(view)
+    return g.reshape(_rows(g, t, index, 1), t.shape[1:])
+
+
+def _rows(g: Builder, t: Tensor, first: int, count: int) -> Tensor:
+    if count == t.shape[0]:
+        return t
+    shape = (count, *t.shape[1:])
+    if t.data is not None:
+        return Tensor(shape, t.dtype, t.name, t.data[first : first + count])
+    begin = g.ints((first, *(0 for _ in t.shape[1:])))
+    return g.emit("SLICE", [t, begin, g.ints(shape)], shape, t, schema.SliceOptionsT())
+
+
+def _added(g: Builder, a: Tensor, b: Tensor) -> Tensor:
+    if a.data is not None and b.data is not None:
+        return Tensor(a.shape, a.dtype, a.name, a.data + b.data)
+    return g.binary("ADD", a, b)
+
+
+# --- arithmetic of a step ---------------------------------------------------------------------------
+
+
+def _linear(g: Builder, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    shape = (x.shape[0], w.shape[0])
+    inputs = [x, w] if bias is None else [x, w, bias]
+    return g.emit("FULLY_CONNECTED", inputs, shape, FLOAT32, schema.FullyConnectedOptionsT())
+
+
+def _split(g: Builder, x: Tensor, count: int) -> list[Tensor]:
+    shape = (x.shape[0], x.shape[1] // count)
+    options = schema.SplitOptionsT(numSplits=count)
+    return g.emit_many("SPLIT", [g.constant(1, INT32), x], [(shape, FLOAT32)] * count, options)
+
+
+def _concat(g: Builder, parts: Sequence[Tensor], axis: int, shape: Sequence[int]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    return g.emit("CONCATENATION", parts, shape, FLOAT32, schema.ConcatenationOptionsT(axis=axis))
+
+
+def _select(g: Builder, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return g.emit("SELECT_V2", [condition, a, b], a.shape, a, schema.SelectV2OptionsT())
+
+
+def _masks(g: Builder, lengths: View, steps: int) -> Callable[[int], Tensor] | None:
+    """``t → bool [B, 1]``: whether step ``t`` is inside each sequence; None where all are full."""
+    if lengths.const is not None and np.all(lengths.const >= steps):
+        return None
+    column = g.reshape(g.cast(g.plain(lengths), INT32), (lengths.size, 1))
+
+    def at(t: int) -> Tensor:
+        now = g.constant(t, INT32)
+        return g.emit("GREATER", [column, now], column.shape, BOOL, schema.GreaterOptionsT())
+
+    return at
+
+
+def _clipped(g: Builder, x: Tensor, limit: float | None) -> Tensor:
+    if limit is None:
+        return x
+    low = g.binary("MAXIMUM", x, -limit, options=schema.MaximumMinimumOptionsT())
+    return g.binary("MINIMUM", low, limit, options=schema.MaximumMinimumOptionsT())
+
+
+def _minus_from_one(g: Builder, x: Tensor) -> Tensor:
+    return g.emit("SUB", [g.constant(np.float32(1)), x], x.shape, x, schema.SubOptionsT())
+
+
+_PLAIN: dict[str, tuple[str, Callable[[], Any] | None]] = {
+    "sigmoid": ("LOGISTIC", None),
+    "tanh": ("TANH", None),
+    "relu": ("RELU", None),
+    "elu": ("ELU", None),
+}
+
+
+def _activate(g: Builder, x: Tensor, function: tuple[str, float | None, float | None]) -> Tensor:
+    """ONNX's activation functions of recurrent networks, with their alphas and betas."""
+    name, alpha, beta = function
+    kind = name.lower()
+    if kind in _PLAIN and not (kind == "elu" and alpha not in (None, 1.0)):
+        return g.unary(_PLAIN[kind][0], x)
+    if kind == "affine":
+        scaled = g.binary("MUL", x, 1.0 if alpha is None else alpha)
+        return g.binary("ADD", scaled, beta or 0.0)
+    if kind == "leakyrelu":
+        return g.unary(
+            "LEAKY_RELU", x, options=schema.LeakyReluOptionsT(alpha=0.01 if alpha is None else alpha)
+        )
+    if kind == "scaledtanh":
+        return g.binary(
+            "MUL", g.unary("TANH", g.binary("MUL", x, beta or 1.0)), 1.0 if alpha is None else alpha
+        )
+    if kind == "hardsigmoid":
+        line = g.binary(
+            "ADD", g.binary("MUL", x, 0.2 if alpha is None else alpha), 0.5 if beta is None else beta
+        )
+        return g.unary("RELU_0_TO_1", line)
+    if kind == "thresholdedrelu":
+        limit = g.constant(np.float32(1.0 if alpha is None else alpha))
+        above = g.emit("GREATER", [x, limit], x.shape, BOOL, schema.GreaterOptionsT())
+        return _select(g, above, x, g.constant(np.zeros(x.shape, FLOAT32)))
+    if kind == "softsign":
+        return g.binary("DIV", x, g.binary("ADD", g.unary("ABS", x, options=schema.AbsOptionsT()), 1.0))
+    raise Refusal(f"the activation {name}")

@@ -1,0 +1,142 @@
+"""Reductions, in whatever order the axes lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from ai_edge_litert import schema_py_generated as schema
+
+from edgekit.backends.tflite.builder import Builder
+from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, INT64, Tensor
+from edgekit.backends.tflite.ops.shape import constant_ints
+from edgekit.backends.tflite.registry import Refusal, Rule, op
+from edgekit.backends.tflite.view import View
+
+_Core = Callable[[Builder, Tensor, Sequence[int], bool], Tensor]
+
+
+def reduce_view(g: Builder, x: View, axes: Sequence[int], keepdims: bool, core: _Core) -> View:
+    """Apply ``core(g, tensor, tensor_axes, keepdims)`` to ONNX ``axes`` of a view."""
+    gone = {a % x.rank for a in axes}
+    places = sorted(x.position(a) for a in gone)
+    out = core(g, x.tensor, places, keepdims)
+    if keepdims:
+        return View(out, x.perm)
+    left = [p for p in x.perm if p not in gone]
+    rank = {p: i for i, p in enumerate(sorted(left))}
+    return View(out, tuple(rank[p] for p in left))
+
+
+def _builtin(code: str) -> _Core:
+    def core(g: Builder, x: Tensor, axes: Sequence[int], keepdims: bool) -> Tensor:
+        supported = (FLOAT32, INT32, INT64)
+        if x.quant is None and x.dtype not in supported:
+            wide = g.cast(x, INT32)
+            return g.cast(g.reduce(code, wide, axes, keepdims), x.dtype)
+        return g.reduce(code, x, axes, keepdims)
+
+    return core
+
+
+def _mean(g: Builder, x: Tensor, axes: Sequence[int], keepdims: bool) -> Tensor:
+    return g.reduce("MEAN", x, axes, keepdims)
+
+
+def _l1(g: Builder, x: Tensor, axes: Sequence[int], keepdims: bool) -> Tensor:
+    return g.reduce("SUM", g.unary("ABS", x, options=schema.AbsOptionsT()), axes, keepdims)
+
+
+def _sum_square(g: Builder, x: Tensor, axes: Sequence[int], keepdims: bool) -> Tensor:
+    return g.reduce("SUM", g.binary("MUL", x, x), axes, keepdims)
+
+
+def _l2(g: Builder, x: Tensor, axes: Sequence[int], keepdims: bool) -> Tensor:
+    return g.unary("SQRT", _sum_square(g, x, axes, keepdims))
+
+
+def _log_sum(g: Builder, x: Tensor, axes: Sequence[int], keepdims: bool) -> Tensor:
+    return g.unary("LOG", g.reduce("SUM", x, axes, keepdims))
+
+
+def _log_sum_exp(g: Builder, x: Tensor, axes: Sequence[int], keepdims: bool) -> Tensor:
+    """max + log(sum(exp(x - max)))."""
+    top = g.reduce("REDUCE_MAX", x, axes, True)
+    total = g.reduce("SUM", g.unary("EXP", g.binary("SUB", x, top), options=schema.ExpOptionsT()), axes, True)
+    out = g.binary("ADD", g.unary("LOG", total), top)
+    shape = [d for i, d in enumerate(out.shape) if keepdims or i not in axes]
+    return g.reshape(out, shape)
+
+
+_FLOAT_ONLY = frozenset({"ReduceL2", "ReduceLogSum", "ReduceLogSumExp"})
+_CORES: dict[str, tuple[_Core, Rule]] = {
+    "ReduceMean": (_mean, Rule.FREE),
+    "ReduceSum": (_builtin("SUM"), Rule.FREE),
+    "ReduceMax": (_builtin("REDUCE_MAX"), Rule.SAME),
+    "ReduceMin": (_builtin("REDUCE_MIN"), Rule.SAME),
+    "ReduceProd": (_builtin("REDUCE_PROD"), Rule.FLOAT),
+    "ReduceL1": (_l1, Rule.FLOAT),
+    "ReduceL2": (_l2, Rule.FLOAT),
+    "ReduceSumSquare": (_sum_square, Rule.FLOAT),
+    "ReduceLogSum": (_log_sum, Rule.FLOAT),
+    "ReduceLogSumExp": (_log_sum_exp, Rule.FLOAT),
+}
+
+
+def _reduction(
+    core: _Core,
+    name: str,
+    g: Builder,
+    x: View,
+    axes: View | None = None,
+    *,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> View:
+    given = constant_ints(axes, "axes")
+    if not given and noop_with_empty_axes:
+        return x
+    return _reduced(core, name, g, x, given or tuple(range(x.rank)), keepdims)
+
+
+def _reduction_by_attribute(
+    core: _Core, name: str, g: Builder, x: View, *, axes: Sequence[int] | None = None, keepdims: int = 1
+) -> View:
+    return _reduced(core, name, g, x, axes or tuple(range(x.rank)), keepdims)
+
+
+def _reduced(core: _Core, name: str, g: Builder, x: View, axes: Sequence[int], keepdims: int) -> View:
+    if x.dtype == BOOL and name in ("ReduceMax", "ReduceMin"):
+        core = _builtin_bool("REDUCE_ANY" if name == "ReduceMax" else "REDUCE_ALL")
+    if math.prod(x.shape) == 0:
+        raise Refusal("a reduction over an empty tensor")
+    if x.quant is not None and g.result is not None and name in ("ReduceMean", "ReduceSum"):
+        return _with_result(g, x, axes, keepdims, "MEAN" if name == "ReduceMean" else "SUM")
+    if x.dtype.kind in "iu" and name in _FLOAT_ONLY:
+        raise Refusal(f"{name} of {x.dtype}")
+    return reduce_view(g, x, axes, bool(keepdims), core)
+
+
+def _with_result(g: Builder, x: View, axes: Sequence[int], keepdims: int, code: str) -> View:
+    def core(g: Builder, t: Tensor, places: Sequence[int], keep: bool) -> Tensor:
+        out = g.reduce(code, t, places, keep)
+        assert g.result is not None
+        out.dtype, out.quant = g.result.dtype, g.result.quant
+        return out
+
+    return reduce_view(g, x, axes, bool(keepdims), core)
+
+
+def _builtin_bool(code: str) -> _Core:
+    return lambda g, x, axes, keepdims: g.reduce(code, x, axes, keepdims)
+
+
+def _register() -> None:
+    for name, (core, rule) in _CORES.items():
+        from_input = 13 if name == "ReduceSum" else 18
+        op(name, since=from_input, rule=rule, quantized=("int8",))(partial(_reduction, core, name))
+        op(name, since=1, rule=rule, quantized=("int8",))(partial(_reduction_by_attribute, core, name))
+
+
+_register()

@@ -1,0 +1,85 @@
+"""What came out: operators, transpositions that stayed, fusions, float islands, origins, MACs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from edgekit.backends.tflite.ir import Graph, Op, Origin
+from edgekit.types import Fallback
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """An account of one compilation.
+
+    ``operators``: TFLite operator → how many. ``transposes``: TRANSPOSE operators that stayed.
+    ``fusions``: kind → how many. ``left_in_float``: operators of a quantized graph that compute in float,
+    and why. ``origins``: TFLite tensor name → ONNX node and PyTorch module. ``macs``: multiply-accumulates
+    of the main graph's operators, in order; ``codes``: their names.
+    """
+
+    operators: Mapping[str, int]
+    transposes: int
+    fusions: Mapping[str, int]
+    left_in_float: tuple[Fallback, ...]
+    origins: Mapping[str, Origin]
+    codes: tuple[str, ...]
+    macs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FloatNode:
+    """One ONNX node of a quantized graph that is computed in float."""
+
+    op: str
+    node: str
+    reason: str
+
+
+def make_report(graphs: Sequence[Graph], fusions: Mapping[str, int], floats: Sequence[FloatNode]) -> Report:
+    """Sum up the finished graphs."""
+    ops = [op for g in graphs for op in g.ops]
+    counts = Counter(op.code for op in ops)
+    groups: dict[tuple[str, str], list[str]] = {}
+    for f in floats:
+        groups.setdefault((f.op, f.reason), []).append(f.node)
+    return Report(
+        operators=dict(sorted(counts.items())),
+        transposes=counts["TRANSPOSE"],
+        fusions=dict(sorted(fusions.items())),
+        left_in_float=tuple(
+            Fallback(op=op, count=len(nodes), reason=reason, nodes=tuple(nodes))
+            for (op, reason), nodes in sorted(groups.items())
+        ),
+        origins={t.name: op.origin for op in ops for t in op.outputs},
+        codes=tuple(op.code for op in graphs[0].ops),
+        macs=tuple(macs(op) for op in graphs[0].ops),
+    )
+
+
+def macs(op: Op) -> int:
+    """Multiply-accumulates of one operator (0 for those that do not multiply matrices)."""
+    out = math.prod(op.outputs[0].shape)
+    if op.code in ("CONV_2D", "CONV_3D", "FULLY_CONNECTED"):
+        weight = op.inputs[1]
+        assert weight is not None
+        if op.code == "CONV_3D":
+            return out * math.prod(weight.shape[:4])
+        return out * math.prod(weight.shape[1:])
+    if op.code == "DEPTHWISE_CONV_2D":
+        weight = op.inputs[1]
+        assert weight is not None
+        return out * math.prod(weight.shape[1:3])
+    if op.code == "TRANSPOSE_CONV":
+        weight, data = op.inputs[1], op.inputs[2]
+        assert weight is not None
+        assert data is not None
+        return math.prod(data.shape) * math.prod(weight.shape[:3])
+    if op.code == "BATCH_MATMUL":
+        left = op.inputs[0]
+        assert left is not None
+        return out * (left.shape[-2] if op.options is not None and op.options.adjX else left.shape[-1])
+    return 0

@@ -1,0 +1,33 @@
+"""``model.onnx``: taken as it is, after the checks that untrusted files need."""
+
+from __future__ import annotations
+
+from edgekit import graph
+from edgekit.errors import SourceError
+from edgekit.types import OnnxModel, SourceSpec
+
+
+def load(spec: SourceSpec) -> OnnxModel:
+    """Check and describe an ONNX file; see :func:`edgekit.load.load`.
+
+    External data may not leave the folder; the model must be valid for its operator sets and have at
+    least one input and output.
+    """
+    assert spec.path is not None
+    import onnx
+
+    proto = graph.read_proto(spec.path)
+    try:
+        # By path where weights are outside, so that the checker need not hold more than protobuf can.
+        target = str(spec.path) if graph.external_files(spec.path) else proto
+        onnx.checker.check_model(target, full_check=False)
+    except Exception as error:
+        raise SourceError(
+            f"{spec.path} is not a valid ONNX model: {str(error).strip().splitlines()[0]}", hint="export it again"
+        ) from error
+    model = graph.describe(spec.path)
+    if not model.outputs:
+        raise SourceError(f"{spec.path} has no output", hint="export it again")
+    if not model.inputs:
+        raise SourceError(f"{spec.path} has no input: its output is a constant", hint="export it again")
+    return model

@@ -22,18 +22,16 @@ NAME = "tensorrt"
 
 
 def available() -> Availability:
-    """Whether TensorRT and an NVIDIA GPU are here. The ONNX and its recipe are written without either."""
-    if importlib.util.find_spec("tensorrt") is None:
-        return Availability(
-            installed=False,
-            usable=False,
-            why_not="tensorrt is not installed: the ONNX and the build recipe can be written, not built",
-            hint="pip install 'edgekit-deploy[tensorrt]' --extra-index-url https://pypi.nvidia.com",
-        )
+    """Installed always: the ONNX and its recipe need nothing of TensorRT. Usable: TensorRT and a GPU are here."""
     try:
         version = importlib.metadata.version("tensorrt")
     except importlib.metadata.PackageNotFoundError:
-        version = ""
+        return Availability(
+            installed=True,
+            usable=False,
+            why_not="tensorrt is not installed: writes the ONNX and the recipe, builds and runs no engine",
+            hint="pip install 'edgekit-deploy[tensorrt]' --extra-index-url https://pypi.nvidia.com",
+        )
     usable = portable.gpu_present()
     return Availability(
         installed=True,
@@ -60,7 +58,12 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
         outputs=onnx.model.outputs,
         runtime=dict(target.runtime),
         minimum_runtime=MINIMUM,
-        notes=(*onnx.notes, checked, "the engine is built on the device, by recipe.json"),
+        notes=(
+            *onnx.notes,
+            *spelled(model, target).notes[:1],
+            checked,
+            "the engine is built on the device, by recipe.json",
+        ),
         details={"profiles": {name: [list(s) for s in triple] for name, triple in shapes.items()}},
     )
 

@@ -74,7 +74,7 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
         outputs=onnx.model.outputs,
         runtime=dict(target.runtime),
         minimum_runtime=str(answer["version"]),
-        notes=(*onnx.notes, *_notes(wanted, job, target)),
+        notes=(*onnx.notes, *spelled(model, target).notes[:1], *_notes(wanted, job, target)),
         details={
             "layers": answer["layers"],
             "profiles": {k: list(map(list, v)) for k, v in job.profiles.items()},

@@ -9,7 +9,7 @@ until the writer copies it into the file).
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -200,9 +200,9 @@ def builtin_code(name: str) -> int:
 
 
 @functools.cache
-def options_union(cls: Hashable) -> tuple[int, int]:
+def options_union(cls: Any) -> tuple[int, int]:
     """``(union, member)`` of an options class: union 1 is BuiltinOptions, 2 is BuiltinOptions2."""
-    name = str(getattr(cls, "__name__", "")).removesuffix("T")
+    name = str(cls.__name__).removesuffix("T")
     if hasattr(schema.BuiltinOptions, name):
         return 1, int(getattr(schema.BuiltinOptions, name))
     return 2, int(getattr(schema.BuiltinOptions2, name))

@@ -191,6 +191,22 @@ class Preprocessing:
         image = self._uncropped(np.ascontiguousarray(rgb[..., ::-1] if self.color == "bgr" else rgb))
         return image if np.array_equal(self.apply(image, spec), fed) else None
 
+    def unapply(self, fed: Array) -> Array:
+        """The pixels behind a float tensor: float32 ``[N, h, w, C]`` in RGB order, 0 to 255.
+
+        For models whose preprocessing was folded into the graph. Values within a thousandth of a whole
+        number become that number, so that tensors made of 8-bit pixels give these pixels back.
+        """
+        import numpy as np
+
+        planes = fed.transpose(0, 2, 3, 1) if self.layout == "NCHW" else fed
+        mean, std = np.asarray(self.mean, np.float64), np.asarray(self.std, np.float64)
+        pixels = (planes.astype(np.float64) * std + mean) / self.scale
+        whole = np.rint(pixels)
+        pixels = np.where(np.abs(pixels - whole) < 1e-3, whole, pixels)
+        pixels = pixels[..., ::-1] if self.color == "bgr" else pixels
+        return np.ascontiguousarray(pixels, dtype=np.float32)
+
     def folded(self, input_name: str) -> Preprocessing:
         """The contract that is left once colour order, table and layout are part of the graph."""
         color = "gray" if self.color == "gray" else "rgb"

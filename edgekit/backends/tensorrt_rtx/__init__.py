@@ -13,7 +13,7 @@ from typing import Any
 
 from edgekit import graph
 from edgekit.backends.nvidia import portable
-from edgekit.backends.nvidia.typed import spelled
+from edgekit.backends.nvidia.typed import executed, spelled
 from edgekit.errors import MissingExtraError
 from edgekit.types import Availability, Lowered, OnnxModel, Option, Placement, Precision, Target
 
@@ -82,10 +82,14 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     )
 
 
-def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[str, Any]) -> Placement:
-    """What the strongly typed network asks for; which kernels run is only known on the GPU."""
-    del lowered, raw
-    return spelled(model, target)
+def placement(
+    model: OnnxModel,
+    target: Target,
+    lowered: Lowered,  # noqa: ARG001  (part of the protocol)
+    raw: Mapping[str, Any],
+) -> Placement:
+    """Share of the MACs in the asked-for precision, by the engine inspector; without a run, what the graph asks."""
+    return executed(model, target, raw)
 
 
 def _notes(wanted: tuple[str, ...], job: portable.Job, target: Target) -> tuple[str, ...]:

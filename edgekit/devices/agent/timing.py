@@ -50,11 +50,16 @@ def bench(worker: Worker, session: Any) -> None:
         samples_ms=times,
         warmup=warm,
         contention=load,
-        memory=worker.phases.summary(),
+        memory=dict(worker.phases.summary(), device=_device_memory(session)),
         seconds=worker.seconds,
         threads=worker.options()["threads"],
         processors=usable_processors(),
     )
+
+
+def _device_memory(session: Any) -> Any:
+    """Memory of a GPU or NPU, where the runner can tell."""
+    return session.device_memory() if hasattr(session, "device_memory") else None
 
 
 def warm_up(invoke: Callable[[], None], limit_s: float) -> Dict[str, Any]:

@@ -1,0 +1,277 @@
+"""Runs a serialized engine in TensorRT-RTX, on the device: Python 3.8 or newer, numpy and tensorrt_rtx.
+
+It needs an NVIDIA GPU and its driver (``libcuda``, called through ctypes: no other package); without one
+``probe`` says so (engines build ahead of time without a GPU; they do not even deserialize without one).
+
+Options: ``gpu`` (index, default 0), ``profile`` (optimization profile, default 0), ``threads`` (recorded; the
+work is the GPU's), ``placement`` (no effect: the engine can always be inspected).
+
+``invoke`` enqueues and waits: what is timed is the launch and the GPU's work. Inputs are copied to the GPU by
+``prepare``, outputs from it by ``results``, outside the timer.
+
+``Session.placement()`` gives what the engine inspector knows:
+
+    {"runtime": "tensorrt_rtx", "version": "…", "gpu": "NVIDIA Jetson Orin", "compute_capability": [8, 7],
+     "device_memory": 4194304,                          # bytes of activations, as the engine states them
+     "layers": [{"Name": "conv1 + relu1", "LayerType": "CaskConvolution", "Inputs": [{"Name": …,
+                 "Dimensions": […], "Format/Datatype": "Int8 NC/32HW32"}], "Outputs": […],
+                 "TacticName": …, "Metadata": "[ONNX Layer: conv1]…"}, …]}
+
+The layers are the inspector's own JSON. An engine built without detailed profiling verbosity gives plain
+strings (names) in place of the dictionaries.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+
+RUNTIME = "TensorRT-RTX"
+EXTRA = "tensorrt-rtx"
+
+
+def versions():
+    """Versions of the runtime and of numpy; imports the runtime."""
+    import numpy
+    import tensorrt_rtx as trt
+
+    return {"tensorrt_rtx": trt.__version__, "numpy": numpy.__version__}
+
+
+def probe():
+    """Whether there is a GPU with a driver that works."""
+    try:
+        return {"usable": True, "gpus": Cuda.names()}
+    except (OSError, CudaError) as error:
+        return {"usable": False, "why_not": "no usable NVIDIA GPU (%s)" % error}
+
+
+def load(path, options):
+    """Deserialize the engine; an unknown option is an error."""
+    return Session(path, options)
+
+
+class Session:
+    """One engine with one execution context, one stream, and buffers for its tensors."""
+
+    def __init__(self, path, options):
+        import tensorrt_rtx as trt
+
+        known = {"threads", "gpu", "profile", "placement"}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise ValueError("unknown option %s; known: %s" % (unknown[0], ", ".join(sorted(known))))
+        self._trt = trt
+        self._cuda = Cuda(int(options.get("gpu", 0)))
+        before = self._cuda.free_memory()
+        logger = trt.Logger(trt.Logger.WARNING)
+        self._runtime = trt.Runtime(logger)
+        with open(path, "rb") as file:
+            self._engine = self._runtime.deserialize_cuda_engine(file.read())
+        if self._engine is None:
+            raise ValueError("the engine does not fit this version of TensorRT-RTX or this GPU")
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise ValueError("there is not enough GPU memory for an execution context")
+        self._stream = self._cuda.stream()
+        if options.get("profile"):
+            self._context.set_optimization_profile_async(int(options["profile"]), self._stream.value)
+            self._cuda.wait(self._stream)
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        is_input = [self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT for n in names]
+        self.inputs = [self._spec(n) for n, i in zip(names, is_input) if i]  # noqa: B905 - Python 3.8
+        self.outputs = [self._spec(n) for n, i in zip(names, is_input) if not i]  # noqa: B905
+        self._buffers = {}
+        self._host = {}
+        self._memory = before - self._cuda.free_memory()
+
+    def _spec(self, name):
+        import numpy
+
+        dtype = self._engine.get_tensor_dtype(name)
+        try:
+            dtype = numpy.dtype(self._trt.nptype(dtype)).name
+        except TypeError:
+            raise ValueError("tensor %r has the type %s, which numpy lacks" % (name, dtype)) from None
+        shape = [int(d) for d in self._engine.get_tensor_shape(name)]
+        return {"name": name, "dtype": dtype, "shape": shape, "scale": None, "zero_point": None}
+
+    def prepare(self, arrays):
+        """Set the shapes, copy the inputs to the GPU, make room for the outputs."""
+        for name, array in arrays.items():
+            if self._engine.get_tensor_location(name) == self._trt.TensorLocation.HOST:
+                self._host[name] = array  # a shape: read by the CPU, kept alive here
+                self._context.set_tensor_address(name, array.ctypes.data)
+                continue
+            if not self._context.set_input_shape(name, tuple(array.shape)):
+                raise ValueError(
+                    "input %r: the engine's profile lacks the shape %s" % (name, list(array.shape))
+                )
+            self._cuda.upload(self._room(name, array.nbytes), array)
+        missing = self._context.infer_shapes()
+        if missing:
+            raise ValueError("the engine still needs the shapes of: %s" % ", ".join(missing))
+        for spec in self.outputs:
+            shape = tuple(self._context.get_tensor_shape(spec["name"]))
+            if -1 in shape:  # known only when the values are
+                self._room(spec["name"], self._context.get_max_output_size(spec["name"]))
+            else:
+                self._room(spec["name"], _bytes(shape, spec["dtype"]))
+
+    def _room(self, name, size):
+        """A buffer of at least ``size`` bytes for a tensor, bound to the context."""
+        pointer, have = self._buffers.get(name, (None, -1))
+        if have < size:
+            if pointer is not None:
+                self._cuda.free(pointer)
+            pointer = self._cuda.allocate(size)
+            self._buffers[name] = (pointer, size)
+        self._context.set_tensor_address(name, pointer.value)
+        return pointer
+
+    def invoke(self):
+        """Enqueue once and wait for the end."""
+        if not self._context.execute_async_v3(self._stream.value):
+            raise RuntimeError("the engine could not be enqueued")
+        self._cuda.wait(self._stream)
+
+    def results(self):
+        """The outputs of the last invocation."""
+        import numpy
+
+        found = {}
+        for spec in self.outputs:
+            shape = tuple(self._context.get_tensor_shape(spec["name"]))
+            array = numpy.empty(shape, spec["dtype"])
+            self._cuda.download(array, self._buffers[spec["name"]][0])
+            found[spec["name"]] = array
+        return found
+
+    def device_memory(self):
+        """Bytes of GPU memory that loading took, and that the engine states for its activations."""
+        return {"load": self._memory, "activations": int(self._engine.device_memory_size_v2)}
+
+    def placement(self):
+        """See the module's description."""
+        inspector = self._engine.create_engine_inspector()
+        inspector.execution_context = self._context
+        text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
+        return {
+            "runtime": "tensorrt_rtx",
+            "version": self._trt.__version__,
+            "gpu": self._cuda.name,
+            "compute_capability": self._cuda.capability,
+            "device_memory": int(self._engine.device_memory_size_v2),
+            "layers": json.loads(text).get("Layers", []),
+        }
+
+
+def _bytes(shape, dtype):
+    import numpy
+
+    size = numpy.dtype(dtype).itemsize
+    for d in shape:
+        size *= d
+    return size
+
+
+class CudaError(Exception):
+    """The driver said no."""
+
+
+class Cuda:
+    """The part of the CUDA driver API (libcuda) that is needed here, on one device's primary context."""
+
+    def __init__(self, index):
+        self._lib = self._open()
+        device = ctypes.c_int()
+        self._call("cuDeviceGet", ctypes.byref(device), index)
+        context = ctypes.c_void_p()
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+        self._call("cuCtxSetCurrent", context)
+        self.name = self._name(self._lib, device)
+        self.capability = [self._attribute(75, device), self._attribute(76, device)]
+
+    @staticmethod
+    def _open():
+        lib = ctypes.CDLL("libcuda.so.1")
+        status = lib.cuInit(0)
+        if status:
+            raise CudaError("cuInit gave %d" % status)
+        return lib
+
+    @staticmethod
+    def _name(lib, device):
+        text = ctypes.create_string_buffer(128)
+        status = lib.cuDeviceGetName(text, 128, device)
+        if status:
+            raise CudaError("cuDeviceGetName gave %d" % status)
+        return text.value.decode("utf-8", "replace")
+
+    @classmethod
+    def names(cls):
+        """The GPUs' names; raises CudaError where there is none."""
+        lib = cls._open()
+        count = ctypes.c_int()
+        status = lib.cuDeviceGetCount(ctypes.byref(count))
+        if status or not count.value:
+            raise CudaError("the driver knows no GPU")
+        return [cls._name(lib, i) for i in range(count.value)]
+
+    def _call(self, function, *arguments):
+        status = getattr(self._lib, function)(*arguments)
+        if status:
+            text = ctypes.c_char_p()
+            self._lib.cuGetErrorString(status, ctypes.byref(text))
+            raise CudaError("%s: %s" % (function, (text.value or b"?").decode()))
+
+    def _attribute(self, number, device):
+        value = ctypes.c_int()
+        self._call("cuDeviceGetAttribute", ctypes.byref(value), number, device)
+        return value.value
+
+    def free_memory(self):
+        """Bytes of GPU memory that nobody uses."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        return free.value
+
+    def stream(self):
+        """A stream that does not wait for the default one."""
+        stream = ctypes.c_void_p()
+        self._call("cuStreamCreate", ctypes.byref(stream), 1)
+        return stream
+
+    def wait(self, stream):
+        """Until the stream's work is done."""
+        self._call("cuStreamSynchronize", stream)
+
+    def allocate(self, size):
+        """A device pointer."""
+        pointer = ctypes.c_uint64()
+        self._call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(max(1, size)))
+        return pointer
+
+    def free(self, pointer):
+        """Give memory back."""
+        self._call("cuMemFree_v2", pointer)
+
+    def upload(self, pointer, array):
+        """From the host to the GPU."""
+        if array.nbytes:
+            self._call(
+                "cuMemcpyHtoD_v2",
+                pointer,
+                array.ctypes.data_as(ctypes.c_void_p),
+                ctypes.c_size_t(array.nbytes),
+            )
+
+    def download(self, array, pointer):
+        """From the GPU to the host."""
+        if array.nbytes:
+            self._call(
+                "cuMemcpyDtoH_v2",
+                array.ctypes.data_as(ctypes.c_void_p),
+                pointer,
+                ctypes.c_size_t(array.nbytes),
+            )

@@ -307,7 +307,7 @@ def nearest_indices(axis: Axis, method: Method) -> Array:
     }
     if method.nearest not in rounded:
         raise Refusal(f"nearest_mode {method.nearest}")
-    return np.clip(rounded[method.nearest](x), 0, axis.size - 1).astype(np.int64)
+    return np.asarray(np.clip(rounded[method.nearest](x), 0, axis.size - 1), np.int64)
 
 
 def matrix(axis: Axis, method: Method) -> Array:
@@ -356,7 +356,7 @@ def _litert_nearest(axis: Axis, align: bool, half: bool) -> Array:
     """tflite/kernels/internal/reference/resize_nearest_neighbor.h."""
     x = (np.arange(axis.out, dtype=np.float32) + np.float32(0.5 if half else 0)) * _litert_scale(axis, align)
     rounded = np.floor(x + np.float32(0.5)) if align else np.floor(x)
-    return np.clip(rounded, 0, axis.size - 1).astype(np.int64)
+    return np.asarray(np.clip(rounded, 0, axis.size - 1), np.int64)
 
 
 def _litert_bilinear(axis: Axis, align: bool, half: bool) -> Array:

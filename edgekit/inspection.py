@@ -65,7 +65,7 @@ def _onnx(path: Path) -> Inspection:
         outputs=described.outputs,
         operators=dict(Counter(n.op_type for n in model.graph.all_nodes()).most_common()),
         weights=dict(weights.most_common()),
-        macs=None if counted is None else sum(node.macs for node in counted),
+        macs=None if counted is None else sum(node.macs or 0 for node in counted),
         facts={"opset": described.opset, "producer": model.producer_name or ""},
     )
 

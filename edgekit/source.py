@@ -60,7 +60,7 @@ class Source:
                 self._model = load(
                     self.spec, trust=self._trust, network=self._network, needs_example=self.example
                 )
-            self._sha256 = identity(recorder.dependencies)
+            self._sha256 = identity(self.spec, recorder.dependencies)
             note = {"sha256": self._sha256, "dependencies": [asdict(d) for d in recorder.dependencies]}
             self._store.remember("source", self._key(), note)
         return self._model
@@ -86,10 +86,11 @@ class Source:
         }
 
 
-def identity(dependencies: Sequence[Dependency]) -> str:
-    """sha256 over the names and contents of the files, and over what is installed."""
+def identity(spec: SourceSpec, dependencies: Sequence[Dependency]) -> str:
+    """sha256 over which factory it is, the names and contents of the files, and what is installed."""
     files = sorted((Path(d.path).name, d.sha256) for d in dependencies)
-    return hashlib.sha256(canonical_json([files, environment_fingerprint()])).hexdigest()
+    what = [spec.kind, spec.path.name if spec.path else spec.text, spec.attribute]
+    return hashlib.sha256(canonical_json([what, files, environment_fingerprint()])).hexdigest()
 
 
 def _dependencies(rows: list[dict[str, object]]) -> tuple[Dependency, ...]:

@@ -1,0 +1,88 @@
+"""Sources and data for the tests of what goes wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 16)
+        self.second = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+def tiny():
+    torch.manual_seed(1)
+    return Tiny(), torch.randn(1, 8)
+
+
+def without_example():
+    torch.manual_seed(1)
+    return Tiny()
+
+
+def collapsing():
+    """INT8 with ranges from inputs that are a thousand times too small."""
+    return tiny()
+
+
+def raising():
+    return helper_that_raises()
+
+
+def helper_that_raises():
+    raise RuntimeError("the weights are in the other office")
+
+
+class FromTheMoon(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.fft(x).abs() + torch.linalg.det(x.reshape(2, 4)[:, :2])
+
+
+def unsupported():
+    return FromTheMoon(), torch.randn(1, 8)
+
+
+def _rows(scale: float = 1.0, count: int = 32) -> Iterator[np.ndarray]:
+    generator = np.random.default_rng(5)
+    for _ in range(count):
+        yield (scale * generator.standard_normal((1, 8))).astype(np.float32)
+
+
+def wide() -> Iterator[np.ndarray]:
+    yield from _rows()
+
+
+def narrow() -> Iterator[np.ndarray]:
+    yield from _rows(scale=1e-3)
+
+
+def wrong_shape() -> Iterator[np.ndarray]:
+    yield from _rows(count=3)
+    yield np.zeros((1, 7), np.float32)
+
+
+def wrong_dtype() -> Iterator[np.ndarray]:
+    yield np.array([["a"] * 8])
+
+
+def nothing() -> Iterator[np.ndarray]:
+    return iter(())
+
+
+def not_a_number() -> Iterator[np.ndarray]:
+    yield from _rows(count=2)
+    yield np.full((1, 8), np.nan, np.float32)
+
+
+def read_marker() -> str:
+    return os.environ.get("EDGEKIT_TEST_MARKER", "")

@@ -1,0 +1,164 @@
+"""What bad input gets: the exit code, a message that names the culprit, a hint, and nothing half-written."""
+
+from __future__ import annotations
+
+import pytest
+from cli_process import edgekit
+
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("bad-input")]
+
+
+@pytest.fixture
+def sources(root):
+    return f"{root}/tests/e2e/sources.py"
+
+
+def refused(code, *argv, words=(), **more):
+    result = edgekit(*argv, **more)
+    assert result.code == code, result.err
+    assert "Traceback (most recent call last)" not in result.err or code == 3
+    assert "hint:" in result.err
+    for word in words:
+        assert word in result.err, result.err
+    return result
+
+
+def test_an_unknown_target_offers_the_nearest(sources, tmp_path):
+    refused(
+        2, "build", f"{sources}:tiny", "-t", "tflite-in8", "-o", tmp_path, words=["tflite-in8", "tflite-int8"]
+    )
+
+
+def test_no_target(sources, tmp_path):
+    refused(2, "build", f"{sources}:tiny", "-o", tmp_path, words=["--target"])
+
+
+def test_int8_without_calibration(sources, tmp_path):
+    refused(2, "build", f"{sources}:tiny", "-t", "ort-int8", "-o", tmp_path, words=["--calib", "random"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_factory_that_raises_shows_the_users_traceback(sources, tmp_path):
+    result = refused(
+        3,
+        "build",
+        f"{sources}:raising",
+        "-t",
+        "ort-fp32",
+        "-o",
+        tmp_path,
+        words=["the weights are in the other office"],
+    )
+    assert "helper_that_raises" in result.err
+    assert "edgekit/load" not in result.err
+    assert "edgekit/usercode" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{sources}:tinny", ["tiny"]),
+        ("{folder}/sourcs.py:tiny", ["sources.py"]),
+        ("no/such/model.onnx", ["no/such"]),
+        ("{folder}", ["SavedModel"]),
+        ("no_such_module:factory", ["no_such_module"]),
+    ],
+)
+def test_a_source_that_is_not_there(sources, root, source, words, tmp_path):
+    text = source.format(sources=sources, folder=root / "tests/e2e")
+    refused(3, "build", text, "-t", "ort-fp32", "-o", tmp_path, words=words)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("wrong_shape", ["sample 3", "(1, 7)"]),
+        ("wrong_dtype", ["sample 0"]),
+        ("nothing", ["no sample"]),
+        ("not_a_number", ["sample 2", "NaN"]),
+    ],
+)
+def test_bad_calibration_data_names_the_sample(sources, data, words, tmp_path):
+    refused(
+        2,
+        "build",
+        f"{sources}:tiny",
+        "-t",
+        "ort-int8",
+        "--calib",
+        f"{sources}:{data}",
+        "-o",
+        tmp_path,
+        words=words,
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_operators_that_the_target_lacks_are_named_at_once(sources, tmp_path):
+    result = edgekit("build", f"{sources}:unsupported", "-t", "tflite-fp32,ort-fp32", "-o", tmp_path)
+    assert result.code == 4, result.err
+    for word in ("DFT", "Det", "ort-fp32"):
+        assert word in result.err
+    assert [p.name for p in tmp_path.iterdir()] == ["ort-fp32"]  # the others finish
+
+
+def test_an_unknown_setting_offers_the_nearest(sources, tmp_path):
+    refused(
+        2,
+        "build",
+        f"{sources}:tiny",
+        "-t",
+        "ort-fp32",
+        "--set",
+        "ort_fromat=true",
+        "-o",
+        tmp_path,
+        words=["ort_format"],
+    )
+
+
+def test_example_inputs_come_from_the_calibration_data(sources, tmp_path):
+    result = edgekit(
+        "build", f"{sources}:without_example", "-t", "ort-int8", "--calib", f"{sources}:wide", "-o", tmp_path
+    )
+    assert result.code == 0, result.err
+
+
+def test_random_calibration_is_marked(sources, tmp_path):
+    result = edgekit(
+        "build", f"{sources}:tiny", "-t", "ort-int8", "--calib", "random", "-o", tmp_path, "--json"
+    )
+    assert result.code == 0, result.err
+    assert result.json["targets"][0]["manifest"]["calibration"]["calibrated"] is False
+
+
+def test_an_output_folder_that_cannot_be_written(sources, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(
+        2,
+        "build",
+        f"{sources}:tiny",
+        "-t",
+        "ort-fp32",
+        "-o",
+        tmp_path / "file/out",
+        words=["cannot write", "--out"],
+    )
+
+
+def test_an_engine_without_a_gpu_is_not_run_and_never_passed(sources, tmp_path):
+    argv = ("build", f"{sources}:tiny", "-t", "tensorrt-rtx-fp16", "-o", tmp_path, "--json")
+    result = edgekit(*argv)
+    if result.code == 0:
+        pytest.skip("this machine has an NVIDIA GPU")
+    if "not installed" in result.err:
+        pytest.skip("TensorRT-RTX is not installed")
+    assert result.code == 6
+    assert result.json["targets"][0]["status"] == "not-run"
+    assert edgekit(*argv, "--allow-not-run").code == 0
+
+
+def test_json_errors_are_json(sources, tmp_path):
+    result = edgekit("build", f"{sources}:tiny", "-t", "nope", "-o", tmp_path, "--json")
+    assert result.code == 2
+    assert result.json["error"]["type"] == "UnknownNameError"

@@ -127,6 +127,10 @@ def _gather(_opset: int, x: Sequence[Any], attributes: Mapping[str, Any]) -> _Ou
     return (np.asarray(np.take(x[0], x[1], axis=attributes.get("axis", 0))),)
 
 
+def _gather_elements(_opset: int, x: Sequence[Any], attributes: Mapping[str, Any]) -> _Outputs:
+    return (np.take_along_axis(x[0], x[1], axis=attributes.get("axis", 0)),)
+
+
 def _slice(opset: int, x: Sequence[Any], _attributes: Mapping[str, Any]) -> _Outputs:
     if opset < 10:
         return None
@@ -191,6 +195,7 @@ _NUMPY: dict[str, _Rule] = {
     "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze,
     "Gather": _gather,
+    "GatherElements": _gather_elements,
     "Slice": _slice,
     "Cast": _cast,
     "Range": _range,

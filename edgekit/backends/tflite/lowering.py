@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,32 @@ class Lowering:
         if failed or len(self.unsupported) > before:
             raise Refusal("its body contains operators that cannot be expressed (listed above)")
         return [self.view(v) for v in graph.outputs]
+
+    def nested(self, name: str, graph: ir.Graph, like: Sequence[Tensor], captured: Sequence[ir.Value] = ()) -> int:
+        """Lower a subgraph into a TFLite subgraph of its own (the body of a WHILE, a branch of an IF).
+
+        ``like`` gives the shapes and types of the subgraph's inputs. TFLite subgraphs see nothing of the
+        outside: values in ``captured`` (see :func:`captured_values`) become further inputs, in that order.
+        Returns the subgraph's index. All its values lie in ONNX order at the boundary.
+        """
+        outer, outer_env = self.builder, self.env
+        index = len(self.graphs)
+        self.graphs.append(Graph(name))
+        self.builder = Builder(self.graphs[index], self, opset=outer.opset)
+        self.env = {value: view for value, view in outer_env.items() if view.tensor.data is not None}
+        try:
+            sources = [(v.name or "", t) for v, t in zip(graph.inputs, like, strict=True)]
+            sources += [(v.name or "", outer_env[v].tensor) for v in captured]
+            inside = [Tensor(t.shape, t.dtype, n, quant=t.quant) for n, t in sources]
+            self.builder.graph.inputs = inside
+            for value, tensor in zip((*graph.inputs, *captured), inside, strict=True):
+                perm = outer_env[value].perm if value in captured else tuple(range(tensor.rank))
+                self.env[value] = View(tensor, perm)
+            results = self.inline(graph, [self.env[v] for v in graph.inputs])
+            self.builder.graph.outputs = [self.builder.plain(v) for v in results]
+        finally:
+            self.builder, self.env = outer, outer_env
+        return index
 
     # --- values -------------------------------------------------------------------------------------
 
@@ -233,6 +259,19 @@ class Lowering:
                     name = f"{stem}:{count}" if count < 4 else f"{stem}:{n}"
                 taken.add(name)
                 t.name = name
+
+
+def captured_values(graph: ir.Graph, env: Mapping[ir.Value, View]) -> list[ir.Value]:
+    """Values of the surrounding graphs that ``graph`` reads and that are not constant, in order of use."""
+    found: dict[ir.Value, None] = {}
+    for node in graph.all_nodes():
+        for value in node.inputs:
+            if value is not None and value in env and env[value].tensor.data is None:
+                found.setdefault(value)
+    for value in graph.outputs:
+        if value in env and env[value].tensor.data is None:
+            found.setdefault(value)
+    return list(found)
 
 
 def inlined(model: ir.Model) -> ir.Model:

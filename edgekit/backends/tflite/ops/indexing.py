@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
@@ -62,6 +64,8 @@ def _picked(g: Builder, x: View, axis: int, index: int, index_shape: tuple[int, 
 @op("GatherND", since=11)
 def gather_nd(g: Builder, x: View, indices: View, *, batch_dims: int = 0) -> View:
     """GATHER_ND; indices that count from the end are normalized, batch axes become indices."""
+    if _reads_everything(x, indices, batch_dims):
+        return g.reshape_view(x, (*indices.shape[:-1], *x.shape[batch_dims + indices.shape[-1] :]))
     t, index = g.plain(x), g.plain(indices)
     depth = index.shape[-1]
     sizes = np.asarray(t.shape[batch_dims : batch_dims + depth], np.int64)
@@ -84,6 +88,18 @@ def gather_nd(g: Builder, x: View, indices: View, *, batch_dims: int = 0) -> Vie
         )
     out = (*index.shape[:-1], *t.shape[index.shape[-1] :])
     return View.of(g.emit("GATHER_ND", [t, index], out, t, schema.GatherNdOptionsT()))
+
+
+def _reads_everything(x: View, indices: View, batch_dims: int) -> bool:
+    """Whether constant indices visit every element in order: masks are exported like that."""
+    if indices.const is None or batch_dims:
+        return False
+    depth = indices.shape[-1]
+    lead = x.shape[:depth]
+    if indices.size != math.prod(lead) * depth:
+        return False
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in lead), indexing="ij"), -1)
+    return np.array_equal(grid.reshape(-1), indices.const.reshape(-1))
 
 
 def _arg(g: Builder, code: str, x: View, axis: int, keepdims: int, last: int) -> View:

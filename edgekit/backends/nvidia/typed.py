@@ -103,7 +103,6 @@ def _onnx_names(layer: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _precision(layer: Mapping[str, Any]) -> str:
-    inputs = layer.get("Inputs") or ({},)
-    first = inputs[0]
+    first: Mapping[str, Any] = next(iter(layer.get("Inputs") or ()), {})
     text = str(first.get("Datatype") or first.get("DataType") or first.get("Format/Datatype") or "").lower()
     return next((precision for spelling, precision in _PRECISIONS if spelling in text), text or "unknown")

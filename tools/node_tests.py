@@ -162,8 +162,7 @@ def _reason(error: Any) -> str:
 
 
 _GENERATORS = frozenset(
-    "BlackmanWindow Constant ConstantOfShape EyeLike HammingWindow HannWindow MelWeightMatrix OptionalHasElement "
-    "Range Shape Size".split()  # noqa: SIM905
+    ["BlackmanWindow", "Constant", "ConstantOfShape", "EyeLike", "HammingWindow", "HannWindow", "MelWeightMatrix", "OptionalHasElement", "Range", "Shape", "Size"]
 )
 
 # --- what no LiteRT file can express ----------------------------------------------------------------

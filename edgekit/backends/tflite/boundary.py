@@ -102,6 +102,8 @@ def bind_outputs(lowering: Lowering) -> tuple[TensorSpec, ...]:
         tensor = g.layout(view, last) if keep else g.plain(view)
         if tensor.quant is not None and (lowering.io_dtype == "uint8" or _stored_uint8(value)):
             tensor = g.quantize(tensor, _as_uint8(tensor))
+        if tensor.quant is None and value.dtype is not None:
+            tensor = g.cast(tensor, value.dtype.numpy())  # some types are computed in a wider one
         if id(tensor) in taken or tensor.data is not None:
             tensor = _copy(lowering, tensor)
         taken.add(id(tensor))

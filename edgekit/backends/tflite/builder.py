@@ -68,6 +68,7 @@ class Builder:
         # Keyed by id: the source is kept beside the result so that its id stays taken.
         self._orders: dict[tuple[int, Perm], tuple[Tensor, Tensor]] = {}
         self._floats: dict[int, tuple[Tensor, Tensor]] = {}
+        self.casts: dict[tuple[int, DType], tuple[Tensor, Tensor]] = {}
         self._producers: dict[int, Op] = {}
         self._constants: dict[tuple[str, Shape, bytes], Tensor] = {}
 

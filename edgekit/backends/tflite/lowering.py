@@ -17,6 +17,7 @@ from edgekit.backends.tflite.quant import Lookahead
 from edgekit.backends.tflite.registry import Refusal, Row, Rule, lookup
 from edgekit.backends.tflite.report import FloatNode
 from edgekit.backends.tflite.view import View
+from edgekit.backends.tflite.widen import narrowed, widened
 from edgekit.errors import UnsupportedNode
 from edgekit.types import TensorSpec
 
@@ -159,12 +160,13 @@ class Lowering:
         unknown = sorted(set(attributes) - row.attributes)
         if unknown:
             raise Refusal(f"attribute {', '.join(unknown)} is not supported")
+        inputs, narrow = widened(self.builder, node, row, inputs)
         inputs, result = self._quantized(node, row, inputs)
         self.builder.result = result
         self.builder.node = node
         produced = row.handler(self.builder, *inputs, **attributes)
         self.builder.result = None
-        return [produced] if isinstance(produced, View) else produced
+        return narrowed(self.builder, node, [produced] if isinstance(produced, View) else produced, narrow)
 
     def _fold(
         self, node: ir.Node, inputs: Sequence[View | None], attributes: dict[str, Any]

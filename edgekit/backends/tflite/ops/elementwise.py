@@ -14,6 +14,7 @@ from edgekit.backends.tflite.builder import ADD_LIKE, Builder, Type
 from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT8, INT32, INT64, TENSOR_TYPES, DType, Quant, Tensor
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View
+from edgekit.backends.tflite.widen import HELD
 
 _KERNEL_RANK = 4
 
@@ -351,6 +352,7 @@ def cast(g: Builder, x: View, *, to: int, saturate: int = 1, round_mode: str = "
 
     x = g.dequantize(x)
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(to))
+    dtype = HELD.get(dtype, dtype)
     if dtype not in TENSOR_TYPES:
         raise Refusal(f"TFLite has no element type {dtype}")
     if dtype == BOOL and x.dtype != BOOL:

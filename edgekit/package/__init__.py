@@ -41,6 +41,11 @@ FORMATS: Mapping[str, Format] = {
         backends=("onnxruntime", "tflite", "openvino", "tensorrt", "tensorrt_rtx"),
         help="model, contract, labels, golden vectors, SBOM and checksums in a folder and a zip",
     ),
+    "tflite-metadata": Format(
+        module="tflite_metadata",
+        backends=("tflite",),
+        help="one .tflite with metadata and labels inside, for MediaPipe Tasks",
+    ),
 }
 
 

@@ -45,12 +45,12 @@ class Bundle:
     has_signature: bool
 
 
-def bundle_files(contents: Contents) -> dict[str, Content]:
-    """Every file of the bundle by name, checksums and signature included."""
+def bundle_files(contents: Contents, *, usage: str = _USAGE) -> dict[str, Content]:
+    """Every file of the bundle by name, checksums and signature included; ``usage`` is for the README."""
     files: dict[str, Content] = {
         **contents.files,
         "LICENSE": readme.license_text(contents),
-        "README.md": readme.readme(contents, usage=_USAGE),
+        "README.md": readme.readme(contents, usage=usage),
         "sbom.cdx.json": sbom.cyclonedx(contents),
     }
     sums = writing.sums(files)

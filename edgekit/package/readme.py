@@ -34,7 +34,7 @@ def readme(contents: Contents, *, usage: str) -> bytes:
         f"# {d.name} {d.version}",
         "",
         f"{d.target}: {d.precision} for {d.runtime.name}"
-        + (f", version {d.runtime.minimum} or newer" if d.runtime.minimum else "")
+        + (f" (needs {d.runtime.minimum} or newer)" if d.runtime.minimum else "")
         + f". Status of its gates: {d.status}.",
         "",
         "## Use",

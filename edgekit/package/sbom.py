@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -41,16 +42,16 @@ def cyclonedx(contents: Contents) -> bytes:
     }
     if d.license:
         model["licenses"] = [{"expression": d.license}]
+    version = version_number(d.runtime.minimum)
     runtime = {
         "type": "library",
         "bom-ref": d.runtime.name,
         "name": d.runtime.name,
-        "version": d.runtime.minimum or "unspecified",
+        "version": version or "unspecified",
         "scope": "required",
     }
     if d.runtime.name in _PURL:
-        version = f"@{d.runtime.minimum}" if d.runtime.minimum else ""
-        runtime["purl"] = _PURL[d.runtime.name] + version
+        runtime["purl"] = _PURL[d.runtime.name] + (f"@{version}" if version else "")
     tools = [
         {"type": "library", "name": n, "version": v, "purl": f"pkg:pypi/{n}@{v}"}
         for n, v in sorted(d.converters.items())
@@ -70,6 +71,12 @@ def cyclonedx(contents: Contents) -> bytes:
         ],
     }
     return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def version_number(text: str) -> str:
+    """The first dotted number in a text such as ``LiteRT 2.1 (TensorFlow Lite 2.17)``."""
+    found = re.search(r"\d+(\.\d+)+", text)
+    return found.group() if found else ""
 
 
 def _properties(values: Mapping[str, str]) -> list[dict[str, str]]:

@@ -43,11 +43,17 @@ def write_zip(files: Mapping[str, Content], path: Path | IO[bytes], *, stored: t
     """A zip archive in sorted order; files that end in one of ``stored`` are not compressed."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in sorted(files.items()):
-            entry = zipfile.ZipInfo(name, date_time=_EPOCH)
-            entry.external_attr = _MODE
-            entry.create_system = 3
-            entry.compress_type = zipfile.ZIP_STORED if name.endswith(stored) else zipfile.ZIP_DEFLATED
-            archive.writestr(entry, read(content), compresslevel=9)
+            kind = zipfile.ZIP_STORED if name.endswith(stored) else zipfile.ZIP_DEFLATED
+            archive.writestr(entry(name, kind), read(content), compresslevel=9)
+
+
+def entry(name: str, kind: int = zipfile.ZIP_STORED) -> zipfile.ZipInfo:
+    """A zip entry whose time, mode and origin are the same everywhere."""
+    info = zipfile.ZipInfo(name, date_time=_EPOCH)
+    info.external_attr = _MODE
+    info.create_system = 3
+    info.compress_type = kind
+    return info
 
 
 def zip_bytes(files: Mapping[str, Content], *, stored: tuple[str, ...] = ()) -> bytes:

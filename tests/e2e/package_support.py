@@ -109,18 +109,33 @@ def onnx_artifact(directory: Path) -> Artifact:
     """An artifact of ``ort-fp32`` that passed its gates."""
     directory.mkdir(parents=True)
     onnx_model(directory / "model.onnx")
-    return write_artifact(directory, "ort-fp32", "model.onnx", layout="NCHW")
+    return write_artifact(directory, "ort-fp32", "model.onnx")
+
+
+def tflite_artifact(directory: Path, *, folded: bool = True) -> Artifact:
+    """An artifact of ``tflite-fp32``; ``folded`` takes pixels, channels last."""
+    from edgekit import graph
+    from edgekit.backends import tflite
+    from edgekit.passes.fold_preprocessing import fold_preprocessing
+
+    directory.mkdir(parents=True)
+    onnx_model(directory / "source.onnx")
+    model = graph.describe(directory / "source.onnx")
+    if folded:
+        model, _ = fold_preprocessing(model, CONTRACT, directory / "folded.onnx")
+    lowered = tflite.lower(model, catalog.target("tflite-fp32"), {}, directory)
+    return write_artifact(directory, "tflite-fp32", lowered.files[0], folded=folded)
 
 
 def write_artifact(
-    directory: Path, target: str, file: str, *, layout: str, snr_db: float = 110.0
+    directory: Path, target: str, file: str, *, folded: bool = False, snr_db: float = 110.0
 ) -> Artifact:
     """Golden samples and a manifest beside a model file of the network above."""
     fed = feed(images(6)[0])
-    arrays = {f"input/{i}/image": fed[i : i + 1] for i in range(len(fed))}
+    taken = CONTRACT.unapply(fed) if folded else fed
+    arrays = {f"input/{i}/image": taken[i : i + 1] for i in range(len(fed))}
     arrays |= {f"output/{i}/scores": reference(fed[i : i + 1]) for i in range(len(fed))}
     np.savez(directory / "golden.npz", **arrays)
-    shape = (1, 3, SIZE, SIZE) if layout == "NCHW" else (1, SIZE, SIZE, 3)
     row = catalog.target(target)
     made = Manifest(
         edgekit="0.1.0",
@@ -128,14 +143,14 @@ def write_artifact(
         target=row,
         source=SourceRecord(text="digits", kind="onnx", sha256="0" * 64),
         files=manifest.file_records(directory, (file,)),
-        inputs=(TensorSpec(name="image", dtype="float32", shape=shape, layout=layout),),
+        inputs=(TensorSpec(name="image", dtype="float32", shape=taken[:1].shape),),
         outputs=(TensorSpec(name="scores", dtype="float32", shape=(1, 10)),),
         labels=LABELS,
-        preprocessing=CONTRACT.to_mapping(),
+        preprocessing=(CONTRACT.folded("image") if folded else CONTRACT).to_mapping(),
         golden=GoldenRecord(file="golden.npz", samples=len(fed), parity=parity(snr_db)),
         gates=(Gate(name="snr_db", verdict=Verdict.PASS, limit=80.0, value=snr_db),),
         runtime=row.runtime,
-        minimum_runtime="1.17.0" if row.backend == "onnxruntime" else "1.4.0",
+        minimum_runtime="1.17.0" if row.backend == "onnxruntime" else "LiteRT 2.1 (TensorFlow Lite 2.17)",
     )
     manifest.write(made, directory)
     return manifest.read(directory)

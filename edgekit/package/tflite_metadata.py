@@ -1,0 +1,148 @@
+"""One ``.tflite`` that describes itself: TFLite Metadata inside, the label file in a zip behind it.
+
+MediaPipe Tasks and TFLite Support read both and do resizing, normalisation and class names themselves.
+The folder around it is a bundle, so ``edgekit verify`` replays this very file.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import GateFailedError, UnsupportedError
+from edgekit.package import bundle, tflite_schema, writing
+from edgekit.package.contents import Content, Contents
+from edgekit.package.descriptor import Descriptor, encode
+from edgekit.preprocessing import Preprocessing
+from edgekit.types import TensorSpec, sha256_bytes
+
+ENTRY = "TFLITE_METADATA"
+
+_USAGE = """
+`{file}` goes into an app as it is. With MediaPipe Tasks:
+
+```python
+options = vision.ImageClassifierOptions(base_options=BaseOptions(model_asset_path="{file}"), max_results=3)
+classifier = vision.ImageClassifier.create_from_options(options)
+```
+
+MediaPipe resizes images in its own way; for an image that has the model's size already its scores are those
+of the golden vectors."""
+
+
+def write(contents: Contents, out: Path) -> None:
+    """``<name>.tflite`` and the rest of a bundle in ``out``, then a replay of it."""
+    described = contents.descriptor
+    file = f"{contents.spec.short_name}.tflite"
+    info = model_info(described)
+    labels = contents.files.get("labels.txt", b"")
+    model = with_metadata(contents.model.read_bytes(), info)
+    if described.labels is not None:
+        assert isinstance(labels, bytes)
+        model = with_files(model, {described.labels.file: labels})
+    described = replace(described, files=(file,), model_sha256=sha256_bytes(model))
+    files: dict[str, Content] = {n: c for n, c in contents.files.items() if not n.startswith("model/")}
+    files |= {file: model, "edgekit.json": encode(described)}
+    changed = replace(contents, descriptor=described, files=files)
+    files = bundle.bundle_files(changed, usage=_USAGE.format(file=file))
+    writing.write_tree(files, out)
+    _check(out)
+
+
+def model_info(described: Descriptor) -> tflite_schema.ModelInfo:
+    """What the metadata says. Raises :class:`UnsupportedError` for a contract that it cannot express."""
+    labels = described.labels
+    return tflite_schema.ModelInfo(
+        name=described.name,
+        description=f"{described.target}, written by edgekit {described.edgekit}",
+        version=described.version,
+        license=described.license,
+        inputs=tuple(_input(spec, described.preprocessing) for spec in described.inputs),
+        outputs=tuple(
+            tflite_schema.TensorInfo(
+                name=spec.name, labels_file=labels.file if labels and labels.output == spec.name else ""
+            )
+            for spec in described.outputs
+        ),
+    )
+
+
+def with_metadata(model: bytes, info: tflite_schema.ModelInfo) -> bytes:
+    """``model`` with ``info`` as its ``TFLITE_METADATA``; metadata that was there is replaced."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    tree: Any = schema.ModelT.InitFromPackedBuf(model, 0)
+    kept = [m for m in tree.metadata or () if m.name not in (ENTRY, ENTRY.encode())]
+    buffer = schema.BufferT()
+    buffer.data = tflite_schema.encode(info)
+    entry = schema.MetadataT()
+    entry.name, entry.buffer = ENTRY, len(tree.buffers)
+    tree.buffers.append(buffer)
+    tree.metadata = [*kept, entry]
+    builder = flatbuffers.Builder(len(model) + (64 << 10))
+    builder.Finish(tree.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def with_files(model: bytes, files: dict[str, bytes]) -> bytes:
+    """``model`` with a zip archive of ``files`` behind it, uncompressed, as readers expect it."""
+    buffer = io.BytesIO(model)
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_STORED) as archive:
+        for name, data in sorted(files.items()):
+            archive.writestr(writing.entry(name), data)
+    return buffer.getvalue()
+
+
+def _input(spec: TensorSpec, contract: Preprocessing | None) -> tflite_schema.TensorInfo:
+    if contract is None or contract.input != spec.name:
+        return tflite_schema.TensorInfo(name=spec.name)
+    _check_expressible(spec, contract)
+    height, width = contract.size
+    # The metadata knows (value - mean) / std only: the scale goes into both.
+    image = tflite_schema.ImageInput(
+        height=height,
+        width=width,
+        gray=contract.color == "gray",
+        mean=tuple(m / contract.scale for m in contract.mean),
+        std=tuple(s / contract.scale for s in contract.std),
+    )
+    return tflite_schema.TensorInfo(
+        name=spec.name, description=f"image, {contract.color}, resized with {contract.filter}", image=image
+    )
+
+
+def _check_expressible(spec: TensorSpec, contract: Preprocessing) -> None:
+    fold = "build the artifact with --set fold_preprocessing=true, which leaves RGB pixels as its input"
+    if contract.layout != "NHWC" or contract.color == "bgr":
+        raise UnsupportedError(
+            f"TFLite Metadata describes RGB images with channels last; {spec.name} takes "
+            f"{contract.color} in {contract.layout}",
+            hint=fold,
+        )
+    if contract.color == "gray":
+        raise UnsupportedError(
+            f"MediaPipe Tasks feeds three colour channels; {spec.name} takes one",
+            hint="export a model that takes RGB and converts to grey itself, or use another format",
+        )
+    if spec.dtype == "int8":
+        raise UnsupportedError(
+            f"MediaPipe Tasks feeds float32 or uint8; {spec.name} is int8",
+            hint="build it with float32 inputs and outputs (the default)",
+        )
+
+
+def _check(out: Path) -> None:
+    from edgekit.package.verifying import verify_bundle
+
+    report = verify_bundle(out)
+    if not report.passed:
+        failed = "; ".join(f"{c.name}: {c.message}" for c in report.cases if c.message)
+        raise GateFailedError(
+            f"the model with metadata does not give the golden outputs: {failed}",
+            hint="report this with the artifact",
+            gates=("golden",),
+        )

@@ -7,13 +7,14 @@ from collections import Counter
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgekit.backends.tflite.ir import FLOAT32, Graph, Op, Tensor
+from edgekit.backends.tflite.ir import FLOAT32, Array, Graph, Op, Tensor
 
 _ACTIVATIONS = {
     "RELU": schema.ActivationFunctionType.RELU,
     "RELU6": schema.ActivationFunctionType.RELU6,
     "RELU_N1_TO_1": schema.ActivationFunctionType.RELU_N1_TO_1,
 }
+_MOVES = frozenset({"RESHAPE", "TRANSPOSE"})
 _OUT_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
 _FUSES_ACTIVATION = frozenset(
     [
@@ -94,40 +95,19 @@ class _Fuser:
         left, right = op.inputs[0], op.inputs[1]
         if op.code != "SUB" and left is not None and left.data is not None:
             left, right = right, left
+        if left is None or right is None or right.data is None or right.dtype != FLOAT32:
+            return False
+        if op.outputs[0].dtype != FLOAT32 or op.outputs[0].shape != left.shape or not _open(op):
+            return False
         producer = self._sole(left)
-        if producer is None or producer.code not in _OUT_AXIS or not _open(producer) or not _open(op):
+        while op.code == "MUL" and right.size == 1 and producer is not None and producer.code in _MOVES:
+            # A factor for all elements passes moves.
+            producer = self._sole(producer.inputs[0])
+        if producer is None or producer.code not in _OUT_AXIS or not _open(producer):
             return False
-        if right is None or right.data is None or right.dtype != FLOAT32 or op.outputs[0].dtype != FLOAT32:
+        if not _apply(producer, op.code, right.data):
             return False
-        weight = producer.inputs[1]
-        bias = producer.inputs[2] if len(producer.inputs) > 2 else None
-        if (
-            weight is None
-            or weight.data is None
-            or weight.dtype != FLOAT32
-            or (bias is not None and bias.data is None)
-        ):
-            return False
-        axis = _OUT_AXIS[producer.code]
-        count = weight.shape[axis]
-        if right.size not in (1, count) or (right.size > 1 and right.shape[-1] != count):
-            return False
-        if op.outputs[0].shape != producer.outputs[0].shape:
-            return False
-        factor = np.broadcast_to(right.data.reshape(-1), (count,))
-        old = np.zeros(count, np.float32) if bias is None or bias.data is None else bias.data
-        if op.code == "MUL":
-            shape = [1] * weight.rank
-            shape[axis] = count
-            scaled = weight.data * factor.reshape(shape)
-            producer.inputs[1] = Tensor(weight.shape, FLOAT32, weight.name, scaled.astype(np.float32))
-            new = old * factor
-        else:
-            new = old + factor if op.code == "ADD" else old - factor
-        name = bias.name if bias is not None else ""
-        producer.inputs[2:] = [Tensor((count,), FLOAT32, name, np.asarray(new, np.float32))]
-        producer.options.fusedActivationFunction = op.options.fusedActivationFunction
-        return self._take_over(producer, op, "scale" if op.code == "MUL" else "bias")
+        return self._take_over(self.producer[id(left)], op, "scale" if op.code == "MUL" else "bias")
 
     def _move(self, op: Op) -> bool:
         """Chains of RESHAPE or of TRANSPOSE, and those that change nothing."""
@@ -153,6 +133,31 @@ class _Fuser:
             self.readers[id(source)] += self.readers[id(op.outputs[0])]
             return True
         return False
+
+
+def _apply(producer: Op, code: str, operand: Array) -> bool:
+    """Work a constant product or sum into the weights and bias of a convolution; False if it does not fit."""
+    weight = producer.inputs[1]
+    bias = producer.inputs[2] if len(producer.inputs) > 2 else None
+    if weight is None or weight.data is None or weight.dtype != FLOAT32 or (bias is not None and bias.data is None):
+        return False
+    axis = _OUT_AXIS[producer.code]
+    count = weight.shape[axis]
+    if operand.size not in (1, count) or (operand.size > 1 and operand.shape[-1] != count):
+        return False
+    values = np.broadcast_to(operand.reshape(-1), (count,))
+    old = np.zeros(count, np.float32) if bias is None or bias.data is None else bias.data
+    if code == "MUL":
+        shape = [1] * weight.rank
+        shape[axis] = count
+        scaled = np.asarray(weight.data * values.reshape(shape), np.float32)
+        producer.inputs[1] = Tensor(weight.shape, FLOAT32, weight.name, scaled)
+        new = old * values
+    else:
+        new = old + values if code == "ADD" else old - values
+    name = bias.name if bias is not None else ""
+    producer.inputs[2:] = [Tensor((count,), FLOAT32, name, np.asarray(new, np.float32))]
+    return True
 
 
 def _open(op: Op) -> bool:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from edgekit.backends.tflite.fusion import fuse_graph
-from edgekit.backends.tflite.ir import Graph, Op
+from edgekit.backends.tflite.ir import Graph, Op, Tensor
 
 
 def rewrite(graphs: Sequence[Graph], *, fuse: bool, weights: str) -> dict[str, int]:
@@ -18,9 +20,53 @@ def rewrite(graphs: Sequence[Graph], *, fuse: bool, weights: str) -> dict[str, i
     counts: Counter[str] = Counter()
     for graph in graphs:
         if fuse:
+            counts["duplicate"] += merge_equal(graph)
             counts.update(fuse_graph(graph))
         remove_dead(graph)
-    return dict(counts)
+    return {kind: n for kind, n in counts.items() if n}
+
+
+def merge_equal(graph: Graph) -> int:
+    """Compute once what several operators compute alike (masks, in every layer); returns how many went."""
+    seen: dict[tuple[object, ...], Op] = {}
+    alias: dict[int, Tensor] = {}
+    outputs = {id(t) for t in graph.outputs}
+    kept: list[Op] = []
+    for op in graph.ops:
+        op.inputs = [t if t is None else alias.get(id(t), t) for t in op.inputs]
+        if op.code in _IMPURE or any(t.is_variable for t in op.inputs if t is not None):
+            kept.append(op)
+            continue
+        options = None if op.options is None else repr(sorted(_plain(vars(op.options)).items()))
+        types = tuple((t.shape, t.dtype, _quant_key(t)) for t in op.outputs)
+        key = (op.code, tuple(_identity(t) for t in op.inputs), type(op.options).__name__, options, types)
+        first = seen.setdefault(key, op)
+        if first is op or any(id(t) in outputs for t in op.outputs):
+            kept.append(op)
+            continue
+        alias.update((id(old), new) for old, new in zip(op.outputs, first.outputs, strict=True))
+    removed = len(graph.ops) - len(kept)
+    graph.ops = kept
+    return removed
+
+
+_IMPURE = frozenset("RANDOM_STANDARD_NORMAL RANDOM_UNIFORM MULTINOMIAL WHILE IF CALL CALL_ONCE".split())
+
+
+def _identity(tensor: Tensor | None) -> object:
+    """What makes two operands the same: the tensor itself; for small constants, their contents."""
+    if tensor is None or tensor.data is None or tensor.data.nbytes > 256 or tensor.quant is not None:
+        return id(tensor)
+    return tensor.dtype.name, tensor.shape, tensor.data.tobytes()
+
+
+def _quant_key(tensor: Tensor) -> object:
+    quant = tensor.quant
+    return None if quant is None else (quant.scale.tobytes(), quant.zero_point.tobytes(), quant.axis)
+
+
+def _plain(options: dict[str, object]) -> dict[str, object]:
+    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in options.items()}
 
 
 def remove_dead(graph: Graph) -> None:

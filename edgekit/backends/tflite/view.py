@@ -148,8 +148,8 @@ def reshape_groups(before: Shape, after: Shape) -> list[Group]:
 def reshape_order(perm: Perm, shape: Shape, groups: Sequence[Group]) -> tuple[Perm, Perm, bool]:
     """``(tensor order needed, order of the result, needed now?)`` for a reshape by ``groups``.
 
-    The groups keep the order in which they lie in the tensor; within a group the axes must ascend. The
-    third item says that the tensor's present order will do.
+    The groups keep the order in which their innermost axes lie in the tensor, so that what is contiguous
+    stays so; within a group the axes must ascend. The third item says that the present order will do.
     """
     lying = [axis for axis in perm if shape[axis] != 1]
     place = {axis: i for i, axis in enumerate(lying)}
@@ -158,7 +158,7 @@ def reshape_order(perm: Perm, shape: Shape, groups: Sequence[Group]) -> tuple[Pe
     for n, group in enumerate(groups):
         places = [place[axis] for axis in group.inputs if axis in place]
         # A group of unit axes only follows its predecessor.
-        previous = float(min(places)) if places else previous + 1e-6
+        previous = float(max(places)) if places else previous + 1e-6
         keyed.append((previous, n))
     order = [groups[n] for _, n in sorted(keyed)]
     needed = tuple(axis for group in order for axis in group.inputs)

@@ -118,7 +118,7 @@ class Calibration:
                 raise UnknownNameError("calibration method", method, METHODS)
         if symmetric:
             return low, high
-        return max(low, s.low), min(high, s.high)
+        return min(max(low, s.low), s.high), max(min(high, s.high), s.low)
 
     def save(self, path: Path) -> None:
         """Write one safetensors file under a temporary name, then rename. Equal values, equal bytes."""

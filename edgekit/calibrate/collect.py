@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from edgekit.calibrate.calibration import VERSION, Calibration, TensorStatistics
 from edgekit.calibrate.histogram import Histogram
-from edgekit.calibrate.taps import OFFSET, Tapped, tap
 from edgekit.errors import DataError, SourceError
 from edgekit.types import OnnxModel, Sample, Samples
 
 if TYPE_CHECKING:
     import onnxruntime
+
+    from edgekit.calibrate.taps import Tapped
 
 Progress = Callable[[int, int], None]
 """Called with (samples done, samples in all)."""
@@ -47,6 +48,8 @@ def calibrate(
     """
     if len(samples) == 0:
         raise DataError("there are no calibration samples", hint="pass a data source that yields inputs")
+    from edgekit.calibrate.taps import OFFSET, tap
+
     cap = min(max(_VALUES // len(samples), _LEAST), _MOST)
     tapped = tap(model, cap)
     session = _session(tapped, model)
@@ -55,7 +58,8 @@ def calibrate(
     folding: Future[None] | None = None
     with ThreadPoolExecutor(1) as pool:  # numpy counts one sample while ONNX Runtime runs the next
         for done, sample in enumerate(samples, start=1):
-            run = _run(session, _feed(sample, model, done - 1), done - 1)
+            feed = _feed(sample, model, done - 1)
+            run = _run(session, feed | {OFFSET: _offset(feed)}, done - 1)
             if folding is not None:
                 folding.result()
             folding = pool.submit(collector.add, run, done - 1)
@@ -102,7 +106,7 @@ def _run(session: onnxruntime.InferenceSession, feed: dict[str, Any], index: int
 
 
 def _feed(sample: Sample, model: OnnxModel, index: int) -> dict[str, npt.NDArray[Any]]:
-    """The tapped model's inputs: the sample's arrays, checked, and the subsample's offset."""
+    """The sample's arrays, checked against the model's inputs."""
     inputs: dict[str, npt.NDArray[Any]] = {}
     for spec in model.inputs:
         where = f"calibration sample {index}, input {spec.name!r}"
@@ -118,7 +122,7 @@ def _feed(sample: Sample, model: OnnxModel, index: int) -> dict[str, npt.NDArray
         if not fits or array.size == 0:
             raise DataError(f"{where} has shape {list(array.shape)}", hint=f"the model takes {spec}")
         inputs[spec.name] = array
-    return inputs | {OFFSET: _offset(inputs)}
+    return inputs
 
 
 def _offset(inputs: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64]:

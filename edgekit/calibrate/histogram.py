@@ -19,7 +19,7 @@ import numpy.typing as npt
 SIDE = 4096
 """Bins on either side of zero. The larger side of the data always fills more than half of its bins."""
 
-_SMALLEST = -140  # exponents below this would make 1 / width overflow float32
+_SMALLEST = -126  # exponents below this would make 1 / width overflow float32
 
 
 @dataclass
@@ -40,7 +40,10 @@ class Histogram:
             self.counts[SIDE] += values.size
             return
         # Scaling by a power of two and floor are exact in float32; adding the offset in float would not be.
-        index = np.floor(values.ravel() * np.float32(2.0**-self.exponent)).astype(np.int64)
+        flat = values.ravel()
+        index = np.floor(flat * np.float32(2.0**-self.exponent)).astype(np.int64)
+        if self.exponent > 0:  # only then can the product underflow to zero, and lose its sign
+            index[(index == 0) & (flat < 0)] = -1
         index += SIDE
         self.counts += np.bincount(index, minlength=2 * SIDE)
 

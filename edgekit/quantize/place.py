@@ -241,10 +241,10 @@ class _Placer:
         key = (str(array.dtype), str(array.shape), array.tobytes()) if array.ndim == 0 else None
         if key is not None and key in self.constants:
             return self.constants[key]
-        tensor = ir.tensor(array, name=self._unique(hint))
-        value = ir.Value(
-            name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape
-        )
+        name = self._unique(hint)
+        tensor = ir.tensor(array, name=name)
+        kind, shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
+        value = ir.Value(name=name, const_value=tensor, type=kind, shape=shape)
         self.graph.register_initializer(value)
         if key is not None:
             self.constants[key] = value
@@ -277,9 +277,9 @@ class _Placer:
 
 def _store(real: npt.NDArray[Any], stored: Affine) -> npt.NDArray[Any]:
     limits = np.iinfo(stored.dtype)
-    return np.clip(np.rint(real / stored.scale) + stored.zero_point, limits.min, limits.max).astype(
-        stored.dtype
-    )
+    steps = np.rint(real / stored.scale) + stored.zero_point
+    integers: npt.NDArray[Any] = np.clip(steps, limits.min, limits.max).astype(stored.dtype)
+    return integers
 
 
 def _replace_input(node: ir.Node, old: ir.Value, new: ir.Value) -> None:

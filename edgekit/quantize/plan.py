@@ -114,9 +114,11 @@ class _Planner:
             *block.activations,
             *(block.outputs if self.rule(block).writes or self.rule(block).moves else ()),
         ]
+        if not any(v.name in self.calibration for v in block.activations):
+            return "does not compute on float32"
         for value in values:
             if value.name not in self.calibration:
-                return f"tensor {value.name!r} has no calibrated range (not float32?)"
+                return f"tensor {value.name!r} has no calibrated range"
             if self.calibration.statistics(value.name or "").masked:
                 return f"tensor {value.name!r} holds a mask (-inf or below -1e30)"
         return ""
@@ -190,15 +192,17 @@ class _Planner:
         """A block that moves values reads its group's scale; others read tensors as they are stored."""
         if self.rule(block).moves:
             return self._shared(value, dtype)
+        if self.rule(block).symmetric and block.weight is None:
+            return self._measure(frozenset({value}), "int8", symmetric=True)
         return self._own(value, dtype)
 
     def _shared(self, value: ir.Value, dtype: str) -> Affine:
         members = frozenset(self.groups.members(value))
         if (members, dtype) not in self.cache:
-            self.cache[members, dtype] = self._measure(members, dtype)
+            self.cache[members, dtype] = self._measure(members, dtype, symmetric=self._symmetric(dtype))
         return self.cache[members, dtype]
 
-    def _measure(self, members: frozenset[ir.Value], dtype: str) -> Affine:
+    def _measure(self, members: frozenset[ir.Value], dtype: str, *, symmetric: bool) -> Affine:
         """One scale for a group: the fixed one if that covers all, else the hull of the members' ranges."""
         lows, highs, fixed = [], [], None
         for value in members:
@@ -208,21 +212,20 @@ class _Planner:
                 lows.append(fixed[0] if fixed else 0.0)
                 highs.append(fixed[1] if fixed else 0.0)
                 continue
-            low, high = self._range(value, dtype)
+            low, high = self._range(value, dtype, symmetric=symmetric)
             lows.append(low)
             highs.append(high)
-        symmetric = self._symmetric(dtype)
         if fixed is not None and min(lows) >= fixed[0] and max(highs) <= fixed[1]:
             return fixed_affine(*fixed, dtype, symmetric=symmetric)
         return affine(min(lows), max(highs), dtype, symmetric=symmetric)
 
-    def _range(self, value: ir.Value, dtype: str) -> tuple[float, float]:
+    def _range(self, value: ir.Value, dtype: str, *, symmetric: bool) -> tuple[float, float]:
         wide = dtype == "int16"
         low, high = self.calibration.range(
             value.name or "",
             "minmax" if wide else self.options.method,
             bits=16 if wide else 8,
-            symmetric=self._symmetric(dtype),
+            symmetric=symmetric,
             percentile=self.options.percentile,
         )
         source = self.producer.get(value)

@@ -22,7 +22,8 @@ class OpRule:
     and input share one scale. ``fixed``: the output's range, whatever was calibrated; its scale is
     ``(high - low) / 2**bits``, as TFLite's kernels insist. ``sum``: a
     residual addition that runtimes fuse into one of its convolutions, whose output stays unquantized.
-    ``constant``: the operator is quantized only with constant weights in its second input.
+    ``constant``: the operator is quantized only with constant weights in its second input. ``symmetric``:
+    without constant weights, both inputs have to be INT8 with zero point 0.
     """
 
     force: bool = False
@@ -31,6 +32,7 @@ class OpRule:
     moves: bool = False
     sum: bool = False
     constant: bool = False
+    symmetric: bool = False
     fixed: tuple[float, float] | None = None
 
 
@@ -82,7 +84,7 @@ _OPENVINO = Rules(
     ops={
         **dict.fromkeys(("Conv", "ConvTranspose"), OpRule(force=True, constant=True)),
         "Gemm": OpRule(force=True, feeds=False, constant=True),
-        "MatMul": OpRule(force=True, feeds=False),
+        "MatMul": OpRule(force=True, feeds=False, symmetric=True),
         "Add": OpRule(sum=True),
         "Mul": OpRule(),
         **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceMean"), OpRule()),

@@ -1,0 +1,149 @@
+"""ONNX Runtime: what is written, that it runs, and that the placement tells the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from backend_models import (
+    CONV_MACS,
+    attention,
+    conv_net,
+    digests,
+    quantized,
+    reference,
+    run,
+    snr_db,
+    unsupported,
+)
+
+from edgekit import catalog, graph
+from edgekit.backends import onnxruntime as backend
+from edgekit.errors import UnsupportedOperatorsError
+
+IMAGE = {"x": np.random.default_rng(1).standard_normal((1, 3, 16, 16), dtype=np.float32)}
+TOKENS = {"x": np.random.default_rng(1).standard_normal((2, 5, 8), dtype=np.float32)}
+
+
+def lowered(model, target, out, **options):
+    out.mkdir(exist_ok=True)
+    return backend.lower(model, catalog.target(target), options, out)
+
+
+@pytest.mark.parametrize(("target", "least"), [("ort-fp32", 100.0), ("ort-fp16", 50.0)])
+@pytest.mark.parametrize(("make", "inputs"), [(conv_net, IMAGE), (attention, TOKENS)])
+def test_float_artifacts_answer_like_the_graph(tmp_path, make, inputs, target, least):
+    model = make(tmp_path / "m.onnx")
+    result = lowered(model, target, tmp_path / "out")
+    outputs, raw = run(catalog.target(target), result, tmp_path / "out", inputs)
+    assert snr_db(reference(model, inputs)["y"], outputs["y"]) > least
+    placement = backend.placement(model, catalog.target(target), result, raw)
+    if target == "ort-fp32":
+        assert placement.share == 1.0
+        assert placement.fallbacks == ()
+
+
+def test_float16_on_this_cpu_is_told_as_it_is(tmp_path):
+    """Whatever the share is, the rest is accounted for, and where there are no float16 kernels it is zero."""
+    model = conv_net(tmp_path / "m.onnx")
+    target = catalog.target("ort-fp16")
+    result = lowered(model, "ort-fp16", tmp_path / "out")
+    _, raw = run(target, result, tmp_path / "out", IMAGE)
+    placement = backend.placement(model, target, result, raw)
+    assert placement.share + sum(f.share for f in placement.fallbacks) == pytest.approx(1)
+    if not any(n["inputs"][0]["dtype"] == "float16" for n in raw["nodes"] if n["op"] == "Conv"):
+        assert placement.share < 0.01
+        assert "no float16 kernel" in placement.fallbacks[0].reason
+
+
+def test_int8_runs_in_int8(tmp_path):
+    model = quantized(conv_net(tmp_path / "m.onnx"), tmp_path / "q.onnx", activation="uint8")
+    target = catalog.target("ort-int8")
+    result = lowered(model, "ort-int8", tmp_path / "out")
+    outputs, raw = run(target, result, tmp_path / "out", IMAGE)
+    assert snr_db(reference(model, IMAGE)["y"], outputs["y"]) > 25
+    placement = backend.placement(model, target, result, raw)
+    assert placement.share == 1.0
+    assert placement.kernels["QLinearConv"] == 3
+
+
+def test_a_convolution_left_in_float_is_named_with_its_module_and_share(tmp_path):
+    model = conv_net(tmp_path / "m.onnx")
+    target = catalog.target("ort-int8")
+    quantized(model, tmp_path / "q.onnx", activation="uint8")
+    proto = _bypass(onnx.load(tmp_path / "q.onnx"), "depthwise", onnx.load(model.path))
+    onnx.save(proto, tmp_path / "p.onnx")
+    partial = graph.describe(tmp_path / "p.onnx")
+    result = lowered(partial, "ort-int8", tmp_path / "out")
+    _, raw = run(target, result, tmp_path / "out", IMAGE)
+    placement = backend.placement(partial, target, result, raw)
+    total = sum(CONV_MACS.values())
+    assert placement.share == pytest.approx(1 - CONV_MACS["depthwise"] / total)
+    (fallback,) = placement.fallbacks
+    assert (fallback.op, fallback.count) == ("Conv", 1)
+    assert fallback.nodes == ("depthwise (features.block.depthwise)",)
+    assert "not quantized" in fallback.reason
+
+
+def _bypass(proto, name, original):
+    """Give node ``name`` its float weight back."""
+    node = next(n for n in proto.graph.node if n.name == name)
+    source = next(n for n in original.graph.node if n.name == name)
+    weight = next(w for w in original.graph.initializer if w.name == source.input[1])
+    copy = onnx.TensorProto()
+    copy.CopyFrom(weight)
+    copy.name = f"{weight.name}_float"
+    proto.graph.initializer.append(copy)
+    node.input[1] = copy.name
+    return proto
+
+
+def test_without_a_profile_the_share_is_not_known(tmp_path):
+    model = conv_net(tmp_path / "m.onnx")
+    result = lowered(model, "ort-fp32", tmp_path / "out")
+    placement = backend.placement(model, catalog.target("ort-fp32"), result, {"nodes": None})
+    assert placement.share is None
+    assert "profile" in placement.notes[0]
+
+
+@pytest.mark.parametrize("target", ["ort-fp32", "ort-fp16", "ort-int8"])
+def test_the_same_model_gives_the_same_bytes(tmp_path, target):
+    model = conv_net(tmp_path / "m.onnx")
+    if target == "ort-int8":
+        model = quantized(model, tmp_path / "q.onnx", activation="uint8")
+    first = digests(lowered(model, target, tmp_path / "a"), tmp_path / "a")
+    assert first == digests(lowered(model, target, tmp_path / "b"), tmp_path / "b")
+
+
+def test_what_ships_tells_nothing_about_the_author(tmp_path):
+    model = conv_net(tmp_path / "m.onnx")
+    lowered(model, "ort-fp32", tmp_path / "out")
+    shipped = (tmp_path / "out" / "model.onnx").read_bytes()
+    assert b"somebody" in model.path.read_bytes()
+    assert b"somebody" not in shipped
+    assert b"name_scopes" not in shipped
+
+
+def test_the_oldest_runtime_is_named_and_the_oldest_format_written(tmp_path):
+    model = conv_net(tmp_path / "m.onnx")
+    result = lowered(model, "ort-fp32", tmp_path / "out")
+    assert result.minimum_runtime == "1.17"
+    assert onnx.load(tmp_path / "out" / "model.onnx").ir_version == 9
+
+
+def test_every_unsupported_operator_is_named_at_once(tmp_path):
+    with pytest.raises(UnsupportedOperatorsError) as caught:
+        lowered(unsupported(tmp_path / "m.onnx"), "ort-fp32", tmp_path / "out")
+    assert [(n.op, n.node) for n in caught.value.nodes] == [("acme.Foo", "foo"), ("acme.Bar", "bar")]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_mobile_format_runs_and_answers_the_same(tmp_path):
+    model = conv_net(tmp_path / "m.onnx")
+    result = lowered(model, "ort-fp32", tmp_path / "out", ort_format=True)
+    assert result.files == ("model.onnx", "model.ort")
+    answers = [
+        graph.run(graph.session(tmp_path / "out" / name), IMAGE)["y"] for name in ("model.onnx", "model.ort")
+    ]
+    np.testing.assert_allclose(*answers, rtol=1e-4, atol=1e-5)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.onnx", "model.ort"]

@@ -17,7 +17,7 @@ from edgekit.records import read_json, write_json
 from edgekit.source import Source
 from edgekit.stages import Exported, LoweredFiles, Workshop
 from edgekit.store import Key
-from edgekit.structure import structure
+from edgekit.structure import structure, to_builtins
 from edgekit.types import OnnxModel, Parity, Placement, Target, names, sha256_file
 
 if TYPE_CHECKING:
@@ -101,7 +101,12 @@ def verify(
     key = Key(
         name="verify",
         inputs=(subject.files.sha256, samples.fingerprint, reference_sha256),
-        options={"target": subject.target.name, "metric": metric, "metric_sha256": _file_sha256(metric)},
+        options={
+            "lowered": to_builtins(subject.files.lowered),
+            "runner_sha256": sha256_file(plugins.runner(subject.target.backend)),
+            "metric": metric,
+            "metric_sha256": _file_sha256(metric),
+        },
         versions=dict(subject.files.step.versions) | {k: str(v) for k, v in versions.machine().items()},
     )
     try:

@@ -8,11 +8,18 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.errors import UnknownNameError
-from edgekit.plugins import builtin, plugins
+from edgekit.plugins import runner
 from edgekit.types import sha256_bytes
 
-_MAIN = "import sys\nfrom edgekit_agent.{entry} import main\nsys.exit(main())\n"
+_MAIN = """\
+import importlib
+import sys
+
+entry = sys.argv[1] if len(sys.argv) > 1 else "worker"
+if entry not in ("worker", "supervisor", "state"):
+    sys.exit("usage: AGENT [worker|supervisor|state]")
+sys.exit(importlib.import_module("edgekit_agent." + entry).main())
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,30 +41,14 @@ class AgentArchive:
         return path
 
 
-def runner_path(backend: str) -> Path:
-    """``<backend>/runner.py`` in edgekit's targets or a plug-in's.
-
-    Raises :class:`~edgekit.errors.UnknownNameError` for a backend without one.
-    """
-    own = builtin.data / backend / "runner.py"
-    if own.is_file():
-        return own
-    folders = [plugin.data for plugin in plugins()]
-    for folder in folders:
-        if (folder / backend / "runner.py").is_file():
-            return folder / backend / "runner.py"
-    known = (p.parent.name for folder in folders for p in folder.glob("*/runner.py"))
-    raise UnknownNameError("runner", backend, known)
-
-
 def pack(backend: str) -> AgentArchive:
     """The agent for ``backend``."""
-    return pack_runner(runner_path(backend))
+    return pack_runner(runner(backend))
 
 
-def pack_runner(runner: Path) -> AgentArchive:
-    """The agent with the runner at ``runner`` (a plug-in's, or a test's)."""
-    return _pack(runner.read_bytes())
+def pack_runner(file: Path) -> AgentArchive:
+    """The agent with the runner at ``file`` (a plug-in's, or a test's)."""
+    return _pack(file.read_bytes())
 
 
 @functools.lru_cache(maxsize=32)
@@ -65,7 +56,7 @@ def _pack(runner: bytes) -> AgentArchive:
     core = Path(__file__).with_name("agent")
     files = {f"edgekit_agent/{p.name}": p.read_bytes() for p in core.glob("*.py")}
     files["edgekit_agent/runner.py"] = runner
-    files["__main__.py"] = _MAIN.format(entry="worker").encode()
+    files["__main__.py"] = _MAIN.encode()
     buffer = io.BytesIO()
     # Stored, not deflated: the importer need not load zlib, and the bytes do not depend on its version.
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:

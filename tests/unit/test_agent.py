@@ -14,7 +14,7 @@ import pytest
 from edgekit.devices import execute
 from edgekit.devices.execute import RunSettings, run_artifact
 from edgekit.devices.job import Transcript
-from edgekit.devices.pack import pack_runner, runner_path
+from edgekit.devices.pack import pack_runner
 from edgekit.errors import (
     BackendError,
     DataError,
@@ -24,6 +24,7 @@ from edgekit.errors import (
     RuntimeCrashError,
     UnknownNameError,
 )
+from edgekit.plugins import runner as runner_path
 
 ROOT = Path(__file__).parents[2]
 FAKE = Path(__file__).with_name("fake_runner.py")

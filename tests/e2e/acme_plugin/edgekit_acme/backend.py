@@ -1,0 +1,25 @@
+"""Ships the ONNX as it is; its runtime is ONNX Runtime under another name, and it can be told to crash."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekit.types import Availability, Lowered, OnnxModel, Option, Placement, Target
+
+NAME = "acme"
+
+
+def available() -> Availability:
+    return Availability(installed=True, usable=True, version="1.0")
+
+
+def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
+    shutil.copyfile(model.path, out / target.file)
+    return Lowered(files=(target.file,), inputs=model.inputs, outputs=model.outputs, runtime={**options})
+
+
+def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[str, Any]) -> Placement:
+    return Placement(precision=str(target.precision), share=1.0, operators=1)

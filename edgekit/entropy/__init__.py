@@ -1,1 +1,170 @@
-"""Placeholder."""
+"""Lossless coding of artifacts: ``.ekz`` containers, bit for bit the files that went in.
+
+:func:`pack` recognises the tensors inside ONNX, TFLite, OpenVINO and safetensors files and codes them
+with an adaptive context model; everything else goes through a general coder. Decoding needs Python and
+numpy only. The format is in docs/ekz.md.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.errors import ContainerError, SourceError, UsageError
+
+if TYPE_CHECKING:
+    from edgekit.entropy.container import Container
+
+__all__ = ["PackReport", "open", "pack", "unpack"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackReport:
+    """What :func:`pack` did. Sizes in bytes, times in seconds; the decoder was run to verify."""
+
+    path: Path
+    original: int
+    packed: int
+    tensors: int
+    encode_seconds: float
+    decode_seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """Original size over packed size."""
+        return self.original / max(1, self.packed)
+
+    @property
+    def decode_mb_per_second(self) -> float:
+        """Speed of the decoder on this machine, in 10**6 bytes of the original a second."""
+        return self.original / 1e6 / max(self.decode_seconds, 1e-9)
+
+
+def pack(path: Path, out: Path, *, zstd: bool = False) -> PackReport:
+    """Pack a file or a directory into the container ``out``, then decode it and compare every byte.
+
+    ``zstd`` codes what is no tensor with Zstandard instead of LZMA and context mixing: a quicker decoder
+    that needs the package. Empty directories, permissions and times are not kept. Raises ``SourceError``
+    if ``path`` cannot be packed (missing, a link or special file inside).
+    """
+    from edgekit.entropy import general, packing
+
+    codecs = (general.Codec.ZSTD,) if zstd else (general.Codec.LZMA, general.Codec.MIXED)
+    begin = time.perf_counter()
+    with ExitStack() as stack:
+        files = {name: _map(stack, file) for name, file in _collect(path).items()}
+        data = packing.build(files, single=not path.is_dir(), codecs=codecs)
+        encoded = time.perf_counter()
+        temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
+        try:
+            temporary.write_bytes(data)
+            tensors = _verify(temporary, files)
+            temporary.replace(out)
+        finally:
+            temporary.unlink(missing_ok=True)
+        original = sum(len(v) for v in files.values())
+        for view in files.values():
+            view.release()
+    return PackReport(
+        path=out,
+        original=original,
+        packed=len(data),
+        tensors=tensors,
+        encode_seconds=encoded - begin,
+        decode_seconds=time.perf_counter() - encoded,
+    )
+
+
+def unpack(path: Path, out: Path, *, max_output: int | None = None) -> Path:
+    """Restore what was packed to ``out``: a file, or a directory that must not exist yet.
+
+    Streams; nothing appears under ``out`` unless all of it was verified. ``max_output`` limits the total
+    size in bytes (64 GiB). Raises ``ContainerError`` for a damaged or hostile container.
+    """
+    from edgekit.entropy.container import MAX_OUTPUT
+
+    if out.exists() and out.is_dir():
+        raise UsageError(f"{out} is a directory that exists", hint="name a file or directory that does not exist")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
+    with _opened(path, MAX_OUTPUT if max_output is None else max_output) as container:
+        try:
+            for name, pieces in container.files():
+                target = temporary if container.index.single else temporary / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("wb") as f:
+                    f.writelines(pieces)
+            temporary.replace(out)
+        finally:
+            _remove(temporary)
+    return out
+
+
+def open(path: Path) -> Container:  # noqa: A001  (edgekit.entropy.open, as in gzip.open)
+    """Open a container for random access: ``with entropy.open(p) as c: c["conv1.weight"]``."""
+    from edgekit.entropy.container import MAX_OUTPUT
+
+    return _opened(path, MAX_OUTPUT)
+
+
+def _opened(path: Path, max_output: int) -> Container:
+    from edgekit.entropy.container import Container
+
+    if not path.is_file():
+        raise SourceError(f"there is no file {path}", hint="give the .ekz that `edgekit pack` wrote")
+    return Container(path, max_output=max_output)
+
+
+def _collect(path: Path) -> dict[str, Path]:
+    """Relative name → file, sorted by name."""
+    if path.is_file():
+        return {path.name: path}
+    if not path.is_dir():
+        raise SourceError(f"there is no file or directory {path}", hint="give an artifact to pack")
+    out = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_symlink() or not (file.is_file() or file.is_dir()):
+            raise SourceError(f"{file} is a link or a special file", hint="replace it by the file it stands for")
+        if file.is_file():
+            out[file.relative_to(path).as_posix()] = file
+    if not out:
+        raise SourceError(f"{path} has no files", hint="give an artifact to pack")
+    return out
+
+
+def _map(stack: ExitStack, path: Path) -> memoryview:
+    if path.stat().st_size == 0:
+        return memoryview(b"")
+    f = stack.enter_context(path.open("rb"))
+    return memoryview(stack.enter_context(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)))
+
+
+def _verify(packed: Path, files: dict[str, memoryview]) -> int:
+    with open(packed) as container:
+        for name, pieces in container.files():
+            if not _same(pieces, files[name]):
+                raise ContainerError(f"{name} did not survive packing", hint="please report this file")
+        return len(container.index.tensors)
+
+
+def _same(pieces: Iterator[bytes], data: memoryview) -> bool:
+    at = 0
+    for piece in pieces:
+        if piece != data[at : at + len(piece)]:
+            return False
+        at += len(piece)
+    return at == len(data)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        import shutil
+
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,238 @@
+"""The index of a container: files, tensors, groups and chunks of bytes. See docs/ekz.md."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from edgekit.entropy.coding import MAX_ELEMENTS
+from edgekit.entropy.forms import BY_CODE, MAX_DISTINCT, Dtype, Form
+from edgekit.entropy.general import MAX_CHUNK
+from edgekit.entropy.wire import Reader, Writer, malformed
+
+MAX_ITEMS = 1 << 20
+MAX_FILES = 1 << 16
+DIGEST = 16
+"""Bytes of a file's sha256 that the index keeps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of the artifact; ``tensors`` are the next so many of the index."""
+
+    path: str
+    size: int
+    digest: bytes
+    tensors: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorEntry:
+    """One tensor. ``gap``: bytes of its file between the tensor before and this one.
+
+    ``part``: elements a part; part ``i`` lies in group ``groups[i]``, after what earlier entries of the
+    index put there. ``shift``: unused low bits of a float, or the centre of unsigned integers. ``book``:
+    number of distinct values; they lie in ``book_group`` (floats) or here in ``values`` (integers).
+    ``source``: the tensor that this one is a copy of.
+    """
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+    gap: int
+    form: Form
+    part: int = 0
+    groups: tuple[int, ...] = ()
+    shift: int = 0
+    book: int = 0
+    book_group: int = 0
+    values: tuple[int, ...] = ()
+    source: int = 0
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return self.dtype.size(self.elements)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A group (``raw`` counts elements, ``codec`` is 0) or a chunk of bytes, as stored."""
+
+    raw: int
+    size: int
+    crc: int
+    codec: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """Everything about a container but its data. ``single``: packed from one file, not a directory."""
+
+    single: bool
+    files: tuple[FileEntry, ...]
+    tensors: tuple[TensorEntry, ...]
+    groups: tuple[Block, ...]
+    chunks: tuple[Block, ...]
+
+    def to_bytes(self) -> bytes:
+        """Serialise."""
+        w = Writer()
+        w.uint(int(self.single))
+        w.uint(len(self.files))
+        for f in self.files:
+            w.text(f.path)
+            w.uint(f.size)
+            w.data += f.digest
+            w.uint(f.tensors)
+        for t in self.tensors:
+            _write_tensor(w, t)
+        for blocks in (self.groups, self.chunks):
+            w.uint(len(blocks))
+            for b in blocks:
+                w.uint(b.codec)
+                w.uint(b.raw)
+                w.uint(b.size)
+                w.data += b.crc.to_bytes(4, "little")
+        return bytes(w.data)
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview) -> Index:
+        """Parse and check everything that can be checked without the data. Raises ``ContainerError``."""
+        r = Reader(data)
+        single = bool(r.uint(1))
+        files = tuple(_read_file(r) for _ in range(r.uint(min(MAX_FILES, r.left))))
+        count = sum(f.tensors for f in files)
+        if count > min(MAX_ITEMS, r.left):
+            raise malformed(f"{count} tensors")
+        tensors = tuple(_read_tensor(r, i) for i in range(count))
+        groups = tuple(_read_block(r, MAX_ELEMENTS) for _ in range(r.uint(min(MAX_ITEMS, r.left))))
+        chunks = tuple(_read_block(r, MAX_CHUNK) for _ in range(r.uint(min(MAX_ITEMS, r.left))))
+        r.end()
+        index = cls(single=single, files=files, tensors=tensors, groups=groups, chunks=chunks)
+        index._check()
+        return index
+
+    @property
+    def total(self) -> int:
+        """Bytes of all files."""
+        return sum(f.size for f in self.files)
+
+    @property
+    def loose(self) -> int:
+        """Bytes of all files that belong to no tensor."""
+        return self.total - sum(t.size for t in self.tensors)
+
+    def _check(self) -> None:
+        if self.single != (len(self.files) == 1 and self.single):
+            raise malformed("a single file that is several")
+        if len({f.path for f in self.files}) != len(self.files):
+            raise malformed("two files of one name")
+        at = 0
+        for f in self.files:
+            mine = self.tensors[at : at + f.tensors]
+            at += f.tensors
+            if sum(t.gap + t.size for t in mine) > f.size:
+                raise malformed(f"the tensors of {f.path} are larger than the file")
+        filled = [0] * len(self.groups)
+        for t in self.tensors:
+            left = t.elements
+            for g in t.groups:
+                take = min(left, t.part)
+                if g >= len(filled):
+                    raise malformed("a group that does not exist")
+                filled[g] += take
+                left -= take
+            if t.form is not Form.COPY and left:
+                raise malformed(f"the parts of {t.name} do not add up")
+            if t.form is Form.CLUSTERED and not t.values:
+                if t.book_group >= len(filled):
+                    raise malformed("a group that does not exist")
+                filled[t.book_group] += t.book
+        if filled != [g.raw for g in self.groups]:
+            raise malformed("the groups do not hold what the tensors need")
+
+
+def safe_path(path: str) -> str:
+    """A relative path that stays below its folder on every system. Raises ``ContainerError``."""
+    parts = PurePosixPath(path).parts
+    bad = not parts or path.startswith("/") or ".." in parts or str(PurePosixPath(path)) != path
+    if bad or path == "." or any(c in path for c in '\\:\0<>"|?*'):
+        raise malformed(f"a file is called {path!r}, which could leave its folder")
+    return path
+
+
+def _read_file(r: Reader) -> FileEntry:
+    return FileEntry(
+        path=safe_path(r.text(4096)), size=r.uint(), digest=bytes(r.take(DIGEST)), tensors=r.uint(MAX_ITEMS)
+    )
+
+
+def _write_tensor(w: Writer, t: TensorEntry) -> None:
+    w.text(t.name)
+    w.uint(t.dtype.code)
+    w.uints(list(t.shape))
+    w.uint(t.gap)
+    w.uint(t.form)
+    if t.form is Form.COPY:
+        w.uint(t.source)
+        return
+    w.uint(0 if t.part == t.elements else t.part)
+    w.uints(list(t.groups))
+    if t.form is Form.PLAIN:
+        w.uint(t.shift)
+        return
+    w.uint(t.book)
+    w.uint(len(t.values))
+    if not t.values:
+        w.uint(t.book_group)
+        return
+    w.sint(t.values[0])
+    for a, b in zip(t.values, t.values[1:], strict=False):
+        w.uint(b - a - 1)
+
+
+def _read_tensor(r: Reader, number: int) -> TensorEntry:
+    name, code = r.text(), r.uint(max(BY_CODE))
+    shape = tuple(r.uints(16))
+    gap, form = r.uint(), Form(r.uint(max(Form)))
+    dtype, elements = BY_CODE[code], math.prod(shape)
+    if not 0 < elements < 1 << 48:
+        raise malformed(f"{name} has {elements} elements")
+    if form is Form.COPY:
+        if number == 0:
+            raise malformed("a copy of nothing")
+        return TensorEntry(name=name, dtype=dtype, shape=shape, gap=gap, form=form, source=r.uint(number - 1))
+    part = r.uint(MAX_ELEMENTS) or elements
+    groups = tuple(r.uints(MAX_ITEMS))
+    if form is Form.PLAIN:
+        shift = r.uint(1 << 32)
+        return TensorEntry(
+            name=name, dtype=dtype, shape=shape, gap=gap, form=form, part=part, groups=groups, shift=shift
+        )
+    book = r.uint(MAX_DISTINCT)
+    count = r.uint(MAX_DISTINCT)
+    if not book or count not in (0, book):
+        raise malformed(f"the values of {name} do not add up")
+    values, book_group = [], 0
+    if count:
+        values.append(r.sint())
+        for _ in range(count - 1):
+            values.append(values[-1] + 1 + r.uint())
+    else:
+        book_group = r.uint(MAX_ITEMS)
+    return TensorEntry(
+        name=name, dtype=dtype, shape=shape, gap=gap, form=form, part=part, groups=groups, book=book,
+        book_group=book_group, values=tuple(values),
+    )  # fmt: skip
+
+
+def _read_block(r: Reader, limit: int) -> Block:
+    codec, raw, size = r.uint(255), r.uint(limit), r.uint()
+    return Block(raw=raw, size=size, crc=int.from_bytes(r.take(4), "little"), codec=codec)

@@ -1,0 +1,152 @@
+"""TensorRT and TensorRT-RTX without a GPU: engines built ahead of time, parser errors, the recipe."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from backend_models import attention, conv_net, digests, quantized, reference, snr_db, unsupported
+
+from edgekit import catalog, graph
+from edgekit.backends import tensorrt, tensorrt_rtx
+from edgekit.backends.nvidia import portable, typed, worker
+from edgekit.errors import BackendError, RuntimeCrashError, UnsupportedOperatorsError
+
+RTX = tensorrt_rtx.available().installed
+needs_rtx = pytest.mark.skipif(not RTX, reason="the extra tensorrt-rtx is not installed")
+IMAGE = {"x": np.random.default_rng(1).standard_normal((1, 3, 16, 16), dtype=np.float32)}
+
+
+def lowered(backend, model, target, out, **options):
+    out.mkdir(exist_ok=True)
+    return backend.lower(model, catalog.target(target), options, out)
+
+
+def model_for(target, tmp_path):
+    model = conv_net(tmp_path / "m.onnx")
+    if target.endswith("int8"):
+        return quantized(model, tmp_path / "q.onnx", activation="int8", bias=False)
+    return model
+
+
+@needs_rtx
+@pytest.mark.parametrize("target", ["tensorrt-rtx-fp32", "tensorrt-rtx-fp16", "tensorrt-rtx-int8"])
+def test_an_engine_is_built_without_a_gpu_with_the_same_bytes(tmp_path, target):
+    model = model_for(target, tmp_path)
+    first = lowered(tensorrt_rtx, model, target, tmp_path / "a", compute_capabilities="SM86")
+    assert first.files == ("model.engine", "model.onnx")
+    second = lowered(tensorrt_rtx, model, target, tmp_path / "b", compute_capabilities="SM86")
+    assert digests(first, tmp_path / "a") == digests(second, tmp_path / "b")
+    assert (tmp_path / "a" / "model.engine").stat().st_size > 10_000
+
+
+@needs_rtx
+def test_dynamic_axes_get_a_profile(tmp_path):
+    result = lowered(
+        tensorrt_rtx,
+        attention(tmp_path / "m.onnx"),
+        "tensorrt-rtx-fp16",
+        tmp_path / "out",
+        axes="sequence=1:16:32",
+    )
+    assert result.details["profiles"] == {"x": [[1, 1, 8], [1, 16, 8], [8, 32, 8]]}
+
+
+@needs_rtx
+def test_a_refused_build_says_why_and_leaves_no_engine(tmp_path):
+    """TensorRT-RTX has no float32 products for Turing."""
+    model = conv_net(tmp_path / "m.onnx")
+    with pytest.raises(BackendError, match="SM75"):
+        lowered(tensorrt_rtx, model, "tensorrt-rtx-fp32", tmp_path / "out", compute_capabilities="SM75")
+    assert not list((tmp_path / "out").glob("*engine*"))
+
+
+@needs_rtx
+def test_every_refused_node_is_named_at_once(tmp_path):
+    """The parser stops at the first INT32 bias and the first zero point; the rules name all."""
+    model = quantized(conv_net(tmp_path / "m.onnx"), tmp_path / "q.onnx", activation="uint8")
+    with pytest.raises(UnsupportedOperatorsError) as caught:
+        lowered(tensorrt_rtx, model, "tensorrt-rtx-int8", tmp_path / "out")
+    reasons = [n.reason for n in caught.value.nodes]
+    assert sum("INT32" in r for r in reasons) == 4  # stem, depthwise, pointwise, head
+    assert sum("symmetric" in r for r in reasons) > 1
+
+
+@needs_rtx
+def test_unknown_operators_are_named_by_the_parser(tmp_path):
+    with pytest.raises(UnsupportedOperatorsError) as caught:
+        lowered(tensorrt, unsupported(tmp_path / "m.onnx"), "tensorrt-fp32", tmp_path / "out")
+    assert {(n.op, n.node) for n in caught.value.nodes} == {("Foo", "foo"), ("Bar", "bar")}
+
+
+@pytest.mark.parametrize("target", ["tensorrt-fp32", "tensorrt-fp16", "tensorrt-int8"])
+def test_tensorrt_gets_the_onnx_and_the_recipe(tmp_path, target):
+    model = model_for(target, tmp_path)
+    result = lowered(tensorrt, model, target, tmp_path / "out")
+    assert result.files == ("model.onnx", "recipe.json", "README.md")
+    recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
+    assert recipe["build"][0] == "trtexec"
+    assert " ".join(recipe["build"]) in (tmp_path / "out" / "README.md").read_text()
+    shipped = graph.describe(tmp_path / "out" / "model.onnx")
+    assert snr_db(reference(model, IMAGE)["y"], reference(shipped, IMAGE)["y"]) > 50
+    again = lowered(tensorrt, model, target, tmp_path / "again")
+    assert digests(result, tmp_path / "out") == digests(again, tmp_path / "again")
+
+
+def test_without_any_parser_the_rules_still_refuse(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: None)
+    model = quantized(conv_net(tmp_path / "m.onnx"), tmp_path / "q.onnx", activation="uint8")
+    with pytest.raises(UnsupportedOperatorsError, match="INT32"):
+        lowered(tensorrt, model, "tensorrt-int8", tmp_path / "out")
+    good = lowered(tensorrt, conv_net(tmp_path / "m.onnx"), "tensorrt-fp32", tmp_path / "good")
+    assert any("rules only" in note for note in good.notes)
+
+
+def test_a_library_that_ends_its_process_is_a_typed_error(tmp_path, monkeypatch):
+    crash = tmp_path / "crash.py"
+    crash.write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(worker, "__file__", str(crash))
+    job = portable.Job(module="tensorrt_rtx", onnx=conv_net(tmp_path / "m.onnx").path, profiles={})
+    with pytest.raises(RuntimeCrashError, match="-11"):
+        portable.run_worker(job, catalog.target("tensorrt-rtx-fp32"), {})
+
+
+def test_without_a_run_the_share_is_not_known_but_what_the_graph_asks_is(tmp_path):
+    model = model_for("tensorrt-int8", tmp_path)
+    placement = typed.spelled(model, catalog.target("tensorrt-int8"))
+    assert placement.share is None
+    assert placement.notes[0] == "the graph asks for int8 in 100.0% of the MACs"
+
+
+def layer(name, kind, *, tensor, metadata=""):
+    return {"Name": name, "LayerType": kind, "Inputs": [tensor], "Outputs": [], "Metadata": metadata}
+
+
+def test_the_inspectors_layers_of_both_generations_are_read(tmp_path):
+    """TensorRT 10 joins format and type; 11 splits them. The pointwise convolution fell back to float."""
+    model = model_for("tensorrt-int8", tmp_path)
+    raw = {
+        "gpu": "NVIDIA Orin",
+        "layers": [
+            layer("stem + stem_relu", "CaskConvolution", tensor={"Format/Datatype": "Int8 NC/32HW32"}),
+            layer(
+                "d", "CaskConvolution", tensor={"Datatype": "INT8"}, metadata="[ONNX Layer: depthwise]\x1e"
+            ),
+            layer("pointwise", "CaskConvolution", tensor={"Format/Datatype": "Row major linear FP32"}),
+            layer("head", "gemm", tensor={"Format/Datatype": "Int8"}),
+            layer("reformat", "Reformat", tensor={"Format/Datatype": "Float"}),
+        ],
+    }
+    placement = typed.executed(model, catalog.target("tensorrt-int8"), raw)
+    total = 13824 + 4608 + 4096 + 80
+    assert placement.share == pytest.approx(1 - 4096 / total)
+    assert [f.nodes for f in placement.fallbacks] == [("pointwise",)]
+    assert placement.kernels == {"CaskConvolution": 3, "Reformat": 1, "gemm": 1}
+
+
+def test_an_engine_that_tells_names_only_has_no_share(tmp_path):
+    model = conv_net(tmp_path / "m.onnx")
+    placement = typed.executed(model, catalog.target("tensorrt-fp32"), {"layers": ["stem", "head"]})
+    assert placement.share is None
+    assert "profilingVerbosity" in placement.notes[0]

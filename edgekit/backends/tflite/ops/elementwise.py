@@ -287,25 +287,6 @@ def _register_families() -> None:
 _register_families()
 
 
-@op("IsNaN", since=9)
-def is_nan(g: Builder, x: View) -> View:
-    """x != x."""
-    t = x.tensor
-    return x.with_tensor(g.emit("NOT_EQUAL", [t, t], t.shape, BOOL, schema.NotEqualOptionsT()))
-
-
-@op("IsInf", since=10)
-def is_inf(g: Builder, x: View, *, detect_negative: int = 1, detect_positive: int = 1) -> View:
-    """Equal to plus or minus infinity."""
-    t = x.tensor
-    if detect_negative and detect_positive:
-        t = _absolute(g, t)
-    limit = np.float32(np.inf if detect_positive else -np.inf)
-    if not (detect_negative or detect_positive):
-        limit = np.float32(np.nan)
-    return x.with_tensor(g.emit("EQUAL", [t, g.constant(limit)], t.shape, BOOL, schema.EqualOptionsT()))
-
-
 @op("Neg")
 def neg(g: Builder, x: View) -> View:
     """NEG, or 0 - x for the integers that it lacks."""

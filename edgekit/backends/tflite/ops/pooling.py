@@ -130,7 +130,8 @@ def _margin(g: Builder, x: Tensor, window: Window) -> tuple[Tensor, int]:
     """
     pads = [(0, 0), *window.pads, (0, 0)]
     producer = g.producer(x)
-    if producer is not None and producer.code in _NOT_NEGATIVE:
+    lowest_is_zero = x.quant is not None and x.quant.zero_point[0] == np.iinfo(x.dtype).min
+    if lowest_is_zero or (producer is not None and producer.code in _NOT_NEGATIVE):
         return pad(g, x, pads), schema.Padding.VALID
     for axis, (before, after) in enumerate(window.pads, start=1):
         parts = [_border(g, x, axis, 0)] * before + [x] + [_border(g, x, axis, x.shape[axis] - 1)] * after

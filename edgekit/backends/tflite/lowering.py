@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from edgekit.backends.tflite.boundary import bind_inputs, bind_outputs
 from edgekit.backends.tflite.builder import Builder, Type
+from edgekit.backends.tflite.expand import expand
 from edgekit.backends.tflite.fold import NotFoldable, fold
 from edgekit.backends.tflite.ir import Array, Graph, Origin, Quant, Tensor
 from edgekit.backends.tflite.quant import Lookahead
@@ -156,7 +157,7 @@ class Lowering:
         if folded is not None:
             return folded
         if row is None:
-            raise Refusal(_no_handler(node))
+            return self._expanded(node, inputs)
         unknown = sorted(set(attributes) - row.attributes)
         if unknown:
             raise Refusal(f"attribute {', '.join(unknown)} is not supported")
@@ -167,6 +168,20 @@ class Lowering:
         produced = row.handler(self.builder, *inputs, **attributes)
         self.builder.result = None
         return narrowed(self.builder, node, [produced] if isinstance(produced, View) else produced, narrow)
+
+    def _expanded(self, node: ir.Node, inputs: Sequence[View | None]) -> Sequence[View | None]:
+        """A node without a handler, by the function that ONNX defines it with."""
+        floats = [None if v is None else self.builder.dequantize(v) for v in inputs]
+        body = expand(node, floats, self._opset(node))
+        if body is None:
+            raise Refusal(_no_handler(node))
+        opsets, opset = self.opsets, self.builder.opset
+        self.opsets = opsets | body.opsets
+        self.builder.opset = self.opsets.get("", opset)
+        try:
+            return self.inline(body.graph, [v for v in floats if v is not None])
+        finally:
+            self.opsets, self.builder.opset = opsets, opset
 
     def _fold(
         self, node: ir.Node, inputs: Sequence[View | None], attributes: dict[str, Any]

@@ -10,15 +10,15 @@ from __future__ import annotations
 import statistics as stdlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.devices.arrays import write_arrays
 from edgekit.devices.connect import connect, send_agent, send_model
 from edgekit.devices.execute import LOCAL
-from edgekit.devices.job import Transcript, run_job
 from edgekit.devices.pack import pack
+from edgekit.devices.plan import Task, TaskResult, Watch, look, run_plan
 from edgekit.devices.statistics import Difference, interleave, paired_difference, summarize
 from edgekit.errors import UsageError
 from edgekit.types import Device, Measurement, Option
@@ -89,11 +89,14 @@ class Replicate:
 def bench_artifact(
     variant: Variant, *, device: Device = LOCAL, settings: BenchSettings | None = None
 ) -> Measurement:
-    """Measure one variant in fresh processes. Raises what :func:`~edgekit.devices.execute.run_artifact` does."""
+    """Measure one variant in fresh processes.
+
+    Raises what :func:`~edgekit.devices.execute.run_artifact` does, and
+    :class:`~edgekit.errors.DeviceBusyError` when another benchmark holds the device.
+    """
     settings = settings or BenchSettings()
-    with connect(device) as transport:
-        replicates = _replicates(transport, [variant], "A" * settings.processes, settings)
-        return _measurement(device, replicates["A"], transport.facts())
+    run = _run(device, [variant], "A" * settings.processes, settings)
+    return _measurement(device, run, "A")
 
 
 def compare_artifacts(
@@ -101,51 +104,57 @@ def compare_artifacts(
 ) -> Comparison:
     """Measure two variants interleaved and say whether the second is faster, slower or no different."""
     settings = settings or BenchSettings()
-    order = interleave(max(2, settings.processes))
-    with connect(device) as transport:
-        found = _replicates(transport, [first, second], order, settings)
-        facts = transport.facts()
-    a, b = found["A"], found["B"]
+    run = _run(device, [first, second], interleave(max(2, settings.processes)), settings)
+    a, b = run.replicates["A"], run.replicates["B"]
     return Comparison(
-        first=_measurement(device, a, facts),
-        second=_measurement(device, b, facts),
+        first=_measurement(device, run, "A"),
+        second=_measurement(device, run, "B"),
         difference=paired_difference([r.samples_ms for r in a], [r.samples_ms for r in b]),
     )
 
 
-def _replicates(
-    transport: Transport, variants: Sequence[Variant], order: str, settings: BenchSettings
-) -> dict[str, list[Replicate]]:
-    """Run fresh processes in ``order``; letters stand for variants."""
-    found: dict[str, list[Replicate]] = {"AB"[i]: [] for i in range(len(variants))}
-    with tempfile.TemporaryDirectory(prefix="edgekit-bench-") as folder:
-        jobs = {
-            "AB"[i]: _send(transport, variant, settings, Path(folder), f"v{i}")
-            for i, variant in enumerate(variants)
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The replicates of each variant (by letter), and the device before and while they ran."""
+
+    replicates: Mapping[str, Sequence[Replicate]]
+    facts: Mapping[str, Any]
+    states: Sequence[Mapping[str, Any]]
+    resumes: int = 0
+
+
+def _run(device: Device, variants: Sequence[Variant], order: str, settings: BenchSettings) -> Run:
+    """Run fresh processes in ``order``; its letters stand for the variants."""
+    letters = "AB"[: len(variants)]
+    watch = Watch(on_done=settings.on_progress)
+    with connect(device) as transport, tempfile.TemporaryDirectory(prefix="edgekit-bench-") as folder:
+        prepared = {
+            letter: _send(transport, variant, settings, Path(folder) / letter)
+            for letter, variant in zip(letters, variants, strict=True)
         }
-        for done, letter in enumerate(order):
-            argv, job = jobs[letter]
-            transcript = Transcript()
-            backend = variants["AB".index(letter)].backend
-            result = run_job(transport, backend, argv, job, transcript, settings.timeout)
-            found[letter].append(_replicate(result, transcript))
-            if settings.on_progress is not None:
-                settings.on_progress(done + 1, len(order))
-    return found
+        tasks = [replace(prepared[letter], id=f"{i}-{letter}") for i, letter in enumerate(order)]
+        seen = look(transport, tasks[0].agent)
+        found = run_plan(transport, tasks, watch)
+    return Run(
+        replicates={
+            letter: [_replicate(found[t.id]) for t in tasks if t.id.endswith(letter)] for letter in letters
+        },
+        facts=seen.facts,
+        states=[seen.state, *watch.states],
+        resumes=watch.resumes,
+    )
 
 
-def _send(
-    transport: Transport, variant: Variant, settings: BenchSettings, folder: Path, name: str
-) -> tuple[list[str], dict[str, Any]]:
-    """Put the agent, the model and its inputs on the device; returns how to start a process, and its job."""
-    sample = write_arrays(folder / f"{name}-inputs", [variant.inputs])
-    agent = send_agent(transport, pack(variant.backend), folder)
+def _send(transport: Transport, variant: Variant, settings: BenchSettings, folder: Path) -> Task:
+    """Put the agent, the model and its inputs on the device; the task that times them once."""
+    folder.mkdir()
+    sample = write_arrays(folder / "inputs", [variant.inputs])
     job = {
         "action": "bench",
-        "model": str(send_model(transport, variant.model, variant.files, folder=name)),
+        "model": str(send_model(transport, variant.model, variant.files, folder=folder.name)),
         "options": dict(variant.options),
         "inputs": {
-            "path": str(transport.put(sample.path, f"{name}-inputs")),
+            "path": str(transport.put(sample.path, f"{folder.name}-inputs")),
             "names": sample.names,
             "count": 1,
         },
@@ -157,10 +166,12 @@ def _send(
             "warmup_s": settings.warmup_s,
         },
     }
-    return [transport.python, str(agent)], job
+    agent = send_agent(transport, pack(variant.backend), folder)
+    return Task(id="", backend=variant.backend, agent=agent, job=job, timeout=settings.timeout)
 
 
-def _replicate(result: Mapping[str, Any], transcript: Transcript) -> Replicate:
+def _replicate(done: TaskResult) -> Replicate:
+    result = done.result
     return Replicate(
         samples_ms=tuple(result["samples_ms"]),
         import_ms=result["seconds"]["import"] * 1e3,
@@ -170,11 +181,12 @@ def _replicate(result: Mapping[str, Any], transcript: Transcript) -> Replicate:
         memory=result["memory"],
         contention=result["contention"],
         warmup=result["warmup"],
-        versions=transcript.versions,
+        versions=done.transcript.versions,
     )
 
 
-def _measurement(device: Device, replicates: Sequence[Replicate], facts: Mapping[str, Any]) -> Measurement:
+def _measurement(device: Device, run: Run, letter: str) -> Measurement:
+    replicates = run.replicates[letter]
     summary = summarize([r.samples_ms for r in replicates])
     validity, reasons = judge(replicates, summary.cv)
     peaks = [p for p in (peak_memory(r.memory) for r in replicates) if p is not None]
@@ -195,7 +207,9 @@ def _measurement(device: Device, replicates: Sequence[Replicate], facts: Mapping
         validity=validity,
         reasons=reasons,
         facts={
-            "device": dict(facts),
+            "device": dict(run.facts),
+            "states": [dict(s) for s in run.states],
+            "resumes": run.resumes,
             "versions": dict(replicates[0].versions),
             "p50_interval_ms": [summary.interval.low, summary.interval.high],
             "p50_interval_method": summary.interval.method,

@@ -216,5 +216,13 @@ class DeviceError(EdgekitError):
     exit_code = 7
 
 
+class LinkLostError(DeviceError):
+    """The connection to a device broke while it was in use."""
+
+
+class DeviceBusyError(DeviceError):
+    """Another benchmark holds the device."""
+
+
 def _join(names: Sequence[str]) -> str:
     return ", ".join(names)

@@ -13,6 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Workers of one run share it (the controller sets it before they start); two runs do not.
 os.environ.setdefault("EDGEKIT_CACHE", tempfile.mkdtemp(prefix="edgekit-tests-"))
+# A benchmark takes the device's lock; tests that run side by side must not find each other busy.
+os.environ["EDGEKIT_LOCK"] = f"-tests-{os.getpid()}"
 
 ROOT = Path(__file__).resolve().parents[1]
 

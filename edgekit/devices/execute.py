@@ -12,9 +12,11 @@ from edgekit.devices.arrays import ArrayFile, write_arrays
 from edgekit.devices.connect import connect, send_agent, send_model
 from edgekit.devices.job import Transcript, run_job
 from edgekit.devices.pack import pack
+from edgekit.devices.plan import Task, TaskResult, Watch, run_plan
 from edgekit.types import Device, Option
 
 if TYPE_CHECKING:
+    from edgekit.devices.transport import Transport
     from edgekit.types import Array
 
 LOCAL = Device(name="local")
@@ -86,7 +88,6 @@ def run_artifact(
     folder = tempfile.TemporaryDirectory(prefix="edgekit-run-")
     here = Path(folder.name)
     samples = write_arrays(here / "inputs", inputs)
-    transcript = Transcript(on_progress=settings.on_progress)
     with connect(device) as transport:
         job = {
             "action": "run",
@@ -101,12 +102,17 @@ def run_artifact(
             "quantize": settings.quantize,
             "placement": settings.placement,
         }
-        agent = send_agent(transport, pack(backend), here)
-        result = run_job(
-            transport, backend, [transport.python, str(agent)], job, transcript, settings.timeout
+        task = Task(
+            id="run",
+            backend=backend,
+            agent=send_agent(transport, pack(backend), here),
+            job=job,
+            timeout=settings.timeout,
         )
+        done = _run(transport, task, settings.on_progress)
         transport.get("outputs", here / "outputs")
     samples.path.unlink()
+    result, transcript = done.result, done.transcript
     return RunResult(
         outputs=ArrayFile(path=here / "outputs", names=tuple(result["names"]), count=int(result["done"])),
         versions=transcript.versions,
@@ -117,3 +123,14 @@ def run_artifact(
         seconds=result["seconds"],
         folder=folder,
     )
+
+
+def _run(transport: Transport, task: Task, on_progress: Callable[[int], None] | None) -> TaskResult:
+    """Directly here, where a process ends with us anyway; under the supervisor across a link."""
+    if transport.remote:
+        watch = Watch(exclusive=False, state_s=0, on_progress=on_progress)
+        return run_plan(transport, [task], watch)[task.id]
+    transcript = Transcript(on_progress=on_progress)
+    argv = [transport.python, str(task.agent)]
+    result = run_job(transport, task.backend, argv, task.job, transcript, task.timeout)
+    return TaskResult(result=result, transcript=transcript)

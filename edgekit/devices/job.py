@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from edgekit.devices.process import Completed, Patience
 from edgekit.errors import (
     BackendError,
     DataError,
@@ -18,7 +19,6 @@ from edgekit.errors import (
 )
 
 if TYPE_CHECKING:
-    from edgekit.devices.process import Completed
     from edgekit.devices.transport import Transport
 
 _RUNTIMES = {
@@ -44,21 +44,9 @@ class Transcript:
 
     def line(self, text: str) -> None:
         """Take one line of the agent's stdout; raises :class:`DeviceError` if it is not the protocol's."""
-        try:
-            event = json.loads(text)
-            sequence, kind = event["seq"], event["event"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise DeviceError(
-                f"the agent sent a line that is not of its protocol: {text[:120]!r}",
-                hint="check that nothing on the device writes to stdout at log-in (~/.bashrc and the like)",
-            ) from error
-        if sequence != self.expected:
-            raise DeviceError(
-                f"a message of the agent was lost: got number {sequence}, expected {self.expected}",
-                hint="the connection is not reliable; run it again",
-            )
+        event = protocol_line(text, self.expected)
         self.expected += 1
-        self._take(kind, event)
+        self._take(event["event"], event)
 
     def _take(self, kind: str, event: Mapping[str, Any]) -> None:
         if kind == "phase":
@@ -75,6 +63,25 @@ class Transcript:
             self.error = event
 
 
+def protocol_line(text: str, expected: int) -> Mapping[str, Any]:
+    """One event of the agent's, in sequence; raises :class:`DeviceError` if it is not."""
+    try:
+        event = json.loads(text)
+        sequence, _ = event["seq"], event["event"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DeviceError(
+            f"the agent sent a line that is not of its protocol: {text[:120]!r}",
+            hint="check that nothing on the device writes to stdout at log-in (~/.bashrc and the like)",
+        ) from error
+    if sequence != expected:
+        raise DeviceError(
+            f"a message of the agent was lost: got number {sequence}, expected {expected}",
+            hint="the connection is not reliable; run it again",
+        )
+    assert isinstance(event, dict)
+    return event
+
+
 def run_job(
     transport: Transport,
     backend: str,
@@ -83,15 +90,25 @@ def run_job(
     transcript: Transcript,
     timeout: float,
 ) -> Mapping[str, Any]:
-    """Run ``job`` in a fresh process of the agent (``argv``) and return its ``result`` event.
+    """Run ``job`` in a fresh process of the agent (``argv``), without the supervisor; its ``result`` event.
 
-    Raises :class:`MissingExtraError`, :class:`NotRunnableError`, :class:`DataError`,
-    :class:`BackendError`, :class:`RuntimeCrashError` or :class:`DeviceError`.
+    Raises what :func:`outcome` raises.
     """
     line = json.dumps(job).encode() + b"\n"
-    completed = transport.run(argv, stdin=line, on_line=transcript.line, timeout=timeout)
+    completed = transport.run(argv, stdin=line, on_line=transcript.line, patience=Patience(whole=timeout))
+    return outcome(backend, completed, transcript, timeout, device=transport.name)
+
+
+def outcome(
+    backend: str, completed: Completed, transcript: Transcript, timeout: float, *, device: str = "the device"
+) -> Mapping[str, Any]:
+    """The ``result`` event of a job that has ended.
+
+    Raises :class:`MissingExtraError`, :class:`NotRunnableError`, :class:`DataError`,
+    :class:`BackendError` or :class:`RuntimeCrashError`, as it ended.
+    """
     if transcript.error is not None:
-        raise _reported(backend, transcript.error, transport.name)
+        raise _reported(backend, transcript.error, device)
     if completed.returncode != 0 or completed.timed_out or transcript.result is None:
         raise _crashed(backend, completed, transcript, timeout)
     return transcript.result

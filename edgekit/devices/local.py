@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from edgekit.devices.process import Completed, stream
+from edgekit.devices.process import Completed, Patience, stream
 
 
 class LocalTransport:
     """Runs programs here; the private folder is a temporary one."""
 
-    name = "local"
+    remote = False
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "local") -> None:
+        self.name = name
         self._folder = Path(tempfile.mkdtemp(prefix="edgekit-"))  # 0700 by mkdtemp's contract
 
     @property
@@ -33,10 +32,10 @@ class LocalTransport:
         return sys.executable
 
     def run(
-        self, argv: Sequence[str], *, stdin: bytes, on_line: Callable[[str], None], timeout: float
+        self, argv: Sequence[str], *, stdin: bytes, on_line: Callable[[str], None], patience: Patience
     ) -> Completed:
         """See :class:`edgekit.devices.transport.Transport`."""
-        return stream(argv, stdin=stdin, on_line=on_line, timeout=timeout, env=_environment())
+        return stream(argv, stdin=stdin, on_line=on_line, patience=patience, env=_environment())
 
     def put(self, source: Path, name: str) -> PurePosixPath:  # noqa: ARG002 - the file is here already
         """The file's own path: nothing is copied."""
@@ -46,15 +45,8 @@ class LocalTransport:
         """Move the file out of the private folder."""
         shutil.move(self._folder / name, target)
 
-    def facts(self) -> dict[str, Any]:
-        """See :class:`edgekit.devices.transport.Transport`."""
-        return {
-            "arch": platform.machine(),
-            "os": f"{platform.system()} {platform.release()}",
-            "processor": _processor(),
-            "processors": os.cpu_count() or 1,
-            "python": platform.python_version(),
-        }
+    def reopen(self) -> None:
+        """There is no link to lose."""
 
     def close(self) -> None:
         """Remove the private folder."""
@@ -62,16 +54,6 @@ class LocalTransport:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with the runtimes' telemetry off and no thread counts but the job's own."""
+    """Ours, with the runtimes' telemetry off."""
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONSTARTUP", "PYTHONINSPECT")}
     return env | {"ORT_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

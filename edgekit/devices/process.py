@@ -39,19 +39,29 @@ class Completed:
             return f"signal {-self.returncode}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long to wait, in seconds: ``whole`` for the process to end, ``silence`` for its next output.
+
+    ``beat`` is the pause between two empty lines written to its stdin (0: none)."""
+
+    whole: float
+    silence: float = float("inf")
+    beat: float = 0.0
+
+
 def stream(
     argv: Sequence[str],
     *,
     stdin: bytes,
     on_line: Callable[[str], None],
-    timeout: float,
+    patience: Patience,
     env: Mapping[str, str] | None = None,
 ) -> Completed:
     """Run ``argv``, feed it ``stdin``, give each line of its stdout to ``on_line``.
 
-    ``timeout`` is in seconds, for the whole run. The child leads a process group of its own; the whole
-    group is killed on time-out, on an exception from ``on_line`` and on Ctrl-C. Raises ``OSError`` if the
-    program cannot be started.
+    The child leads a process group of its own; the whole group is killed when patience ends, on an
+    exception from ``on_line`` and on Ctrl-C. Raises ``OSError`` if the program cannot be started.
     """
     child = subprocess.Popen(
         list(argv),
@@ -61,38 +71,48 @@ def stream(
         env=None if env is None else dict(env),
         start_new_session=True,
     )
-    feeder = threading.Thread(target=_feed, args=(child, stdin), daemon=True)
+    over = threading.Event()
+    feeder = threading.Thread(target=_feed, args=(child, stdin, patience.beat, over), daemon=True)
     feeder.start()
     try:
-        timed_out, tail = _pump(child, on_line, time.monotonic() + timeout)
+        timed_out, tail = _pump(child, on_line, patience)
     finally:
+        over.set()
         _end(child)
+        feeder.join(1)
     return Completed(returncode=child.returncode, stderr=tail, timed_out=timed_out)
 
 
-def _feed(child: subprocess.Popen[bytes], data: bytes) -> None:
+def _feed(child: subprocess.Popen[bytes], data: bytes, beat: float, over: threading.Event) -> None:
     assert child.stdin is not None
-    with suppress(OSError):  # a child that ends early is told of by its return code
+    # A child that ends early is told of by its return code; a pipe closed under our hands is a ValueError.
+    with suppress(OSError, ValueError):
         child.stdin.write(data)
         child.stdin.flush()
+        while beat and not over.wait(beat):
+            child.stdin.write(b"\n")
+            child.stdin.flush()
 
 
 def _pump(
-    child: subprocess.Popen[bytes], on_line: Callable[[str], None], deadline: float
+    child: subprocess.Popen[bytes], on_line: Callable[[str], None], patience: Patience
 ) -> tuple[bool, str]:
-    """Read both pipes until both end or the deadline passes; returns (timed out, end of stderr)."""
+    """Read both pipes until both end or patience does; returns (timed out, end of stderr)."""
     assert child.stdout is not None
     assert child.stderr is not None
     pending = bytearray()
     tail: collections.deque[bytes] = collections.deque(maxlen=_STDERR_LINES)
     rest = b""
+    end = time.monotonic() + patience.whole
+    quiet = time.monotonic() + patience.silence
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
         selector.register(child.stderr, selectors.EVENT_READ)
         while selector.get_map():
-            ready = selector.select(max(0.0, deadline - time.monotonic()))
-            if not ready and time.monotonic() >= deadline:
+            ready = selector.select(max(0.0, min(end, quiet, time.monotonic() + 3600) - time.monotonic()))
+            if time.monotonic() >= min(end, quiet) and not ready:
                 return True, _text(tail, rest)
+            quiet = time.monotonic() + patience.silence
             for key, _ in ready:
                 data = os.read(key.fd, 1 << 16)
                 if not data:
@@ -104,7 +124,7 @@ def _pump(
                     tail.extend(line[-2000:] for line in whole)
                     rest = rest[-2000:]
     try:
-        child.wait(max(0.0, deadline - time.monotonic()))
+        child.wait(max(0.0, min(end - time.monotonic(), 3600)))
     except subprocess.TimeoutExpired:
         return True, _text(tail, rest)
     return False, _text(tail, rest)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from edgekit.devices.process import Completed
+    from edgekit.devices.process import Completed, Patience
 
 
 class Transport(Protocol):
     """One open connection to one device, with a private folder (mode 0700) there.
 
-    Paths on the device are relative to that folder's ``root``. Raises :class:`edgekit.errors.DeviceError`
-    when the connection, not the program, fails.
+    Raises :class:`edgekit.errors.DeviceError` when the connection, not the program, fails, and
+    :class:`edgekit.errors.LinkLostError` when it breaks in use: then :meth:`reopen` may mend it.
     """
 
     name: str
@@ -29,8 +29,13 @@ class Transport(Protocol):
         """The Python interpreter to run the agent with."""
         ...
 
+    @property
+    def remote(self) -> bool:
+        """Whether a link is between us and the device: then even a short job runs under the supervisor."""
+        ...
+
     def run(
-        self, argv: Sequence[str], *, stdin: bytes, on_line: Callable[[str], None], timeout: float
+        self, argv: Sequence[str], *, stdin: bytes, on_line: Callable[[str], None], patience: Patience
     ) -> Completed:
         """Run a program there; its stdin stays open until it ends, its stdout comes line by line."""
         ...
@@ -40,11 +45,12 @@ class Transport(Protocol):
         ...
 
     def get(self, name: str, target: Path) -> None:
-        """Fetch the file ``name`` from the private folder."""
+        """Fetch the file ``name`` from the private folder; it need not stay there."""
         ...
 
-    def facts(self) -> dict[str, Any]:
-        """Architecture, operating system, processors, memory: what a measurement is recorded with."""
+    def reopen(self) -> None:
+        """Connect again after a lost link. Raises :class:`~edgekit.errors.DeviceError` when the device is
+        not reachable, or was restarted meanwhile: then what was put there is gone."""
         ...
 
     def close(self) -> None:

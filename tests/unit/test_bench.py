@@ -55,13 +55,13 @@ def test_a_measurement_keeps_raw_samples_phases_and_facts(variant):
 
 def test_two_variants_are_interleaved(variant, monkeypatch):
     order = []
-    real = bench.run_job
+    real = bench.run_plan
 
-    def spy(transport, backend, argv, job, transcript, timeout):
-        order.append(Path(job["model"]).stem)
-        return real(transport, backend, argv, job, transcript, timeout)
+    def spy(transport, tasks, watch):
+        order.extend(Path(task.job["model"]).stem for task in tasks)
+        return real(transport, tasks, watch)
 
-    monkeypatch.setattr(bench, "run_job", spy)
+    monkeypatch.setattr(bench, "run_plan", spy)
     found = compare_artifacts(variant("good"), variant("int8x"), settings=replace(QUICK, processes=4))
     assert order == [{"A": "good", "B": "int8x"}[x] for x in "ABBABAAB"]
     assert len(found.first.samples) == len(found.second.samples) == 4

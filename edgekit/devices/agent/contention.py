@@ -8,6 +8,14 @@ import time
 from typing import Dict, Optional
 
 
+def usable_processors() -> int:
+    """How many processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
 def _pressure() -> Optional[int]:
     """Microseconds for which some task waited for a CPU (PSI, kernel documentation accounting/psi)."""
     try:

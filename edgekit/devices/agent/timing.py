@@ -12,8 +12,8 @@ import statistics
 import time
 from typing import Any, Callable, Dict, List
 
-from .contention import Contention
-from .worker import JobError, Worker, _describe, _milliseconds, usable_processors
+from .contention import Contention, usable_processors
+from .worker import JobError, Worker, _describe, _milliseconds
 
 
 def bench(worker: Worker, session: Any) -> None:

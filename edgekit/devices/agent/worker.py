@@ -20,6 +20,7 @@ from typing import Any, Dict
 
 from . import memory
 from .channel import Channel
+from .contention import usable_processors
 
 
 class JobError(Exception):
@@ -198,11 +199,3 @@ class Worker:
 
         array = results[spec["name"]]
         return arrays.dequantize(array, spec) if self.job.get("quantize") else array
-
-
-def usable_processors() -> int:
-    """How many processors this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1

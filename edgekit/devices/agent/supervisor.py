@@ -1,0 +1,263 @@
+"""Runs a plan of tasks on the device, each in a fresh process, and lets none of them outlive its host.
+
+The plan is one JSON line on stdin. After it the host sends a line now and then: its heartbeat. When stdin
+ends, when the heartbeat stays away or when a line says ``cancel``, the running process group is killed and
+the supervisor ends. Each task's outcome is appended to a journal before it is sent, so that after a broken
+link the same plan, sent again, gives what was measured already and goes on from there.
+
+Plan: ``tasks`` (``id``, ``argv``, ``job``, ``timeout`` in seconds), ``journal`` (a path), ``heartbeat``
+(seconds without a sign of life after which the host counts as gone), ``lock`` (who asks, or null: no lock),
+``state_s`` (seconds between two looks at the device's state, 0: none).
+
+Events: ``busy`` (and who holds the device), ``started``, ``line`` (one of the task's own events), ``ended``,
+``state``, ``beat``, ``bye`` (last; its ``why`` is done, cancelled, host-gone or heartbeat-lost).
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import Any, Deque, Dict, Iterator, List, Optional, Tuple
+
+from . import lock, state
+from .channel import Channel, encode
+
+_BEAT_S = 2.0
+_MAX_LINE = 64 * 1024 * 1024
+
+
+def main() -> int:
+    """Read the plan, do it."""
+    channel = Channel()
+    plan, rest = _first_line()
+    if plan is None:
+        return 2
+    held = None
+    if plan.get("lock"):
+        held = lock.acquire(plan["lock"])
+        if held is None:
+            channel.send("busy", holder=lock.holder())
+            return 4
+    try:
+        why = Supervisor(channel, plan, rest).work()
+    finally:
+        if held is not None:
+            held.release()
+    channel.send("bye", why=why)
+    return 0 if why == "done" else 3
+
+
+def _first_line() -> Tuple[Optional[Dict[str, Any]], bytes]:
+    """The plan, and what was read beyond it. The raw descriptor, since select() must see the rest."""
+    data = b""
+    while b"\n" not in data:
+        part = os.read(0, 65536)
+        if not part or len(data) > _MAX_LINE:
+            return None, b""
+        data += part
+    line, rest = data.split(b"\n", 1)
+    return json.loads(line.decode("utf-8")), rest
+
+
+class HostLostError(Exception):
+    """Nobody waits for the answer any more; the message says how that was noticed."""
+
+
+class Host:
+    """The host's end of stdin: alive while it sends lines."""
+
+    def __init__(self, patience: float, rest: bytes) -> None:
+        self._patience = patience
+        self._last = time.monotonic()
+        self._pending = rest
+
+    def look(self, ready: bool) -> None:
+        """Take what has come; raises :class:`HostLostError` at the end, at a cancel, or after too long a silence."""
+        if ready:
+            data = os.read(0, 65536)
+            if not data:
+                raise HostLostError("host-gone")
+            self._last = time.monotonic()
+            self._pending += data
+        *lines, self._pending = self._pending.split(b"\n")
+        if any(b"cancel" in line for line in lines):
+            raise HostLostError("cancelled")
+        if time.monotonic() - self._last > self._patience:
+            raise HostLostError("heartbeat-lost")
+
+
+class Supervisor:
+    """The plan's way through its tasks."""
+
+    def __init__(self, channel: Channel, plan: Dict[str, Any], rest: bytes) -> None:
+        self.channel = channel
+        self.plan = plan
+        self.host = Host(float(plan["heartbeat"]), rest)
+        self._stop = threading.Event()
+
+    def work(self) -> str:
+        """Run what the journal does not have yet; returns why it ended."""
+        done = self._replay()
+        for target in (self._beat, self._watch):
+            threading.Thread(target=target, daemon=True).start()
+        try:
+            for task in self.plan["tasks"]:
+                if task["id"] not in done:
+                    self._task(task)
+        except HostLostError as gone:
+            return str(gone)
+        finally:
+            self._stop.set()
+        return "done"
+
+    def _replay(self) -> List[str]:
+        """Send the journal's outcomes again; returns which tasks they are of."""
+        done = []
+        for entry in read_journal(self.plan["journal"]):
+            self.channel.send("started", id=entry["id"], replayed=True)
+            for line in entry["lines"]:
+                self.channel.send("line", id=entry["id"], line=line)
+            self.channel.send("ended", id=entry["id"], **entry["ended"])
+            done.append(entry["id"])
+        return done
+
+    def _beat(self) -> None:
+        while not self._stop.wait(_BEAT_S):
+            with suppress(OSError):  # a dead link: the host's silence will tell
+                self.channel.send("beat")
+
+    def _watch(self) -> None:
+        pause = float(self.plan.get("state_s") or 0)
+        while pause and not self._stop.is_set():
+            with suppress(OSError):
+                self.channel.send("state", state=state.sample())
+            self._stop.wait(pause)
+
+    def _task(self, task: Dict[str, Any]) -> None:
+        self._say("started", id=task["id"], replayed=False)
+        child = Child(task)
+        try:
+            for line in child.lines(self.host):
+                self._say("line", id=task["id"], line=line)
+        finally:
+            child.end()
+        outcome = {
+            "returncode": child.process.returncode,
+            "stderr": child.tail(),
+            "timed_out": child.timed_out,
+        }
+        append_journal(self.plan["journal"], {"id": task["id"], "lines": child.kept, "ended": outcome})
+        self._say("ended", id=task["id"], **outcome)
+
+    def _say(self, event: str, **fields: Any) -> None:
+        """Send, and carry on if the link is dead: the journal has it, and the host's silence will end us."""
+        with suppress(OSError):
+            self.channel.send(event, **fields)
+
+
+class Child:
+    """One task's process: its lines, the end of its stderr, its time limit."""
+
+    def __init__(self, task: Dict[str, Any]) -> None:
+        self.timed_out = False
+        self._closed = False
+        self.kept: List[str] = []
+        self._deadline = time.monotonic() + float(task["timeout"])
+        self._stderr: Deque[bytes] = collections.deque(maxlen=40)
+        self._buffers = {"out": b"", "err": b""}
+        self.process = subprocess.Popen(
+            [sys.executable if word == "{python}" else word for word in task["argv"]],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self.process.stdin is not None
+        with suppress(OSError):  # a child that ended at once is told of by its return code
+            self.process.stdin.write(encode(task["job"]).encode("utf-8") + b"\n")
+            self.process.stdin.flush()
+
+    def lines(self, host: Host) -> Iterator[str]:
+        """Lines of its stdout until it ends or its time is up; the host is looked at all the while."""
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        pipes = {self.process.stdout.fileno(): "out", self.process.stderr.fileno(): "err"}
+        while pipes:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                self.timed_out = True
+                return
+            ready, _, _ = select.select([0, *pipes], [], [], min(left, 0.5))
+            host.look(0 in ready)
+            for descriptor in ready:
+                if descriptor == 0:
+                    continue
+                data = os.read(descriptor, 1 << 16)
+                if not data:
+                    del pipes[descriptor]
+                    continue
+                for line in self._split(pipes[descriptor], data):
+                    self.kept.append(line)
+                    yield line
+        self._closed = True
+
+    def _split(self, pipe: str, data: bytes) -> List[str]:
+        *whole, self._buffers[pipe] = (self._buffers[pipe] + data).split(b"\n")
+        if pipe == "err":
+            self._stderr.extend(line[-2000:] for line in whole)
+            self._buffers[pipe] = self._buffers[pipe][-2000:]
+            return []
+        if len(self._buffers[pipe]) > _MAX_LINE:
+            raise ValueError("the task wrote a line of more than 64 MiB")
+        return [line.decode("utf-8", "replace") for line in whole]
+
+    def tail(self) -> str:
+        """The last lines of its stderr."""
+        return b"\n".join([*self._stderr, self._buffers["err"]]).decode("utf-8", "replace").strip()
+
+    def end(self) -> None:
+        """No process of the group is left. One that has closed its pipes gets a moment to end by itself."""
+        if self._closed:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(2.0)
+        with suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            with suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
+
+
+def append_journal(path: str, entry: Dict[str, Any]) -> None:
+    """One line, on the disk before this returns; a line that was cut short before stays a line of its own."""
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(encode(entry).encode("utf-8") + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_journal(path: str) -> List[Dict[str, Any]]:
+    """Its whole entries; a last line that was cut short is no entry."""
+    found: List[Dict[str, Any]] = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                if line.endswith("\n"):
+                    with suppress(ValueError):
+                        found.append(json.loads(line))
+    except OSError:
+        return []
+    return found

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import onnx_ir as ir
-
 from edgekit import graph as graphs
 from edgekit.calibrate import Calibration
 from edgekit.errors import CalibrationRequiredError, UnsupportedError
-from edgekit.quantize.blocks import name_nodes
+from edgekit.quantize import prepare
 from edgekit.quantize.options import NodeReport, QuantizeOptions, QuantizeReport
 from edgekit.quantize.place import place
 from edgekit.quantize.plan import Plan, make_plan
@@ -47,8 +45,9 @@ def quantize(
     _check(scheme, target)
     if options.method == "auto":
         options = dataclasses.replace(options, method="mse")
-    ir_model = _prepare(model, scheme, options)
     rules = table(scheme.rules)
+    ir_model = prepare.load(model, _needed_opset(scheme, options))
+    calibration = prepare.spell_pooling(ir_model.graph, rules, calibration)
     plan = make_plan(ir_model.graph, calibration, scheme, rules, options)
     report = _report(plan, options)
     bits = min(_WEIGHT_BITS[scheme.weight], options.weight_bits)
@@ -69,29 +68,9 @@ def _check(scheme: Scheme, target: Target) -> None:
         )
 
 
-def _prepare(model: OnnxModel, scheme: Scheme, options: QuantizeOptions) -> ir.Model:
-    """The model in an opset that has the Q/DQ operators needed, its constants as initializers."""
-    from onnx_ir.passes.common import LiftConstantsToInitializersPass
-
-    ir_model = graphs.load(model.path)
-    needed = 21 if scheme.activation == "int16" or options.int16 or scheme.weight == "int4" else 13
-    if model.opset < needed:
-        ir_model = _convert(ir_model, needed)
-    LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(ir_model)
-    name_nodes(ir_model.graph)
-    return ir_model
-
-
-def _convert(model: ir.Model, opset: int) -> ir.Model:
-    from onnxscript import version_converter
-
-    version_converter.convert_version(model, opset, fallback=True)
-    if model.opset_imports[""] < opset:
-        raise UnsupportedError(
-            f"the model is in ONNX opset {model.opset_imports['']} and cannot be converted to {opset}",
-            hint=f"export it with opset {opset} or newer",
-        )
-    return model
+def _needed_opset(scheme: Scheme, options: QuantizeOptions) -> int:
+    """Q/DQ with a scale a channel came with opset 13, INT16 and INT4 with 21."""
+    return 21 if scheme.activation == "int16" or options.int16 or scheme.weight == "int4" else 13
 
 
 def _report(plan: Plan, options: QuantizeOptions) -> QuantizeReport:

@@ -157,8 +157,8 @@ class _Placer:
         plan = self.plan
         plan.own[new] = plan.own.pop(old)
         if old in plan.stored:
-            plan.stored.discard(old)
-            plan.stored.add(new)
+            del plan.stored[old]
+            plan.stored[new] = None
         for block, value in tuple(plan.edges):
             if value is old:
                 plan.edges[block, new] = plan.edges.pop((block, old))

@@ -24,14 +24,15 @@ Edge = tuple[Block, ir.Value]
 @dataclass(kw_only=True)
 class Plan:
     """The decisions. ``reasons``: why a block stays float. ``own``: how a tensor is stored. ``edges``: what
-    a quantized block reads an input as, where it is not ``own``'s. ``raw``: inputs that a quantized block
+    a quantized block reads an input as, where it is not ``own``'s. ``stored``: tensors that every reader gets
+    from integers (a set that keeps its order: names of new nodes depend on it). ``raw``: inputs that a quantized block
     reads unquantized (fused additions) or already quantized (behind operators that move values)."""
 
     blocks: list[Block]
     reasons: dict[Block, str]
     dtypes: dict[Block, str]
     own: dict[ir.Value, Affine] = field(default_factory=dict)
-    stored: set[ir.Value] = field(default_factory=set)
+    stored: dict[ir.Value, None] = field(default_factory=dict)
     edges: dict[Edge, Affine] = field(default_factory=dict)
     raw: set[Edge] = field(default_factory=set)
 
@@ -149,7 +150,7 @@ class _Planner:
             plan.dtypes[block] = self._dtype_before(plan, block)
             self.groups.join([*block.activations, *block.outputs])
         if rule.writes or (rule.moves and self.rules.requantize_moves):
-            plan.stored.update(block.outputs)
+            plan.stored.update(dict.fromkeys(block.outputs))
 
     def _dtype_before(self, plan: Plan, block: Block) -> str:
         source = self.producer.get(block.activations[0])

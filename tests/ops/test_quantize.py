@@ -1,0 +1,231 @@
+"""Quantized graphs on the real runtimes: what they fuse, what stays float, and how near the result is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+from quantize_support import SCHEMES, Items, attention, operators, residual, snr, target
+
+from edgekit import graph
+from edgekit.calibrate import METHODS, Calibration, calibrate
+from edgekit.errors import CalibrationRequiredError, UnknownNameError, UnsupportedError
+from edgekit.quantize import QuantizeOptions, QuantizeReport, quantize
+from edgekit.types import OnnxModel
+
+Network = tuple[OnnxModel, Items, Calibration]
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory: pytest.TempPathFactory) -> Network:
+    folder = tmp_path_factory.mktemp("residual")
+    model, items = residual(folder)
+    return model, items, calibrate(model, items, out=folder / "calibration")
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> Network:
+    folder = tmp_path_factory.mktemp("attention")
+    model, items = attention(folder)
+    return model, items, calibrate(model, items, out=folder / "calibration")
+
+
+def run(path: Path, items: Items, *, optimized: bool = True) -> np.ndarray:
+    session = graph.session(path, optimized=optimized)
+    return np.concatenate([session.run(None, dict(s.inputs))[0] for s in items])
+
+
+def kernels(path: Path, folder: Path) -> Counter[str]:
+    """What ONNX Runtime makes of a model."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    onnxruntime.InferenceSession(str(path), options)
+    return operators(folder / "optimized.onnx")
+
+
+def quantized(
+    network: Network, name: str, folder: Path, options: QuantizeOptions | None = None, **changes: object
+) -> tuple[OnnxModel, QuantizeReport]:
+    return quantize(
+        network[0], network[2], target(name, **changes), options or QuantizeOptions(), folder / f"{name}.onnx"
+    )
+
+
+@pytest.mark.parametrize(("name", "least"), [(n, 40 if n == "tflite-int16" else 28) for n in SCHEMES])
+@pytest.mark.parametrize("which", ["vision", "language"])
+def test_every_scheme_computes_almost_the_same(name, least, which, request, tmp_path) -> None:
+    network: Network = request.getfixturevalue(which)
+    model, report = quantized(network, name, tmp_path)
+    onnx.checker.check_model(onnx.load(model.path), full_check=True)
+    reference = run(network[0].path, network[1])
+    assert snr(reference, run(model.path, network[1], optimized=False)) > least
+    assert report.share == 1.0
+    assert [o.name for o in model.outputs] == [o.name for o in network[0].outputs]
+    assert model.inputs == network[0].inputs
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_serves(vision: Network, tmp_path: Path, method: str) -> None:
+    model, report = quantized(vision, "ort", tmp_path, QuantizeOptions(method=method))
+    assert report.method == method
+    assert snr(run(vision[0].path, vision[1]), run(model.path, vision[1])) > 20
+
+
+def test_onnxruntime_fuses_everything(vision: Network, tmp_path: Path) -> None:
+    model, _ = quantized(vision, "ort", tmp_path)
+    fused = kernels(model.path, tmp_path)
+    float_convolutions = sum(n for op, n in fused.items() if op in ("Conv", "FusedConv", "Gemm", "FusedGemm"))
+    assert fused["QLinearConv"] == operators(vision[0].path)["Conv"]
+    assert float_convolutions == 0
+    assert fused["QGemm"] == 1
+    assert fused["QLinearAdd"] == 2
+    assert fused["QLinearMul"] == fused["QLinearSigmoid"] == fused["QLinearConcat"] == 1
+    assert fused["Relu"] == fused["Clip"] == 0
+    assert (fused["QuantizeLinear"], fused["DequantizeLinear"]) == (
+        1,
+        0,
+    )  # the graph input; QGemm writes float
+    assert snr(run(vision[0].path, vision[1]), run(model.path, vision[1])) > 28
+
+
+def test_onnxruntime_multiplies_integers_in_transformers(language: Network, tmp_path: Path) -> None:
+    model, _ = quantized(language, "ort", tmp_path)
+    fused = kernels(model.path, tmp_path)
+    assert fused["MatMul"] == fused["Gemm"] == fused["FusedMatMul"] == fused["FusedGemm"] == 0
+    assert sum(fused[op] for op in ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm")) == 8
+
+
+def test_openvino_runs_integers(vision: Network, language: Network, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    for network in (vision, language):
+        model, _ = quantized(network, "openvino", tmp_path)
+        compiled = openvino.Core().compile_model(str(model.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        kinds = Counter()
+        for op in compiled.get_runtime_model().get_ordered_ops():
+            info = op.get_rt_info()
+            if info["layerType"].value in ("Convolution", "FullyConnected", "MatMul"):
+                kinds[info["runtimePrecision"].value] += 1
+        assert set(kinds) <= {"u8", "i8"}, kinds
+        got = np.concatenate([compiled(dict(s.inputs))[0] for s in network[1]])
+        assert snr(run(network[0].path, network[1]), got) > 28
+
+
+def test_tensorrt_builds(vision: Network, language: Network, tmp_path: Path) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    logger = trt.Logger(trt.Logger.ERROR)
+    for network in (vision, language):
+        model, _ = quantized(network, "tensorrt", tmp_path)
+        builder = trt.Builder(logger)
+        net = builder.create_network(0)
+        parser = trt.OnnxParser(net, logger)
+        assert parser.parse_from_file(str(model.path)), [
+            str(parser.get_error(i)) for i in range(parser.num_errors)
+        ]
+        config = builder.create_builder_config()
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+        assert builder.build_serialized_network(net, config) is not None
+
+
+def initializers(path: Path) -> dict[str, np.ndarray]:
+    return {i.name: numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
+
+
+@pytest.mark.parametrize("name", list(SCHEMES))
+def test_weights_and_biases_are_stored_as_the_scheme_says(vision: Network, tmp_path: Path, name: str) -> None:
+    model, _ = quantized(vision, name, tmp_path)
+    proto = onnx.load(model.path)
+    arrays = initializers(model.path)
+    producer = {o: n for n in proto.graph.node for o in n.output}
+    convolutions = [n for n in proto.graph.node if n.op_type == "Conv"]
+    assert convolutions
+    for node in convolutions:
+        data, weight, bias = (producer.get(i) for i in node.input)
+        assert weight.op_type == "DequantizeLinear"
+        values, scale, zero = (arrays[i] for i in weight.input)
+        assert values.dtype == np.int8
+        assert values.min() >= -127
+        assert scale.shape == (values.shape[0],)
+        assert not zero.any()
+        if SCHEMES[name].bias == "float32":
+            assert bias is None
+            assert arrays[node.input[2]].dtype == np.float32
+            continue
+        assert bias.op_type == "DequantizeLinear"
+        assert arrays[bias.input[0]].dtype == np.int32
+        np.testing.assert_allclose(arrays[bias.input[1]], arrays[data.input[1]] * scale, rtol=1e-6)
+
+
+def test_tflite_has_fixed_and_shared_scales(vision: Network, tmp_path: Path) -> None:
+    model, report = quantized(vision, "tflite", tmp_path)
+    assert not [n for n in report.floats if n.op not in ("Constant",)]
+    proto, arrays = onnx.load(model.path), initializers(model.path)
+    producer = {o: n for n in proto.graph.node for o in n.output}
+    readers = {i: n for n in proto.graph.node for i in n.input}
+
+    def parameters(node: onnx.NodeProto) -> tuple[float, int]:
+        return float(arrays[node.input[1]]), int(arrays[node.input[2]])
+
+    for node in proto.graph.node:
+        if node.op_type == "Sigmoid":
+            assert parameters(readers[node.output[0]]) == (1 / 256, -128)
+        if node.op_type in ("Concat", "MaxPool", "Reshape", "Flatten"):
+            scales = {parameters(producer[i]) for i in node.input if i in producer}
+            assert scales == {parameters(readers[node.output[0]])}
+
+
+def test_a_shared_activation_is_quantized_once(vision: Network, tmp_path: Path) -> None:
+    for name in ("ort", "tflite"):
+        model, _ = quantized(vision, name, tmp_path)
+        read = [n.input[0] for n in onnx.load(model.path).graph.node if n.op_type == "QuantizeLinear"]
+        assert len(read) == len(set(read))
+
+
+def test_excluded_nodes_stay_float_and_say_so(vision: Network, tmp_path: Path) -> None:
+    _, plain = quantized(vision, "ort", tmp_path)
+    heaviest = max(plain.quantized, key=lambda n: n.macs)
+    model, report = quantized(vision, "ort", tmp_path, QuantizeOptions(exclude=(heaviest.node, "Gemm")))
+    stayed = {n.node: n.reason for n in report.floats}
+    assert "excluded by" in stayed[heaviest.node]
+    assert kernels(model.path, tmp_path)["QGemm"] == 0
+    assert report.share < plain.share
+    module = next(n.module_path for n in plain.quantized if n.module_path.startswith("stem"))
+    _, by_module = quantized(vision, "ort", tmp_path, QuantizeOptions(exclude=(module.split(".")[0],)))
+    assert any(n.module_path == module for n in by_module.floats)
+
+
+def test_layers_may_have_int16_activations(vision: Network, tmp_path: Path) -> None:
+    model, report = quantized(vision, "tflite", tmp_path, QuantizeOptions(int16=("Gemm",)))
+    assert {n.activation for n in report.quantized if n.op == "Gemm"} == {"int16"}
+    assert model.opset >= 21
+    assert snr(run(vision[0].path, vision[1]), run(model.path, vision[1], optimized=False)) > 28
+
+
+def test_what_cannot_be_meant_is_refused(vision: Network, tmp_path: Path) -> None:
+    model, _, calibration = vision
+    with pytest.raises(UnknownNameError, match="Gem"):
+        quantize(model, calibration, target("ort"), QuantizeOptions(exclude=("Gem",)), tmp_path / "m.onnx")
+    with pytest.raises(CalibrationRequiredError, match="needs calibration"):
+        quantize(model, None, target("ort"), QuantizeOptions(), tmp_path / "m.onnx")
+    with pytest.raises(UnsupportedError, match="int3"):
+        quantize(model, calibration, target("ort", weight="int3"), QuantizeOptions(), tmp_path / "m.onnx")
+    with pytest.raises(UnknownNameError, match="rules"):
+        quantize(model, calibration, target("ort", rules="onnx"), QuantizeOptions(), tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_the_same_input_gives_the_same_bytes(vision: Network, tmp_path: Path) -> None:
+    paths = [quantized(vision, "tflite", tmp_path / n)[0].path for n in "ab"]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_reasons_name_the_mask(language: Network, tmp_path: Path) -> None:
+    _, report = quantized(language, "tflite", tmp_path)
+    assert any("mask" in n.reason for n in report.floats)

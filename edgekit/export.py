@@ -18,6 +18,7 @@ import torch
 from edgekit import graph
 from edgekit.errors import ExportError
 from edgekit.nested import call, unwrap
+from edgekit.store import disk_is_full
 from edgekit.types import OnnxModel, TorchModel
 
 if TYPE_CHECKING:
@@ -87,7 +88,10 @@ def export_with_report(model: TorchModel, out: Path, *, opset: int = OPSET) -> t
             error, checked, notes = compare(model, written)
         except (KeyboardInterrupt, MemoryError):
             raise
-        except Exception as failure:  # noqa: BLE001 - exporters raise anything; all of it goes into the account
+        except Exception as failure:
+            if disk_is_full(failure):
+                raise
+            # Exporters raise anything; all of it goes into the account.
             attempts.append(Attempt(strategy=strategy, error=_first_line(failure)))
             first = first or failure
             continue
@@ -113,7 +117,8 @@ def _reference(model: TorchModel) -> dict[str, torch.Tensor]:
         return call(model.module, model.example_inputs)
     except Exception as error:
         raise ExportError(
-            f"the module raised on its example inputs: {_first_line(error)}", hint="fix forward or the example inputs"
+            f"the module raised on its example inputs: {_first_line(error)}",
+            hint="fix forward or the example inputs",
         ) from error
 
 
@@ -273,7 +278,11 @@ def _without(prefix: str, scopes: str) -> str:
     import ast
 
     outer = prefix.rstrip(".")
-    kept = [s.removeprefix(prefix) for s in ast.literal_eval(scopes) if s and not (outer + ".").startswith(s + ".")]
+    kept = [
+        s.removeprefix(prefix)
+        for s in ast.literal_eval(scopes)
+        if s and not (outer + ".").startswith(s + ".")
+    ]
     return repr(["", *kept])
 
 
@@ -298,7 +307,9 @@ def compare(model: TorchModel, exported: OnnxModel) -> tuple[float, int, tuple[s
             notes.append(f"the module does not take {which}: {_first_line(error)}")
             continue
         if not all(_same(a, b) for a, b in zip(expected.values(), again.values(), strict=True)):
-            notes.append("the module gives different outputs for one input (it draws random numbers): not compared")
+            notes.append(
+                "the module gives different outputs for one input (it draws random numbers): not compared"
+            )
             break
         if which != _EXAMPLE and not _finite(expected):
             notes.append(f"the module overflows on {which}: not compared")
@@ -320,7 +331,9 @@ def _run(session: Any, inputs: Mapping[str, torch.Tensor], which: str) -> dict[s
     try:
         return graph.run(session, {k: v.detach().numpy() for k, v in inputs.items()})
     except Exception as error:
-        raise ExportError(f"the ONNX fails on {which}: {_first_line(error)}", hint="the module takes them") from error
+        raise ExportError(
+            f"the ONNX fails on {which}: {_first_line(error)}", hint="the module takes them"
+        ) from error
 
 
 _EXAMPLE = "the example inputs"
@@ -331,9 +344,14 @@ def _inputs(model: TorchModel) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     yield _EXAMPLE, {k: v.clone() for k, v in model.example_inputs.items()}
     for seed in range(1, _RANDOM_INPUTS + 1):
         generator = torch.Generator().manual_seed(seed)
-        yield f"random inputs (seed {seed})", {k: _random_like(v, generator) for k, v in model.example_inputs.items()}
+        yield (
+            f"random inputs (seed {seed})",
+            {k: _random_like(v, generator) for k, v in model.example_inputs.items()},
+        )
     sizes = _sizes(model)
-    for variant in ({n: s + 1 + i for i, (n, s) in enumerate(sizes.items())}, {n: max(1, s - 1) for n, s in sizes.items()}):
+    larger = {name: size + 1 + i for i, (name, size) in enumerate(sizes.items())}
+    smaller = {name: max(1, size - 1) for name, size in sizes.items()}
+    for variant in (larger, smaller):
         if variant != sizes:
             said = ", ".join(f"{n} = {s}" for n, s in variant.items())
             yield f"inputs with {said}", _resized(model, variant)
@@ -432,7 +450,9 @@ def _culprit(model: TorchModel, error: BaseException) -> tuple[str, str]:
         link = link.__cause__ or link.__context__
     text = "\n".join(chain)
     operator = re.search(r"(?:aten|prims|quantized|torchvision|[a-z_]\w*)(?:::|\.ops\.)[\w:.]+", text)
-    operators = [m for m in re.findall(r"\b([a-z]\w*::\w+(?:\.\w+)?)", text) if not m.startswith(("std::", "c10::"))]
+    operators = [
+        m for m in re.findall(r"\b([a-z]\w*::\w+(?:\.\w+)?)", text) if not m.startswith(("std::", "c10::"))
+    ]
     name = operators[0] if operators else (operator.group(0) if operator else "")
     inner = unwrap(model.module)[0]
     known = {n for n, _ in inner.named_modules() if n}

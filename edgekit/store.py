@@ -8,19 +8,20 @@ an interrupted step leaves nothing behind that a later run would take for a resu
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from edgekit.errors import UsageError
+from edgekit.errors import EdgekitError, UsageError
 from edgekit.structure import to_builtins
 
 RECORD = "step.json"
@@ -106,28 +107,49 @@ class Store:
 
 
 @contextlib.contextmanager
-def scratch(parent: Path) -> Any:
-    """A private directory under ``parent``, removed at the end unless it was renamed away."""
+def scratch(parent: Path) -> Iterator[Path]:
+    """A private directory under ``parent``, removed at the end unless it was renamed away.
+
+    Raises :class:`UsageError` when it cannot be made, or when the disk is full (or a quota or file-size
+    limit reached) while the block runs, whatever the code inside made of that.
+    """
     try:
         parent.mkdir(parents=True, exist_ok=True)
         work = parent / f".part-{os.getpid()}-{secrets.token_hex(4)}"
         work.mkdir(mode=0o700)
     except OSError as e:
-        raise UsageError(
-            f"cannot write to {parent}: {e.strerror}",
-            hint="free some space, or name another folder (--out; the cache is set by EDGEKIT_CACHE)",
-        ) from e
+        raise _unwritable(parent, e) from e
     try:
         yield work
     except OSError as e:
-        if e.errno is None or e.filename is None or not str(e.filename).startswith(str(work)):
+        if not disk_is_full(e):
             raise
-        raise UsageError(
-            f"cannot write to {parent}: {e.strerror}",
-            hint="free some space, or name another folder (--out; the cache is set by EDGEKIT_CACHE)",
-        ) from e
+        raise _unwritable(parent, e) from e
+    except EdgekitError:
+        raise
+    except Exception as e:
+        if shutil.disk_usage(parent).free > _ALMOST_NOTHING:
+            raise
+        raise _unwritable(parent, e) from e
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether this is the operating system's word that nothing more can be written."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_ALMOST_NOTHING = 1 << 20
+
+
+def _unwritable(parent: Path, error: Exception) -> UsageError:
+    why = getattr(error, "strerror", None) or "the disk is full"
+    return UsageError(
+        f"cannot write to {parent}: {why}",
+        hint="free some space, or name another folder (--out; the cache is set by EDGEKIT_CACHE)",
+    )
 
 
 def publish(work: Path, final: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -84,5 +85,9 @@ def not_a_number() -> Iterator[np.ndarray]:
     yield np.full((1, 8), np.nan, np.float32)
 
 
-def read_marker() -> str:
-    return os.environ.get("EDGEKIT_TEST_MARKER", "")
+def slow() -> Iterator[np.ndarray]:
+    """As long as the environment says, in all; at once by default."""
+    rows = list(_rows())
+    for row in rows:
+        time.sleep(float(os.environ.get("EDGEKIT_TEST_SLOW", "0")) / len(rows))
+        yield row

@@ -19,6 +19,7 @@ from backend_models import (
 
 from edgekit import catalog, graph
 from edgekit.backends import onnxruntime as backend
+from edgekit.backends.onnxruntime.ortformat import canonical
 from edgekit.errors import UnsupportedOperatorsError
 
 IMAGE = {"x": np.random.default_rng(1).standard_normal((1, 3, 16, 16), dtype=np.float32)}
@@ -147,3 +148,16 @@ def test_the_mobile_format_runs_and_answers_the_same(tmp_path):
     ]
     np.testing.assert_allclose(*answers, rtol=1e-4, atol=1e-5)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.onnx", "model.ort"]
+
+
+@pytest.mark.parametrize("make", [conv_net, attention])
+def test_the_mobile_format_has_the_same_bytes_though_the_runtime_writes_others(tmp_path, make):
+    model = make(tmp_path / "m.onnx")
+    first = digests(lowered(model, "ort-fp32", tmp_path / "a", ort_format=True), tmp_path / "a")
+    assert first == digests(lowered(model, "ort-fp32", tmp_path / "b", ort_format=True), tmp_path / "b")
+    assert canonical(first[1]) == first[1]
+
+
+def test_what_is_not_in_the_mobile_format_is_refused():
+    with pytest.raises(ValueError, match="ORT format"):
+        canonical(b"\x00" * 64)

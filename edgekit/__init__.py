@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from edgekit.build import build as build
+    from edgekit.pipeline import build as build
     from edgekit.types import TorchModel as TorchModel
 
 _LAZY = {
-    "build": "edgekit.build",
+    "build": "edgekit.pipeline",
     "Artifact": "edgekit.manifest",
     "Manifest": "edgekit.manifest",
     "EdgekitError": "edgekit.errors",

@@ -1,4 +1,4 @@
-"""The stages of a build, each behind the cache. :mod:`edgekit.build` calls them in order.
+"""The stages of a build, each behind the cache. :mod:`edgekit.pipeline` calls them in order.
 
 A stage is a key (name, inputs by sha256, options, versions of what runs it) and a function that fills a
 directory. Heavy libraries are imported inside these functions only: when every stage is cached, none is.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from edgekit.build import Outcome, Request
+    from edgekit.pipeline import Outcome, Request
     from edgekit.config import Options
 
 
@@ -47,7 +47,7 @@ def build(
     what does not pass its gates ends in DIR/<target>.failed and a non-zero exit.
     """
     from edgekit import config
-    from edgekit.build import check, run
+    from edgekit.pipeline import check, run
     from edgekit.cli._output import progress
     from edgekit.stages import Workshop
     from edgekit.store import Store
@@ -67,7 +67,7 @@ def build(
 
 def _request(source: str, options: Options) -> Request:
     from edgekit import catalog
-    from edgekit.build import Request
+    from edgekit.pipeline import Request
     from edgekit.load import parse
 
     return Request(
@@ -105,7 +105,7 @@ def _plan(request: Request, as_json: bool) -> None:
 
 
 def _finish(outcomes: tuple[Outcome, ...], options: Options, as_json: bool) -> None:
-    from edgekit.build import failure
+    from edgekit.pipeline import failure
     from edgekit.cli._output import print_json, show_error, summary
 
     errors = [(o, failure(o, options)) for o in outcomes]

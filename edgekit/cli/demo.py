@@ -18,7 +18,7 @@ def demo(target: str, out: str) -> None:
     """
     from edgekit import catalog, config, plugins
     from edgekit.bench import BenchSettings
-    from edgekit.build import Request, failure, run
+    from edgekit.pipeline import Request, failure, run
     from edgekit.cli._output import progress, show_error, summary
     from edgekit.errors import SourceError
     from edgekit.load import parse

@@ -40,7 +40,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_run_continues(root, tmp
     assert "interrupted" in err
     assert "Traceback" not in err
     assert not out.exists() or files(out) == []
-    assert [p for p in cache.rglob(".part-*")] == []
+    assert list(cache.rglob(".part-*")) == []
     before = {p: p.stat().st_mtime_ns for p in cache.glob("steps/export/*/step.json")}
     result = edgekit(*argv(root, out)[3:], env={"EDGEKIT_CACHE": str(cache)})
     assert result.code == 0, result.err

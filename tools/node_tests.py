@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,6 +149,8 @@ def _different(actual: np.ndarray, expected: np.ndarray, rtol: float, atol: floa
     if expected.dtype.kind not in "fV" and actual.dtype.kind != "f":
         unequal = int((actual != expected.astype(actual.dtype)).sum())
         return f"{unequal} of {expected.size} differ" if unequal else ""
+    if expected.dtype.itemsize == 2:
+        rtol = max(rtol, 2 * float(ml_dtypes.finfo(expected.dtype).eps))  # computed in float32, rounded once
     a, e = actual.astype(np.float64), expected.astype(np.float64)
     near = np.isclose(a, e, rtol=rtol, atol=max(atol, 1e-6), equal_nan=True)
     return (

@@ -19,10 +19,12 @@ from edgekit.backends.tflite.view import View
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A function's body as a graph: its inputs are the node's present inputs, in order."""
+    """A function's body as a graph. Its inputs are the node's present inputs, in order; its outputs are the
+    node's outputs at ``outputs``: those that somebody wants and that the function computes."""
 
     graph: ir.Graph
     opsets: dict[str, int]
+    outputs: tuple[int, ...]
 
 
 def expand(node: ir.Node, views: Sequence[View | None], opset: int) -> Body | None:
@@ -47,9 +49,11 @@ def expand(node: ir.Node, views: Sequence[View | None], opset: int) -> Body | No
         for name, kind in zip(function.input, types, strict=False)
         if name in present
     ]
-    outputs = [helper.make_value_info(name, TypeProto()) for name in function.output]
+    made = {name for n in nodes for name in n.output}
+    wanted = [i for i, o in enumerate(node.outputs) if o.name and function.output[i] in made]
+    outputs = [helper.make_value_info(function.output[i], TypeProto()) for i in wanted]
     graph = ir.serde.deserialize_graph(helper.make_graph(nodes, node.op_type, inputs, outputs))
-    return Body(graph, {i.domain: i.version for i in function.opset_import})
+    return Body(graph, {i.domain: i.version for i in function.opset_import}, tuple(wanted))
 
 
 def _function(

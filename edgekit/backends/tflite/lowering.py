@@ -66,7 +66,9 @@ class Lowering:
             raise Refusal("its body contains operators that cannot be expressed (listed above)")
         return [self.view(v) for v in graph.outputs]
 
-    def nested(self, name: str, graph: ir.Graph, like: Sequence[Tensor], captured: Sequence[ir.Value] = ()) -> int:
+    def nested(
+        self, name: str, graph: ir.Graph, like: Sequence[Tensor], captured: Sequence[ir.Value] = ()
+    ) -> int:
         """Lower a subgraph into a TFLite subgraph of its own (the body of a WHILE, a branch of an IF).
 
         ``like`` gives the shapes and types of the subgraph's inputs. TFLite subgraphs see nothing of the
@@ -179,9 +181,12 @@ class Lowering:
         self.opsets = opsets | body.opsets
         self.builder.opset = self.opsets.get("", opset)
         try:
-            return self.inline(body.graph, [v for v in floats if v is not None])
+            made = dict(
+                zip(body.outputs, self.inline(body.graph, [v for v in floats if v is not None]), strict=True)
+            )
         finally:
             self.opsets, self.builder.opset = opsets, opset
+        return [made.get(i) for i in range(len(node.outputs))]
 
     def _fold(
         self, node: ir.Node, inputs: Sequence[View | None], attributes: dict[str, Any]

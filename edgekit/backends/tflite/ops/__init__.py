@@ -13,6 +13,8 @@ from edgekit.backends.tflite.ops import (
     recurrent,
     reduction,
     resize,
+    scatter,
+    search,
     shape,
 )
 
@@ -29,5 +31,7 @@ __all__ = [
     "recurrent",
     "reduction",
     "resize",
+    "scatter",
+    "search",
     "shape",
 ]

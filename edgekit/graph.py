@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Node metadata: the module path as torch's exporter writes it, a list literal whose last item is the node."""
 
+LAYOUT = "edgekit.layout"
+"""Metadata of a graph input: its layout, where the source states one (``"NHWC"``)."""
+
 _INLINE_LIMIT = 1_500_000_000  # protobuf ends at 2 GiB; leave room for the graph itself and for passes
 
 
@@ -75,7 +78,9 @@ def check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
         try:
             offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
         except ValueError as error:
-            raise SourceError(f"the external data of {tensor.name!r} is malformed", hint="export it again") from error
+            raise SourceError(
+                f"the external data of {tensor.name!r} is malformed", hint="export it again"
+            ) from error
         if offset < 0 or offset + max(length, 0) > path.stat().st_size:
             raise SourceError(
                 f"the external data of {tensor.name!r} is cut short: {path.name} has {path.stat().st_size} bytes",
@@ -85,7 +90,13 @@ def check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
 
 def _inside(location: str, folder: Path, name: str) -> Path:
     relative = Path(location)
-    if not location or relative.is_absolute() or ".." in relative.parts or "\\" in location or "\0" in location:
+    if (
+        not location
+        or relative.is_absolute()
+        or ".." in relative.parts
+        or "\\" in location
+        or "\0" in location
+    ):
         raise UntrustedSourceError(
             f"the external data of {name!r} is at {location!r}, outside the model's folder",
             hint="save the model again with its data beside it and relative locations",
@@ -98,7 +109,8 @@ def _inside(location: str, folder: Path, name: str) -> Path:
         )
     if not path.is_file():
         raise SourceError(
-            f"the external data of {name!r} is missing: {path}", hint="copy the model together with its data files"
+            f"the external data of {name!r} is missing: {path}",
+            hint="copy the model together with its data files",
         )
     return path
 
@@ -147,7 +159,9 @@ def save(model: ir.Model, path: Path) -> OnnxModel:
     import onnx_ir
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = sum(v.const_value.nbytes for g in model.graphs() for v in g.initializers.values() if v.const_value)
+    weights = sum(
+        v.const_value.nbytes for g in model.graphs() for v in g.initializers.values() if v.const_value
+    )
     external = weights > _INLINE_LIMIT
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / path.name
@@ -181,7 +195,9 @@ def digest(path: Path) -> str:
     own = sha256_file(path)
     if not files:
         return own
-    return hashlib.sha256("\n".join([own, *(f"{f.name} {sha256_file(f)}" for f in files)]).encode()).hexdigest()
+    return hashlib.sha256(
+        "\n".join([own, *(f"{f.name} {sha256_file(f)}" for f in files)]).encode()
+    ).hexdigest()
 
 
 def spec(value: ir.Value) -> TensorSpec:
@@ -196,7 +212,8 @@ def spec(value: ir.Value) -> TensorSpec:
     shape = tuple(
         d if isinstance(d, int) else (d.value or f"{value.name}_axis{i}") for i, d in enumerate(value.shape)
     )
-    return TensorSpec(name=value.name or "", dtype=value.type.dtype.numpy().name, shape=shape)
+    layout = value.metadata_props.get(LAYOUT, "")
+    return TensorSpec(name=value.name or "", dtype=value.type.dtype.numpy().name, shape=shape, layout=layout)
 
 
 def module_path(node: ir.Node | onnx.NodeProto) -> str:
@@ -224,7 +241,7 @@ def strip_metadata(model: ir.Model, *, keep: Iterable[str] = (SCOPES,)) -> None:
         graph.doc_string = None
         graph.metadata_props.clear()
         for value in (*graph.inputs, *graph.initializers.values()):
-            _strip(value, set())
+            _strip(value, {LAYOUT})
         for node in graph:
             _strip(node, keys)
             for value in node.outputs:

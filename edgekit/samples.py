@@ -61,7 +61,9 @@ def open_samples(
     images = sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGES and p.is_file())
     if images:
         return DataSamples(_images(path, images, inputs, preprocessing or {}), inputs, name=text, limit=limit)
-    raise DataError(f"{text} holds neither .npz/.npy files nor images", hint="see edgekit build --help for DATA")
+    raise DataError(
+        f"{text} holds neither .npz/.npy files nor images", hint="see edgekit build --help for DATA"
+    )
 
 
 def from_iterable(
@@ -96,7 +98,9 @@ class DataSamples:
         self._source, self._inputs, self._name, self._limit = source, inputs, name, limit
         self._summary: tuple[int, str, bool] | None = None
         if probe and next(iter(self), None) is None:
-            raise DataError(f"{name} gives no sample", hint="give at least one; 100 to 500 are usual for calibration")
+            raise DataError(
+                f"{name} gives no sample", hint="give at least one; 100 to 500 are usual for calibration"
+            )
 
     def __iter__(self) -> Iterator[Sample]:
         return itertools.islice(self._all(), self._limit)
@@ -261,7 +265,9 @@ def read_image(path: Path) -> Array:
         with Image.open(path) as opened:
             return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"), dtype=np.uint8)
     except Exception as error:
-        raise DataError(f"{path} cannot be read as an image: {error}", hint="remove or replace the file") from error
+        raise DataError(
+            f"{path} cannot be read as an image: {error}", hint="remove or replace the file"
+        ) from error
 
 
 def _contract(mapping: Mapping[str, Any], spec: TensorSpec) -> Preprocessing:
@@ -342,7 +348,9 @@ def _array(value: Any, where: str, spec: TensorSpec) -> Array:
     except ValueError as error:
         raise DataError(f"{where}: {spec.name!r} is ragged: {error}", hint=f"yield {spec}") from error
     if array.dtype == object or array.dtype.kind in "USV":
-        raise DataError(f"{where}: {spec.name!r} is a {type(value).__name__}, not an array", hint=f"yield {spec}")
+        raise DataError(
+            f"{where}: {spec.name!r} is a {type(value).__name__}, not an array", hint=f"yield {spec}"
+        )
     if array.dtype == np.float64 and isinstance(value, list | tuple | float):
         array = array.astype(np.float32)
     return array
@@ -408,10 +416,14 @@ def _labels(label: Any, parts: int, where: str) -> list[Any]:
         return [None] * parts
     if isinstance(label, np.ndarray) and label.ndim and label.shape[0] % parts == 0:
         size = label.shape[0] // parts
-        return [_label(label[i] if size == 1 else label[i * size : (i + 1) * size], where) for i in range(parts)]
+        return [
+            _label(label[i] if size == 1 else label[i * size : (i + 1) * size], where) for i in range(parts)
+        ]
     if isinstance(label, list | tuple) and len(label) == parts:
         return list(label)
-    raise DataError(f"{where} is a batch of {parts} with a label that is not", hint=f"give {parts} labels, one each")
+    raise DataError(
+        f"{where} is a batch of {parts} with a label that is not", hint=f"give {parts} labels, one each"
+    )
 
 
 def _label(label: Any, where: str) -> Any:
@@ -419,7 +431,11 @@ def _label(label: Any, where: str) -> Any:
         label = label.detach().cpu().numpy()
     if isinstance(label, list | tuple) and _is_numbers(label):
         label = np.asarray(label)
-    if isinstance(label, np.ndarray | np.generic) and label.dtype.kind == "f" and not np.isfinite(label).all():
+    if (
+        isinstance(label, np.ndarray | np.generic)
+        and label.dtype.kind == "f"
+        and not np.isfinite(label).all()
+    ):
         raise DataError(f"{where}: the label is not finite", hint="remove the sample or mend its label")
     if isinstance(label, np.generic) or (isinstance(label, np.ndarray) and label.ndim == 0):
         return label.item()

@@ -96,7 +96,9 @@ def _seed() -> None:
 def _resolve(text: str) -> tuple[str, str, Path]:
     parts = split(text)
     if parts is None:
-        raise SourceError(f"{text!r} is not of the form file.py:name", hint="write file.py:name or package.module:name")
+        raise SourceError(
+            f"{text!r} is not of the form file.py:name", hint="write file.py:name or package.module:name"
+        )
     where, name = parts
     return where, name, Path(where).resolve().parent if where.endswith(".py") else Path.cwd()
 
@@ -144,7 +146,9 @@ def _advice(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return 'the file ends the process when imported; put that part under if __name__ == "__main__":'
     if isinstance(error, FileNotFoundError):
-        return "relative paths count from the working directory; Path(__file__).parent finds files beside yours"
+        return (
+            "relative paths count from the working directory; Path(__file__).parent finds files beside yours"
+        )
     if isinstance(error, ModuleNotFoundError):
         return f"install {error.name!r} in edgekit's environment, or put it beside the file"
     return "the error is in that file or what it calls; the traceback shows where"
@@ -195,7 +199,9 @@ def _attribute(module: ModuleType, name: str, where: str) -> Any:
 
 def missing(message: str, name: str, known: list[str]) -> SourceError:
     """A :class:`SourceError` that offers the nearest of the names that exist."""
-    return SourceError(message, hint=UnknownNameError("name", name, known).hint if known else "check the spelling")
+    return SourceError(
+        message, hint=UnknownNameError("name", name, known).hint if known else "check the spelling"
+    )
 
 
 @contextlib.contextmanager
@@ -234,7 +240,9 @@ def _forget_stale(folder: Path) -> None:
     Modules of the same folder stay, so that a factory and a data callable in one file share its state,
     unless one of their files has changed.
     """
-    changed = any(_stamp(sys.modules.get(n)) != (m.file, m.mtime_ns) for n, m in _loaded.items() if m.folder == folder)
+    changed = any(
+        _stamp(sys.modules.get(n)) != (m.file, m.mtime_ns) for n, m in _loaded.items() if m.folder == folder
+    )
     for name, module in list(_loaded.items()):
         if module.folder == folder and not changed:
             continue

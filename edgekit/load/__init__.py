@@ -58,7 +58,7 @@ def load(
         case "savedmodel" | "keras":
             from edgekit.load import tensorflow
 
-            return tensorflow.load(spec)
+            return tensorflow.load(spec, trust=trust)
     raise AssertionError(f"parse() gives no kind {spec.kind!r}")
 
 

@@ -109,7 +109,8 @@ def _refuse_training(program: torch.export.ExportedProgram, what: str) -> None:
         norm = "aten.batch_norm" in name and len(node.args) > 5 and node.args[5] is True
         if dropout or norm:
             raise SourceError(
-                f"{what} was exported in training mode ({name})", hint="call module.eval() before torch.export.export"
+                f"{what} was exported in training mode ({name})",
+                hint="call module.eval() before torch.export.export",
             )
 
 
@@ -122,7 +123,9 @@ def hazards(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             return list(dict.fromkeys(_hazards(archive)))
     except (zipfile.BadZipFile, OSError, ValueError, RecursionError, KeyError) as error:
-        raise SourceError(f"{path} is not a .pt2 archive: {error}", hint="save it with torch.export.save") from error
+        raise SourceError(
+            f"{path} is not a .pt2 archive: {error}", hint="save it with torch.export.save"
+        ) from error
 
 
 def _hazards(archive: zipfile.ZipFile) -> Iterator[str]:

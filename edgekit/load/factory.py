@@ -40,7 +40,9 @@ def from_result(made: Any, what: str, example: Callable[[], Any] | None) -> Torc
         return modules.bind(made[0], made[1], what=what)
     if modules.is_module(made):
         return modules.bind(made, _own_example(made, what, example), what=what)
-    raise SourceError(f"{what} returned {_describe(made)}", hint="return (module, example_inputs), or the module alone")
+    raise SourceError(
+        f"{what} returned {_describe(made)}", hint="return (module, example_inputs), or the module alone"
+    )
 
 
 def _own_example(module: Any, what: str, example: Callable[[], Any] | None) -> Any:

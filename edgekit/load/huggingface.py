@@ -87,10 +87,13 @@ def _config(transformers: Any, name: str, spec: SourceSpec, trust: bool, network
             hint="pass --trust to let it run, after you have read it",
         )
     try:
-        return transformers.AutoConfig.from_pretrained(name, local_files_only=not network, trust_remote_code=trust)
+        return transformers.AutoConfig.from_pretrained(
+            name, local_files_only=not network, trust_remote_code=trust
+        )
     except Exception as error:
         raise SourceError(
-            f"the config of {spec.text} cannot be read: {_line(error)}", hint="is it a model directory of transformers?"
+            f"the config of {spec.text} cannot be read: {_line(error)}",
+            hint="is it a model directory of transformers?",
         ) from error
 
 
@@ -136,7 +139,9 @@ def _module(transformers: Any, name: str, config: Any, trust: bool, network: boo
         )
 
 
-def _example(transformers: Any, name: str, config: Any, module: Any, trust: bool, network: bool) -> dict[str, Any]:
+def _example(
+    transformers: Any, name: str, config: Any, module: Any, trust: bool, network: bool
+) -> dict[str, Any]:
     import inspect
 
     accepted = set(inspect.signature(module.forward).parameters)

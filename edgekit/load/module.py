@@ -45,7 +45,9 @@ def bind(module: Any, example: Any, *, what: str) -> TorchModel:
             f"{what}: {outputs}", hint="let forward return tensors, or tuples, dicts or dataclasses of them"
         )
     if not outputs:
-        raise SourceError(f"{what}: the module returns no tensor", hint="let forward return what the app needs")
+        raise SourceError(
+            f"{what}: the module returns no tensor", hint="let forward return what the app needs"
+        )
     return model
 
 
@@ -85,7 +87,9 @@ def prepare(module: Any) -> torch.nn.Module:
         return module.module()
     while True:
         inner = getattr(module, "_orig_mod", None)
-        if inner is None and isinstance(module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+        if inner is None and isinstance(
+            module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel
+        ):
             inner = module.module
         if not isinstance(inner, torch.nn.Module):
             break
@@ -146,7 +150,9 @@ def _arguments(module: torch.nn.Module, example: Any, what: str) -> tuple[tuple[
     for args, kwargs in choices:
         if all(isinstance(k, str) for k in kwargs) and _fits(signature, args, kwargs):
             return args, kwargs
-    given = ", ".join(map(str, example)) if isinstance(example, Mapping) else f"{len(choices[0][0])} by position"
+    given = (
+        ", ".join(map(str, example)) if isinstance(example, Mapping) else f"{len(choices[0][0])} by position"
+    )
     raise SourceError(
         f"{what}: the example inputs ({given}) do not fit forward{signature}",
         hint="give every parameter without a default, as a tuple by position or as a dict by name",
@@ -196,15 +202,22 @@ def _adapted(
     for name, parameter in signature.parameters.items():
         if name not in bound:
             continue
-        members = bound[name].items() if parameter.kind is inspect.Parameter.VAR_KEYWORD else [(name, bound[name])]
+        members = (
+            bound[name].items() if parameter.kind is inspect.Parameter.VAR_KEYWORD else [(name, bound[name])]
+        )
         for key, value in members:
             form, found = template(value, key)
             if clash := inputs.keys() & found.keys():
-                raise SourceError(f"two inputs are named {min(clash)!r}", hint="rename one of forward's parameters")
+                raise SourceError(
+                    f"two inputs are named {min(clash)!r}", hint="rename one of forward's parameters"
+                )
             inputs |= found
             if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
                 args.extend(form)
-            elif parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
+            elif parameter.kind in (
+                inspect.Parameter.POSITIONAL_ONLY,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            ):
                 args.append(form)
             else:
                 kwargs[key] = form

@@ -23,7 +23,8 @@ def load(spec: SourceSpec) -> OnnxModel:
         onnx.checker.check_model(target, full_check=False)
     except Exception as error:
         raise SourceError(
-            f"{spec.path} is not a valid ONNX model: {str(error).strip().splitlines()[0]}", hint="export it again"
+            f"{spec.path} is not a valid ONNX model: {str(error).strip().splitlines()[0]}",
+            hint="export it again",
         ) from error
     model = graph.describe(spec.path)
     if not model.outputs:

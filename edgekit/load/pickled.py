@@ -13,7 +13,9 @@ from edgekit.load import module as modules
 from edgekit.types import SourceSpec, TorchModel
 from edgekit.usercode import guarded
 
-_WITHOUT = "write a factory that builds the module and calls load_state_dict(torch.load(path, weights_only=True))"
+_WITHOUT = (
+    "write a factory that builds the module and calls load_state_dict(torch.load(path, weights_only=True))"
+)
 
 
 def load(spec: SourceSpec, *, trust: bool, example: Callable[[], Any] | None) -> TorchModel:
@@ -22,7 +24,7 @@ def load(spec: SourceSpec, *, trust: bool, example: Callable[[], Any] | None) ->
     assert path is not None
     try:
         made = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises anything for what it refuses or cannot read
+    except Exception as error:  # torch raises anything for what it refuses or cannot read
         if not trust:
             raise UntrustedSourceError(
                 f"{path} is a pickle that holds more than tensors: loading it can execute any program",

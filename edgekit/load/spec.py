@@ -43,12 +43,15 @@ def parse(text: str) -> SourceSpec:
         return _directory(text, path)
     if path.suffix == ".py":
         _existing(path, text)
-        raise SourceError(f"{text} names a file but no factory in it", hint=f"write {text}:NAME, NAME a function in it")
+        raise SourceError(
+            f"{text} names a file but no factory in it", hint=f"write {text}:NAME, NAME a function in it"
+        )
     if path.suffix.lower() in _SUFFIXES:
         return SourceSpec(text=text, kind=_SUFFIXES[path.suffix.lower()], path=_existing(path, text))
     if path.suffix == ".safetensors":
         raise SourceError(
-            f"{text} holds weights without a model", hint="write a factory that builds the module and loads them"
+            f"{text} holds weights without a model",
+            hint="write a factory that builds the module and loads them",
         )
     if not path.exists():
         raise _nothing_there(path, text)
@@ -59,7 +62,9 @@ def _huggingface(text: str) -> SourceSpec:
     name = text.removeprefix("hf:")
     path = Path(name)
     if not name:
-        raise SourceError("hf: names no directory", hint="write hf:DIR with a directory that holds config.json")
+        raise SourceError(
+            "hf: names no directory", hint="write hf:DIR with a directory that holds config.json"
+        )
     if path.is_dir():
         return SourceSpec(text=text, kind="hf", path=_existing(path / "config.json", text).parent)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:

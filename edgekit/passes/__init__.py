@@ -14,10 +14,15 @@ from onnx_ir.passes import common
 
 from edgekit import graph
 from edgekit.errors import ConfigError, UnknownNameError
+from edgekit.passes.activations import RecognizeActivations
+from edgekit.passes.affine import FoldAffine
 from edgekit.passes.batch_norm import FoldBatchNorm
 from edgekit.passes.clean_up import CleanUp
 from edgekit.passes.constants import FoldConstants
 from edgekit.passes.einsum import LowerCaseEinsum
+from edgekit.passes.gemm import MatMulAddToGemm
+from edgekit.passes.layer_norm import RecognizeLayerNorm
+from edgekit.passes.reshapes import MergeReshapes
 from edgekit.passes.transposes import MergeTransposes
 from edgekit.types import OnnxModel, TensorSpec
 
@@ -30,17 +35,25 @@ PASSES: tuple[ir.passes.PassBase, ...] = (
     FoldConstants(),  # shape arithmetic that onnxsim left becomes static, so that the rest can match
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),  # what folding made
     CleanUp(),  # nodes that compute nothing hide patterns
+    common.CommonSubexpressionEliminationPass(),  # exporters repeat mask, position and mean arithmetic
     MergeTransposes(),  # layout changes of exporters meet in the middle
-    CleanUp(),  # transposes that undid each other
+    MergeReshapes(),  # attention splits and merges heads in steps
+    CleanUp(),  # transposes and reshapes that undid each other
     FoldBatchNorm(),  # quantizing weights and batch norm apart costs accuracy and an operator
+    FoldAffine(),  # batch norm as other exporters spell it
+    RecognizeLayerNorm(),  # one kernel in ONNX Runtime, OpenVINO and TensorRT; stays whole when quantized
+    RecognizeActivations(),  # Gelu and HardSwish have kernels in ONNX Runtime, OpenVINO, TensorRT and LiteRT
+    MatMulAddToGemm(),  # a fully connected layer on every backend, with the bias as a bias
     LowerCaseEinsum(),  # TensorRT's parser refuses upper-case letters
     common.RemoveUnusedNodesPass(),  # dead code would be quantized, placed and reported on
     common.DeduplicateInitializersPass(),  # tied weights are stored once
-    common.CommonSubexpressionEliminationPass(),  # exporters repeat mask and position arithmetic
     common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]  # inlined
     common.RemoveUnusedOpsetsPass(),  # a runtime refuses a model for an operator set that it does not use
     common.TopologicalSortPass(),  # readers of the file may rely on the order
 )
+
+OPSET = 20
+"""What older models are raised to: Gelu is one operator from here on, and every backend here takes it."""
 
 _LIMIT = 1e-4
 """Relative L2 distance that rewrites of float32 arithmetic may cause."""
@@ -74,7 +87,8 @@ def optimize_with_report(
     before = original.graph.num_nodes()
     check = _Check(model, example)
     notes: list[str] = []
-    current = _simplified(original, model, check, out, notes)
+    current = _upgraded(original, model, check, out, notes)
+    current = _simplified(current, model, check, out, notes)
     rewritten = _apply(PASSES, current.clone())
     result = graph.save(rewritten, out)
     if not check.passes(result):
@@ -104,7 +118,9 @@ def fix_shapes(model: OnnxModel, shapes: Mapping[str, tuple[int, ...]], out: Pat
         _fix(by_name[name], shape, sizes)
     for value in loaded.graph.inputs:  # an axis of the same name elsewhere has the same size
         if value.shape is not None:
-            value.shape = ir.Shape([sizes.get(d.value or "", d) if not isinstance(d, int) else d for d in value.shape])
+            value.shape = ir.Shape(
+                [sizes.get(d.value or "", d) if not isinstance(d, int) else d for d in value.shape]
+            )
     for node in ir.traversal.RecursiveGraphIterator(loaded.graph):
         for output in node.outputs:
             output.shape = None if not output.is_graph_output() else _rank_only(output, sizes)
@@ -136,8 +152,7 @@ def _rank_only(value: ir.Value, sizes: Mapping[str, int]) -> ir.Shape | None:
 
 
 def _infer(model: ir.Model) -> ir.Model:
-    inferred: ir.Model = common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model).model
-    return inferred
+    return common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model).model
 
 
 def _apply(passes: tuple[ir.passes.PassBase, ...], model: ir.Model) -> ir.Model:
@@ -145,7 +160,8 @@ def _apply(passes: tuple[ir.passes.PassBase, ...], model: ir.Model) -> ir.Model:
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # the library's passes report on themselves
     try:
-        return _infer(manager(model).model)
+        result: ir.Model = manager(model).model
+        return _infer(result)
     finally:
         logging.disable(level)
 
@@ -164,6 +180,32 @@ def _one_by_one(current: ir.Model, check: _Check, out: Path, notes: list[str]) -
 # --- onnxsim --------------------------------------------------------------------------------------------
 
 
+_SKIPPED = [
+    "fuse_matmul_add_bias_into_gemm",  # puts a Reshape before and after every Linear on three axes
+    "fuse_qkv",  # one node for three modules: sensitivity and reports could not name them any more
+]
+
+
+def _upgraded(original: ir.Model, model: OnnxModel, check: _Check, out: Path, notes: list[str]) -> ir.Model:
+    """The model at :data:`OPSET`, so that passes and backends meet one form of each operator."""
+    if model.opset >= OPSET or graph.external_files(model.path):
+        return original
+    import onnx
+
+    try:
+        converted = onnx.version_converter.convert_version(graph.read_proto(model.path), OPSET)
+        candidate = ir.from_proto(converted)
+    except Exception as error:  # noqa: BLE001 - the converter lacks some operators; the model is fine as it is
+        notes.append(f"kept at opset {model.opset}: {_line(error)}")
+        return original
+    _copy_scopes(original, candidate)
+    result = graph.save(candidate, out)
+    if (result.inputs, result.outputs) != (model.inputs, model.outputs) or not check.passes(result):
+        notes.append(f"kept at opset {model.opset}: converted to {OPSET} it is another model")
+        return original
+    return candidate
+
+
 def _simplified(original: ir.Model, model: OnnxModel, check: _Check, out: Path, notes: list[str]) -> ir.Model:
     """The model after onnxsim, with the module paths it drops; the original where that fails."""
     if graph.external_files(model.path):
@@ -172,10 +214,10 @@ def _simplified(original: ir.Model, model: OnnxModel, check: _Check, out: Path, 
     try:
         import onnxsim
 
-        simplified, _ = onnxsim.simplify(graph.read_proto(model.path))
-        candidate = ir.from_proto(simplified)
+        simplified, _ = onnxsim.simplify(ir.to_proto(original), skipped_optimizers=_SKIPPED)
+        candidate: ir.Model = ir.from_proto(simplified)
     except Exception as error:  # noqa: BLE001 - a failing simplifier must not fail the build
-        notes.append(f"onnxsim failed: {str(error).strip().splitlines()[:1]}")
+        notes.append(f"onnxsim failed: {_line(error)}")
         return original
     _copy_scopes(original, candidate)
     result = graph.save(candidate, out)
@@ -192,6 +234,8 @@ def _simplified(original: ir.Model, model: OnnxModel, check: _Check, out: Path, 
 
 
 def _copy_scopes(original: ir.Model, simplified: ir.Model) -> None:
+    for before, after in zip(original.graph.inputs, simplified.graph.inputs, strict=False):
+        after.metadata_props.update(before.metadata_props)
     by_output: dict[str, str] = {}
     by_name: dict[str, str] = {}
     for node in ir.traversal.RecursiveGraphIterator(original.graph):
@@ -200,9 +244,16 @@ def _copy_scopes(original: ir.Model, simplified: ir.Model) -> None:
             by_output |= {o.name: scopes for o in node.outputs if o.name}
             by_name[node.name or ""] = scopes
     for node in ir.traversal.RecursiveGraphIterator(simplified.graph):
-        found = next((by_output[o.name] for o in node.outputs if o.name in by_output), by_name.get(node.name or ""))
+        found = next(
+            (by_output[o.name] for o in node.outputs if o.name in by_output), by_name.get(node.name or "")
+        )
         if found:
             node.metadata_props[graph.SCOPES] = found
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _weight_bytes(model: ir.Model) -> int:
@@ -226,14 +277,16 @@ class _Check:
             try:
                 first, second = graph.run(session, inputs), graph.run(session, inputs)
             except Exception as error:  # noqa: BLE001 - random inputs need not be valid ones
-                failure = str(error).strip().splitlines()[0]
+                failure = _line(error)
                 continue
             if _distance(first, second) == 0.0:
                 self._cases.append((inputs, first))
                 if len(self._cases) == 2:
                     break
         if not self._cases:
-            self.notes = (f"optimized without a numeric check: {failure or 'the model draws random numbers'}",)
+            self.notes = (
+                f"optimized without a numeric check: {failure or 'the model draws random numbers'}",
+            )
 
     def passes(self, candidate: OnnxModel) -> bool:
         """Whether ``candidate`` computes the same; remembers the distance when it does."""
@@ -241,7 +294,9 @@ class _Check:
             return True
         try:
             session = graph.session(candidate.path)
-            distance = max(_distance(expected, graph.run(session, inputs)) for inputs, expected in self._cases)
+            distance = max(
+                _distance(expected, graph.run(session, inputs)) for inputs, expected in self._cases
+            )
         except Exception:  # noqa: BLE001 - a candidate that does not load or run has failed
             return False
         if distance > _LIMIT:

@@ -51,7 +51,9 @@ def _fold(node: ir.Node, norm: ir.Node) -> bool:
     scaled = _scaled(node, weight, scale)
     if scaled is None or (bias is not None and bias.size not in (1, scale.size)):
         return False
-    shift = (np.zeros_like(scale) if bias is None else bias.astype(np.float64).reshape(-1)) * _beta(node) - mean
+    shift = (np.zeros_like(scale) if bias is None else bias.astype(np.float64).reshape(-1)) * _beta(
+        node
+    ) - mean
     new_bias = (shift * scale + beta).astype(weight.dtype)
     name = (node.inputs[1].name if node.inputs[1] is not None else None) or node.name or "weight"
     if not bypass(norm):

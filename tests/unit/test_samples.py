@@ -181,7 +181,9 @@ def test_callable_in_a_file(tmp_path: Path) -> None:
 
 
 def test_unseeded_random_data_is_the_same_each_time(tmp_path: Path) -> None:
-    text = write(tmp_path, "import numpy as np\ndef data():\n    yield np.random.randn(1, 3).astype('float32')\n")
+    text = write(
+        tmp_path, "import numpy as np\ndef data():\n    yield np.random.randn(1, 3).astype('float32')\n"
+    )
     assert open_samples(text, (X,)).fingerprint == open_samples(text, (X,)).fingerprint
 
 

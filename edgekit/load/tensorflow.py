@@ -1,0 +1,158 @@
+"""A SavedModel directory, or a Keras file (``.keras``, ``.h5``), through tf2onnx.
+
+TensorFlow runs in a process of its own: it and torch bring two copies of the same libraries, and it cannot
+be kept quiet otherwise. Inputs keep their layout (channels last), which the input's spec states.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit import graph
+from edgekit.errors import MissingExtraError, SourceError, UntrustedSourceError
+from edgekit.types import OnnxModel, SourceSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+OPSET = 18
+"""The highest that tf2onnx writes."""
+
+_LIMIT = 1e-3
+_TIMEOUT_S = 1800
+
+
+def load(spec: SourceSpec, *, trust: bool) -> OnnxModel:
+    """Convert to ONNX in a temporary directory that goes with the process; see :func:`edgekit.load.load`."""
+    assert spec.path is not None
+    for package in ("tensorflow", "tf2onnx"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(f"{package}, which reads {spec.text},", "tensorflow")
+    folder = Path(tempfile.mkdtemp(prefix="edgekit-tensorflow-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    told = _convert(spec.path.resolve(), folder / "converted.onnx", trust)
+    if told.get("untrusted"):
+        raise UntrustedSourceError(
+            f"{spec.text} {told['untrusted']}",
+            hint="pass --trust only if you made the file yourself or trust who did: it can then run any program",
+        )
+    if told.get("error"):
+        raise SourceError(f"{spec.text} cannot be converted: {told['error']}", hint=str(told.get("hint", "")))
+    model = graph.load(folder / "converted.onnx")
+    graph.strip_metadata(model)
+    _express_erfc(model)
+    _refuse_foreign(model, spec.text)
+    _name_axes(model)
+    saved = graph.save(model, folder / "model.onnx")
+    _compare(saved, folder / "converted.npz", spec.text)
+    return saved
+
+
+def _compare(model: OnnxModel, reference: Path, what: str) -> None:
+    """The ONNX against what TensorFlow computed on the same random inputs, where it took them."""
+    import numpy as np
+
+    if not reference.is_file():
+        return
+    with np.load(reference, allow_pickle=False) as stored:
+        inputs = {k.removeprefix("in:"): stored[k] for k in stored.files if k.startswith("in:")}
+        expected = {k.removeprefix("out:"): stored[k] for k in stored.files if k.startswith("out:")}
+    got = graph.run(graph.session(model.path), inputs)
+    for name, array in expected.items():
+        wide = array.astype(np.float64)
+        distance = float(np.linalg.norm(wide - got[name]) / max(float(np.linalg.norm(wide)), 1e-6))
+        if not distance <= _LIMIT:
+            raise SourceError(
+                f"{what}: the converted model computes something else: {name!r} is {distance:.2g} away (relative L2)",
+                hint="tf2onnx misreads an operator of the model; export it to ONNX yourself",
+            )
+
+
+def _convert(source: Path, out: Path, trust: bool) -> dict[str, object]:
+    environment = os.environ | {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TF_ENABLE_ONEDNN_OPTS": "0",
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "KERAS_BACKEND": "tensorflow",
+    }
+    arguments = [str(source), str(out), str(OPSET), str(int(trust))]
+    command = [sys.executable, "-m", "edgekit.load.tensorflow_worker", *arguments]
+    report = out.with_suffix(".json")
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SourceError(
+            f"converting {source} took more than {_TIMEOUT_S} s", hint="export it to ONNX yourself"
+        ) from error
+    if not report.is_file():
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise SourceError(
+            f"TensorFlow ended with status {done.returncode} on {source}: {last}",
+            hint="is the model complete?",
+        )
+    told = json.loads(report.read_text())
+    assert isinstance(told, dict)
+    return told
+
+
+def _express_erfc(model: ir.Model) -> None:
+    """``Erfc(x)`` → ``1 - Erf(x)``: Keras' Gelu uses it, tf2onnx leaves it, ONNX does not have it."""
+    import numpy as np
+    import onnx_ir as ir
+
+    one = ir.Value(name="erfc_one", const_value=ir.Tensor(np.float32(1), name="erfc_one"))
+    for node in [n for n in model.graph if n.op_type == "Erfc"]:
+        erf = ir.Node("", "Erf", node.inputs, name=f"{node.name}_erf")
+        result = ir.Node("", "Sub", [one, erf.outputs[0]], name=node.name)
+        model.graph.initializers[one.name or ""] = one
+        ir.convenience.replace_nodes_and_values(
+            model.graph, node, [node], [erf, result], node.outputs, result.outputs
+        )
+
+
+def _refuse_foreign(model: ir.Model, what: str) -> None:
+    import onnx
+    import onnx_ir as ir
+
+    foreign = {
+        n.op_type
+        for n in ir.traversal.RecursiveGraphIterator(model.graph)
+        if n.domain in ("", "ai.onnx") and not onnx.defs.has(n.op_type)
+    }
+    if foreign:
+        raise SourceError(
+            f"{what} uses TensorFlow operators that ONNX does not have: {', '.join(sorted(foreign))}",
+            hint="rebuild the model without them, or export that part apart",
+        )
+
+
+def _name_axes(model: ir.Model) -> None:
+    """Name the dynamic axes: the first is the batch; state the layout of what looks like images."""
+    import onnx_ir as ir
+
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is None:
+            continue
+        names = ["batch" if axis == 0 else f"{value.name}_axis{axis}" for axis in range(len(value.shape))]
+        value.shape = ir.Shape(
+            [d if isinstance(d, int) else n for d, n in zip(value.shape, names, strict=True)]
+        )
+        if value.is_graph_input() and len(value.shape) == 4 and value.shape[3] in (1, 3, 4):
+            value.metadata_props[graph.LAYOUT] = "NHWC"

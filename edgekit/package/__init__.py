@@ -41,6 +41,11 @@ FORMATS: Mapping[str, Format] = {
         backends=("onnxruntime", "tflite", "openvino", "tensorrt", "tensorrt_rtx"),
         help="model, contract, labels, golden vectors, SBOM and checksums in a folder and a zip",
     ),
+    "web": Format(
+        module="web",
+        backends=("onnxruntime", "tflite"),
+        help="an npm package (ESM and type declarations) over onnxruntime-web or @litertjs/core",
+    ),
     "tflite-metadata": Format(
         module="tflite_metadata",
         backends=("tflite",),

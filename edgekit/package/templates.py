@@ -1,0 +1,79 @@
+"""Templates of the app packages: ``targets/<backend>/package/<format>/`` over ``targets/common/package/<format>/``.
+
+``common`` holds what must be the same for every runtime, above all the preprocessing arithmetic. Each
+backend's folder has a ``template.toml`` with the template's version and the values that it fills in.
+Placeholders are ``@NAME@``; one without a value is an error.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit import plugins
+from edgekit.errors import PluginError, UnsupportedError
+
+RECORD = "template.toml"
+_PLACEHOLDER = re.compile(r"@([A-Z][A-Z_]*)@")
+# Copied as they are.
+_BINARY = frozenset({".jar", ".png"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """The files of one format for one backend, placeholders unfilled."""
+
+    version: int
+    values: Mapping[str, str]
+    files: Mapping[str, bytes]
+
+    def filled(self, values: Mapping[str, str]) -> dict[str, bytes]:
+        """The files with every placeholder replaced, in names too."""
+        known = {**self.values, **values}
+        return {fill(name, known): _filled(name, data, known) for name, data in self.files.items()}
+
+
+def load(backend: str, format_: str) -> Template:
+    """Read a template. Raises :class:`UnsupportedError` where the backend has none for the format."""
+    module_owner = plugins.backends().get(backend)
+    own = module_owner[1].data / backend / "package" / format_ if module_owner else None
+    if own is None or not (own / RECORD).is_file():
+        raise UnsupportedError(
+            f"there is no {format_} template for {backend}", hint="edgekit package --help lists the formats"
+        )
+    record = tomllib.loads((own / RECORD).read_text(encoding="utf-8"))
+    if set(record) - {"values"} != {"version"}:
+        raise PluginError(
+            f"{own / RECORD} has the keys {', '.join(record)}", hint="it needs version and [values]"
+        )
+    common = plugins.data_dir() / "targets" / "common" / "package" / format_
+    files = {**_files(common), **_files(own)}
+    files.pop(RECORD)
+    values = {k: str(v) for k, v in record.get("values", {}).items()}
+    return Template(version=int(record["version"]), values=values, files=files)
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """``text`` with its placeholders replaced."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            raise PluginError(
+                f"a template asks for {match[1]}, which nothing gives", hint="correct the template"
+            )
+        return values[match[1]]
+
+    return _PLACEHOLDER.sub(value, text)
+
+
+def _filled(name: str, data: bytes, values: Mapping[str, str]) -> bytes:
+    return fill(data.decode(), values).encode() if Path(name).suffix not in _BINARY else data
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }

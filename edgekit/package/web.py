@@ -1,0 +1,96 @@
+"""An npm package: ES modules with type declarations over ONNX Runtime Web or LiteRT.js.
+
+Written as it is published: no build step. ``selftest.html`` runs the golden vectors in a browser.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from edgekit.errors import UnsupportedError
+from edgekit.package import readme, sbom, templates, writing
+from edgekit.package.contents import Content, Contents
+from edgekit.package.descriptor import Descriptor
+
+_DTYPES = {
+    "onnxruntime": frozenset({"float32", "uint8", "int8", "int32", "int64", "bool"}),
+    "tflite": frozenset({"float32", "int32"}),
+}
+_USAGE = """
+```sh
+npm install {name} {runtime}
+```
+
+```js
+import {{ Model }} from "{name}";
+
+const model = await Model.loadVerified({{ wasmUrl: "/wasm/" }});   // WebGPU if its self-test passes, else WebAssembly
+{call}
+```
+
+Serve the package's `assets/` folder, and the runtime's WebAssembly files ({wasm}). With a bundler,
+say where: `Model.load({{ baseUrl: "/assets/", wasmUrl: "/wasm/" }})`.
+`selftest.html` runs the golden vectors: serve `node_modules` and open `{name}/selftest.html`."""
+
+
+def write(contents: Contents, out: Path) -> None:
+    """The package's folder, ready for ``npm pack`` or ``npm publish``."""
+    described = contents.descriptor
+    check_dtypes(described)
+    template = templates.load(described.backend, "web")
+    values = {"NAME": contents.spec.name}
+    files: dict[str, Content] = {f"assets/{name}": content for name, content in contents.files.items()}
+    files |= template.filled(values)
+    files["package.json"] = manifest(contents, template)
+    usage = _USAGE.format(
+        name=contents.spec.name,
+        runtime=template.values["RUNTIME_PACKAGE"],
+        wasm=f"node_modules/{template.values['WASM_URL'].removeprefix('../')}",
+        call=_call(described),
+    )
+    files["README.md"] = readme.readme(contents, usage=usage)
+    files["LICENSE"] = readme.license_text(contents)
+    files["sbom.cdx.json"] = sbom.cyclonedx(contents)
+    writing.write_tree(files, out)
+
+
+def manifest(contents: Contents, template: templates.Template) -> bytes:
+    """``package.json``. The runtime is a peer: the app decides which copy it loads."""
+    described = contents.descriptor
+    document = {
+        "name": contents.spec.name,
+        "version": contents.spec.version,
+        "description": f"{described.target} model with its preprocessing, labels and self-test",
+        "license": contents.spec.license or "SEE LICENSE IN LICENSE",
+        "type": "module",
+        "exports": {
+            ".": {"types": "./index.d.ts", "default": "./index.js"},
+            "./assets/*": "./assets/*",
+            "./package.json": "./package.json",
+        },
+        "types": "./index.d.ts",
+        "sideEffects": False,
+        "peerDependencies": {template.values["RUNTIME_PACKAGE"]: template.values["RUNTIME_VERSION"]},
+        "edgekit": {"template": template.version, "edgekit": described.edgekit},
+    }
+    return json.dumps(document, indent=2).encode() + b"\n"
+
+
+def check_dtypes(described: Descriptor) -> None:
+    """Raise :class:`UnsupportedError` for tensors that the runtime's JavaScript interface does not take."""
+    taken = _DTYPES[described.backend]
+    for spec in (*described.inputs, *described.outputs):
+        if spec.dtype not in taken:
+            raise UnsupportedError(
+                f"{described.runtime.name} in JavaScript does not take {spec.dtype} ({spec})",
+                hint="build the artifact with float32 inputs and outputs (the default)",
+            )
+
+
+def _call(described: Descriptor) -> str:
+    if described.preprocessing is not None:
+        what = "classify(imageData, 3)" if described.labels else "predict(imageData)"
+        return f"const result = await model.{what};   // imageData: RGB or RGBA bytes with width and height"
+    inputs = ", ".join(f'"{i.name}": {i.name.replace(".", "_")}' for i in described.inputs)
+    return f"const outputs = await model.run({{ {inputs} }});"

@@ -1,0 +1,138 @@
+/** What edgekit.json says about the model; see README.md. */
+export interface Descriptor {
+  readonly schema: number;
+  readonly name: string;
+  readonly version: string;
+  readonly target: string;
+  readonly files: readonly string[];
+  readonly inputs: readonly TensorSpec[];
+  readonly outputs: readonly TensorSpec[];
+  readonly preprocessing: Preprocessing | null;
+  readonly labels: { readonly file: string; readonly count: number; readonly sha256: string; readonly output: string } | null;
+  readonly golden: { readonly cases: readonly GoldenCase[]; readonly tolerance: Readonly<Record<Accelerator | "npu", number>> };
+}
+
+/** One input or output. A dimension given as a string is dynamic. */
+export interface TensorSpec {
+  readonly name: string;
+  readonly dtype: string;
+  readonly shape: readonly (number | string)[];
+  readonly scale: number | null;
+  readonly zero_point: number | null;
+}
+
+/** How an RGB image becomes the tensor that the model is fed. */
+export interface Preprocessing {
+  readonly resize: number | readonly [number, number] | null;
+  readonly fit: string;
+  readonly filter: string;
+  readonly antialias: boolean;
+  readonly pad_value: number;
+  readonly crop: [number, number] | null;
+  readonly crop_rounding: string;
+  readonly color: string;
+  readonly scale: number;
+  readonly mean: readonly number[];
+  readonly std: readonly number[];
+  readonly layout: string;
+  readonly dtype: string;
+  readonly input: string;
+}
+
+export interface TensorFile {
+  readonly name: string;
+  readonly file: string;
+  readonly dtype: string;
+  readonly shape: readonly number[];
+}
+
+export interface GoldenCase {
+  readonly name: string;
+  readonly inputs: readonly TensorFile[];
+  readonly outputs: readonly TensorFile[];
+  readonly image: { readonly file: string; readonly height: number; readonly width: number } | null;
+  readonly label: string;
+}
+
+/** RGB or RGBA bytes, row by row (an `ImageData` is one); alpha is ignored. */
+export interface RgbImage {
+  readonly data: Uint8Array | Uint8ClampedArray;
+  readonly width: number;
+  readonly height: number;
+}
+
+export type TensorData =
+  | Float32Array
+  | Float64Array
+  | Uint8Array
+  | Int8Array
+  | Int16Array
+  | Uint16Array
+  | Int32Array
+  | Uint32Array
+  | BigInt64Array
+  | BigUint64Array;
+
+export interface Tensor {
+  readonly dtype: string;
+  readonly shape: readonly number[];
+  readonly data: TensorData;
+}
+
+/** `"cpu"` is WebAssembly, `"gpu"` is WebGPU. */
+export type Accelerator = "cpu" | "gpu";
+
+export interface LoadOptions {
+  /** Where the package's `assets/` folder is served; needed when a bundler moves this code. */
+  readonly baseUrl?: string | URL;
+  /** Default `"cpu"`. */
+  readonly accelerator?: Accelerator;
+  /** Folder that the runtime's WebAssembly files are served from. */
+  readonly wasmUrl?: string;
+}
+
+export interface CaseReport {
+  readonly name: string;
+  readonly passed: boolean;
+  readonly error: number;
+  readonly limit: number;
+  readonly message: string;
+}
+
+export interface SelfTestReport {
+  readonly passed: boolean;
+  readonly accelerator: Accelerator;
+  readonly cases: readonly CaseReport[];
+}
+
+export interface Category {
+  readonly index: number;
+  readonly label: string;
+  readonly score: number;
+}
+
+export declare class Model {
+  private constructor();
+  readonly descriptor: Descriptor;
+  /** Class names in output order; empty where the model has none. */
+  readonly labels: string[];
+  readonly accelerator: Accelerator;
+  /** Load the model. Rejects when a file is missing or the runtime refuses it. */
+  static load(options?: LoadOptions): Promise<Model>;
+  /** Load on the first accelerator that passes the self-test: by default WebGPU, then WebAssembly. */
+  static loadVerified(options?: LoadOptions & { accelerators?: readonly Accelerator[] }): Promise<Model>;
+  /** The tensor that the model is fed for an image. */
+  preprocess(image: RgbImage): Float32Array | Uint8Array | Int8Array;
+  /** Run on tensors by input name. A bare array takes the input's declared shape. Throws on a wrong size. */
+  run(inputs: Readonly<Record<string, TensorData | Tensor>>): Promise<Record<string, Tensor>>;
+  /** Preprocess an image and run. */
+  predict(image: RgbImage): Promise<Record<string, Tensor>>;
+  /** The best classes of an image, best first. Scores are the model's own values. */
+  classify(image: RgbImage, count?: number): Promise<Category[]>;
+  /** Real values of the labelled output, in the order of `labels`. */
+  scores(outputs: Record<string, Tensor>): number[];
+  /** Run the golden vectors on this device and accelerator. */
+  selfTest(): Promise<SelfTestReport>;
+  /** Free the runtime's memory. */
+  close(): void;
+}

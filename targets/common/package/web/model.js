@@ -1,0 +1,268 @@
+// The model with its contract, labels and self-test. What differs between runtimes is in runtime.js.
+
+import { preprocess } from "./preprocess.js";
+import { createSession } from "./runtime.js";
+
+/** @typedef {import("./index.js").Descriptor} Descriptor */
+/** @typedef {import("./index.js").GoldenCase} GoldenCase */
+/** @typedef {import("./index.js").LoadOptions} LoadOptions */
+/** @typedef {import("./index.js").RgbImage} RgbImage */
+/** @typedef {import("./index.js").Tensor} Tensor */
+/** @typedef {import("./index.js").TensorData} TensorData */
+/** @typedef {import("./index.js").TensorSpec} TensorSpec */
+
+const SCHEMA = 1;
+
+/** @type {Record<string, new (buffer: ArrayBuffer) => TensorData>} */
+const ARRAYS = {
+  float32: Float32Array,
+  float64: Float64Array,
+  uint8: Uint8Array,
+  int8: Int8Array,
+  int16: Int16Array,
+  uint16: Uint16Array,
+  int32: Int32Array,
+  uint32: Uint32Array,
+  int64: BigInt64Array,
+  uint64: BigUint64Array,
+  bool: Uint8Array,
+};
+
+export class Model {
+  /** @type {string} */ #labelText;
+  /** @type {URL} */ #base;
+  /** @type {import("./runtime.js").Session} */ #session;
+
+  /**
+   * @param {Descriptor} descriptor
+   * @param {string} labelText
+   * @param {URL} base
+   * @param {import("./runtime.js").Session} session
+   */
+  constructor(descriptor, labelText, base, session) {
+    this.descriptor = descriptor;
+    this.labels = labelText.split("\n").slice(0, -1);
+    this.#labelText = labelText;
+    this.#base = base;
+    this.#session = session;
+  }
+
+  /** @param {LoadOptions} [options] */
+  static async load(options = {}) {
+    const base = new URL(options.baseUrl ?? new URL("./assets/", import.meta.url), globalThis.location?.href);
+    const descriptor = /** @type {Descriptor} */ (await (await get(new URL("edgekit.json", base))).json());
+    if (descriptor.schema !== SCHEMA) {
+      throw new Error(`edgekit.json has schema ${descriptor.schema}, this package reads ${SCHEMA}`);
+    }
+    const labels = descriptor.labels ? await (await get(new URL(descriptor.labels.file, base))).text() : "";
+    const [file] = descriptor.files;
+    if (!file) throw new Error("edgekit.json names no model");
+    const bytes = new Uint8Array(await (await get(new URL(file, base))).arrayBuffer());
+    return new Model(descriptor, labels, base, await createSession(bytes, descriptor, options));
+  }
+
+  /** @param {LoadOptions & {accelerators?: readonly import("./index.js").Accelerator[]}} [options] */
+  static async loadVerified(options = {}) {
+    /** @type {string[]} */
+    const refused = [];
+    for (const accelerator of options.accelerators ?? /** @type {const} */ (["gpu", "cpu"])) {
+      /** @type {Model | undefined} */
+      let model;
+      try {
+        model = await Model.load({ ...options, accelerator });
+        const report = await model.selfTest();
+        if (report.passed) return model;
+        refused.push(`${accelerator}: ${report.cases.map((c) => c.message).filter(Boolean).join("; ")}`);
+      } catch (error) {
+        refused.push(`${accelerator}: ${error instanceof Error ? error.message : String(error)}`);
+      }
+      model?.close();
+    }
+    throw new Error(`no accelerator passes the self-test. ${refused.join(". ")}`);
+  }
+
+  get accelerator() {
+    return this.#session.accelerator;
+  }
+
+  /** @param {RgbImage} image */
+  preprocess(image) {
+    const { preprocessing } = this.descriptor;
+    if (!preprocessing) throw new Error(`${this.descriptor.name} takes no image; use run()`);
+    return preprocess(preprocessing, find(this.descriptor.inputs, preprocessing.input), image);
+  }
+
+  /** @param {Readonly<Record<string, TensorData | Tensor>>} inputs */
+  async run(inputs) {
+    const fed = this.descriptor.inputs.map((spec) => checked(spec, inputs[spec.name]));
+    const outputs = await this.#session.run(fed);
+    /** @type {Record<string, Tensor>} */
+    const named = {};
+    this.descriptor.outputs.forEach((spec, i) => {
+      const output = outputs[i];
+      if (output) named[spec.name] = output;
+    });
+    return named;
+  }
+
+  /** @param {RgbImage} image */
+  async predict(image) {
+    const { preprocessing } = this.descriptor;
+    const data = this.preprocess(image);
+    return this.run({ [preprocessing ? preprocessing.input : ""]: data });
+  }
+
+  /**
+   * @param {RgbImage} image
+   * @param {number} [count]
+   */
+  async classify(image, count = 3) {
+    const { labels } = this.descriptor;
+    if (!labels) throw new Error(`${this.descriptor.name} has no labels; use predict()`);
+    const scores = this.scores(await this.predict(image));
+    return scores
+      .map((score, index) => ({ index, label: /** @type {string} */ (this.labels[index]), score }))
+      .sort((a, b) => b.score - a.score || a.index - b.index)
+      .slice(0, count);
+  }
+
+  /** @param {Record<string, Tensor>} outputs */
+  scores(outputs) {
+    const { labels } = this.descriptor;
+    if (!labels) throw new Error(`${this.descriptor.name} has no labels`);
+    const output = outputs[labels.output];
+    if (!output) throw new Error(`there is no output ${labels.output}`);
+    const spec = find(this.descriptor.outputs, labels.output);
+    return Array.from(/** @type {ArrayLike<number | bigint>} */ (output.data), (v) =>
+      spec.scale === null ? Number(v) : (Number(v) - (spec.zero_point ?? 0)) * spec.scale,
+    );
+  }
+
+  async selfTest() {
+    const limit = this.descriptor.golden.tolerance[this.accelerator];
+    /** @type {import("./index.js").CaseReport[]} */
+    const cases = [];
+    const labels = await this.#checkLabels();
+    if (labels) cases.push({ name: "labels", passed: false, error: 0, limit, message: labels });
+    for (const golden of this.descriptor.golden.cases) cases.push(await this.#judge(golden, limit));
+    return { passed: cases.every((c) => c.passed), accelerator: this.accelerator, cases };
+  }
+
+  close() {
+    this.#session.close();
+  }
+
+  /**
+   * @param {GoldenCase} golden
+   * @param {number} limit
+   */
+  async #judge(golden, limit) {
+    /** @type {Record<string, Tensor>} */
+    const fed = {};
+    for (const file of golden.inputs) fed[file.name] = await this.#tensor(file);
+    let message = await this.#checkPreprocessing(golden, fed);
+    let error = 0;
+    const outputs = await this.run(fed);
+    for (const file of golden.outputs) {
+      error = Math.max(error, relativeError(outputs[file.name], await this.#tensor(file)));
+    }
+    if (!message && !(error <= limit)) {
+      message = `an output is off by ${error} of its largest value, ${limit} is allowed`;
+    }
+    if (!message && golden.label) {
+      const scores = this.scores(outputs);
+      const label = this.labels[scores.indexOf(Math.max(...scores))];
+      if (label !== golden.label) message = `the class is ${label}, expected ${golden.label}`;
+    }
+    return { name: golden.name, passed: !message, error, limit, message };
+  }
+
+  /**
+   * @param {GoldenCase} golden
+   * @param {Record<string, Tensor>} fed
+   */
+  async #checkPreprocessing(golden, fed) {
+    if (!golden.image || !this.descriptor.preprocessing) return "";
+    const response = await get(new URL(golden.image.file, this.#base));
+    const data = new Uint8Array(await response.arrayBuffer());
+    const got = this.preprocess({ data, width: golden.image.width, height: golden.image.height });
+    const want = fed[this.descriptor.preprocessing.input]?.data;
+    const same = want && want.length === got.length && got.every((v, i) => Object.is(v, want[i]) || v === want[i]);
+    return same ? "" : "the image does not become the tensor that the model was tested with";
+  }
+
+  /** @param {import("./index.js").TensorFile} file */
+  async #tensor(file) {
+    const array = ARRAYS[file.dtype];
+    if (!array) throw new TypeError(`${file.file} is ${file.dtype}`);
+    const response = await get(new URL(file.file, this.#base));
+    return { dtype: file.dtype, shape: file.shape, data: new array(await response.arrayBuffer()) };
+  }
+
+  async #checkLabels() {
+    const { labels } = this.descriptor;
+    if (!labels) return "";
+    if (this.labels.length !== labels.count) return `${this.labels.length} labels, expected ${labels.count}`;
+    // Only pages from a secure context (https or localhost) have it; elsewhere the golden classes must do.
+    if (!globalThis.crypto?.subtle) return "";
+    const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(this.#labelText));
+    const hex = Array.from(new Uint8Array(digest), (b) => b.toString(16).padStart(2, "0")).join("");
+    return hex === labels.sha256 ? "" : `${labels.file} is not the label file of this model`;
+  }
+}
+
+/** @param {URL} url */
+async function get(url) {
+  const response = await fetch(url);
+  if (!response.ok) throw new Error(`${url}: ${response.status} ${response.statusText}`);
+  return response;
+}
+
+/**
+ * @param {readonly TensorSpec[]} specs
+ * @param {string} name
+ */
+function find(specs, name) {
+  const spec = specs.find((s) => s.name === name);
+  if (!spec) throw new Error(`there is no tensor ${name}`);
+  return spec;
+}
+
+/**
+ * @param {TensorSpec} spec
+ * @param {TensorData | Tensor | undefined} given
+ * @returns {Tensor}
+ */
+function checked(spec, given) {
+  if (!given) throw new TypeError(`input ${spec.name} is missing`);
+  const bare = ArrayBuffer.isView(given);
+  const data = bare ? given : given.data;
+  const shape = bare ? spec.shape.map((d) => (typeof d === "number" ? d : 1)) : given.shape;
+  const array = ARRAYS[spec.dtype];
+  if (!array || !(data instanceof array)) {
+    throw new TypeError(`input ${spec.name} takes ${spec.dtype}, not ${data.constructor.name}`);
+  }
+  const fits = shape.length === spec.shape.length && spec.shape.every((d, i) => typeof d !== "number" || d === shape[i]);
+  if (!fits || data.length !== shape.reduce((a, b) => a * b, 1)) {
+    throw new RangeError(`input ${spec.name} takes [${spec.shape}], got ${data.length} values as [${shape}]`);
+  }
+  return { dtype: spec.dtype, shape: [...shape], data };
+}
+
+/**
+ * @param {Tensor | undefined} actual
+ * @param {Tensor} expected
+ */
+function relativeError(actual, expected) {
+  if (!actual || actual.data.length !== expected.data.length) return Infinity;
+  let worst = 0;
+  let peak = 0;
+  for (let i = 0; i < expected.data.length; i++) {
+    const [a, e] = [Number(actual.data[i]), Number(expected.data[i])];
+    const difference = Object.is(a, e) ? 0 : Math.abs(a - e);
+    if (Number.isNaN(difference)) return Infinity;
+    worst = Math.max(worst, difference);
+    peak = Math.max(peak, Math.abs(e));
+  }
+  return worst === 0 ? 0 : worst / peak;
+}

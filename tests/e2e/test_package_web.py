@@ -1,0 +1,288 @@
+"""npm packages: strict TypeScript, esbuild, and the self-test in headless Chromium, with mutants that must fail."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import package_support as support
+import package_tools as tools
+import pytest
+
+from edgekit.package import PackageSpec, package
+from edgekit.package.golden import drawn_image
+from edgekit.preprocessing import Preprocessing
+from edgekit.types import TensorSpec
+
+NAME = "com.example.digits"
+SPEC = PackageSpec(format="web", name=NAME, version="1.0.0", license="MIT")
+
+TSCONFIG = {
+    "compilerOptions": {
+        "strict": True,
+        "noUncheckedIndexedAccess": True,
+        "noImplicitReturns": True,
+        "noUnusedLocals": True,
+        "noUnusedParameters": True,
+        "exactOptionalPropertyTypes": True,
+        "allowJs": True,
+        "checkJs": True,
+        "noEmit": True,
+        "target": "es2022",
+        "module": "esnext",
+        "moduleResolution": "bundler",
+        "lib": ["es2022", "dom", "dom.iterable"],
+        "types": [],
+        # LiteRT.js' own declarations name WebGPU types that it does not depend on.
+        "skipLibCheck": True,
+    },
+    "files": ["app.ts"],
+}
+
+# The implementation has to have the declared type, and an app has to be able to use it strictly.
+APP = """
+import { Model, type Category, type SelfTestReport } from "com.example.digits";
+import { Model as Implementation } from "./checked/model.js";
+
+type Declared = Pick<typeof Model, "load" | "loadVerified">;
+export const same = Implementation satisfies Declared;
+
+const query = new URLSearchParams(location.search);
+const model: Model = await Model.loadVerified({
+  accelerators: ["cpu"],
+  baseUrl: "/com.example.digits/assets/",
+  wasmUrl: new URL(query.get("wasm") ?? "", location.href).href,
+});
+const report: SelfTestReport = await model.selfTest();
+const pixels = new ImageData(20, 20);
+const found: Category[] = await model.classify(pixels, 2);
+let refused = "";
+try {
+  await model.run({ image: new Float32Array(7) });
+} catch (error) {
+  refused = String(error);
+}
+const ok = report.passed && found.length === 2 && refused.includes("image takes");
+document.documentElement.dataset["passed"] = String(ok);
+model.close();
+"""
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "tflite"])
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder whose node_modules holds the package and what it needs."""
+    tools.need(tools.NODE_MODULES, "node")
+    root = tmp_path_factory.mktemp(request.param)
+    if request.param == "tflite":
+        pytest.importorskip("ai_edge_litert")
+        artifact = support.tflite_artifact(root / "artifact", folded=False)
+    else:
+        artifact = support.onnx_artifact(root / "artifact")
+    modules = root / "node_modules"
+    modules.mkdir()
+    for installed in tools.NODE_MODULES.iterdir():
+        (modules / installed.name).symlink_to(installed)
+    package(artifact, SPEC, modules / NAME)
+    return root
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """``folder`` on a free port of the loopback interface."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def browse(url: str, profile: Path) -> str:
+    """The page's DOM after its scripts have run, in headless Chromium."""
+    tools.need("chromium")
+    done = subprocess.run(
+        [
+            "chromium",
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            f"--user-data-dir={profile}",
+            "--virtual-time-budget=60000",
+            "--dump-dom",
+            url,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert "<html" in done.stdout, done.stderr[-2000:]
+    return done.stdout
+
+
+def verdict(dom: str) -> bool:
+    found = re.search(r'data-passed="(true|false)"', dom)
+    assert found, dom[:2000]
+    return found[1] == "true"
+
+
+@pytest.mark.slow
+def test_selftest_passes_in_the_browser(site: Path, tmp_path: Path) -> None:
+    with served(site / "node_modules") as url:
+        dom = browse(f"{url}/{NAME}/selftest.html", tmp_path)
+    assert verdict(dom), dom
+    assert dom.count('"passed": true') == 7  # the report and its six cases
+
+
+MUTANTS = {
+    "BGR": {"color": "bgr"},
+    "divided by 255 only": {"mean": [0.0], "std": [1.0]},
+    "channels last": {"layout": "NHWC"},
+    "nearest": {"filter": "nearest"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", [*MUTANTS, "labels"])
+def test_mutants_fail_the_selftest(site: Path, tmp_path: Path, mutant: str) -> None:
+    modules = tmp_path / "node_modules"
+    modules.mkdir()
+    for installed in (site / "node_modules").iterdir():
+        if installed.name != NAME:
+            (modules / installed.name).symlink_to(installed.resolve())
+    shutil.copytree(site / "node_modules" / NAME, modules / NAME)
+    assets = modules / NAME / "assets"
+    if mutant == "labels":
+        lines = (assets / "labels.txt").read_text().splitlines()
+        (assets / "labels.txt").write_text("".join(f"{line}\n" for line in reversed(lines)))
+    else:
+        document = json.loads((assets / "edgekit.json").read_text())
+        document["preprocessing"] |= MUTANTS[mutant]
+        (assets / "edgekit.json").write_text(json.dumps(document))
+    with served(modules) as url:
+        dom = browse(f"{url}/{NAME}/selftest.html", tmp_path / "profile")
+    assert not verdict(dom)
+    wanted = "label file" if mutant == "labels" else "does not become the tensor"
+    assert wanted in dom
+
+
+@pytest.mark.slow
+def test_strict_typescript_and_a_bundled_app(site: Path, tmp_path: Path) -> None:
+    tools.need("chromium")
+    (site / "app.ts").write_text(APP)
+    (site / "tsconfig.json").write_text(json.dumps(TSCONFIG))
+    binaries = site / "node_modules"
+    # TypeScript does not look into JavaScript below node_modules.
+    shutil.copytree(binaries / NAME, site / "checked", dirs_exist_ok=True)
+    checked = subprocess.run(
+        ["node", binaries / "typescript" / "bin" / "tsc", "-p", "."],
+        cwd=site,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout
+    bundled = subprocess.run(
+        [
+            binaries / "esbuild" / "bin" / "esbuild",
+            "app.ts",
+            "--bundle",
+            "--format=esm",
+            "--outfile=node_modules/app.js",
+            "--log-level=warning",
+        ],
+        cwd=site,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert bundled.returncode == 0, bundled.stderr
+    (binaries / "app.html").write_text(
+        '<!doctype html><html><script type="module" src="app.js"></script></html>'
+    )
+    lite = (binaries / NAME / "package.json").read_text().count("@litertjs/core")
+    wasm = "/@litertjs/core/wasm/" if lite else "/onnxruntime-web/dist/"
+    with served(binaries) as url:
+        assert verdict(browse(f"{url}/app.html?wasm={wasm}", tmp_path))
+
+
+def test_the_package_is_publishable(site: Path) -> None:
+    folder = site / "node_modules" / NAME
+    document = json.loads((folder / "package.json").read_text())
+    assert (document["name"], document["version"], document["type"]) == (NAME, "1.0.0", "module")
+    assert len(document["peerDependencies"]) == 1
+    tools.need("npm")
+    done = subprocess.run(
+        ["npm", "pack", "--dry-run", "--json", "--offline"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    packed = {f["path"] for f in json.loads(done.stdout)[0]["files"]}
+    on_disk = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert packed == on_disk
+
+
+CONTRACTS = [
+    Preprocessing(resize=(13, 9)),
+    Preprocessing(resize=(13, 9), color="bgr", filter="bicubic", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)),
+    Preprocessing(resize=(31, 40), color="gray", layout="NHWC", filter="box"),
+    Preprocessing(resize=16, crop=(11, 12), crop_rounding="half-even", antialias=False),
+    Preprocessing(resize=16, crop=(11, 12), filter="nearest", scale=1.0),
+    Preprocessing(resize=(20, 14), fit="pad", pad_value=114, layout="NHWC"),
+    Preprocessing(resize=(14, 20), fit="pad", crop=(12, 12), filter="bicubic"),
+    Preprocessing(crop=(8, 8), scale=1 / 127.5, mean=(1.0,), dtype="int8"),
+    Preprocessing(resize=(9, 9), scale=1.0, dtype="uint8", layout="NHWC"),
+]
+SIZES = [(24, 35), (17, 9), (40, 40), (100, 30)]
+
+REPLAY = """
+import { readFileSync, writeFileSync } from "node:fs";
+import { preprocess } from "./preprocess.mjs";
+const { contract, spec, height, width } = JSON.parse(readFileSync(process.argv[2], "utf8"));
+const data = new Uint8Array(readFileSync(process.argv[3]));
+const fed = preprocess(contract, spec, { data, height, width });
+writeFileSync(process.argv[4], new Uint8Array(fed.buffer));
+"""
+
+
+@pytest.mark.parametrize("index", range(len(CONTRACTS)))
+def test_javascript_preprocessing_is_bit_for_bit_that_of_python(index: int, tmp_path: Path) -> None:
+    tools.need("node")
+    contract = CONTRACTS[index]
+    quantized = {"scale": 1 / 127, "zero_point": -1} if contract.dtype == "int8" else {}
+    spec = TensorSpec(name="image", dtype=contract.dtype, shape=contract.shape, **quantized)
+    source = Path(__file__).parents[2] / "targets" / "common" / "package" / "web" / "preprocess.js"
+    shutil.copy(source, tmp_path / "preprocess.mjs")
+    (tmp_path / "replay.mjs").write_text(REPLAY)
+    for height, width in SIZES:
+        if contract.resize is None and min(height, width) < 8:
+            continue
+        image = drawn_image(height, width, index)
+        (tmp_path / "image").write_bytes(image.tobytes())
+        described = {"name": "image", "dtype": spec.dtype, "shape": spec.shape, "scale": spec.scale}
+        described["zero_point"] = spec.zero_point
+        job = {"contract": contract.to_mapping(), "spec": described, "height": height, "width": width}
+        (tmp_path / "job").write_text(json.dumps(job))
+        arguments = [tmp_path / n for n in ("replay.mjs", "job", "image", "fed")]
+        subprocess.run(["node", *arguments], check=True)
+        fed = np.fromfile(tmp_path / "fed", spec.dtype).reshape(contract.shape)
+        np.testing.assert_array_equal(fed, contract.apply(image, spec))

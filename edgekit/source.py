@@ -101,12 +101,10 @@ def _dependencies(rows: list[dict[str, object]]) -> tuple[Dependency, ...]:
 
 def _module_sha256(model: TorchModel) -> str:
     """A module given as an object: over its structure and every tensor in it."""
-    import numpy as np
+    import torch
 
     digest = hashlib.sha256(repr(model.module).encode())
     for name, tensor in model.module.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(
-            memoryview(np.ascontiguousarray(tensor.detach().cpu().contiguous().view(-1).numpy())).cast("B")
-        )
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -188,7 +188,7 @@ def quantize(
     shop: Workshop, model: OnnxModel, target: Target, calibrated: Calibrated | None
 ) -> tuple[OnnxModel, StepRecord, Any]:
     """Q/DQ as the target's scheme wants it."""
-    settings = {"method": shop.options.method}
+    method = shop.options.method
 
     def produce(out: Path) -> None:
         from edgekit.calibrate import Calibration
@@ -198,7 +198,7 @@ def quantize(
         calibration = Calibration.load(calibrated.file) if calibrated else None
         with shop.progress.task(f"quantize for {target.name}"):
             quantized, report = run(
-                model, calibration, target, QuantizeOptions(**settings), out / "model.onnx"
+                model, calibration, target, QuantizeOptions(method=method), out / "model.onnx"
             )
         write_model(ModelRecord(model=quantized), out)
         write_json(report, out / "report.json")
@@ -206,7 +206,7 @@ def quantize(
     key = Key(
         name="quantize",
         inputs=(model.sha256, calibrated.sha256 if calibrated else ""),
-        options={"scheme": to_builtins(target.scheme), **settings},
+        options={"scheme": to_builtins(target.scheme), "method": method},
         versions=versions.of("onnx", "onnx-ir", "onnxruntime", "numpy"),
     )
     result = _run(shop, key, produce)

@@ -28,7 +28,7 @@ from edgekit.gates import Evidence, gates
 from edgekit.load import parse
 from edgekit.manifest import Artifact, StepRecord
 from edgekit.progress import Silent
-from edgekit.source import Source
+from edgekit.source import MODULE, Source
 from edgekit.stages import Calibrated, Exported, Workshop
 from edgekit.store import Store
 from edgekit.types import Gate, OnnxModel, SourceSpec, Target, TorchModel
@@ -105,7 +105,7 @@ def build(
         from edgekit.load import from_module
 
         module = from_module(source, example_inputs)
-    spec = parse(str(source)) if module is None else SourceSpec(text=type(source).__qualname__, kind="module")
+    spec = parse(str(source)) if module is None else SourceSpec(text=type(source).__qualname__, kind=MODULE)
     request = Request(
         source=spec,
         targets=catalog.select(",".join(targets)),

@@ -15,6 +15,9 @@ from edgekit.manifest import SourceRecord
 from edgekit.store import Store, canonical_json
 from edgekit.types import OnnxModel, SourceSpec, TorchModel
 
+MODULE = "module"
+"""The kind of a source that is an object in this process, not text."""
+
 
 class Source:
     """A source and its identity: one sha256 over every file that was read to load it.
@@ -34,7 +37,7 @@ class Source:
         self.spec, self._store = spec, store
         self._trust, self._network = trust, network
         self._model: TorchModel | OnnxModel | None = loaded
-        self._sha256 = _module_sha256(loaded) if loaded is not None else ""
+        self._sha256 = ""
         self.example: Callable[[], Any] | None = None
 
     @property
@@ -47,6 +50,15 @@ class Source:
             else:
                 self.load()
         return self._sha256
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether this is a module that was given as an object: only its export tells what it is."""
+        return self.spec.kind == MODULE
+
+    def identify(self, sha256: str) -> None:
+        """Set the identity of a module in memory, known from its export."""
+        self._sha256 = sha256
 
     @property
     def record(self) -> SourceRecord:
@@ -97,14 +109,3 @@ def _dependencies(rows: list[dict[str, object]]) -> tuple[Dependency, ...]:
     import msgspec
 
     return tuple(msgspec.convert(row, Dependency) for row in rows)
-
-
-def _module_sha256(model: TorchModel) -> str:
-    """A module given as an object: over its structure and every tensor in it."""
-    import torch
-
-    digest = hashlib.sha256(repr(model.module).encode())
-    for name, tensor in model.module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

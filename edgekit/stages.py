@@ -6,6 +6,7 @@ directory. Heavy libraries are imported inside these functions only: when every 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from edgekit.manifest import StepRecord
 from edgekit.progress import Progress
 from edgekit.records import ModelRecord, read_json, read_model, write_json, write_model
 from edgekit.source import Source
-from edgekit.store import Key, StepResult, Store
+from edgekit.store import Key, StepResult, Store, scratch
 from edgekit.structure import structure, to_builtins
 from edgekit.types import Lowered, OnnxModel, Option, Target, TorchModel, sha256_file
 
@@ -59,32 +60,45 @@ class Exported:
 
 
 def export(shop: Workshop, source: Source) -> Exported:
-    """Source to ONNX; an ONNX source is taken in as it is."""
+    """Source to ONNX; an ONNX source is taken in as it is.
 
-    def produce(out: Path) -> None:
-        with shop.progress.task(f"load {source.spec.text}"):
-            model = source.load()
-        with shop.progress.task("export to ONNX"):
-            if isinstance(model, OnnxModel):
-                record, example = _taken_in(model, out / "model.onnx", source)
-            else:
-                record, example = _exported(model, out / "model.onnx")
-        write_model(record, out)
-        stored = write_arrays(out / "example", [example])
-        write_json(stored.names, out / "example.json")
+    A module in memory is exported every time: nothing but its export tells what its Python code computes.
+    """
+    packages = versions.of(*EXPORT_PACKAGES, "onnxruntime")
+    if not source.in_memory:
+        key = Key(name="export", inputs=(source.sha256,), options={}, versions=packages)
+        return _read_export(_run(shop, key, lambda out: _write_export(shop, source, out)))
+    with scratch(shop.store.root / "steps" / "export") as fresh:
+        _write_export(shop, source, fresh)
+        source.identify(read_model(fresh).model.sha256)
+        key = Key(name="export", inputs=(source.sha256,), options={}, versions=packages)
+        return _read_export(_run(shop, key, lambda out: _copy(fresh, out)))
 
-    key = Key(
-        name="export",
-        inputs=(source.sha256,),
-        options={},
-        versions=versions.of(*EXPORT_PACKAGES, "onnxruntime"),
-    )
-    result = _run(shop, key, produce)
+
+def _write_export(shop: Workshop, source: Source, out: Path) -> None:
+    with shop.progress.task(f"load {source.spec.text}"):
+        model = source.load()
+    with shop.progress.task("export to ONNX"):
+        if isinstance(model, OnnxModel):
+            record, example = _taken_in(model, out / "model.onnx", source)
+        else:
+            record, example = _exported(model, out / "model.onnx")
+    write_model(record, out)
+    stored = write_arrays(out / "example", [example])
+    write_json(stored.names, out / "example.json")
+
+
+def _read_export(result: StepResult) -> Exported:
     record = read_model(result.directory)
     step = _step(result, output=record.model.sha256, notes=record.notes)
     names = tuple(read_json(result.directory / "example.json"))
     example = ArrayFile(path=result.directory / "example", names=names, count=1)
     return Exported(record=record, example=example, step=step)
+
+
+def _copy(source: Path, out: Path) -> None:
+    for file in source.iterdir():
+        shutil.copyfile(file, out / file.name)
 
 
 def _exported(model: TorchModel, out: Path) -> tuple[ModelRecord, dict[str, Array]]:

@@ -69,9 +69,28 @@ def test_weights_are_part_of_the_identity(module, tmp_path):
     example = torch.randn(1, 3, 8, 8)
     (first,) = edgekit.build(module, example, targets=["ort-fp32"], out=tmp_path)
     with torch.no_grad():
-        module[0].weight[0, 0, 0, 0] += 1.0
+        module[0][0].weight[0, 0, 0, 0] += 1.0
     (second,) = edgekit.build(module, example, targets=["ort-fp32"], out=tmp_path)
     assert first.manifest.source.sha256 != second.manifest.source.sha256
+    assert first.manifest.files[0].sha256 != second.manifest.files[0].sha256
+
+
+def test_python_code_is_part_of_the_identity(tmp_path):
+    import torch
+
+    import edgekit
+
+    class Scaled(torch.nn.Module):
+        factor = 2.0
+
+        def forward(self, x):
+            return x * self.factor
+
+    module = Scaled()
+    (first,) = edgekit.build(module, torch.ones(1, 3), targets=["ort-fp32"], out=tmp_path)
+    module.factor = 3.0
+    (second,) = edgekit.build(module, torch.ones(1, 3), targets=["ort-fp32"], out=tmp_path)
+    assert second.passed
     assert first.manifest.files[0].sha256 != second.manifest.files[0].sha256
 
 

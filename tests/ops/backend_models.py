@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit import graph, plugins
-from edgekit.types import Lowered, OnnxModel, Target
+from edgekit.types import Lowered, OnnxModel, Precision, Scheme, Target
 
 SCOPES = {"stem": "features.stem", "depthwise": "features.block.depthwise", "head": "classifier"}
 
@@ -129,6 +130,38 @@ def quantized(model: OnnxModel, path: Path, *, activation: str, bias: bool = Tru
         extra_options={"ActivationSymmetric": symmetric, "QuantizeBias": bias},
     )
     return graph.describe(path)
+
+
+def weights_only(path: Path, *, bits: int) -> OnnxModel:
+    """Two products with a bias, their weights behind DequantizeLinear: INT8 by column, or INT4 in blocks of 32."""
+    m = _Maker()
+    x = "x"
+    for layer, width in (("first", 64), ("second", 32)):
+        weight = m.rng.integers(-7, 8, (64, width))
+        if bits == 8:
+            m.constant(f"{layer}_w", weight.astype(np.int8))
+            m.constant(f"{layer}_s", np.full(width, 0.02, np.float32))
+            d = m.node("DequantizeLinear", f"{layer}_dq", [f"{layer}_w", f"{layer}_s"], axis=1)
+        else:
+            m.weights.append(
+                helper.make_tensor(f"{layer}_w", TensorProto.INT4, weight.shape, weight.flatten())
+            )
+            m.constant(f"{layer}_s", np.full((2, width), 0.02, np.float32))
+            d = m.node("DequantizeLinear", f"{layer}_dq", [f"{layer}_w", f"{layer}_s"], axis=0, block_size=32)
+        x = m.node("MatMul", layer, [x, d])
+        x = m.node("Add", f"{layer}_bias", [x, m.weight(f"{layer}_b", width)])
+    specs = {"x": (TensorProto.FLOAT, [3, 64])}, {"y": (TensorProto.FLOAT, [3, 32])}
+    return m.save(path, *specs, opset=21)
+
+
+def weights_target(float_target: Target, bits: int) -> Target:
+    """The row that asks for low-bit weights where ``float_target`` asks for float32."""
+    return dataclasses.replace(
+        float_target,
+        name=float_target.name.replace("fp32", f"int{bits}-weights"),
+        precision=Precision(f"int{bits}-weights"),
+        scheme=Scheme(weight=f"int{bits}", quantizer="weights"),
+    )
 
 
 def unsupported(path: Path) -> OnnxModel:

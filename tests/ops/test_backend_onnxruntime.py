@@ -15,6 +15,8 @@ from backend_models import (
     run,
     snr_db,
     unsupported,
+    weights_only,
+    weights_target,
 )
 
 from edgekit import catalog, graph
@@ -161,3 +163,26 @@ def test_the_mobile_format_has_the_same_bytes_though_the_runtime_writes_others(t
 def test_what_is_not_in_the_mobile_format_is_refused():
     with pytest.raises(ValueError, match="ORT format"):
         canonical(b"\x00" * 64)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_low_bit_weights_are_read_as_they_are(tmp_path, bits):
+    model = weights_only(tmp_path / "m.onnx", bits=bits)
+    target = weights_target(catalog.target("ort-fp32"), bits)
+    (tmp_path / "out").mkdir()
+    result = backend.lower(model, target, {}, tmp_path / "out")
+    inputs = {"x": np.random.default_rng(1).standard_normal((3, 64), dtype=np.float32)}
+    outputs, raw = run(target, result, tmp_path / "out", inputs)
+    assert snr_db(reference(model, inputs)["y"], outputs["y"]) > 30
+    placement = backend.placement(model, target, result, raw)
+    assert (placement.share, placement.fallbacks) == (1.0, ())
+
+
+def test_weights_widened_at_load_are_told(tmp_path):
+    """The same target over a graph whose weights are float: nothing is read in few bits."""
+    model = conv_net(tmp_path / "m.onnx")
+    target = weights_target(catalog.target("ort-fp32"), 8)
+    (tmp_path / "out").mkdir()
+    result = backend.lower(model, target, {}, tmp_path / "out")
+    _, raw = run(target, result, tmp_path / "out", IMAGE)
+    assert backend.placement(model, target, result, raw).share == 0.0

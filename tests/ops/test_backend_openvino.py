@@ -18,6 +18,8 @@ from backend_models import (
     run,
     snr_db,
     unsupported,
+    weights_only,
+    weights_target,
 )
 
 from edgekit import catalog
@@ -136,3 +138,26 @@ def test_importing_it_leaves_no_trace_in_the_home_directory(tmp_path):
     code = "from edgekit.backends.openvino.lower import runtime; runtime().Core()"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"HOME": str(tmp_path)}, check=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_low_bit_weights_are_read_as_they_are(tmp_path, bits):
+    model = weights_only(tmp_path / "m.onnx", bits=bits)
+    target = weights_target(catalog.target("openvino-fp32"), bits)
+    (tmp_path / "out").mkdir()
+    result = backend.lower(model, target, {}, tmp_path / "out")
+    inputs = {"x": np.random.default_rng(1).standard_normal((3, 64), dtype=np.float32)}
+    outputs, raw = run(target, result, tmp_path / "out", inputs)
+    assert snr_db(reference(model, inputs)["y"], outputs["y"]) > 30
+    placement = backend.placement(model, target, result, raw)
+    assert (placement.share, placement.fallbacks) == (1.0, ())
+
+
+def test_weights_widened_at_load_are_told(tmp_path):
+    """The same target over a graph whose weights are float: nothing is read in few bits."""
+    model = conv_net(tmp_path / "m.onnx")
+    target = weights_target(catalog.target("openvino-fp32"), 8)
+    (tmp_path / "out").mkdir()
+    result = backend.lower(model, target, {}, tmp_path / "out")
+    _, raw = run(target, result, tmp_path / "out", IMAGE)
+    assert backend.placement(model, target, result, raw).share == 0.0

@@ -31,6 +31,7 @@ _HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.FP16: "f16"}
 _PASSIVE = frozenset({"Const", "Input", "Output"})
 
 _LOW_BIT = "low-bit weights"
+_INTEGERS = frozenset({"i4", "u4", "i8", "u8"})
 
 
 def placement(
@@ -77,17 +78,14 @@ def _shapes(executed: Sequence[Mapping[str, Any]], raw: Mapping[str, Any]) -> di
 
 
 def _kernels(executed: Sequence[Mapping[str, Any]], own: set[str], target: Target) -> Iterator[Kernel]:
-    constants = {n["name"]: n["output_precisions"] for n in executed if n["type"] == "Const"}
-    low_bit = any(p in ("i8", "u8", "i4", "u4") for kinds in constants.values() for p in kinds)
     for node in executed:
         fused = node["type"] in _FUSED and own.intersection(node["original"])
         if node["type"] not in _MULTIPLY and not fused:
             continue
-        precision = _executed_in(node)
-        if _weights_only(target) and low_bit and node["type"] == "FullyConnected":
-            precision = _LOW_BIT
+        # A kernel that widens weights as it reads them names their type; one that got them widened does not.
+        low_bit = _weights_only(target) and node["precision"] in _INTEGERS
         names = tuple(dict.fromkeys((*node["original"], node["name"])))
-        yield Kernel(names=names, op=node["type"], precision=precision)
+        yield Kernel(names=names, op=node["type"], precision=_LOW_BIT if low_bit else _executed_in(node))
 
 
 def _executed_in(node: Mapping[str, Any]) -> str:

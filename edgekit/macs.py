@@ -323,8 +323,8 @@ def summarize(
 ) -> tuple[float | None, tuple[Fallback, ...]]:
     """The share of multiply-accumulates in the precision ``asked``, and what is not, grouped by operator and reason.
 
-    Nodes whose cost is unknown do not count, but appear among the fallbacks. ``None`` when nothing counts:
-    the model has no multiply-accumulates, or none of known cost.
+    Nodes whose cost is unknown do not count, but appear among the fallbacks. ``None`` when
+    none has a known cost; 1 for a model without multiply-accumulates, of which nothing runs otherwise.
     """
     total = sum(node.macs or 0 for node in nodes)
     as_asked = 0
@@ -346,4 +346,6 @@ def summarize(
         for (op, why), group in groups.items()
     )
     ordered = sorted(fallbacks, key=lambda f: (-f.share, f.op, f.reason))
+    if not nodes:
+        return 1.0, ()
     return (as_asked / total if total else None), tuple(ordered)

@@ -75,11 +75,12 @@ class Verified:
     @property
     def notes(self) -> tuple[str, ...]:
         """For the manifest."""
-        if not self.skipped:
-            return ()
-        return (
-            f"{self.skipped} evaluation samples have other shapes than this fixed-shape artifact: not run",
-        )
+        found = []
+        if self.skipped:
+            found.append(f"{self.skipped} samples have other shapes than this fixed-shape artifact: not run")
+        if not self.not_run and (self.placement is None or self.placement.share is None):
+            found.append("the runtime does not tell what it executes: there is no placement gate")
+        return tuple(found)
 
 
 def verify(

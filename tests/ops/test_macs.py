@@ -156,4 +156,4 @@ def test_what_the_report_does_not_name_is_told_as_unknown():
 
 
 def test_no_products_no_share():
-    assert summarize([], {}, "int8", lambda n, k: "") == (None, ())
+    assert summarize([], {}, "int8", lambda n, k: "") == (1.0, ())

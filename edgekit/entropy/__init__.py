@@ -90,7 +90,9 @@ def unpack(path: Path, out: Path, *, max_output: int | None = None) -> Path:
     from edgekit.entropy.container import MAX_OUTPUT
 
     if out.exists() and out.is_dir():
-        raise UsageError(f"{out} is a directory that exists", hint="name a file or directory that does not exist")
+        raise UsageError(
+            f"{out} is a directory that exists", hint="name a file or directory that does not exist"
+        )
     temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
     with _opened(path, MAX_OUTPUT if max_output is None else max_output) as container:
         try:
@@ -105,7 +107,7 @@ def unpack(path: Path, out: Path, *, max_output: int | None = None) -> Path:
     return out
 
 
-def open(path: Path) -> Container:  # noqa: A001  (edgekit.entropy.open, as in gzip.open)
+def open(path: Path) -> Container:
     """Open a container for random access: ``with entropy.open(p) as c: c["conv1.weight"]``."""
     from edgekit.entropy.container import MAX_OUTPUT
 
@@ -129,7 +131,9 @@ def _collect(path: Path) -> dict[str, Path]:
     out = {}
     for file in sorted(path.rglob("*")):
         if file.is_symlink() or not (file.is_file() or file.is_dir()):
-            raise SourceError(f"{file} is a link or a special file", hint="replace it by the file it stands for")
+            raise SourceError(
+                f"{file} is a link or a special file", hint="replace it by the file it stands for"
+            )
         if file.is_file():
             out[file.relative_to(path).as_posix()] = file
     if not out:

@@ -104,7 +104,9 @@ class Tree:
 
         tree = cls._build(leaves, cut)
         if number:
-            raise ContainerError("the tree of a tensor is malformed", hint="the file is damaged: pack it again")
+            raise ContainerError(
+                "the tree of a tensor is malformed", hint="the file is damaged: pack it again"
+            )
         return tree
 
     @classmethod

@@ -16,7 +16,7 @@ MAX_SIZE = 1 << 18
 _ORDERS = (0, 1, 2, 3, 4, 6)
 _INPUTS = len(_ORDERS) + 1
 _MIN_MATCH = 5
-_RATES = tuple(65536 * 2 // (2 * n + 3) for n in range(32)) + (65536 // 40,)
+_RATES = (*tuple(65536 * 2 // (2 * n + 3) for n in range(32)), 65536 // 40)
 
 
 class _Model:

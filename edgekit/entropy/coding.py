@@ -75,7 +75,9 @@ def encode_group(parts: Sequence[Part], family: Family, mantissa: int, spread: f
         raise ValueError(f"{len(magnitude)} elements in a group")
     out = Writer()
     out.uint(family)
-    buckets = _choose_octaves(magnitude, out) if family is Family.INTEGER else _binades(magnitude, mantissa, out)
+    buckets = (
+        _choose_octaves(magnitude, out) if family is Family.INTEGER else _binades(magnitude, mantissa, out)
+    )
     bucket = buckets.of(magnitude)
     histogram = np.bincount(bucket, minlength=buckets.count)
     tree = Tree.balanced(histogram)
@@ -85,7 +87,9 @@ def encode_group(parts: Sequence[Part], family: Family, mantissa: int, spread: f
     modelled = min(1, int(buckets.width.max()))
     out.uint(signs)
     out.uint(modelled)
-    geometries = _plan(parts, _entropy(histogram) + float((histogram * buckets.width).sum() / len(bucket)), spread)
+    geometries = _plan(
+        parts, _entropy(histogram) + float((histogram * buckets.width).sum() / len(bucket)), spread
+    )
     out.uint(len(geometries))
     for g in geometries:
         for value in (g.plane.rows, g.plane.columns, g.plane.kernel, g.plane.lanes, g.pieces):
@@ -140,7 +144,7 @@ def _values(g: _Geometry, bucket: Ints, negative: Ints, low: Ints) -> Values:
 def _choose_octaves(magnitude: Ints, out: Writer) -> Buckets:
     top = int(magnitude.max(initial=0))
     best: tuple[float, int] | None = None
-    for direct in (2, 4, 8, 16, 32, 64):
+    for direct in (2, 4, 8, 16, 32, 64, 128, 256):
         b = octaves(direct, top)
         histogram = np.bincount(b.of(magnitude), minlength=b.count)
         cost = _entropy(histogram) + float((histogram * b.width).sum() / max(1, len(magnitude)))
@@ -166,7 +170,7 @@ def _binades(magnitude: Ints, mantissa: int, out: Writer) -> Buckets:
 
 def _read_buckets(r: Reader) -> Buckets:
     if r.uint(1) == Family.INTEGER:
-        direct = r.uint(6)
+        direct = r.uint(8)
         if direct < 1:
             raise malformed("an alphabet without buckets")
         return octaves(1 << direct, r.uint(MAX_MAGNITUDE))
@@ -224,7 +228,9 @@ def _matrix(rows: int, columns: int, kernel: int, bits: float, spread: float) ->
             if columns % candidate == 0 and columns // candidate % kernel == 0:
                 pieces = candidate
                 break
-    plane = Plane(rows=rows * pieces, columns=columns // pieces, kernel=kernel, lanes=min(wish, rows * pieces))
+    plane = Plane(
+        rows=rows * pieces, columns=columns // pieces, kernel=kernel, lanes=min(wish, rows * pieces)
+    )
     return _Geometry(plane=plane, pieces=pieces)
 
 

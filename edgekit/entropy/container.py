@@ -18,13 +18,17 @@ import numpy as np
 
 from edgekit.entropy import general
 from edgekit.entropy.coding import decode_group
-from edgekit.entropy.forms import Form, ordered, pack_elements, unordered, unpack_elements, zero_index
+from edgekit.entropy.forms import Form, ordered, pack_elements, ranks, unordered, unpack_elements, zero_index
 from edgekit.entropy.index import DIGEST, Index, TensorEntry
 from edgekit.entropy.wire import Reader, malformed
 from edgekit.errors import ContainerError, UnknownNameError
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from edgekit.entropy.rans import Ints
+
+    _Narrow: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 MAGIC = b"EKZ\x01"
 MAX_INDEX = 1 << 28
@@ -84,6 +88,8 @@ class Container:
 
     def raw(self, number: int) -> bytes:
         """The stored bytes of tensor ``number`` of the index."""
+        while len(self._decoded) > _GROUPS_KEPT:
+            del self._decoded[next(iter(self._decoded))]
         return b"".join(self._tensor(number))
 
     def files(self) -> Iterator[tuple[str, Iterator[bytes]]]:
@@ -121,7 +127,8 @@ class Container:
             raise malformed(f"{self._size} bytes cannot hold {total}")
         self._offsets = self._layout(head.at + size)
         self._places = self._find_places()
-        self._decoded: dict[int, tuple[Ints, Ints]] = {}
+        self._decoded: dict[int, tuple[_Narrow, _Narrow]] = {}
+        self._last_use = self._find_last_use()
 
     def _layout(self, at: int) -> list[int]:
         """Offsets of all blocks, groups first; the file must end with the last one."""
@@ -153,6 +160,23 @@ class Container:
             out.append((places, book))
         return out
 
+    def _find_last_use(self) -> dict[int, list[int]]:
+        """Tensor → the groups that no later tensor needs."""
+        last: dict[int, int] = {}
+        for number in range(len(self.index.tensors)):
+            needed = number
+            while True:
+                places, book = self._places[needed]
+                for place in (*places, *([book] if book else [])):
+                    last[place.group] = number
+                if self.index.tensors[needed].form not in (Form.COPY, Form.RANKED):
+                    break
+                needed = self.index.tensors[needed].source
+        out: dict[int, list[int]] = {}
+        for group, number in last.items():
+            out.setdefault(number, []).append(group)
+        return out
+
     def _read(self, offset: int, size: int, crc: int) -> bytes:
         if size > self._size - offset:
             raise malformed("it is truncated")
@@ -162,23 +186,21 @@ class Container:
             raise malformed("a checksum does not match")
         return data
 
-    def _group(self, number: int) -> tuple[Ints, Ints]:
-        """One decoded group. The last few stay: neighbouring tensors share them."""
-        if number not in self._decoded:
-            block = self.index.groups[number]
-            data = self._read(self._offsets[number], block.size, block.crc)
-            while len(self._decoded) >= _GROUPS_KEPT:
-                del self._decoded[next(iter(self._decoded))]
-            magnitude, negative = decode_group(data, block.raw)
-            self._decoded[number] = magnitude, negative.astype(np.int8)  # type: ignore[assignment]
-        else:
-            self._decoded[number] = self._decoded.pop(number)
+    def _group(self, number: int) -> tuple[_Narrow, _Narrow]:
+        """One decoded group. While files are read it stays until its last tensor was written."""
+        if number in self._decoded:
+            return self._decoded[number]
+        block = self.index.groups[number]
+        data = self._read(self._offsets[number], block.size, block.crc)
+        magnitude, negative = decode_group(data, block.raw)
+        narrow = np.min_scalar_type(int(magnitude.max(initial=0)))
+        self._decoded[number] = magnitude.astype(narrow), negative.astype(np.bool_)
         return self._decoded[number]
 
     def _part(self, place: _Place) -> tuple[Ints, Ints]:
         magnitude, negative = self._group(place.group)
         here = slice(place.start, place.start + place.count)
-        return magnitude[here], negative[here].astype(np.int64)
+        return magnitude[here].astype(np.int64), negative[here].astype(np.int64)
 
     def _tensor(self, number: int) -> Iterator[bytes]:
         entry = self.index.tensors[number]
@@ -188,9 +210,22 @@ class Container:
                 raise malformed(f"{entry.name} is a copy of another size")
             number, entry = entry.source, source
         places, book_place = self._places[number]
+        if entry.form is Form.RANKED:
+            palette = self._palette(entry)
+            for place in places:
+                yield pack_elements(_from_palette(entry, palette, *self._part(place)), entry.dtype)
+            return
         book = self._book(entry, book_place) if entry.form is Form.CLUSTERED else None
         for place in places:
             yield pack_elements(_patterns(entry, book, *self._part(place)), entry.dtype)
+
+    def _palette(self, entry: TensorEntry) -> Ints:
+        """The ranks of the palette's entries."""
+        source = self.index.tensors[entry.source]
+        if source.elements > 1 << entry.dtype.bits:
+            raise malformed(f"the palette of {entry.name} is too large")
+        patterns = unpack_elements(b"".join(self._tensor(entry.source)), source.dtype, source.elements)
+        return ranks(patterns, source.dtype)
 
     def _book(self, entry: TensorEntry, place: _Place | None) -> Ints:
         if place is None:
@@ -205,9 +240,7 @@ class Container:
         for block, offset in zip(self.index.chunks, self._offsets[len(self.index.groups) :], strict=True):
             yield general.decode(block.codec, self._read(offset, block.size, block.crc), block.raw)
 
-    def _contents(
-        self, size: int, digest: bytes, tensors: range, loose: _Loose
-    ) -> Iterator[bytes]:
+    def _contents(self, size: int, digest: bytes, tensors: range, loose: _Loose) -> Iterator[bytes]:
         sha = hashlib.sha256()
         for piece in self._pieces(size, tensors, loose):
             sha.update(piece)
@@ -221,6 +254,8 @@ class Container:
             entry = self.index.tensors[number]
             yield from loose.take(entry.gap)
             yield from self._tensor(number)
+            for group in self._last_use.get(number, ()):
+                self._decoded.pop(group, None)
             left -= entry.gap + entry.size
         yield from loose.take(left)
 
@@ -255,6 +290,14 @@ def _patterns(entry: TensorEntry, book: Ints | None, magnitude: Ints, negative: 
     if entry.shift > entry.dtype.mantissa or int(magnitude.max(initial=0)) << entry.shift >= half:
         raise malformed(f"a value of {entry.name} does not fit {entry.dtype.name}")
     return magnitude << entry.shift | negative * half
+
+
+def _from_palette(entry: TensorEntry, palette: Ints, magnitude: Ints, negative: Ints) -> Ints:
+    at = np.where(negative == 1, -magnitude, magnitude) - int(palette.min())
+    if len(at) and not 0 <= int(at.min()) <= int(at.max()) < len(palette):
+        raise malformed(f"an index of {entry.name} is outside its palette")
+    codes: Ints = np.argsort(palette)[at]
+    return codes
 
 
 def _to_array(raw: bytes, entry: TensorEntry) -> np.ndarray[Any, np.dtype[Any]]:

@@ -1,7 +1,8 @@
 """What a tensor's bytes mean, and how they become signed numbers and back, bit for bit.
 
 *plain*: integers as they are (less a centre for unsigned ones), floats as sign and magnitude of their
-bit pattern. *clustered*: few distinct values, an index into the sorted values, counted from zero.
+bit pattern. *clustered*: few distinct values, an index into the sorted values, counted from zero. *ranked*: indices
+into another tensor, a palette, renumbered in the order of its values.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Form(enum.IntEnum):
     PLAIN = 0
     CLUSTERED = 1
     COPY = 2
+    RANKED = 3
 
 
 def unpack_elements(raw: bytes | memoryview, dtype: Dtype, elements: int) -> Ints:
@@ -128,6 +130,15 @@ def distinct(patterns: Ints, dtype: Dtype) -> Ints | None:
 def zero_index(book: Ints) -> int:
     """The index that counts as zero: that of the value 0, else of the least value above it."""
     return min(int(np.searchsorted(book, 0)), len(book) - 1)
+
+
+def ranks(palette: Ints, dtype: Dtype) -> Ints:
+    """The place of each palette entry in the order of values, less that of entry 0. ``palette``: patterns."""
+    order = np.argsort(ordered(palette, dtype), kind="stable")
+    out = np.empty(len(order), np.int64)
+    out[order] = np.arange(len(order))
+    out -= out[0]
+    return out
 
 
 def split_sign(values: Ints) -> tuple[Ints, Ints]:

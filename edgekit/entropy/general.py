@@ -101,7 +101,9 @@ def _zstd_decode(data: bytes, size: int) -> bytes:
     try:
         if zstandard.get_frame_parameters(data).content_size != size:
             raise malformed("a zstd frame of another size")
-        return zstandard.ZstdDecompressor(max_window_size=MAX_CHUNK * 2).decompress(data, max_output_size=size)
+        return zstandard.ZstdDecompressor(max_window_size=MAX_CHUNK * 2).decompress(
+            data, max_output_size=size
+        )
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from error
 

@@ -34,7 +34,7 @@ class TensorEntry:
     ``part``: elements a part; part ``i`` lies in group ``groups[i]``, after what earlier entries of the
     index put there. ``shift``: unused low bits of a float, or the centre of unsigned integers. ``book``:
     number of distinct values; they lie in ``book_group`` (floats) or here in ``values`` (integers).
-    ``source``: the tensor that this one is a copy of.
+    ``source``: the tensor that this one is a copy of, or its palette.
     """
 
     name: str
@@ -132,8 +132,10 @@ class Index:
     def _check(self) -> None:
         if self.single != (len(self.files) == 1 and self.single):
             raise malformed("a single file that is several")
-        if len({f.path for f in self.files}) != len(self.files):
-            raise malformed("two files of one name")
+        paths = {f.path for f in self.files}
+        folders = {str(p) for path in paths for p in PurePosixPath(path).parents}
+        if len(paths) != len(self.files) or paths & folders:
+            raise malformed("two files of one name, or a file that is also a folder")
         at = 0
         for f in self.files:
             mine = self.tensors[at : at + f.tensors]
@@ -185,8 +187,8 @@ def _write_tensor(w: Writer, t: TensorEntry) -> None:
         return
     w.uint(0 if t.part == t.elements else t.part)
     w.uints(list(t.groups))
-    if t.form is Form.PLAIN:
-        w.uint(t.shift)
+    if t.form in (Form.PLAIN, Form.RANKED):
+        w.uint(t.shift if t.form is Form.PLAIN else t.source)
         return
     w.uint(t.book)
     w.uint(len(t.values))
@@ -216,6 +218,13 @@ def _read_tensor(r: Reader, number: int) -> TensorEntry:
         return TensorEntry(
             name=name, dtype=dtype, shape=shape, gap=gap, form=form, part=part, groups=groups, shift=shift
         )
+    if form is Form.RANKED:
+        if number == 0:
+            raise malformed("a palette that does not come first")
+        return TensorEntry(
+            name=name, dtype=dtype, shape=shape, gap=gap, form=form, part=part, groups=groups,
+            source=r.uint(number - 1),
+        )  # fmt: skip
     book = r.uint(MAX_DISTINCT)
     count = r.uint(MAX_DISTINCT)
     if not book or count not in (0, book):

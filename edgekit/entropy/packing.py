@@ -15,10 +15,10 @@ from edgekit.entropy.coding import Family, Part, encode_group
 from edgekit.entropy.container import MAGIC
 from edgekit.entropy.forms import (
     DTYPES,
-    Dtype,
     Form,
     distinct,
     ordered,
+    ranks,
     split_float,
     split_sign,
     trailing_zeros,
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from edgekit.entropy.rans import Ints
 
 _PART = 1 << 19
-_GROUP = 1 << 20
+_GROUP = 1 << 19
+_MAX_OPEN = 8
+_NEW_GROUP_BITS = 2400
+"""About what a model that starts from nothing costs until it has learnt."""
 _MIN_ELEMENTS = 48
 _INLINE_UP_TO = 40_000
 _PROBE = 1 << 16
@@ -42,40 +45,76 @@ _PROBE = 1 << 16
 
 @dataclass(kw_only=True)
 class _Group:
-    """A group that still grows."""
+    """A group that still grows. ``profile`` counts its magnitudes by size class."""
 
     number: int
-    key: tuple[str, int]
     family: Family
     mantissa: int
+    profile: Ints
     parts: list[Part] = field(default_factory=list)
     elements: int = 0
 
 
 class _Groups:
-    """Collects parts by key; a full group is closed and the next opened."""
+    """Collects parts: each goes to the group of its key whose distribution is nearest, or to a new one."""
 
     def __init__(self) -> None:
         self.all: list[_Group] = []
-        self._open: dict[tuple[str, int], _Group] = {}
+        self._open: dict[tuple[str, int], list[_Group]] = {}
 
     def add(self, key: tuple[str, int], family: Family, mantissa: int, part: Part) -> int:
         """The number of the group that took ``part``."""
-        count = len(part.magnitude)
-        group = self._open.get(key)
-        if group is None or (group.elements and group.elements + count > _GROUP):
-            group = _Group(number=len(self.all), key=key, family=family, mantissa=mantissa)
-            self._open[key] = group
+        profile = _profile(part, mantissa)
+        mine = self._open.setdefault(key, [])
+        costs = [_cost_together(g.profile, profile) for g in mine]
+        best = int(np.argmin(costs)) if costs else -1
+        if best < 0 or costs[best] > _NEW_GROUP_BITS:
+            group = _Group(number=len(self.all), family=family, mantissa=mantissa, profile=profile)
             self.all.append(group)
+            mine.append(group)
+        else:
+            group = mine[best]
+            group.profile = group.profile + profile
         group.parts.append(part)
-        group.elements += count
+        group.elements += len(part.magnitude)
+        if group.elements >= _GROUP or len(mine) > _MAX_OPEN:
+            mine.remove(group if group.elements >= _GROUP else mine[0])
         return group.number
+
+
+def _profile(part: Part, mantissa: int) -> Ints:
+    """Histogram over size classes: exponents of floats, octaves (eight direct) of integers."""
+    if mantissa:
+        return np.bincount(np.minimum(part.magnitude >> mantissa, 255), minlength=256)
+    direct = np.minimum(part.magnitude, 7)
+    octave = np.log2(np.maximum(part.magnitude, 8)).astype(np.int64) - 3
+    return np.bincount(2 * (direct + octave) + part.negative, minlength=256)
+
+
+def _cost_together(a: Ints, b: Ints) -> float:
+    """Bits that two sets cost more under their common distribution than each under its own."""
+
+    def bits(h: Ints) -> float:
+        some = h[h > 0]
+        return float(some.sum() * np.log2(some.sum()) - (some * np.log2(some)).sum())
+
+    return bits(a + b) - bits(a) - bits(b)
+
+
+@dataclass(kw_only=True)
+class _Known:
+    """What earlier tensors offer to later ones: contents by hash, palettes (number, ranks) by name."""
+
+    wanted: frozenset[str]
+    tensors: dict[bytes, int] = field(default_factory=dict)
+    palettes: dict[str, tuple[int, Ints]] = field(default_factory=dict)
 
 
 def build(files: Mapping[str, memoryview], *, single: bool, codecs: tuple[general.Codec, ...]) -> bytes:
     """The container of ``files`` (relative name → contents)."""
     by_file = _usable_spans(files)
-    groups, seen = _Groups(), {}
+    groups = _Groups()
+    known = _Known(wanted=frozenset(s.palette for spans in by_file.values() for s in spans if s.palette))
     entries: list[FileEntry] = []
     tensors: list[TensorEntry] = []
     loose: list[bytes] = []
@@ -83,7 +122,7 @@ def build(files: Mapping[str, memoryview], *, single: bool, codecs: tuple[genera
         at = count = 0
         for span in by_file.get(path, []):
             raw = data[span.offset : span.offset + span.size]
-            entry = _tensor(span, raw, len(tensors), groups, seen)
+            entry = _tensor(span, raw, len(tensors), groups, known)
             if entry is None:
                 continue
             tensors.append(replace(entry, gap=span.offset - at))
@@ -112,22 +151,25 @@ def _usable_spans(files: Mapping[str, memoryview]) -> dict[str, list[Span]]:
     return out
 
 
-def _tensor(
-    span: Span, raw: memoryview, number: int, groups: _Groups, seen: dict[bytes, int]
-) -> TensorEntry | None:
+def _tensor(span: Span, raw: memoryview, number: int, groups: _Groups, known: _Known) -> TensorEntry | None:
     """Put a tensor into groups; ``None`` if it is better off among the loose bytes."""
     dtype = DTYPES[span.dtype]
     entry = TensorEntry(name=span.name, dtype=dtype, shape=span.shape, gap=0, form=Form.PLAIN)
-    key = hashlib.sha256(raw).digest() + bytes([dtype.code])
-    if key in seen:
-        return replace(entry, form=Form.COPY, source=seen[key])
     try:
         patterns = unpack_elements(raw, dtype, entry.elements)
     except ValueError:
         return None
-    if _repetitive(raw, patterns):
+    if span.name in known.wanted and span.name not in known.palettes:
+        known.palettes[span.name] = number, ranks(patterns, dtype)
+    key = hashlib.sha256(raw).digest() + bytes([dtype.code])
+    if key in known.tensors:
+        return replace(entry, form=Form.COPY, source=known.tensors[key])
+    if span.name not in known.wanted and _repetitive(raw, patterns):
         return None
-    seen[key] = number
+    known.tensors[key] = number
+    palette = known.palettes.get(span.palette)
+    if palette is not None and int(patterns.max()) < len(palette[1]) <= 1 << dtype.bits:
+        return _ranked(entry, span, patterns, palette, groups)
     book = distinct(patterns, dtype)
     if book is not None:
         return _clustered(entry, span, patterns, book, groups)
@@ -144,6 +186,16 @@ def _tensor(
         group_key, mantissa = (dtype.name, shift), dtype.mantissa - shift
     numbers, part = _add_parts(groups, (group_key, dtype.family, mantissa), span, magnitude, negative)
     return replace(entry, part=part, groups=numbers, shift=shift)
+
+
+def _ranked(
+    entry: TensorEntry, span: Span, patterns: Ints, palette: tuple[int, Ints], groups: _Groups
+) -> TensorEntry:
+    source, order = palette
+    magnitude, negative = split_sign(order[patterns])
+    key = ("ranked", entry.dtype.bits)
+    numbers, part = _add_parts(groups, (key, Family.INTEGER, 0), span, magnitude, negative)
+    return replace(entry, form=Form.RANKED, part=part, groups=numbers, source=source)
 
 
 def _clustered(entry: TensorEntry, span: Span, patterns: Ints, book: Ints, groups: _Groups) -> TensorEntry:

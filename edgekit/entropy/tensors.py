@@ -134,7 +134,9 @@ class _Walk:
         k, c = plane.lanes, plane.columns
         shape = (plane.rows, c)
         self._out = Values(
-            bucket=np.zeros(shape, np.int64), negative=np.zeros(shape, np.int64), low=np.zeros(shape, np.int64)
+            bucket=np.zeros(shape, np.int64),
+            negative=np.zeros(shape, np.int64),
+            low=np.zeros(shape, np.int64),
         )
         # [column, lane], two columns of margin on the left and one on the right
         self._up_group = np.zeros((c + 1, k), np.int64)

@@ -101,4 +101,6 @@ class Reader:
 
 def malformed(what: str) -> ContainerError:
     """The error of every reader in this package."""
-    return ContainerError(f"not a valid .ekz container: {what}", hint="the file is damaged: copy or pack it again")
+    return ContainerError(
+        f"not a valid .ekz container: {what}", hint="the file is damaged: copy or pack it again"
+    )

@@ -13,7 +13,10 @@ from pathlib import PurePosixPath
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A tensor's bytes in one file of the artifact. ``channels_last``: the last axis is the input channel."""
+    """A tensor's bytes in one file of the artifact. ``channels_last``: the last axis is the input channel.
+
+    ``palette``: the values are indices into the earlier tensor of that name.
+    """
 
     file: str
     name: str
@@ -22,18 +25,19 @@ class Span:
     offset: int
     size: int
     channels_last: bool = False
+    palette: str = ""
 
 
 def find_spans(files: Mapping[str, memoryview]) -> list[Span]:
     """All tensors found in ``files`` (relative name → contents), in no particular order."""
-    from edgekit.entropy.parse import onnx, openvino, safetensors, tflite
+    from edgekit.entropy.parse import deepcompression, onnx, openvino, safetensors, tflite
 
     spans: list[Span] = []
     for name, data in files.items():
         suffix = PurePosixPath(name).suffix.lower()
         reader = {
             ".onnx": onnx.spans,
-            ".ort": None,
+            ".net": deepcompression.spans,
             ".safetensors": safetensors.spans,
             ".tflite": tflite.spans,
             ".xml": openvino.spans,

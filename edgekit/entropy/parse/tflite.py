@@ -1,7 +1,7 @@
 """TensorFlow Lite: tensors' buffers, read from the flatbuffer without generated code.
 
 Field numbers are those of schema.fbs: Model (subgraphs 2, buffers 4), SubGraph (tensors 0), Tensor
-(shape 0, type 1, buffer 2, name 3), Buffer (data 0, offset 1, size 2).
+(shape 0, type 1, buffer 2, name 3, quantization 4), Buffer (data 0, offset 1, size 2).
 """
 
 from __future__ import annotations
@@ -11,7 +11,16 @@ from collections.abc import Mapping
 
 from edgekit.entropy.parse import Span
 
-_DTYPES = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 7: "int16", 9: "int8", 16: "uint16", 17: "int4"}
+_DTYPES = {
+    0: "float32",
+    1: "float16",
+    2: "int32",
+    3: "uint8",
+    7: "int16",
+    9: "int8",
+    16: "uint16",
+    17: "int4",
+}
 _MAX_ITEMS = 1 << 20
 
 
@@ -33,6 +42,7 @@ def _model(file: str, data: memoryview) -> list[Span]:
     seen: set[int] = set()
     for graph in _tables(data, _field(data, root, 2)):
         for tensor in _tables(data, _field(data, graph, 0)):
+            out += _scales(file, data, tensor)
             kind_at, buffer_at = _field(data, tensor, 1), _field(data, tensor, 2)
             index = _u32(data, buffer_at) if buffer_at else 0
             dtype = _DTYPES.get(data[kind_at] if kind_at else 0)
@@ -50,6 +60,19 @@ def _model(file: str, data: memoryview) -> list[Span]:
                     )
                 )  # fmt: skip
     return out
+
+
+def _scales(file: str, data: memoryview, tensor: int) -> list[Span]:
+    """The scales of a tensor that is quantized per channel: quantization is field 4, its scale field 2.
+
+    Minima and maxima beside them repeat the scales' mantissas: a general coder makes more of those.
+    """
+    at = _field(data, tensor, 4)
+    if not at:
+        return []
+    begin, count = _vector(data, _field(data, at + _u32(data, at), 2))
+    name = _string(data, _field(data, tensor, 3)) + "/scale"
+    return [Span(file=file, name=name, dtype="float32", shape=(count,), offset=begin, size=4 * count)]
 
 
 def _u32(data: memoryview, at: int) -> int:

@@ -216,6 +216,10 @@ class DeviceError(EdgekitError):
     exit_code = 7
 
 
+class UnreachableError(DeviceError):
+    """No connection to a device can be made: address, network, host key or log-in."""
+
+
 class LinkLostError(DeviceError):
     """The connection to a device broke while it was in use."""
 

@@ -8,21 +8,44 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from edgekit.devices.local import LocalTransport
-from edgekit.errors import BackendError, UnknownNameError
+from edgekit.devices.ssh import SshOptions, SshTransport
+from edgekit.errors import BackendError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from edgekit.devices.pack import AgentArchive
     from edgekit.devices.transport import Transport
     from edgekit.types import Device
 
-TRANSPORTS = ("local",)
+TRANSPORTS = ("local", "ssh")
 
 
 def open_transport(device: Device) -> Transport:
     """Connect to ``device``; the caller closes."""
     if device.transport == "local":
-        return LocalTransport()
+        return LocalTransport(device.name)
+    if device.transport == "ssh":
+        return SshTransport(device.name, ssh_options(device))
     raise UnknownNameError("transport", device.transport, TRANSPORTS, where=f"device {device.name}")
+
+
+def ssh_options(device: Device) -> SshOptions:
+    """The row's ``address`` (``user@host``, an alias, or with ``:port``) and ``options`` as SSH takes them."""
+    host, _, port = (
+        device.address.rpartition(":") if device.address.count(":") == 1 else (device.address, "", "")
+    )
+    number = device.options.get("port", port or None)
+    try:
+        parsed = None if number is None else int(number)
+    except ValueError as error:
+        raise UsageError(f"{device.address}: {number!r} is no port", hint="write user@host:22") from error
+    config = device.options.get("config")
+    return SshOptions(
+        host=host,
+        port=parsed,
+        config=None if config is None else Path(str(config)).expanduser(),
+        python=str(device.options.get("python", "python3")),
+        connect_s=float(device.options.get("connect_s", 15)),
+    )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.devices.job import Transcript, outcome, protocol_line
 from edgekit.devices.process import Completed, Patience
-from edgekit.errors import DeviceBusyError, DeviceError, LinkLostError
+from edgekit.errors import DeviceBusyError, DeviceError, LinkLostError, UnreachableError
 
 if TYPE_CHECKING:
     from pathlib import PurePosixPath
@@ -48,14 +48,29 @@ class TaskResult:
 
 @dataclass(kw_only=True)
 class Watch:
-    """What the host makes of a run while it goes on. ``exclusive``: take the device's lock."""
+    """What the host makes of a run while it goes on. ``exclusive``: take the device's lock. ``mend_s``: how
+    long to try to reach a device again after the link broke, in seconds."""
 
     exclusive: bool = True
     state_s: float = 1.0
+    mend_s: float = 60.0
     on_done: Callable[[int, int], None] | None = None
     on_progress: Callable[[int], None] | None = None
     states: list[Mapping[str, Any]] = field(default_factory=list)
     resumes: int = 0
+
+
+def _mend(transport: Transport, limit: float) -> None:
+    """Connect again, with longer and longer pauses, until the device answers or the limit is reached."""
+    end, pause = time.monotonic() + limit, 0.5
+    while True:
+        try:
+            return transport.reopen()
+        except UnreachableError:
+            if time.monotonic() + pause > end:
+                raise
+            time.sleep(pause)
+            pause = min(2 * pause, 10.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +96,7 @@ def run_plan(transport: Transport, tasks: Sequence[Task], watch: Watch) -> dict[
             if watch.resumes >= RESUMES:
                 raise
             watch.resumes += 1
-            transport.reopen()
+            _mend(transport, watch.mend_s)
         else:
             return run.results
 

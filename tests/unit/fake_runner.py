@@ -52,6 +52,8 @@ class Session:
             os.kill(os.getpid(), signal.SIGSEGV)
         if self.behaviour == "exit":
             os._exit(9)
+        if self.behaviour == "slow":
+            time.sleep(0.02)
         if self.behaviour == "hang":
             time.sleep(60)
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "build": "Build, verify and gate artifacts for one or more targets.",
     "verify": "Run an artifact again on its runtime and check its gates.",
     "bench": "Measure latency and memory of artifacts, side by side.",
+    "package": "Make what an app developer takes: a self-testing bundle, a library, a web package.",
     "inspect": "Show what is in an artifact or a model file.",
     "targets": "List every target: installed, usable here, why not.",
     "doctor": "Check runtimes, versions and tools, and say what to do.",

@@ -33,7 +33,7 @@ MATRIX = ROOT / "tests" / "ops" / "node_tests.json"
 TABLE = ROOT / "docs" / "tflite-operators.md"
 WORKER_SECONDS = 60
 
-HOW = ("inputs", "small integers constant", "all but the first constant", "folded")
+HOW = ("inputs", "small integers constant", "all but the first constant", "integers constant", "folded")
 """How the inputs were bound when the case was lowered, in the order of the attempts."""
 
 
@@ -91,15 +91,12 @@ def outcome(case: Any) -> Outcome:
 def _attempts(case: Any) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """What to bind as constants, in the order of :data:`HOW`; equal attempts come once."""
     given = _inputs(case)
-    small = {
-        n: a
-        for i, (n, a) in enumerate(given.items())
-        if i and a.dtype.kind in "iub" and a.ndim <= 1 and a.size <= 16
-    }
+    integers = {n: a for n, a in given.items() if a.dtype.kind in "iub" and a.ndim <= 1 and a.size <= 16}
     rest = dict(list(given.items())[1:])
+    small = {n: a for n, a in integers.items() if n in rest}
     seen: list[set[str]] = []
     generates = all(n.op_type in _GENERATORS for n in case.model.graph.node)
-    for how, bound in zip(HOW, ({}, small, rest, given), strict=True):
+    for how, bound in zip(HOW, ({}, small, rest, integers, given), strict=True):
         if set(bound) not in seen and (len(bound) < len(given) or not given or generates):
             seen.append(set(bound))
             yield how, dict(bound)
@@ -165,7 +162,19 @@ def _reason(error: Any) -> str:
 
 
 _GENERATORS = frozenset(
-    ["BlackmanWindow", "Constant", "ConstantOfShape", "EyeLike", "HammingWindow", "HannWindow", "MelWeightMatrix", "OptionalHasElement", "Range", "Shape", "Size"]
+    [
+        "BlackmanWindow",
+        "Constant",
+        "ConstantOfShape",
+        "EyeLike",
+        "HammingWindow",
+        "HannWindow",
+        "MelWeightMatrix",
+        "OptionalHasElement",
+        "Range",
+        "Shape",
+        "Size",
+    ]
 )
 
 # --- what no LiteRT file can express ----------------------------------------------------------------

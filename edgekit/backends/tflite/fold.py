@@ -25,9 +25,14 @@ class NotFoldable(Exception):  # noqa: N818 - a signal, not an error
 
 
 def fold(
-    domain: str, op: str, opset: int, inputs: Sequence[Array | None], attributes: Mapping[str, Any]
+    domain: str,
+    op: str,
+    opset: int,
+    inputs: Sequence[Array | None],
+    attributes: Mapping[str, Any],
+    count: int = 1,
 ) -> tuple[Array, ...]:
-    """The node's outputs as numpy arrays (they may share memory with the inputs).
+    """The node's ``count`` outputs as numpy arrays (they may share memory with the inputs).
 
     Raises :class:`NotFoldable` for random and control-flow operators, for what the reference does not
     know, and where the result would be large and much larger than the inputs (Expand, Tile).
@@ -37,7 +42,7 @@ def fold(
     rule = _NUMPY.get(op) if domain == "" else None
     outputs = rule(opset, inputs, attributes) if rule is not None else None
     if outputs is None:
-        outputs = _reference(domain, op, opset, inputs, attributes)
+        outputs = _reference(domain, op, opset, inputs, attributes, count)
     before = sum(i.nbytes for i in inputs if i is not None)
     after = sum(o.nbytes for o in outputs)
     if after > _GROWTH_LIMIT and after > 4 * before and op != "ConstantOfShape":
@@ -46,28 +51,29 @@ def fold(
 
 
 def _reference(
-    domain: str, op: str, opset: int, inputs: Sequence[Array | None], attributes: Mapping[str, Any]
+    domain: str, op: str, opset: int, inputs: Sequence[Array | None], attributes: Mapping[str, Any], count: int
 ) -> tuple[Array, ...]:
     from onnx import TensorProto, helper
     from onnx.reference import ReferenceEvaluator
 
     names = ["" if i is None else f"i{n}" for n, i in enumerate(inputs)]
-    node = helper.make_node(op, names, ["o0"], domain=domain, **_plain_attributes(attributes))
+    results = [f"o{n}" for n in range(count)]
+    node = helper.make_node(op, names, results, domain=domain, **_plain_attributes(attributes))
     given = {f"i{n}": i for n, i in enumerate(inputs) if i is not None}
     infos = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
         for name, a in given.items()
     ]
-    out = helper.make_value_info("o0", helper.make_tensor_type_proto(TensorProto.UNDEFINED, None))
+    outs = [helper.make_value_info(n, helper.make_tensor_type_proto(TensorProto.UNDEFINED, None)) for n in results]
     imports = [helper.make_opsetid(domain, opset)]
-    model = helper.make_model(helper.make_graph([node], "fold", infos, [out]), opset_imports=imports)
+    model = helper.make_model(helper.make_graph([node], "fold", infos, outs), opset_imports=imports)
     try:
-        results = ReferenceEvaluator(model).run(None, given)
+        outputs = ReferenceEvaluator(model).run(None, given)
     except Exception as error:
         raise NotFoldable from error
-    if not all(isinstance(r, np.ndarray) for r in results):
+    if not all(isinstance(o, np.ndarray) for o in outputs):
         raise NotFoldable
-    return tuple(results)
+    return tuple(outputs)
 
 
 def _plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from edgekit.backends.tflite.boundary import bind_inputs, bind_outputs
 from edgekit.backends.tflite.builder import Builder, Type
 from edgekit.backends.tflite.expand import expand
 from edgekit.backends.tflite.fold import NotFoldable, fold
-from edgekit.backends.tflite.ir import Array, Graph, Origin, Quant, Tensor
+from edgekit.backends.tflite.ir import INT8, Array, Graph, Origin, Quant, Tensor
 from edgekit.backends.tflite.quant import Lookahead
 from edgekit.backends.tflite.registry import Refusal, Row, Rule, lookup
 from edgekit.backends.tflite.report import FloatNode
@@ -26,9 +26,9 @@ from edgekit.types import TensorSpec
 class Lowering:
     """Lowers one model. After :meth:`run`: ``graphs``, ``inputs``, ``outputs``, ``unsupported``."""
 
-    def __init__(self, model: ir.Model, io_layout: str, io_dtype: str) -> None:
+    def __init__(self, model: ir.Model, io_layout: str, io_dtype: str, kernels: str = "xnnpack") -> None:
         self.model = inlined(model)
-        self.io_layout, self.io_dtype = io_layout, io_dtype
+        self.io_layout, self.io_dtype, self.kernels = io_layout, io_dtype, kernels
         self.graphs = [Graph()]
         self.opsets = {("" if d == "ai.onnx" else d): v for d, v in self.model.opset_imports.items()}
         self.builder = Builder(self.graphs[0], self, opset=self.opsets.get("", 1))
@@ -198,15 +198,15 @@ class Lowering:
             return [View.of(self.builder.constant(np.asarray(inputs[0].size, np.int64)))]
         if any(v is not None and (v.tensor.data is None or v.quant is not None) for v in inputs):
             return None
-        if len(node.outputs) != 1:
-            return None
         arrays = [None if v is None else v.const for v in inputs]
         try:
-            outputs = fold(node.domain, node.op_type, self._opset(node), arrays, attributes)
+            outputs = fold(
+                node.domain, node.op_type, self._opset(node), arrays, attributes, count=len(node.outputs)
+            )
         except NotFoldable:
             return None
-        name = node.outputs[0].name or ""
-        return [View.of(Tensor(tuple(o.shape), o.dtype, name, o)) for o in outputs]
+        named = zip(node.outputs, outputs, strict=False)
+        return [View.of(Tensor(tuple(o.shape), o.dtype, v.name or "", o)) for v, o in named]
 
     def _quantized(
         self, node: ir.Node, row: Row, inputs: list[View | None]
@@ -232,6 +232,8 @@ class Lowering:
         first = next(v for v in inputs if v is not None and v.quant is not None)
         if row.rule is Rule.FLOAT or str(first.dtype) not in row.quantized:
             return None, f"LiteRT has no {first.dtype} kernel for it"
+        if self.kernels == "xnnpack" and first.dtype == INT8 and not row.delegated:
+            return None, "XNNPACK has no int8 kernel for it; in float the delegate's partition stays whole"
         data = [v for v in inputs if v is not None and v.tensor.data is None and v.dtype.kind == "f"]
         if data and row.rule is not Rule.SAME:
             return None, "another input is not quantized"

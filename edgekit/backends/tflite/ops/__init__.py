@@ -2,7 +2,9 @@
 
 from edgekit.backends.tflite.ops import (
     activation,
+    control,
     convolution,
+    einsum,
     elementwise,
     functions,
     indexing,
@@ -13,6 +15,7 @@ from edgekit.backends.tflite.ops import (
     recurrent,
     reduction,
     resize,
+    sampling,
     scatter,
     search,
     shape,
@@ -20,7 +23,9 @@ from edgekit.backends.tflite.ops import (
 
 __all__ = [
     "activation",
+    "control",
     "convolution",
+    "einsum",
     "elementwise",
     "functions",
     "indexing",
@@ -31,6 +36,7 @@ __all__ = [
     "recurrent",
     "reduction",
     "resize",
+    "sampling",
     "scatter",
     "search",
     "shape",

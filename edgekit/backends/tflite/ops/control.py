@@ -1,0 +1,241 @@
+"""If, Loop and Scan.
+
+A known condition or number of iterations leaves no control flow behind: the branch, or every iteration, is
+lowered in place. What depends on data becomes IF or WHILE with subgraphs, as long as every shape is fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from ai_edge_litert import schema_py_generated as schema
+
+from edgekit.backends.tflite.builder import Builder, Type
+from edgekit.backends.tflite.ir import BOOL, INT64, Graph, Tensor
+from edgekit.backends.tflite.lowering import captured_values
+from edgekit.backends.tflite.registry import Refusal, Rule, op
+from edgekit.backends.tflite.view import View
+
+MAX_ITERATIONS = 2048
+
+
+@op("If", rule=Rule.ANY)
+def if_(g: Builder, condition: View, *, then_branch: ir.Graph, else_branch: ir.Graph) -> Sequence[View]:
+    """The branch in place, or IF."""
+    if condition.const is not None:
+        return g.lowering.inline(then_branch if bool(condition.const.reshape(-1)[0]) else else_branch, [])
+    captured = _captured(g, [then_branch, else_branch])
+    branches = [
+        g.lowering.nested(name, graph, [], captured)
+        for name, graph in (("then", then_branch), ("else", else_branch))
+    ]
+    results = [g.lowering.graphs[b].outputs for b in branches]
+    for a, b in zip(*results, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            raise Refusal(f"its branches give {a.dtype}{list(a.shape)} and {b.dtype}{list(b.shape)}")
+    inputs = [g.reshape(g.plain(condition), ()), *(g.lowering.view(v).tensor for v in captured)]
+    options = schema.IfOptionsT(thenSubgraphIndex=branches[0], elseSubgraphIndex=branches[1])
+    outputs = [(t.shape, Type(t.dtype, t.quant)) for t in results[0]]
+    return [View.of(t) for t in g.emit_many("IF", inputs, outputs, options)]
+
+
+@op("Scan", since=9, rule=Rule.ANY)
+def scan(
+    g: Builder,
+    *inputs: View,
+    body: ir.Graph,
+    num_scan_inputs: int,
+    scan_input_axes: Sequence[int] | None = None,
+    scan_input_directions: Sequence[int] | None = None,
+    scan_output_axes: Sequence[int] | None = None,
+    scan_output_directions: Sequence[int] | None = None,
+) -> Sequence[View]:
+    """Every iteration in place."""
+    count = len(inputs) - num_scan_inputs
+    states: list[View] = list(inputs[:count])
+    sequences = inputs[count:]
+    axes = [a % s.rank for a, s in zip(scan_input_axes or [0] * len(sequences), sequences, strict=True)]
+    backwards = scan_input_directions or [0] * len(sequences)
+    steps = sequences[0].shape[axes[0]]
+    _affordable(steps)
+    rows: list[list[View]] = []
+    for t in range(steps):
+        row = [
+            _row(g, s, axis, steps - 1 - t if back else t)
+            for s, axis, back in zip(sequences, axes, backwards, strict=True)
+        ]
+        results = g.lowering.inline(body, [*states, *row])
+        states = list(results[:count])
+        rows.append(results[count:])
+    stacked = []
+    for k, parts in enumerate(zip(*rows, strict=True)):
+        ordered = (
+            list(reversed(parts)) if scan_output_directions and scan_output_directions[k] else list(parts)
+        )
+        stacked.append(_stack(g, ordered, scan_output_axes[k] if scan_output_axes else 0))
+    return [*states, *stacked]
+
+
+@op("Scan", since=8, rule=Rule.ANY)
+def scan_8(
+    g: Builder,
+    lengths: View | None,
+    *inputs: View,
+    body: ir.Graph,
+    num_scan_inputs: int,
+    directions: Sequence[int] | None = None,
+) -> Sequence[View]:
+    """With a batch axis in front: each item of the batch is a scan of its own."""
+    if lengths is not None:
+        raise Refusal("sequence lengths of opset 8")
+    items = []
+    for i in range(inputs[0].shape[0]):
+        parts = [_row(g, x, 0, i) for x in inputs]
+        items.append(
+            scan(g, *parts, body=body, num_scan_inputs=num_scan_inputs, scan_input_directions=directions)
+        )
+    return [_stack(g, parts, 0) for parts in zip(*items, strict=True)]
+
+
+@op("Loop", rule=Rule.ANY)
+def loop(
+    g: Builder, trip: View | None, condition: View | None, *initial: View, body: ir.Graph
+) -> Sequence[View]:
+    """Every iteration in place if their number is known, else WHILE."""
+    going = True if condition is None else _truth(condition)
+    known_trip = trip is None or trip.const is not None
+    if going is None or not known_trip or not _countable(body):
+        return _while(g, trip, condition, initial, body)
+    limit = None if trip is None or trip.const is None else int(trip.const.reshape(-1)[0])
+    states = list(initial)
+    rows: list[list[View]] = []
+    while going and (limit is None or len(rows) < limit):
+        _affordable(len(rows) + 1)
+        count = View.of(g.constant(len(rows), INT64))
+        results = g.lowering.inline(body, [count, View.of(g.constant(True, BOOL)), *states])
+        going = _truth(results[0])
+        assert going is not None
+        states = results[1 : 1 + len(initial)]
+        rows.append(results[1 + len(initial) :])
+    if not rows and len(body.outputs) > 1 + len(initial):
+        raise Refusal("a loop that never runs, with an output of every iteration")
+    return [*states, *(_stack(g, list(parts), 0) for parts in zip(*rows, strict=True))]
+
+
+def _countable(body: ir.Graph) -> bool:
+    """Whether the body's condition follows from the iteration number and constants alone."""
+    front: list[ir.Value | None] = [body.outputs[0]]
+    states = set(body.inputs[2:])
+    seen: set[ir.Value] = set()
+    while front:
+        value = front.pop()
+        if value is None or value in seen:
+            continue
+        seen.add(value)
+        if value in states:
+            return False
+        producer = value.producer()
+        if producer is not None:
+            if producer.graph is not body:
+                return False
+            front += producer.inputs
+    return True
+
+
+def _while(
+    g: Builder, trip: View | None, condition: View | None, initial: Sequence[View], body: ir.Graph
+) -> Sequence[View]:
+    """WHILE over (iteration, condition, states, trip count, values from outside)."""
+    if len(body.outputs) > 1 + len(initial):
+        raise Refusal(
+            "a loop whose number of iterations is computed at run time, with an output of every iteration"
+        )
+    outside = _captured(g, [body])
+    start = [
+        g.constant(0, INT64),
+        g.constant(True, BOOL) if condition is None else g.reshape(g.plain(condition), ()),
+        *(g.plain(v) for v in initial),
+    ]
+    index = g.lowering.nested("loop", body, start, outside)
+    inner = Builder(g.lowering.graphs[index], g.lowering, opset=g.opset)
+    graph = inner.graph
+    for before, after in zip(start[2:], graph.outputs[1:], strict=True):
+        if before.shape != after.shape or before.dtype != after.dtype:
+            raise Refusal(f"a loop whose state changes from {list(before.shape)} to {list(after.shape)}")
+    next_count = inner.binary("ADD", graph.inputs[0], inner.constant(1, INT64))
+    limit = g.constant(np.iinfo(np.int64).max, INT64) if trip is None else g.reshape(g.plain(trip), ())
+    passed = Tensor((), INT64, "trip_count")
+    going = inner.reshape(graph.outputs[0], ())
+    graph.outputs = [next_count, going, *graph.outputs[1:], *graph.inputs[len(start) :], passed]
+    graph.inputs = [*graph.inputs, passed]
+    inputs = [*start, *(g.lowering.view(v).tensor for v in outside), limit]
+    check = _condition_graph(g, inputs)
+    options = schema.WhileOptionsT(condSubgraphIndex=check, bodySubgraphIndex=index)
+    outputs = [(t.shape, Type(t.dtype, t.quant)) for t in inputs]
+    results = g.emit_many("WHILE", inputs, outputs, options)
+    return [View.of(t) for t in results[2 : len(start)]]
+
+
+def _condition_graph(g: Builder, states: Sequence[Tensor]) -> int:
+    """The subgraph that says whether to go on: the condition, and iterations left."""
+    graph = Graph(
+        "loop_condition",
+        inputs=[Tensor(t.shape, t.dtype, f"state_{i}", quant=t.quant) for i, t in enumerate(states)],
+    )
+    index = len(g.lowering.graphs)
+    g.lowering.graphs.append(graph)
+    inner = Builder(graph, g.lowering, opset=g.opset)
+    left = inner.emit("LESS", [graph.inputs[0], graph.inputs[-1]], (), BOOL, schema.LessOptionsT())
+    graph.outputs = [
+        inner.emit("LOGICAL_AND", [left, graph.inputs[1]], (), BOOL, schema.LogicalAndOptionsT())
+    ]
+    return index
+
+
+def _captured(g: Builder, graphs: Sequence[ir.Graph]) -> list[ir.Value]:
+    """What the subgraphs read of the outside and that is not constant."""
+    found: dict[ir.Value, None] = {}
+    for graph in graphs:
+        own = {o for n in graph.all_nodes() for o in n.outputs} | set(graph.inputs)
+        for value in captured_values(graph, g.lowering.env):
+            if value not in own:
+                found.setdefault(value)
+    return list(found)
+
+
+def _truth(condition: View) -> bool | None:
+    return None if condition.const is None else bool(condition.const.reshape(-1)[0])
+
+
+def _affordable(iterations: int) -> None:
+    if iterations > MAX_ITERATIONS:
+        raise Refusal(f"more than {MAX_ITERATIONS} iterations: they are unrolled")
+
+
+def _row(g: Builder, x: View, axis: int, index: int) -> View:
+    """``x[index]`` along ``axis``, the axis gone."""
+    if x.tensor.data is not None:
+        stored = g.plain(g.dequantize(x)).data
+        assert stored is not None
+        return View.of(g.constant(np.take(stored, index, axis=axis)))
+    t = g.plain(x)
+    begin = [index if i == axis else 0 for i in range(t.rank)]
+    size = [1 if i == axis else n for i, n in enumerate(t.shape)]
+    part = g.emit(
+        "SLICE", [t, g.ints(begin), g.ints(size)], size, Type(t.dtype, t.quant), schema.SliceOptionsT()
+    )
+    return View.of(g.reshape(part, [n for i, n in enumerate(t.shape) if i != axis]))
+
+
+def _stack(g: Builder, parts: Sequence[View], axis: int) -> View:
+    tensors = [g.plain(p) for p in parts]
+    shape = list(tensors[0].shape)
+    axis %= len(shape) + 1
+    single = [*shape[:axis], 1, *shape[axis:]]
+    rows = [g.reshape(t, single) for t in tensors]
+    joined = [*shape[:axis], len(rows), *shape[axis:]]
+    if len(rows) == 1:
+        return View.of(rows[0])
+    return View.of(g.emit("CONCATENATION", rows, joined, tensors[0], schema.ConcatenationOptionsT(axis=axis)))

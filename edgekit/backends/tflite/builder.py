@@ -104,6 +104,10 @@ class Builder:
         self._producers.update((id(t), op) for t in tensors)
         return tensors
 
+    def adopt(self, op: Op) -> None:
+        """Let :meth:`producer` know an operator that this builder did not emit."""
+        self._producers.update((id(t), op) for t in op.outputs)
+
     def producer(self, tensor: Tensor) -> Op | None:
         """The operator of this graph that writes ``tensor``."""
         return self._producers.get(id(tensor))

@@ -32,12 +32,16 @@ class CompileOptions:
 
     ``io_layout``: the order in which image inputs and outputs cross the boundary. ``io_dtype``: the
     element type at the boundary of a quantized graph. ``weights``: storage of float weights.
+    ``kernels``: ``xnnpack`` spells operators so that LiteRT's CPU delegate keeps the graph in one
+    partition, and computes in float what it has no integer kernel for; ``builtin`` uses the builtin
+    operators as they are, in integers wherever TFLite can (for accelerators and microcontrollers).
     ``fuse``: run the peephole pass. ``metadata``: name → text, stored in the file.
     """
 
     io_layout: Literal["nchw", "nhwc"] = "nchw"
     io_dtype: Literal["float32", "int8", "uint8"] = "float32"
     weights: Literal["float32", "float16"] = "float32"
+    kernels: Literal["xnnpack", "builtin"] = "xnnpack"
     fuse: bool = True
     metadata: Mapping[str, str] = field(default_factory=dict)
     target: str = "tflite"
@@ -67,11 +71,11 @@ def compile_onnx(model: ir.Model, *, options: CompileOptions = _DEFAULT) -> Comp
         UnsupportedError: an input with a symbolic dimension, an opset that is too old, or a file over 2 GiB.
     """
     _check(model)
-    lowering = Lowering(model, options.io_layout, options.io_dtype)
+    lowering = Lowering(model, options.io_layout, options.io_dtype, options.kernels)
     lowering.run()
     if lowering.unsupported:
         raise UnsupportedOperatorsError(options.target, lowering.unsupported)
-    fusions = rewrite(lowering.graphs, fuse=options.fuse, weights=options.weights)
+    fusions = rewrite(lowering, fuse=options.fuse, kernels=options.kernels)
     lowering.name_tensors()
     signature = Signature(
         inputs=tuple(i.name for i in lowering.inputs), outputs=tuple(o.name for o in lowering.outputs)

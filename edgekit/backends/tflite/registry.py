@@ -57,6 +57,7 @@ class Row:
     handler: Handler
     attributes: frozenset[str]
     hybrid: frozenset[int] = frozenset()
+    delegated: bool = True
     fixed: Mapping[str, tuple[float, int]] | None = None
 
 
@@ -71,12 +72,14 @@ def op(
     rule: Rule = Rule.FLOAT,
     quantized: Sequence[str] = ("int8", "uint8", "int16"),
     hybrid: Sequence[int] = (),
+    delegated: bool = True,
     fixed: Mapping[str, tuple[float, int]] | None = None,
 ) -> Callable[[H], H]:
     """Register a handler for ``name`` from opset ``since`` on, until a row with a higher ``since``.
 
     ``quantized`` lists the activation types that the integer kernel takes (if ``rule`` allows one);
     ``fixed`` maps each of them to the output's ``(scale, zero_point)`` under :attr:`Rule.FIXED`;
+    ``delegated`` says whether XNNPACK has its integer kernel;
     ``hybrid`` lists the inputs that may stay quantized weights while the activations are float. A second
     row for the same operator and opset raises ``ValueError``.
     """
@@ -92,6 +95,7 @@ def op(
             handler=handler,
             attributes=frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY),
             hybrid=frozenset(hybrid),
+            delegated=delegated,
             fixed=fixed,
         )
         rows = _TABLE.setdefault((domain, name), [])

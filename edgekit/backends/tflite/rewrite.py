@@ -6,22 +6,32 @@ Linear in the number of operators: each is looked at once, in order, with a tabl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekit.backends.tflite.fusion import fuse_graph
 from edgekit.backends.tflite.ir import Graph, Op, Tensor
+from edgekit.backends.tflite.xnnpack import after_fusion, before_fusion
+
+if TYPE_CHECKING:
+    from edgekit.backends.tflite.lowering import Lowering
 
 
-def rewrite(graphs: Sequence[Graph], *, fuse: bool, weights: str) -> dict[str, int]:
-    """Fuse (if ``fuse``), remove what nobody reads; returns how often each fusion applied."""
-    del weights
+def rewrite(lowering: Lowering, *, fuse: bool, kernels: str) -> dict[str, int]:
+    """Respell for XNNPACK (if ``kernels`` says so), fuse (if ``fuse``), remove what nobody reads.
+
+    Returns how often each kind of rewrite applied.
+    """
     counts: Counter[str] = Counter()
-    for graph in graphs:
+    for graph in lowering.graphs:
+        if kernels == "xnnpack":
+            counts["respelled"] += before_fusion(graph, lowering)
         if fuse:
             counts["duplicate"] += merge_equal(graph)
             counts.update(fuse_graph(graph))
+        if kernels == "xnnpack":
+            counts["respelled"] += after_fusion(graph, lowering)
         remove_dead(graph)
     return {kind: n for kind, n in counts.items() if n}
 
@@ -50,7 +60,9 @@ def merge_equal(graph: Graph) -> int:
     return removed
 
 
-_IMPURE = frozenset("RANDOM_STANDARD_NORMAL RANDOM_UNIFORM MULTINOMIAL WHILE IF CALL CALL_ONCE".split())
+_IMPURE = frozenset(
+    ["RANDOM_STANDARD_NORMAL", "RANDOM_UNIFORM", "MULTINOMIAL", "WHILE", "IF", "CALL", "CALL_ONCE"]
+)
 
 
 def _identity(tensor: Tensor | None) -> object:

@@ -7,9 +7,9 @@ import math
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgekit.backends.tflite.builder import Builder
-from edgekit.backends.tflite.ir import FLOAT32, INT32, INT64, Tensor
-from edgekit.backends.tflite.ops.elementwise import broadcast
+from edgekit.backends.tflite.builder import Builder, Type
+from edgekit.backends.tflite.ir import FLOAT32, INT8, INT32, INT64, Quant, Tensor
+from edgekit.backends.tflite.ops.elementwise import broadcast, covering
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View
 
@@ -151,9 +151,6 @@ def prelu(g: Builder, x: View, slope: View) -> View:
     per_channel = alpha.rank < x.rank and all(d == 1 for d in alpha.shape[:-1])
     if per_channel or x.quant is not None:
         if alpha.quant is None and x.quant is not None:
-            from edgekit.backends.tflite.builder import Type
-            from edgekit.backends.tflite.ops.elementwise import covering
-
             assert alpha.data is not None
             alpha = g.quantize(alpha, Type(x.dtype, covering(alpha.data, x.dtype)))
         return x.with_tensor(g.emit("PRELU", [x.tensor, alpha], x.tensor.shape, g.type_like(x)))
@@ -161,26 +158,42 @@ def prelu(g: Builder, x: View, slope: View) -> View:
     return x.with_tensor(g.binary("SUB", g.unary("RELU", x.tensor), g.binary("MUL", negative, alpha)))
 
 
-@op("HardSigmoid")
+@op("HardSigmoid", rule=Rule.FIXED, quantized=("int8",), fixed={"int8": (1 / 255, -128)})
 def hard_sigmoid(g: Builder, x: View, *, alpha: float = 0.2, beta: float = 0.5) -> View:
     """min(1, max(0, alpha x + beta)) as RELU6 of the sixfold, which fuses into the addition."""
+    if x.quant is not None and g.result is not None:
+        return x.with_tensor(_integer_hard_sigmoid(g, x.tensor, alpha, beta, g.result))
     scaled = g.binary("MUL", x.tensor, 6 * alpha) if abs(6 * alpha - 1.0) > 1e-6 else x.tensor
     return x.with_tensor(g.binary("MUL", g.unary("RELU6", g.binary("ADD", scaled, 6 * beta)), 1 / 6))
 
 
+def _integer_hard_sigmoid(g: Builder, x: Tensor, alpha: float, beta: float, kind: Type) -> Tensor:
+    """A product and a sum: the product only relabels the steps, the sum saturates at 0 and 1."""
+    assert x.quant is not None
+    relabelled = Type(INT8, Quant.per_tensor(float(x.quant.scale[0]) * alpha, int(x.quant.zero_point[0])))
+    scaled = g.emit("MUL", [x, _stored(g, alpha)], x.shape, relabelled, schema.MulOptionsT())
+    return g.emit("ADD", [scaled, _stored(g, beta)], x.shape, kind, schema.AddOptionsT())
+
+
+def _stored(g: Builder, value: float) -> Tensor:
+    """A positive number in int8, exactly."""
+    return g.constant(np.asarray([127], np.int8), quant=Quant.per_tensor(value / 127))
+
+
 @op("HardSwish", since=14, rule=Rule.FREE, quantized=("int8", "uint8"))
 def hard_swish(g: Builder, x: View) -> View:
-    """HARD_SWISH."""
+    """HARD_SWISH; where XNNPACK is to take int8, x * HardSigmoid(x), as it lacks the integer kernel."""
+    if x.dtype == INT8 and x.quant is not None and g.lowering.kernels == "xnnpack":
+        gate = _integer_hard_sigmoid(g, x.tensor, 1 / 6, 0.5, Type(INT8, Quant.per_tensor(1 / 255, -128)))
+        return x.with_tensor(g.binary("MUL", x.tensor, gate, g.type_like(x)))
     return _same(g, x, "HARD_SWISH", schema.HardSwishOptionsT())
 
 
-@op("Gelu", since=20)
-@op("Gelu", domain="com.microsoft")
+@op("Gelu", since=20, rule=Rule.FREE, quantized=("int8",), delegated=False)
+@op("Gelu", domain="com.microsoft", rule=Rule.FREE, quantized=("int8",), delegated=False)
 def gelu(g: Builder, x: View, *, approximate: str = "none") -> View:
     """GELU."""
-    return x.with_tensor(
-        g.unary("GELU", x.tensor, options=schema.GeluOptionsT(approximate=approximate == "tanh"))
-    )
+    return _same(g, x, "GELU", schema.GeluOptionsT(approximate=approximate == "tanh"))
 
 
 @op("FastGelu", domain="com.microsoft")
@@ -267,14 +280,14 @@ def _flattened_from(x: View, axis: int) -> tuple[int, int]:
     return math.prod(x.shape[:axis]), math.prod(x.shape[axis:])
 
 
-@op("Softmax", since=13, rule=Rule.FIXED, fixed=_LOGISTIC)
+@op("Softmax", since=13, rule=Rule.FIXED, fixed=_LOGISTIC, delegated=False)
 def softmax(g: Builder, x: View, *, axis: int = -1) -> View:
     """SOFTMAX over one axis."""
     laid = _last_axis(g, x, axis)
     return _same(g, laid, "SOFTMAX", schema.SoftmaxOptionsT(beta=1.0))
 
 
-@op("Softmax", since=1, rule=Rule.FIXED, fixed=_LOGISTIC)
+@op("Softmax", since=1, rule=Rule.FIXED, fixed=_LOGISTIC, delegated=False)
 def softmax_flattened(g: Builder, x: View, *, axis: int = 1) -> View:
     """Before opset 13: over all axes from ``axis`` on."""
     flat = g.reshape_view(x, _flattened_from(x, axis))

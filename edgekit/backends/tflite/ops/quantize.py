@@ -7,7 +7,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder, Type
 from edgekit.backends.tflite.ir import FLOAT32, INT8, INT16, UINT8, Tensor
-from edgekit.backends.tflite.registry import Refusal, Rule, op
+from edgekit.backends.tflite.registry import Refusal, Rule, lookup, op
 from edgekit.backends.tflite.view import View
 
 
@@ -33,7 +33,19 @@ def quantize_linear(
             raise Refusal("an activation quantized per channel")
         stored = kind.quant.quantize(np.asarray(x.const), kind.dtype)
         return View.of(Tensor(stored.shape, kind.dtype, x.tensor.name, stored, kind.quant))
+    if x.dtype == kind.dtype and x.quant is not None and _prescribed(g):
+        # Prescribed parameters cover the function's whole range: converting would only lose precision.
+        return x
     return x.with_tensor(g.quantize(x.tensor, kind))
+
+
+def _prescribed(g: Builder) -> bool:
+    """Whether the value comes from an operator whose output parameters TFLite prescribes."""
+    assert g.node is not None
+    source = g.node.inputs[0]
+    producer = source.producer() if source is not None else None
+    row = lookup(producer.domain, producer.op_type, g.opset) if producer is not None else None
+    return row is not None and row.rule is Rule.FIXED
 
 
 @op("DequantizeLinear", since=10, rule=Rule.ANY)
@@ -52,7 +64,7 @@ def dequantize_linear(
     kind = _kind(g, block_size)
     t = x.tensor
     if t.quant is not None:
-        if kind.quant is None or not t.quant.same_as(kind.quant):
+        if not _reads_back(g, kind):
             raise Refusal("read with other parameters than it was quantized with")
         return x
     if t.data is not None:
@@ -60,6 +72,17 @@ def dequantize_linear(
         data = (t.data.astype(np.int16) - 128).astype(np.int8) if t.dtype == UINT8 else t.data
         return View.of(Tensor(t.shape, data.dtype, t.name, data, kind.quant))
     return _stored_input(g, x, kind)
+
+
+def _reads_back(g: Builder, kind: Type) -> bool:
+    """Whether this DequantizeLinear has the parameters of the QuantizeLinear before it."""
+    assert g.node is not None
+    source = g.node.inputs[0]
+    producer = source.producer() if source is not None else None
+    if producer is None or producer.op_type != "QuantizeLinear":
+        return True
+    written = g.lowering.lookahead.type_of(producer)
+    return written is not None and written.quant is not None and written.quant.same_as(kind.quant)
 
 
 def _kind(g: Builder, block_size: int) -> Type:

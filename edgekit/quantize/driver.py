@@ -9,6 +9,7 @@ from edgekit import graph as graphs
 from edgekit.calibrate import Calibration
 from edgekit.errors import CalibrationRequiredError, UnsupportedError
 from edgekit.quantize import prepare
+from edgekit.quantize.embedding import quantize_embeddings
 from edgekit.quantize.options import NodeReport, QuantizeOptions, QuantizeReport
 from edgekit.quantize.place import place
 from edgekit.quantize.plan import Plan, make_plan
@@ -50,6 +51,8 @@ def quantize(
     calibration = prepare.spell_pooling(ir_model.graph, rules, calibration)
     plan = make_plan(ir_model.graph, calibration, scheme, rules, options)
     report = _report(plan, options)
+    if rules.embedding == "rows":
+        report = _with_embeddings(report, quantize_embeddings(ir_model.graph))
     bits = min(_WEIGHT_BITS[scheme.weight], options.weight_bits)
     place(ir_model.graph, plan, scheme, rules, bits)
     return graphs.save(ir_model, out), report
@@ -90,6 +93,14 @@ def _report(plan: Plan, options: QuantizeOptions) -> QuantizeReport:
                 )
             )
     return QuantizeReport(method=options.method, corrections=(), nodes=tuple(nodes), notes=_notes(options))
+
+
+def _with_embeddings(report: QuantizeReport, done: dict[str, str]) -> QuantizeReport:
+    nodes = (dataclasses.replace(n, quantized=True, reason="") if n.node in done else n for n in report.nodes)
+    notes = tuple(
+        f"table {table!r} is stored as INT8 with a scale a row" for table in sorted(set(done.values()))
+    )
+    return dataclasses.replace(report, nodes=tuple(nodes), notes=report.notes + notes)
 
 
 def _notes(options: QuantizeOptions) -> tuple[str, ...]:

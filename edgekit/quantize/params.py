@@ -68,17 +68,19 @@ def _float32(scale: float, smallest: float) -> float:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class QuantizedWeight:
-    """Symmetric integers: ``values`` shaped as the weight; ``scale`` ``[channels]`` along ``axis``, or scalar."""
+class Stored:
+    """Integers for the file: ``values`` in the tensor's shape; ``scale`` ``[channels]`` along ``axis``, or
+    scalar."""
 
     values: Integers
     scale: Floats
-    axis: int | None
+    axis: int | None = None
+    zero_point: int = 0
 
     @property
     def real(self) -> Floats:
-        """The weight that the integers stand for."""
-        return (self.values * self.spread).astype(np.float32)
+        """The values that the integers stand for."""
+        return ((self.values.astype(np.float32) - self.zero_point) * self.spread).astype(np.float32)
 
     @property
     def spread(self) -> Floats:
@@ -99,15 +101,13 @@ def weight_scale(weight: Floats, axis: int | None, bits: int) -> Floats:
     return positive
 
 
-def quantize_weight(
-    weight: Floats, axis: int | None, bits: int, scale: Floats | None = None
-) -> QuantizedWeight:
+def quantize_weight(weight: Floats, axis: int | None, bits: int, scale: Floats | None = None) -> Stored:
     """Round to nearest on ``scale`` (by default from the largest magnitude), clipped to the symmetric range."""
     scale = weight_scale(weight, axis, bits) if scale is None else scale
     top = (1 << (bits - 1)) - 1
-    empty = QuantizedWeight(values=np.zeros(weight.shape, np.int8), scale=scale, axis=axis)
+    empty = Stored(values=np.zeros(weight.shape, np.int8), scale=scale, axis=axis)
     values = np.clip(np.rint(weight / empty.spread), -top, top).astype(np.int8)
-    return QuantizedWeight(values=values, scale=scale, axis=axis)
+    return Stored(values=values, scale=scale, axis=axis)
 
 
 def room_for_bias(scale: Floats, bias: Floats, activation: float) -> Floats:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from edgekit.quantize.blocks import Block, constant
 from edgekit.quantize.params import (
     Affine,
-    QuantizedWeight,
+    Stored,
     quantize_bias,
     quantize_weight,
     room_for_bias,
@@ -63,12 +63,8 @@ class _Placer:
         for value in block.data:
             if constant(value) is None or not (rule.writes or rule.moves):
                 continue
-            stored = self._constant_affine(block, value)
-            real = constant(value)
-            assert real is not None
-            integers = _store(real, stored)
             dq = self._dequantize(
-                block.core, value.name or "", integers, np.float32(stored.scale), stored.zero_point, None
+                block.core, value.name or "", _store(value, self._constant_affine(block, value))
             )
             _replace_input(block.core, value, dq)
 
@@ -80,37 +76,28 @@ class _Placer:
         return constant_affine(value, dtype, symmetric=self.scheme.activation_symmetric or dtype == "int16")
 
     def _weight(self, block: Block) -> None:
-        weight, bias = block.weight, block.bias_value
+        weight, bias, activation = block.weight, block.bias_value, self._read_scale(block)
         assert weight is not None
-        assert weight.const_value is not None
-        real = weight.const_value.numpy().astype(np.float32, copy=False)
+        real = _array(weight)
         axis = block.weight_axis if self.scheme.per_channel else None
-        scale = weight_scale(real, axis, self.weight_bits)
-        activation = self._read_scale(block)
-        quantize_biases = bias is not None and self.scheme.bias == "int32" and activation is not None
-        if quantize_biases and bias is not None and bias.const_value is not None and activation is not None:
-            shift = bias.const_value.numpy().reshape(-1)
-            scale = room_for_bias(
-                scale, shift if axis is not None else np.abs(shift).max(initial=0.0), activation
-            )
-        quantized = quantize_weight(real, axis, self.weight_bits, scale)
-        key = (weight, scale.tobytes())
+        shift = _array(bias).reshape(-1) if bias is not None else np.zeros(1, np.float32)
+        integer_bias = bias is not None and activation is not None and self.scheme.bias == "int32"
+        stored = self.plan.weights.get(weight.name or "")
+        if stored is None:
+            scale = weight_scale(real, axis, self.weight_bits)
+            if integer_bias and activation is not None:
+                scale = room_for_bias(scale, shift if axis is not None else np.abs(shift).max(), activation)
+            stored = quantize_weight(real, axis, self.weight_bits, scale)
+        key = (weight, stored.scale.tobytes())
         if key not in self.weights:
-            self.weights[key] = self._dequantize(
-                block.core, weight.name or "", quantized.values, quantized.scale, 0, axis
-            )
+            self.weights[key] = self._dequantize(block.core, weight.name or "", stored)
         block.core.replace_input_with(1, self.weights[key])
-        if quantize_biases and bias is not None and activation is not None:
-            self._bias(block, bias, quantized, activation)
-
-    def _bias(self, block: Block, bias: ir.Value, weight: QuantizedWeight, activation: float) -> None:
-        assert bias.const_value is not None
-        scale = (np.float32(activation) * weight.scale).astype(np.float32)
-        axis = None if scale.ndim == 0 else 0
-        integers = quantize_bias(bias.const_value.numpy().astype(np.float32).reshape(-1), scale)
-        node = block.bias or block.core
-        dq = self._dequantize(node, bias.name or "", integers, scale, None, axis)
-        _replace_input(node, bias, dq)
+        if integer_bias and bias is not None and activation is not None:
+            scale = (np.float32(activation) * stored.scale).astype(np.float32)
+            integers = quantize_bias(np.broadcast_to(shift, scale.shape) if scale.ndim else shift, scale)
+            node = block.bias or block.core
+            quantized = Stored(values=integers, scale=scale, axis=0 if scale.ndim else None)
+            _replace_input(node, bias, self._dequantize(node, bias.name or "", quantized))
 
     def _read_scale(self, block: Block) -> float | None:
         """The scale of what a weighted block reads; ``None`` where it reads float."""
@@ -129,7 +116,10 @@ class _Placer:
         if block.clip is None or limits is None or own is None or not self._all_read_stored(output):
             return
         slack = own.scale * 0.51  # rounding the zero point may move the ends by half a step
-        if own.low < limits[0] - slack or own.high > limits[1] + slack:
+        if own.high > limits[1] + slack:
+            return
+        if own.low < limits[0] - slack:
+            self._lower_limit_only(block, limits[0])
             return
         inner = block.clip.inputs[0]
         assert inner is not None
@@ -139,6 +129,25 @@ class _Placer:
             _take_output(self.graph, output, inner)
         self._move(output, inner)
         block.clip = None
+
+    def _lower_limit_only(self, block: Block, low: float) -> None:
+        """A Clip at zero whose upper limit the integers cannot exceed is a Relu, which every runtime fuses."""
+        clip = block.clip
+        if clip is None or clip.op_type == "Relu" or low != 0.0:
+            return
+        relu = ir.Node("", "Relu", clip.inputs[:1], num_outputs=1, name=clip.name)
+        relu.metadata_props.update(clip.metadata_props)
+        old, new = clip.outputs[0], relu.outputs[0]
+        new.type, new.shape = old.type, old.shape
+        self.graph.insert_before(clip, relu)
+        for use in tuple(old.uses()):
+            use.node.replace_input_with(use.idx, new)
+        if old.is_graph_output():
+            _take_output(self.graph, old, new)
+        else:
+            old.name, new.name = None, old.name
+        self._move(old, new)
+        block.clip = relu
 
     def _all_read_stored(self, value: ir.Value) -> bool:
         if value in self.plan.stored:
@@ -206,26 +215,17 @@ class _Placer:
             self.graph.insert_before(self.graph[0], (q, dq))
         return dq.outputs[0]
 
-    def _dequantize(
-        self,
-        reader: ir.Node,
-        name: str,
-        integers: npt.NDArray[Any],
-        scale: npt.NDArray[np.float32] | np.float32,
-        zero_point: int | None,
-        axis: int | None,
-    ) -> ir.Value:
-        """Integers in the file and a DequantizeLinear before ``reader``. INT32 biases have no zero point."""
-        scale = np.asarray(scale)
-        inputs = [self._constant(f"{name}_quantized", integers), self._constant(f"{name}_scale", scale)]
-        if zero_point is not None:
-            zeros = np.full(scale.shape, zero_point, integers.dtype)
-            inputs.append(self._constant(f"{name}_zero_point", zeros))
+    def _dequantize(self, reader: ir.Node, name: str, stored: Stored) -> ir.Value:
+        """Integers in the file and a DequantizeLinear before ``reader``."""
+        scale = np.asarray(stored.scale)
+        zeros = np.full(scale.shape, stored.zero_point, stored.values.dtype)
+        parts = {"quantized": stored.values, "scale": scale, "zero_point": zeros}
+        inputs = [self._constant(f"{name}_{part}", array) for part, array in parts.items()]
         node = self._node("DequantizeLinear", ir.Value(name=name), inputs)
-        if axis is not None and scale.ndim:
-            node.attributes["axis"] = ir.AttrInt64("axis", axis)
+        if stored.axis is not None and scale.ndim:
+            node.attributes["axis"] = ir.AttrInt64("axis", stored.axis)
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        node.outputs[0].shape = ir.Shape(integers.shape)
+        node.outputs[0].shape = ir.Shape(stored.values.shape)
         self.graph.insert_before(reader, node)
         return node.outputs[0]
 
@@ -275,11 +275,17 @@ class _Placer:
                 del self.graph.initializers[name]
 
 
-def _store(real: npt.NDArray[Any], stored: Affine) -> npt.NDArray[Any]:
+def _store(value: ir.Value, stored: Affine) -> Stored:
     limits = np.iinfo(stored.dtype)
-    steps = np.rint(real / stored.scale) + stored.zero_point
+    steps = np.rint(_array(value) / stored.scale) + stored.zero_point
     integers: npt.NDArray[Any] = np.clip(steps, limits.min, limits.max).astype(stored.dtype)
-    return integers
+    return Stored(values=integers, scale=np.asarray(stored.scale, np.float32), zero_point=stored.zero_point)
+
+
+def _array(value: ir.Value) -> npt.NDArray[np.float32]:
+    array = constant(value)
+    assert array is not None
+    return array.astype(np.float32, copy=False)
 
 
 def _replace_input(node: ir.Node, old: ir.Value, new: ir.Value) -> None:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from edgekit.calibrate import Calibration
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, select
 from edgekit.quantize.options import QuantizeOptions
-from edgekit.quantize.params import Affine, affine, fixed_affine
+from edgekit.quantize.params import Affine, Stored, affine, fixed_affine
 from edgekit.quantize.rules import OpRule, Rules
 from edgekit.types import Scheme
 
@@ -23,10 +23,15 @@ Edge = tuple[Block, ir.Value]
 
 @dataclass(kw_only=True)
 class Plan:
-    """The decisions. ``reasons``: why a block stays float. ``own``: how a tensor is stored. ``edges``: what
-    a quantized block reads an input as, where it is not ``own``'s. ``stored``: tensors that every reader gets
-    from integers (a set that keeps its order: names of new nodes depend on it). ``raw``: inputs that a quantized block
-    reads unquantized (fused additions) or already quantized (behind operators that move values)."""
+    """The decisions.
+
+    ``reasons``: why a block stays float. ``dtypes``: what the activations of a block are stored as. ``own``:
+    how a tensor is stored. ``stored``: tensors that every reader gets from integers (a set that keeps its
+    order: names of new nodes depend on it). ``edges``: what a quantized block reads an input as, where it is
+    not ``own``'s. ``raw``: inputs that a quantized block reads unquantized (fused additions) or already
+    quantized (behind operators that move values). ``weights``: integers already chosen, by the weight's
+    name; others are rounded to nearest.
+    """
 
     blocks: list[Block]
     reasons: dict[Block, str]
@@ -35,6 +40,7 @@ class Plan:
     stored: dict[ir.Value, None] = field(default_factory=dict)
     edges: dict[Edge, Affine] = field(default_factory=dict)
     raw: set[Edge] = field(default_factory=set)
+    weights: dict[str, Stored] = field(default_factory=dict)
 
     def quantized(self, block: Block) -> bool:
         """Whether a block computes on integers."""

@@ -42,8 +42,8 @@ class Rules:
     ``whole``: everything that can be is quantized, from the graph's inputs to its outputs; otherwise only
     what lies between the operators worth it.
 
-    ``embedding`` says how constant tables read by Gather are stored: ``rows`` (INT8 with a scale a row),
-    ``tensor`` (one scale) or ``float``.
+    ``embedding`` says how large constant tables read by Gather are stored: ``rows`` (INT8 with a scale a
+    row) or ``float``.
     """
 
     name: str
@@ -110,7 +110,7 @@ _TENSORRT = Rules(
 _TFLITE = Rules(
     name="tflite",
     whole=True,
-    embedding="tensor",
+    embedding="rows",
     ops={
         **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), OpRule(force=True, writes=True, constant=True)),
         "MatMul": OpRule(force=True, writes=True),

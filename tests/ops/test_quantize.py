@@ -229,3 +229,47 @@ def test_the_same_input_gives_the_same_bytes(vision: Network, tmp_path: Path) ->
 def test_reasons_name_the_mask(language: Network, tmp_path: Path) -> None:
     _, report = quantized(language, "tflite", tmp_path)
     assert any("mask" in n.reason for n in report.floats)
+
+
+@pytest.mark.parametrize("name", ["tflite", "tflite-int16"])
+def test_litert_computes_what_the_graph_says(vision: Network, tmp_path: Path, name: str) -> None:
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    from edgekit.backends.tflite.compiler import compile_onnx
+
+    model, _ = quantized(vision, name, tmp_path)
+    compiled = compile_onnx(graph.load(model.path))
+    lite = interpreter.Interpreter(model_content=bytes(compiled.data))
+    lite.allocate_tensors()
+    operators = Counter(o["op_name"] for o in lite._get_ops_details())
+    if name == "tflite":
+        assert (operators["QUANTIZE"], operators["DEQUANTIZE"]) == (1, 1)
+    runner = lite.get_signature_runner()
+    got = np.concatenate([next(iter(runner(**s.inputs).values())).copy() for s in vision[1]])
+    assert snr(run(model.path, vision[1], optimized=False), got) > 60
+
+
+def test_large_tables_are_stored_as_integers(tmp_path: Path) -> None:
+    import torch
+    from quantize_support import exported
+
+    class Bag(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.out = torch.nn.Embedding(4096, 32), torch.nn.Linear(32, 8)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.out(self.table(ids).mean(1))
+
+    torch.manual_seed(0)
+    ids = torch.randint(0, 4096, (16, 1, 6))
+    items = Items([{"ids": i.numpy()} for i in ids])
+    model = exported(Bag(), {"ids": ids[0]}, tmp_path)
+    calibration = calibrate(model, items, out=tmp_path / "c")
+    reference = run(model.path, items)
+    for name in ("ort", "openvino", "tflite"):
+        small, report = quantize(
+            model, calibration, target(name), QuantizeOptions(), tmp_path / f"{name}.onnx"
+        )
+        assert small.path.stat().st_size < model.path.stat().st_size / 3
+        assert "INT8 with a scale a row" in report.notes[0]
+        assert snr(reference, run(small.path, items)) > 35

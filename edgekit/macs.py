@@ -291,7 +291,7 @@ def assign(nodes: Sequence[MacNode], kernels: Sequence[Kernel]) -> dict[str, Ker
     free = dict(enumerate(kernels))
     index: dict[str, list[int]] = {}
     for i, kernel in free.items():
-        for name in dict.fromkeys(n for raw in kernel.names for n in (raw, _plain(raw))):
+        for name in dict.fromkeys(n for raw in kernel.names for n in (raw, plain(raw))):
             index.setdefault(name, []).append(i)
     found: dict[str, Kernel | None] = {}
     for depth in range(max((len(n.aliases) for n in nodes), default=0)):
@@ -309,7 +309,8 @@ def assign(nodes: Sequence[MacNode], kernels: Sequence[Kernel]) -> dict[str, Ker
     return {node.name: found.get(node.name, common) for node in nodes}
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A kernel's name without what ONNX Runtime and OpenVINO append to the node's."""
     while (shorter := _DECORATION.sub("", name)) != name:
         name = shorter
     return name

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgekit.macs import Kernel, MacNode, assign, axis_sizes, count_macs, summarize
+from edgekit.macs import Kernel, MacNode, assign, axis_sizes, count_macs, plain, summarize
 from edgekit.types import Lowered, OnnxModel, Placement, Precision, Target
 
 _MULTIPLY = frozenset(
@@ -46,7 +46,7 @@ def placement(
         note = "the compiled model was not recorded"
         return Placement(precision=str(target.precision), share=None, operators=0, notes=(note,))
     nodes = count_macs(model.path, axis_sizes(model.path, _shapes(executed, raw)))
-    own = {node.name for node in nodes}
+    own = {alias for node in nodes for alias in node.aliases[:2]}  # the node's own name, its output's
     found = assign(nodes, tuple(_kernels(executed, own, target)))
     asked = _LOW_BIT if _weights_only(target) else _asked(target.precision)
     share, fallbacks = summarize(nodes, found, asked, lambda node, kernel: _reason(node, kernel, target, raw))
@@ -79,7 +79,7 @@ def _shapes(executed: Sequence[Mapping[str, Any]], raw: Mapping[str, Any]) -> di
 
 def _kernels(executed: Sequence[Mapping[str, Any]], own: set[str], target: Target) -> Iterator[Kernel]:
     for node in executed:
-        fused = node["type"] in _FUSED and own.intersection(node["original"])
+        fused = node["type"] in _FUSED and own.intersection(map(plain, node["original"]))
         if node["type"] not in _MULTIPLY and not fused:
             continue
         # A kernel that widens weights as it reads them names their type; one that got them widened does not.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from edgekit.pipeline import Outcome, Request
     from edgekit.config import Options
+    from edgekit.pipeline import Outcome, Request
 
 
 @click.command()
@@ -47,8 +47,8 @@ def build(
     what does not pass its gates ends in DIR/<target>.failed and a non-zero exit.
     """
     from edgekit import config
-    from edgekit.pipeline import check, run
     from edgekit.cli._output import progress
+    from edgekit.pipeline import check, run
     from edgekit.stages import Workshop
     from edgekit.store import Store
 
@@ -67,8 +67,8 @@ def build(
 
 def _request(source: str, options: Options) -> Request:
     from edgekit import catalog
-    from edgekit.pipeline import Request
     from edgekit.load import parse
+    from edgekit.pipeline import Request
 
     return Request(
         source=parse(source),
@@ -105,8 +105,8 @@ def _plan(request: Request, as_json: bool) -> None:
 
 
 def _finish(outcomes: tuple[Outcome, ...], options: Options, as_json: bool) -> None:
-    from edgekit.pipeline import failure
     from edgekit.cli._output import print_json, show_error, summary
+    from edgekit.pipeline import failure
 
     errors = [(o, failure(o, options)) for o in outcomes]
     if as_json:

@@ -18,11 +18,11 @@ def demo(target: str, out: str) -> None:
     """
     from edgekit import catalog, config, plugins
     from edgekit.bench import BenchSettings
-    from edgekit.pipeline import Request, failure, run
     from edgekit.cli._output import progress, show_error, summary
     from edgekit.errors import SourceError
     from edgekit.load import parse
     from edgekit.measuring import measure
+    from edgekit.pipeline import Request, failure, run
     from edgekit.stages import Workshop
     from edgekit.store import Store
 

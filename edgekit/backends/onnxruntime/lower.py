@@ -24,7 +24,7 @@ _FIRST_RELEASE = {
     23: "1.23",
     24: "1.24",
 }
-"""Opset → the first ONNX Runtime that implements it."""
+"""Opset → the first ONNX Runtime that loads it; 21 to 24 tried on releases 1.19 to 1.24, the others by their notes."""
 
 _Kernels = Mapping[tuple[str, str], tuple[tuple[int, int], ...]]
 

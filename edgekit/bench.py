@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import statistics as stdlib
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from edgekit.devices.arrays import write_arrays
 from edgekit.devices.connect import connect, send_agent, send_model
 from edgekit.devices.execute import LOCAL
+from edgekit.devices.health import Health, assess, energy, hottest
 from edgekit.devices.pack import pack
-from edgekit.devices.plan import Task, TaskResult, Watch, look, run_plan
+from edgekit.devices.plan import Look, Task, TaskResult, Watch, look, run_plan
 from edgekit.devices.statistics import Difference, interleave, paired_difference, summarize
 from edgekit.errors import UsageError
 from edgekit.types import Device, Measurement, Option
@@ -26,6 +28,12 @@ from edgekit.types import Device, Measurement, Option
 if TYPE_CHECKING:
     from edgekit.devices.transport import Transport
     from edgekit.types import Array
+
+
+REDOS = 2
+"""How often a run on a device that throttled is done again."""
+
+COOL_DOWN_S = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +92,7 @@ class Replicate:
     contention: Mapping[str, Any]
     warmup: Mapping[str, Any]
     versions: Mapping[str, str]
+    steady: tuple[float, float] = (0.0, 0.0)
 
 
 def bench_artifact(
@@ -115,34 +124,74 @@ def compare_artifacts(
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The replicates of each variant (by letter), and the device before and while they ran."""
+    """The replicates of each variant (by letter), and the device before and while they ran.
+
+    ``attempts`` is more than one if the device throttled and the run was done again; ``resumes`` counts
+    links that broke and were mended.
+    """
 
     replicates: Mapping[str, Sequence[Replicate]]
     facts: Mapping[str, Any]
     states: Sequence[Mapping[str, Any]]
+    health: Health
+    attempts: int = 1
     resumes: int = 0
 
 
 def _run(device: Device, variants: Sequence[Variant], order: str, settings: BenchSettings) -> Run:
-    """Run fresh processes in ``order``; its letters stand for the variants."""
-    letters = "AB"[: len(variants)]
-    watch = Watch(on_done=settings.on_progress)
+    """Run fresh processes in ``order`` (its letters stand for the variants), again if the device throttled."""
     with connect(device) as transport, tempfile.TemporaryDirectory(prefix="edgekit-bench-") as folder:
-        prepared = {
-            letter: _send(transport, variant, settings, Path(folder) / letter)
-            for letter, variant in zip(letters, variants, strict=True)
-        }
-        tasks = [replace(prepared[letter], id=f"{i}-{letter}") for i, letter in enumerate(order)]
-        seen = look(transport, tasks[0].agent)
-        found = run_plan(transport, tasks, watch)
+        prepared = [
+            _send(transport, variant, settings, Path(folder) / "AB"[i]) for i, variant in enumerate(variants)
+        ]
+        for attempt in range(REDOS + 1):
+            before = cool_down(transport, prepared[0].agent, device)
+            run = _attempt(transport, prepared, order, settings, before, attempt)
+            if not run.health.throttled:
+                break
+    return run
+
+
+def _attempt(
+    transport: Transport,
+    prepared: Sequence[Task],
+    order: str,
+    settings: BenchSettings,
+    before: Look,
+    attempt: int,
+) -> Run:
+    tasks = [
+        replace(prepared["AB".index(letter)], id=f"{attempt}-{i}-{letter}") for i, letter in enumerate(order)
+    ]
+    watch = Watch(on_done=settings.on_progress, journal=f"journal-{attempt}")
+    found = run_plan(transport, tasks, watch)
+    states = [before.state, *watch.states]
     return Run(
         replicates={
-            letter: [_replicate(found[t.id]) for t in tasks if t.id.endswith(letter)] for letter in letters
+            letter: [_replicate(found[t.id]) for t in tasks if t.id.endswith(letter)]
+            for letter in sorted(set(order))
         },
-        facts=seen.facts,
-        states=[seen.state, *watch.states],
+        facts=before.facts,
+        states=states,
+        health=assess(before.facts, states),
+        attempts=attempt + 1,
         resumes=watch.resumes,
     )
+
+
+def cool_down(transport: Transport, agent: PurePosixPath, device: Device) -> Look:
+    """Wait until the device is as cool as its row wants (``cool_down_celsius``), five minutes at most.
+
+    Returns the last look at it, where the temperature is that which the run begins with.
+    """
+    limit = device.options.get("cool_down_celsius")
+    end = time.monotonic() + COOL_DOWN_S
+    while True:
+        seen = look(transport, agent)
+        heat = hottest(seen.state)
+        if limit is None or heat is None or heat <= float(limit) or time.monotonic() > end:
+            return seen
+        time.sleep(2)
 
 
 def _send(transport: Transport, variant: Variant, settings: BenchSettings, folder: Path) -> Task:
@@ -182,13 +231,17 @@ def _replicate(done: TaskResult) -> Replicate:
         contention=result["contention"],
         warmup=result["warmup"],
         versions=done.transcript.versions,
+        steady=(float(result["steady"][0]), float(result["steady"][1])),
     )
 
 
 def _measurement(device: Device, run: Run, letter: str) -> Measurement:
     replicates = run.replicates[letter]
     summary = summarize([r.samples_ms for r in replicates])
-    validity, reasons = judge(replicates, summary.cv)
+    validity, reasons = judge(replicates, summary.cv, run.health)
+    rails = energy(run.states, [r.steady for r in replicates], run.states[0])
+    for figures in rails.values():  # mW times ms are µJ
+        figures["mj_per_inference"] = figures["mean_mw"] * summary.p50 / 1e3
     peaks = [p for p in (peak_memory(r.memory) for r in replicates) if p is not None]
     costs = [c for c in (model_memory(r.memory) for r in replicates) if c is not None]
     return Measurement(
@@ -210,6 +263,8 @@ def _measurement(device: Device, run: Run, letter: str) -> Measurement:
             "device": dict(run.facts),
             "states": [dict(s) for s in run.states],
             "resumes": run.resumes,
+            "attempts": run.attempts,
+            "energy": rails,
             "versions": dict(replicates[0].versions),
             "p50_interval_ms": [summary.interval.low, summary.interval.high],
             "p50_interval_method": summary.interval.method,
@@ -240,16 +295,19 @@ def model_memory(memory: Mapping[str, Any]) -> int | None:
     return max(0, peak - int(baseline))
 
 
-def judge(replicates: Sequence[Replicate], cv: float) -> tuple[str, tuple[str, ...]]:
+def judge(
+    replicates: Sequence[Replicate], cv: float, health: Health | None = None
+) -> tuple[str, tuple[str, ...]]:
     """VALID, NOISY or INVALID, with reasons.
 
     INVALID: the process had less than half a CPU where it should have had one, the machine was stolen from
     for a tenth of the time, or no warm-up became stable. NOISY: a tenth of the CPU or 2 % stolen, other
     work waited for the CPU for a tenth of the time, half the warm-ups unstable, or the processes' medians
-    scatter by more than 10 %.
+    scatter by more than 10 %. ``health`` is what the device's state says.
     """
-    invalid: list[str] = []
-    noisy: list[str] = []
+    health = health or Health()
+    invalid: list[str] = list(health.invalid)
+    noisy: list[str] = list(health.noisy)
     shares = [s for s in (_figure(r, "cpu_per_wall") for r in replicates if r.threads == 1) if s is not None]
     if shares:
         share = stdlib.median(shares)

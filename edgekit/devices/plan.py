@@ -49,11 +49,13 @@ class TaskResult:
 @dataclass(kw_only=True)
 class Watch:
     """What the host makes of a run while it goes on. ``exclusive``: take the device's lock. ``mend_s``: how
-    long to try to reach a device again after the link broke, in seconds."""
+    long to try to reach a device again after the link broke, in seconds. ``journal``: its name on the device;
+    plans of their own need journals of their own."""
 
     exclusive: bool = True
     state_s: float = 1.0
     mend_s: float = 60.0
+    journal: str = "journal"
     on_done: Callable[[int, int], None] | None = None
     on_progress: Callable[[int], None] | None = None
     states: list[Mapping[str, Any]] = field(default_factory=list)
@@ -147,7 +149,7 @@ class _Run:
                 {"id": t.id, "argv": ["{python}", str(t.agent)], "job": t.job, "timeout": t.timeout}
                 for t in self.tasks.values()
             ],
-            "journal": str(transport.root / "journal"),
+            "journal": str(transport.root / self.watch.journal),
             "heartbeat": HEARTBEAT_S,
             "lock": _owner() if self.watch.exclusive else None,
             "state_s": self.watch.state_s,

@@ -1,15 +1,19 @@
 """The benchmark's host side over a fake runtime, and its judgement of a run."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from edgekit import bench
 from edgekit.bench import BenchSettings, Replicate, Variant, bench_artifact, compare_artifacts, judge
+from edgekit.devices.health import assess
 from edgekit.devices.pack import pack_runner
 from edgekit.errors import RuntimeCrashError, UsageError
+from edgekit.types import Device
 
 FAKE = Path(__file__).with_name("fake_runner.py")
 QUICK = BenchSettings(processes=2, seconds=0.01, iterations=3, warmup_s=0.01)
@@ -104,6 +108,78 @@ def test_validity(change, cv, verdict, reason):
     found, reasons = judge(replicates, cv)
     assert found == verdict
     assert reason in "".join(reasons)
+
+
+@pytest.fixture
+def sys_(tmp_path, monkeypatch):
+    """A /sys of our own: a thermal zone, a cooling device and a power rail; the files can be changed."""
+    files = {
+        "class/thermal/thermal_zone0/type": "cpu-thermal",
+        "class/thermal/thermal_zone0/temp": "40000",
+        "class/thermal/cooling_device0/type": "cpufreq-cpu0",
+        "class/thermal/cooling_device0/cur_state": "0",
+        "class/hwmon/hwmon0/in1_label": "VDD_IN",
+        "class/hwmon/hwmon0/in1_input": "5000",
+        "class/hwmon/hwmon0/curr1_input": "1000",
+    }
+    for name, text in files.items():
+        (tmp_path / "sys" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sys" / name).write_text(text)
+    monkeypatch.setenv("EDGEKIT_SYS", str(tmp_path / "sys"))
+    return tmp_path / "sys"
+
+
+def test_a_throttled_run_is_done_again_twice_and_then_invalid(variant, sys_):
+    (sys_ / "class/thermal/cooling_device0/cur_state").write_text("3")
+    measured = bench_artifact(variant(), settings=QUICK)
+    assert measured.facts["attempts"] == 3
+    assert measured.validity == "INVALID"
+    assert any("cooling slowed the processor" in r for r in measured.reasons)
+
+
+def test_a_run_starts_when_the_device_is_cool(variant, sys_, monkeypatch):
+    zone = sys_ / "class/thermal/thermal_zone0/temp"
+    zone.write_text("70000")
+    waits = []
+
+    def cool(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            zone.write_text("44000")
+
+    monkeypatch.setattr(bench, "time", SimpleNamespace(sleep=cool, monotonic=time.monotonic))
+    device = Device(name="local", options={"cool_down_celsius": 45})
+    measured = bench_artifact(variant(), device=device, settings=QUICK)
+    assert len(waits) == 3
+    assert measured.facts["states"][0]["celsius"] == {"cpu-thermal": 44.0}
+
+
+def test_energy_is_power_times_latency(variant, sys_):
+    measured = bench_artifact(variant("slow"), settings=replace(QUICK, seconds=2.5, processes=1))
+    rail = measured.facts["energy"]["VDD_IN"]
+    assert rail["mean_mw"] == rail["idle_mw"] == 5000.0
+    assert rail["mj_per_inference"] == pytest.approx(5.0 * measured.p50_ms)
+
+
+@pytest.mark.parametrize(
+    ("facts", "state", "invalid", "noisy"),
+    [
+        ({}, {}, "", ""),
+        ({}, {"throttled": 0x50000}, "", ""),  # long ago
+        ({}, {"throttled": 0x50005}, "under-voltage", ""),
+        ({}, {"cooling": {"pwm-fan (cooling_device0)": 2}}, "", ""),  # a fan slows nothing
+        ({"max_khz": [2_000_000]}, {"cap_khz": [1_000_000]}, "", "capped at 50%"),
+        ({"max_khz": [2_000_000]}, {"cap_khz": [2_000_000]}, "", ""),
+        ({}, {"battery": {"status": "Discharging", "percent": 50}}, "", "battery"),
+        ({"emulated": True}, {}, "emulated", ""),
+    ],
+)
+def test_health(facts, state, invalid, noisy):
+    health = assess(facts, [{}, state])
+    assert invalid in "".join(health.invalid)
+    assert bool(invalid) == bool(health.invalid)
+    assert noisy in "".join(health.noisy)
+    assert bool(noisy) == bool(health.noisy)
 
 
 def test_cpu_share_is_judged_for_one_thread_only():

@@ -39,9 +39,11 @@ def bench(worker: Worker, session: Any) -> None:
     worker.phase("warm-up")
     warm = warm_up(session.invoke, float(settings["warmup_s"]))
     worker.phase("steady")
+    begun = time.time()
     contention = Contention()
     times = steady(session.invoke, settings)
     load = contention.stop()
+    ended = time.time()
     gc.enable()
     worker.phases.end("steady")
     worker.channel.send(
@@ -50,6 +52,7 @@ def bench(worker: Worker, session: Any) -> None:
         samples_ms=times,
         warmup=warm,
         contention=load,
+        steady=[begun, ended],
         memory=dict(worker.phases.summary(), device=_device_memory(session)),
         seconds=worker.seconds,
         threads=worker.options()["threads"],

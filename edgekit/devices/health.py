@@ -1,0 +1,89 @@
+"""What a device's state says about a measurement: throttling, caps, heat, battery, emulation, energy.
+
+Facts and states are what ``agent/state.py`` reports.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_PI_NOW = {0x1: "under-voltage", 0x2: "a frequency cap", 0x4: "throttling", 0x8: "the soft temperature limit"}
+"""Bits of ``vcgencmd get_throttled`` that tell of the present (Raspberry Pi documentation, vcgencmd)."""
+
+_PROCESSOR_COOLING = ("cpufreq", "thermal-cpufreq", "processor", "devfreq", "cpu", "gpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """Reasons why latencies are wrong (``invalid``) or uncertain (``noisy``); ``throttled``: worth a redo."""
+
+    invalid: tuple[str, ...] = ()
+    noisy: tuple[str, ...] = ()
+    throttled: bool = False
+
+
+def assess(facts: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> Health:
+    """Judge a run by the device's facts and the states sampled before and while it ran."""
+    slowed = _slowed(states)
+    invalid, noisy = list(slowed), []
+    if facts.get("emulated"):
+        invalid.append("the processor is emulated: its latency says nothing about a device")
+    cap = _lowest_cap(facts, states)
+    if cap is not None and not slowed:
+        noisy.append(f"a processor is capped at {cap:.0%} of its highest frequency")
+    if any(state.get("battery", {}).get("status") == "Discharging" for state in states):
+        noisy.append("it runs on battery")
+    return Health(invalid=tuple(invalid), noisy=tuple(noisy), throttled=bool(slowed))
+
+
+def _slowed(states: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    flags = 0
+    cooling: set[str] = set()
+    for state in states:
+        flags |= int(state.get("throttled", 0)) & 0xF
+        cooling |= {n for n in state.get("cooling", {}) if n.lower().startswith(_PROCESSOR_COOLING)}
+    found = [f"the firmware reports {text}" for bit, text in _PI_NOW.items() if flags & bit]
+    if cooling:
+        found.append(f"cooling slowed the processor ({', '.join(sorted(cooling))})")
+    return tuple(found)
+
+
+def _lowest_cap(facts: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> float | None:
+    """The lowest cap as a share of the processor's highest frequency, if one is below it."""
+    highest = facts.get("max_khz", [])
+    shares = [
+        cap / most
+        for state in states
+        for cap, most in zip(state.get("cap_khz", []), highest, strict=False)
+        if most > 0
+    ]
+    lowest = min(shares, default=1.0)
+    return lowest if lowest < 0.99 else None
+
+
+def hottest(state: Mapping[str, Any]) -> float | None:
+    """The highest temperature of any zone, in degrees Celsius."""
+    return max(state.get("celsius", {}).values(), default=None)
+
+
+def energy(
+    states: Sequence[Mapping[str, Any]], steady: Sequence[tuple[float, float]], idle: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """By power rail: mean milliwatts in the steady state (``steady``: start and end, seconds since the epoch
+    on the device's clock) and when idle. Empty where no rail can be read or no sample fell into it."""
+    found: dict[str, dict[str, float]] = {}
+    rails = {name for state in states for name in state.get("rails_mw", {})}
+    for rail in sorted(rails):
+        inside = [
+            state["rails_mw"][rail]
+            for state in states
+            if rail in state.get("rails_mw", {}) and any(a <= state["time"] <= b for a, b in steady)
+        ]
+        if inside:
+            found[rail] = {"mean_mw": statistics.fmean(inside), "samples": float(len(inside))}
+            if rail in idle.get("rails_mw", {}):
+                found[rail]["idle_mw"] = float(idle["rails_mw"][rail])
+    return found

@@ -9,15 +9,22 @@ from edgekit import graph as graphs
 from edgekit.calibrate import Calibration
 from edgekit.errors import CalibrationRequiredError, UnsupportedError
 from edgekit.quantize import prepare
+from edgekit.quantize.dynamic import quantize_dynamic
+from edgekit.quantize.dynamic import report as report_block
 from edgekit.quantize.embedding import quantize_embeddings
-from edgekit.quantize.options import NodeReport, QuantizeOptions, QuantizeReport
+from edgekit.quantize.options import QuantizeOptions, QuantizeReport
 from edgekit.quantize.place import place
 from edgekit.quantize.plan import Plan, make_plan
 from edgekit.quantize.rules import table
+from edgekit.quantize.weights import quantize_weights
 from edgekit.types import OnnxModel, Scheme, Target
 
-_WEIGHT_BITS = {"int8": 8}
-_ACTIVATIONS = ("uint8", "int8", "int16")
+_FORMS = {
+    "qdq": (("uint8", "int8", "int16"), ("int8",)),
+    "dynamic": (("uint8", "float32"), ("int8",)),
+    "weights": (("float32",), ("int8", "int4", "float16")),
+}
+"""Activation and weight dtypes by quantizer."""
 
 
 def quantize(
@@ -37,13 +44,13 @@ def quantize(
         raise UnsupportedError(
             f"target {target.name} has no scheme", hint="choose one of its quantized siblings"
         )
+    _check(scheme, target)
     if scheme.quantizer != "qdq":
-        raise UnsupportedError(f"scheme {scheme.quantizer!r} of {target.name}", hint="choose a qdq target")
+        return _without_calibration(model, scheme, options, out)
     if calibration is None:
         raise CalibrationRequiredError(
             f"{target.name} needs calibration data", hint="pass --calib with a few hundred typical inputs"
         )
-    _check(scheme, target)
     if options.method == "auto":
         options = dataclasses.replace(options, method="mse")
     rules = table(scheme.rules)
@@ -53,21 +60,29 @@ def quantize(
     report = _report(plan, options)
     if rules.embedding == "rows":
         report = _with_embeddings(report, quantize_embeddings(ir_model.graph))
-    bits = min(_WEIGHT_BITS[scheme.weight], options.weight_bits)
-    place(ir_model.graph, plan, scheme, rules, bits)
+    place(ir_model.graph, plan, scheme, rules, options.weight_bits)
+    return graphs.save(ir_model, out), report
+
+
+def _without_calibration(
+    model: OnnxModel, scheme: Scheme, options: QuantizeOptions, out: Path
+) -> tuple[OnnxModel, QuantizeReport]:
+    ir_model = prepare.load(model, _needed_opset(scheme, options))
+    if scheme.quantizer == "dynamic":
+        report = quantize_dynamic(ir_model.graph, options)
+    else:
+        report = quantize_weights(ir_model.graph, scheme.weight, options)
     return graphs.save(ir_model, out), report
 
 
 def _check(scheme: Scheme, target: Target) -> None:
-    if (
-        scheme.activation not in _ACTIVATIONS
-        or scheme.weight not in _WEIGHT_BITS
-        or not scheme.weight_symmetric
-    ):
+    """Refuse what has no form in ONNX."""
+    activations, weights = _FORMS[scheme.quantizer]
+    if scheme.activation not in activations or scheme.weight not in weights or not scheme.weight_symmetric:
         raise UnsupportedError(
-            f"target {target.name}: no Q/DQ form for {scheme.activation} activations with "
+            f"target {target.name}: no {scheme.quantizer} form for {scheme.activation} activations with "
             f"{'symmetric' if scheme.weight_symmetric else 'asymmetric'} {scheme.weight} weights",
-            hint=f"activations: {', '.join(_ACTIVATIONS)}; weights: symmetric {', '.join(_WEIGHT_BITS)}",
+            hint=f"activations: {', '.join(activations)}; weights: symmetric {', '.join(weights)}",
         )
 
 
@@ -77,21 +92,7 @@ def _needed_opset(scheme: Scheme, options: QuantizeOptions) -> int:
 
 
 def _report(plan: Plan, options: QuantizeOptions) -> QuantizeReport:
-    nodes = []
-    for block in plan.blocks:
-        for node in block.nodes:
-            core = node is block.core
-            nodes.append(
-                NodeReport(
-                    node=node.name or "",
-                    op=block.op if core else node.op_type,
-                    module_path=graphs.module_path(node),
-                    quantized=plan.quantized(block),
-                    activation=plan.dtypes[block] if plan.quantized(block) else "",
-                    reason=plan.reasons.get(block, ""),
-                    macs=block.macs if core else 0,
-                )
-            )
+    nodes = [n for b in plan.blocks for n in report_block(b, plan.reasons.get(b, ""), plan.dtypes[b])]
     return QuantizeReport(method=options.method, corrections=(), nodes=tuple(nodes), notes=_notes(options))
 
 

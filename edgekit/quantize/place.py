@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgekit.quantize.blocks import Block, constant
+from edgekit.quantize.edit import Editor
 from edgekit.quantize.params import (
     Affine,
     Stored,
@@ -34,10 +35,8 @@ class _Placer:
         self.weight_bits = weight_bits
         self.dequantized: dict[ir.Value, ir.Value] = {}
         self.requantized: dict[tuple[ir.Value, Affine], ir.Value] = {}
-        self.constants: dict[tuple[str, str, bytes], ir.Value] = {}
         self.weights: dict[tuple[ir.Value, bytes], ir.Value] = {}
-        self.names = {v.name for n in graph for v in n.outputs} | {v.name for v in graph.inputs}
-        self.names |= set(graph.initializers)
+        self.editor = Editor(graph)
 
     def run(self) -> None:
         """Operands first, while the graph still is the one planned; then the activations between blocks."""
@@ -63,7 +62,7 @@ class _Placer:
         for value in block.data:
             if constant(value) is None or not (rule.writes or rule.moves):
                 continue
-            dq = self._dequantize(
+            dq = self.editor.dequantize(
                 block.core, value.name or "", _store(value, self._constant_affine(block, value))
             )
             _replace_input(block.core, value, dq)
@@ -90,14 +89,14 @@ class _Placer:
             stored = quantize_weight(real, axis, self.weight_bits, scale)
         key = (weight, stored.scale.tobytes())
         if key not in self.weights:
-            self.weights[key] = self._dequantize(block.core, weight.name or "", stored)
+            self.weights[key] = self.editor.dequantize(block.core, weight.name or "", stored)
         block.core.replace_input_with(1, self.weights[key])
         if integer_bias and bias is not None and activation is not None:
             scale = (np.float32(activation) * stored.scale).astype(np.float32)
             integers = quantize_bias(np.broadcast_to(shift, scale.shape) if scale.ndim else shift, scale)
             node = block.bias or block.core
             quantized = Stored(values=integers, scale=scale, axis=0 if scale.ndim else None)
-            _replace_input(node, bias, self._dequantize(node, bias.name or "", quantized))
+            _replace_input(node, bias, self.editor.dequantize(node, bias.name or "", quantized))
 
     def _read_scale(self, block: Block) -> float | None:
         """The scale of what a weighted block reads; ``None`` where it reads float."""
@@ -203,10 +202,10 @@ class _Placer:
 
     def _pair(self, value: ir.Value, stored: Affine) -> ir.Value:
         scale, zero = self._scalars(stored)
-        q = self._node("QuantizeLinear", value, [value, scale, zero])
+        q = self.editor.node("QuantizeLinear", value.name or "", [value, scale, zero])
         q.outputs[0].type = ir.TensorType(ir.DataType[stored.dtype.upper()])
         q.outputs[0].shape = value.shape
-        dq = self._node("DequantizeLinear", value, [q.outputs[0], scale, zero])
+        dq = self.editor.node("DequantizeLinear", value.name or "", [q.outputs[0], scale, zero])
         dq.outputs[0].type, dq.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), value.shape
         producer = value.producer()
         if producer is not None:
@@ -215,54 +214,12 @@ class _Placer:
             self.graph.insert_before(self.graph[0], (q, dq))
         return dq.outputs[0]
 
-    def _dequantize(self, reader: ir.Node, name: str, stored: Stored) -> ir.Value:
-        """Integers in the file and a DequantizeLinear before ``reader``."""
-        scale = np.asarray(stored.scale)
-        zeros = np.full(scale.shape, stored.zero_point, stored.values.dtype)
-        parts = {"quantized": stored.values, "scale": scale, "zero_point": zeros}
-        inputs = [self._constant(f"{name}_{part}", array) for part, array in parts.items()]
-        node = self._node("DequantizeLinear", ir.Value(name=name), inputs)
-        if stored.axis is not None and scale.ndim:
-            node.attributes["axis"] = ir.AttrInt64("axis", stored.axis)
-        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        node.outputs[0].shape = ir.Shape(stored.values.shape)
-        self.graph.insert_before(reader, node)
-        return node.outputs[0]
-
     # --- small things ---------------------------------------------------------------------------------------
 
     def _scalars(self, stored: Affine) -> tuple[ir.Value, ir.Value]:
         scale = np.asarray(stored.scale, np.float32)
         zero = np.asarray(stored.zero_point, stored.dtype)
-        return self._constant("scale", scale), self._constant("zero_point", zero)
-
-    def _constant(self, hint: str, array: npt.NDArray[Any]) -> ir.Value:
-        """An initializer; small ones are shared by equal requests."""
-        key = (str(array.dtype), str(array.shape), array.tobytes()) if array.ndim == 0 else None
-        if key is not None and key in self.constants:
-            return self.constants[key]
-        name = self._unique(hint)
-        tensor = ir.tensor(array, name=name)
-        kind, shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
-        value = ir.Value(name=name, const_value=tensor, type=kind, shape=shape)
-        self.graph.register_initializer(value)
-        if key is not None:
-            self.constants[key] = value
-        return value
-
-    def _node(self, op: str, about: ir.Value, inputs: list[ir.Value]) -> ir.Node:
-        name = self._unique(f"{about.name}_{op}")
-        node = ir.Node("", op, inputs, num_outputs=1, name=name)
-        node.outputs[0].name = name
-        return node
-
-    def _unique(self, hint: str) -> str:
-        name, i = hint, 0
-        while name in self.names:
-            i += 1
-            name = f"{hint}_{i}"
-        self.names.add(name)
-        return name
+        return self.editor.constant("scale", scale), self.editor.constant("zero_point", zero)
 
     def _drop_unused(self) -> None:
         for node in reversed(tuple(self.graph)):
@@ -270,9 +227,7 @@ class _Placer:
                 o.uses() or o.is_graph_output() for o in node.outputs
             ):
                 self.graph.remove(node, safe=True)
-        for name, value in tuple(self.graph.initializers.items()):
-            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
-                del self.graph.initializers[name]
+        self.editor.drop_unused()
 
 
 def _store(value: ir.Value, stored: Affine) -> Stored:

@@ -11,6 +11,7 @@ from edgekit import graph as graphs
 from edgekit.calibrate import Calibration
 from edgekit.errors import UnsupportedError
 from edgekit.quantize.blocks import attribute, constant, name_nodes
+from edgekit.quantize.edit import Editor
 from edgekit.quantize.rules import Rules
 from edgekit.types import OnnxModel
 
@@ -47,25 +48,18 @@ def spell_pooling(graph: ir.Graph, rules: Rules, calibration: Calibration) -> Ca
     if "GlobalAveragePool" not in rules.ops or "ReduceMean" in rules.ops:
         return calibration
     aliases = dict(calibration.aliases)
+    editor = Editor(graph)
     for node in tuple(graph):
         if node.domain or node.op_type != "ReduceMean" or not _is_global(node):
             continue
-        output = node.outputs[0]
-        pool = ir.Node("", "GlobalAveragePool", [node.inputs[0]], num_outputs=1, name=node.name)
-        pool.metadata_props.update(node.metadata_props)
-        pooled = pool.outputs[0]
-        pooled.type = output.type
+        pool = editor.node("GlobalAveragePool", node.name or "", node.inputs[:1])
         made = [pool]
-        if attribute(node, "keepdims", 1):
-            replacement = pooled
-        else:
-            pooled.name = f"{output.name}_pooled"
-            aliases[pooled.name] = output.name or ""
-            flat = ir.Node("", "Flatten", [pooled], num_outputs=1, name=f"{node.name}_flat")
-            made.append(flat)
-            replacement = flat.outputs[0]
-        replacement.shape, replacement.type = output.shape, output.type
-        _replace(graph, node, made, replacement)
+        if not attribute(node, "keepdims", 1):
+            aliases[pool.outputs[0].name or ""] = node.outputs[0].name or ""
+            made.append(editor.node("Flatten", node.name or "", pool.outputs))
+        name = node.name
+        editor.replace(node, made)
+        pool.name = name
     return dataclasses.replace(calibration, aliases=aliases)
 
 
@@ -80,17 +74,3 @@ def _is_global(node: ir.Node) -> bool:
         return False
     rank = len(data.shape)
     return sorted(int(a) % rank for a in np.asarray(axes).reshape(-1)) == list(range(2, rank))
-
-
-def _replace(graph: ir.Graph, node: ir.Node, made: list[ir.Node], replacement: ir.Value) -> None:
-    output = node.outputs[0]
-    name = output.name
-    graph.insert_before(node, made)
-    for use in tuple(output.uses()):
-        use.node.replace_input_with(use.idx, replacement)
-    for i, value in enumerate(graph.outputs):
-        if value is output:
-            graph.outputs[i] = replacement
-    graph.remove(node, safe=True)
-    output.name = None
-    replacement.name = name

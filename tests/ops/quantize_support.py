@@ -26,7 +26,12 @@ SCHEMES = {
     "tflite-int16": Scheme(
         activation="int16", activation_symmetric=True, weight="int8", bias="int32", rules="tflite-int16"
     ),
+    "dynamic": Scheme(activation="uint8", weight="int8", quantizer="dynamic"),
+    "int8-weights": Scheme(weight="int8", quantizer="weights"),
+    "int4-weights": Scheme(weight="int4", quantizer="weights"),
+    "float16-weights": Scheme(weight="float16", quantizer="weights"),
 }
+CALIBRATED = tuple(name for name, scheme in SCHEMES.items() if scheme.quantizer == "qdq")
 
 
 def target(name: str, **changes: object) -> Target:

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
-from quantize_support import SCHEMES, Items, attention, operators, residual, snr, target
+from quantize_support import CALIBRATED, SCHEMES, Items, attention, operators, residual, snr, target
 
 from edgekit import graph
 from edgekit.calibrate import METHODS, Calibration, calibrate
@@ -58,7 +58,7 @@ def quantized(
     )
 
 
-@pytest.mark.parametrize(("name", "least"), [(n, 40 if n == "tflite-int16" else 28) for n in SCHEMES])
+@pytest.mark.parametrize(("name", "least"), [(n, 40 if n == "tflite-int16" else 28) for n in CALIBRATED])
 @pytest.mark.parametrize("which", ["vision", "language"])
 def test_every_scheme_computes_almost_the_same(name, least, which, request, tmp_path) -> None:
     network: Network = request.getfixturevalue(which)
@@ -138,7 +138,7 @@ def initializers(path: Path) -> dict[str, np.ndarray]:
     return {i.name: numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
 
 
-@pytest.mark.parametrize("name", list(SCHEMES))
+@pytest.mark.parametrize("name", CALIBRATED)
 def test_weights_and_biases_are_stored_as_the_scheme_says(vision: Network, tmp_path: Path, name: str) -> None:
     model, _ = quantized(vision, name, tmp_path)
     proto = onnx.load(model.path)
@@ -273,3 +273,42 @@ def test_large_tables_are_stored_as_integers(tmp_path: Path) -> None:
         assert small.path.stat().st_size < model.path.stat().st_size / 3
         assert "INT8 with a scale a row" in report.notes[0]
         assert snr(reference, run(small.path, items)) > 35
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "share"),
+    [
+        ("dynamic", 30, 1.0),
+        ("int8-weights", 35, 1.0),
+        ("int4-weights", 15, 1.0),
+        ("float16-weights", 60, 1.0),
+    ],
+)
+def test_schemes_without_calibration(
+    language: Network, tmp_path: Path, name: str, least: float, share: float
+) -> None:
+    model, report = quantize(language[0], None, target(name), QuantizeOptions(), tmp_path / "m.onnx")
+    onnx.checker.check_model(onnx.load(model.path), full_check=True)
+    reference = run(language[0].path, language[1])
+    assert snr(reference, run(model.path, language[1])) > least
+    weights = [n for n in report.nodes if n.op == "Gemm"]
+    assert all(n.quantized for n in weights)
+    assert len(weights) == 6
+    fused = kernels(model.path, tmp_path)
+    if name == "dynamic":
+        assert fused["Gemm"] == fused["FusedGemm"] == 0
+        assert sum(fused[op] for op in ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")) == 6
+        assert fused["DynamicQuantizeLinear"] <= 4  # query, key and value share theirs
+    if name == "int4-weights":
+        assert fused["MatMulNBits"] == 6
+
+
+def test_weight_only_convolutions_on_openvino(vision: Network, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    for name, least in (("int8-weights", 35), ("int4-weights", 25)):
+        model, report = quantize(vision[0], None, target(name), QuantizeOptions(), tmp_path / "m.onnx")
+        assert model.path.stat().st_size < vision[0].path.stat().st_size
+        compiled = openvino.Core().compile_model(str(model.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        got = np.concatenate([compiled(dict(s.inputs))[0] for s in vision[1]])
+        assert snr(run(vision[0].path, vision[1]), got) > least
+        assert any("INT8" in n for n in report.notes) == (name == "int4-weights")

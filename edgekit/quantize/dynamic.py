@@ -1,0 +1,125 @@
+"""Dynamic quantization: matrix products on integers, activations quantized anew on every run.
+
+ONNX's own operators (DynamicQuantizeLinear, MatMulInteger), in the form that ONNX Runtime fuses. No
+calibration is needed; convolutions stay float, because ONNX Runtime's integer convolution with dynamic
+ranges is slower than its float one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekit import graph as graphs
+from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, select
+from edgekit.quantize.edit import Editor
+from edgekit.quantize.embedding import quantize_embeddings
+from edgekit.quantize.options import NodeReport, QuantizeOptions, QuantizeReport
+from edgekit.quantize.params import quantize_weight
+
+
+def quantize_dynamic(graph: ir.Graph, options: QuantizeOptions) -> QuantizeReport:
+    """Rewrite every Gemm and MatMul with a constant float32 matrix, and large tables, in place."""
+    blocks = find_blocks(graph)
+    excluded = select(blocks, options.exclude)
+    editor = Editor(graph)
+    shared: dict[ir.Value, ir.Node] = {}
+    reports = []
+    for block in blocks:
+        reason = f"excluded by {excluded[block]!r}" if block in excluded else _impossible(block)
+        reports += report(block, reason, "uint8")
+        if not reason:
+            _rewrite(editor, block, shared, options.weight_bits)
+    tables = quantize_embeddings(graph)
+    editor.drop_unused()
+    nodes = tuple(mark(n, tables) for n in reports)
+    return QuantizeReport(method="dynamic", corrections=(), nodes=nodes)
+
+
+def report(block: Block, reason: str, activation: str) -> list[NodeReport]:
+    """One entry for each node of a block."""
+    return [
+        NodeReport(
+            node=node.name or "",
+            op=block.op if node is block.core else node.op_type,
+            module_path=graphs.module_path(node),
+            quantized=not reason,
+            activation="" if reason else activation,
+            reason=reason,
+            macs=block.macs if node is block.core else 0,
+        )
+        for node in block.nodes
+    ]
+
+
+def mark(node: NodeReport, tables: dict[str, str]) -> NodeReport:
+    """The entry of a lookup whose table became integers."""
+    if node.node not in tables:
+        return node
+    return NodeReport(node=node.node, op=node.op, module_path=node.module_path, quantized=True)
+
+
+def _impossible(block: Block) -> str:
+    if block.op not in ("Gemm", "MatMul"):
+        return f"{block.op} is not quantized dynamically"
+    weight = block.weight
+    array = constant(weight) if weight is not None else None
+    if array is None:
+        return "its weights are computed at run time"
+    if array.dtype != np.float32 or array.ndim != 2:
+        return f"its weight is {array.dtype} with {array.ndim} axes, not a float32 matrix"
+    if block.op == "Gemm" and (
+        attribute(block.core, "alpha", 1.0) != 1.0 or attribute(block.core, "transA", 0)
+    ):
+        return "Gemm with alpha or transA"
+    return ""
+
+
+def matrix(block: Block) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """The weight as ``[K, N]``."""
+    assert block.weight is not None
+    array = constant(block.weight)
+    assert array is not None
+    return (
+        np.ascontiguousarray(array.T) if block.op == "Gemm" and attribute(block.core, "transB", 0) else array
+    )
+
+
+def gemm_bias(editor: Editor, block: Block) -> ir.Value | None:
+    """The third input of a Gemm times beta, as something to add."""
+    node = block.core
+    if block.op != "Gemm" or len(node.inputs) < 3 or node.inputs[2] is None:
+        return None
+    beta, bias = attribute(node, "beta", 1.0), node.inputs[2]
+    array = constant(bias)
+    if beta == 1.0:
+        return bias
+    if array is not None:
+        return editor.constant(f"{bias.name}_scaled", (array * np.float32(beta)).astype(np.float32))
+    scaled = editor.node(
+        "Mul", node.name or "beta", [bias, editor.constant("beta", np.asarray(beta, np.float32))]
+    )
+    editor.graph.insert_before(node, scaled)
+    return scaled.outputs[0]
+
+
+def _rewrite(editor: Editor, block: Block, shared: dict[ir.Value, ir.Node], bits: int) -> None:
+    node, hint = block.core, block.name
+    data = node.inputs[0]
+    assert data is not None
+    if data not in shared:
+        shared[data] = editor.node("DynamicQuantizeLinear", data.name or "", [data], outputs=3)
+        editor.graph.insert_before(node, shared[data])
+    integers, scale, zero = shared[data].outputs
+    stored = quantize_weight(matrix(block), 1, bits)
+    weight = editor.constant(f"{hint}_quantized", stored.values)
+    zeros = editor.constant(f"{hint}_zero_point", np.zeros(stored.scale.shape, np.int8))
+    product = editor.node("MatMulInteger", hint, [integers, weight, zero, zeros])
+    cast = editor.node("Cast", hint, product.outputs, [ir.AttrInt64("to", ir.DataType.FLOAT.value)])
+    scales = editor.node("Mul", f"{hint}_scales", [scale, editor.constant(f"{hint}_scale", stored.scale)])
+    result = editor.node("Mul", hint, [cast.outputs[0], scales.outputs[0]])
+    made = [product, cast, scales, result]
+    bias = gemm_bias(editor, block)
+    if bias is not None:
+        made.append(editor.node("Add", hint, [result.outputs[0], bias]))
+    editor.replace(node, made)

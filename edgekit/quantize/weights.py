@@ -1,0 +1,122 @@
+"""Weight-only quantization: integers in the file, float arithmetic.
+
+INT8 by channel, or INT4 by blocks of consecutive inputs, behind DequantizeLinear; runtimes fold it into
+the product (ONNX Runtime's MatMulNBits, OpenVINO's weight decompression) or dequantize at load. FLOAT16
+weights are cast.
+"""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgekit.quantize.blocks import WEIGHTED, Block, attribute, constant, find_blocks, select
+from edgekit.quantize.dynamic import gemm_bias, mark, matrix, report
+from edgekit.quantize.edit import Editor
+from edgekit.quantize.embedding import quantize_embeddings
+from edgekit.quantize.options import QuantizeOptions, QuantizeReport
+from edgekit.quantize.params import Stored, quantize_weight
+
+_SMALLEST = 1024  # elements: smaller weights are not worth a node
+
+
+def quantize_weights(graph: ir.Graph, dtype: str, options: QuantizeOptions) -> QuantizeReport:
+    """Store the weights of convolutions and products as ``int8``, ``int4`` or ``float16``, in place.
+
+    Where INT4 does not fit (convolutions, inputs not a multiple of the block) INT8 is used, and said.
+    """
+    blocks = find_blocks(graph)
+    excluded = select(blocks, options.exclude)
+    editor = Editor(graph)
+    reports, notes, eight = [], [], 0
+    for block in blocks:
+        reason = f"excluded by {excluded[block]!r}" if block in excluded else _impossible(block)
+        reports += report(block, reason, "")
+        if reason:
+            continue
+        if dtype == "float16":
+            _halve(editor, block)
+        elif dtype == "int4" and _fits_int4(block, options.block_size):
+            _four_bits(editor, block, options.block_size)
+        else:
+            eight += dtype == "int4"
+            _eight_bits(editor, block)
+    tables = quantize_embeddings(graph) if dtype != "float16" else {}
+    editor.drop_unused()
+    if eight:
+        notes.append(f"{eight} weights that do not divide into blocks of {options.block_size} are INT8")
+    nodes = tuple(mark(n, tables) for n in reports)
+    return QuantizeReport(method="weights", corrections=(), nodes=nodes, notes=tuple(notes))
+
+
+def _impossible(block: Block) -> str:
+    if block.op not in WEIGHTED:
+        return f"{block.op} has no weights"
+    array = constant(block.weight) if block.weight is not None else None
+    if array is None:
+        return "its weights are computed at run time"
+    if array.dtype != np.float32:
+        return f"its weights are {array.dtype}"
+    return f"its weights are small ({array.size} values)" if array.size < _SMALLEST else ""
+
+
+def _eight_bits(editor: Editor, block: Block) -> None:
+    weight = block.weight
+    assert weight is not None
+    array = constant(weight)
+    assert array is not None
+    stored = quantize_weight(array, block.weight_axis, 8)
+    block.core.replace_input_with(1, editor.dequantize(block.core, weight.name or "", stored))
+
+
+def _halve(editor: Editor, block: Block) -> None:
+    weight = block.weight
+    assert weight is not None
+    array = constant(weight)
+    assert array is not None
+    half = editor.constant(f"{weight.name}_float16", array.astype(np.float16))
+    cast = editor.node("Cast", weight.name or "", [half], [ir.AttrInt64("to", ir.DataType.FLOAT.value)])
+    cast.outputs[0].type, cast.outputs[0].shape = weight.type, weight.shape
+    editor.graph.insert_before(block.core, cast)
+    block.core.replace_input_with(1, cast.outputs[0])
+
+
+def _fits_int4(block: Block, size: int) -> bool:
+    if block.op not in ("Gemm", "MatMul") or block.weight is None or block.weight_axis is None:
+        return False
+    plain = attribute(block.core, "alpha", 1.0) == 1.0 and not attribute(block.core, "transA", 0)
+    return plain and matrix(block).shape[0] % size == 0
+
+
+def quantize_blocks(weight: npt.NDArray[np.float32], size: int) -> Stored:
+    """A ``[K, N]`` matrix as INT4 with one scale for ``size`` consecutive inputs of an output.
+
+    Of a few scales around max |w| / 7.5 the one of least squared error is taken, a block at a time.
+    """
+    blocks = weight.reshape(-1, size, weight.shape[1])
+    reach = np.abs(blocks).max(axis=1, keepdims=True)
+    best = np.full(reach.shape, np.inf, np.float32)
+    scale = np.ones(reach.shape, np.float32)
+    for steps in (7.0, 7.5, 8.0, 8.5, 9.0):
+        candidate = np.where(reach > 0, reach / np.float32(steps), 1).astype(np.float32)
+        error = ((np.clip(np.rint(blocks / candidate), -8, 7) * candidate - blocks) ** 2).sum(
+            axis=1, keepdims=True
+        )
+        scale = np.where(error < best, candidate, scale)
+        best = np.minimum(error, best)
+    values = np.clip(np.rint(blocks / scale), -8, 7).reshape(weight.shape)
+    return Stored(values=values.astype(ml_dtypes.int4), scale=scale[:, 0, :], axis=0)
+
+
+def _four_bits(editor: Editor, block: Block, size: int) -> None:
+    node = block.core
+    stored = quantize_blocks(matrix(block), size)
+    weight = editor.dequantize(node, f"{block.name}_weight", stored, block_size=size)
+    product = editor.node("MatMul", block.name, [node.inputs[0], weight])
+    bias = gemm_bias(editor, block)
+    made = (
+        [product] if bias is None else [product, editor.node("Add", block.name, [product.outputs[0], bias])]
+    )
+    editor.replace(node, made)

@@ -1,17 +1,15 @@
 """TFLite (LiteRT): lowers ONNX with edgekit's own compiler, no TensorFlow involved.
 
-Placement: :func:`placement` expects from the runner, made of ``Interpreter._get_ops_details()`` after
-``allocate_tensors()`` with the default (XNNPACK) delegate::
+Placement: :func:`placement` expects what ``targets/tflite/runner.py`` makes of
+``Interpreter._get_ops_details()`` (ai-edge-litert 2.3) after ``allocate_tensors()``::
 
-    raw = {"nodes": [{"index": int, "op": str, "inputs": [tensor…], "outputs": [tensor…],
-                      "delegate": bool | int}, …],
-           "partitions": int}
+    raw = {"delegates": 1,                       # how many partitions, DELEGATE nodes
+           "nodes": [{"index": 0, "op": "CONV_2D", "inputs": […], "outputs": […],
+                      "delegate": 0}, …]}        # the partition that runs it, None: a builtin kernel
 
-``_get_ops_details`` lists the file's operators first, in file order, under the indices 0 … n - 1, and after
-them one node ``DELEGATE`` for each partition. It does not say which operators a partition replaced. A
-runner that knows (because the operator's output is no longer allocated) sets ``delegate``; otherwise
-:func:`placement` works it out: a delegated operator's outputs are written by some DELEGATE node, or lie
-between its inputs and outputs.
+The runtime lists the file's operators first, in file order, under the indices 0 … n - 1, and one node
+``DELEGATE`` a partition after them. It does not say which operators a partition replaced; they are those
+between the DELEGATE node's outputs and inputs.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import ConfigError, MissingExtraError
-from edgekit.types import Availability, Lowered, OnnxModel, Option, Placement, Target
+from edgekit.types import Availability, Lowered, OnnxModel, Option, Placement, Precision, Target
 
 NAME = "tflite"
 FILE = "model.tflite"
@@ -48,7 +46,8 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     """Compile the (Q/DQ) ONNX file and write ``out/model.tflite``.
 
     Options: ``io_layout`` (``nchw`` or ``nhwc``), ``io_dtype`` (``float32``, ``int8``, ``uint8``),
-    ``weights`` (``float32``, ``float16``), ``fuse``, and ``metadata.<name>`` for texts to store in the file.
+    ``weights`` (``float32``, ``float16``), ``quantized_weights`` (``dynamic``, ``float``), ``kernels``
+    (``xnnpack``, ``builtin``), ``fuse``, and ``metadata.<name>`` for texts to store in the file.
 
     Raises:
         MissingExtraError: LiteRT is not installed.
@@ -82,11 +81,15 @@ def _options(target: Target, options: Mapping[str, Option]) -> Any:
         "io_layout": ("nchw", "nhwc"),
         "io_dtype": ("float32", "int8", "uint8"),
         "weights": ("float32", "float16"),
+        "quantized_weights": ("dynamic", "float"),
+        "kernels": ("xnnpack", "builtin"),
         "fuse": (True, False),
     }
     chosen: dict[str, Any] = {"io_dtype": target.io_dtype, "target": target.name}
-    if target.scheme is not None and target.scheme.weight == "float16":
+    if target.precision is Precision.FP16:
         chosen["weights"] = "float16"
+    if target.scheme is not None and target.scheme.quantizer == "weights":
+        chosen["quantized_weights"] = "float"
     metadata: dict[str, str] = {}
     for name, value in options.items():
         if name.startswith("metadata."):

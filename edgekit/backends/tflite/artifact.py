@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from edgekit.backends.tflite.compiler import Compiled
-from edgekit.types import Fallback, Lowered, Placement, Target
+from edgekit.types import Fallback, Lowered, Placement, Precision, Target
 
 MINIMUM_RUNTIME = "LiteRT 2.1 (TensorFlow Lite 2.17)"
 
@@ -45,6 +45,7 @@ def lowered(compiled: Compiled, file: str) -> Lowered:
             "fusions": dict(report.fusions),
             "codes": list(report.codes),
             "macs": list(report.macs),
+            "types": list(report.types),
             "left_in_float": [
                 {"op": f.op, "count": f.count, "reason": f.reason, "nodes": list(f.nodes)}
                 for f in report.left_in_float
@@ -57,61 +58,59 @@ def lowered(compiled: Compiled, file: str) -> Lowered:
 
 
 def read_placement(target: Target, lowered: Lowered, raw: Mapping[str, Any]) -> Placement:
-    """Share of MACs inside the delegate; see the package's docstring for ``raw``."""
+    """Share of MACs inside the delegate and in the target's type; see the package's docstring for ``raw``."""
     codes: Sequence[str] = lowered.details.get("codes", ())
     macs: Sequence[int] = lowered.details.get("macs", ())
-    nodes = {int(n["index"]): n for n in raw.get("nodes", ())}
-    taken = delegated(raw.get("nodes", ()))
-    total, inside = sum(macs), sum(m for i, m in enumerate(macs) if i in taken)
-    outside: dict[str, list[int]] = {}
-    for i, code in enumerate(codes):
-        if i not in taken and i in nodes:
-            outside.setdefault(code, []).append(i)
+    types: Sequence[str] = lowered.details.get("types", ())
+    nodes = raw.get("nodes")
     floats = [Fallback(**f | {"nodes": tuple(f["nodes"])}) for f in lowered.details.get("left_in_float", ())]
-    not_delegated = [
-        Fallback(
-            op=code,
-            count=len(where),
-            reason="runs in LiteRT's built-in kernel, not in the XNNPACK delegate",
-            share=sum(macs[i] for i in where) / total if total else 0.0,
+    if nodes is None:
+        note = "this runtime does not tell what the delegate took"
+        return Placement(
+            precision=str(target.precision),
+            share=None,
+            operators=len(codes),
+            fallbacks=tuple(floats),
+            notes=(note,),
         )
-        for code, where in sorted(outside.items())
-    ]
+    taken = delegated(nodes)
+    wanted = _compute_type(target)
+    total = sum(macs)
+    right = sum(m for i, m in enumerate(macs) if i in taken and types[i] in wanted)
     return Placement(
         precision=str(target.precision),
-        share=inside / total if total else (1.0 if taken else None),
+        share=right / total if total else None,
         operators=len(codes),
-        partitions=int(raw["partitions"]) if "partitions" in raw else None,
-        kernels=dict(Counter(str(n.get("op", "")) for n in nodes.values())),
-        fallbacks=tuple(floats + not_delegated),
+        partitions=raw.get("delegates"),
+        kernels=dict(Counter(codes)),
+        fallbacks=tuple(floats + _outside(codes, macs, taken)),
     )
 
 
 def delegated(nodes: Sequence[Mapping[str, Any]]) -> set[int]:
-    """Indices of the operators that a delegate replaced.
+    """Indices of the operators that a delegate replaced."""
+    return {int(n["index"]) for n in nodes if n.get("delegate") is not None}
 
-    An operator is inside a partition if every path from it leads to a delegate's outputs: its outputs are
-    written by a DELEGATE node, or are read only by operators inside. Without tensor lists, ``delegate``
-    of each node is believed.
-    """
-    plain = [n for n in nodes if n.get("op") != "DELEGATE"]
-    if any(n.get("delegate") not in (None, False) for n in plain):
-        return {int(n["index"]) for n in plain if n.get("delegate") not in (None, False)}
-    written = {int(t) for n in nodes if n.get("op") == "DELEGATE" for t in n.get("outputs", ())}
-    if not written:
-        return set()
-    read_outside = {int(t) for n in nodes if n.get("op") == "DELEGATE" for t in n.get("inputs", ())}
-    readers: dict[int, list[int]] = {}
-    for n in plain:
-        for t in n.get("inputs", ()):
-            readers.setdefault(int(t), []).append(int(n["index"]))
-    inside: set[int] = set()
-    for n in reversed(plain):
-        outputs = [int(t) for t in n.get("outputs", ())]
-        if any(t in written for t in outputs) or (
-            not any(t in read_outside for t in outputs)
-            and any(readers.get(t) for t in outputs)
-            and all(r in inside for t in outputs for r in readers.get(t, ()))
-        ):
-            inside.add(int(n["index"]))
-    return inside
+
+def _outside(codes: Sequence[str], macs: Sequence[int], taken: Set[int]) -> list[Fallback]:
+    outside: dict[str, list[int]] = {}
+    for i, code in enumerate(codes):
+        if i not in taken:
+            outside.setdefault(code, []).append(i)
+    total = sum(macs)
+    return [
+        Fallback(
+            op=code,
+            count=len(where),
+            reason="runs in LiteRT's builtin kernel, not in the delegate",
+            share=sum(macs[i] for i in where) / total if total else 0.0,
+        )
+        for code, where in sorted(outside.items())
+    ]
+
+
+def _compute_type(target: Target) -> frozenset[str]:
+    """The types of the activations with which the target's promise is kept. Float16 is a storage format on
+    CPUs; weight-only and dynamic schemes have float activations."""
+    kinds = {Precision.INT8: "int8", Precision.INT16X8: "int16"}
+    return frozenset({kinds.get(target.precision, "float32")})

@@ -19,6 +19,7 @@ from edgekit.backends.tflite import ops as _ops  # noqa: F401 - fills the operat
 from edgekit.backends.tflite.lowering import Lowering
 from edgekit.backends.tflite.report import Report, make_report
 from edgekit.backends.tflite.rewrite import rewrite
+from edgekit.backends.tflite.storage import expand_weights, store_half
 from edgekit.backends.tflite.writer import Signature, write
 from edgekit.errors import UnsupportedError, UnsupportedOperatorsError
 from edgekit.types import TensorSpec
@@ -32,6 +33,8 @@ class CompileOptions:
 
     ``io_layout``: the order in which image inputs and outputs cross the boundary. ``io_dtype``: the
     element type at the boundary of a quantized graph. ``weights``: storage of float weights.
+    ``quantized_weights``: what happens to quantized weights of operators with float activations:
+    ``dynamic`` quantizes the activations at run time, ``float`` expands the weights when the file is loaded.
     ``kernels``: ``xnnpack`` spells operators so that LiteRT's CPU delegate keeps the graph in one
     partition, and computes in float what it has no integer kernel for; ``builtin`` uses the builtin
     operators as they are, in integers wherever TFLite can (for accelerators and microcontrollers).
@@ -41,6 +44,7 @@ class CompileOptions:
     io_layout: Literal["nchw", "nhwc"] = "nchw"
     io_dtype: Literal["float32", "int8", "uint8"] = "float32"
     weights: Literal["float32", "float16"] = "float32"
+    quantized_weights: Literal["dynamic", "float"] = "dynamic"
     kernels: Literal["xnnpack", "builtin"] = "xnnpack"
     fuse: bool = True
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -76,6 +80,10 @@ def compile_onnx(model: ir.Model, *, options: CompileOptions = _DEFAULT) -> Comp
     if lowering.unsupported:
         raise UnsupportedOperatorsError(options.target, lowering.unsupported)
     fusions = rewrite(lowering, fuse=options.fuse, kernels=options.kernels)
+    for graph in lowering.graphs:
+        expand_weights(graph, dynamic=options.quantized_weights == "dynamic")
+        if options.weights == "float16":
+            store_half(graph)
     lowering.name_tensors()
     signature = Signature(
         inputs=tuple(i.name for i in lowering.inputs), outputs=tuple(o.name for o in lowering.outputs)

@@ -139,7 +139,9 @@ def _apply(producer: Op, code: str, operand: Array) -> bool:
     """Work a constant product or sum into the weights and bias of a convolution; False if it does not fit."""
     weight = producer.inputs[1]
     bias = producer.inputs[2] if len(producer.inputs) > 2 else None
-    if weight is None or weight.data is None or weight.dtype != FLOAT32 or (bias is not None and bias.data is None):
+    if weight is None or weight.data is None or (bias is not None and bias.data is None):
+        return False
+    if weight.dtype != FLOAT32 and code == "MUL":
         return False
     axis = _OUT_AXIS[producer.code]
     count = weight.shape[axis]

@@ -200,9 +200,9 @@ def builtin_code(name: str) -> int:
 
 
 @functools.cache
-def options_union(cls: Any) -> tuple[int, int]:
+def options_union(class_name: str) -> tuple[int, int]:
     """``(union, member)`` of an options class: union 1 is BuiltinOptions, 2 is BuiltinOptions2."""
-    name = str(cls.__name__).removesuffix("T")
+    name = class_name.removesuffix("T")
     if hasattr(schema.BuiltinOptions, name):
         return 1, int(getattr(schema.BuiltinOptions, name))
     return 2, int(getattr(schema.BuiltinOptions2, name))

@@ -215,6 +215,9 @@ class Lowering:
         if row.rule is Rule.ANY:
             return inputs, None
         active = [v for v in inputs if v is not None and v.tensor.data is None and v.quant is not None]
+        if not active and row.rule is Rule.SAME and inputs[0] is not None and inputs[0].quant is not None:
+            # A quantized table: look up first, expand what was read.
+            active = [] if inputs[0].quant.per_channel else [inputs[0]]
         kind, reason = self._integer_type(node, row, inputs) if active else (None, "")
         if kind is not None:
             return inputs, kind

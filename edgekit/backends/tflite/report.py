@@ -18,7 +18,7 @@ class Report:
     ``operators``: TFLite operator → how many. ``transposes``: TRANSPOSE operators that stayed.
     ``fusions``: kind → how many. ``left_in_float``: operators of a quantized graph that compute in float,
     and why. ``origins``: TFLite tensor name → ONNX node and PyTorch module. ``macs``: multiply-accumulates
-    of the main graph's operators, in order; ``codes``: their names.
+    of the main graph's operators, in order; ``codes``: their names; ``types``: the types of their activations.
     """
 
     operators: Mapping[str, int]
@@ -28,6 +28,7 @@ class Report:
     origins: Mapping[str, Origin]
     codes: tuple[str, ...]
     macs: tuple[int, ...]
+    types: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,15 @@ def make_report(graphs: Sequence[Graph], fusions: Mapping[str, int], floats: Seq
         origins={t.name: op.origin for op in ops for t in op.outputs},
         codes=tuple(op.code for op in graphs[0].ops),
         macs=tuple(macs(op) for op in graphs[0].ops),
+        types=tuple(_computes_in(op) for op in graphs[0].ops),
     )
+
+
+def _computes_in(op: Op) -> str:
+    data = [t for t in op.inputs if t is not None]
+    active = [t for t in data if t.data is None] or data
+    # A transposed convolution's first input is the output's shape.
+    return active[0].dtype.name if active else ""
 
 
 def macs(op: Op) -> int:

@@ -75,7 +75,7 @@ _RULES: dict[str, Callable[[Op], int]] = {
     "TRANSPOSE": _by_type(2, 4),
     "RESIZE_BILINEAR": _by_type(3, 4),
     "RESIZE_NEAREST_NEIGHBOR": _by_type(3, 4),
-    "RELU": _by_type(2, 4),
+    "RELU": _by_type(2, 3),
     "RELU6": _by_type(2, 3),
     "LEAKY_RELU": _by_type(2, 2),
     "QUANTIZE": _by_type(2, 3),

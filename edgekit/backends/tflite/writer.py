@@ -210,7 +210,7 @@ class _Writer:
         schema.OperatorAddInputs(self.b, inputs)
         schema.OperatorAddOutputs(self.b, outputs)
         if options is not None:
-            union, member = options_union(type(op.options))
+            union, member = options_union(type(op.options).__name__)
             if union == 1:
                 schema.OperatorAddBuiltinOptionsType(self.b, member)
                 schema.OperatorAddBuiltinOptions(self.b, options)

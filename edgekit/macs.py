@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
+_MOVES = frozenset(
+    {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Identity", "Expand"}
+    | {"MaxPool", "Gather", "GatherElements", "DepthToSpace", "SpaceToDepth", "Tile", "Concat", "Pad"}
+)
+"""Operators whose output values are input values: runtimes carry integers through them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MacNode:
@@ -32,7 +38,7 @@ class MacNode:
     ``macs`` is ``None`` where a shape is unknown. ``aliases`` are the names under which a runtime may
     report the kernel that runs it, nearest first: its own, its outputs', and those of the nodes that only
     it feeds (an activation or a quantizer that a runtime fuses into it). ``quantized`` tells whether its
-    first two inputs come from DequantizeLinear.
+    first two inputs come from DequantizeLinear, directly or through operators that only move values.
     """
 
     name: str
@@ -142,15 +148,31 @@ def _mac_nodes(scope: onnx.GraphProto, shapes: Mapping[str, Shape]) -> Iterator[
     for node in scope.node:
         if node.op_type not in _RULES:
             continue
-        from_dq = [producer[n].op_type == "DequantizeLinear" for n in node.input[:2] if n in producer]
         yield MacNode(
             name=node.name or node.output[0],
             op=node.op_type,
             macs=_count(node, shapes),
             module_path=graph.module_path(node),
             aliases=tuple(dict.fromkeys(_aliases(node, users))),
-            quantized=len(from_dq) == 2 and all(from_dq),
+            quantized=len(node.input) > 1 and all(_dequantized(n, producer) for n in node.input[:2]),
         )
+
+
+def _dequantized(name: str, producer: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether a value comes from DequantizeLinear, through nothing but operators that move values."""
+    pending, seen = [name], set[str]()
+    while pending:
+        node = producer.get(pending.pop())
+        if node is None:
+            return False
+        if node.op_type == "DequantizeLinear" or node.name in seen:
+            continue
+        if node.op_type not in _MOVES:
+            return False
+        if node.name:
+            seen.add(node.name)
+        pending += node.input if node.op_type == "Concat" else node.input[:1]
+    return True
 
 
 def _count(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int | None:

@@ -108,6 +108,33 @@ def test_quantizing_changes_no_count(tmp_path):
     assert all(n.quantized for n in nodes)
 
 
+@pytest.mark.parametrize(("between", "expected"), [("MaxPool", True), ("Relu", False)])
+def test_integers_are_followed_through_what_moves_values(tmp_path, between, expected):
+    attributes = {"kernel_shape": [2, 2]} if between == "MaxPool" else {}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "s"], ["a"], name="dq"),
+        helper.make_node(between, ["a"], ["b"], name="between", **attributes),
+        helper.make_node("Transpose", ["b"], ["c"], name="moved", perm=[0, 1, 3, 2]),
+        helper.make_node("DequantizeLinear", ["w", "s"], ["v"], name="weight"),
+        helper.make_node("Conv", ["c", "v"], ["y"], name="conv"),
+    ]
+    weights = [("s", np.float32(0.1)), ("w", np.ones((2, 2, 1, 1), np.int8))]
+    proto = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.INT8, [1, 2, 4, 4])],
+            [helper.make_tensor_value_info("y", F, None)],
+            [numpy_helper.from_array(np.asarray(array), name) for name, array in weights],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=9,
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    (conv,) = count_macs(tmp_path / "m.onnx")
+    assert conv.quantized is expected
+
+
 def test_dynamic_axes_take_the_sizes_that_ran(tmp_path):
     path = attention(tmp_path / "m.onnx").path
     sizes = axis_sizes(path, {"x": (3, 5, 8)})

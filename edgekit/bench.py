@@ -185,12 +185,13 @@ def cool_down(transport: Transport, agent: PurePosixPath, device: Device) -> Loo
     Returns the last look at it, where the temperature is that which the run begins with.
     """
     limit = device.options.get("cool_down_celsius")
+    known = {"emulated": True} if device.options.get("emulated") else {}
     end = time.monotonic() + COOL_DOWN_S
     while True:
         seen = look(transport, agent)
         heat = hottest(seen.state)
         if limit is None or heat is None or heat <= float(limit) or time.monotonic() > end:
-            return seen
+            return replace(seen, facts={**seen.facts, **known})
         time.sleep(2)
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "bench": "Measure latency and memory of artifacts, side by side.",
     "package": "Make what an app developer takes: a self-testing bundle, a library, a web package.",
     "inspect": "Show what is in an artifact or a model file.",
+    "devices": "List, add and check the devices that artifacts run on.",
     "targets": "List every target: installed, usable here, why not.",
     "doctor": "Check runtimes, versions and tools, and say what to do.",
     "demo": "Build, verify, benchmark and report the digits example.",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.devices.arrays import ArrayFile, write_arrays
+from edgekit.devices.catalogue import LOCAL as LOCAL
 from edgekit.devices.connect import connect, send_agent, send_model
 from edgekit.devices.job import Transcript, run_job
 from edgekit.devices.pack import pack
@@ -18,8 +19,6 @@ from edgekit.types import Device, Option
 if TYPE_CHECKING:
     from edgekit.devices.transport import Transport
     from edgekit.types import Array
-
-LOCAL = Device(name="local")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,153 @@
+"""``edgekit devices``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from edgekit.devices.checkup import Checkup
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def devices(ctx: click.Context) -> None:
+    """List, add and check the devices that artifacts are verified and measured on.
+
+    A device is a machine that you reach with ssh, by the same name: your ~/.ssh/config, agent, ProxyJump
+    and known_hosts count. Nothing is installed there; what is copied there is removed again.
+    """
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_)
+
+
+@devices.command("list")
+@click.option("--kinds", is_flag=True, help="The kinds of device that edgekit knows instead.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def list_(kinds: bool = False, as_json: bool = False) -> None:
+    """List your devices."""
+    from edgekit.cli._output import print_json, table
+    from edgekit.devices import catalogue
+
+    if kinds:
+        known = tuple(catalogue.kinds().values())
+        if as_json:
+            print_json({"kinds": known})
+            return
+        rows = [(k.name, k.title, k.processor, ", ".join(k.isa), k.why) for k in known]
+        table("", ("kind", "device", "processor", "instructions", "why"), rows)
+        return
+    found = tuple(catalogue.devices().values())
+    if as_json:
+        print_json({"devices": found})
+        return
+    cells = [(d.name, str(d.options.get("kind", "")), d.transport, d.address, d.arch) for d in found]
+    table("", ("device", "kind", "transport", "address", "arch"), cells)
+
+
+@devices.command()
+@click.argument("name")
+@click.option("--ssh", "address", required=True, metavar="USER@HOST", help="What you would type after ssh.")
+@click.option("--kind", default="linux-ssh", show_default=True, help="See edgekit devices list --kinds.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="Where its sshd listens, if not in ~/.ssh/config."
+)
+@click.option(
+    "--python", default="", metavar="PATH", help="The interpreter with the runtimes, if not python3."
+)
+@click.option("--config", default="", metavar="FILE", help="An ssh configuration to use in place of yours.")
+def add(name: str, address: str, kind: str, port: int | None, python: str, config: str) -> None:
+    """Connect to a device, look at it, and keep it as NAME."""
+    from edgekit.devices import catalogue
+    from edgekit.devices.checkup import check
+    from edgekit.errors import UnknownNameError, UnreachableError
+    from edgekit.types import Device
+
+    catalogue.check_name(name)
+    if kind not in catalogue.kinds():
+        raise UnknownNameError("kind of device", kind, catalogue.kinds())
+    options = {k: v for k, v in {"port": port, "python": python, "config": config}.items() if v}
+    seen = check(Device(name=name, transport="ssh", address=address, options=options))
+    if seen.error:
+        raise UnreachableError(seen.error, hint=seen.hint)
+    row = catalogue.Row(
+        name=name,
+        address=address,
+        kind=kind,
+        arch=str(seen.facts["arch"]),
+        os=str(seen.facts["os"]).split()[0].lower(),
+        port=port,
+        python=python,
+        config=config,
+        emulated=bool(seen.facts.get("emulated")),
+    )
+    path = catalogue.write(row)
+    _show(seen)
+    click.echo(f"kept in {path}", err=True)
+
+
+@devices.command("check")
+@click.argument("names", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def check_(names: tuple[str, ...], as_json: bool) -> None:
+    """Say what each device has and lacks (default: all of them)."""
+    from edgekit.cli._output import print_json
+    from edgekit.devices import catalogue
+    from edgekit.devices.checkup import check
+
+    chosen = [catalogue.device(n) for n in names] or list(catalogue.devices().values())
+    found = [check(device) for device in chosen]
+    if as_json:
+        print_json({"devices": found})
+    else:
+        for seen in found:
+            _show(seen)
+    if any(seen.error for seen in found):
+        raise click.exceptions.Exit(7)
+
+
+@devices.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask: you have compared the fingerprints.")
+def trust(name: str, yes: bool) -> None:
+    """Show a device's SSH fingerprints and, if you say so, trust them. NAME may also be USER@HOST."""
+    from edgekit.devices import catalogue, hostkeys
+    from edgekit.devices.connect import ssh_options
+    from edgekit.types import Device
+
+    known = catalogue.devices()
+    device = known.get(name) or Device(name=name, transport="ssh", address=name)
+    endpoint = hostkeys.resolve(ssh_options(device))
+    keys = hostkeys.scan(endpoint)
+    for key in keys:
+        click.echo(key.fingerprint)
+    click.echo("Compare with, on the device: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub", err=True)
+    if not yes:
+        click.confirm(f"Add them to {endpoint.known_hosts}?", abort=True, err=True)
+    hostkeys.trust(endpoint, keys)
+
+
+def _show(seen: Checkup) -> None:
+    from edgekit.cli._output import stdout
+
+    console = stdout()
+    if seen.error:
+        console.print(f"[red]error  [/] [bold]{seen.device}[/]  ", end="")
+        console.print(seen.error, markup=False)
+        console.print(f"        → {seen.hint}", markup=False)
+        return
+    facts = seen.facts
+    about = (
+        f"{facts['model'] or facts['processor']}, {facts['arch']}, {facts['os']}, Python {facts['python']}"
+    )
+    console.print(f"[green]ok     [/] [bold]{seen.device}[/]  ", end="")
+    console.print(about + (", emulated" if facts.get("emulated") else ""), markup=False)
+    for runtime in seen.runtimes:
+        text = runtime.problem.splitlines()[0] if runtime.problem else _versions(runtime.versions)
+        console.print(f"        {runtime.backend:13} {text}", markup=False)
+
+
+def _versions(versions: object) -> str:
+    assert isinstance(versions, dict)
+    return ", ".join(f"{k} {v}" for k, v in versions.items())

@@ -1,0 +1,163 @@
+"""Devices by name: kinds that edgekit knows (``devices/*.toml``) and the user's own (a row each).
+
+A user's row lies in ``~/.config/edgekit/devices/NAME.toml`` or the project's ``.edgekit/devices/NAME.toml``: an
+``address`` for SSH and a ``kind``, whose fields it inherits.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edgekit.catalog import user_dir
+from edgekit.errors import ConfigError, UnknownNameError, UsageError
+from edgekit.plugins import data_dir
+from edgekit.structure import structure
+from edgekit.types import Device, Option
+
+LOCAL = Device(name="local")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A model of device. ``backends`` are those worth using on it, best first; ``cool_down_celsius`` is what
+    a benchmark waits for before it starts."""
+
+    name: str
+    title: str
+    transport: str
+    arch: str = ""
+    os: str = ""
+    processor: str = ""
+    isa: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
+    cool_down_celsius: float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A user's device. Empty fields come from its kind. ``emulated``: its latency is not a device's."""
+
+    name: str
+    address: str
+    kind: str = "linux-ssh"
+    arch: str = ""
+    os: str = ""
+    port: int | None = None
+    python: str = ""
+    config: str = ""
+    cool_down_celsius: float | None = None
+    emulated: bool = False
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+
+def check_name(name: str) -> None:
+    """Raise :class:`UsageError` unless ``name`` can name a device: it becomes a file's name."""
+    if not _NAME.fullmatch(name) or name == "local":
+        raise UsageError(
+            f"{name!r} cannot name a device", hint="use letters, digits, '.', '_' and '-'; 'local' is taken"
+        )
+
+
+def kinds() -> Mapping[str, Kind]:
+    """The kinds that edgekit knows."""
+    found = [structure(Kind, _read(p), where=str(p)) for p in sorted((data_dir() / "devices").glob("*.toml"))]
+    return {kind.name: kind for kind in found}
+
+
+def devices() -> Mapping[str, Device]:
+    """This machine and every device of the user's and the project's; the project's rows win."""
+    known, found = kinds(), {"local": LOCAL}
+    for folder in folders():
+        for path in sorted(folder.glob("*.toml")):
+            row = structure(Row, _read(path), where=str(path))
+            if row.name != path.stem:
+                raise ConfigError(
+                    f"{path} names the device {row.name!r}", hint=f"rename it to {row.name}.toml"
+                )
+            found[row.name] = _device(row, known, path)
+    return found
+
+
+def device(name: str) -> Device:
+    """One device; an unknown name raises :class:`UnknownNameError` with the nearest."""
+    table = devices()
+    if name not in table:
+        raise UnknownNameError("device", name, table)
+    return table[name]
+
+
+def select(text: str) -> tuple[Device, ...]:
+    """Devices from ``"a,b"``, each once, in the order given."""
+    names = dict.fromkeys(filter(None, (part.strip() for part in text.split(","))))
+    if not names:
+        raise UsageError("no device given", hint="--device NAME[,NAME…]; edgekit devices list shows them")
+    return tuple(device(name) for name in names)
+
+
+def folders() -> tuple[Path, Path]:
+    """Where rows are looked for: the user's folder, then the project's."""
+    return user_dir() / "devices", Path.cwd() / ".edgekit" / "devices"
+
+
+def write(row: Row) -> Path:
+    """Keep a device in the user's folder; one of the same name is replaced."""
+    known = kinds()
+    if row.kind not in known:
+        raise UnknownNameError("kind of device", row.kind, known)
+    folder = folders()[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{row.name}.toml"
+    values = msgspec.to_builtins(row)
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if value not in ("", None, False)]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    return msgspec.json.encode(str(value)).decode()  # a JSON string is a TOML basic string
+
+
+def _device(row: Row, known: Mapping[str, Kind], path: Path) -> Device:
+    if row.kind not in known:
+        raise UnknownNameError("kind of device", row.kind, known, where=str(path))
+    kind = known[row.kind]
+    options: dict[str, Option] = {"kind": kind.name}
+    for name in ("port", "python", "config", "emulated"):
+        if getattr(row, name):
+            options[name] = getattr(row, name)
+    cool = row.cool_down_celsius if row.cool_down_celsius is not None else kind.cool_down_celsius
+    if cool is not None:
+        options["cool_down_celsius"] = cool
+    return Device(
+        name=row.name,
+        transport=kind.transport,
+        address=row.address,
+        arch=row.arch or kind.arch,
+        os=row.os or kind.os,
+        options=options,
+    )
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}", hint="correct the TOML") from error

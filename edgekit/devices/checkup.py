@@ -1,0 +1,71 @@
+"""What a device has and lacks: reached, Python, each runtime, sensors."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.devices.connect import connect, send_agent
+from edgekit.devices.job import Transcript, run_job
+from edgekit.devices.pack import pack
+from edgekit.devices.plan import look
+from edgekit.errors import BackendError, DeviceError, MissingExtraError, NotRunnableError
+
+if TYPE_CHECKING:
+    from edgekit.devices.transport import Transport
+    from edgekit.types import Device
+
+BACKENDS = ("onnxruntime", "tflite", "openvino", "tensorrt_rtx", "tensorrt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeCheck:
+    """One runtime on a device. ``problem`` is empty where models can run."""
+
+    backend: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    problem: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkup:
+    """``error`` says why the device could not be looked at; then the rest is empty."""
+
+    device: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    state: Mapping[str, Any] = field(default_factory=dict)
+    runtimes: tuple[RuntimeCheck, ...] = ()
+    error: str = ""
+    hint: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether any runtime can run there."""
+        return any(not r.problem for r in self.runtimes)
+
+
+def check(device: Device, backends: Sequence[str] = BACKENDS) -> Checkup:
+    """Look at one device; a device that cannot be reached is a result, not an exception."""
+    try:
+        with connect(device) as transport, tempfile.TemporaryDirectory(prefix="edgekit-check-") as folder:
+            seen = look(transport, send_agent(transport, pack(backends[0]), Path(folder)))
+            runtimes = tuple(_runtime(transport, backend, Path(folder)) for backend in backends)
+    except DeviceError as error:
+        return Checkup(device=device.name, error=error.message, hint=error.hint)
+    return Checkup(device=device.name, facts=seen.facts, state=seen.state, runtimes=runtimes)
+
+
+def _runtime(transport: Transport, backend: str, folder: Path) -> RuntimeCheck:
+    agent = send_agent(transport, pack(backend), folder)
+    argv = [transport.python, str(agent)]
+    try:
+        result = run_job(transport, backend, argv, {"action": "probe"}, Transcript(), 120)
+    except (MissingExtraError, NotRunnableError, BackendError) as error:
+        return RuntimeCheck(backend=backend, problem=error.message, hint=error.hint)
+    probe = result["probe"]
+    why = "" if probe.get("usable") else str(probe.get("why_not", "it cannot be used"))
+    return RuntimeCheck(backend=backend, versions=result["versions"], problem=why)

@@ -42,6 +42,7 @@ def main() -> int:
     run.add_argument("patterns", nargs="*", default=["*"])
     run.add_argument("--precision", choices=("export", *PRECISIONS), default="fp32")
     run.add_argument("--redo", choices=("all", "failed"))
+    run.add_argument("--exported", action="store_true", help="only what is already exported")
     table = commands.add_parser("table")
     table.add_argument("--out", type=Path, default=ROOT / "docs")
     child = commands.add_parser("child")
@@ -62,6 +63,8 @@ def main() -> int:
         write_tables(options.cache, names, options.out)
         return 0
     chosen = [n for n in names if any(fnmatch.fnmatch(n, p) or p in n for p in options.patterns)]
+    if options.exported:
+        chosen = [n for n in chosen if (options.cache / n / "export.json").is_file()]
     return _run(chosen, options.precision, options.redo, options.cache)
 
 

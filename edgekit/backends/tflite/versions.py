@@ -86,4 +86,5 @@ _RULES: dict[str, Callable[[Op], int]] = {
     "TRANSPOSE_CONV": _by_type(3, 4),
     "MAXIMUM": _by_type(2, 3),
     "MINIMUM": _by_type(2, 3),
+    "BROADCAST_TO": lambda op: 3 if _input_type(op) == INT16 else 2,  # 1 was never a builtin
 }

@@ -36,7 +36,11 @@ _COMPUTED: dict[DType, DType] = {
 _UINT64 = np.dtype(np.uint64)
 _MOVED = frozenset([INT8, UINT8, INT16])
 _AS_THEY_ARE = frozenset(
-    ["Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Identity"]
+    [
+        *("Cast", "CastLike", "BitCast", "Identity", "BitShift", "BitwiseXor"),
+        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+        *("ConvInteger", "QLinearConv", "QLinearMatMul"),
+    ]
 )
 _MOVERS = frozenset(["Concat", "GatherND", "ScatterND", "ScatterElements", "Scatter", "If", "Loop", "Scan"])
 

@@ -8,6 +8,7 @@ from edgekit.backends.tflite.ops import (
     elementwise,
     functions,
     indexing,
+    integer,
     matmul,
     normalization,
     pooling,
@@ -19,6 +20,7 @@ from edgekit.backends.tflite.ops import (
     scatter,
     search,
     shape,
+    signal,
 )
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "elementwise",
     "functions",
     "indexing",
+    "integer",
     "matmul",
     "normalization",
     "pooling",
@@ -40,4 +43,5 @@ __all__ = [
     "scatter",
     "search",
     "shape",
+    "signal",
 ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgekit.backends.tflite.builder import Builder
-from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, Tensor
+from edgekit.backends.tflite.builder import Builder, Type
+from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, INT64, Tensor
 from edgekit.backends.tflite.ops.elementwise import broadcast, cast
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View
@@ -183,21 +183,73 @@ def _same_shape(g: Builder, a: View, b: View) -> tuple[View, View]:
 
 @op("BitShift", since=11)
 def bit_shift(g: Builder, x: View, amount: View, *, direction: str) -> View:
-    """A product with a power of two, or the floor of a quotient."""
-    power = _power_of_two(g, amount)
-    if direction == "LEFT":
-        return broadcast(g, "MUL", (x, power))
-    return broadcast(g, "FLOOR_DIV", (x, power), options=schema.FloorDivOptionsT())
+    """RIGHT_SHIFT, or a product with a power of two; a negative amount counts as one beyond the width."""
+    width = x.dtype.itemsize * 8
+    if width == 64 and (x.dtype.kind == "u" or direction == "RIGHT"):
+        raise Refusal(f"shifting {x.dtype}")
+    if amount.dtype.kind == "i":
+        t = amount.tensor if width == 64 else g.cast(amount.tensor, INT32)
+        far = g.constant(np.full((), width, t.dtype))
+        negative = g.emit(
+            "LESS", [t, g.constant(np.zeros((), t.dtype))], t.shape, BOOL, schema.LessOptionsT()
+        )
+        amount = amount.with_tensor(_select(g, negative, far, t))
+    if direction == "RIGHT":
+        amount = amount.with_tensor(g.cast(amount.tensor, x.dtype))
+        return broadcast(g, "RIGHT_SHIFT", (x, amount), Type(x.dtype))
+    wide = x.dtype if x.dtype in (INT32, INT64) else INT64 if width == 32 else INT32
+    table = g.constant(np.asarray([*(1 << i for i in range(width)), 0], np.uint64).astype(wide))
+    bounded = g.binary(
+        "MINIMUM", g.cast(amount.tensor, INT32), width, options=schema.MaximumMinimumOptionsT()
+    )
+    power = g.emit("GATHER", [table, bounded], bounded.shape, table, schema.GatherOptionsT(axis=0))
+    product = broadcast(
+        g, "MUL", (x.with_tensor(g.cast(x.tensor, wide)), amount.with_tensor(power)), Type(wide)
+    )
+    return product.with_tensor(g.cast(product.tensor, x.dtype))
 
 
-def _power_of_two(g: Builder, amount: View) -> View:
-    if amount.const is not None:
-        return View.of(g.constant((2 ** amount.const.astype(np.int64)).astype(amount.dtype)))
-    index = amount.with_tensor(g.cast(amount.tensor, INT32))
-    bits = 31 if amount.dtype == INT32 else 63
-    table = g.constant(np.asarray([1 << i for i in range(bits)], amount.dtype))
-    out = g.emit("GATHER", [table, index.tensor], index.tensor.shape, table, schema.GatherOptionsT(axis=0))
-    return amount.with_tensor(out)
+@op("BitCast", since=26, rule=Rule.ANY)
+def bit_cast(g: Builder, x: View, *, to: int) -> View:
+    """BITCAST between types of one width."""
+    from onnx import helper
+
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(to))
+    if dtype.itemsize != x.dtype.itemsize or x.quant is not None:
+        raise Refusal(f"the bits of {x.dtype} as {dtype}")
+    return x.with_tensor(g.emit("BITCAST", [x.tensor], x.tensor.shape, dtype, schema.BitcastOptionsT()))
+
+
+# --- small matrices ---------------------------------------------------------------------------------
+
+_LARGEST_DETERMINANT = 4
+
+
+@op("Det", since=11)
+def determinant(g: Builder, x: View) -> View:
+    """Expanded along the first row, for matrices up to 4 × 4."""
+    n = x.shape[-1]
+    if n > _LARGEST_DETERMINANT:
+        raise Refusal(f"the determinant of {n} × {n} matrices")
+    t = g.plain(x)
+    lead = t.shape[:-2]
+
+    def cell(i: int, j: int) -> Tensor:
+        begin, size = [*(0 for _ in lead), i, j], [*lead, 1, 1]
+        part = g.emit("SLICE", [t, g.ints(begin), g.ints(size)], size, t, schema.SliceOptionsT())
+        return g.reshape(part, lead)
+
+    def minor(row: int, columns: tuple[int, ...]) -> Tensor:
+        if len(columns) == 1:
+            return cell(row, columns[0])
+        total: Tensor | None = None
+        for k, j in enumerate(columns):
+            term = g.binary("MUL", cell(row, j), minor(row + 1, columns[:k] + columns[k + 1 :]))
+            total = term if total is None else g.binary("SUB" if k % 2 else "ADD", total, term)
+        assert total is not None
+        return total
+
+    return View.of(minor(0, tuple(range(n))))
 
 
 # --- conversion -------------------------------------------------------------------------------------

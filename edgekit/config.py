@@ -29,8 +29,11 @@ class Options:
     max_drop: str = ""
     out: str = "build"
     method: str = "auto"
+    exclude: tuple[str, ...] = ()
+    int16: tuple[str, ...] = ()
+    corrections: tuple[str, ...] = ()
+    speed_gate: bool = True
     samples: int = 512
-    uncalibrated: bool = False
     trust: bool = False
     network: bool = False
     allow_not_run: bool = False
@@ -136,5 +139,11 @@ def _from_environment() -> dict[str, Any]:
     for option in fields(Options):
         text = os.environ.get(f"EDGEKIT_{option.name.upper()}")
         if text and option.name not in ("set", "preprocessing"):
-            found[option.name] = text if option.type == "str" else parse_value(text)
+            found[option.name] = _typed(text, str(option.type))
     return found
+
+
+def _typed(text: str, kind: str) -> Any:
+    if kind.startswith("tuple"):
+        return tuple(filter(None, text.split(",")))
+    return text if kind == "str" else parse_value(text)

@@ -16,8 +16,10 @@ from edgekit.config import Options
 from edgekit.data import RANDOM
 from edgekit.errors import EdgekitError, GateFailedError, NotRunnableError
 from edgekit.manifest import Artifact, CalibrationRecord, GoldenRecord, Manifest, SourceRecord, StepRecord
+from edgekit.speed import Speed
 from edgekit.stages import Calibrated, Exported, LoweredFiles
 from edgekit.store import publish, scratch
+from edgekit.structure import to_builtins
 from edgekit.types import Gate, Target, Verdict
 from edgekit.verification import Verified
 
@@ -36,6 +38,7 @@ class Product:
     gates: tuple[Gate, ...]
     steps: tuple[StepRecord, ...]
     quantization: Mapping[str, Any] | None = None
+    speed: Speed | None = None
 
 
 def deliver(out: Path, product: Product) -> Artifact:
@@ -72,6 +75,8 @@ def describe(product: Product, status: str, directory: Path) -> Manifest:
     details = dict(lowered.details)
     if product.quantization is not None:
         details["quantization"] = product.quantization
+    if product.speed is not None:
+        details["speed"] = to_builtins(product.speed)
     return Manifest(
         edgekit=edgekit.__version__,
         status=status,

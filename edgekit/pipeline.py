@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import catalog, config, plugins, stages
+from edgekit import catalog, config, plugins, speed, stages
 from edgekit.config import Options
 from edgekit.data import RANDOM, Given, SampleSet, random_samples, raw_example, user_samples
 from edgekit.deliver import Product, deliver, refusal
@@ -29,7 +29,7 @@ from edgekit.load import parse
 from edgekit.manifest import Artifact, StepRecord
 from edgekit.progress import Silent
 from edgekit.source import MODULE, Source
-from edgekit.stages import Calibrated, Exported, Workshop
+from edgekit.stages import Calibrated, Exported, Quantization, Workshop
 from edgekit.store import Store
 from edgekit.types import Gate, OnnxModel, SourceSpec, Target, TorchModel
 from edgekit.verification import CALIBRATION_SAMPLES, RANDOM_SAMPLES, Subject, Verified, verify
@@ -204,22 +204,11 @@ def attempt(request: Request, shop: Workshop, prepared: Prepared, target: Target
 def make(request: Request, shop: Workshop, prepared: Prepared, target: Target) -> Artifact:
     """Quantize, lower, run on the real runtime, gate, and put the artifact in its place."""
     refuse_missing_backend(target)
-    model, steps = prepared.optimized, list(prepared.steps)
-    report: Any = None
-    if target.scheme is not None:
-        if prepared.calibrated is not None and target.needs_calibration:
-            steps.append(prepared.calibrated.step)
-        calibrated = prepared.calibrated if target.needs_calibration else None
-        model, step, report = stages.quantize(shop, model, target, calibrated)
-        steps.append(step)
-    if target.fixed_shapes:
-        model, fixed = stages.fix_shapes(shop, model, prepared.exported.example_inputs())
-        steps += [fixed] if fixed else []
-    files = stages.lower(shop, model, target, config.target_options(target, request.options.set))
-    steps.append(files.step)
-    subject = Subject(target=target, model=model, files=files)
-    verified = verify(shop, subject, prepared.source, prepared.exported, prepared.data.verification)
-    verdicts = judge(target, verified, request.options)
+    made = candidate(shop, prepared, target, Quantization.of(request.options))
+    verdicts = judge(target, made.verified, request.options)
+    swiftness = against_sibling(shop, prepared, made) if request.options.speed_gate else None
+    if swiftness is not None:
+        verdicts = (*verdicts, speed.gate(swiftness, made.verified.placement))
     return deliver(
         Path(request.options.out),
         Product(
@@ -228,13 +217,58 @@ def make(request: Request, shop: Workshop, prepared: Prepared, target: Target) -
             source=prepared.source.record,
             exported=prepared.exported,
             calibrated=prepared.calibrated,
-            files=files,
-            verified=verified,
+            files=made.subject.files,
+            verified=made.verified,
             gates=verdicts,
-            steps=tuple(steps),
-            quantization=report,
+            steps=made.steps,
+            quantization=made.quantization,
+            speed=swiftness,
         ),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way of making a target's artifact, run and measured."""
+
+    subject: Subject
+    verified: Verified
+    steps: tuple[StepRecord, ...]
+    quantization: Any
+
+
+def candidate(shop: Workshop, prepared: Prepared, target: Target, quantization: Quantization) -> Candidate:
+    """Quantize as asked, lower, run and compare."""
+    steps, report = list(prepared.steps), None
+    model = prepared.optimized
+    if target.scheme is not None:
+        calibrated = prepared.calibrated if target.needs_calibration else None
+        steps += [calibrated.step] if calibrated else []
+        model, step, report = stages.quantize(shop, model, target, calibrated, quantization)
+        steps.append(step)
+    subject, more = lowered(shop, prepared, target, model)
+    verified = verify(shop, subject, prepared.source, prepared.exported, prepared.data.verification)
+    return Candidate(subject=subject, verified=verified, steps=(*steps, *more), quantization=report)
+
+
+def lowered(
+    shop: Workshop, prepared: Prepared, target: Target, model: OnnxModel
+) -> tuple[Subject, tuple[StepRecord, ...]]:
+    """Shapes fixed where the target needs it, then the runtime's own files."""
+    fixed = None
+    if target.fixed_shapes:
+        model, fixed = stages.fix_shapes(shop, model, prepared.exported.example_inputs())
+    files = stages.lower(shop, model, target, config.target_options(target, shop.options.set))
+    return Subject(target=target, model=model, files=files), (*([fixed] if fixed else []), files.step)
+
+
+def against_sibling(shop: Workshop, prepared: Prepared, made: Candidate) -> speed.Speed | None:
+    """The quantized artifact's speed against the float target of the same backend, where there is one."""
+    row = speed.sibling(made.subject.target, catalog.targets())
+    if row is None or made.verified.not_run:
+        return None
+    against, _ = lowered(shop, prepared, row, prepared.optimized)
+    return speed.compare(shop, made.subject, against, prepared.exported.example_inputs())
 
 
 def judge(target: Target, verified: Verified, options: Options) -> tuple[Gate, ...]:
@@ -266,10 +300,7 @@ def _expresses(row: Target, instead_of: Target, shop: Workshop, prepared: Prepar
         return False
     try:
         refuse_missing_backend(row)
-        model = prepared.optimized
-        if row.fixed_shapes:
-            model, _ = stages.fix_shapes(shop, model, prepared.exported.example_inputs())
-        stages.lower(shop, model, row, config.target_options(row, {}))
+        lowered(shop, prepared, row, prepared.optimized)
     except EdgekitError:
         return False
     return True

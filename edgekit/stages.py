@@ -198,11 +198,30 @@ def calibrate(shop: Workshop, model: OnnxModel, samples: SampleSet) -> Calibrate
     return Calibrated(file=file, sha256=digest, samples=samples, step=_step(result, output=digest))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """What can be chosen about a model's quantization (see :class:`edgekit.quantize.QuantizeOptions`)."""
+
+    method: str = "auto"
+    exclude: tuple[str, ...] = ()
+    int16: tuple[str, ...] = ()
+    corrections: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, options: Options) -> Quantization:
+        """The user's choice."""
+        return cls(
+            method=options.method,
+            exclude=options.exclude,
+            int16=options.int16,
+            corrections=options.corrections,
+        )
+
+
 def quantize(
-    shop: Workshop, model: OnnxModel, target: Target, calibrated: Calibrated | None
+    shop: Workshop, model: OnnxModel, target: Target, calibrated: Calibrated | None, choice: Quantization
 ) -> tuple[OnnxModel, StepRecord, Any]:
-    """Q/DQ as the target's scheme wants it."""
-    method = shop.options.method
+    """Q/DQ as the target's scheme wants it. Also gives the quantizer's report."""
 
     def produce(out: Path) -> None:
         from edgekit.calibrate import Calibration
@@ -211,16 +230,20 @@ def quantize(
 
         calibration = Calibration.load(calibrated.file) if calibrated else None
         with shop.progress.task(f"quantize for {target.name}"):
-            quantized, report = run(
-                model, calibration, target, QuantizeOptions(method=method), out / "model.onnx"
+            wanted = QuantizeOptions(
+                method=choice.method,
+                exclude=choice.exclude,
+                int16=choice.int16,
+                corrections=choice.corrections,
             )
+            quantized, report = run(model, calibration, target, wanted, out / "model.onnx")
         write_model(ModelRecord(model=quantized), out)
         write_json(report, out / "report.json")
 
     key = Key(
         name="quantize",
         inputs=(model.sha256, calibrated.sha256 if calibrated else ""),
-        options={"scheme": to_builtins(target.scheme), "method": method},
+        options={"scheme": to_builtins(target.scheme), **to_builtins(choice)},
         versions=versions.of("onnx", "onnx-ir", "onnxruntime", "numpy"),
     )
     result = _run(shop, key, produce)

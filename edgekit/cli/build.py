@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
 @click.option("--metric", metavar="FILE:CALLABLE", help="Your own task metric: (outputs, labels) → float.")
 @click.option("--max-drop", metavar="1%", help="How far the task metric may fall below the reference.")
 @click.option("--method", metavar="NAME", help="Range method: auto, minmax, percentile, entropy, mse …")
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERN", help="Keep layers in float: module path, node, operator."
+)
+@click.option(
+    "--int16", multiple=True, metavar="PATTERN", help="Give layers INT16 activations, where there are any."
+)
+@click.option(
+    "--correct", "corrections", multiple=True, metavar="NAME", help="Weight corrections: auto, equalize …"
+)
+@click.option("--no-speed-gate", is_flag=True, help="Do not time INT8 artifacts against their fp32 siblings.")
 @click.option("--samples", type=click.IntRange(min=1), help="How many calibration samples to use at most.")
 @click.option("--out", "-o", metavar="DIR", help="Where artifacts go: DIR/<target>/ (default: build).")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the target.")
@@ -35,6 +46,7 @@ def build(
     source: str,
     target: str | None,
     evaluate: str | None,
+    no_speed_gate: bool,
     settings: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
@@ -55,6 +67,8 @@ def build(
     options = config.load(
         {**flags, "target": target, "eval": evaluate, "set": config.parse_settings(settings)}
     )
+    if no_speed_gate:
+        options = replace(options, speed_gate=False)
     request = _request(source, options)
     if dry_run:
         check(request)

@@ -74,6 +74,14 @@ def test_a_runtime_that_crashes_costs_only_its_own_target(root, acme, tmp_path, 
     assert [p.name for p in tmp_path.iterdir()] == ["ort-fp32"]
 
 
+def test_an_int8_artifact_that_is_slower_than_fp32_fails_the_speed_gate(root, acme, tmp_path):
+    env = acme | {"EDGEKIT_SPEED_GATE": "true"}
+    result = build(root, tmp_path, env, "--calib", f"{root}/tests/e2e/sources.py:wide", target="acme-int8")
+    assert result.code == 5, result.err
+    assert result.json["targets"][0]["error"]["message"].startswith("acme-int8 failed 1 of")
+    assert "acme-fp32 is the faster target" in result.err
+
+
 def test_a_plugin_can_be_left_out(acme):
     env = acme | {"EDGEKIT_DISABLE_PLUGINS": "acme"}
     assert "acme-fp32" not in {t["name"] for t in edgekit("targets", "--json", env=env).json["targets"]}

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 
 def versions():
@@ -21,6 +22,7 @@ class Session:
         import onnxruntime
 
         self._crash = options.get("crash", "no")
+        self._slow = options.get("int8", False)
         self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         self.inputs = [_spec(i) for i in self._session.get_inputs()]
         self.outputs = [_spec(o) for o in self._session.get_outputs()]
@@ -37,6 +39,8 @@ class Session:
             sys.stderr.write("acme: assertion failed in kernel 7\n")
             sys.stderr.flush()
             os.abort()
+        if self._slow:
+            time.sleep(0.02)
         self._values = self._session.run(None, self._feed)
 
     def results(self):

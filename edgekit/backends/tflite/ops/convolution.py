@@ -154,7 +154,7 @@ def _transposed_margins(
     output_shape: Sequence[int] | None,
     auto_pad: str,
 ) -> list[tuple[int, int]]:
-    """How much to cut off the full result, ``(before, after)`` an axis; negative: to add."""
+    """How much to cut off the full result, ``(before, after)`` an axis; negative: how much it is to grow."""
     n = len(sizes)
     if output_shape is None and not auto_pad.startswith("SAME"):
         given = tuple(pads or (0,) * (2 * n))
@@ -178,13 +178,14 @@ def _transposed2d(
     margins: Sequence[tuple[int, int]],
 ) -> Tensor:
     """ONNX weights ``[I, O/group, H, W]``; dilation is spelled out in the kernel."""
-    (sh, sw), dilation = steps
-    if w.const is None and (group > 1 or dilation != (1, 1)):
+    strides, dilation = steps
+    if w.tensor.data is None and (group > 1 or tuple(dilation) != (1, 1)):
         raise Refusal("weights that are computed at run time, with groups or dilation")
+    if any(a < 0 for a, _ in margins):
+        raise Refusal("an output_shape beyond what the input reaches")
     weight = w if tuple(dilation) == (1, 1) else _dilated(g, w, dilation)
     per_in, per_out = x.shape[-1] // group, w.shape[1]
-    kh, kw = weight.shape[2:]
-    full = ((x.shape[1] - 1) * sh + kh, (x.shape[2] - 1) * sw + kw)
+    padding, sizes, margins = _transposed_padding(x.shape[1:3], weight.shape[2:], strides, margins)
     kind = g.type_like(x)
     outs = []
     for i in range(group):
@@ -192,22 +193,30 @@ def _transposed2d(
         # [I, O, H, W] → [O, H, W, I]
         filters = g.layout(weight if group == 1 else _rows(g, weight, i * per_in, per_in), (1, 2, 3, 0))
         bias = None if b is None else bias_tensor(g, b, x, filters, per_out, i * per_out)
-        options = schema.TransposeConvOptionsT(padding=schema.Padding.VALID, strideH=sh, strideW=sw)
-        shape = (x.shape[0], *full, per_out)
+        options = schema.TransposeConvOptionsT(padding=padding, strideH=strides[0], strideW=strides[1])
+        shape = (x.shape[0], *sizes, per_out)
         inputs = [g.ints(shape), filters, part] if bias is None else [g.ints(shape), filters, part, bias]
         outs.append(g.emit("TRANSPOSE_CONV", inputs, shape, kind, options))
     out = outs[0]
     if group > 1:
         joined = schema.ConcatenationOptionsT(axis=3)
         out = g.emit("CONCATENATION", outs, (*out.shape[:-1], per_out * group), kind, joined)
-    if any(a > 0 or z > 0 for a, z in margins):
-        out = crop(g, out, [(max(a, 0), max(z, 0)) for a, z in margins])
-    if any(a < 0 or z < 0 for a, z in margins):
-        if b is not None and np.any(b.const if b.const is not None else 1):
-            raise Refusal("output_padding beyond the kernel's reach, with a bias")
-        added = Window((1, 1), (1, 1), (1, 1), tuple((max(-a, 0), max(-z, 0)) for a, z in margins))
-        out, _ = padded(g, out, added)
-    return out
+    return crop(g, out, margins) if any(map(any, margins)) else out
+
+
+def _transposed_padding(
+    sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], margins: Sequence[tuple[int, int]]
+) -> tuple[int, list[int], list[tuple[int, int]]]:
+    """TFLite's padding, the size that it computes, and what is left to cut off.
+
+    SAME cuts ``kernel - stride`` off, the smaller half before. VALID cuts nothing; a negative margin (from
+    output_padding) makes it compute a larger result, beyond the kernel's reach if need be.
+    """
+    spans = list(zip(sizes, kernel, strides, margins, strict=True))
+    if all(k >= s and (a, z) == ((k - s) // 2, k - s - (k - s) // 2) for _, k, s, (a, z) in spans):
+        return schema.Padding.SAME, [n * s for n, _, s, _ in spans], [(0, 0)] * len(spans)
+    full = [(n - 1) * s + k + max(-z, 0) for n, k, s, (_, z) in spans]
+    return schema.Padding.VALID, full, [(a, max(z, 0)) for a, z in margins]
 
 
 def bias_tensor(g: Builder, b: View | None, x: Tensor, weight: Tensor, count: int, first: int = 0) -> Tensor:

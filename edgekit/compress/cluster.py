@@ -37,7 +37,7 @@ class Cluster:
     values: int = 15
     layers: str = ""
     bias: float = 0.0
-    training: Training = field(default_factory=lambda: Training(epochs=0))
+    training: Training = field(default_factory=lambda: Training(epochs=0.0))
 
     def __post_init__(self) -> None:
         if not 1 <= self.values <= 4096 or self.bias < 0:

@@ -41,7 +41,7 @@ class Prune:
     layers: str = ""
     ramp: float = 0.6
     normalize: bool = False
-    training: Training = field(default_factory=lambda: Training(epochs=0))
+    training: Training = field(default_factory=lambda: Training(epochs=0.0))
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1 or not 0 <= self.ramp <= 1:

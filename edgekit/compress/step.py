@@ -183,14 +183,15 @@ def parse(text: str) -> Step:
 
 def from_options(name: str, given: Mapping[str, Scalar]) -> Step:
     """A step from flat options, as :func:`options` gives them."""
+    kind = registry()[name]
     nested: dict[str, Any] = {}
-    for key, value in given.items():
+    for key, value in (options(kind()) | dict(given)).items():
         head, dot, tail = key.partition(".")
         if dot:
             nested.setdefault(head, {})[tail] = value
         else:
             nested[head] = value
-    step: Step = structure(registry()[name], nested, where=name)
+    step: Step = structure(kind, nested, where=name)
     return step
 
 

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-_MAX_SHIFT = 2
-
 
 def read(folder: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(images float32 [n, 1, 28, 28] from 0 to 1, labels int64 [n]) of ``train`` or ``t10k``."""
@@ -35,12 +33,13 @@ class Digits:
     test_images: torch.Tensor
     test_labels: torch.Tensor
     batch: int = 256
+    shift: int = 1
     smoothing: float = 0.0
 
     @property
     def fingerprint(self) -> str:
         """Data and loss in one line."""
-        return f"mnist-{len(self.images)}-{self.batch}-{self.smoothing}"
+        return f"mnist-{len(self.images)}-{self.batch}-{self.shift}-{self.smoothing}"
 
     @property
     def metric_name(self) -> str:
@@ -52,13 +51,13 @@ class Digits:
         return len(self.images) // self.batch
 
     def batches(self, epoch: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Every image once; each batch moved by up to two pixels in each direction."""
+        """Every image once; each batch moved by up to ``shift`` pixels in each direction."""
         random = torch.Generator().manual_seed(seed * 1009 + epoch)
         order = torch.randperm(len(self.images), generator=random)
         for i in range(self.steps()):
             pick = order[i * self.batch : (i + 1) * self.batch]
-            images = functional.pad(self.images[pick], (_MAX_SHIFT,) * 4)
-            x, y = torch.randint(0, 2 * _MAX_SHIFT + 1, (2,), generator=random).tolist()
+            images = functional.pad(self.images[pick], (self.shift,) * 4)
+            x, y = torch.randint(0, 2 * self.shift + 1, (2,), generator=random).tolist()
             yield images[:, :, y : y + 28, x : x + 28], self.labels[pick]
 
     def loss(self, model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -139,7 +139,7 @@ def _arguments(module: torch.nn.Module, example: Any, what: str) -> tuple[tuple[
     if isinstance(example, torch.Tensor):
         choices = [((example,), {})]
     elif isinstance(example, Mapping):
-        choices = [((), dict(example)), ((dict(example),), {})]
+        choices = [*_by_name(signature, example), ((dict(example),), {})]
     elif isinstance(example, list | tuple):
         choices = [(tuple(example), {}), ((example,), {})]
     else:
@@ -148,15 +148,25 @@ def _arguments(module: torch.nn.Module, example: Any, what: str) -> tuple[tuple[
             hint="give a tensor, a tuple of tensors by position, or a dict of tensors by name",
         )
     for args, kwargs in choices:
-        if all(isinstance(k, str) for k in kwargs) and _fits(signature, args, kwargs):
+        if _fits(signature, args, kwargs):
             return args, kwargs
-    given = (
-        ", ".join(map(str, example)) if isinstance(example, Mapping) else f"{len(choices[0][0])} by position"
-    )
+    count = len(example) if isinstance(example, list | tuple) else 1
+    given = ", ".join(map(str, example)) if isinstance(example, Mapping) else f"{count} by position"
     raise SourceError(
         f"{what}: the example inputs ({given}) do not fit forward{signature}",
         hint="give every parameter without a default, as a tuple by position or as a dict by name",
     )
+
+
+def _by_name(
+    signature: inspect.Signature, example: Mapping[Any, Any]
+) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The call that gives every parameter its namesake, positional-only ones by position."""
+    if not all(isinstance(k, str) for k in example):
+        return []
+    only = {n for n, p in signature.parameters.items() if p.kind is inspect.Parameter.POSITIONAL_ONLY}
+    args = tuple(example[n] for n in signature.parameters if n in only and n in example)
+    return [(args, {k: v for k, v in example.items() if k not in only})]
 
 
 def _fits(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

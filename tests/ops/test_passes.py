@@ -23,6 +23,7 @@ from edgekit.passes.einsum import LowerCaseEinsum, spell
 from edgekit.passes.gemm import MatMulAddToGemm
 from edgekit.passes.layer_norm import RecognizeLayerNorm
 from edgekit.passes.reshapes import MergeReshapes
+from edgekit.passes.softmax_guard import DropSoftmaxGuard
 from edgekit.passes.transposes import MergeTransposes
 from edgekit.types import OnnxModel
 
@@ -422,6 +423,41 @@ def test_norm_with_another_mean_stays(tmp_path: Path) -> None:
     body = LAYER_NORM.replace("v = ReduceMean (s, last)", "v = ReduceMean (s, first)") + "y = Relu (n)"
     made = model("(float[2,3,8] x) => (float[2,3,8] y)", body, first=np.array([0]), **CONSTANTS)
     assert ops(apply(RecognizeLayerNorm(), made, tmp_path, x=x(2, 3, 8))) == ops(made)
+
+
+# --- attention ----------------------------------------------------------------------------------------
+
+GUARD = "p = Softmax (s)\nn = IsNaN (p)\ny = Where (n, zero, p)"
+CAUSAL = np.where(np.tril(np.ones((4, 4))) > 0, 0, -np.inf).astype(np.float32)
+
+
+@pytest.mark.parametrize("body", ["s = Mul (m, half)", "t = Mul (half, m)\ns = Add (t, causal)"])
+def test_guard_of_an_unmasked_softmax_goes(tmp_path: Path, body: str) -> None:
+    made = model(
+        "(float[4,4] x) => (float[4,4] y)",
+        f"m = MatMul (x, x)\n{body}\n{GUARD}",
+        zero=np.float32(0),
+        half=np.float32(0.5),
+        causal=CAUSAL,
+    )
+    assert ops(apply(DropSoftmaxGuard(), made, tmp_path, x=x(4, 4)))["IsNaN"] == 0
+
+
+@pytest.mark.parametrize("mask", [CAUSAL, np.full((4, 4), -np.inf, np.float32)])
+def test_guard_stays_where_a_row_can_be_masked(tmp_path: Path, mask: np.ndarray) -> None:
+    given = model(
+        "(float[4,4] x, float[4,4] mask) => (float[4,4] y)",
+        f"m = MatMul (x, x)\ns = Add (m, mask)\n{GUARD}",
+        zero=np.float32(0),
+    )
+    assert ops(apply(DropSoftmaxGuard(), given, tmp_path, x=x(4, 4), mask=mask))["IsNaN"] == 1
+    whole = model(
+        "(float[4,4] x) => (float[4,4] y)",
+        f"m = MatMul (x, x)\ns = Add (m, w)\n{GUARD}",
+        zero=np.float32(0),
+        w=np.full((4, 4), -np.inf, np.float32),
+    )
+    assert ops(apply(DropSoftmaxGuard(), whole, tmp_path, x=x(4, 4)))["IsNaN"] == 1
 
 
 # --- einsum, constants --------------------------------------------------------------------------------

@@ -1,0 +1,51 @@
+"""Keeping libraries' chatter off the terminal: edgekit's own words are the only ones printed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def silence(*, native: bool = False) -> Iterator[None]:
+    """Nothing that Python code prints, logs or warns inside gets out; with ``native``, nothing at all.
+
+    ``native`` turns off the process' own descriptors, a progress bar in another thread included: for short
+    calls of native code only.
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            open(os.devnull, "w") as nowhere,  # noqa: PTH123 - a descriptor is what is wanted
+            _redirected(nowhere.fileno() if native else None),
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _redirected(target: int | None) -> Iterator[None]:
+    if target is None:
+        yield
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [(number, os.dup(number)) for number in (1, 2)]
+    try:
+        for number, _ in kept:
+            os.dup2(target, number)
+        yield
+    finally:
+        for number, copy in kept:
+            os.dup2(copy, number)
+            os.close(copy)

@@ -1,0 +1,106 @@
+"""Which files were read, and whether they are still the same. No torch."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgekit.load import Recorder, environment_fingerprint, unchanged
+
+
+def names(recorder: Recorder) -> set[str]:
+    return {Path(d.path).name for d in recorder.dependencies}
+
+
+def test_files_read_are_recorded_files_written_are_not(tmp_path: Path) -> None:
+    (tmp_path / "read.txt").write_text("a")
+    (tmp_path / "before.txt").write_text("a")
+    (tmp_path / "before.txt").read_text()
+    with Recorder() as recorder:
+        (tmp_path / "read.txt").read_text()
+        (tmp_path / "written.txt").write_text("b")
+        (tmp_path / "written.txt").read_text()
+        os.close(os.open(tmp_path / "read.txt", os.O_RDONLY))
+        Path(os.devnull).read_text()
+        assert not (tmp_path / "missing").exists()
+    (tmp_path / "read.txt").read_text()
+    assert names(recorder) == {"read.txt"}
+    (dependency,) = recorder.dependencies
+    assert dependency.size == 1
+
+
+def test_modules_are_recorded_installed_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recorded_sibling.py").write_text("import xml.dom.minidom\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with Recorder() as recorder:
+        importlib.import_module("recorded_sibling")
+    assert "recorded_sibling.py" in names(recorder)
+    assert "minidom.py" not in names(recorder)
+    del sys.modules["recorded_sibling"]
+
+
+def test_a_listed_directory_changes_with_its_names(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.npy").write_text("")
+    with Recorder() as recorder:
+        list(data.glob("*.npy"))
+    assert unchanged(recorder.dependencies)
+    (data / "b.npy").write_text("")
+    assert not unchanged(recorder.dependencies)
+
+
+def test_unchanged_by_content_not_by_time(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("same")
+    with Recorder() as recorder:
+        file.read_text()
+    os.utime(file, ns=(1, 1))
+    assert unchanged(recorder.dependencies)
+    file.write_text("more")
+    os.utime(file, ns=(2, 2))
+    assert not unchanged(recorder.dependencies)
+    file.unlink()
+    assert not unchanged(recorder.dependencies)
+
+
+def test_safetensors_are_recorded(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("safetensors.numpy")
+    import numpy as np
+    from safetensors import safe_open
+
+    numpy.save_file({"a": np.zeros(2, np.float32)}, tmp_path / "w.safetensors")
+    with Recorder() as recorder:
+        import safetensors
+
+        with safetensors.safe_open(tmp_path / "w.safetensors", framework="numpy") as file:
+            file.get_tensor("a")
+    assert names(recorder) == {"w.safetensors"}
+    import safetensors
+
+    assert safetensors.safe_open is safe_open
+
+
+def test_nested_recorders(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    (tmp_path / "b").write_text("")
+    with Recorder() as outer:
+        (tmp_path / "a").read_text()
+        with Recorder() as inner:
+            (tmp_path / "b").read_text()
+    assert names(outer) == {"a", "b"}
+    assert names(inner) == {"b"}
+
+
+def test_environment_fingerprint_follows_what_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = environment_fingerprint()
+    assert before == environment_fingerprint()
+    (tmp_path / "thing-1.0.dist-info").mkdir()
+    assert before != environment_fingerprint()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import onnx
 import pytest
@@ -18,9 +20,11 @@ from backend_models import (
     weights_only,
     weights_target,
 )
+from onnx import TensorProto, helper
 
 from edgekit import catalog, graph
 from edgekit.backends import onnxruntime as backend
+from edgekit.backends.onnxruntime.kernels import cpu_kernels, why_unsupported
 from edgekit.backends.onnxruntime.ortformat import canonical
 from edgekit.errors import UnsupportedOperatorsError
 
@@ -186,3 +190,59 @@ def test_weights_widened_at_load_are_told(tmp_path):
     result = backend.lower(model, target, {}, tmp_path / "out")
     _, raw = run(target, result, tmp_path / "out", IMAGE)
     assert backend.placement(model, target, result, raw).share == 0.0
+
+
+def test_a_type_without_a_kernel_is_refused_before_it_is_run(tmp_path):
+    """A session would stop at the first bfloat16 node and say nothing of the others."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="conv"),
+        helper.make_node("Neg", ["a"], ["y"], name="neg"),
+    ]
+    shape = [1, 1, 2, 2]
+    proto = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.BFLOAT16, shape)],
+            [helper.make_tensor_value_info("y", TensorProto.BFLOAT16, shape)],
+            [helper.make_tensor("w", TensorProto.BFLOAT16, [1, 1, 1, 1], [1.0])],
+        ),
+        opset_imports=[helper.make_opsetid("", 22)],
+        ir_version=10,
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(UnsupportedOperatorsError) as caught:
+        lowered(graph.describe(tmp_path / "m.onnx"), "ort-fp32", tmp_path / "out")
+    assert [n.node for n in caught.value.nodes] == ["conv", "neg"]
+    assert "bfloat16" in caught.value.nodes[0].reason
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the test cases divide by zero while they are made
+def test_the_table_of_kernels_agrees_with_the_runtime_on_onnx_own_node_tests():
+    """Nothing that runs is refused: 1,500 of ONNX's own test models, each loaded by the runtime."""
+    import onnx_ir
+    import onnxruntime
+    from onnx.backend.test.case.node import collect_testcases
+    from onnx_ir.passes.common import ShapeInferencePass
+    from onnx_ir.traversal import RecursiveGraphIterator
+
+    known, wrong, ran = cpu_kernels(), [], 0
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    for case in collect_testcases(None):
+        model = onnx_ir.from_proto(case.model)
+        with contextlib.suppress(Exception):
+            ShapeInferencePass()(model)
+        reasons = [why_unsupported(n, model, known) for n in RecursiveGraphIterator(model.graph)]
+        try:
+            onnxruntime.InferenceSession(
+                case.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception:  # noqa: BLE001  (the runtime's exceptions share no other base)
+            continue
+        ran += 1
+        if any(reasons):
+            wrong.append((case.name, next(filter(None, reasons))))
+    assert wrong == []
+    assert ran > 1000

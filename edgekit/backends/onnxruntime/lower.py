@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit import graph
-from edgekit.errors import UnsupportedNode, UnsupportedOperatorsError
+from edgekit.backends.onnxruntime.kernels import refuse_unsupported
 from edgekit.types import Lowered, OnnxModel, Option, Precision, Target
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ _FIRST_RELEASE = {
 }
 """Opset → the first ONNX Runtime that loads it; 21 to 24 tried on releases 1.19 to 1.24, the others by their notes."""
 
-_Kernels = Mapping[tuple[str, str], tuple[tuple[int, int], ...]]
-
 
 def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
     """Write ``model.onnx`` (and ``model.ort``) into ``out``.
@@ -35,7 +32,7 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     Raises :class:`UnsupportedOperatorsError` with every node for which the installed runtime has no kernel.
     """
     onnx_model = graph.load(model.path)
-    _check_operators(onnx_model, target)
+    refuse_unsupported(onnx_model, target)
     notes = list(_to_half(onnx_model)) if target.precision is Precision.FP16 else []
     _strip(onnx_model)
     written = graph.save(onnx_model, out / target.file)
@@ -86,56 +83,3 @@ def _strip(model: ir.Model) -> None:
     model.ir_version = onnx.helper.find_min_ir_version_for(versions, ignore_unknown=True)
     model.producer_name, model.producer_version = "edgekit", ""
     model.graph.name = "model"
-
-
-def _check_operators(model: ir.Model, target: Target) -> None:
-    from onnx_ir.traversal import RecursiveGraphIterator
-
-    kernels = _kernels()
-    missing = [
-        UnsupportedNode(
-            op=f"{node.domain}.{node.op_type}" if node.domain else node.op_type,
-            node=node.name or "?",
-            reason=reason,
-            module_path=graph.module_path(node),
-        )
-        for node in RecursiveGraphIterator(model.graph)
-        if (reason := _why_unsupported(node, model, kernels))
-    ]
-    if missing:
-        raise UnsupportedOperatorsError(target.name, missing)
-
-
-def _kernels() -> _Kernels:
-    """Version ranges of the CPU provider's kernels by (domain, operator)."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    from onnxruntime.capi import _pybind_state as runtime
-
-    table: dict[tuple[str, str], tuple[tuple[int, int], ...]] = {}
-    for kernel in runtime.get_all_opkernel_def():
-        if kernel.provider == "CPUExecutionProvider":
-            key = (kernel.domain, kernel.op_name)
-            table[key] = (*table.get(key, ()), tuple(kernel.version_range))
-    return table
-
-
-def _why_unsupported(node: ir.Node, model: ir.Model, kernels: _Kernels) -> str:
-    """Empty when a kernel, a function body in the model or one in the standard covers the node."""
-    import onnx
-
-    if node.op_identifier() in model.functions:
-        return ""
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    ranges = kernels.get((domain, node.op_type))
-    if domain != "":
-        return "" if ranges else f"ONNX Runtime's CPU provider has no kernel for it in domain {domain!r}"
-    opset = model.opset_imports.get("", 1)
-    try:
-        schema = onnx.defs.get_schema(node.op_type, opset, "")
-    except onnx.defs.SchemaError:
-        return f"not an operator of ONNX opset {opset}"
-    if schema.has_function or schema.has_context_dependent_function:  # type: ignore[attr-defined]
-        return ""
-    if ranges and any(low <= schema.since_version <= high for low, high in ranges):
-        return ""
-    return f"ONNX Runtime's CPU provider has no kernel for version {schema.since_version} of it"

@@ -92,14 +92,18 @@ def _convert(path: Path, target: Target, modules: Mapping[str | None, str]) -> A
 
 
 def _unconverted(path: Path, modules: Mapping[str | None, str]) -> list[UnsupportedNode]:
-    """Nodes that the front end leaves as they are when it is asked to convert what it can."""
+    """Nodes that the front end leaves as they are when it is asked to convert what it can; none if it cannot."""
     runtime()
     from openvino.frontend import FrontEndManager
 
     front_end = FrontEndManager().load_by_framework("onnx")
+    try:
+        partial = front_end.convert_partially(front_end.load(str(path)))
+    except RuntimeError:  # the caller reports the first failure
+        return []
     left = {
         (op.get_friendly_name(), *(name for port in op.outputs() for name in port.get_names()))
-        for op in front_end.convert_partially(front_end.load(str(path))).get_ordered_ops()
+        for op in partial.get_ordered_ops()
         if op.get_type_name() == "ONNXFrameworkNode"
     }
     names = {name for group in left for name in group}

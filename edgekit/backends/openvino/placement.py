@@ -45,7 +45,7 @@ def placement(
     if executed is None:
         note = "the compiled model was not recorded"
         return Placement(precision=str(target.precision), share=None, operators=0, notes=(note,))
-    nodes = count_macs(model.path, axis_sizes(model.path, _shapes(executed, raw)))
+    nodes = count_macs(model.path, axis_sizes(model.path, _shapes(executed)))
     own = {alias for node in nodes for alias in node.aliases[:2]}  # the node's own name, its output's
     found = assign(nodes, tuple(_kernels(executed, own, target)))
     asked = _LOW_BIT if _weights_only(target) else _asked(target.precision)
@@ -69,8 +69,8 @@ def _weights_only(target: Target) -> bool:
     return target.scheme is not None and target.scheme.quantizer == "weights"
 
 
-def _shapes(executed: Sequence[Mapping[str, Any]], raw: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    shapes = {name: tuple(shape) for name, shape in raw.get("input_shapes", {}).items()}
+def _shapes(executed: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
     for node in executed:
         if node["outputs"] and node["outputs"][0] and -1 not in node["outputs"][0]:
             shapes |= {name: tuple(node["outputs"][0]) for name in (node["name"], *node["original"])}

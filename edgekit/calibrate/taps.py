@@ -46,7 +46,7 @@ _CLIPS = frozenset({"Relu", "Clip"})
 _CLIPPED = frozenset(
     ["Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "BatchNormalization"]
 )
-_WEIGHTED = frozenset({"Gemm", "MatMul"})
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from pathlib import Path
 
 from edgekit import graph as graphs
 from edgekit.calibrate import Calibration
 from edgekit.errors import CalibrationRequiredError, UnsupportedError
 from edgekit.quantize import prepare
+from edgekit.quantize.auto import settle
+from edgekit.quantize.corrections import FloatModels
 from edgekit.quantize.dynamic import quantize_dynamic
 from edgekit.quantize.dynamic import report as report_block
 from edgekit.quantize.embedding import quantize_embeddings
@@ -17,7 +20,7 @@ from edgekit.quantize.place import place
 from edgekit.quantize.plan import Plan, make_plan
 from edgekit.quantize.rules import table
 from edgekit.quantize.weights import quantize_weights
-from edgekit.types import OnnxModel, Scheme, Target
+from edgekit.types import OnnxModel, Samples, Scheme, Target
 
 _FORMS = {
     "qdq": (("uint8", "int8", "int16"), ("int8",)),
@@ -28,16 +31,23 @@ _FORMS = {
 
 
 def quantize(
-    model: OnnxModel, calibration: Calibration | None, target: Target, options: QuantizeOptions, out: Path
+    model: OnnxModel,
+    calibration: Calibration | None,
+    target: Target,
+    options: QuantizeOptions,
+    out: Path,
+    samples: Samples | None = None,
 ) -> tuple[OnnxModel, QuantizeReport]:
     """Quantize ``model`` for a target's scheme and write it to the file ``out``.
 
     The model is the float ONNX that ``calibration`` was taken on. Dynamic and weight-only schemes need no
-    calibration. The weights in the file are integers.
+    calibration. The weights in the file are integers. With ``samples`` (those of the calibration), ``auto``
+    measures what it chooses from, and corrections that run the model are possible; without, ``auto`` means
+    the method ``mse`` and the correction ``bias``.
 
     Raises :class:`CalibrationRequiredError` without calibration where the scheme needs it,
     :class:`UnsupportedError` for a scheme that cannot be expressed, :class:`UnknownNameError` for patterns
-    in the options that mean nothing in this model.
+    in the options that mean nothing in this model, :class:`UsageError` for corrections that need samples.
     """
     scheme = target.scheme
     if scheme is None:
@@ -51,13 +61,30 @@ def quantize(
         raise CalibrationRequiredError(
             f"{target.name} needs calibration data", hint="pass --calib with a few hundred typical inputs"
         )
-    if options.method == "auto":
-        options = dataclasses.replace(options, method="mse")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        floats = FloatModels(model, calibration, samples, Path(folder))
+
+        def attempt(candidate: QuantizeOptions) -> OnnxModel:
+            return _quantize(floats, scheme, candidate, Path(folder) / "candidate.onnx")[0]
+
+        options, notes = settle(model, options, samples, attempt)
+        quantized, report = _quantize(floats, scheme, options, out)
+    return quantized, dataclasses.replace(report, notes=report.notes + notes)
+
+
+def _quantize(
+    floats: FloatModels, scheme: Scheme, options: QuantizeOptions, out: Path
+) -> tuple[OnnxModel, QuantizeReport]:
+    """Quantize with settled options."""
+    model, calibration, notes = floats.corrected(options.corrections)
     rules = table(scheme.rules)
     ir_model = prepare.load(model, _needed_opset(scheme, options))
     calibration = prepare.spell_pooling(ir_model.graph, rules, calibration)
     plan = make_plan(ir_model.graph, calibration, scheme, rules, options)
-    report = _report(plan, options)
+    if "rounding" in options.corrections:
+        plan.weights.update(floats.rounded(model, plan, options))
+    report = _report(plan, options, notes)
     if rules.embedding == "rows":
         report = _with_embeddings(report, quantize_embeddings(ir_model.graph))
     place(ir_model.graph, plan, scheme, rules, options.weight_bits)
@@ -91,9 +118,14 @@ def _needed_opset(scheme: Scheme, options: QuantizeOptions) -> int:
     return 21 if scheme.activation == "int16" or options.int16 or scheme.weight == "int4" else 13
 
 
-def _report(plan: Plan, options: QuantizeOptions) -> QuantizeReport:
+def _report(plan: Plan, options: QuantizeOptions, notes: tuple[str, ...]) -> QuantizeReport:
     nodes = [n for b in plan.blocks for n in report_block(b, plan.reasons.get(b, ""), plan.dtypes[b])]
-    return QuantizeReport(method=options.method, corrections=(), nodes=tuple(nodes), notes=_notes(options))
+    return QuantizeReport(
+        method=options.method,
+        corrections=options.corrections,
+        nodes=tuple(nodes),
+        notes=_notes(options) + notes,
+    )
 
 
 def _with_embeddings(report: QuantizeReport, done: dict[str, str]) -> QuantizeReport:

@@ -29,7 +29,7 @@ class QuantizeOptions:
     percentile: float = 99.99
     exclude: tuple[str, ...] = ()
     int16: tuple[str, ...] = ()
-    corrections: tuple[str, ...] = ()
+    corrections: tuple[str, ...] = ("bias",)
     weight_bits: int = 8
     block_size: int = 32
 

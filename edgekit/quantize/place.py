@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgekit.quantize.bias import mean_error
 from edgekit.quantize.blocks import Block, constant
 from edgekit.quantize.edit import Editor
 from edgekit.quantize.params import (
     Affine,
+    Floats,
     Stored,
     quantize_bias,
     quantize_weight,
@@ -75,28 +77,51 @@ class _Placer:
         return constant_affine(value, dtype, symmetric=self.scheme.activation_symmetric or dtype == "int16")
 
     def _weight(self, block: Block) -> None:
-        weight, bias, activation = block.weight, block.bias_value, self._read_scale(block)
+        weight, activation = block.weight, self._read_scale(block)
         assert weight is not None
         real = _array(weight)
-        axis = block.weight_axis if self.scheme.per_channel else None
-        shift = _array(bias).reshape(-1) if bias is not None else np.zeros(1, np.float32)
-        integer_bias = bias is not None and activation is not None and self.scheme.bias == "int32"
-        stored = self.plan.weights.get(weight.name or "")
-        if stored is None:
-            scale = weight_scale(real, axis, self.weight_bits)
-            if integer_bias and activation is not None:
-                scale = room_for_bias(scale, shift if axis is not None else np.abs(shift).max(), activation)
-            stored = quantize_weight(real, axis, self.weight_bits, scale)
+        bias = block.bias_value
+        shift = None if bias is None else _array(bias).reshape(-1)
+        integer_bias = activation is not None and self.scheme.bias == "int32"
+        stored = self._rounded(block, real, shift, activation if integer_bias else None)
         key = (weight, stored.scale.tobytes())
         if key not in self.weights:
             self.weights[key] = self.editor.dequantize(block.core, weight.name or "", stored)
         block.core.replace_input_with(1, self.weights[key])
-        if integer_bias and bias is not None and activation is not None:
-            scale = (np.float32(activation) * stored.scale).astype(np.float32)
-            integers = quantize_bias(np.broadcast_to(shift, scale.shape) if scale.ndim else shift, scale)
-            node = block.bias or block.core
-            quantized = Stored(values=integers, scale=scale, axis=0 if scale.ndim else None)
-            _replace_input(node, bias, self.editor.dequantize(node, bias.name or "", quantized))
+        if block in self.plan.means:
+            error = mean_error(block, stored.real - real, self.plan.means[block])
+            shift = ((0.0 if shift is None else shift) - error).astype(np.float32)
+        elif shift is None or not integer_bias:
+            return
+        self._bias(block, bias, shift, stored.scale * np.float32(activation) if integer_bias else None)
+
+    def _rounded(self, block: Block, real: Floats, bias: Floats | None, activation: float | None) -> Stored:
+        assert block.weight is not None
+        stored = self.plan.weights.get(block.weight.name or "")
+        if stored is not None:
+            return stored
+        axis = block.weight_axis if self.scheme.per_channel else None
+        scale = weight_scale(real, axis, self.weight_bits)
+        if bias is not None and activation is not None:
+            scale = room_for_bias(scale, bias if axis is not None else np.abs(bias).max(), activation)
+        return quantize_weight(real, axis, self.weight_bits, scale)
+
+    def _bias(self, block: Block, old: ir.Value | None, bias: Floats, scale: Floats | None) -> None:
+        """Store a block's bias as INT32 on ``scale``, or as float without one."""
+        node, name = block.bias or block.core, f"{block.name}_bias" if old is None else old.name or ""
+        if scale is None:
+            new = self.editor.constant(name, bias.reshape(_array(old).shape) if old is not None else bias)
+        else:
+            integers = quantize_bias(np.broadcast_to(bias, scale.shape) if scale.ndim else bias, scale)
+            stored = Stored(values=integers, scale=scale.astype(np.float32), axis=0 if scale.ndim else None)
+            new = self.editor.dequantize(node, name, stored)
+        if old is not None:
+            _replace_input(node, old, new)
+        elif len(node.inputs) > 2:
+            node.replace_input_with(2, new)
+        else:
+            node.resize_inputs(3)
+            node.replace_input_with(2, new)
 
     def _read_scale(self, block: Block) -> float | None:
         """The scale of what a weighted block reads; ``None`` where it reads float."""

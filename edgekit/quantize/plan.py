@@ -12,9 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.calibrate import Calibration
+from edgekit.quantize.bias import input_mean
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, select
 from edgekit.quantize.options import QuantizeOptions
-from edgekit.quantize.params import Affine, Stored, affine, fixed_affine
+from edgekit.quantize.params import Affine, Floats, Stored, affine, fixed_affine
 from edgekit.quantize.rules import OpRule, Rules
 from edgekit.types import Scheme
 
@@ -30,7 +31,7 @@ class Plan:
     order: names of new nodes depend on it). ``edges``: what a quantized block reads an input as, where it is
     not ``own``'s. ``raw``: inputs that a quantized block reads unquantized (fused additions) or already
     quantized (behind operators that move values). ``weights``: integers already chosen, by the weight's
-    name; others are rounded to nearest.
+    name; others are rounded to nearest. ``means``: mean inputs of the blocks whose bias is corrected.
     """
 
     blocks: list[Block]
@@ -41,6 +42,7 @@ class Plan:
     edges: dict[Edge, Affine] = field(default_factory=dict)
     raw: set[Edge] = field(default_factory=set)
     weights: dict[str, Stored] = field(default_factory=dict)
+    means: dict[Block, Floats] = field(default_factory=dict)
 
     def quantized(self, block: Block) -> bool:
         """Whether a block computes on integers."""
@@ -81,7 +83,17 @@ class _Planner:
             if plan.quantized(block):
                 self._mark(plan, block)
         self._assign(plan)
+        if "bias" in self.options.corrections:
+            self._find_means(plan)
         return plan
+
+    def _find_means(self, plan: Plan) -> None:
+        for block in self.blocks:
+            correctable = plan.quantized(block) and block.weight is not None
+            if correctable and (block.op != "MatMul" or block.bias is not None):
+                mean = input_mean(block, self.calibration)
+                if mean is not None:
+                    plan.means[block] = mean
 
     def rule(self, block: Block) -> OpRule:
         """The block's rule; an empty one for operators that are not in the table."""

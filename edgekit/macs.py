@@ -38,7 +38,8 @@ class MacNode:
     ``macs`` is ``None`` where a shape is unknown. ``aliases`` are the names under which a runtime may
     report the kernel that runs it, nearest first: its own, its outputs', and those of the nodes that only
     it feeds (an activation or a quantizer that a runtime fuses into it). ``quantized`` tells whether its
-    first two inputs come from DequantizeLinear, directly or through operators that only move values.
+    first two inputs come from DequantizeLinear, directly or through operators that only move values;
+    ``weight`` is how its second input is stored: ``"integer"``, ``"float"``, or empty: not a constant.
     """
 
     name: str
@@ -47,6 +48,7 @@ class MacNode:
     module_path: str
     aliases: tuple[str, ...]
     quantized: bool
+    weight: str = ""
 
     @property
     def label(self) -> str:
@@ -141,6 +143,7 @@ def _graphs(top: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 def _mac_nodes(scope: onnx.GraphProto, shapes: Mapping[str, Shape]) -> Iterator[MacNode]:
     producer = {name: node for node in scope.node for name in node.output if name}
+    constants = {tensor.name: tensor.data_type for tensor in scope.initializer}
     users: dict[str, list[onnx.NodeProto]] = {}
     for node in scope.node:
         for name in filter(None, node.input):
@@ -155,7 +158,22 @@ def _mac_nodes(scope: onnx.GraphProto, shapes: Mapping[str, Shape]) -> Iterator[
             module_path=graph.module_path(node),
             aliases=tuple(dict.fromkeys(_aliases(node, users))),
             quantized=len(node.input) > 1 and all(_dequantized(n, producer) for n in node.input[:2]),
+            weight=_weight(node.input[1], producer, constants) if len(node.input) > 1 else "",
         )
+
+
+def _weight(name: str, producer: Mapping[str, onnx.NodeProto], constants: Mapping[str, int]) -> str:
+    """How a constant is stored, looking through casts, moves and DequantizeLinear."""
+    import onnx
+
+    while name not in constants:
+        node = producer.get(name)
+        if node is None or not node.input or node.op_type not in _MOVES | {"DequantizeLinear", "Cast"}:
+            return ""
+        name = node.input[0]
+    types = onnx.TensorProto
+    floats = (types.FLOAT, types.FLOAT16, types.BFLOAT16, types.DOUBLE)
+    return "float" if constants[name] in floats else "integer"
 
 
 def _dequantized(name: str, producer: Mapping[str, onnx.NodeProto]) -> bool:

@@ -189,7 +189,9 @@ def test_weights_widened_at_load_are_told(tmp_path):
     (tmp_path / "out").mkdir()
     result = backend.lower(model, target, {}, tmp_path / "out")
     _, raw = run(target, result, tmp_path / "out", IMAGE)
-    assert backend.placement(model, target, result, raw).share == 0.0
+    placement = backend.placement(model, target, result, raw)
+    assert placement.share == 0.0
+    assert all("float in the graph" in f.reason for f in placement.fallbacks)
 
 
 def test_a_type_without_a_kernel_is_refused_before_it_is_run(tmp_path):

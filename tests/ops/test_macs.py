@@ -99,6 +99,7 @@ def test_a_network_node_by_node_with_module_paths(tmp_path):
     assert {n.name: n.macs for n in nodes} == CONV_MACS
     assert {n.name: n.module_path for n in nodes}["head"] == "classifier"
     assert not any(n.quantized for n in nodes)
+    assert {n.weight for n in nodes} == {"float"}
 
 
 def test_quantizing_changes_no_count(tmp_path):
@@ -106,6 +107,7 @@ def test_quantizing_changes_no_count(tmp_path):
     nodes = count_macs(model.path)
     assert {n.name: n.macs for n in nodes} == CONV_MACS
     assert all(n.quantized for n in nodes)
+    assert {n.weight for n in nodes} == {"integer"}
 
 
 @pytest.mark.parametrize(("between", "expected"), [("MaxPool", True), ("Relu", False)])
@@ -142,6 +144,7 @@ def test_dynamic_axes_take_the_sizes_that_ran(tmp_path):
     macs = {n.name: n.macs for n in count_macs(path, sizes)}
     assert macs == {"q": 960, "k": 960, "v": 960, "scores": 600, "mixed": 600}
     assert {n.name: n.macs for n in count_macs(path)}["scores"] == 8  # every axis 1
+    assert {n.name for n in count_macs(path) if not n.weight} == {"scores", "mixed"}
 
 
 def test_a_shape_in_another_layout_binds_nothing(tmp_path):

@@ -108,7 +108,11 @@ def _reason(node: MacNode, kernel: Kernel | None, target: Target) -> str:
     if target.scheme is None:
         return f"computed in {kernel.precision}"
     if target.scheme.quantizer == "weights":
-        return f"weights are dequantized, then {kernel.op} computes in {kernel.precision}"
+        return {
+            "": f"no constant weights: {kernel.op} computes in {kernel.precision}",
+            "float": f"weights are float in the graph: {kernel.op} computes in {kernel.precision}",
+            "integer": f"weights are widened before {kernel.op} computes in {kernel.precision}",
+        }[node.weight]
     if not node.quantized:
         return f"not quantized in the graph: {kernel.precision}"
     return f"Q/DQ island: {kernel.op} was not fused, computes in {kernel.precision} between Q/DQ"

@@ -103,7 +103,11 @@ def _reason(node: MacNode, kernel: Kernel | None, target: Target, raw: Mapping[s
     if target.scheme is None:
         return f"executed in {kernel.precision}: inference precision is {raw.get('inference_precision', '?')}"
     if _weights_only(target):
-        return f"weights were expanded at compile time: {kernel.op} in {kernel.precision}"
+        return {
+            "": f"no constant weights: {kernel.op} executes in {kernel.precision}",
+            "float": f"weights are float in the graph: {kernel.op} executes in {kernel.precision}",
+            "integer": f"weights are widened at compile time: {kernel.op} executes in {kernel.precision}",
+        }[node.weight]
     if not node.quantized:
         return f"not quantized in the graph: {kernel.precision}"
     return f"Q/DQ island: {kernel.op} executes in {kernel.precision} between Q/DQ"

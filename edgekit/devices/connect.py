@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -22,7 +23,7 @@ TRANSPORTS = ("local", "ssh")
 def open_transport(device: Device) -> Transport:
     """Connect to ``device``; the caller closes."""
     if device.transport == "local":
-        return LocalTransport(device.name)
+        return LocalTransport(device.name, python=str(device.options.get("python", sys.executable)))
     if device.transport == "ssh":
         return SshTransport(device.name, ssh_options(device))
     raise UnknownNameError("transport", device.transport, TRANSPORTS, where=f"device {device.name}")

@@ -13,23 +13,23 @@ from edgekit.devices.process import Completed, Patience, stream
 
 
 class LocalTransport:
-    """Runs programs here; the private folder is a temporary one."""
+    """Runs programs here; the private folder is a temporary one.
+
+    ``python`` is the interpreter with the runtimes: by default the one that runs edgekit, since what is
+    installed for it is what users mean by "here".
+    """
 
     remote = False
 
-    def __init__(self, name: str = "local") -> None:
+    def __init__(self, name: str = "local", *, python: str = sys.executable) -> None:
         self.name = name
+        self.python = python
         self._folder = Path(tempfile.mkdtemp(prefix="edgekit-"))  # 0700 by mkdtemp's contract
 
     @property
     def root(self) -> PurePosixPath:
         """The private folder."""
         return PurePosixPath(self._folder)
-
-    @property
-    def python(self) -> str:
-        """The interpreter that runs edgekit: what is installed for it is what users mean by "here"."""
-        return sys.executable
 
     def run(
         self, argv: Sequence[str], *, stdin: bytes, on_line: Callable[[str], None], patience: Patience

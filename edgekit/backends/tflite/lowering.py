@@ -47,8 +47,14 @@ class Lowering:
         graph = self.model.graph
         self.inputs = bind_inputs(self)
         self.walk(graph)
-        if not self.unsupported:
+        if self.unsupported:
+            return
+        try:
             self.outputs = bind_outputs(self)
+        except Refusal as refusal:
+            self.unsupported.append(
+                UnsupportedNode(op="output", node=graph.name or "graph", reason=str(refusal))
+            )
 
     def walk(self, nodes: Iterable[ir.Node]) -> None:
         """Lower nodes in order into the current builder."""

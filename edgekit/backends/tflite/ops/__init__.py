@@ -19,6 +19,7 @@ from edgekit.backends.tflite.ops import (
     sampling,
     scatter,
     search,
+    separable,
     shape,
     signal,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "sampling",
     "scatter",
     "search",
+    "separable",
     "shape",
     "signal",
 ]

@@ -69,7 +69,7 @@ def matmul(g: Builder, a: View, b: View) -> View:
         return fully_connected(g, a, g.transpose_view(b, (1, 0)), None, shape)
     if a.rank == 1:
         out = matmul(g, g.reshape_view(a, (1, a.shape[0])), b)
-        return g.reshape_view(out, (*out.shape[:-2], out.shape[-1]))
+        return g.reshape_view(out, () if b.rank == 1 else (*out.shape[:-2], out.shape[-1]))
     if b.rank == 1:
         out = matmul(g, a, g.reshape_view(b, (b.shape[0], 1)))
         return g.reshape_view(out, out.shape[:-1])

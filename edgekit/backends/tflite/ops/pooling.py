@@ -10,6 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
 from edgekit.backends.tflite.ir import Shape, Tensor
+from edgekit.backends.tflite.ops import separable
 from edgekit.backends.tflite.ops.shape import strided
 from edgekit.backends.tflite.ops.window import Window, make_window, pad
 from edgekit.backends.tflite.registry import Refusal, Rule, op
@@ -30,13 +31,15 @@ def max_pool(
     pads: Sequence[int] | None = None,
     storage_order: int = 0,
     strides: Sequence[int] | None = None,
-) -> View:
+) -> View | list[View]:
     """MAX_POOL_2D; a margin that SAME cannot say is padded before."""
-    del storage_order  # concerns only the indices
-    if g.node is not None and len(g.node.outputs) > 1 and g.node.outputs[1].uses():
-        raise Refusal("the indices of the maxima")
-    if dilations and any(d != 1 for d in dilations):
-        raise Refusal("a dilated pool")
+    asked = make_window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad)
+    wide = separable.ceiling(x.shape[2:], asked) if ceil_mode else asked
+    indices = g.node.outputs[1] if g.node is not None and len(g.node.outputs) > 1 else None
+    if indices is not None and (indices.uses() or indices.is_graph_output()):
+        return separable.max_pool_with_indices(g, x, wide, bool(storage_order))
+    if any(d != 1 for d in asked.dilations) or x.rank > 4:
+        return separable.max_pool(g, x, wide)
     data, window = _flattened(g, x, make_window(x.shape[2:], kernel_shape, strides, None, pads, auto_pad))
     window = _with_ceiling(data.shape, window) if ceil_mode else window
     sizes = window.output(data.shape[1:-1])
@@ -61,9 +64,12 @@ def average_pool(
     strides: Sequence[int] | None = None,
 ) -> View:
     """AVERAGE_POOL_2D, which divides by the elements inside; other divisors are corrected by a product."""
-    if dilations and any(d != 1 for d in dilations):
-        raise Refusal("a dilated pool")
-    asked = make_window(x.shape[2:], kernel_shape, strides, None, pads, auto_pad)
+    asked = make_window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad)
+    if any(d != 1 for d in asked.dilations) or x.rank > 4:
+        result, x = g.result, g.dequantize(x)
+        wide = separable.ceiling(x.shape[2:], asked) if ceil_mode else asked
+        average = separable.average_pool(g, x, wide, asked, bool(count_include_pad))
+        return average if result is None else average.with_tensor(g.quantize(average.tensor, result))
     data, window = _flattened(g, x, asked)
     inner = data.shape[1:-1]
     stretched = _with_ceiling(data.shape, window) if ceil_mode else window

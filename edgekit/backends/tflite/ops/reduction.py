@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
@@ -110,12 +111,30 @@ def _reduced(core: _Core, name: str, g: Builder, x: View, axes: Sequence[int], k
     if x.dtype == BOOL and name in ("ReduceMax", "ReduceMin"):
         core = _builtin_bool("REDUCE_ANY" if name == "ReduceMax" else "REDUCE_ALL")
     if math.prod(x.shape) == 0:
-        raise Refusal("a reduction over an empty tensor")
+        return _of_nothing(g, name, x, axes, bool(keepdims))
     if x.quant is not None and g.result is not None and name in ("ReduceMean", "ReduceSum"):
         return _with_result(g, x, axes, keepdims, "MEAN" if name == "ReduceMean" else "SUM")
     if x.dtype.kind in "iu" and name in _FLOAT_ONLY:
         raise Refusal(f"{name} of {x.dtype}")
     return reduce_view(g, x, axes, bool(keepdims), core)
+
+
+_NEUTRAL = {"ReduceProd": 1.0, "ReduceMin": math.inf, "ReduceMax": -math.inf}
+_LOGARITHMS = ("ReduceLogSum", "ReduceLogSumExp")
+
+
+def _of_nothing(g: Builder, name: str, x: View, axes: Sequence[int], keepdims: bool) -> View:
+    """A reduction of an empty tensor: the neutral element."""
+    gone = {a % x.rank for a in axes}
+    shape = [1 if i in gone else n for i, n in enumerate(x.shape) if keepdims or i not in gone]
+    value = _NEUTRAL.get(name, -math.inf if name in _LOGARITHMS else 0.0)
+    if math.isinf(value) and x.dtype.kind in "iu":
+        value = float(np.iinfo(x.dtype).min if value < 0 else np.iinfo(x.dtype).max)
+    if name == "ReduceMean":
+        value = math.nan
+    if x.dtype == BOOL:
+        value = float(name == "ReduceMin")
+    return View.of(g.constant(np.full(shape, value, x.dtype)))
 
 
 def _with_result(g: Builder, x: View, axes: Sequence[int], keepdims: int, code: str) -> View:

@@ -41,6 +41,11 @@ FORMATS: Mapping[str, Format] = {
         backends=("onnxruntime", "tflite", "openvino", "tensorrt", "tensorrt_rtx"),
         help="model, contract, labels, golden vectors, SBOM and checksums in a folder and a zip",
     ),
+    "android-aar": Format(
+        module="android_aar",
+        backends=("onnxruntime", "tflite"),
+        help="an Android library in a Maven folder, and a sample app",
+    ),
     "web": Format(
         module="web",
         backends=("onnxruntime", "tflite"),

@@ -1,0 +1,8 @@
+package @ID@;
+
+/** Where a model runs. */
+public enum Accelerator {
+    CPU,
+    GPU,
+    NPU
+}

@@ -1,0 +1,19 @@
+package @ID@;
+
+/** One class of a classification. The score is the model's own value. */
+public final class Category {
+    public final int index;
+    public final String label;
+    public final float score;
+
+    Category(int index, String label, float score) {
+        this.index = index;
+        this.label = label;
+        this.score = score;
+    }
+
+    @Override
+    public String toString() {
+        return label + " " + score;
+    }
+}

@@ -1,0 +1,36 @@
+package @ID@;
+
+/** Where one test vector is. {@code image} is null where the case has none. */
+final class GoldenCase {
+    final String name;
+    final String label;
+    final String image;
+    final int height;
+    final int width;
+    final Stored[] inputs;
+    final Stored[] outputs;
+
+    GoldenCase(
+            String name, String label, String image, int height, int width, Stored[] inputs, Stored[] outputs) {
+        this.name = name;
+        this.label = label;
+        this.image = image;
+        this.height = height;
+        this.width = width;
+        this.inputs = inputs;
+        this.outputs = outputs;
+    }
+
+    /** One tensor in a file, in the order of the model's inputs or outputs. */
+    static final class Stored {
+        final String file;
+        final String dtype;
+        final int[] shape;
+
+        Stored(String file, String dtype, int... shape) {
+            this.file = file;
+            this.dtype = dtype;
+            this.shape = shape;
+        }
+    }
+}

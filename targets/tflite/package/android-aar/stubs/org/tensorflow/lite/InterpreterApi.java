@@ -1,0 +1,5 @@
+package org.tensorflow.lite;
+
+public interface InterpreterApi extends AutoCloseable {
+    class Options {}
+}

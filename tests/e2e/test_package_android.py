@@ -1,0 +1,255 @@
+"""Android libraries: compiled, dexed, linked, signed, and the DEX run again on a JVM with the real runtimes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import package_support as support
+import package_tools as tools
+import pytest
+
+from edgekit.errors import BackendError, ToolMissingError
+from edgekit.package import PackageSpec, android_aar, package
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent / "android"
+JNA = Path("/usr/share/java/jna.jar")
+FRAMEWORK = Path("/usr/share/android-framework-res/framework-res.apk")
+DX = (
+    tools.NODE_MODULES
+    / "@nativescript"
+    / "android"
+    / "framework"
+    / "build-tools"
+    / "android-metadata-generator.jar"
+)
+KOTLIN = tools.NODE_MODULES / "kotlin-compiler"
+SPEC = PackageSpec(format="android-aar", name="com.example.digits", version="1.0.0", license="MIT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A package of one flavour, unpacked."""
+
+    flavour: str
+    out: Path
+    aar: Path
+    unpacked: Path
+
+    @property
+    def jar(self) -> Path:
+        return self.unpacked / "classes.jar"
+
+
+@pytest.fixture(scope="module", params=["tflite", "onnxruntime"])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    tools.need("javac", "java")
+    root = tmp_path_factory.mktemp(request.param)
+    if request.param == "tflite":
+        pytest.importorskip("ai_edge_litert")
+        artifact = support.tflite_artifact(root / "artifact", folded=False)
+    else:
+        artifact = support.onnx_artifact(root / "artifact")
+    out = package(artifact, SPEC, root / "out").directory
+    aar = out / "maven/com/example/digits/1.0.0/digits-1.0.0.aar"
+    with zipfile.ZipFile(aar) as archive:
+        archive.extractall(root / "aar")
+    return Built(flavour=request.param, out=out, aar=aar, unpacked=root / "aar")
+
+
+def run(*command: str | Path, cwd: Path, path: str | None = None) -> str:
+    environment = {**os.environ, "PATH": path or os.environ["PATH"]}
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, f"{command[0]}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def javac(sources: list[Path], classpath: list[Path], out: Path, release: str) -> Path:
+    out.mkdir(exist_ok=True)
+    files = [p for s in sources for p in ([s] if s.is_file() else sorted(s.rglob("*.java")))]
+    joined = os.pathsep.join(map(str, classpath))
+    run("javac", "-nowarn", "--release", release, "-cp", joined, "-d", out, *files, cwd=out)
+    return out
+
+
+def host_classes(built: Built, work: Path) -> list[Path]:
+    """What stands in for Android, and the real runtime: LiteRT through JNA, or ONNX Runtime for the JVM."""
+    host = javac([HERE / "host"], [JNA], work / "host", "8")
+    if built.flavour == "onnxruntime":
+        tools.need(tools.ORT_JVM)
+        return [host, tools.ORT_JVM]
+    tools.need(JNA)
+    return [host, javac([HERE / "litert"], [JNA], work / "litert", "8"), JNA]
+
+
+def dexed(built: Built, host: list[Path], work: Path) -> Path:
+    """The library and the driver as ``classes.dex``."""
+    driver = javac([HERE / "app" / "Driver.java"], [built.jar, *host], work / "driver", "7")
+    run("jar", "cf", work / "driver.jar", "-C", driver, ".", cwd=work)
+    dex = ["java", "-cp", DX, "com.android.dx.command.Main", "--dex", "--output=classes.dex"]
+    run(*dex, built.jar, work / "driver.jar", cwd=work)
+    return work / "classes.dex"
+
+
+def apk(built: Built, dex: Path, work: Path, *, stored: bool) -> Path:
+    """A signed APK with the library's assets; ``stored`` is what AGP's defaults do to models."""
+    linked, aligned, signed = (work / n for n in ("linked.apk", "aligned.apk", "signed.apk"))
+    shutil.rmtree(work / "apk", ignore_errors=True)
+    keep = [a for s in (".tflite", ".onnx", ".ort") for a in ("-0", s)]
+    manifest = HERE / "app" / "AndroidManifest.xml"
+    link = ["aapt2", "link", "-o", linked, "-I", FRAMEWORK, "--manifest", manifest]
+    run(*link, "-A", built.unpacked / "assets", *keep, cwd=work)
+    run("zip", "-q", linked, dex.name, cwd=dex.parent)
+    if not stored:
+        compress_all(linked)
+    run("zipalign", "-f", "-p", "4", linked, aligned, cwd=work)
+    key = work / "key.jks"
+    if not key.exists():
+        make = ["keytool", "-genkeypair", "-keystore", key, "-storepass", "android", "-keypass", "android"]
+        run(*make, "-alias", "k", "-keyalg", "RSA", "-dname", "CN=test", "-validity", "2", cwd=work)
+    sign = ["apksigner", "sign", "--ks", key, "--ks-pass", "pass:android", "--min-sdk-version", "23"]
+    run(*sign, "--out", signed, aligned, cwd=work)
+    assert "Verifies" in run("apksigner", "verify", "--verbose", signed, cwd=work)
+    return signed
+
+
+def compress_all(path: Path) -> None:
+    """Deflate every entry; aapt2 would leave alone what does not shrink."""
+    with zipfile.ZipFile(path) as archive:
+        files = {n: archive.read(n) for n in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+
+def drive(signed: Path, host: list[Path], work: Path, *arguments: str | Path) -> list[str]:
+    """Take the DEX out of the APK, turn it back into class files, and run the driver on the JVM."""
+    with zipfile.ZipFile(signed) as archive:
+        (work / "from-apk.dex").write_bytes(archive.read("classes.dex"))
+    run("enjarify", "-f", "-o", "back.jar", "from-apk.dex", cwd=work, path="/usr/bin:/bin")
+    litert = Path(__import__("ai_edge_litert").__file__).parent / "libLiteRt.so"
+    joined = os.pathsep.join(map(str, [work / "back.jar", *host]))
+    command = ["java", "-noverify", f"-Dlitert.library={litert}", "-cp", joined, "Driver", signed]
+    return run(*command, *arguments, cwd=work).splitlines()
+
+
+def check_driver(lines: list[str], image: np.ndarray) -> None:
+    assert lines[0] == "accelerator CPU"
+    cases = [line.split(" ", 4) for line in lines if line.startswith("case ")]
+    assert len(cases) == 6
+    assert all(passed == "true" for _, _, passed, *_ in cases), cases
+    assert [line for line in lines if line.startswith(("refused", "accepted"))] == [
+        "refused short image",
+        "refused wrong shape",
+        "refused wrong size",
+    ]
+    scores = {int(line.split()[1]): float(line.split()[2]) for line in lines if line.startswith("score ")}
+    fed = support.CONTRACT.apply(image)
+    want = support.reference(fed)[0]
+    np.testing.assert_allclose([scores[i] for i in range(10)], want, atol=1e-6)
+
+
+def test_the_dex_of_a_signed_apk_gives_the_golden_vectors(built: Built, tmp_path: Path) -> None:
+    tools.need("aapt2", "zipalign", "apksigner", "keytool", "enjarify", "zip", FRAMEWORK, DX)
+    image = support.images(3)[0][2].repeat(2, axis=0)
+    (tmp_path / "image.rgb").write_bytes(image.tobytes())
+    picture = (tmp_path / "image.rgb", str(image.shape[1]), str(image.shape[0]))
+    host = host_classes(built, tmp_path)
+    dex = dexed(built, host, tmp_path)
+    signed = apk(built, dex, tmp_path, stored=True)
+    with zipfile.ZipFile(signed) as archive:
+        entry = next(i for i in archive.infolist() if i.filename.endswith((".tflite", ".onnx")))
+        assert entry.compress_type == zipfile.ZIP_STORED
+        header = signed.read_bytes()[entry.header_offset : entry.header_offset + 30]
+        start = entry.header_offset + 30 + int.from_bytes(header[26:28], "little")
+        assert (start + int.from_bytes(header[28:30], "little")) % 4 == 0
+        assert not [n for n in archive.namelist() if n.endswith(".so")]
+    lines = drive(signed, host, tmp_path, *picture)
+    check_driver(lines, image)
+    if built.flavour == "tflite":  # the same runtime version made the vectors
+        assert all(float(line.split(" ")[3]) == 0.0 for line in lines if line.startswith("case "))
+    compressed = apk(built, dex, tmp_path, stored=False)
+    with zipfile.ZipFile(compressed) as archive:
+        entry = next(i for i in archive.infolist() if i.filename.endswith((".tflite", ".onnx")))
+        assert entry.compress_type == zipfile.ZIP_DEFLATED
+    check_driver(drive(compressed, host, tmp_path, *picture), image)
+
+
+def test_kotlin_compiles_against_the_library(built: Built, tmp_path: Path) -> None:
+    tools.need(KOTLIN)
+    host = javac([HERE / "host"], [], tmp_path / "host", "8")
+    classpath = os.pathsep.join(map(str, [built.jar, host]))
+    compiler = KOTLIN / "bin" / "kotlinc"
+    run("bash", compiler, "-cp", classpath, "-d", tmp_path / "out", HERE / "app" / "Use.kt", cwd=tmp_path)
+    assert list((tmp_path / "out").rglob("UseKt.class"))
+
+
+def test_the_repository_is_complete(built: Built) -> None:
+    folder = built.aar.parent
+    module = json.loads((folder / "digits-1.0.0.module").read_text())
+    for variant in module["variants"]:
+        for file in variant["files"]:
+            data = (folder / file["url"]).read_bytes()
+            assert (file["size"], file["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    runtime = next(v for v in module["variants"] if v["name"] == "releaseRuntimeElements")
+    group = {"tflite": "com.google.ai.edge.litert", "onnxruntime": "com.microsoft.onnxruntime"}[built.flavour]
+    assert runtime["dependencies"][0]["group"] == group
+    for file in folder.glob("*.sha1"):
+        data = file.with_suffix("").read_bytes()
+        assert file.read_text() == hashlib.sha1(data, usedforsecurity=False).hexdigest()
+    manifest = (built.unpacked / "AndroidManifest.xml").read_text()
+    assert ("TelemetryInitializer" in manifest) == (built.flavour == "onnxruntime")
+    with zipfile.ZipFile(built.aar) as archive:
+        assert not [n for n in archive.namelist() if n.endswith(".so")]
+        model = next(i for i in archive.infolist() if i.filename.endswith((".tflite", ".onnx")))
+        assert model.compress_type == zipfile.ZIP_STORED
+
+
+def test_maven_resolves_it_from_the_folder(built: Built, tmp_path: Path) -> None:
+    maven = Path("/usr/share/maven/lib")
+    tools.need(maven)
+    jars = sorted(maven.glob("*.jar"))
+    sources = [HERE / "app" / n for n in ("Resolve.java", "FileTransporterFactory.java")]
+    classes = javac(sources, jars, tmp_path / "classes", "8")
+    joined = os.pathsep.join(map(str, [classes, *jars]))
+    local = tmp_path / "local"
+    command = ["java", "-cp", joined, "Resolve", built.out / "maven", local, "com.example:digits", "1.0.0"]
+    lines = run(*command, cwd=tmp_path).splitlines()
+    assert [Path(line.split(" ")[1]).name for line in lines[:2]] == [
+        "digits-1.0.0.aar",
+        "digits-1.0.0-sources.jar",
+    ]
+    assert Path(lines[0].split(" ")[1]).read_bytes() == built.aar.read_bytes()
+    assert lines[2].startswith("needs ")
+    assert lines[2].endswith(" runtime")
+
+
+def test_the_same_bytes_again(built: Built, tmp_path: Path) -> None:
+    from edgekit import manifest
+
+    again = package(manifest.read(built.out.parent / "artifact"), SPEC, tmp_path / "again").directory
+    for path in built.out.rglob("*"):
+        if path.is_file():
+            assert (again / path.relative_to(built.out)).read_bytes() == path.read_bytes(), path
+
+
+def test_without_a_jdk_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(ToolMissingError) as raised:
+        android_aar.compile_jar({"A.java": b"class A {}"}, {})
+    assert "JDK" in raised.value.hint
+
+
+def test_what_javac_refuses_is_reported() -> None:
+    tools.need("javac")
+    with pytest.raises(BackendError, match="javac refuses"):
+        android_aar.compile_jar({"A.java": b"class A { int x = y; }"}, {})

@@ -36,6 +36,12 @@ def from_result(made: Any, what: str, example: Callable[[], Any] | None) -> Torc
             labels=tuple(made.labels),
             preprocessing=made.preprocessing,
         )
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], torch.export.ExportedProgram):
+        made = made[0]
+    if isinstance(made, torch.export.ExportedProgram):
+        from edgekit.load.exported import from_program
+
+        return from_program(made, what)  # a program takes inputs in the form it was exported with, no other
     if isinstance(made, tuple) and len(made) == 2 and modules.is_module(made[0]):
         return modules.bind(made[0], made[1], what=what)
     if modules.is_module(made):

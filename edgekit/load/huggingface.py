@@ -33,6 +33,7 @@ _TASKS = {
     "Model": "feature-extraction",
 }
 _SENTENCE = "The quick brown fox jumps over the lazy dog."
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 _PICKLES = ("pytorch_model.bin", "model.ckpt", "tf_model.h5", "flax_model.msgpack")
 
 
@@ -163,15 +164,22 @@ def _tokens(transformers: Any, name: str, config: Any, trust: bool, network: boo
     """The tokenizer's output for a sentence; seeded ids with a full mask where there is no tokenizer."""
     import torch
 
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            name, local_files_only=not network, trust_remote_code=trust
-        )
-        return dict(tokenizer(_SENTENCE, return_tensors="pt"))
-    except Exception:  # noqa: BLE001 - many directories hold a model alone
-        size = int(getattr(config, "vocab_size", 0) or 2)
-        ids = torch.randint(0, size, (1, 16), generator=torch.Generator().manual_seed(0))
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    folder = Path(name)
+    # Without its files transformers makes an empty tokenizer up, whose ids mean nothing to the model.
+    if not folder.is_dir() or any((folder / n).is_file() for n in _TOKENIZER_FILES):
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                name, local_files_only=not network, trust_remote_code=trust
+            )
+            return dict(tokenizer(_SENTENCE, return_tensors="pt"))
+        except Exception as error:
+            raise SourceError(
+                f"the tokenizer of {name} cannot be loaded: {_line(error)}",
+                hint="install what it needs, or remove its files to use random token ids as example inputs",
+            ) from error
+    size = int(getattr(config, "vocab_size", 0) or 2)
+    ids = torch.randint(0, size, (1, 16), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _image(config: Any) -> Any:

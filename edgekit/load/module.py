@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgekit.errors import SourceError
+from edgekit.errors import FactoryError, SourceError
 from edgekit.nested import Adapter, call, template
 from edgekit.types import TorchModel
 from edgekit.usercode import guarded
@@ -38,8 +38,15 @@ def bind(module: Any, example: Any, *, what: str) -> TorchModel:
     args, kwargs = _arguments(module, _to_tensors(example), what)
     named, inputs = _names(module, args, kwargs, what)
     model = TorchModel(module=named, example_inputs=inputs)
-    with guarded(f"{what}: the module, called with its example inputs,"):
-        outputs = _call(named, inputs)
+    try:
+        with guarded(f"{what}: the module, called with its example inputs,"):
+            outputs = _call(named, inputs)
+    except FactoryError as error:
+        if (
+            isinstance(example, Mapping) and args and isinstance(args[-1], Mapping)
+        ):  # one dict was the last resort
+            raise _unfit(module, example, what) from error
+        raise
     if isinstance(outputs, str):
         raise SourceError(
             f"{what}: {outputs}", hint="let forward return tensors, or tuples, dicts or dataclasses of them"
@@ -150,10 +157,14 @@ def _arguments(module: torch.nn.Module, example: Any, what: str) -> tuple[tuple[
     for args, kwargs in choices:
         if _fits(signature, args, kwargs):
             return args, kwargs
+    raise _unfit(module, example, what)
+
+
+def _unfit(module: torch.nn.Module, example: Any, what: str) -> SourceError:
     count = len(example) if isinstance(example, list | tuple) else 1
     given = ", ".join(map(str, example)) if isinstance(example, Mapping) else f"{count} by position"
-    raise SourceError(
-        f"{what}: the example inputs ({given}) do not fit forward{signature}",
+    return SourceError(
+        f"{what}: the example inputs ({given}) do not fit forward{inspect.signature(module.forward)}",
         hint="give every parameter without a default, as a tuple by position or as a dict by name",
     )
 

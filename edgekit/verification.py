@@ -11,7 +11,7 @@ from edgekit import golden, plugins, stages, versions
 from edgekit.data import SampleSet, fits
 from edgekit.devices.arrays import ArrayFile
 from edgekit.devices.execute import RunSettings, run_artifact
-from edgekit.errors import DataError, NotRunnableError
+from edgekit.errors import DataError, MissingExtraError, NotRunnableError
 from edgekit.layout import Restored, to_runtime
 from edgekit.records import read_json, write_json
 from edgekit.source import Source
@@ -112,7 +112,12 @@ def verify(
     )
     try:
         result = shop.store.step(key, produce)
-    except NotRunnableError as error:
+    except (NotRunnableError, MissingExtraError) as error:
+        if (
+            isinstance(error, MissingExtraError)
+            and plugins.backend(subject.target.backend).available().usable
+        ):
+            raise
         return Verified(not_run=error.message, vectors=vectors)
     verified = structure(Verified, read_json(result.directory / "verified.json"), where="verified.json")
     return replace(verified, vectors=vectors, seconds=round(result.seconds, 3))

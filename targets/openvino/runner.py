@@ -21,9 +21,9 @@ Nodes are in order of execution and include constants (type "Const"), inputs, ou
 
 from __future__ import annotations
 
-import os
+import sys
 
-os.environ.setdefault("OPENVINO_TELEMETRY", "0")
+sys.modules.setdefault("openvino_telemetry", None)  # else "import openvino" writes a client id into the home
 
 RUNTIME = "OpenVINO"
 EXTRA = "openvino"

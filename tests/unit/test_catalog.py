@@ -46,7 +46,7 @@ def test_a_users_row_joins_the_catalogue(user):
 
 def test_a_users_row_cannot_replace_another(user):
     (user / "mine.toml").write_text(ROW.format(name="ort-fp32"))
-    with pytest.raises(PluginError, match="defined twice.*edgekit.*mine.toml"):
+    with pytest.raises(PluginError, match=r"defined twice.*edgekit.*mine\.toml"):
         catalog.targets()
 
 

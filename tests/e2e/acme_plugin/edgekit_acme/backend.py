@@ -18,7 +18,8 @@ def available() -> Availability:
 
 def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
     shutil.copyfile(model.path, out / target.file)
-    return Lowered(files=(target.file,), inputs=model.inputs, outputs=model.outputs, runtime={**options, "int8": str(target.precision) == "int8"})
+    runtime = {**options, "int8": str(target.precision) == "int8"}
+    return Lowered(files=(target.file,), inputs=model.inputs, outputs=model.outputs, runtime=runtime)
 
 
 def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[str, Any]) -> Placement:

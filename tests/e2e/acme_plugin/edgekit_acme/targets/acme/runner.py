@@ -44,7 +44,7 @@ class Session:
         self._values = self._session.run(None, self._feed)
 
     def results(self):
-        return {o["name"]: v for o, v in zip(self.outputs, self._values)}
+        return {o["name"]: v for o, v in zip(self.outputs, self._values)}  # noqa: B905 - Python 3.8
 
     def placement(self):
         return {}

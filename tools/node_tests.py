@@ -85,7 +85,8 @@ def outcome(case: Any) -> Outcome:
         except (RuntimeError, ValueError) as error:
             problem = f"LiteRT: {error}".splitlines()[0][:200]
         return Outcome(status="wrong" if problem else "pass", how=how, reason=problem)
-    return Outcome(status="refused", reason=refusal)
+    beyond = any(limit in refusal for limit in _LIMITS)
+    return Outcome(status="impossible" if beyond else "refused", reason=refusal)
 
 
 def _attempts(case: Any) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
@@ -201,6 +202,9 @@ _OPERATORS = {
     "TfIdfVectorizer": _STRINGS,
     "LabelEncoder": _STRINGS,
 }
+_LIMITS = ("do not compute with uint64", "shifting uint64", "training mode")
+"""Refusals that no other lowering could avoid."""
+
 _SMALL_TYPES = {
     "FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0", "FLOAT4E2M1", "UINT4", "UINT2",
     "INT2",

@@ -93,7 +93,8 @@ def _stage(name: str, stage: str, folder: Path, key: str, redo: str | None) -> d
     if path.is_file():
         known: dict[str, Any] = json.loads(path.read_text())
         again = redo == "all" or (redo == "failed" and known["status"] != "pass")
-        if known["key"] == key and not (again and stage != "export"):
+        settled = stage == "export" and known["status"] in ("pass", "not exported")
+        if known["key"] == key and (settled or not again):
             return known
     path.unlink(missing_ok=True)
     limit = EXPORT_SECONDS if stage == "export" else COMPILE_SECONDS

@@ -43,6 +43,10 @@ def registry() -> dict[str, Architecture]:
 def settle(architecture: Architecture, module: torch.nn.Module, passes: int = 3) -> None:
     """Let batch norms see ``passes`` random batches: with the initial statistics (mean 0, variance 1)
     activations of a deep random network explode or vanish, and errors would mean nothing."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.normal_(std=0.02)  # heads that start at zero would make every output zero
     norms = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     if norms and architecture.settle_batch > 1:
         for norm in norms:

@@ -244,7 +244,7 @@ class Pooling(nn.Module):
             F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
             F.avg_pool2d(x, 3, 2, 1, ceil_mode=True),
             F.adaptive_avg_pool2d(x, (3, 5)),
-            F.adaptive_max_pool2d(x, (2, 2)),
+            F.adaptive_max_pool2d(x, (1, 1)),
             F.lp_pool2d(x.abs() + 0.1, 2.0, 2),
             F.avg_pool1d(x.flatten(2), 4, 2),
             F.max_pool1d(x.flatten(2), 4, 3),

@@ -230,8 +230,11 @@ def softplus(g: Builder, x: View) -> View:
 
 @op("Mish", since=18)
 def mish(g: Builder, x: View) -> View:
-    """x * tanh(softplus(x))."""
-    return x.with_tensor(g.binary("MUL", x.tensor, g.unary("TANH", _softplus(g, x.tensor))))
+    """x * tanh(softplus(x)) = x * n / (n + 2) with n = e^x (e^x + 2); beyond 20 that is x."""
+    bounded = g.binary("MINIMUM", x.tensor, 20.0, options=schema.MaximumMinimumOptionsT())
+    grown = g.unary("EXP", bounded, options=schema.ExpOptionsT())
+    n = g.binary("MUL", grown, g.binary("ADD", grown, 2.0))
+    return x.with_tensor(g.binary("MUL", x.tensor, g.binary("DIV", n, g.binary("ADD", n, 2.0))))
 
 
 @op("Softsign")

@@ -176,7 +176,7 @@ def mod(g: Builder, a: View, b: View, *, fmod: int = 0) -> View:
         return broadcast(g, "FLOOR_MOD", (a, b), options=schema.FloorModOptionsT())
     absolute = [v.with_tensor(_absolute(g, v.tensor)) for v in (a, b)]
     rest = broadcast(g, "FLOOR_MOD", absolute, options=schema.FloorModOptionsT())
-    sign = a.with_tensor(g.unary("SIGN", a.tensor, options=schema.SignOptionsT()))
+    sign = a.with_tensor(_sign(g, a.tensor))
     return broadcast(g, "MUL", (rest, sign))
 
 
@@ -312,10 +312,13 @@ def reciprocal(g: Builder, x: View) -> View:
 @op("Sign")
 def sign(g: Builder, x: View) -> View:
     """SIGN."""
-    if x.dtype not in (FLOAT32, INT32):
-        t = g.unary("SIGN", g.cast(x.tensor, INT32), options=schema.SignOptionsT())
-        return x.with_tensor(g.cast(t, x.dtype))
-    return x.with_tensor(g.unary("SIGN", x.tensor, options=schema.SignOptionsT()))
+    return x.with_tensor(_sign(g, x.tensor))
+
+
+def _sign(g: Builder, x: Tensor) -> Tensor:
+    if x.dtype in (FLOAT32, INT32):
+        return g.unary("SIGN", x, options=schema.SignOptionsT())
+    return g.cast(g.unary("SIGN", g.cast(x, FLOAT32), options=schema.SignOptionsT()), x.dtype)
 
 
 @op("Where")

@@ -146,6 +146,8 @@ def is_inf(g: Builder, x: View, *, detect_negative: int = 1, detect_positive: in
 @op("BitwiseXor", since=18)
 def bitwise_xor(g: Builder, a: View, b: View) -> View:
     """BITWISE_XOR."""
+    if a.dtype.itemsize == 8:
+        raise Refusal(f"LiteRT's kernels do not compute with {a.dtype}")
     return broadcast(g, "BITWISE_XOR", (a, b), options=schema.BitwiseXorOptionsT())
 
 

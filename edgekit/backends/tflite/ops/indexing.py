@@ -147,7 +147,14 @@ def one_hot(g: Builder, indices: View, depth: View, values: View, *, axis: int =
     if depth.const is None or values.const is None:
         raise Refusal("depth or values computed at run time")
     n = int(depth.const.reshape(-1)[0])
-    index = nonnegative(g, g.plain(indices), n)
+    index = g.cast(g.plain(indices), INT32)
+    if index.data is None:
+        # From the end if negative; what is out of range then is off everywhere.
+        below = g.emit("LESS", [index, g.constant(0, INT32)], index.shape, BOOL, schema.LessOptionsT())
+        moved = g.binary("ADD", index, n)
+        index = g.emit("SELECT_V2", [below, moved, index], index.shape, index, schema.SelectV2OptionsT())
+    else:
+        index = g.constant(np.where(index.data < 0, index.data + n, index.data), INT32)
     off, on = (g.constant(v) for v in values.const)
     axis = axis % (index.rank + 1)
     shape = (*index.shape[:axis], n, *index.shape[axis:])

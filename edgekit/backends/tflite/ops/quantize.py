@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from onnx import helper
 
 from edgekit.backends.tflite.builder import Builder, Type
 from edgekit.backends.tflite.ir import FLOAT32, INT8, INT16, UINT8, Tensor
+from edgekit.backends.tflite.ops import integer
 from edgekit.backends.tflite.registry import Refusal, Rule, lookup, op
 from edgekit.backends.tflite.view import View
 
@@ -25,7 +27,12 @@ def quantize_linear(
     precision: int = 0,
 ) -> View:
     """Nothing if the producer already delivers these parameters, else QUANTIZE."""
-    del scale, zero, axis, saturate, output_dtype, precision
+    del saturate, precision
+    if not block_size and _is_arithmetic(g):
+        dtype = zero.dtype if zero is not None else np.dtype(np.uint8)
+        if output_dtype:
+            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(output_dtype))
+        return integer.quantized(g, g.dequantize(x), scale, zero, dtype, axis)
     kind = _kind(g, block_size)
     assert kind.quant is not None
     if kind.quant.per_channel:
@@ -60,7 +67,9 @@ def dequantize_linear(
     output_dtype: int = 0,
 ) -> View:
     """Nothing: the value stays the quantized tensor until somebody needs it in float."""
-    del scale, zero, axis, output_dtype
+    del output_dtype
+    if not block_size and x.quant is None and _is_arithmetic(g):
+        return integer.dequantized(g, x, scale, zero, axis)
     kind = _kind(g, block_size)
     t = x.tensor
     if t.quant is not None:
@@ -83,6 +92,15 @@ def _reads_back(g: Builder, kind: Type) -> bool:
         return True
     written = g.lowering.lookahead.type_of(producer)
     return written is not None and written.quant is not None and written.quant.same_as(kind.quant)
+
+
+def _is_arithmetic(g: Builder) -> bool:
+    """Whether TFLite has no quantized tensor for it: parameters computed at run time, uint16, a shifted int16."""
+    assert g.node is not None
+    kind = g.lowering.lookahead.type_of(g.node)
+    if kind is None or kind.quant is None or kind.dtype == np.uint16:
+        return True
+    return kind.dtype == INT16 and bool(np.any(kind.quant.zero_point))
 
 
 def _kind(g: Builder, block_size: int) -> Type:

@@ -373,9 +373,13 @@ def depth_to_space(g: Builder, x: View, *, blocksize: int, mode: str = "DCR") ->
 
 
 @op("SpaceToDepth", since=1, rule=Rule.SAME)
-def space_to_depth(g: Builder, x: View, *, blocksize: int) -> View:
-    """SPACE_TO_DEPTH."""
+def space_to_depth(g: Builder, x: View, *, blocksize: int, mode: str = "DCR") -> View:
+    """SPACE_TO_DEPTH; with the channels outermost (CRD) a transposition."""
     n, c, h, w = x.shape
+    if mode == "CRD":
+        blocks = g.reshape_view(x, (n, c, h // blocksize, blocksize, w // blocksize, blocksize))
+        moved = g.transpose_view(blocks, (0, 1, 3, 5, 2, 4))
+        return g.reshape_view(moved, (n, c * blocksize**2, h // blocksize, w // blocksize))
     t = g.layout(x, (0, 2, 3, 1))
     shape = (n, h // blocksize, w // blocksize, c * blocksize**2)
     options = schema.SpaceToDepthOptionsT(blockSize=blocksize)

@@ -9,7 +9,7 @@ sudo=""
 [ "$(id -u)" -eq 0 ] || sudo="sudo"
 
 packages=(
-  openjdk-17-jdk-headless maven                       # javac, the JVM that the DEX is run on, Maven resolution
+  openjdk-17-jdk-headless maven gradle                # javac, the JVM that the DEX is run on, resolution
   aapt apksigner zipalign dexdump enjarify            # link, sign, align, list and decompile an APK
   android-framework-res libjna-java                   # what aapt2 links against; native calls from the JVM
   chromium gcc libc6-dev zip unzip npm

@@ -233,6 +233,23 @@ def test_maven_resolves_it_from_the_folder(built: Built, tmp_path: Path) -> None
     assert lines[2].endswith(" runtime")
 
 
+GRADLE = """
+repositories {{ maven {{ url uri("{folder}") }} }}
+configurations {{ wanted {{ transitive = false }} }}
+dependencies {{ wanted "com.example:digits:1.0.0@aar" }}
+task resolve {{ doLast {{ configurations.wanted.files.each {{ println "file " + it }} }} }}
+"""
+
+
+def test_gradle_resolves_it_from_the_folder(built: Built, tmp_path: Path) -> None:
+    tools.need("gradle")
+    (tmp_path / "settings.gradle").write_text('rootProject.name = "resolve"\n')
+    (tmp_path / "build.gradle").write_text(GRADLE.format(folder=built.out / "maven"))
+    out = run("gradle", "--offline", "--no-daemon", "-g", tmp_path / "home", "-q", "resolve", cwd=tmp_path)
+    (line,) = (line for line in out.splitlines() if line.startswith("file "))
+    assert Path(line.removeprefix("file ")).read_bytes() == built.aar.read_bytes()
+
+
 def test_the_same_bytes_again(built: Built, tmp_path: Path) -> None:
     from edgekit import manifest
 

@@ -239,7 +239,9 @@ class Transformer(nn.Module):
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         length = target.shape[1]
         mask = torch.ones(length, length, dtype=torch.bool).triu(1)
-        return self.head(self.net(self.embedding(source), self.embedding(target), tgt_mask=mask, tgt_is_causal=False))
+        return self.head(
+            self.net(self.embedding(source), self.embedding(target), tgt_mask=mask, tgt_is_causal=False)
+        )
 
 
 class MixtureOfExperts(nn.Module):

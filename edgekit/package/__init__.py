@@ -46,6 +46,11 @@ FORMATS: Mapping[str, Format] = {
         backends=("onnxruntime", "tflite"),
         help="an Android library in a Maven folder, and a sample app",
     ),
+    "ios-spm": Format(
+        module="ios_spm",
+        backends=("onnxruntime",),
+        help="a Swift package with its numerics in C, and a podspec",
+    ),
     "web": Format(
         module="web",
         backends=("onnxruntime", "tflite"),

@@ -1,0 +1,167 @@
+import CoreGraphics
+import Foundation
+import @MODULE@Core
+
+/// What went wrong, in words.
+public struct ModelError: Error, CustomStringConvertible {
+    public let description: String
+}
+
+/// One class. The score is the model's own value.
+public struct Category {
+    public let index: Int
+    public let label: String
+    public let score: Float
+}
+
+/// One golden vector.
+public struct SelfTestCase {
+    public let name: String
+    public let passed: Bool
+    public let error: Double
+    public let limit: Double
+    public let message: String
+}
+
+/// @NAME@ @VERSION@ (@TARGET@): the model with its preprocessing, labels and self-test.
+///
+/// Use one instance a thread.
+public final class @MODULE@ {
+    /// Class names in output order; empty where the model has none.
+    public let labels: [String]
+    private let model: OpaquePointer
+    private let assets: URL
+
+    /// Load from the package's resources, or from a folder with the same files.
+    public init(assets folder: URL? = nil) throws {
+        assets = folder ?? Bundle.module.bundleURL.appendingPathComponent("assets")
+        var message = [CChar](repeating: 0, count: 512)
+        guard let loaded = @C_PREFIX@_load(assets.path, &message, message.count) else {
+            throw ModelError(description: String(cString: message))
+        }
+        model = loaded
+        let file = assets.appendingPathComponent("labels.txt")
+        let text = (try? String(contentsOf: file, encoding: .utf8)) ?? ""
+        labels = text.split(separator: "\n").map(String.init)
+    }
+
+    deinit {
+        @C_PREFIX@_free(model)
+    }
+
+    /// Outputs as real values, in the model's order, for an RGB image of 3 bytes a pixel.
+    public func predict(rgb: [UInt8], width: Int, height: Int) throws -> [[Float]] {
+        guard width > 0, height > 0, rgb.count == width * height * 3 else {
+            throw ModelError(description: "\(rgb.count) bytes are no RGB image of \(width) x \(height) pixels")
+        }
+        var fed = [UInt8](repeating: 0, count: @C_PREFIX@_input_bytes(0))
+        var message = [CChar](repeating: 0, count: 512)
+        let done = fed.withUnsafeMutableBytes { buffer in
+            @C_PREFIX@_preprocess(rgb, Int32(height), Int32(width), buffer.baseAddress, &message, message.count)
+        }
+        guard done == 1 else {
+            throw ModelError(description: String(cString: message))
+        }
+        return try run([fed])
+    }
+
+    /// Outputs for an image, drawn as RGB without colour management.
+    public func predict(_ image: CGImage) throws -> [[Float]] {
+        let (width, height) = (image.width, image.height)
+        var rgba = [UInt8](repeating: 0, count: width * height * 4)
+        let drawn = rgba.withUnsafeMutableBytes { buffer -> Bool in
+            guard let context = CGContext(
+                data: buffer.baseAddress, width: width, height: height, bitsPerComponent: 8,
+                bytesPerRow: width * 4, space: image.colorSpace ?? CGColorSpaceCreateDeviceRGB(),
+                bitmapInfo: CGImageAlphaInfo.noneSkipLast.rawValue
+            ) else {
+                return false
+            }
+            context.draw(image, in: CGRect(x: 0, y: 0, width: width, height: height))
+            return true
+        }
+        guard drawn else {
+            throw ModelError(description: "the image cannot be drawn as RGB")
+        }
+        var rgb = [UInt8](repeating: 0, count: width * height * 3)
+        for i in 0..<(width * height) {
+            rgb[3 * i] = rgba[4 * i]
+            rgb[3 * i + 1] = rgba[4 * i + 1]
+            rgb[3 * i + 2] = rgba[4 * i + 2]
+        }
+        return try predict(rgb: rgb, width: width, height: height)
+    }
+
+    /// The best classes, best first.
+    public func classify(rgb: [UInt8], width: Int, height: Int, count: Int = 3) throws -> [Category] {
+        return try best(predict(rgb: rgb, width: width, height: height), count)
+    }
+
+    public func classify(_ image: CGImage, count: Int = 3) throws -> [Category] {
+        return try best(predict(image), count)
+    }
+
+    /// Run on the raw bytes of every input, in order. Throws on a wrong size.
+    public func run(_ inputs: [[UInt8]]) throws -> [[Float]] {
+        guard inputs.count == @C_PREFIX@_input_count() else {
+            throw ModelError(description: "the model has \(@C_PREFIX@_input_count()) inputs")
+        }
+        for (index, input) in inputs.enumerated() where input.count != @C_PREFIX@_input_bytes(index) {
+            throw ModelError(
+                description: "input \(index) takes \(@C_PREFIX@_input_bytes(index)) bytes, not \(input.count)")
+        }
+        let fed = inputs.map { input -> UnsafeMutableRawPointer in
+            let buffer = UnsafeMutableRawPointer.allocate(byteCount: max(input.count, 1), alignment: 16)
+            buffer.copyMemory(from: input, byteCount: input.count)
+            return buffer
+        }
+        let found = (0..<@C_PREFIX@_output_count()).map { index in
+            UnsafeMutableRawPointer.allocate(byteCount: max(@C_PREFIX@_output_bytes(index), 1), alignment: 16)
+        }
+        defer {
+            fed.forEach { $0.deallocate() }
+            found.forEach { $0.deallocate() }
+        }
+        var message = [CChar](repeating: 0, count: 512)
+        let inputPointers: [UnsafeRawPointer?] = fed.map { UnsafeRawPointer($0) }
+        let outputPointers: [UnsafeMutableRawPointer?] = found
+        guard @C_PREFIX@_run(model, inputPointers, outputPointers, &message, message.count) == 1 else {
+            throw ModelError(description: String(cString: message))
+        }
+        return found.enumerated().map { index, data in
+            let total = @C_PREFIX@_floats(index, data, nil, 0)
+            var values = [Float](repeating: 0, count: total)
+            _ = @C_PREFIX@_floats(index, data, &values, total)
+            return values
+        }
+    }
+
+    /// Run the golden vectors on this device.
+    public func selfTest() -> [SelfTestCase] {
+        return (0..<@C_PREFIX@_case_count()).map { index in
+            var report = @C_PREFIX@_case()
+            _ = @C_PREFIX@_self_test(model, index, &report)
+            return SelfTestCase(
+                name: text(report.name), passed: report.passed == 1, error: report.error, limit: report.limit,
+                message: text(report.message))
+        }
+    }
+
+    private func best(_ outputs: [[Float]], _ count: Int) throws -> [Category] {
+        let index = Int(@C_PREFIX@_labelled_output())
+        guard index >= 0, outputs[index].count == labels.count else {
+            throw ModelError(description: "the model has no labels")
+        }
+        let found = zip(labels, outputs[index]).enumerated().map { item in
+            Category(index: item.offset, label: item.element.0, score: item.element.1)
+        }
+        return Array(found.sorted { $0.score > $1.score }.prefix(max(count, 0)))
+    }
+}
+
+/// The string in a C array of characters, which Swift sees as a tuple.
+private func text<T>(_ characters: T) -> String {
+    return withUnsafeBytes(of: characters) { buffer in
+        String(decoding: buffer.prefix { $0 != 0 }, as: UTF8.self)
+    }
+}

@@ -1,0 +1,14 @@
+import XCTest
+@testable import @MODULE@
+
+final class GoldenTests: XCTestCase {
+    func testGoldenVectors() throws {
+        for result in try @MODULE@().selfTest() {
+            XCTAssertTrue(result.passed, "\(result.name): \(result.message)")
+        }
+    }
+
+    func testWrongSizeThrows() throws {
+        XCTAssertThrowsError(try @MODULE@().predict(rgb: [1, 2, 3], width: 2, height: 2))
+    }
+}

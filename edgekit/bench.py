@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import statistics as stdlib
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,7 @@ from edgekit.devices.health import Health, assess, energy, hottest
 from edgekit.devices.pack import pack
 from edgekit.devices.plan import Look, Task, TaskResult, Watch, look, run_plan
 from edgekit.devices.statistics import Difference, interleave, paired_difference, summarize
-from edgekit.errors import UsageError
+from edgekit.errors import EdgekitError, UsageError
 from edgekit.types import Device, Measurement, Option
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class Variant:
 class BenchSettings:
     """How long and how often. ``processes`` a variant; within each at least ``seconds`` and ``iterations``
     of steady state, at most ``max_iterations``, after at most ``warmup_s`` seconds of warm-up.
-    ``timeout`` is one process's, in seconds."""
+    ``timeout`` is one process's, in seconds; ``cancel`` ends the run from another thread."""
 
     processes: int = 10
     seconds: float = 0.5
@@ -61,6 +63,7 @@ class BenchSettings:
     warmup_s: float = 2.0
     timeout: float = 600.0
     on_progress: Callable[[int, int], None] | None = None
+    cancel: threading.Event | None = None
 
     def __post_init__(self) -> None:
         if self.processes < 1 or self.iterations < 1 or self.max_iterations < self.iterations:
@@ -122,6 +125,55 @@ def compare_artifacts(
     )
 
 
+def bench_devices(
+    variants: Sequence[Variant], devices: Sequence[Device], *, settings: BenchSettings | None = None
+) -> dict[str, Measurement | Comparison | EdgekitError]:
+    """Measure one variant, or compare two, on several devices side by side; by device name.
+
+    A device that fails does so alone: its error is its result. Ctrl-C ends the runs on all of them.
+    ``settings.on_progress`` is called from several threads, once for the processes of all devices together.
+    """
+    settings = settings or BenchSettings()
+    if not 1 <= len(variants) <= 2:
+        raise UsageError(
+            "one or two artifacts can be measured side by side", hint="name one, or two to compare"
+        )
+    cancel, told = threading.Event(), _Together(settings.on_progress, len(devices))
+    chosen = replace(settings, cancel=cancel, on_progress=None)
+
+    def one(device: Device) -> Measurement | Comparison | EdgekitError:
+        own = replace(chosen, on_progress=lambda done, whole: told(device.name, done, whole))
+        try:
+            if len(variants) == 1:
+                return bench_artifact(variants[0], device=device, settings=own)
+            return compare_artifacts(variants[0], variants[1], device=device, settings=own)
+        except EdgekitError as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=max(1, len(devices))) as pool:
+        futures = {device.name: pool.submit(one, device) for device in devices}
+        try:
+            return {name: future.result() for name, future in futures.items()}
+        except BaseException:
+            cancel.set()
+            raise
+
+
+class _Together:
+    """One progress callback for many devices."""
+
+    def __init__(self, callback: Callable[[int, int], None] | None, devices: int) -> None:
+        self._callback, self._devices = callback, devices
+        self._done: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, device: str, done: int, whole: int) -> None:
+        with self._lock:
+            self._done[device] = done
+            if self._callback is not None:
+                self._callback(sum(self._done.values()), whole * self._devices)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """The replicates of each variant (by letter), and the device before and while they ran.
@@ -163,7 +215,7 @@ def _attempt(
     tasks = [
         replace(prepared["AB".index(letter)], id=f"{attempt}-{i}-{letter}") for i, letter in enumerate(order)
     ]
-    watch = Watch(on_done=settings.on_progress, journal=f"journal-{attempt}")
+    watch = Watch(on_done=settings.on_progress, journal=f"journal-{attempt}", cancel=settings.cancel)
     found = run_plan(transport, tasks, watch)
     states = [before.state, *watch.states]
     return Run(

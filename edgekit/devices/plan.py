@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class Watch:
     state_s: float = 1.0
     mend_s: float = 60.0
     journal: str = "journal"
+    cancel: threading.Event | None = None
     on_done: Callable[[int, int], None] | None = None
     on_progress: Callable[[int], None] | None = None
     states: list[Mapping[str, Any]] = field(default_factory=list)
@@ -136,7 +138,7 @@ class _Run:
             [transport.python, str(first.agent), "supervisor"],
             stdin=plan,
             on_line=self._line,
-            patience=Patience(whole=whole, silence=SILENCE_S, beat=2.0),
+            patience=Patience(whole=whole, silence=SILENCE_S, beat=2.0, cancel=self.watch.cancel),
         )
         if self.busy is not None:
             raise _busy(transport.name, self.busy)

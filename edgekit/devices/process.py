@@ -43,11 +43,24 @@ class Completed:
 class Patience:
     """How long to wait, in seconds: ``whole`` for the process to end, ``silence`` for its next output.
 
-    ``beat`` is the pause between two empty lines written to its stdin (0: none)."""
+    ``beat`` is the pause between two empty lines written to its stdin (0: none). ``cancel`` ends the wait from
+    another thread: within half a second :class:`CancelledError` is raised.
+    """
 
     whole: float
     silence: float = float("inf")
     beat: float = 0.0
+    cancel: threading.Event | None = None
+
+    def until(self, deadline: float) -> float:
+        """Seconds to wait at most for the next event, the deadline and a look at ``cancel`` considered."""
+        if self.cancel is not None and self.cancel.is_set():
+            raise CancelledError
+        return max(0.0, min(deadline - time.monotonic(), 3600.0 if self.cancel is None else 0.5))
+
+
+class CancelledError(Exception):
+    """Somebody set the event; the process has been ended."""
 
 
 def stream(
@@ -109,10 +122,11 @@ def _pump(
         selector.register(child.stdout, selectors.EVENT_READ)
         selector.register(child.stderr, selectors.EVENT_READ)
         while selector.get_map():
-            ready = selector.select(max(0.0, min(end, quiet, time.monotonic() + 3600) - time.monotonic()))
+            ready = selector.select(patience.until(min(end, quiet)))
             if time.monotonic() >= min(end, quiet) and not ready:
                 return True, _text(tail, rest)
-            quiet = time.monotonic() + patience.silence
+            if ready:
+                quiet = time.monotonic() + patience.silence
             for key, _ in ready:
                 data = os.read(key.fd, 1 << 16)
                 if not data:

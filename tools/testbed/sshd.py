@@ -38,6 +38,7 @@ class Sshd:
     login_noise: str = ""
     server_options: tuple[str, ...] = ()
     tmp_size: str = ""
+    address: str = field(init=False, default="127.0.0.1")
     base: Path = field(init=False)
     port: int = field(init=False)
 
@@ -158,7 +159,7 @@ class Sshd:
             _call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "testbed", "-f", str(self.base / key))
         self.port = _free_port()
         public = (self.base / "host.pub").read_text().split()[:2]
-        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {' '.join(public)}\n")
+        self.known_hosts.write_text(f"[{self.address}]:{self.port} {' '.join(public)}\n")
         shutil.copy(self.base / "client.pub", self.base / "authorized_keys")
         (self.base / "sshd_config").write_text(self._server_config())
         self.config.write_text(self._client_config())
@@ -187,7 +188,7 @@ class Sshd:
         quoted = " ".join(f'"{k}={v}"' for k, v in environment.items())
         lines = [
             f"Port {self.port}",
-            "ListenAddress 127.0.0.1",
+            f"ListenAddress {self.address}",
             f"HostKey {self.base / 'host'}",
             f"AuthorizedKeysFile {self.base / 'authorized_keys'}",
             f"PidFile {self.base / 'tmp.pid'}",
@@ -210,7 +211,7 @@ class Sshd:
         user = USER if os.geteuid() == 0 else None
         lines = [
             "Host device",
-            "  HostName 127.0.0.1",
+            f"  HostName {self.address}",
             f"  Port {self.port}",
             *([f"  User {user}"] if user else []),
             f"  IdentityFile {self.base / 'client'}",
@@ -229,14 +230,18 @@ class Sshd:
             self._server = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
+        self._launched()
         for _ in range(200):
             if self._server.poll() is not None:
                 break
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                if probe.connect_ex((self.address, self.port)) == 0:
                     return
             time.sleep(0.05)
         raise MissingToolError(f"sshd did not start: {(self.base / 'sshd.log').read_text()[-500:]}")
+
+    def _launched(self) -> None:
+        """The server's process has been started (for those who have more to do then)."""
 
     def _namespace(self, server: list[str]) -> list[str]:
         base = self.base

@@ -1,0 +1,92 @@
+"""Many devices at once: every result comes back, the host has little to do, nothing is left."""
+
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.bench import BenchSettings, Comparison, Variant, bench_devices
+from edgekit.devices.pack import pack_runner
+from edgekit.errors import UnreachableError, UsageError
+from edgekit.types import Device, Measurement
+
+pytestmark = pytest.mark.device
+
+FAKE = Path(__file__).parents[1] / "unit" / "fake_runner.py"
+
+
+@pytest.fixture
+def variant(monkeypatch, tmp_path):
+    monkeypatch.setattr("edgekit.bench.pack", lambda backend: pack_runner(FAKE))
+    (tmp_path / "m").write_text("slow")
+    return Variant(
+        backend="fake", model=tmp_path / "m", inputs={"x": np.ones(3, "f")}, options={"threads": 1}
+    )
+
+
+@pytest.fixture
+def make_fleet():
+    import contextlib
+
+    from testbed.fleet import fleet
+    from testbed.sshd import MissingToolError
+
+    with contextlib.ExitStack() as stack:
+
+        def start(count):
+            try:
+                return stack.enter_context(fleet(count))
+            except MissingToolError as error:
+                pytest.skip(str(error))
+
+        yield start
+
+
+def board(server, name):
+    options = {"config": str(server.config), "python": server.python, "connect_s": 60}
+    return Device(name=name, transport="ssh", address="device", options=options)
+
+
+def test_one_that_fails_does_so_alone(make_fleet, variant):
+    servers = make_fleet(2)
+    servers[1].stop()
+    boards = [board(s, f"b{i}") for i, s in enumerate(servers)]
+    told = []
+    settings = BenchSettings(
+        processes=2, seconds=0.1, iterations=3, warmup_s=0.1, on_progress=lambda *n: told.append(n)
+    )
+    found = bench_devices([variant, variant], boards, settings=settings)
+    assert isinstance(found["b0"], Comparison)
+    assert isinstance(found["b1"], UnreachableError)
+    assert told[-1] == (4, 8)
+    assert servers[0].settled() == ([], [])
+
+
+def test_devices_do_not_share_a_lock(make_fleet, variant):
+    servers = make_fleet(2)
+    boards = [board(s, f"b{i}") for i, s in enumerate(servers)]
+    settings = BenchSettings(processes=1, seconds=2.0, iterations=3, warmup_s=0.1)
+    found = bench_devices([variant], boards, settings=settings)
+    assert all(isinstance(m, Measurement) for m in found.values())
+
+
+def test_more_than_two_artifacts_are_refused(variant):
+    with pytest.raises(UsageError):
+        bench_devices([variant] * 3, [])
+
+
+@pytest.mark.slow
+def test_sixteen_at_once(make_fleet, variant):
+    servers = make_fleet(16)
+    boards = [board(s, f"b{i:02}") for i, s in enumerate(servers)]
+    settings = BenchSettings(processes=2, seconds=10.0, iterations=3, warmup_s=0.1)
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
+    found = bench_devices([variant], boards, settings=settings)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert [name for name, m in found.items() if isinstance(m, Measurement)] == [b.name for b in boards]
+    assert all(len(m.samples) == 2 for m in found.values())
+    assert busy / (time.monotonic() - start) < 0.5
+    assert all(server.settled() == ([], []) for server in servers)

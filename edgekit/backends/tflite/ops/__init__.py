@@ -2,6 +2,7 @@
 
 from edgekit.backends.tflite.ops import (
     activation,
+    contrib,
     control,
     convolution,
     einsum,
@@ -22,10 +23,12 @@ from edgekit.backends.tflite.ops import (
     separable,
     shape,
     signal,
+    unbounded,
 )
 
 __all__ = [
     "activation",
+    "contrib",
     "control",
     "convolution",
     "einsum",
@@ -46,4 +49,5 @@ __all__ = [
     "separable",
     "shape",
     "signal",
+    "unbounded",
 ]

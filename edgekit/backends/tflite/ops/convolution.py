@@ -10,6 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder, Type
 from edgekit.backends.tflite.ir import FLOAT32, INT16, INT32, INT64, Quant, Tensor
+from edgekit.backends.tflite.ops.volume import conv_transpose_3d
 from edgekit.backends.tflite.ops.window import Window, crop, make_window, padded
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View, channels_last
@@ -131,6 +132,8 @@ def conv_transpose(
     spans = zip(x.shape[2:], kernel, steps, spread, strict=True)
     full = [(size - 1) * s + (k - 1) * d + 1 for size, k, s, d in spans]
     margins = _transposed_margins(x.shape[2:], full, steps, extra, pads, output_shape, auto_pad)
+    if n == 3:
+        return conv_transpose_3d(g, x, (w, b), (steps, spread), group, margins)
     if n not in (1, 2):
         raise Refusal(f"a transposed convolution over {n} axes")
     data = g.layout(x, channels_last(x.rank))

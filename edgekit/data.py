@@ -111,7 +111,7 @@ def raw_example(data: Given | None) -> Any:
 
     item: Any = None
     if isinstance(data, str) and usercode.split(data):
-        item = usercode.run(data, lambda function: next(iter(function()), None))
+        item = next(iter(usercode.iterate(data)), None)
     elif data is not None and not isinstance(data, str):
         item = next(iter(data), None)
     if item is None:

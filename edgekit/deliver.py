@@ -39,6 +39,7 @@ class Product:
     steps: tuple[StepRecord, ...]
     quantization: Mapping[str, Any] | None = None
     speed: Speed | None = None
+    guard: Mapping[str, Any] | None = None
 
 
 def deliver(out: Path, product: Product) -> Artifact:
@@ -75,6 +76,8 @@ def describe(product: Product, status: str, directory: Path) -> Manifest:
     details = dict(lowered.details)
     if product.quantization is not None:
         details["quantization"] = product.quantization
+    if product.guard is not None:
+        details["guard"] = product.guard
     if product.speed is not None:
         details["speed"] = to_builtins(product.speed)
     return Manifest(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import catalog, config, plugins, speed, stages
+from edgekit import catalog, config, guarding, plugins, speed, stages
 from edgekit.config import Options
 from edgekit.data import RANDOM, Given, SampleSet, random_samples, raw_example, user_samples
 from edgekit.deliver import Product, deliver, refusal
@@ -31,7 +31,7 @@ from edgekit.progress import Silent
 from edgekit.source import MODULE, Source
 from edgekit.stages import Calibrated, Exported, Quantization, Workshop
 from edgekit.store import Store
-from edgekit.types import Gate, OnnxModel, SourceSpec, Target, TorchModel
+from edgekit.types import Gate, OnnxModel, Parity, SourceSpec, Target, TorchModel
 from edgekit.verification import CALIBRATION_SAMPLES, RANDOM_SAMPLES, Subject, Verified, verify
 
 if TYPE_CHECKING:
@@ -204,8 +204,8 @@ def attempt(request: Request, shop: Workshop, prepared: Prepared, target: Target
 def make(request: Request, shop: Workshop, prepared: Prepared, target: Target) -> Artifact:
     """Quantize, lower, run on the real runtime, gate, and put the artifact in its place."""
     refuse_missing_backend(target)
-    made = candidate(shop, prepared, target, Quantization.of(request.options))
-    verdicts = judge(target, made.verified, request.options)
+    made = within_budget(shop, prepared, target)
+    verdicts = judge(target, made, request.options)
     swiftness = against_sibling(shop, prepared, made) if request.options.speed_gate else None
     if swiftness is not None:
         verdicts = (*verdicts, speed.gate(swiftness, made.verified.placement))
@@ -222,9 +222,29 @@ def make(request: Request, shop: Workshop, prepared: Prepared, target: Target) -
             gates=verdicts,
             steps=made.steps,
             quantization=made.quantization,
+            guard=made.guard,
             speed=swiftness,
         ),
     )
+
+
+def within_budget(shop: Workshop, prepared: Prepared, target: Target) -> Candidate:
+    """The plain candidate; with ``--max-drop``, one in which as few layers as possible left INT8 to hold it."""
+    plain = candidate(shop, prepared, target, Quantization.of(shop.options))
+    parity = plain.verified.parity
+    if not shop.options.max_drop or not target.needs_calibration or parity is None:
+        return plain
+    budget = config.parse_fraction(shop.options.max_drop, what="--max-drop")
+    assert prepared.calibrated is not None
+    if guarding.drop_of(parity)[1] <= budget:
+        return plain
+
+    def measure(choice: Quantization) -> Parity | None:
+        return candidate(shop, prepared, target, choice).verified.parity
+
+    found = guarding.search(shop, prepared.optimized, target, prepared.calibrated, budget, measure)
+    made = candidate(shop, prepared, target, found.choice)
+    return replace(made, guard=found.account)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +255,7 @@ class Candidate:
     verified: Verified
     steps: tuple[StepRecord, ...]
     quantization: Any
+    guard: Mapping[str, Any] | None = None
 
 
 def candidate(shop: Workshop, prepared: Prepared, target: Target, quantization: Quantization) -> Candidate:
@@ -271,13 +292,26 @@ def against_sibling(shop: Workshop, prepared: Prepared, made: Candidate) -> spee
     return speed.compare(shop, made.subject, against, prepared.exported.example_inputs())
 
 
-def judge(target: Target, verified: Verified, options: Options) -> tuple[Gate, ...]:
-    """The target's limits, with ``--max-drop`` in place of the row's where it is given."""
-    tolerance = target.tolerance
+def judge(target: Target, made: Candidate, options: Options) -> tuple[Gate, ...]:
+    """The target's limits, with ``--max-drop`` in place of the row's where it is given.
+
+    Layers that the user or the guard took out of integers do not count against the placement.
+    """
+    tolerance, verified = target.tolerance, made.verified
     if options.max_drop:
         tolerance = replace(tolerance, metric_drop=config.parse_fraction(options.max_drop, what="--max-drop"))
+    if tolerance.placement is not None:
+        tolerance = replace(tolerance, placement=tolerance.placement * asked_share(made.quantization))
     evidence = Evidence(parity=verified.parity, placement=verified.placement, not_run=verified.not_run)
     return gates(evidence, tolerance)
+
+
+def asked_share(report: Any) -> float:
+    """The part of the multiply-accumulates that was not taken out of integers on purpose (0 to 1)."""
+    nodes = report["nodes"] if report else []
+    total = sum(n["macs"] for n in nodes)
+    kept_out = sum(n["macs"] for n in nodes if n["reason"].startswith("excluded by"))
+    return 1.0 - kept_out / total if total else 1.0
 
 
 def refuse_missing_backend(target: Target) -> None:

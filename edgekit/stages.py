@@ -229,6 +229,7 @@ def quantize(
         from edgekit.quantize import quantize as run
 
         calibration = Calibration.load(calibrated.file) if calibrated else None
+        samples = calibrated.samples if calibrated else None
         with shop.progress.task(f"quantize for {target.name}"):
             wanted = QuantizeOptions(
                 method=choice.method,
@@ -236,7 +237,7 @@ def quantize(
                 int16=choice.int16,
                 corrections=choice.corrections,
             )
-            quantized, report = run(model, calibration, target, wanted, out / "model.onnx")
+            quantized, report = run(model, calibration, target, wanted, out / "model.onnx", samples)
         write_model(ModelRecord(model=quantized), out)
         write_json(report, out / "report.json")
 

@@ -44,13 +44,25 @@ def helper_that_raises():
     raise RuntimeError("the weights are in the other office")
 
 
-class FromTheMoon(nn.Module):
+class Determinant(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.fft.fft(x).abs() + torch.linalg.det(x.reshape(2, 4)[:, :2])
+        return torch.linalg.det(x.reshape(2, 2, 2)).reshape(1, 2)
+
+
+class TwoDeterminants(nn.Module):
+    """No mobile runtime has the operator; it stands at two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near = Determinant()
+        self.far = Determinant()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.near(x) + self.far(torch.tanh(x))
 
 
 def unsupported():
-    return FromTheMoon(), torch.randn(1, 8)
+    return TwoDeterminants(), torch.randn(1, 8)
 
 
 def _rows(scale: float = 1.0, count: int = 32) -> Iterator[np.ndarray]:
@@ -91,3 +103,30 @@ def slow() -> Iterator[np.ndarray]:
     for row in rows:
         time.sleep(float(os.environ.get("EDGEKIT_TEST_SLOW", "0")) / len(rows))
         yield row
+
+
+class Outlier(nn.Module):
+    """A classifier in which one channel of one layer is a thousand times the others: INT8 sees only that one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.first = nn.Linear(8, 32)
+        self.fragile = nn.Linear(32, 32)
+        self.last = nn.Linear(32, 4)
+        with torch.no_grad():
+            self.fragile.weight[0] *= 1000.0
+            self.last.weight[:, 0] *= 1e-4
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.fragile(torch.tanh(self.first(x))))
+
+
+def outlier():
+    return Outlier(), torch.zeros(1, 8)
+
+
+def outlier_labels() -> Iterator[tuple[np.ndarray, int]]:
+    model = Outlier().eval()
+    for row in _rows(count=256):
+        yield row, int(model(torch.from_numpy(row)).argmax())

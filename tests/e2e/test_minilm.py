@@ -26,7 +26,8 @@ def built(root, tmp_path_factory):
     example = root / "examples/minilm"
     result = edgekit(
         "build", f"{example}/model.py:encoder", "--target", ",".join(COSINE),
-        "--calib", f"{example}/data.py:calibration", "--eval", f"{example}/data.py:evaluation", "--samples", 48, "--out", out,
+        "--calib", f"{example}/data.py:calibration", "--eval", f"{example}/data.py:evaluation",
+        "--samples", 48, "--out", out,
     )  # fmt: skip
     return out, result
 

@@ -56,6 +56,16 @@ FORMATS: Mapping[str, Format] = {
         backends=("onnxruntime", "tflite"),
         help="an npm package (ESM and type declarations) over onnxruntime-web or @litertjs/core",
     ),
+    "ai-pack": Format(
+        module="ai_pack",
+        backends=("onnxruntime", "tflite"),
+        help="a Gradle module that Google Play delivers the model with",
+    ),
+    "ort": Format(
+        module="ort",
+        backends=("onnxruntime",),
+        help="a bundle whose model is in the format of ONNX Runtime's mobile builds",
+    ),
     "tflite-metadata": Format(
         module="tflite_metadata",
         backends=("tflite",),

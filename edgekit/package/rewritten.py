@@ -1,0 +1,34 @@
+"""A bundle around a model file that the format itself wrote: replayed before it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from edgekit.errors import GateFailedError
+from edgekit.package import bundle, writing
+from edgekit.package.contents import Content, Contents
+from edgekit.package.descriptor import encode
+from edgekit.types import sha256_bytes
+
+
+def write(contents: Contents, file: str, model: bytes, out: Path, *, usage: str) -> None:
+    """``out/file`` and the rest of the bundle in ``out``, without the artifact's own model files.
+
+    Raises :class:`GateFailedError` where ``model`` does not give the golden outputs on the runtime.
+    """
+    from edgekit.package.verifying import verify_bundle
+
+    described = replace(contents.descriptor, files=(file,), model_sha256=sha256_bytes(model))
+    files: dict[str, Content] = {n: c for n, c in contents.files.items() if not n.startswith("model/")}
+    files |= {file: model, "edgekit.json": encode(described)}
+    changed = replace(contents, descriptor=described, files=files)
+    writing.write_tree(bundle.bundle_files(changed, usage=usage), out)
+    report = verify_bundle(out)
+    if not report.passed:
+        failed = "; ".join(f"{c.name}: {c.message}" for c in report.cases if c.message)
+        raise GateFailedError(
+            f"{file} does not give the golden outputs: {failed}",
+            hint="report this with the artifact",
+            gates=("golden",),
+        )

@@ -125,7 +125,19 @@ ARCHITECTURES = (
     ),
     _entry("mpnet", "MPNetModel", "MPNetConfig", _SMALL, _tokens),
     _entry(
-        "modernbert", "ModernBertModel", "ModernBertConfig", _SMALL | {"reference_compile": False}, _tokens
+        "modernbert",
+        "ModernBertModel",
+        "ModernBertConfig",
+        _SMALL
+        | {
+            "reference_compile": False,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "cls_token_id": 1,
+            "sep_token_id": 2,
+        },
+        _tokens,
     ),
     _entry(
         "funnel",

@@ -44,27 +44,6 @@ def helper_that_raises():
     raise RuntimeError("the weights are in the other office")
 
 
-class Determinant(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.det(x.reshape(2, 2, 2)).reshape(1, 2)
-
-
-class TwoDeterminants(nn.Module):
-    """No mobile runtime has the operator; it stands at two places."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.near = Determinant()
-        self.far = Determinant()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.near(x) + self.far(torch.tanh(x))
-
-
-def unsupported():
-    return TwoDeterminants(), torch.randn(1, 8)
-
-
 def _rows(scale: float = 1.0, count: int = 32) -> Iterator[np.ndarray]:
     generator = np.random.default_rng(5)
     for _ in range(count):

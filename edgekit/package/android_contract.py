@@ -29,13 +29,13 @@ def source(described: Descriptor, folder: str) -> bytes:
         f"    static final String LABELS_SHA256 = {_text(labels.sha256 if labels else '')};",
         f"    static final String LABELLED_OUTPUT = {_text(labels.output if labels else '')};",
         f"    static final double[] TOLERANCES = {{{limits}}};",
-        f"    static final TensorSpec[] INPUTS = {{{_specs(described.inputs)}}};",
-        f"    static final TensorSpec[] OUTPUTS = {{{_specs(described.outputs)}}};",
+        f"    static final TensorSpec[] INPUTS = {{{tensor_specs(described.inputs)}}};",
+        f"    static final TensorSpec[] OUTPUTS = {{{tensor_specs(described.outputs)}}};",
         f"    static final ImageContract IMAGE = {'image()' if described.preprocessing else 'null'};",
         "    static final GoldenCase[] GOLDEN = {",
         *(f"        {_case(case)}," for case in described.golden.cases),
         "    };",
-        *(_image(described.preprocessing) if described.preprocessing else ()),
+        *(image_function(described.preprocessing) if described.preprocessing else ()),
         "",
         "    private Contract() {}",
         "}",
@@ -43,7 +43,8 @@ def source(described: Descriptor, folder: str) -> bytes:
     return "\n".join(lines).encode() + b"\n"
 
 
-def _image(p: Preprocessing) -> list[str]:
+def image_function(p: Preprocessing) -> list[str]:
+    """``image()``, which fills an ImageContract."""
     edge = p.resize if isinstance(p.resize, int) else 0
     values = {
         "input": _text(p.input),
@@ -72,7 +73,8 @@ def _image(p: Preprocessing) -> list[str]:
     ]
 
 
-def _specs(specs: Iterable[TensorSpec]) -> str:
+def tensor_specs(specs: Iterable[TensorSpec]) -> str:
+    """Constructor calls of TensorSpec, comma-separated."""
     return ", ".join(
         f"new TensorSpec({_text(s.name)}, {_text(s.dtype)}, "
         f"{_ints(d if isinstance(d, int) else -1 for d in s.shape)}, "

@@ -27,6 +27,35 @@ CONTRACT = Preprocessing(
 )
 
 
+CONTRACTS = (
+    Preprocessing(resize=(13, 9), input="image"),
+    Preprocessing(
+        resize=(13, 9),
+        color="bgr",
+        filter="bicubic",
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.3, 0.25),
+        input="image",
+    ),
+    Preprocessing(resize=(31, 40), color="gray", layout="NHWC", filter="box", input="image"),
+    Preprocessing(resize=16, crop=(11, 12), crop_rounding="half-even", antialias=False, input="image"),
+    Preprocessing(resize=16, crop=(11, 12), filter="nearest", scale=1.0, input="image"),
+    Preprocessing(resize=(20, 14), fit="pad", pad_value=114, layout="NHWC", input="image"),
+    Preprocessing(resize=(14, 20), fit="pad", crop=(12, 12), filter="bicubic", input="image"),
+    Preprocessing(crop=(8, 8), scale=1 / 127.5, mean=(1.0,), dtype="int8", input="image"),
+    Preprocessing(resize=(9, 9), scale=1.0, dtype="uint8", layout="NHWC", input="image"),
+)
+"""Every choice of the contract at least once: what the wrappers are compared with Python on."""
+
+IMAGE_SIZES = ((24, 35), (17, 9), (40, 40), (100, 30))
+
+
+def image_spec(contract: Preprocessing) -> TensorSpec:
+    """The model input that a contract of the list above feeds."""
+    quantized = {"scale": 1 / 127, "zero_point": -1} if contract.dtype == "int8" else {}
+    return TensorSpec(name="image", dtype=contract.dtype, shape=contract.shape, **quantized)
+
+
 def images(count: int = 400) -> tuple[np.ndarray, np.ndarray]:
     """uint8 ``[N, 16, 16, 3]`` images of digits, blue ink on a reddish ground, and their classes."""
     from sklearn.datasets import load_digits

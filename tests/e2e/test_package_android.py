@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import subprocess
 import zipfile
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ import package_tools as tools
 import pytest
 
 from edgekit.errors import BackendError, ToolMissingError
-from edgekit.package import PackageSpec, android_aar, package
+from edgekit.package import PackageSpec, android_aar, android_contract, package
+from edgekit.package.golden import drawn_image
 
 pytestmark = pytest.mark.slow
 
@@ -248,6 +250,65 @@ def test_gradle_resolves_it_from_the_folder(built: Built, tmp_path: Path) -> Non
     out = run("gradle", "--offline", "--no-daemon", "-g", tmp_path / "home", "-q", "resolve", cwd=tmp_path)
     (line,) = (line for line in out.splitlines() if line.startswith("file "))
     assert Path(line.removeprefix("file ")).read_bytes() == built.aar.read_bytes()
+
+
+REPLAY = """
+package com.example.digits;
+
+import java.io.DataInputStream;
+import java.io.FileInputStream;
+import java.io.FileOutputStream;
+
+public final class Replay {{
+    static ImageContract[] CONTRACTS = {{ {contracts} }};
+    static TensorSpec[] SPECS = {{ {specs} }};
+{functions}
+    public static void main(String[] names) throws Exception {{
+        DataInputStream in = new DataInputStream(new FileInputStream(names[0]));
+        FileOutputStream out = new FileOutputStream(names[1]);
+        while (in.available() > 0) {{
+            int index = in.readInt();
+            int height = in.readInt();
+            int width = in.readInt();
+            byte[] rgb = new byte[height * width * 3];
+            in.readFully(rgb);
+            Tensor fed = new Preprocessor(CONTRACTS[index], SPECS[index]).apply(rgb, height, width);
+            byte[] bytes = new byte[fed.data.capacity()];
+            fed.data.get(bytes);
+            out.write(bytes);
+        }}
+        out.close();
+    }}
+}}
+"""
+
+
+def test_java_preprocessing_is_bit_for_bit_that_of_python(built: Built, tmp_path: Path) -> None:
+    specs = [support.image_spec(c) for c in support.CONTRACTS]
+    functions = []
+    for i, contract in enumerate(support.CONTRACTS):
+        lines = android_contract.image_function(contract)
+        functions += [
+            line.replace("private static ImageContract image()", f"static ImageContract c{i}()")
+            for line in lines
+        ]
+    source = REPLAY.format(
+        contracts=", ".join(f"c{i}()" for i in range(len(specs))),
+        specs=android_contract.tensor_specs(specs),
+        functions="\n".join(functions),
+    )
+    (tmp_path / "Replay.java").write_text(source)
+    classes = javac([tmp_path / "Replay.java"], [built.jar], tmp_path / "classes", "8")
+    work, want = b"", b""
+    for i, (contract, spec) in enumerate(zip(support.CONTRACTS, specs, strict=True)):
+        for height, width in support.IMAGE_SIZES:
+            image = drawn_image(height, width, i)
+            work += struct.pack(">iii", i, height, width) + image.tobytes()
+            want += contract.apply(image, spec).tobytes()
+    (tmp_path / "in").write_bytes(work)
+    joined = os.pathsep.join(map(str, [classes, built.jar]))
+    run("java", "-cp", joined, "com.example.digits.Replay", "in", "out", cwd=tmp_path)
+    assert (tmp_path / "out").read_bytes() == want
 
 
 def test_the_same_bytes_again(built: Built, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from edgekit.package import PackageSpec, ios_spm, package
 from edgekit.package.descriptor import Descriptor, read
 from edgekit.package.golden import drawn_image
 from edgekit.preprocessing import Preprocessing
-from edgekit.types import TensorSpec
 
 SPEC = PackageSpec(format="ios-spm", name="com.example.digits", version="1.0.0", license="MIT")
 HEADERS = "com.github.asus4.onnxruntime/Plugins/iOS~/onnxruntime.xcframework/ios-arm64/onnxruntime.framework/Headers"
@@ -129,24 +128,11 @@ def test_swift_parses_and_the_privacy_manifest_is_one(written: Path) -> None:
     assert 's.name = "Digits"' in (written / "Digits.podspec").read_text()
 
 
-CONTRACTS = [
-    Preprocessing(resize=(13, 9), input="image"),
-    Preprocessing(resize=(13, 9), color="bgr", filter="bicubic", mean=(0.4, 0.5, 0.6), input="image"),
-    Preprocessing(resize=(31, 40), color="gray", layout="NHWC", filter="box", input="image"),
-    Preprocessing(resize=16, crop=(11, 12), crop_rounding="half-even", antialias=False, input="image"),
-    Preprocessing(resize=16, crop=(11, 12), filter="nearest", scale=1.0, input="image"),
-    Preprocessing(resize=(20, 14), fit="pad", pad_value=114, layout="NHWC", input="image"),
-    Preprocessing(crop=(8, 8), scale=1 / 127.5, mean=(1.0,), dtype="int8", input="image"),
-    Preprocessing(resize=(9, 9), scale=1.0, dtype="uint8", layout="NHWC", input="image"),
-]
-
-
-@pytest.mark.parametrize("contract", CONTRACTS)
+@pytest.mark.parametrize("contract", support.CONTRACTS)
 def test_c_preprocessing_is_bit_for_bit_that_of_python(
     contract: Preprocessing, written: Path, tmp_path: Path
 ) -> None:
-    quantized = {"scale": 1 / 127, "zero_point": -1} if contract.dtype == "int8" else {}
-    spec = TensorSpec(name="image", dtype=contract.dtype, shape=contract.shape, **quantized)
+    spec = support.image_spec(contract)
     described: Descriptor = replace(
         read(written / "Sources" / "Digits" / "assets" / "edgekit.json"),
         preprocessing=contract,
@@ -166,7 +152,7 @@ def test_c_preprocessing_is_bit_for_bit_that_of_python(
     sources = [core / "preprocess.c", core / "contract.c", entry]
     compile_core(core, library, "-I", core, "-shared", "-fPIC", *sources)
     go = ctypes.CDLL(str(library)).go
-    for height, width in [(24, 35), (17, 9), (40, 40), (100, 30)]:
+    for height, width in support.IMAGE_SIZES:
         image = drawn_image(height, width, 3)
         fed = np.zeros(contract.shape, contract.dtype)
         pointers = (image.ctypes.data_as(ctypes.c_void_p), height, width, fed.ctypes.data_as(ctypes.c_void_p))

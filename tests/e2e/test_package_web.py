@@ -20,8 +20,6 @@ import pytest
 
 from edgekit.package import PackageSpec, package
 from edgekit.package.golden import drawn_image
-from edgekit.preprocessing import Preprocessing
-from edgekit.types import TensorSpec
 
 NAME = "com.example.digits"
 SPEC = PackageSpec(format="web", name=NAME, version="1.0.0", license="MIT")
@@ -241,19 +239,6 @@ def test_the_package_is_publishable(site: Path) -> None:
     assert packed == on_disk
 
 
-CONTRACTS = [
-    Preprocessing(resize=(13, 9)),
-    Preprocessing(resize=(13, 9), color="bgr", filter="bicubic", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)),
-    Preprocessing(resize=(31, 40), color="gray", layout="NHWC", filter="box"),
-    Preprocessing(resize=16, crop=(11, 12), crop_rounding="half-even", antialias=False),
-    Preprocessing(resize=16, crop=(11, 12), filter="nearest", scale=1.0),
-    Preprocessing(resize=(20, 14), fit="pad", pad_value=114, layout="NHWC"),
-    Preprocessing(resize=(14, 20), fit="pad", crop=(12, 12), filter="bicubic"),
-    Preprocessing(crop=(8, 8), scale=1 / 127.5, mean=(1.0,), dtype="int8"),
-    Preprocessing(resize=(9, 9), scale=1.0, dtype="uint8", layout="NHWC"),
-]
-SIZES = [(24, 35), (17, 9), (40, 40), (100, 30)]
-
 REPLAY = """
 import { readFileSync, writeFileSync } from "node:fs";
 import { preprocess } from "./preprocess.mjs";
@@ -264,16 +249,15 @@ writeFileSync(process.argv[4], new Uint8Array(fed.buffer));
 """
 
 
-@pytest.mark.parametrize("index", range(len(CONTRACTS)))
+@pytest.mark.parametrize("index", range(len(support.CONTRACTS)))
 def test_javascript_preprocessing_is_bit_for_bit_that_of_python(index: int, tmp_path: Path) -> None:
     tools.need("node")
-    contract = CONTRACTS[index]
-    quantized = {"scale": 1 / 127, "zero_point": -1} if contract.dtype == "int8" else {}
-    spec = TensorSpec(name="image", dtype=contract.dtype, shape=contract.shape, **quantized)
+    contract = support.CONTRACTS[index]
+    spec = support.image_spec(contract)
     source = Path(__file__).parents[2] / "targets" / "common" / "package" / "web" / "preprocess.js"
     shutil.copy(source, tmp_path / "preprocess.mjs")
     (tmp_path / "replay.mjs").write_text(REPLAY)
-    for height, width in SIZES:
+    for height, width in support.IMAGE_SIZES:
         if contract.resize is None and min(height, width) < 8:
             continue
         image = drawn_image(height, width, index)

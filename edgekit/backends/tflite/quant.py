@@ -80,10 +80,26 @@ class Lookahead:
         zero = self.constant(inputs[2]) if inputs[2] is not None else None
         if inputs[2] is not None and zero is None:
             return None
-        dtype = zero.dtype if zero is not None else _output_dtype(node)
+        dtype = zero.dtype if zero is not None else self._stored_dtype(node)
         axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
         rank = len(node.inputs[0].shape) if node.inputs[0] and node.inputs[0].shape is not None else None
         return make_type(scale, zero, dtype, axis % rank if rank else axis)
+
+    def _stored_dtype(self, node: ir.Node) -> DType:
+        """The integer type without a zero point: what QuantizeLinear writes, what DequantizeLinear reads."""
+        if node.op_type == "QuantizeLinear":
+            return _output_dtype(node)
+        source = node.inputs[0]
+        assert source is not None
+        producer = source.producer()
+        if producer is not None and producer.op_type == "QuantizeLinear":
+            zero = producer.inputs[2] if len(producer.inputs) > 2 else None
+            known = self.constant(zero) if zero is not None else None
+            return known.dtype if known is not None else _output_dtype(producer)
+        if source.dtype is not None:
+            return np.dtype(source.dtype.numpy())
+        data = self.constant(source)
+        return UINT8 if data is None else data.dtype
 
 
 def make_type(scale: Array, zero: Array | None, dtype: DType, axis: int) -> Type:

@@ -56,6 +56,11 @@ FORMATS: Mapping[str, Format] = {
         backends=("onnxruntime", "tflite"),
         help="an npm package (ESM and type declarations) over onnxruntime-web or @litertjs/core",
     ),
+    "react-native": Format(
+        module="react_native",
+        backends=("onnxruntime",),
+        help="an npm package over onnxruntime-react-native",
+    ),
     "ai-pack": Format(
         module="ai_pack",
         backends=("onnxruntime", "tflite"),

@@ -109,17 +109,17 @@ def _input(spec: TensorSpec, contract: Preprocessing | None) -> tflite_schema.Te
 
 
 def _check_expressible(spec: TensorSpec, contract: Preprocessing) -> None:
+    if contract.color == "gray":
+        raise UnsupportedError(
+            f"MediaPipe Tasks feeds three colour channels; {spec.name} takes one",
+            hint="export a model that takes RGB and converts to grey itself, or use another format",
+        )
     fold = "build the artifact with --set fold_preprocessing=true, which leaves RGB pixels as its input"
     if contract.layout != "NHWC" or contract.color == "bgr":
         raise UnsupportedError(
             f"TFLite Metadata describes RGB images with channels last; {spec.name} takes "
             f"{contract.color} in {contract.layout}",
             hint=fold,
-        )
-    if contract.color == "gray":
-        raise UnsupportedError(
-            f"MediaPipe Tasks feeds three colour channels; {spec.name} takes one",
-            hint="export a model that takes RGB and converts to grey itself, or use another format",
         )
     if spec.dtype == "int8":
         raise UnsupportedError(

@@ -220,6 +220,59 @@ def test_strict_typescript_and_a_bundled_app(site: Path, tmp_path: Path) -> None
         assert verdict(browse(f"{url}/app.html?wasm={wasm}", tmp_path))
 
 
+REACT_NATIVE = """
+import { Model } from "com.example.digits";
+const read = async (name) =>
+  new Uint8Array(await (await fetch(`/com.example.digits/assets/${name}`)).arrayBuffer());
+let refused = "";
+try {
+  await Model.load();
+} catch (error) {
+  refused = String(error);
+}
+const model = await Model.loadVerified({ accelerators: ["cpu"], read });
+const report = await model.selfTest();
+document.documentElement.dataset.passed = String(report.passed && refused.includes("give read"));
+"""
+
+# ONNX Runtime Web behind the binding's name: the same interface (onnxruntime-common), another provider's name.
+BINDING = """
+import * as ort from "onnxruntime-web";
+ort.env.wasm.wasmPaths = "/onnxruntime-web/dist/";
+ort.env.wasm.numThreads = 1;
+export const Tensor = ort.Tensor;
+export const InferenceSession = {
+  create: (model, options) =>
+    ort.InferenceSession.create(model, { ...options, executionProviders: ["wasm"] }),
+};
+"""
+
+
+@pytest.mark.slow
+def test_react_native_modules_pass_the_selftest(tmp_path: Path) -> None:
+    tools.need(tools.NODE_MODULES, "chromium")
+    spec = PackageSpec(format="react-native", name=NAME, version="1.0.0")
+    modules = tmp_path / "node_modules"
+    modules.mkdir()
+    for installed in tools.NODE_MODULES.iterdir():
+        (modules / installed.name).symlink_to(installed)
+    package(support.onnx_artifact(tmp_path / "artifact"), spec, modules / NAME)
+    assert "import.meta" not in "".join(p.read_text() for p in (modules / NAME).glob("*.js"))
+    (tmp_path / "app.js").write_text(REACT_NATIVE)
+    (tmp_path / "binding.js").write_text(BINDING)
+    alias = f"--alias:onnxruntime-react-native={tmp_path / 'binding.js'}"
+    bundle = [modules / "esbuild" / "bin" / "esbuild", "app.js", "--bundle", "--format=esm", alias]
+    done = subprocess.run(
+        [*bundle, "--outfile=node_modules/app.js"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (modules / "app.html").write_text(
+        '<!doctype html><html><script type="module" src="app.js"></script></html>'
+    )
+    with served(modules) as url:
+        assert verdict(browse(f"{url}/app.html", tmp_path / "profile"))
+
+
 def test_the_package_is_publishable(site: Path) -> None:
     folder = site / "node_modules" / NAME
     document = json.loads((folder / "package.json").read_text())

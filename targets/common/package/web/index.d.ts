@@ -87,6 +87,8 @@ export interface LoadOptions {
   readonly baseUrl?: string | URL;
   /** Default `"cpu"`. */
   readonly accelerator?: Accelerator;
+  /** How to read a file of the `assets/` folder, instead of fetching it. */
+  readonly read?: (name: string) => Promise<Uint8Array>;
   /** Folder that the runtime's WebAssembly files are served from. */
   readonly wasmUrl?: string;
 }

@@ -1,6 +1,7 @@
 // The model with its contract, labels and self-test. What differs between runtimes is in runtime.js.
 
 import { preprocess } from "./preprocess.js";
+import { reader } from "./read.js";
 import { createSession } from "./runtime.js";
 
 /** @typedef {import("./index.js").Descriptor} Descriptor */
@@ -29,36 +30,36 @@ const ARRAYS = {
 };
 
 export class Model {
-  /** @type {string} */ #labelText;
-  /** @type {URL} */ #base;
+  /** @type {Uint8Array} */ #labelBytes;
+  /** @type {(name: string) => Promise<Uint8Array>} */ #read;
   /** @type {import("./runtime.js").Session} */ #session;
 
   /**
    * @param {Descriptor} descriptor
-   * @param {string} labelText
-   * @param {URL} base
+   * @param {Uint8Array} labelBytes
+   * @param {(name: string) => Promise<Uint8Array>} read
    * @param {import("./runtime.js").Session} session
    */
-  constructor(descriptor, labelText, base, session) {
+  constructor(descriptor, labelBytes, read, session) {
     this.descriptor = descriptor;
-    this.labels = labelText.split("\n").slice(0, -1);
-    this.#labelText = labelText;
-    this.#base = base;
+    this.labels = text(labelBytes).split("\n").slice(0, -1);
+    this.#labelBytes = labelBytes;
+    this.#read = read;
     this.#session = session;
   }
 
   /** @param {LoadOptions} [options] */
   static async load(options = {}) {
-    const base = new URL(options.baseUrl ?? new URL("./assets/", import.meta.url), globalThis.location?.href);
-    const descriptor = /** @type {Descriptor} */ (await (await get(new URL("edgekit.json", base))).json());
+    const read = reader(options);
+    const descriptor = /** @type {Descriptor} */ (JSON.parse(text(await read("edgekit.json"))));
     if (descriptor.schema !== SCHEMA) {
       throw new Error(`edgekit.json has schema ${descriptor.schema}, this package reads ${SCHEMA}`);
     }
-    const labels = descriptor.labels ? await (await get(new URL(descriptor.labels.file, base))).text() : "";
+    const labels = descriptor.labels ? await read(descriptor.labels.file) : new Uint8Array();
     const [file] = descriptor.files;
     if (!file) throw new Error("edgekit.json names no model");
-    const bytes = new Uint8Array(await (await get(new URL(file, base))).arrayBuffer());
-    return new Model(descriptor, labels, base, await createSession(bytes, descriptor, options));
+    const session = await createSession(await read(file), descriptor, options);
+    return new Model(descriptor, labels, read, session);
   }
 
   /** @param {LoadOptions & {accelerators?: readonly import("./index.js").Accelerator[]}} [options] */
@@ -183,8 +184,7 @@ export class Model {
    */
   async #checkPreprocessing(golden, fed) {
     if (!golden.image || !this.descriptor.preprocessing) return "";
-    const response = await get(new URL(golden.image.file, this.#base));
-    const data = new Uint8Array(await response.arrayBuffer());
+    const data = await this.#read(golden.image.file);
     const got = this.preprocess({ data, width: golden.image.width, height: golden.image.height });
     const want = fed[this.descriptor.preprocessing.input]?.data;
     const same = want && want.length === got.length && got.every((v, i) => Object.is(v, want[i]) || v === want[i]);
@@ -195,8 +195,9 @@ export class Model {
   async #tensor(file) {
     const array = ARRAYS[file.dtype];
     if (!array) throw new TypeError(`${file.file} is ${file.dtype}`);
-    const response = await get(new URL(file.file, this.#base));
-    return { dtype: file.dtype, shape: file.shape, data: new array(await response.arrayBuffer()) };
+    const bytes = await this.#read(file.file);
+    // A copy: a view may begin where the array's elements cannot.
+    return { dtype: file.dtype, shape: file.shape, data: new array(bytes.slice().buffer) };
   }
 
   async #checkLabels() {
@@ -205,17 +206,18 @@ export class Model {
     if (this.labels.length !== labels.count) return `${this.labels.length} labels, expected ${labels.count}`;
     // Only pages from a secure context (https or localhost) have it; elsewhere the golden classes must do.
     if (!globalThis.crypto?.subtle) return "";
-    const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(this.#labelText));
+    const digest = await crypto.subtle.digest("SHA-256", this.#labelBytes.slice());
     const hex = Array.from(new Uint8Array(digest), (b) => b.toString(16).padStart(2, "0")).join("");
     return hex === labels.sha256 ? "" : `${labels.file} is not the label file of this model`;
   }
 }
 
-/** @param {URL} url */
-async function get(url) {
-  const response = await fetch(url);
-  if (!response.ok) throw new Error(`${url}: ${response.status} ${response.statusText}`);
-  return response;
+/**
+ * UTF-8, also where there is no TextDecoder (React Native).
+ * @param {Uint8Array} bytes
+ */
+function text(bytes) {
+  return decodeURIComponent(Array.from(bytes, (b) => `%${b.toString(16).padStart(2, "0")}`).join(""));
 }
 
 /**

@@ -1,0 +1,44 @@
+"""An npm package for React Native: the modules of the web package over ONNX Runtime's React Native binding.
+
+Files are read by a function that the app gives, because React Native has no common way to ship and read them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgekit.package import readme, sbom, templates, web, writing
+from edgekit.package.contents import Content, Contents
+
+_SHARED = ("index.js", "index.d.ts", "model.js", "preprocess.js")
+_USAGE = """
+```sh
+npm install {name} onnxruntime-react-native
+```
+
+```js
+import {{ Model }} from "{name}";
+
+// However the app ships the package's assets folder; with react-native-fs for example:
+const read = async (name) => toBytes(await RNFS.readFileAssets(`{name}/${{name}}`, "base64"));
+const model = await Model.loadVerified({{ accelerators: ["cpu"], read }});
+```
+
+The modules were run with ONNX Runtime Web behind the same interface when this template was tested, not on a
+phone: call `selfTest()` there once."""
+
+
+def write(contents: Contents, out: Path) -> None:
+    """The package's folder, ready for ``npm pack`` or ``npm publish``."""
+    described = contents.descriptor
+    web.check_dtypes(described)
+    template = templates.load(described.backend, "react-native")
+    shared = templates.load(described.backend, "web").filled({"NAME": described.name})
+    files: dict[str, Content] = {name: shared[name] for name in _SHARED}
+    files |= template.filled({})
+    files |= {f"assets/{name}": content for name, content in contents.files.items()}
+    files["package.json"] = web.manifest(contents, template)
+    files["README.md"] = readme.readme(contents, usage=_USAGE.format(name=described.name))
+    files["LICENSE"] = readme.license_text(contents)
+    files["sbom.cdx.json"] = sbom.cyclonedx(contents)
+    writing.write_tree(files, out)

@@ -2,7 +2,7 @@
 
 Every operator that the delegate lacks ends a partition. The rules here replace such operators by short
 compositions of what it has; results stay the same to rounding. What it takes was measured with
-ai-edge-litert 2.3 (``tools/bench_tflite_compiler.py --kernels`` measures again):
+ai-edge-litert 2.3:
 
 * float32: all but RELU_0_TO_1, LOG_SOFTMAX, SIGN, POW, MIRROR_PAD, PADV2, strided STRIDED_SLICE, SPLIT into
   more than four, SPLIT_V, CONCATENATION of more than five, TILE, GATHER, SELECT_V2, comparisons, CAST;

@@ -54,7 +54,8 @@ class Variant:
 class BenchSettings:
     """How long and how often. ``processes`` a variant; within each at least ``seconds`` and ``iterations``
     of steady state, at most ``max_iterations``, after at most ``warmup_s`` seconds of warm-up.
-    ``timeout`` is one process's, in seconds; ``cancel`` ends the run from another thread."""
+    ``timeout`` is one process's, in seconds; ``cancel`` ends the run from another thread;
+    ``wait_s`` is how long to wait for a device that another benchmark holds (0: say so at once)."""
 
     processes: int = 10
     seconds: float = 0.5
@@ -64,6 +65,7 @@ class BenchSettings:
     timeout: float = 600.0
     on_progress: Callable[[int, int], None] | None = None
     cancel: threading.Event | None = None
+    wait_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.processes < 1 or self.iterations < 1 or self.max_iterations < self.iterations:
@@ -215,7 +217,12 @@ def _attempt(
     tasks = [
         replace(prepared["AB".index(letter)], id=f"{attempt}-{i}-{letter}") for i, letter in enumerate(order)
     ]
-    watch = Watch(on_done=settings.on_progress, journal=f"journal-{attempt}", cancel=settings.cancel)
+    watch = Watch(
+        on_done=settings.on_progress,
+        journal=f"journal-{attempt}",
+        cancel=settings.cancel,
+        wait_s=settings.wait_s,
+    )
     found = run_plan(transport, tasks, watch)
     states = [before.state, *watch.states]
     return Run(

@@ -88,26 +88,9 @@ def run_artifact(
     here = Path(folder.name)
     samples = write_arrays(here / "inputs", inputs)
     with connect(device) as transport:
-        job = {
-            "action": "run",
-            "model": str(send_model(transport, model, settings.files)),
-            "options": dict(options or {}),
-            "inputs": {
-                "path": str(transport.put(samples.path, "inputs")),
-                "names": samples.names,
-                "count": samples.count,
-            },
-            "outputs": {"path": str(transport.root / "outputs"), "names": settings.outputs},
-            "quantize": settings.quantize,
-            "placement": settings.placement,
-        }
-        task = Task(
-            id="run",
-            backend=backend,
-            agent=send_agent(transport, pack(backend), here),
-            job=job,
-            timeout=settings.timeout,
-        )
+        job = _job(transport, model, samples, settings) | {"options": dict(options or {})}
+        agent = send_agent(transport, pack(backend), here)
+        task = Task(id="run", backend=backend, agent=agent, job=job, timeout=settings.timeout)
         done = _run(transport, task, settings.on_progress)
         transport.get("outputs", here / "outputs")
     samples.path.unlink()
@@ -122,6 +105,22 @@ def run_artifact(
         seconds=result["seconds"],
         folder=folder,
     )
+
+
+def _job(transport: Transport, model: Path, samples: ArrayFile, settings: RunSettings) -> dict[str, Any]:
+    """What the agent is told, once the model and the samples are where it can read them."""
+    return {
+        "action": "run",
+        "model": str(send_model(transport, model, settings.files)),
+        "inputs": {
+            "path": str(transport.put(samples.path, "inputs")),
+            "names": samples.names,
+            "count": samples.count,
+        },
+        "outputs": {"path": str(transport.root / "outputs"), "names": settings.outputs},
+        "quantize": settings.quantize,
+        "placement": settings.placement,
+    }
 
 
 def _run(transport: Transport, task: Task, on_progress: Callable[[int], None] | None) -> TaskResult:

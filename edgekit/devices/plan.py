@@ -51,13 +51,14 @@ class TaskResult:
 class Watch:
     """What the host makes of a run while it goes on. ``exclusive``: take the device's lock. ``mend_s``: how
     long to try to reach a device again after the link broke, in seconds. ``journal``: its name on the device;
-    plans of their own need journals of their own."""
+    plans of their own need journals of their own. ``wait_s``: how long to wait for a device that is busy."""
 
     exclusive: bool = True
     state_s: float = 1.0
     mend_s: float = 60.0
     journal: str = "journal"
     cancel: threading.Event | None = None
+    wait_s: float = 0.0
     on_done: Callable[[int, int], None] | None = None
     on_progress: Callable[[int], None] | None = None
     states: list[Mapping[str, Any]] = field(default_factory=list)
@@ -93,9 +94,14 @@ def run_plan(transport: Transport, tasks: Sequence[Task], watch: Watch) -> dict[
     device, and :class:`LinkLostError` when the link cannot be mended.
     """
     run = _Run(tasks, watch)
+    patient_until = time.monotonic() + watch.wait_s
     while True:
         try:
             run.attempt(transport)
+        except DeviceBusyError:
+            if time.monotonic() + 1 > patient_until:
+                raise
+            time.sleep(1)
         except LinkLostError:
             if watch.resumes >= RESUMES:
                 raise

@@ -84,9 +84,8 @@ class Session:
             self._request.set_input_tensor(self._order[name], tensor)
 
     def invoke(self):
-        """Run once, waiting for the end."""
-        self._request.start_async()
-        self._request.wait()
+        """Run once. In this thread, without copies: start_async and wait cost some 10 µs more."""
+        self._request.infer(share_outputs=True)
 
     def results(self):
         """Copies of the outputs of the last invocation."""

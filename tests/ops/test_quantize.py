@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import numpy_helper
@@ -14,7 +15,7 @@ from quantize_support import CALIBRATED, SCHEMES, Items, attention, operators, r
 
 from edgekit import graph
 from edgekit.calibrate import METHODS, Calibration, calibrate
-from edgekit.errors import CalibrationRequiredError, UnknownNameError, UnsupportedError
+from edgekit.errors import CalibrationRequiredError, UnknownNameError, UnsupportedError, UsageError
 from edgekit.quantize import QuantizeOptions, QuantizeReport, quantize
 from edgekit.types import OnnxModel
 
@@ -312,3 +313,87 @@ def test_weight_only_convolutions_on_openvino(vision: Network, tmp_path: Path) -
         got = np.concatenate([compiled(dict(s.inputs))[0] for s in vision[1]])
         assert snr(run(vision[0].path, vision[1]), got) > least
         assert any("INT8" in n for n in report.notes) == (name == "int4-weights")
+
+
+def test_every_correction_keeps_the_function_and_auto_does_not_lose(vision: Network, tmp_path: Path) -> None:
+    model, items, calibration = vision
+    reference = run(model.path, items)
+    figures = {}
+    for corrections in ((), ("bias",), ("equalize",), ("smooth",), ("rounding",), ("auto",)):
+        options = QuantizeOptions(method="mse", corrections=corrections)
+        made, report = quantize(model, calibration, target("ort"), options, tmp_path / "m.onnx", items)
+        figures[corrections] = snr(reference, run(made.path, items))
+        assert figures[corrections] > 25
+    assert any("kept" in n or "left out" in n for n in report.notes)
+    assert figures["auto",] >= figures[()] - 0.2
+
+
+def test_equalizing_leaves_the_float_model_as_it_was(
+    vision: Network, language: Network, tmp_path: Path
+) -> None:
+    from edgekit.quantize.equalize import equalize, smooth
+
+    for network, step in ((vision, equalize), (language, equalize), (language, smooth)):
+        model = graph.load(network[0].path)
+        step(model.graph, network[2])
+        saved = graph.save(model, tmp_path / "m.onnx")
+        assert snr(run(network[0].path, network[1]), run(saved.path, network[1])) > 90
+
+
+def test_corrections_that_run_the_model_need_samples(vision: Network, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="equalize"):
+        quantized(vision, "ort", tmp_path, QuantizeOptions(corrections=("equalize",)))
+
+
+def test_bias_correction_takes_the_mean_error_back(vision: Network, tmp_path: Path) -> None:
+    """With 4-bit-like coarse weights the means shift; corrected biases bring them back."""
+    model, items, _ = vision
+    reference = run(model.path, items)
+    errors = {}
+    for corrections in ((), ("bias",)):
+        options = QuantizeOptions(method="minmax", corrections=corrections)
+        made, _ = quantized(vision, "tflite-int16", tmp_path, options)  # activations are near exact
+        errors[corrections] = np.abs((run(made.path, items, optimized=False) - reference).mean(0)).mean()
+    assert errors["bias",] < errors[()] * 0.8
+
+
+def test_compensated_rounding_beats_rounding_to_nearest() -> None:
+    from edgekit.quantize.params import quantize_weight, weight_scale
+    from edgekit.quantize.rounding import compensated
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((24, 400)).astype(np.float32)
+    x[1:] += 0.9 * x[:-1]  # correlated inputs, as real ones are
+    weight = rng.standard_normal((8, 24)).astype(np.float32)
+    scale = weight_scale(weight, 0, 4)
+    nearest = quantize_weight(weight, 0, 4).values * scale[:, None]
+    better = compensated(weight, (x @ x.T).astype(np.float64), scale, 4) * scale[:, None]
+    error = [np.square((w - weight) @ x).sum() for w in (nearest, better)]
+    assert error[1] < 0.7 * error[0]
+
+
+def test_sensitivity_names_the_layer_that_was_made_hard(tmp_path: Path) -> None:
+    from edgekit.quantize import Quantizing, sensitivity
+
+    model, items = residual(tmp_path)
+    ir_model = graph.load(model.path)
+    blocks = [n for n in ir_model.graph if n.op_type == "Conv"]
+    victim = blocks[5]
+    weight = victim.inputs[1]
+    array = weight.const_value.numpy().copy()
+    array[:, 0] *= 300.0  # one input channel takes the whole range of every output's scale
+    weight.const_value = ir.tensor(array, name=weight.name)
+    hard = graph.save(ir_model, tmp_path / "hard.onnx")
+    calibration = calibrate(hard, items, out=tmp_path / "c")
+    job = Quantizing(
+        model=hard,
+        calibration=calibration,
+        target=target("ort"),
+        options=QuantizeOptions(corrections=()),
+        samples=items,
+    )
+    told: list[tuple[int, int]] = []
+    ranking = sensitivity(job, tmp_path, progress=lambda *a: told.append(a))
+    assert victim.name in [s.node for s in ranking[:3]]
+    assert told[-1] == (len(ranking), len(ranking))
+    assert len(ranking) == 9

@@ -46,7 +46,7 @@ def main() -> int:
     table = commands.add_parser("table")
     table.add_argument("--out", type=Path, default=ROOT / "docs")
     child = commands.add_parser("child")
-    child.add_argument("stage", choices=("export", *PRECISIONS))
+    child.add_argument("stage", choices=("export", "noise", *PRECISIONS))
     child.add_argument("name")
     child.add_argument("folder", type=Path)
     options = parser.parse_args()
@@ -76,6 +76,8 @@ def _run(names: list[str], precision: str, redo: str | None, cache: Path) -> int
         result = _stage(name, "export", folder, export_key(name), redo)
         if result["status"] == "pass" and precision != "export":
             result = _stage(name, precision, folder, compiler_key(), redo)
+            if precision == "fp32" and result["status"] == "inaccurate":
+                _stage(name, "noise", folder, export_key(name), None)
         failures += result["status"] != "pass"
         error = f"{result['error']:.1e}" if "error" in result else ""
         message = str(result.get("message", "")).splitlines()
@@ -133,7 +135,10 @@ def _child(stage: str, name: str, folder: Path) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     from zoo_models import stages
 
-    result = stages.export(name, folder) if stage == "export" else stages.compare(folder, stage)
+    if stage in ("export", "noise"):
+        result = stages.export(name, folder) if stage == "export" else stages.noise(name)
+    else:
+        result = stages.compare(name, folder, stage)
     (folder / f"{stage}.json").write_text(json.dumps(result))
     return 0
 

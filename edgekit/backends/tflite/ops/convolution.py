@@ -83,9 +83,8 @@ def convolve2d(g: Builder, x: Tensor, w: View, b: View | None, window: Window, g
 
 
 def _conv3d(g: Builder, x: View, w: View, b: View | None, window: Window, group: int) -> View:
-    """CONV_3D; groups become one convolution each."""
-    if x.quant is not None:
-        raise Refusal("CONV_3D has no integer kernel")
+    """CONV_3D, which has no integer kernel; groups become one convolution each."""
+    x, w, b = g.dequantize(x), g.dequantize(w), None if b is None else g.dequantize(b)
     data, padding = padded(g, g.layout(x, channels_last(5)), window)
     per = data.shape[-1] // group
     filters = g.layout(w, (2, 3, 4, 1, 0))
@@ -101,11 +100,11 @@ def _conv3d(g: Builder, x: View, w: View, b: View | None, window: Window, group:
         options.dilationDFactor, options.dilationHFactor, options.dilationWFactor = window.dilations
         inputs = [part, weight] if bias is None else [part, weight, bias]
         outs.append(g.emit("CONV_3D", inputs, (data.shape[0], *sizes, count), options=options))
-    if group == 1:
-        return View(outs[0], channels_last(5))
-    joined = schema.ConcatenationOptionsT(axis=4)
-    shape = (*outs[0].shape[:-1], w.shape[0])
-    return View(g.emit("CONCATENATION", outs, shape, options=joined), channels_last(5))
+    out = outs[0]
+    if group > 1:
+        joined = schema.ConcatenationOptionsT(axis=4)
+        out = g.emit("CONCATENATION", outs, (*out.shape[:-1], w.shape[0]), options=joined)
+    return View(out if g.result is None else g.quantize(out, g.result), channels_last(5))
 
 
 @op("ConvTranspose", rule=Rule.FREE, quantized=("int8", "int16"))

@@ -30,8 +30,9 @@ def conv_transpose_3d(
     """
     w, b = parameters
     strides, dilations = steps
-    if w.const is None or x.quant is not None:
-        raise Refusal("a transposed convolution over volumes with computed weights, or in integers")
+    if w.const is None:
+        raise Refusal("a transposed convolution over volumes with weights computed at run time")
+    x = g.dequantize(x)  # there is no integer kernel
     kernel = _dense(w.const, group, dilations)
     data = g.layout(x, channels_last(5))
     # [I, O, D, H, W] → [D, H, W, O, I]
@@ -46,8 +47,8 @@ def conv_transpose_3d(
     out = strided(g, out, [range(shape[0]), *kept, range(shape[-1])])
     out = pad(g, out, [(0, 0), *((max(-a, 0), max(-z, 0)) for a, z in margins), (0, 0)])
     if b is not None:
-        out = g.binary("ADD", out, g.plain(b))
-    return View(out, channels_last(5))
+        out = g.binary("ADD", out, g.plain(g.dequantize(b)))
+    return View(out if g.result is None else g.quantize(out, g.result), channels_last(5))
 
 
 def _dense(w: np.ndarray, group: int, dilations: Sequence[int]) -> np.ndarray:

@@ -55,13 +55,11 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     """
     if importlib.util.find_spec("ai_edge_litert") is None:
         raise MissingExtraError("LiteRT", "tflite")
-    import onnx_ir as ir
-
-    from edgekit.backends.tflite.artifact import lowered, write_file
+    from edgekit.backends.tflite.artifact import lowered, read_model, write_file
     from edgekit.backends.tflite.compiler import compile_onnx
 
     chosen = _options(target, options)
-    compiled = compile_onnx(ir.load(model.path), options=chosen)
+    compiled = compile_onnx(read_model(model.path), options=chosen)
     write_file(out / FILE, compiled.data)
     return lowered(compiled, FILE)
 

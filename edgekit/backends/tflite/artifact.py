@@ -8,10 +8,32 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from edgekit.backends.tflite.compiler import Compiled
 from edgekit.types import Fallback, Lowered, Placement, Precision, Target
 
 MINIMUM_RUNTIME = "LiteRT 2.1 (TensorFlow Lite 2.17)"
+
+
+def read_model(path: Path) -> ir.Model:
+    """Load an ONNX file; weights outside of it stay on disk until they are read.
+
+    Weights inside it are taken out of the parsed message, which would else keep a second copy of all of
+    them alive for as long as one is referenced.
+    """
+    model = ir.load(path)
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.TensorProtoTensor):
+                value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
+        for node in graph:
+            for name, attribute in list(node.attributes.items()):
+                if attribute.type == ir.AttributeType.TENSOR and isinstance(
+                    attribute.value, ir.TensorProtoTensor
+                ):
+                    node.attributes[name] = ir.AttrTensor(name, ir.Tensor(attribute.value.numpy()))
+    return model
 
 
 def write_file(path: Path, data: memoryview) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,7 +213,8 @@ def _simplified(original: ir.Model, model: OnnxModel, check: _Check, out: Path, 
         notes.append("onnxsim left out: the weights are in external data")
         return original
     try:
-        import onnxsim
+        with _without_torch():
+            import onnxsim
 
         with silence(native=True):
             simplified, _ = onnxsim.simplify(ir.to_proto(original), skipped_optimizers=_SKIPPED)
@@ -231,6 +234,19 @@ def _simplified(original: ir.Model, model: OnnxModel, check: _Check, out: Path, 
         notes.append("onnxsim left out: it changed what the model computes")
         return original
     return candidate
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """onnxsim imports torch for an integration that is not used here: two seconds for an ONNX source."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way to say: not to be imported
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
 
 
 def _copy_scopes(original: ir.Model, simplified: ir.Model) -> None:

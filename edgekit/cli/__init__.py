@@ -19,12 +19,17 @@ COMMANDS = {
     "verify": "Run an artifact again on its runtime and check its gates.",
     "bench": "Measure latency and memory of artifacts, side by side.",
     "package": "Make what an app developer takes: a self-testing bundle, a library, a web package.",
+    "pack": "Code an artifact losslessly into one .ekz file.",
+    "unpack": "Decode a .ekz file, or one tensor of it.",
     "inspect": "Show what is in an artifact or a model file.",
     "devices": "List, add and check the devices that artifacts run on.",
     "targets": "List every target: installed, usable here, why not.",
     "doctor": "Check runtimes, versions and tools, and say what to do.",
     "demo": "Build, verify, benchmark and report the digits example.",
 }
+
+_TOGETHER = {"unpack": "pack"}
+"""Commands that live in another's file."""
 
 
 class LazyGroup(click.Group):
@@ -38,7 +43,8 @@ class LazyGroup(click.Group):
         """Import one command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"edgekit.cli.{cmd_name}"), cmd_name)
+        module = importlib.import_module(f"edgekit.cli.{_TOGETHER.get(cmd_name, cmd_name)}")
+        command: click.Command = getattr(module, cmd_name)
         return command
 
     def resolve_command(

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from edgekit import golden
 from edgekit import manifest as manifests
-from edgekit.bench import BenchSettings, Comparison, Variant, bench_artifact, compare_artifacts
+from edgekit.bench import BenchSettings, Comparison, Variant, bench_devices
 from edgekit.devices.execute import LOCAL
-from edgekit.errors import SourceError
+from edgekit.errors import EdgekitError, SourceError
 from edgekit.layout import to_runtime
 from edgekit.manifest import Artifact
 from edgekit.records import write_json
@@ -48,32 +48,32 @@ def measure(
     artifacts: Sequence[Artifact],
     *,
     baseline: Artifact | None = None,
-    device: Device = LOCAL,
+    devices: Sequence[Device] = (LOCAL,),
     settings: BenchSettings | None = None,
     started: Callable[[Artifact], None] | None = None,
-) -> list[Measured]:
-    """Measure each artifact; with a ``baseline`` each is interleaved with it (ABBA) and compared.
+) -> tuple[list[Measured], list[EdgekitError]]:
+    """Measure each artifact on each device, the devices side by side; with a ``baseline`` each is
+    interleaved with it (ABBA) and compared.
 
-    Raises what :func:`edgekit.bench.bench_artifact` raises.
+    A device that fails does so alone: its error is among the second result.
     """
-    found = []
+    found: list[Measured] = []
+    errors: list[EdgekitError] = []
     for artifact in artifacts:
         if started is not None:
             started(artifact)
-        if baseline is None or baseline.directory == artifact.directory:
-            measurement, comparison = (
-                bench_artifact(variant(artifact), device=device, settings=settings),
-                None,
-            )
-        else:
-            comparison = compare_artifacts(
-                variant(baseline), variant(artifact), device=device, settings=settings
-            )
-            measurement = comparison.second
-        found.append(
-            Measured(artifact=record(artifact, measurement), measurement=measurement, comparison=comparison)
-        )
-    return found
+        compared = baseline is not None and baseline.directory != artifact.directory
+        variants = [variant(baseline)] if baseline is not None and compared else []
+        results = bench_devices([*variants, variant(artifact)], devices, settings=settings)
+        for result in results.values():
+            if isinstance(result, EdgekitError):
+                errors.append(result)
+                continue
+            comparison = result if isinstance(result, Comparison) else None
+            measurement = result.second if isinstance(result, Comparison) else result
+            artifact = record(artifact, measurement)
+            found.append(Measured(artifact=artifact, measurement=measurement, comparison=comparison))
+    return found, errors
 
 
 def record(artifact: Artifact, measurement: Measurement) -> Artifact:

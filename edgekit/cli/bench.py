@@ -22,11 +22,19 @@ if TYPE_CHECKING:
 @click.option(
     "--seconds", type=click.FloatRange(min=0.01), default=0.5, show_default=True, help="Steady state each."
 )
+@click.option(
+    "--device", default="local", show_default=True, metavar="D[,D…]", help="Where; devices run side by side."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def bench(
-    artifacts: tuple[Path, ...], baseline: Path | None, processes: int, seconds: float, as_json: bool
+    artifacts: tuple[Path, ...],
+    baseline: Path | None,
+    processes: int,
+    seconds: float,
+    device: str,
+    as_json: bool,
 ) -> None:
-    """Measure latency and memory of ARTIFACTS on this machine.
+    """Measure latency and memory of ARTIFACTS, here or on devices over SSH.
 
     Every replicate is a fresh process. Load, first inference and steady state are kept apart; raw samples
     are kept beside the manifest. With --vs the verdict is faster, slower or no detectable difference.
@@ -34,7 +42,8 @@ def bench(
     """
     from edgekit import manifest
     from edgekit.bench import BenchSettings
-    from edgekit.cli._output import print_json, progress
+    from edgekit.cli._output import print_json, progress, show_error
+    from edgekit.devices import catalogue
     from edgekit.errors import UsageError
     from edgekit.measuring import measure
 
@@ -49,17 +58,23 @@ def bench(
         raise UsageError(
             "there is no artifact to measure", hint="name artifact directories: edgekit bench build/*"
         )
+    chosen_devices = catalogue.select(device)
     with progress() as shown, shown.task("measure", total=len(runnable)) as task:
-        found = []
-        reference = manifest.read(baseline) if baseline else None
-        settings = BenchSettings(processes=processes, seconds=seconds)
-        for artifact in runnable:
-            found += measure([artifact], baseline=reference, settings=settings)
-            task.advance()
+        found, errors = measure(
+            runnable,
+            baseline=manifest.read(baseline) if baseline else None,
+            devices=chosen_devices,
+            settings=BenchSettings(processes=processes, seconds=seconds),
+            started=lambda _: task.advance(),
+        )
     if as_json:
-        print_json({"measurements": [_entry(m) for m in found]})
+        print_json({"measurements": [_entry(m) for m in found], "errors": [e.to_json() for e in errors]})
     else:
         _show(found)
+    for error in errors:
+        show_error(error, as_json=False)
+    if errors:
+        raise click.exceptions.Exit(errors[0].exit_code)
 
 
 def _entry(measured: Measured) -> dict[str, object]:
@@ -67,6 +82,7 @@ def _entry(measured: Measured) -> dict[str, object]:
     return {
         "artifact": str(measured.artifact.directory),
         "target": measured.artifact.target,
+        "device": measured.measurement.device,
         "measurement": measured.measurement,
         "difference": difference,
     }
@@ -81,6 +97,7 @@ def _show(found: list[Measured]) -> None:
         rows.append(
             (
                 m.artifact.target,
+                figures.device,
                 f"{figures.p50_ms:.3g}",
                 f"{figures.p90_ms:.3g}",
                 "-" if figures.p99_ms is None else f"{figures.p99_ms:.3g}",
@@ -92,7 +109,19 @@ def _show(found: list[Measured]) -> None:
                 figures.validity,
             )
         )
-    columns = ("target", "p50 ms", "p90", "p99", "load", "first", "peak", "threads", "against", "run")
+    columns = (
+        "target",
+        "device",
+        "p50 ms",
+        "p90",
+        "p99",
+        "load",
+        "first",
+        "peak",
+        "threads",
+        "against",
+        "run",
+    )
     table("", columns, rows)
     for m in found:
         for reason in m.measurement.reasons:

@@ -42,9 +42,9 @@ def demo(target: str, out: str) -> None:
         passed = [o.artifact for o in outcomes if o.artifact is not None and failure(o, options) is None]
         with shown.task("benchmark", total=len(passed)) as task:
             settings = BenchSettings(processes=5, seconds=0.3)
-            measured = measure(passed, settings=settings, started=lambda _: task.advance())
+            measured, failed = measure(passed, settings=settings, started=lambda _: task.advance())
     summary([m.artifact for m in measured])
-    errors = [e for o in outcomes if (e := failure(o, options)) is not None]
+    errors = [*(e for o in outcomes if (e := failure(o, options)) is not None), *failed]
     for error in errors:
         show_error(error, as_json=False)
     if errors:

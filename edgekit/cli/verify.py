@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--device", default="local", show_default=True, metavar="NAME", help="Where to run them.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def verify(artifacts: tuple[Path, ...], as_json: bool) -> None:
-    """Run each of ARTIFACTS again on its real runtime, here, and check its gates.
+def verify(artifacts: tuple[Path, ...], device: str, as_json: bool) -> None:
+    """Run each of ARTIFACTS again on its real runtime, here or on a device, and check its gates.
 
     Uses the golden vectors inside the artifact: real inputs with the source's outputs. Nothing else is
     needed, neither the source nor its data. An artifact that could not be run where it was built takes
@@ -24,13 +25,15 @@ def verify(artifacts: tuple[Path, ...], as_json: bool) -> None:
     """
     from edgekit import golden, manifest
     from edgekit.cli._output import print_json, progress
+    from edgekit.devices import catalogue
 
+    where = catalogue.device(device)
     results = []
     with progress() as shown:
         for path in artifacts:
             artifact = manifest.read(path)
             with shown.task(f"run {artifact.target}"):
-                result = golden.replay(artifact)
+                result = golden.replay(artifact, device=where)
             golden.adopt(artifact, result)
             results.append((artifact, result))
     if as_json:

@@ -260,6 +260,7 @@ def _send(transport: Transport, variant: Variant, settings: BenchSettings, folde
     sample = write_arrays(folder / "inputs", [variant.inputs])
     job = {
         "action": "bench",
+        "scratch": str(transport.root),
         "model": str(send_model(transport, variant.model, variant.files, folder=folder.name)),
         "options": dict(variant.options),
         "inputs": {

@@ -111,6 +111,7 @@ def _job(transport: Transport, model: Path, samples: ArrayFile, settings: RunSet
     """What the agent is told, once the model and the samples are where it can read them."""
     return {
         "action": "run",
+        "scratch": str(transport.root),
         "model": str(send_model(transport, model, settings.files)),
         "inputs": {
             "path": str(transport.put(samples.path, "inputs")),

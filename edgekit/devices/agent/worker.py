@@ -76,6 +76,8 @@ class Worker:
     def __init__(self, channel: Channel, job: Dict[str, Any]) -> None:
         self.channel = channel
         self.job = job
+        if job.get("scratch"):  # what a runtime leaves behind when it crashes goes with the private folder
+            os.environ["TMPDIR"] = job["scratch"]
         self.seconds: Dict[str, float] = {}
         self.phases = memory.Phases()
 

@@ -203,3 +203,11 @@ def test_equal_constants_share_a_buffer():
     shared = compiled(graph(nodes, {"x": (1, 64)}, ["y"], {"a": w, "b": w.copy()}))
     apart = compiled(graph(nodes, {"x": (1, 64)}, ["y"], {"a": w, "b": w + 1}))
     assert len(apart.data) - len(shared.data) >= w.nbytes - 64
+
+
+@pytest.mark.parametrize("index", [np.arange(6).reshape(1, 6, 1), np.asarray([1, 3, 5]), np.asarray([2, 3])])
+def test_gathering_a_run_is_a_slice(index):
+    nodes = [helper.make_node("Sigmoid", ["x"], ["s"]), helper.make_node("Gather", ["s", "i"], ["y"], axis=1)]
+    made, run = check(graph(nodes, {"x": (2, 6, 4)}, ["y"], {"i": index}))
+    assert "GATHER" not in made.report.operators
+    assert run.partitions == 1

@@ -8,7 +8,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder, Type
-from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, INT64, Tensor
+from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, INT64, Array, Tensor
+from edgekit.backends.tflite.ops.shape import strided
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View
 
@@ -37,8 +38,9 @@ def gather(g: Builder, x: View, indices: View, *, axis: int = 0) -> View:
     where = g.plain(indices)
     plain_index = indices.const is not None or not _never_negative(g)
     index = nonnegative(g, where, size) if plain_index else where
-    if x.tensor.data is None and index.data is not None and index.size == 1:
-        return _picked(g, x, axis, int(index.data.reshape(-1)[0]), indices.shape)
+    run = None if x.tensor.data is not None or index.data is None else _progression(index.data.reshape(-1))
+    if run is not None:
+        return _picked(g, x, axis, run, indices.shape)
     if index.rank == 1 or x.is_plain:
         place = x.position(axis)
         t = x.tensor
@@ -52,11 +54,20 @@ def gather(g: Builder, x: View, indices: View, *, axis: int = 0) -> View:
     )
 
 
-def _picked(g: Builder, x: View, axis: int, index: int, index_shape: tuple[int, ...]) -> View:
-    from edgekit.backends.tflite.ops.shape import strided
+def _progression(values: Array) -> range | None:
+    """The values as a range with a positive step, if they are one."""
+    if values.size == 0:
+        return None
+    step = int(values[1] - values[0]) if values.size > 1 else 1
+    if step < 1 or np.any(np.diff(values) != step):
+        return None
+    return range(int(values[0]), int(values[-1]) + 1, step)
 
+
+def _picked(g: Builder, x: View, axis: int, run: range, index_shape: tuple[int, ...]) -> View:
+    """A slice instead of a GATHER."""
     place = x.position(axis)
-    ranges = [range(index, index + 1) if i == place else range(d) for i, d in enumerate(x.tensor.shape)]
+    ranges = [run if i == place else range(d) for i, d in enumerate(x.tensor.shape)]
     cut = x.with_tensor(strided(g, x.tensor, ranges))
     return g.reshape_view(cut, (*x.shape[:axis], *index_shape, *x.shape[axis + 1 :]))
 

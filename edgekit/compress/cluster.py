@@ -29,7 +29,8 @@ class Cluster:
     """Let the weights of each linear and convolution layer share ``values`` distinct values besides zero.
 
     ``layers``: other numbers for single layers, ``"conv1=16,fc*=6"``. ``bias`` ≥ 0 trades precision for
-    entropy. Training moves the tables and the biases of the layers, never the assignment.
+    entropy. ``bias_bits`` > 0 rounds the layers' biases to so many bits of mantissa in the end: in a small
+    net they are a quarter of the file. Training moves the tables and the biases of the layers, never the assignment.
     """
 
     NAME: ClassVar[str] = "cluster"
@@ -37,18 +38,20 @@ class Cluster:
     values: int = 15
     layers: str = ""
     bias: float = 0.0
+    bias_bits: int = 0
     training: Training = field(default_factory=lambda: Training(epochs=0.0))
 
     def __post_init__(self) -> None:
-        if not 1 <= self.values <= 4096 or self.bias < 0:
+        if not 1 <= self.values <= 4096 or self.bias < 0 or not 0 <= self.bias_bits <= 23:
             raise ConfigError(
-                f"cluster with {self.values} values and bias {self.bias}",
-                hint="1 to 4096 values, and a bias that is not negative",
+                f"cluster with {self.values} values, bias {self.bias} and bias_bits {self.bias_bits}",
+                hint="1 to 4096 values, a bias that is not negative, 0 to 23 bits",
             )
         parse_values(self.layers)
 
     def apply(self, model: torch.nn.Module, context: Context) -> torch.nn.Module:
         """Cluster in place and return ``model``. Raises ``SourceError`` if no layer can be clustered."""
+        import torch
         from torch.nn.utils import parametrize
 
         targets = prunable(model)
@@ -65,6 +68,9 @@ class Cluster:
             for module in targets.values():
                 parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
                 module.get_parameter("weight").requires_grad_(True)
+        for module in targets.values() if self.bias_bits else ():
+            if isinstance(module.bias, torch.nn.Parameter):
+                module.bias.data.copy_(round_mantissa(module.bias.data, self.bias_bits))
         context.record(
             {f"{name}.table": table.get_parameter("table").detach() for name, table in tables.items()}
         )
@@ -76,6 +82,14 @@ class Cluster:
         count = next((v for p, v in parse_values(self.layers) if fnmatch.fnmatchcase(name, p)), self.values)
         table, index = kmeans(module.get_parameter("weight").detach(), count, self.bias)
         return _shared(table, index)
+
+
+def round_mantissa(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """The nearest number with ``bits`` bits of mantissa below the leading one (relative error 2^-(bits+1))."""
+    import torch
+
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp(torch.round(mantissa * 2.0 ** (bits + 1)) / 2.0 ** (bits + 1), exponent)
 
 
 def parse_values(text: str) -> list[tuple[str, int]]:

@@ -174,6 +174,14 @@ def test_bias_lowers_the_entropy_of_the_indices() -> None:
     assert entropy(0.05) < entropy(0.0) - 0.1
 
 
+def test_biases_are_rounded_to_few_bits() -> None:
+    before, model = net(), Cluster(values=8, bias_bits=3).apply(net(), Context())
+    pairs = [(before[i].bias.detach(), model[i].bias.detach()) for i in (0, 2)]
+    for exact, rounded in pairs:
+        assert not (rounded.view(torch.int32) & ((1 << 20) - 1)).any()
+        assert ((rounded - exact).abs() <= exact.abs() / 16).all()
+
+
 def test_a_recipe_reports_and_stores_itself(tmp_path: Path) -> None:
     steps = (Prune(sparsity=0.6), Cluster(values=3))
     context = Context(task=Blobs(), example_inputs={"x": torch.zeros(1, 8)})

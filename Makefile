@@ -41,7 +41,7 @@ test: lint types imports  ## what CI runs: style, types, import rules, every tes
 	$(PYTEST) -n $(JOBS) -m "not slow" tests
 
 test-unit: $(STAMP)  ## the tests without heavy imports (seconds)
-	$(PYTEST) -m "not slow" tests/unit
+	$(PYTEST) -n $(JOBS) -m "not slow" tests/unit
 
 test-all: lint types imports  ## every test, the slow ones too
 	$(PYTEST) -n $(JOBS) tests

@@ -1,0 +1,92 @@
+"""What the values of one input look like over a set of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+_SMALLEST = 8  # pixels a side: smaller images have no texture to speak of
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InputProfile:
+    """Figures over all samples. ``zero``, ``constant`` and ``not_finite`` count samples.
+
+    ``colours`` is :func:`_colours` of each sample, for (N, 3, H, W). ``smoothness`` is the correlation of
+    neighbours along the last axes, ``period`` how much more alike values are at a distance of as many places
+    as there are channels than next to each other; both ``None`` where the input is no image.
+    """
+
+    name: str
+    samples: int
+    real: bool
+    not_finite: int = 0
+    zero: int = 0
+    constant: int = 0
+    mean: float = 0.0
+    deviation: float = 0.0
+    rms: float = 0.0
+    low: float = 0.0
+    colours: Floats | None = None
+    smoothness: float | None = None
+    period: float | None = None
+
+
+def profile(name: str, arrays: Sequence[npt.NDArray[Any]]) -> InputProfile:
+    """Profile one input."""
+    real = bool(arrays) and all(np.issubdtype(a.dtype, np.floating) for a in arrays)
+    if not real:
+        return InputProfile(name=name, samples=len(arrays), real=False)
+    broken = sum(not np.isfinite(a).all() for a in arrays)
+    if broken:
+        return InputProfile(name=name, samples=len(arrays), real=True, not_finite=broken)
+    moments = np.array([[a.mean(dtype=np.float64), np.square(a, dtype=np.float64).mean()] for a in arrays])
+    mean, square = moments.mean(axis=0)
+    image = all(a.ndim == 4 and min(a.shape[2:]) >= _SMALLEST for a in arrays)
+    return InputProfile(
+        name=name,
+        samples=len(arrays),
+        real=True,
+        zero=sum(not a.any() for a in arrays),
+        constant=sum(a.size > 1 and a.min() == a.max() for a in arrays),
+        mean=float(mean),
+        deviation=float(np.sqrt(max(square - mean**2, 0.0))),
+        rms=float(np.sqrt(square)),
+        low=float(min(a.min() for a in arrays)),
+        colours=np.array([_colours(a) for a in arrays]) if image and arrays[0].shape[1] == 3 else None,
+        smoothness=float(np.median([_alike(a, 1) for a in arrays])) if image else None,
+        period=float(np.median([_period(a) for a in arrays])) if image else None,
+    )
+
+
+def _colours(array: npt.NDArray[Any]) -> Floats:
+    """Means and deviations of the outer channels' differences from the middle one, ``[4]``: no brightness."""
+    channels = array.transpose(1, 0, 2, 3).reshape(3, -1).astype(np.float64)
+    outer = channels[[0, 2]] - channels[1]
+    return np.concatenate((outer.mean(axis=1), outer.std(axis=1)))
+
+
+def exchange(colours: Floats) -> Floats:
+    """The colours of the same samples with the first and the last channel exchanged."""
+    exchanged: Floats = colours[:, [1, 0, 3, 2]]
+    return exchanged
+
+
+def _period(array: npt.NDArray[Any]) -> float:
+    channels = array.shape[1]
+    if channels < 2 or channels >= array.shape[3]:
+        return 0.0
+    return _alike(array, channels) - _alike(array, 1)
+
+
+def _alike(array: npt.NDArray[Any], distance: int) -> float:
+    """Correlation of values ``distance`` places apart along the last axis."""
+    left, right = array[..., :-distance].ravel(), array[..., distance:].ravel()
+    left, right = left - left.mean(dtype=np.float64), right - right.mean(dtype=np.float64)
+    scale = float(np.sqrt(np.square(left).sum() * np.square(right).sum()))
+    return float((left * right).sum()) / scale if scale > 0.0 else 1.0

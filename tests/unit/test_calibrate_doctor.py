@@ -1,0 +1,118 @@
+"""The doctor against a catalogue of injected faults, on crops of real photographs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from test_calibrate_histogram import calibration
+
+from edgekit.calibrate.doctor import Finding, Severity, diagnose
+from edgekit.types import Sample
+
+MEAN, STD = (np.array(v, np.float32)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+TRIALS = 20
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[np.ndarray]:
+    """RGB in 0 to 1, ``[3, H, W]``."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    return [i.transpose(2, 0, 1).astype(np.float32) / 255 for i in datasets.load_sample_images().images]
+
+
+def crops(photographs: list[np.ndarray], rng: np.random.Generator, count: int) -> list[np.ndarray]:
+    """Crops of all photographs alike, ``[1, 3, 48, 48]``."""
+    taken = []
+    for i in range(count):
+        image = photographs[i % len(photographs)]
+        y, x = (rng.integers(0, n - 48) for n in image.shape[1:])
+        taken.append(image[None, :, y : y + 48, x : x + 48])
+    return taken
+
+
+def normal(image: np.ndarray) -> np.ndarray:
+    return ((image - MEAN) / STD).astype(np.float32)
+
+
+FAULTS = {
+    "scale": lambda i, _: normal(i) * 255,
+    "scale-down": lambda i, _: normal(i) / 255,
+    "bytes": lambda i, _: i * 255,
+    "zeros": lambda i, _: np.zeros_like(i),
+    "constant": lambda i, r: np.full_like(i, r.normal()),
+    "noise": lambda i, r: r.standard_normal(i.shape).astype(np.float32),
+    "uniform-noise": lambda i, r: normal(r.random(i.shape).astype(np.float32)),
+    "colour-order": lambda i, _: normal(i[:, ::-1]),
+    "layout": lambda i, _: normal(i).transpose(0, 2, 3, 1).reshape(i.shape),
+    "normalization": lambda i, _: i,
+    "not-finite": lambda i, r: np.where(r.random(i.shape) < 1e-3, np.nan, normal(i)),
+    "duplicates": lambda i, _: normal(i),
+}
+CODES = {"scale-down": "scale", "bytes": "scale", "uniform-noise": "noise"}
+
+
+def samples(arrays: list[np.ndarray]) -> list[Sample]:
+    return [Sample(inputs={"image": a.astype(np.float32)}) for a in arrays]
+
+
+def findings(photographs, fault: str | None, seed: int, references: int = 32) -> tuple[Finding, ...]:
+    rng = np.random.default_rng(seed)
+    right = [normal(i) for i in crops(photographs, rng, references)]
+    images = crops(photographs, rng, 32)
+    if fault == "duplicates":
+        images = images[:4] * 8
+    made = [FAULTS[fault](i, rng) if fault else normal(i) for i in images]
+    return diagnose(samples(made), reference=samples(right))
+
+
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_injected_faults_are_detected_and_named(photographs, fault: str) -> None:
+    told = [findings(photographs, fault, seed) for seed in range(TRIALS)]
+    code = CODES.get(fault, fault)
+    named = sum(any(f.code == code for f in t) for t in told)
+    assert sum(bool(t) for t in told) >= 0.95 * TRIALS, "detected"
+    assert named >= 0.9 * TRIALS, "named"
+    assert all(f.hint and f.tensor == "image" for t in told for f in t)
+
+
+def test_clean_data_raises_no_alarm(photographs) -> None:
+    told = [findings(photographs, None, 1000 + seed) for seed in range(60)]
+    assert sum(bool(t) for t in told) <= 1
+
+
+def test_a_single_example_input_finds_gross_faults_and_no_others(photographs) -> None:
+    for fault in ("scale", "bytes", "zeros", "noise", "not-finite"):
+        assert findings(photographs, fault, 3, references=1), fault
+    assert sum(bool(findings(photographs, None, 2000 + s, references=1)) for s in range(40)) <= 1
+
+
+def test_without_reference_what_is_wrong_in_itself_is_found(photographs) -> None:
+    rng = np.random.default_rng(0)
+    images = crops(photographs, rng, 32)
+    for fault in ("zeros", "constant", "noise", "not-finite"):
+        assert diagnose(samples([FAULTS[fault](i, rng) for i in images])), fault
+    assert diagnose(samples([normal(i) for i in images])) == ()
+
+
+def test_too_few_samples_are_told_by_the_stability_of_ranges() -> None:
+    stable = calibration(x=np.random.default_rng(0).standard_normal(1000).astype(np.float32))
+    s = stable.tensors["x"]
+    same = dataclasses.replace(s, half_low=np.repeat(s.half_low, 2), half_high=np.repeat(s.half_high, 2))
+    stable = few = dataclasses.replace(stable, tensors={"x": same})
+    assert [f.code for f in diagnose((), calibration=few)] == ["too-few-samples"]  # three samples
+    enough = dataclasses.replace(stable, samples=100)
+    assert diagnose((), calibration=enough) == ()
+    s = enough.tensors["x"]
+    halves = dataclasses.replace(s, half_high=np.array([s.high, s.high * 0.2], np.float32))
+    unstable = dataclasses.replace(enough, tensors={"x": halves})
+    (finding,) = diagnose((), calibration=unstable)
+    assert finding.severity is Severity.WARNING
+    assert finding.tensor == "x"
+
+
+def test_token_ids_are_not_judged_as_values() -> None:
+    ids = [Sample(inputs={"ids": np.arange(i, i + 8)[None]}) for i in range(16)]
+    assert diagnose(ids, reference=ids[:2]) == ()
+    assert [f.code for f in diagnose(ids[:1] * 16)] == ["duplicates"]

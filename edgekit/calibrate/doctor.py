@@ -80,7 +80,7 @@ def _values(mine: InputProfile, theirs: InputProfile | None) -> list[Finding]:
         ]  # fmt: skip
     if not mine.real:
         return []
-    for check in (_constant, _scale, _layout, _noise, _colour, _normalization):
+    for check in (_constant, _scale, _layout, _noise, _normalization, _colour):
         finding = check(mine, theirs)
         if finding is not None:
             return [finding]

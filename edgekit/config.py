@@ -34,6 +34,7 @@ class Options:
     corrections: tuple[str, ...] = ()
     speed_gate: bool = True
     samples: int = 512
+    accept_data: bool = False
     trust: bool = False
     network: bool = False
     allow_not_run: bool = False

@@ -17,7 +17,7 @@ from edgekit.data import RANDOM
 from edgekit.errors import EdgekitError, GateFailedError, NotRunnableError
 from edgekit.manifest import Artifact, CalibrationRecord, GoldenRecord, Manifest, SourceRecord, StepRecord
 from edgekit.speed import Speed
-from edgekit.stages import Calibrated, Exported, LoweredFiles
+from edgekit.stages import Calibrated, Exported, LoweredFiles, Suspicion
 from edgekit.store import publish, scratch
 from edgekit.structure import to_builtins
 from edgekit.types import Gate, Target, Verdict
@@ -33,6 +33,7 @@ class Product:
     source: SourceRecord
     exported: Exported
     calibrated: Calibrated | None
+    suspicions: tuple[Suspicion, ...] = ()
     files: LoweredFiles
     verified: Verified
     gates: tuple[Gate, ...]
@@ -143,6 +144,7 @@ def _calibration(product: Product) -> CalibrationRecord | None:
         samples=len(calibrated.samples),
         method=product.options.method,
         calibrated=calibrated.samples.origin != RANDOM,
+        findings=tuple(f"{s.severity}: {s.message}" for s in product.suspicions),
     )
 
 

@@ -19,6 +19,7 @@ from edgekit.data import RANDOM, Given, SampleSet, random_samples, raw_example, 
 from edgekit.deliver import Product, deliver, refusal
 from edgekit.errors import (
     CalibrationRequiredError,
+    DataError,
     DefectError,
     EdgekitError,
     MissingExtraError,
@@ -29,7 +30,7 @@ from edgekit.load import parse
 from edgekit.manifest import Artifact, StepRecord
 from edgekit.progress import Silent
 from edgekit.source import MODULE, Source
-from edgekit.stages import Calibrated, Exported, Quantization, Workshop
+from edgekit.stages import Calibrated, Exported, Quantization, Suspicion, Workshop
 from edgekit.store import Store
 from edgekit.types import Gate, OnnxModel, Parity, SourceSpec, Target, TorchModel
 from edgekit.verification import CALIBRATION_SAMPLES, RANDOM_SAMPLES, Subject, Verified, verify
@@ -77,6 +78,7 @@ class Prepared:
     optimized: OnnxModel
     data: Data
     calibrated: Calibrated | None
+    suspicions: tuple[Suspicion, ...]
     steps: tuple[StepRecord, ...]
 
 
@@ -150,17 +152,38 @@ def prepare(request: Request, shop: Workshop) -> Prepared:
     exported = stages.export(shop, source)
     optimized, optimize_step = stages.optimize(shop, exported.model, exported.example_inputs())
     data = gather(request, shop, exported)
-    calibrated = None
+    calibrated: Calibrated | None = None
+    suspicions: tuple[Suspicion, ...] = ()
     if data.calibration is not None and any(t.needs_calibration for t in request.targets):
         calibrated = stages.calibrate(shop, optimized, data.calibration)
+        suspicions = examine(shop, calibrated, data, exported)
     return Prepared(
         source=source,
         exported=exported,
         optimized=optimized,
         data=data,
         calibrated=calibrated,
+        suspicions=suspicions,
         steps=(exported.step, optimize_step),
     )
+
+
+def examine(shop: Workshop, calibrated: Calibrated, data: Data, exported: Exported) -> tuple[Suspicion, ...]:
+    """The calibration doctor's findings: all are shown, the grave ones end the build unless accepted."""
+    if calibrated.samples.origin == RANDOM:
+        return ()
+    found = stages.diagnose(shop, calibrated, data.evaluation, exported)
+    for suspicion in found:
+        shop.progress.note(f"calibration {suspicion.severity}: {suspicion.message}")
+    grave = [s for s in found if s.severity == "error"]
+    if grave and not shop.options.accept_data:
+        raise DataError(
+            "the calibration samples are not what the model will meet: "
+            + "; ".join(s.message for s in grave),
+            hint="; ".join(dict.fromkeys(s.hint for s in grave))
+            + "; --accept-data builds with them all the same",
+        )
+    return found
 
 
 def gather(request: Request, shop: Workshop, exported: Exported) -> Data:
@@ -217,6 +240,7 @@ def make(request: Request, shop: Workshop, prepared: Prepared, target: Target) -
             source=prepared.source.record,
             exported=prepared.exported,
             calibrated=prepared.calibrated,
+            suspicions=prepared.suspicions,
             files=made.subject.files,
             verified=made.verified,
             gates=verdicts,

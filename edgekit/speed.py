@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 GATE = "speed"
 _PROMISE_SPEED = (Precision.INT8, Precision.INT8_DYNAMIC, Precision.INT16X8, Precision.FP8)
-_SETTINGS = BenchSettings(processes=8, seconds=0.15, warmup_s=0.5)
+_SETTINGS = BenchSettings(processes=8, seconds=0.15, warmup_s=0.5, wait_s=120.0)
 
 
 @dataclass(frozen=True, kw_only=True)

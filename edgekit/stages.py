@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,6 +196,45 @@ def calibrate(shop: Workshop, model: OnnxModel, samples: SampleSet) -> Calibrate
     file = next(p for p in sorted(result.directory.iterdir()) if p.name.startswith("calibration"))
     digest = sha256_file(file)
     return Calibrated(file=file, sha256=digest, samples=samples, step=_step(result, output=digest))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspicion:
+    """One finding of the calibration doctor (see :mod:`edgekit.calibrate.doctor`)."""
+
+    code: str
+    severity: str
+    tensor: str
+    message: str
+    hint: str
+    evidence: Mapping[str, float] = field(default_factory=dict)
+
+
+def diagnose(
+    shop: Workshop, calibrated: Calibrated, evaluation: SampleSet | None, exported: Exported
+) -> tuple[Suspicion, ...]:
+    """Are the calibration samples what the model will meet? Compared with the evaluation samples, else with
+    the example inputs."""
+
+    def produce(out: Path) -> None:
+        from edgekit.calibrate import Calibration, doctor
+
+        with shop.progress.task("check the calibration samples"):
+            known = evaluation if evaluation is not None else [exported.example_inputs()]
+            findings = doctor.diagnose(
+                calibrated.samples, reference=known, calibration=Calibration.load(calibrated.file)
+            )
+        write_json(findings, out / "findings.json")
+
+    reference = evaluation.fingerprint if evaluation is not None else exported.model.sha256
+    key = Key(
+        name="diagnose",
+        inputs=(calibrated.sha256, calibrated.samples.fingerprint, reference),
+        options={},
+        versions=versions.of("numpy"),
+    )
+    rows = read_json(_run(shop, key, produce).directory / "findings.json")
+    return tuple(structure(Suspicion, row, where="findings.json") for row in rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 @click.option("--out", "-o", metavar="DIR", help="Where artifacts go: DIR/<target>/ (default: build).")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the target.")
 @click.option("--allow-not-run", is_flag=True, help="Accept artifacts that this machine cannot run.")
+@click.option(
+    "--accept-data", is_flag=True, help="Calibrate even with samples that the calibration doctor refuses."
+)
 @click.option("--trust", is_flag=True, help="Allow sources that execute code when loaded (pickles).")
 @click.option("--network", is_flag=True, help="Allow a source to download.")
 @click.option("--dry-run", is_flag=True, help="Check everything that can be checked and say what would run.")

@@ -2,77 +2,102 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from edgekit.golden import Replay
-    from edgekit.manifest import Artifact
+    from edgekit.package.verifying import BundleReport
+    from edgekit.types import Device
+
+Row = tuple[str, str, str, str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one artifact or bundle gave: rows for people, a document for machines, and what failed."""
+
+    path: Path
+    rows: list[Row]
+    document: dict[str, Any]
+    failed: tuple[str, ...]
 
 
 @click.command()
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--device", default="local", show_default=True, metavar="NAME", help="Where to run them.")
+@click.option(
+    "--public-key", type=click.Path(path_type=Path), help="Key (PEM) that a bundle must be signed with."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def verify(artifacts: tuple[Path, ...], device: str, as_json: bool) -> None:
-    """Run each of ARTIFACTS again on its real runtime, here or on a device, and check its gates.
+def verify(artifacts: tuple[Path, ...], device: str, public_key: Path | None, as_json: bool) -> None:
+    """Run each of ARTIFACTS (or bundles) again on its real runtime, here or on a device, and check its gates.
 
-    Uses the golden vectors inside the artifact: real inputs with the source's outputs. Nothing else is
-    needed, neither the source nor its data. An artifact that could not be run where it was built takes
-    its verdict from here.
+    Uses the golden vectors inside: real inputs with the source's outputs. Nothing else is needed, neither
+    the source nor its data. An artifact that could not be run where it was built takes its verdict from
+    here.
     """
-    from edgekit import golden, manifest
-    from edgekit.cli._output import print_json, progress
+    from edgekit.cli._output import print_json, progress, table
     from edgekit.devices import catalogue
+    from edgekit.errors import GateFailedError
+    from edgekit.package import is_bundle
 
     where = catalogue.device(device)
-    results = []
+    outcomes = []
     with progress() as shown:
         for path in artifacts:
-            artifact = manifest.read(path)
-            with shown.task(f"run {artifact.target}"):
-                result = golden.replay(artifact, device=where)
-            golden.adopt(artifact, result)
-            results.append((artifact, result))
+            with shown.task(f"run {path.name}"):
+                outcomes.append(
+                    _bundle(path, where, public_key) if is_bundle(path) else _artifact(path, where)
+                )
     if as_json:
-        print_json(
-            {
-                "artifacts": [
-                    {"artifact": str(a.directory), "status": r.status, "replay": r} for a, r in results
-                ]
-            }
-        )
+        print_json({"artifacts": [o.document for o in outcomes]})
     else:
-        _show(results)
-    _refuse_failed(results)
-
-
-def _show(results: list[tuple[Artifact, Replay]]) -> None:
-    from edgekit.cli._output import table
-
-    rows = []
-    for artifact, result in results:
-        recorded = result.recorded
-        for gate in result.gates:
-            value = "-" if gate.value is None else f"{gate.value:.4g}"
-            limit = "-" if gate.limit is None else f"{gate.limit:.4g}"
-            rows.append((artifact.target, gate.name, value, limit, str(gate.verdict)))
-        then = f"{recorded.snr_db:.1f} dB when built" if recorded else "first run"
-        rows.append((artifact.target, "(SNR now)", f"{result.parity.snr_db:.1f}", then, result.status))
-    table("", ("artifact", "gate", "value", "limit", "verdict"), rows)
-
-
-def _refuse_failed(results: list[tuple[Artifact, Replay]]) -> None:
-    from edgekit.errors import GateFailedError
-    from edgekit.gates import failed
-
-    bad = [(a, failed(r.gates)) for a, r in results if r.status == "failed"]
-    if bad:
-        names = "; ".join(f"{a.target}: {', '.join(gates)}" for a, gates in bad)
-        raise GateFailedError(
-            f"gates failed: {names}",
-            hint="compare runtime versions and processor with those in manifest.json",
-            gates=[g for _, gates in bad for g in gates],
+        table(
+            "", ("artifact", "check", "value", "limit", "verdict"), [row for o in outcomes for row in o.rows]
         )
+    bad = [o for o in outcomes if o.failed]
+    if bad:
+        raise GateFailedError(
+            "did not pass: " + "; ".join(f"{o.path}: {', '.join(o.failed)}" for o in bad),
+            hint="compare runtime versions and processor with those in the manifest",
+            gates=[name for o in bad for name in o.failed],
+        )
+
+
+def _artifact(path: Path, device: Device) -> Outcome:
+    from edgekit import golden, manifest
+    from edgekit.types import Verdict
+
+    artifact = manifest.read(path)
+    result = golden.replay(artifact, device=device)
+    golden.adopt(artifact, result)
+    return Outcome(
+        path=path,
+        rows=_rows(artifact.target, result),
+        document={"artifact": str(path), "status": result.status, "replay": result},
+        failed=tuple(g.name for g in result.gates if g.verdict is not Verdict.PASS),
+    )
+
+
+def _rows(target: str, result: Replay) -> list[Row]:
+    rows: list[Row] = []
+    for gate in result.gates:
+        value = "-" if gate.value is None else f"{gate.value:.4g}"
+        limit = "-" if gate.limit is None else f"{gate.limit:.4g}"
+        rows.append((target, gate.name, value, limit, str(gate.verdict)))
+    then = f"{result.recorded.snr_db:.1f} dB when built" if result.recorded else "first run"
+    return [*rows, (target, "(SNR now)", f"{result.parity.snr_db:.1f}", then, result.status)]
+
+
+def _bundle(path: Path, device: Device, public_key: Path | None) -> Outcome:
+    from edgekit.package import verify_bundle
+
+    report: BundleReport = verify_bundle(path, device=device, public_key=public_key)
+    rows = [(path.name, c.name, f"{c.error:.4g}", f"{c.limit:.4g}", str(c.verdict)) for c in report.cases]
+    document = {"artifact": str(path), "status": "passed" if report.passed else "failed", "bundle": report}
+    failed = tuple(c.name for c in report.cases if str(c.verdict) != "pass")
+    return Outcome(path=path, rows=rows, document=document, failed=failed)

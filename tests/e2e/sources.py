@@ -109,3 +109,13 @@ def outlier_labels() -> Iterator[tuple[np.ndarray, int]]:
     model = Outlier().eval()
     for row in _rows(count=256):
         yield row, int(model(torch.from_numpy(row)).argmax())
+
+
+def bright() -> Iterator[np.ndarray]:
+    """Inputs that somebody forgot to divide by 255."""
+    for row in _rows(count=64):
+        yield row * 255
+
+
+def plain() -> Iterator[np.ndarray]:
+    yield from _rows(count=64)

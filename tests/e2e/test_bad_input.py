@@ -94,6 +94,20 @@ def test_bad_calibration_data_names_the_sample(sources, data, words, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_calibration_data_of_the_wrong_scale_is_refused_unless_accepted(sources, tmp_path):
+    argv = (
+        "build", f"{sources}:tiny", "-t", "ort-int8", "--calib", f"{sources}:bright", "--eval", f"{sources}:plain",
+        "-o", tmp_path, "--json",
+    )  # fmt: skip
+    result = edgekit(*argv)
+    assert result.code == 2, result.err
+    for word in ("255", "'x'", "--accept-data"):
+        assert word in result.err
+    accepted = edgekit(*argv, "--accept-data")
+    assert accepted.code == 5  # ranges that wide leave INT8 nothing to tell values apart with
+    assert any("255" in f for f in accepted.json["targets"][0]["manifest"]["calibration"]["findings"])
+
+
 def test_operators_that_the_target_lacks_are_named_at_once(tmp_path):
     """Two Unique nodes: how many values come out is known at run time only, which no LiteRT file can say."""
     import onnx

@@ -17,14 +17,18 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgekit.errors import ConfigError, MissingExtraError
-from edgekit.types import Availability, Lowered, OnnxModel, Option, Placement, Precision, Target
+from edgekit.store import canonical_json
+from edgekit.types import Availability, Lowered, OnnxModel, Option, Placement, Precision, Target, sha256_bytes
 
 NAME = "tflite"
 FILE = "model.tflite"
+ORIGIN = "edgekit.origin"
+"""Name of the metadata entry, and of the manifest's detail, that ties the file to what it was made from."""
 _PACKAGE = "ai-edge-litert"
 
 
@@ -49,6 +53,9 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     ``weights`` (``float32``, ``float16``), ``quantized_weights`` (``dynamic``, ``float``), ``kernels``
     (``xnnpack``, ``builtin``), ``fuse``, and ``metadata.<name>`` for texts to store in the file.
 
+    The file carries :data:`ORIGIN`, a sha256 over the graph, the target and the options that it was made
+    from; the manifest's details hold the same.
+
     Raises:
         MissingExtraError: LiteRT is not installed.
         UnsupportedOperatorsError: every node that LiteRT cannot express, at once.
@@ -58,10 +65,12 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     from edgekit.backends.tflite.artifact import lowered, read_model, write_file
     from edgekit.backends.tflite.compiler import compile_onnx
 
-    chosen = _options(target, options)
+    origin = sha256_bytes(canonical_json([model.sha256, target, dict(options)]))
+    chosen = _options(target, {**options, f"metadata.{ORIGIN}": origin})
     compiled = compile_onnx(read_model(model.path), options=chosen)
     write_file(out / FILE, compiled.data)
-    return lowered(compiled, FILE)
+    written = lowered(compiled, FILE)
+    return replace(written, details={**written.details, ORIGIN: origin})
 
 
 def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[str, Any]) -> Placement:

@@ -54,8 +54,8 @@ GOALS = {
     ("lenet-300-100", "small"): Goal(
         net=lenet_300_100,
         base=_BASE_300,
-        prune=Prune(sparsity=0.972, ramp=0.5, training=Training(epochs=20.0, rate=3e-3)),
-        cluster=Cluster(values=8, bias=0.05, bias_bits=4, training=Training(epochs=4.0, rate=5e-4)),
+        prune=Prune(sparsity=0.968, ramp=0.5, training=Training(epochs=20.0, rate=3e-3)),
+        cluster=Cluster(values=8, bias=0.04, bias_bits=4, training=Training(epochs=4.0, rate=5e-4)),
     ),
     ("lenet-5", "accurate"): Goal(
         net=lenet_5,

@@ -9,6 +9,7 @@ follow from where the next codebook begins and from the end of the file.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -29,9 +30,11 @@ def spans(name: str, data: memoryview, files: Mapping[str, memoryview]) -> list[
         out: list[Span] = []
         at = 4 * layers
         for number in range(layers):
-            at = _layer(name, data, at, number, int(head[number]), number == layers - 1, out)
-            if at < 0:
+            found, at = _layer(data, at, int(head[number]), number == layers - 1)
+            if not found:
                 break
+            out += [replace(s, file=name, name=f"layer{number}.{s.name}") for s in found]
+            out[-2] = replace(out[-2], palette=out[-4].name)
         if at == len(data):
             return out
     return []
@@ -47,36 +50,29 @@ def _codebook(data: memoryview, at: int, entries: int) -> bool:
     return bool(sane.all())
 
 
-def _layer(
-    file: str, data: memoryview, at: int, number: int, stored: int, last: bool, out: list[Span]
-) -> int:
-    """Append the four spans of one layer; where the next begins, or -1."""
+def _layer(data: memoryview, at: int, stored: int, last: bool) -> tuple[list[Span], int]:
+    """The four spans of the layer that begins at ``at`` and where the next begins; none if there is none."""
     for entries, bits in ((256, 8), (16, 4)):
         if not stored or not _codebook(data, at, entries):
             continue
         indices, distances = (stored * bits + 7) // 8, (stored + 1) // 2
         streams = at + 4 * entries
         for biases in range(1, _MAX_BIASES):
-            end = streams + 4 * biases + indices + distances
+            begin = streams + 4 * biases
+            end = begin + indices + distances
             if end > len(data):
                 break
             ends = end == len(data) if last else _codebook(data, end, 256) or _codebook(data, end, 16)
-            if not ends:
-                continue
-            begin = streams + 4 * biases
-            rows = (
-                ("codebook", "float32", entries, at),
-                ("bias", "float32", biases, streams),
-                ("index", "uint8" if bits == 8 else "uint4", stored, begin),
-                ("distance", "uint4", stored, begin + indices),
-            )
-            for label, dtype, count, offset in rows:
-                size = (count + 1) // 2 if dtype == "uint4" else count * (4 if dtype == "float32" else 1)
-                out.append(
-                    Span(
-                        file=file, name=f"layer{number}.{label}", dtype=dtype, shape=(count,), offset=offset,
-                        size=size, palette=f"layer{number}.codebook" if label == "index" else "",
-                    )
-                )  # fmt: skip
-            return end
-    return -1
+            if ends:
+                kind = "uint8" if bits == 8 else "uint4"
+                return [
+                    _span("codebook", "float32", entries, at, 4 * entries),
+                    _span("bias", "float32", biases, streams, 4 * biases),
+                    _span("index", kind, stored, begin, indices),
+                    _span("distance", "uint4", stored, begin + indices, distances),
+                ], end
+    return [], at
+
+
+def _span(name: str, dtype: str, count: int, offset: int, size: int) -> Span:
+    return Span(file="", name=name, dtype=dtype, shape=(count,), offset=offset, size=size)

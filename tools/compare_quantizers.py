@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from real_networks import DATA, NETWORKS, Inputs, Items, Network, agreement
@@ -74,10 +75,29 @@ def litert_run(path: Path) -> Run:
     interpreter.allocate_tensors()
     runner = interpreter.get_signature_runner()
 
+    sources, results = runner.get_input_details(), runner.get_output_details()
+    (output,) = results
+
     def run(inputs: Inputs) -> np.ndarray:
-        return next(iter(runner(**inputs).values())).copy()
+        fed = {n: stored(a, sources[n]) for n, a in inputs.items()}
+        return real(runner(**fed)[output].copy(), results[output])
 
     return run
+
+
+def stored(array: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
+    """A float array as a quantized input takes it; others as they are."""
+    if tensor["dtype"] == array.dtype.type:
+        return array
+    scale, zero = tensor["quantization"]
+    limits = np.iinfo(tensor["dtype"])
+    return np.clip(np.rint(array / scale) + zero, limits.min, limits.max).astype(tensor["dtype"])
+
+
+def real(array: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
+    """What a quantized output stands for."""
+    scale, zero = tensor["quantization"]
+    return (array.astype(np.float32) - zero) * np.float32(scale) if scale else array
 
 
 # --- peers: (setting, file) each -----------------------------------------------------------------------------
@@ -198,7 +218,7 @@ def main() -> None:
         network = shortened(network, options.limit)
         with tempfile.TemporaryDirectory() as folder:
             rows += compare(network, options.runtime or list(RUNTIMES), Path(folder), missing)
-    options.out.write_text(table(rows, sorted(set(missing)), options.limit), encoding="utf-8")
+        options.out.write_text(table(rows, sorted(set(missing)), options.limit), encoding="utf-8")
 
 
 def shortened(network: Network, limit: int) -> Network:
@@ -278,8 +298,8 @@ def table(rows: list[Row], missing: list[str], limit: int) -> str:
         "# INT8 quantizers compared", "",
         f"Made by `tools/compare_quantizers.py --limit {limit}` on real weights and inputs (the data sets are not part",
         "of the project). The score is top-1 agreement with float32 in percent; for MiniLM it is the change of SST-2",
-        "accuracy in points. Peers have several settings; the best by score is shown. Times are medians in ms, one thread,",
-        "taken in turns on a shared machine: compare within a row only.", "",
+        "accuracy in points. Peers have several settings; the best by score is shown. Times are medians in ms, one",
+        "thread, taken in turns on a shared machine: compare within a row only.", "",
         "| network | runtime | edgekit | SNR dB | ms | best peer | SNR dB | ms | peer's setting |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip

@@ -22,6 +22,7 @@ _FIELDS = (
     "parameters",
     "compile_seconds",
     "snr_db",
+    "onnx_snr_db",
 )
 
 _HEAD = """# The zoo

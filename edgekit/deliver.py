@@ -91,6 +91,7 @@ def describe(product: Product, status: str, directory: Path) -> Manifest:
         files=manifests.file_records(directory, lowered.files),
         inputs=lowered.inputs,
         outputs=lowered.outputs,
+        channels_moved=lowered.channels_moved,
         labels=record.labels,
         preprocessing=product.options.preprocessing or record.preprocessing,
         calibration=_calibration(product),

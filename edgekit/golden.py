@@ -110,12 +110,14 @@ def replay(artifact: Artifact, *, device: Device = LOCAL) -> Replay:
     with run_artifact(
         manifest.target.backend,
         artifact.model,
-        inputs=(to_runtime(row, manifest.inputs) for row in inputs),
+        inputs=(to_runtime(row, manifest.channels_moved) for row in inputs),
         options=manifest.runtime,
         device=device,
         settings=settings,
     ) as run:
-        parity = compare(expected, Restored(run.outputs, manifest.outputs), task=Task(name=manifest.task))
+        parity = compare(
+            expected, Restored(run.outputs, manifest.channels_moved), task=Task(name=manifest.task)
+        )
         tolerance = replace(manifest.target.tolerance, metric_drop=None, placement=None)
         return Replay(
             parity=parity,

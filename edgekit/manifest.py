@@ -100,6 +100,7 @@ class Manifest:
     files: tuple[FileRecord, ...] = ()
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    channels_moved: tuple[str, ...] = ()
     task: str = ""
     labels: tuple[str, ...] = ()
     preprocessing: Mapping[str, Any] = field(default_factory=dict)

@@ -37,7 +37,7 @@ def variant(artifact: Artifact) -> Variant:
     return Variant(
         backend=manifest.target.backend,
         model=artifact.model,
-        inputs=to_runtime(inputs[0], manifest.inputs),
+        inputs=to_runtime(inputs[0], manifest.channels_moved),
         options=manifest.runtime,
         files=tuple(artifact.directory / f.name for f in manifest.files[1:]),
         quantize=True,

@@ -124,7 +124,7 @@ def _variant(subject: Subject, inputs: Mapping[str, Array]) -> Variant:
     return Variant(
         backend=subject.target.backend,
         model=subject.main,
-        inputs=to_runtime(inputs, lowered.inputs),
+        inputs=to_runtime(inputs, lowered.channels_moved),
         options=lowered.runtime,
         files=subject.beside,
         quantize=True,

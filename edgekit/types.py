@@ -271,13 +271,15 @@ class Availability:
 class Lowered:
     """What a backend's ``lower`` wrote: file names relative to the artifact's directory, main file first.
 
-    ``inputs`` and ``outputs`` are what the runtime sees; ``notes`` are for the manifest (one fact each);
+    ``inputs`` and ``outputs`` are what the runtime sees; ``channels_moved`` names those whose channels (axis 1
+    in the source) are last here; ``notes`` are for the manifest (one fact each);
     ``details`` is JSON-able backend information (fusions, partitions, operators left in float).
     """
 
     files: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    channels_moved: tuple[str, ...] = ()
     runtime: Mapping[str, Option] = field(default_factory=dict)
     minimum_runtime: str = ""
     notes: tuple[str, ...] = ()

@@ -173,11 +173,11 @@ def _measure(shop: Workshop, case: Case) -> Verified:
         with run_artifact(
             subject.target.backend,
             subject.main,
-            inputs=(to_runtime(s.inputs, lowered.inputs) for s in _kept(samples, chosen)),
+            inputs=(to_runtime(s.inputs, lowered.channels_moved) for s in _kept(samples, chosen)),
             options=lowered.runtime,
             settings=settings,
         ) as run:
-            rows = Restored(run.outputs, lowered.outputs)
+            rows = Restored(run.outputs, lowered.channels_moved)
             parity = compare(_kept(reference, chosen), rows, task=_task(shop, exported, samples, chosen))
             count = case.vectors.count
             golden_parity = compare(

@@ -131,6 +131,21 @@ def _negate_outputs(path):
         np.savez(file, **arrays)
 
 
+@pytest.mark.parametrize(
+    ("setting", "dtype", "shape"),
+    [("io_layout=nhwc", "float32", [1, 8, 8, 1]), ("io_dtype=int8", "int8", [1, 1, 8, 8])],
+)
+def test_the_app_can_choose_layout_and_type(built, root, tmp_path, setting, dtype, shape):
+    result = edgekit(
+        "build", source(root), "-t", "tflite-int8", "--calib", data(root, "calibration"),
+        "--eval", data(root, "evaluation"), "--set", setting, "-o", tmp_path, "--json",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    (taken,) = result.json["targets"][0]["manifest"]["inputs"]
+    assert (taken["dtype"], taken["shape"]) == (dtype, shape)
+    assert edgekit("verify", tmp_path / "tflite-int8").code == 0
+
+
 def test_bench_measures_and_keeps_raw_samples(built, tmp_path):
     out, _ = built
     for target in ("ort-fp32", "ort-int8"):

@@ -66,11 +66,24 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     from edgekit.backends.tflite.compiler import compile_onnx
 
     origin = sha256_bytes(canonical_json([model.sha256, target, dict(options)]))
+    if any(spec.layout == "NHWC" for spec in model.inputs):  # channels are last already: TensorFlow's models
+        options = {**options, "io_layout": "nchw"}
     chosen = _options(target, {**options, f"metadata.{ORIGIN}": origin})
     compiled = compile_onnx(read_model(model.path), options=chosen)
     write_file(out / FILE, compiled.data)
-    written = lowered(compiled, FILE)
+    written = _as_declared(lowered(compiled, FILE), model)
     return replace(written, details={**written.details, ORIGIN: origin})
+
+
+def _as_declared(written: Lowered, model: OnnxModel) -> Lowered:
+    """Say what was moved, and let tensors that were not keep the layout that their source declares."""
+    moved = tuple(s.name for s in (*written.inputs, *written.outputs) if s.layout in ("NHWC", "NDHWC"))
+    declared = {s.name: s.layout for s in (*model.inputs, *model.outputs) if s.layout and s.name not in moved}
+    inputs, outputs = (
+        tuple(replace(s, layout=declared.get(s.name, s.layout)) for s in side)
+        for side in (written.inputs, written.outputs)
+    )
+    return replace(written, inputs=inputs, outputs=outputs, channels_moved=moved)
 
 
 def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[str, Any]) -> Placement:

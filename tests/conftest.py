@@ -11,7 +11,9 @@ import pytest
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["EDGEKIT_SPEED_GATE"] = "false"  # no timed assertions; tests/e2e/test_plugin.py tests the gate itself
+os.environ["EDGEKIT_SPEED_GATE"] = (
+    "false"  # no timed assertions; tests/e2e/test_plugin.py tests the gate itself
+)
 # Workers of one run share it (the controller sets it before they start); two runs do not.
 os.environ.setdefault("EDGEKIT_CACHE", tempfile.mkdtemp(prefix="edgekit-tests-"))
 # A benchmark takes the device's lock; tests that run side by side must not find each other busy.

@@ -108,6 +108,7 @@ def test_errors_are_raised_after_the_others_have_finished(module, tmp_path):
             calibration=[1e-4 * s for s in samples()],
             evaluation=samples(),
             out=tmp_path,
+            options={"accept_data": True},
         )
     assert "snr" in error.value.gates
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ort-fp32", "ort-int8.failed"]

@@ -46,7 +46,9 @@ def test_values_are_typed(text, value):
     assert type(parsed) is type(value)
 
 
-@pytest.mark.parametrize(("text", "value"), [("1%", 0.01), ("0.5pt", 0.005), ("0.02", 0.02), ("2 points", 0.02)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("1%", 0.01), ("0.5pt", 0.005), ("0.02", 0.02), ("2 points", 0.02)]
+)
 def test_fractions(text, value):
     assert config.parse_fraction(text, what="--max-drop") == pytest.approx(value)
 

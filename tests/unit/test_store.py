@@ -54,7 +54,9 @@ def test_notes_are_recalled_by_content(tmp_path):
 
 
 def test_canonical_json_does_not_depend_on_order():
-    assert canonical_json({"b": 1, "a": (1, 2)}) == canonical_json({"a": [1, 2], "b": 1}) == b'{"a":[1,2],"b":1}'
+    assert (
+        canonical_json({"b": 1, "a": (1, 2)}) == canonical_json({"a": [1, 2], "b": 1}) == b'{"a":[1,2],"b":1}'
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_a_usage_error(tmp_path):

@@ -51,7 +51,12 @@ def fold(
 
 
 def _reference(
-    domain: str, op: str, opset: int, inputs: Sequence[Array | None], attributes: Mapping[str, Any], count: int
+    domain: str,
+    op: str,
+    opset: int,
+    inputs: Sequence[Array | None],
+    attributes: Mapping[str, Any],
+    count: int,
 ) -> tuple[Array, ...]:
     from onnx import TensorProto, helper
     from onnx.reference import ReferenceEvaluator
@@ -64,7 +69,9 @@ def _reference(
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
         for name, a in given.items()
     ]
-    outs = [helper.make_value_info(n, helper.make_tensor_type_proto(TensorProto.UNDEFINED, None)) for n in results]
+    outs = [
+        helper.make_value_info(n, helper.make_tensor_type_proto(TensorProto.UNDEFINED, None)) for n in results
+    ]
     imports = [helper.make_opsetid(domain, opset)]
     model = helper.make_model(helper.make_graph([node], "fold", infos, outs), opset_imports=imports)
     try:

@@ -128,7 +128,9 @@ def _split(g: Builder, op: Op) -> list[Tensor] | None:
     x = _input(op, 1 if op.code == "SPLIT" else 0)
     if op.code == "SPLIT" and len(op.outputs) <= _SPLIT_LIMIT:
         return None
-    axis = next((i for i, (a, b) in enumerate(zip(x.shape, op.outputs[0].shape, strict=True)) if a != b), None)
+    axis = next(
+        (i for i, (a, b) in enumerate(zip(x.shape, op.outputs[0].shape, strict=True)) if a != b), None
+    )
     if axis is None:
         return None  # one part, or parts without elements
     parts, start = [], 0

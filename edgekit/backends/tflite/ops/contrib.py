@@ -49,9 +49,7 @@ def attention(
     if bias is not None:
         packed = broadcast(g, "ADD", (packed, bias))
     bounds = np.cumsum([0, *sizes])
-    query, key, value = (
-        _columns(g, packed, int(a), int(b)) for a, b in itertools.pairwise(bounds)
-    )
+    query, key, value = (_columns(g, packed, int(a), int(b)) for a, b in itertools.pairwise(bounds))
     added = _biases(g, mask, attention_bias, mask_filter_value)
     if unidirectional:
         added.append(_causal(g, query.shape[1], key.shape[1], mask_filter_value))

@@ -216,7 +216,7 @@ def test_reseal_itself_is_harmless(packed: tuple[Path, bytes], tmp_path: Path) -
     assert entropy.unpack(tmp_path / "x.ekz", tmp_path / "out").read_bytes() == packed[1]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(st.integers(0, 10**6), st.integers(0, 255), min_size=1, max_size=4))
 def test_a_hostile_index_is_refused(
     packed: tuple[Path, bytes], tmp_path: Path, change: dict[int, int]

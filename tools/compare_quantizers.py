@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from edgekit.quantize import QuantizeOptions, quantize
 from edgekit.types import OnnxModel
 
 Run = Callable[[Inputs], np.ndarray]
+Peers = Mapping[str, Callable[[], Path]]
 ROOT = Path(__file__).resolve().parent.parent
 _TIMED = 30
 
@@ -100,10 +102,10 @@ def real(array: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
     return (array.astype(np.float32) - zero) * np.float32(scale) if scale else array
 
 
-# --- peers: (setting, file) each -----------------------------------------------------------------------------
+# --- peers: settings, and what makes the file of each -------------------------------------------------------
 
 
-def onnxruntime_peers(model: Path, network: Network, folder: Path) -> Iterator[tuple[str, Path]]:
+def onnxruntime_peers(model: Path, network: Network, folder: Path) -> Peers:
     from onnxruntime.quantization import (
         CalibrationDataReader,
         CalibrationMethod,
@@ -122,54 +124,59 @@ def onnxruntime_peers(model: Path, network: Network, folder: Path) -> Iterator[t
 
     prepared = folder / "prepared.onnx"
     quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
-    for method, count in (
-        ("MinMax", 128),
-        ("Percentile", 32),
-        ("Entropy", 32),
-    ):  # the last two keep all activations
+
+    def make(method: str, count: int) -> Path:
         out = folder / f"peer-{method}.onnx"
         quantize_static(
             str(prepared), str(out), Reader(list(network.calibration[:count])), quant_format=QuantFormat.QDQ,
             per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod[method],
         )  # fmt: skip
-        yield f"quantize_static U8S8 {method}", out
+        return out
+
+    settings = {"MinMax": 128, "Percentile": 32, "Entropy": 32}  # the last two keep all activations in memory
+    return {f"quantize_static U8S8 {m}": functools.partial(make, m, n) for m, n in settings.items()}
 
 
-def openvino_peers(model: Path, network: Network, folder: Path) -> Iterator[tuple[str, Path]]:
+def openvino_peers(model: Path, network: Network, folder: Path) -> Peers:
     os.environ["NNCF_TELEMETRY"] = "0"
     import nncf
     import openvino
 
     kind = nncf.ModelType.TRANSFORMER if "MiniLM" in network.name else None
-    for fast in (True, False):
+
+    def make(fast: bool) -> Path:
         out = folder / f"peer-{fast}.xml"
-        dataset = nncf.Dataset(list(network.calibration))
-        float_model = openvino.Core().read_model(str(model))
         made = nncf.quantize(
-            float_model, dataset, preset=nncf.QuantizationPreset.MIXED, model_type=kind, fast_bias_correction=fast,
+            openvino.Core().read_model(str(model)), nncf.Dataset(list(network.calibration)),
+            preset=nncf.QuantizationPreset.MIXED, model_type=kind, fast_bias_correction=fast,
             subset_size=min(len(network.calibration), 300),
         )  # fmt: skip
         openvino.save_model(made, str(out), compress_to_fp16=False)
-        yield f"NNCF mixed, {'fast ' if fast else ''}bias correction", out
+        return out
+
+    names = {True: "NNCF mixed, fast bias correction", False: "NNCF mixed, bias correction"}
+    return {name: functools.partial(make, fast) for fast, name in names.items()}
 
 
-def litert_peers(model: Path, network: Network, folder: Path) -> Iterator[tuple[str, Path]]:
+def litert_peers(model: Path, network: Network, folder: Path) -> Peers:
     from litert_quantizer import recipe
     from litert_quantizer.quantizer import Quantizer
 
     lite = compiled(model, folder / "float.tflite")
-    for name in ("MIN_MAX_UNIFORM_QUANT", "OCTAV"):
-        algorithm = getattr(recipe.AlgorithmName, name, None)
-        if algorithm is None:
-            continue
+
+    def make(name: str) -> Path:
         quantizer = Quantizer(str(lite))
-        quantizer.load_quantization_recipe(recipe.static_wi8_ai8(algorithm))
+        quantizer.load_quantization_recipe(recipe.static_wi8_ai8(recipe.AlgorithmName[name]))
         key = next(iter(litert_signatures(lite)))
         seen = quantizer.calibrate({key: list(network.calibration)}, num_threads=1)
         out = folder / f"peer-{name}.tflite"
         out.write_bytes(bytes(quantizer.quantize(seen).quantized_model))
-        yield f"litert-quantizer {name}", out
+        return out
+
+    return {
+        f"litert-quantizer {n}": functools.partial(make, n) for n in ("MIN_MAX_UNIFORM_QUANT", "OCTAV", "MSE")
+    }
 
 
 def litert_signatures(path: Path) -> list[str]:
@@ -194,7 +201,7 @@ class Runtime:
 
     target: str
     run: Callable[[Path], Run]
-    peers: Callable[[Path, Network, Path], Iterator[tuple[str, Path]]]
+    peers: Callable[[Path, Network, Path], Peers]
 
 
 RUNTIMES = {
@@ -241,14 +248,29 @@ def compare(network: Network, runtimes: list[str], folder: Path, missing: list[s
     rows = []
     for name in runtimes:
         files = ours(model, calibration, samples, RUNTIMES[name], folder)
-        try:
-            peers = list(RUNTIMES[name].peers(model.path, network, folder))
-        except ImportError as error:
-            missing.append(f"{name}: {error.name} is not installed")
-            peers = []
+        peers = made(name, RUNTIMES[name], (model.path, network, folder), missing)
         candidates = [("edgekit", *files), *(("peer", s, p) for s, p in peers)]
         rows += measure(network, name, candidates, reference)
     return rows
+
+
+def made(
+    name: str, runtime: Runtime, source: tuple[Path, Network, Path], missing: list[str]
+) -> list[tuple[str, Path]]:
+    """The files of a runtime's peers; what is not installed or fails is told in the table."""
+    try:
+        settings = runtime.peers(*source)
+    except ImportError as error:
+        missing.append(f"{name}: {error.name} is not installed")
+        return []
+    files = []
+    for setting, make in settings.items():
+        try:
+            files.append((setting, make()))
+        except Exception as error:  # noqa: BLE001 - a peer may fail in any way
+            told = " ".join(str(error).split())[:120]
+            missing.append(f"{source[1].name}, {setting}: {type(error).__name__}: {told}")
+    return files
 
 
 def ours(

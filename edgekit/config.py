@@ -31,7 +31,7 @@ class Options:
     method: str = "auto"
     exclude: tuple[str, ...] = ()
     int16: tuple[str, ...] = ()
-    corrections: tuple[str, ...] = ()
+    corrections: tuple[str, ...] = ("bias",)
     speed_gate: bool = True
     samples: int = 512
     accept_data: bool = False

@@ -244,7 +244,7 @@ class Quantization:
     method: str = "auto"
     exclude: tuple[str, ...] = ()
     int16: tuple[str, ...] = ()
-    corrections: tuple[str, ...] = ()
+    corrections: tuple[str, ...] = ("bias",)
 
     @classmethod
     def of(cls, options: Options) -> Quantization:

@@ -23,6 +23,9 @@ EXAMPLE = HERE / "manifest/manifest.json"
 
 
 def example() -> Manifest:
+    row = Target(
+        name="ort-fp32", backend="onnxruntime", precision=Precision.FP32, runs_on="cpu", file="model.onnx"
+    )
     return Manifest(
         edgekit="0.1.0",
         status="passed",

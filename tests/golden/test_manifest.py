@@ -29,9 +29,7 @@ def example() -> Manifest:
     return Manifest(
         edgekit="0.1.0",
         status="passed",
-        target=Target(
-            name="ort-fp32", backend="onnxruntime", precision=Precision.FP32, runs_on="cpu", file="model.onnx"
-        ),
+        target=row,
         source=SourceRecord(text="model.py:net", kind="factory", sha256="0" * 64),
         settings={"ort_format": False},
         steps=(StepRecord(name="export", input_sha256="0" * 64, versions={"torch": "2.13.0"}, seconds=1.5),),

@@ -3,12 +3,22 @@
 A step is a frozen dataclass whose fields are its options: the command line, the cache key, the recipe
 file and the manifest all come from them. Steps change the module in place or return another; nothing is
 ever pickled: weights are safetensors, the rest is JSON.
+
+Beside ``NAME`` and ``apply`` a step may have:
+
+- ``restore(model, tensors) -> model``: for a step that changes the module's *structure*. Does to a fresh
+  module what ``apply`` did to its structure, from nothing but the options and the tensors that ``apply``
+  recorded; the weights are loaded afterwards. A step without it leaves every name and shape as it was.
+- ``NEEDS_ORIGINAL = True``: :attr:`Context.original` then holds the model as it was before the first step.
+- ``SPACE``: what the search under a budget tries, option by option (see :mod:`edgekit.compress.space`).
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
+import inspect
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from edgekit.errors import ConfigError, UnknownNameError, UsageError
+from edgekit.errors import ConfigError, SourceError, UnknownNameError, UsageError
 from edgekit.structure import structure
 
 if TYPE_CHECKING:
@@ -41,12 +51,16 @@ class Step(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What steps may use. ``tensors`` collects what they :meth:`record` for the plan."""
+    """What steps may use. ``tensors`` collects what they :meth:`record` for the plan: within a step under
+    the step's own names, after :func:`run` with the step's number in front (``"0/fc1.mask"``).
+    ``original`` is a frozen copy of the model before the first step, for steps that say they need it.
+    """
 
     task: Task | None = None
     example_inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
     seed: int = 0
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    original: torch.nn.Module | None = None
 
     def needs_task(self, step: str) -> Task:
         """The task. Raises ``UsageError`` when a step wants to train and there is none."""
@@ -56,6 +70,16 @@ class Context:
                 hint="give a task (data, loss and metric), or set training.epochs=0",
             )
         return self.task
+
+    def observe(self, model: torch.nn.Module, batches: int, *, step: str) -> None:
+        """Run ``model`` on the task's first training batches, without gradients, so that hooks see activations."""
+        import torch
+
+        task = self.needs_task(step)
+        model.eval()
+        with torch.no_grad():
+            for _, batch in zip(range(batches), task.batches(0, self.seed), strict=False):
+                task.loss(model, batch)
 
     def record(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Keep tensors that describe what was done, under names that say which layer they belong to."""
@@ -101,21 +125,78 @@ def registry() -> dict[str, type[Any]]:
 
 
 def run(
-    model: torch.nn.Module, steps: Sequence[Step], context: Context
+    model: torch.nn.Module, steps: Sequence[Step], context: Context, *, work: Path | None = None
 ) -> tuple[torch.nn.Module, CompressionReport]:
-    """Apply ``steps`` in order, measuring before and after each."""
-    reports = []
+    """Apply ``steps`` in order, measuring before and after each.
+
+    ``work`` is a folder in which finished steps and the training's checkpoints are kept by what they depend
+    on: a run that was killed goes on from there, to the same result. All processes of one run share it.
+    """
+    from edgekit.compress import resume
+
+    if context.original is None and any(getattr(s, "NEEDS_ORIGINAL", False) for s in steps):
+        context = dataclasses.replace(context, original=_frozen(model))
+    reports: list[StepReport] = []
     before = measure(model, context)
-    for step in steps:
+    for number, step in enumerate(steps):
         key = cache_key(step, model, context)
+        own = dataclasses.replace(context, tensors={})
         begin = time.perf_counter()
-        model = step.apply(model, context).eval()
+        found = resume.finished(work, key)
+        if found is not None:
+            own.tensors.update(found.tensors)
+            model, after = rebuild(step, model, found.tensors, found.weights), found.size
+        else:
+            with resume.resumable(work, key):
+                model = step.apply(model, own).eval()
+            after = measure(model, context)
+            resume.keep(
+                work, key, resume.Finished(weights=model.state_dict(), tensors=own.tensors, size=after)
+            )
+        context.tensors.update({f"{number}/{name}": tensor for name, tensor in own.tensors.items()})
         seconds = time.perf_counter() - begin
-        after = measure(model, context)
         reports.append(StepReport(step=spell(step), key=key, before=before, after=after, seconds=seconds))
         before = after
     name = context.task.metric_name if context.task is not None else ""
     return model, CompressionReport(metric=name, steps=tuple(reports))
+
+
+def rebuild(
+    step: Step,
+    model: torch.nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    weights: Mapping[str, torch.Tensor] | None,
+) -> torch.nn.Module:
+    """Give ``model`` the structure that ``step`` gave it when it recorded ``tensors``; then load ``weights``.
+
+    Raises ``SourceError`` when the weights do not fit: the model is not the one that was compressed.
+    """
+    restore = getattr(step, "restore", None)
+    if restore is not None:
+        model = restore(model, tensors)
+    if weights is not None:
+        try:
+            model.load_state_dict(dict(weights))
+        except RuntimeError as error:
+            raise SourceError(
+                f"the weights after {spell(step)} do not fit the model: {str(error).splitlines()[-1].strip()}",
+                hint="the source has changed since it was compressed: compress it again",
+            ) from error
+    return model.eval()
+
+
+def _frozen(model: torch.nn.Module) -> torch.nn.Module:
+    copied = copy.deepcopy(model).eval()
+    for parameter in copied.parameters():
+        parameter.requires_grad_(False)
+    return copied
+
+
+def forward(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
+    """Call ``model`` with inputs by name, or in their order where its ``forward`` knows them by others."""
+    parameters = inspect.signature(model.forward).parameters
+    by_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or set(inputs) <= set(parameters)
+    return model(**inputs) if by_name else model(*inputs.values())
 
 
 def measure(model: torch.nn.Module, context: Context) -> Size:
@@ -127,7 +208,7 @@ def measure(model: torch.nn.Module, context: Context) -> Size:
     macs = 0
     if context.example_inputs:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(*context.example_inputs.values())
+            forward(model, context.example_inputs)
         macs = counter.get_total_flops() // 2
     return Size(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -208,10 +289,29 @@ def cache_key(step: Step, model: torch.nn.Module, context: Context) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The source that was compressed. ``path`` is relative to the plan's folder where that is possible."""
+
+    text: str
+    kind: str
+    path: str = ""
+    attribute: str = ""
+
+
 def save(
-    folder: Path, model: torch.nn.Module, steps: Sequence[Step], report: CompressionReport, context: Context
+    folder: Path,
+    model: torch.nn.Module,
+    steps: Sequence[Step],
+    report: CompressionReport,
+    context: Context,
+    *,
+    origin: Origin | None = None,
 ) -> None:
-    """Write the plan: the recipe and report as JSON, the weights and what steps recorded as safetensors."""
+    """Write the plan: the recipe and report as JSON, the weights and what steps recorded as safetensors.
+
+    The same recipe, seed and source give the same bytes: how long steps took is not written.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -220,12 +320,17 @@ def save(
         temporary = folder / f".{name}.part"
         save_file(dict(sorted(tensors.items())), temporary)
         temporary.replace(folder / name)
+    told = dataclasses.asdict(report)
+    for row in told["steps"]:
+        del row["seconds"]
     document = {
         "version": _VERSION,
         "seed": context.seed,
         "steps": [{"name": s.NAME, "options": options(s)} for s in steps],
-        "report": dataclasses.asdict(report),
+        "report": told,
     }
+    if origin is not None:
+        document["source"] = dataclasses.asdict(origin)
     temporary = folder / f".{PLAN}.part"
     temporary.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
     temporary.replace(folder / PLAN)

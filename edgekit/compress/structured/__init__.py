@@ -1,0 +1,8 @@
+"""Structured pruning: follow what one channel, head or unit is connected to, and cut it everywhere.
+
+A forward pass is recorded operator by operator (:mod:`trace`); labels on every entry of every dimension go
+through it (:mod:`labels`, :mod:`rules`); equal labels are cut together (:mod:`groups`, :mod:`cut`); the cut model
+is compared with the masked one (:mod:`verify`).
+"""
+
+from __future__ import annotations

@@ -1,0 +1,133 @@
+"""Cut, run, compare: a cut model must compute what the whole model does with the same units set to zero.
+
+Where it does not (the user's ``forward`` has a size written into it), attributes are tried one by one, and
+groups one by one; those for which nothing works are left alone, and named.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from edgekit.compress.step import forward
+from edgekit.compress.structured.cut import Attribute, Plan, apply, followers, plan
+from edgekit.compress.structured.groups import Alive, Analysis, Group
+from edgekit.nested import flatten
+
+TOLERANCE = 1e-3
+"""Largest difference, relative to the largest output. The same sums in another order; float32."""
+_TRIES = 24
+
+Outputs = dict[str, torch.Tensor]
+
+
+class Checker:
+    """Cuts one model on trial. ``left`` collects groups that cannot be cut, ``leave`` attributes that must stay."""
+
+    def __init__(
+        self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], analysis: Analysis
+    ) -> None:
+        self.model, self.inputs, self.analysis = model, inputs, analysis
+        self.leave: frozenset[Attribute] = frozenset()
+
+    def failing(self, groups: tuple[Group, ...]) -> tuple[Group, ...]:
+        """The groups of which nothing can be cut; learns which attributes have to stay."""
+        if not groups or self.works(self._probe(groups)):
+            return ()
+        if len(groups) == 1:
+            return () if self._mend(groups[0]) else groups
+        half = len(groups) // 2
+        left = self.failing(groups[:half])
+        right = self.failing(groups[half:])
+        bad = {id(g) for g in (*left, *right)}
+        good = tuple(g for g in groups if id(g) not in bad)
+        if self.works(self._probe(good)):
+            return tuple(g for g in groups if id(g) in bad)
+        return groups  # each works alone, all together do not
+
+    def works(self, alive: Alive) -> bool:
+        """Whether cutting gives the masked model's outputs (just finite ones where units are not exact)."""
+        return self._same(plan(self.model, self.analysis, alive, self.leave), alive)
+
+    def _probe(self, groups: tuple[Group, ...]) -> Alive:
+        """A part of each group cut, another for each so that sizes do not agree by chance."""
+        alive = self.analysis.everything()
+        for group in groups:
+            alive[group.units[:: 2 if len(group.units) < 6 else 3]] = False
+        return alive
+
+    def _mend(self, group: Group) -> bool:
+        alive = self._probe((group,))
+        candidates = sorted(followers(self.model, self.analysis, alive))
+        subsets = itertools.chain.from_iterable(
+            itertools.combinations(candidates, n) for n in range(1, len(candidates) + 1)
+        )
+        for subset in itertools.islice(subsets, _TRIES):
+            leave = self.leave | frozenset(subset)
+            if self._same(plan(self.model, self.analysis, alive, leave), alive):
+                self.leave = leave
+                return True
+        return False
+
+    def _same(self, cut: Plan, alive: Alive) -> bool:
+        exact = not any(not g.exact and not alive[g.units].all() for g in self.analysis.groups)
+        with masked(self.model, self.analysis, alive):
+            expected = outputs(self.model, self.inputs)
+        undo = apply(self.model, cut)
+        try:
+            found = outputs(self.model, self.inputs)
+        except Exception:  # noqa: BLE001 - the user's forward raises anything when a size does not fit
+            return False
+        finally:
+            undo()
+        return close(expected, found) if exact else shapes(expected) == shapes(found)
+
+
+@contextmanager
+def masked(model: torch.nn.Module, analysis: Analysis, alive: Alive) -> Iterator[None]:
+    """The parameters of what is not ``alive`` set to zero, for a while."""
+    before: list[tuple[torch.Tensor, torch.Tensor]] = []
+    parameters = dict(model.named_parameters())
+    try:
+        for (name, dim), kept in analysis.kept(alive).items():
+            if name in parameters:
+                tensor = parameters[name]
+                before.append((tensor, tensor.data))
+                gone = np.setdiff1d(np.arange(tensor.shape[dim]), kept)
+                tensor.data = tensor.data.index_fill(dim, torch.from_numpy(gone), 0.0)
+        yield
+    finally:
+        for tensor, data in reversed(before):
+            tensor.data = data
+
+
+def outputs(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> Outputs:
+    """What ``model`` gives in evaluation mode, by name."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return dict(flatten(forward(model, inputs)))
+    finally:
+        model.train(was_training)
+
+
+def close(a: Outputs, b: Outputs) -> bool:
+    """Equal within :data:`TOLERANCE`."""
+    return shapes(a) == shapes(b) and all(_error(a[n], b[n]) <= TOLERANCE for n in a)
+
+
+def shapes(x: Outputs) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """Shapes by name, and whether all values are finite."""
+    return {n: (tuple(t.shape), bool(torch.isfinite(t).all())) for n, t in x.items()}
+
+
+def _error(a: torch.Tensor, b: torch.Tensor) -> float:
+    if not a.is_floating_point():
+        return float((a != b).double().mean()) if a.numel() else 0.0
+    scale = float(a.abs().max()) if a.numel() else 0.0
+    return float((a - b).abs().max()) / max(scale, 1e-6) if a.numel() else 0.0

@@ -12,10 +12,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from edgekit.pipeline import build as build
+    from edgekit.prediction import predict as predict
     from edgekit.types import TorchModel as TorchModel
 
 _LAZY = {
     "build": "edgekit.pipeline",
+    "predict": "edgekit.prediction",
     "Artifact": "edgekit.manifest",
     "Manifest": "edgekit.manifest",
     "EdgekitError": "edgekit.errors",

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 from edgekit import manifest as manifests
 from edgekit import versions
-from edgekit.devices.execute import LOCAL, RunSettings, run_artifact
+from edgekit.devices.execute import LOCAL
 from edgekit.errors import SourceError
 from edgekit.gates import Evidence, gates
-from edgekit.layout import Restored, to_runtime
+from edgekit.layout import Restored
 from edgekit.manifest import Artifact
-from edgekit.types import Device, Gate, Parity, Sample, names
+from edgekit.prediction import running
+from edgekit.types import Device, Gate, Parity, Sample
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -92,8 +93,8 @@ def replay(artifact: Artifact, *, device: Device = LOCAL) -> Replay:
     """Run the golden vectors on the real runtime and gate the result by the target's tolerance.
 
     The file hashes are checked first. Gates on placement and on the task metric need more than the golden
-    vectors; they are not among the result's. Raises what :func:`run_artifact` raises, and
-    :class:`SourceError` for an artifact whose files have changed.
+    vectors; they are not among the result's. Raises what :func:`~edgekit.prediction.predict`
+    raises, and :class:`SourceError` for an artifact whose files have changed.
     """
     from edgekit.verify import Task, compare
 
@@ -102,19 +103,7 @@ def replay(artifact: Artifact, *, device: Device = LOCAL) -> Replay:
     if manifest.golden is None:
         raise SourceError(f"{artifact.directory} has no golden vectors", hint="build the artifact again")
     inputs, expected = read(artifact.directory / manifest.golden.file)
-    settings = RunSettings(
-        outputs=names(manifest.outputs),
-        quantize=True,
-        files=tuple(artifact.directory / f.name for f in manifest.files[1:]),
-    )
-    with run_artifact(
-        manifest.target.backend,
-        artifact.model,
-        inputs=(to_runtime(row, manifest.channels_moved) for row in inputs),
-        options=manifest.runtime,
-        device=device,
-        settings=settings,
-    ) as run:
+    with running(artifact, inputs, device=device) as run:
         parity = compare(
             expected, Restored(run.outputs, manifest.channels_moved), task=Task(name=manifest.task)
         )

@@ -17,7 +17,11 @@ RUNNABLE = (
     "openvino-fp32",
     "openvino-int8",
     "tflite-fp32",
+    "tflite-fp16",
     "tflite-int8",
+    "tflite-int8-dynamic",
+    "tflite-int4-weights",
+    "tflite-int16x8",
 )
 
 
@@ -60,7 +64,9 @@ def test_accuracy_is_kept(built, target):
     assert parity["metric"] >= parity["reference_metric"] - 0.005
 
 
-@pytest.mark.parametrize("target", ["ort-int8", "openvino-int8", "tflite-int8"])
+@pytest.mark.parametrize(
+    "target", ["ort-int8", "openvino-int8", "tflite-int8", "tflite-int8-dynamic", "tflite-int16x8"]
+)
 def test_int8_is_int8(built, target):
     out, _ = built
     placement = json.loads((out / target / "manifest.json").read_text())["placement"]

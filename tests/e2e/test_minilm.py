@@ -16,6 +16,8 @@ COSINE = {
     "tflite-fp32": 0.9999,
     "ort-int8": 0.98,
     "openvino-int8": 0.98,
+    "tflite-int8-dynamic": 0.99,
+    "tflite-int4-weights": 0.96,
 }
 
 
@@ -47,7 +49,7 @@ def test_embeddings_keep_their_direction(built, target):
 
 def test_int8_runs_in_int8(built):
     out, _ = built
-    for target in ("ort-int8", "openvino-int8"):
+    for target in ("ort-int8", "openvino-int8", "tflite-int8-dynamic", "tflite-int4-weights"):
         assert json.loads((out / target / "manifest.json").read_text())["placement"]["share"] >= 0.95
 
 

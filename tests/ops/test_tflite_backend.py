@@ -6,6 +6,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -71,6 +72,55 @@ def test_builtin_kernels_are_told(tmp_path):
     placement = tflite.placement(model, target, made, session.placement())
     assert placement.share == 0.0
     assert placement.partitions == 0
+
+
+def placed(model: onnx.ModelProto, name: str, folder: Path):
+    """Lower for a target, load, and read the placement."""
+    target = catalog.target(name)
+    made = tflite.lower(saved(model, folder), target, {}, folder)
+    session = runner().load(str(folder / "model.tflite"), {"threads": 1})
+    return tflite.placement(None, target, made, session.placement())
+
+
+def test_float16_is_a_storage_format(tmp_path):
+    placement = placed(single("Conv", [(1, 3, 8, 8)], [weights(8, 3, 3, 3)]), "tflite-fp16", tmp_path)
+    assert placement.share == 0.0
+    assert placement.partitions == 1
+    (fallback,) = placement.fallbacks
+    assert (fallback.op, fallback.count, fallback.share) == ("CONV_2D", 1, 1.0)
+    assert "computed in float32" in fallback.reason
+
+
+def weights_only() -> onnx.ModelProto:
+    """A convolution, a depthwise one, a product with constant and one with computed operands."""
+    q = Quantized()
+    q.op("Conv", ["x", q.weight("w", weights(8, 4, 3, 3))], "a")
+    q.op("Conv", ["a", q.weight("d", weights(8, 1, 3, 3))], "b", group=8)
+    q.constants["shape"] = np.array([8, 16])
+    q.op("Reshape", ["b", "shape"], "c")
+    q.op("MatMul", ["c", q.weight("m", weights(16, 8), 1)], "e")
+    y = q.op("MatMul", ["e", "e"], "y")
+    return graph(q.nodes, {"x": (1, 4, 8, 8)}, [y], q.constants)
+
+
+@pytest.mark.parametrize(("name", "share"), [("tflite-int8-dynamic", 11392 / 13056), ("tflite-int8-weights", 0.0)])
+def test_who_reads_integer_weights(tmp_path, name, share):
+    placement = placed(weights_only(), name, tmp_path)
+    assert placement.partitions == 1
+    assert placement.share == pytest.approx(share)
+    reasons = {f.op: f.reason for f in placement.fallbacks}
+    assert reasons["BATCH_MATMUL"].startswith("no constant weights")
+    assert reasons["DEPTHWISE_CONV_2D"].startswith("int8 weights are expanded")
+    assert ("CONV_2D" in reasons) == (share == 0.0)
+
+
+def test_int16_runs_in_builtin_kernels_and_says_so(tmp_path):
+    q = Quantized(np.int16)
+    x, w = q.activation("x", 3 / 32767), q.weight("w", weights(8, 4, 3, 3))
+    y = q.activation(q.op("Conv", [x, w], "c"), 9 / 32767)
+    placement = placed(graph(q.nodes, {"x": (1, 4, 7, 8)}, [y], q.constants), "tflite-int16x8", tmp_path)
+    assert placement.share == 1.0
+    assert "XNNPACK has no kernels for int16" in placement.notes[0]
 
 
 def test_same_file_same_bytes(tmp_path):

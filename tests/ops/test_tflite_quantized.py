@@ -11,7 +11,8 @@ from onnx import helper
 
 pytest.importorskip("ai_edge_litert")
 
-from tflite_support import compiled, graph, in_litert, in_onnxruntime
+from ai_edge_litert import interpreter
+from tflite_support import check, compiled, graph, in_litert, in_onnxruntime
 
 RNG = np.random.default_rng(11)
 
@@ -346,6 +347,125 @@ def test_int16_activations():
     made, _ = agree(q, {"x": (1, 4, 7, 8)}, y, 5 / 32767, 12.0)
     assert integer(made)
     assert "int16" in made.report.types
+
+
+INT16 = [
+    ("ReduceMean", [np.array([2, 3])], {}, 1.0),
+    ("ReduceSum", [np.array([2, 3])], {}, 20.0),
+    ("ReduceMax", [np.array([2, 3])], {}, 4.0),
+    ("Clip", [np.float32(0), np.float32(6)], {}, 4.0),
+    ("Clip", [np.float32(-0.5), np.float32(0.7)], {}, 4.0),
+    ("LeakyRelu", [], {"alpha": 0.2}, 4.0),
+    ("MaxPool", [], {"kernel_shape": [2, 2]}, 4.0),
+    ("AveragePool", [], {"kernel_shape": [2, 2]}, 4.0),
+    ("GlobalAveragePool", [], {}, 4.0),
+    ("GlobalMaxPool", [], {}, 4.0),
+    ("Softmax", [], {}, 32767 / 32768),
+    ("Pad", [np.array([0, 0, 1, 1, 0, 0, 1, 1])], {"mode": "reflect"}, 4.0),
+    ("Resize", [np.zeros(0, np.float32), np.array([1, 1, 2, 2], np.float32)], {"mode": "linear"}, 4.0),
+    ("Resize", [np.zeros(0, np.float32), np.array([1, 1, 2, 2], np.float32)], {"mode": "nearest"}, 4.0),
+]
+
+
+@pytest.mark.parametrize(("kind", "constants", "attributes", "reach"), INT16)
+def test_int16_operators(kind, constants, attributes, reach):
+    q = Quantized(np.int16)
+    x = q.activation("x", 4 / 32767)
+    names = [f"k{i}" for i in range(len(constants))]
+    q.constants |= dict(zip(names, constants, strict=True))
+    y = q.activation(q.op(kind, [x, *names], "o", **attributes), reach / 32767)
+    made, _ = agree(q, {"x": (1, 4, 6, 6)}, y, reach / 32767, 3)
+    assert integer(made)
+
+
+@pytest.mark.parametrize("kind", ["Add", "Sub", "Mul", "Max", "Min", "MatMul", "Concat"])
+def test_int16_operators_of_two(kind):
+    q = Quantized(np.int16)
+    a, b = q.activation("a", 4 / 32767), q.activation("b", 4 / 32767)
+    y = q.activation(q.op(kind, [a, b], "o", **({"axis": 1} if kind == "Concat" else {})), 20 / 32767)
+    made, _ = agree(q, {"a": (1, 4, 6, 6), "b": (1, 4, 6, 6)}, y, 20 / 32767, 3)
+    assert integer(made)
+
+
+def test_what_has_no_int16_kernel_is_float():
+    q = Quantized(np.int16)
+    x = q.activation("x", 4 / 32767)
+    y = q.activation(q.op("DepthToSpace", [x], "o", blocksize=2), 4 / 32767)
+    made, _ = agree(q, {"x": (1, 4, 6, 6)}, y, 4 / 32767)
+    assert [f.op for f in made.report.left_in_float] == ["DepthToSpace"]
+
+
+def in_blocks(block: int) -> tuple[onnx.ModelProto, np.ndarray]:
+    """x @ w with INT4 weights ``[96, 16]``, a scale for ``block`` inputs of an output."""
+    scale = np.exp(RNG.standard_normal((96 // block, 16))).astype(np.float16).astype(np.float32)
+    stored = RNG.integers(-8, 8, (96, 16)).astype(np.int8)
+    model = graph(
+        [
+            helper.make_node("DequantizeLinear", ["w", "s"], ["f"], axis=0, block_size=block),
+            helper.make_node("MatMul", ["x", "f"], ["y"]),
+        ],
+        {"x": (4, 96)},
+        ["y"],
+        {"s": scale},
+    )
+    model.graph.initializer.append(
+        helper.make_tensor("w", onnx.TensorProto.INT4, (96, 16), stored.reshape(-1).tolist())
+    )
+    return model, stored * np.repeat(scale, block, 0)
+
+
+@pytest.mark.parametrize("kernels", ["delegate", "builtin"])
+def test_int4_in_blocks_is_packed_and_read_as_it_is(kernels):
+    model, real = in_blocks(32)
+    made = compiled(model)
+    assert made.report.weights == ("int4",)
+    assert len(made.data) < 96 * 16 // 2 + 3 * 16 * 2 + 2500
+    x = np.asarray(RNG.standard_normal((4, 96)), np.float32)
+    resolver = interpreter.OpResolverType
+    kind = resolver.AUTO if kernels == "delegate" else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    session = interpreter.Interpreter(
+        model_content=bytes(made.data), num_threads=1, experimental_op_resolver_type=kind
+    )
+    got = session.get_signature_runner("serving_default")(x=x)["y"]
+    names = [d["op_name"] for d in session._get_ops_details()]
+    assert names == ["FULLY_CONNECTED", "DELEGATE"][: 2 if kernels == "delegate" else 1]
+    assert np.max(np.abs(got - x @ real)) < 0.03 * np.max(np.abs(x @ real))
+
+
+@pytest.mark.parametrize(("block", "scale"), [(16, 0.1), (32, 1.1e-7)])
+def test_blocks_that_no_kernel_reads_are_expanded(block, scale):
+    """Blocks of 16; scales that float16 would round."""
+    model, _ = in_blocks(block)
+    scales = np.full((96 // block, 16), scale, np.float32)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(scales, "s"))
+    made = compiled(model)
+    assert made.report.weights == ("float32",)
+    x = np.asarray(RNG.standard_normal((4, 96)), np.float32)
+    expected = in_onnxruntime(model, {"x": x})["y"]
+    np.testing.assert_allclose(in_litert(made, {"x": x}).outputs["y"], expected, rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(16, 8, 3, 3), (8, 1, 3, 3)])
+def test_int4_convolutions_become_int8(shape):
+    """XNNPACK has no INT4 convolution: read as INT8, or expanded from INT8, in one partition."""
+    data = weights(*shape)
+    scale = (np.abs(data).max(axis=(1, 2, 3)) / 7).astype(np.float32)
+    stored = np.clip(np.rint(data / scale[:, None, None, None]), -7, 7).astype(np.int8)
+    model = graph(
+        [
+            helper.make_node("DequantizeLinear", ["w", "s"], ["f"], axis=0),
+            helper.make_node("Conv", ["x", "f"], ["y"], group=8 // shape[1]),
+        ],
+        {"x": (1, 8, 9, 9)},
+        ["y"],
+        {"s": scale},
+    )
+    model.graph.initializer.append(
+        helper.make_tensor("w", onnx.TensorProto.INT4, shape, stored.reshape(-1).tolist())
+    )
+    made, run = check(model, tolerance=0.02)
+    assert run.partitions == 1
+    assert made.report.weights.count("int8") + made.report.weights.count("int8 expanded") == 1
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "float"])

@@ -87,9 +87,9 @@ def _as_declared(written: Lowered, model: OnnxModel) -> Lowered:
 
 
 def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[str, Any]) -> Placement:
-    """Which operators run in the delegate, as a share of the multiply-accumulates, and which do not."""
+    """The share of the multiply-accumulates that runs as promised, and what does not, with the reasons."""
     del model
-    from edgekit.backends.tflite.artifact import read_placement
+    from edgekit.backends.tflite.executed import read_placement
 
     return read_placement(target, lowered, raw)
 
@@ -108,7 +108,7 @@ def _options(target: Target, options: Mapping[str, Option]) -> Any:
     chosen: dict[str, Any] = {"io_dtype": target.io_dtype, "target": target.name}
     if target.precision is Precision.FP16:
         chosen["weights"] = "float16"
-    if target.scheme is not None and target.scheme.quantizer == "weights":
+    if target.precision is Precision.INT8_WEIGHTS:
         chosen["quantized_weights"] = "float"
     metadata: dict[str, str] = {}
     for name, value in options.items():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
 
     from edgekit.backends.tflite.lowering import Lowering
 
-ADD_LIKE = {
-    "ADD": schema.AddOptionsT,
-    "SUB": schema.SubOptionsT,
+# Without the flag, sums of int16 tensors need power-of-two scales.
+ADD_LIKE: dict[str, Callable[[], Any]] = {
+    "ADD": partial(schema.AddOptionsT, potScaleInt16=False),
+    "SUB": partial(schema.SubOptionsT, potScaleInt16=False),
     "MUL": schema.MulOptionsT,
     "DIV": schema.DivOptionsT,
 }
@@ -156,9 +158,7 @@ class Builder:
         if perm == tuple(range(x.rank)):
             return x
         shape = tuple(x.shape[p] for p in perm)
-        quant = x.quant
-        if quant is not None and quant.per_channel:
-            quant = quant.along(perm.index(quant.axis))
+        quant = None if x.quant is None else x.quant.transposed(perm)
         if x.data is not None:
             return Tensor(shape, x.dtype, x.name, np.transpose(x.data, perm), quant)
         moved = [p for p in perm if x.shape[p] != 1]
@@ -184,6 +184,8 @@ class Builder:
         assert x.quant is not None
         if x.data is None:
             raise Refusal("cannot reshape an activation that is quantized per channel")
+        if x.quant.block:
+            raise Refusal("cannot reshape a weight that is quantized in blocks")
         before = math.prod(x.shape[: x.quant.axis])
         for axis, size in enumerate(shape):
             if math.prod(shape[:axis]) == before and size == x.shape[x.quant.axis]:

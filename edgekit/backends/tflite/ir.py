@@ -55,12 +55,14 @@ TENSOR_TYPES: dict[DType, int] = {
 class Quant:
     """Affine quantization ``real = scale * (stored - zero_point)``; ``axis`` counts when per channel.
 
-    ``scale`` is float32 and ``zero_point`` int64, both 1-D of equal length (1: per tensor).
+    ``scale`` is float32 and ``zero_point`` int64, both 1-D of equal length (1: per tensor). With a ``block``,
+    that many consecutive elements along ``axis`` share a scale: both have the tensor's rank then.
     """
 
     scale: Array
     zero_point: Array
     axis: int = 0
+    block: int = 0
 
     @classmethod
     def per_tensor(cls, scale: float, zero_point: int = 0) -> Quant:
@@ -69,8 +71,8 @@ class Quant:
 
     @property
     def per_channel(self) -> bool:
-        """Whether there is one scale a slice along ``axis``."""
-        return self.scale.size > 1
+        """Whether there is one scale a slice (or a block) along ``axis``."""
+        return self.scale.size > 1 or self.block > 0
 
     def same_as(self, other: Quant | None) -> bool:
         """Equal parameters, so that stored values mean the same."""
@@ -78,29 +80,43 @@ class Quant:
             other is not None
             and np.array_equal(self.scale, other.scale)
             and np.array_equal(self.zero_point, other.zero_point)
-            and (not self.per_channel or self.axis == other.axis)
+            and (not self.per_channel or (self.axis, self.block) == (other.axis, other.block))
         )
 
     def along(self, axis: int) -> Quant:
         """The same parameters along another axis (after a transposition)."""
         return Quant(self.scale, self.zero_point, axis)
 
+    def transposed(self, perm: Sequence[int]) -> Quant:
+        """The parameters of the tensor with its axes in the order ``perm``."""
+        if self.block:
+            scale, zero = (np.transpose(a, perm) for a in (self.scale, self.zero_point))
+            return Quant(scale, zero, list(perm).index(self.axis), self.block)
+        return self.along(list(perm).index(self.axis)) if self.per_channel else self
+
     def dequantize(self, stored: Array) -> Array:
         """Real values of ``stored`` as float32."""
-        shape = [1] * stored.ndim
-        if self.per_channel:
-            shape[self.axis] = self.scale.size
-        scale, zero = self.scale.reshape(shape), self.zero_point.reshape(shape)
+        scale, zero = self._spread(stored)
         return np.asarray((stored.astype(np.float32) - zero.astype(np.float32)) * scale, np.float32)
 
     def quantize(self, real: Array, dtype: DType) -> Array:
         """Stored values of ``real``: round half to even, saturated to ``dtype``."""
-        shape = [1] * real.ndim
+        scale, zero = self._spread(real)
+        low, high = integer_range(dtype)
+        stored = np.rint(real / scale) + zero
+        return np.asarray(np.clip(stored, low, high).astype(dtype))
+
+    def _spread(self, data: Array) -> tuple[Array, Array]:
+        """Scale and zero point, shaped to broadcast against ``data``."""
+        if self.block:
+            parts = (np.repeat(a, self.block, self.axis) for a in (self.scale, self.zero_point))
+            keep = slice(data.shape[self.axis])  # the last block may be shorter
+            scale, zero = (a[(*(slice(None),) * self.axis, keep)] for a in parts)
+            return scale, zero
+        shape = [1] * data.ndim
         if self.per_channel:
             shape[self.axis] = self.scale.size
-        low, high = integer_range(dtype)
-        stored = np.rint(real / self.scale.reshape(shape)) + self.zero_point.reshape(shape)
-        return np.asarray(np.clip(stored, low, high).astype(dtype))
+        return self.scale.reshape(shape), self.zero_point.reshape(shape)
 
 
 def integer_range(dtype: DType) -> tuple[int, int]:

@@ -246,6 +246,8 @@ class Lowering:
         data = [v for v in inputs if v is not None and v.tensor.data is None and v.dtype.kind == "f"]
         if data and row.rule is not Rule.SAME:
             return None, "another input is not quantized"
+        if any(v is not None and v.quant is not None and v.quant.block for v in inputs):
+            return None, "LiteRT has no integer kernel for weights in blocks under integer activations"
         if row.rule is Rule.SAME:
             return Type(first.dtype, first.quant), ""
         if row.rule is Rule.FIXED and row.fixed is not None:

@@ -83,7 +83,10 @@ class Lookahead:
         dtype = zero.dtype if zero is not None else self._stored_dtype(node)
         axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
         rank = len(node.inputs[0].shape) if node.inputs[0] and node.inputs[0].shape is not None else None
-        return make_type(scale, zero, dtype, axis % rank if rank else axis)
+        axis = axis % rank if rank else axis
+        if "block_size" in node.attributes and node.attributes["block_size"].as_int():
+            return _blocked(scale, zero, dtype, axis, node.attributes["block_size"].as_int())
+        return make_type(scale, zero, dtype, axis)
 
     def _stored_dtype(self, node: ir.Node) -> DType:
         """The integer type without a zero point: what QuantizeLinear writes, what DequantizeLinear reads."""
@@ -108,6 +111,12 @@ def make_type(scale: Array, zero: Array | None, dtype: DType, axis: int) -> Type
     if dtype == UINT8:
         zeros, dtype = zeros - 128, INT8
     return Type(dtype, Quant(scale.astype(np.float32).reshape(-1), zeros, axis if scale.size > 1 else 0))
+
+
+def _blocked(scale: Array, zero: Array | None, dtype: DType, axis: int, block: int) -> Type:
+    """A type with a scale for every ``block`` elements along ``axis``."""
+    zeros = np.zeros(scale.shape, np.int64) if zero is None else zero.astype(np.int64)
+    return Type(dtype, Quant(scale.astype(np.float32), zeros, axis, block))
 
 
 def _output_dtype(node: ir.Node) -> DType:

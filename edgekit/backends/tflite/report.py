@@ -18,7 +18,9 @@ class Report:
     ``operators``: TFLite operator → how many. ``transposes``: TRANSPOSE operators that stayed.
     ``fusions``: kind → how many. ``left_in_float``: operators of a quantized graph that compute in float,
     and why. ``origins``: TFLite tensor name → ONNX node and PyTorch module. ``macs``: multiply-accumulates
-    of the main graph's operators, in order; ``codes``: their names; ``types``: the types of their activations.
+    of the main graph's operators, in order; ``codes``: their names; ``types``: the types of their activations;
+    ``weights``: how the constant operand of those that multiply is stored, ``"int8 expanded"`` where it becomes
+    float32 when the file is loaded, empty without one.
     """
 
     operators: Mapping[str, int]
@@ -29,6 +31,7 @@ class Report:
     codes: tuple[str, ...]
     macs: tuple[int, ...]
     types: tuple[str, ...]
+    weights: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,11 @@ def make_report(graphs: Sequence[Graph], fusions: Mapping[str, int], floats: Seq
     """Sum up the finished graphs."""
     ops = [op for g in graphs for op in g.ops]
     counts = Counter(op.code for op in ops)
+    expanded = {
+        id(op.outputs[0]): f"{t.dtype.name} expanded"
+        for op in graphs[0].ops
+        if op.code == "DEQUANTIZE" and (t := op.inputs[0]) is not None and t.data is not None
+    }
     groups: dict[tuple[str, str], list[str]] = {}
     for f in floats:
         groups.setdefault((f.op, f.reason), []).append(f.node)
@@ -59,7 +67,15 @@ def make_report(graphs: Sequence[Graph], fusions: Mapping[str, int], floats: Seq
         codes=tuple(op.code for op in graphs[0].ops),
         macs=tuple(macs(op) for op in graphs[0].ops),
         types=tuple(_computes_in(op) for op in graphs[0].ops),
+        weights=tuple(_weight(op, expanded) for op in graphs[0].ops),
     )
+
+
+def _weight(op: Op, expanded: Mapping[int, str]) -> str:
+    weight = op.inputs[1] if macs(op) else None
+    if weight is None:
+        return ""
+    return weight.dtype.name if weight.data is not None else expanded.get(id(weight), "")
 
 
 def _computes_in(op: Op) -> str:

@@ -10,7 +10,11 @@ from edgekit.backends.tflite.ir import FLOAT16, FLOAT32, INT4, INT8, Graph, Op, 
 
 _SMALL = 64
 _LARGEST_HALF = float(np.finfo(np.float16).max)
-_DYNAMIC = {"FULLY_CONNECTED": (INT8, INT4), "CONV_2D": (INT8,)}
+_BLOCK = 32
+"""XNNPACK reads blocks of multiples of this."""
+_HALF_STEP = 2.0**-8
+_DYNAMIC = {"FULLY_CONNECTED": (INT8, INT4), "CONV_2D": (INT8,), "TRANSPOSE_CONV": (INT8,)}
+"""Kernels of XNNPACK that read integers under float activations. CONV_2D takes INT4 too, but in the builtin kernel."""
 _WEIGHTED = frozenset({"FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "BATCH_MATMUL"})
 
 
@@ -67,18 +71,60 @@ def expand_weights(graph: Graph, *, dynamic: bool) -> int:
     Returns how many were expanded.
     """
     expanded: dict[int, tuple[Tensor, Tensor]] = {}
+    widened: dict[int, tuple[Tensor, Tensor]] = {}
     out: list[Op] = []
     for op in graph.ops:
-        w = op.inputs[1] if op.code in _WEIGHTED else None
-        x = op.inputs[2 if op.code == "TRANSPOSE_CONV" else 0]
-        if w is not None and w.quant is not None and w.data is not None and x is not None and x.quant is None:
-            symmetric = not np.any(w.quant.zero_point)
-            if not (dynamic and symmetric and w.dtype in _DYNAMIC.get(op.code, ())):
+        w = _weight_under_float(op)
+        if w is not None and not (dynamic and _has_dynamic_kernel(op.code, w)):
+            stored = widened.setdefault(id(w), (w, _in_eight_bits(w)))[1]
+            if dynamic and _has_dynamic_kernel(op.code, stored):
+                op.inputs[1] = stored
+            else:
                 if id(w) not in expanded:
-                    real = Tensor(w.shape, FLOAT32)
+                    real, made = _expanded(stored, op)
                     expanded[id(w)] = (w, real)
-                    out.append(Op("DEQUANTIZE", [w], [real], schema.DequantizeOptionsT(), op.origin))
+                    out += made
                 op.inputs[1] = expanded[id(w)][1]
         out.append(op)
     graph.ops = out
     return len(expanded)
+
+
+def _weight_under_float(op: Op) -> Tensor | None:
+    """The constant quantized weight of an operator with float activations."""
+    if op.code not in _WEIGHTED:
+        return None
+    w, x = op.inputs[1], op.inputs[2 if op.code == "TRANSPOSE_CONV" else 0]
+    if w is None or w.quant is None or w.data is None or x is None or x.quant is not None:
+        return None
+    return w
+
+
+def _has_dynamic_kernel(code: str, w: Tensor) -> bool:
+    """Whether a kernel reads these integers under float activations."""
+    assert w.quant is not None
+    if np.any(w.quant.zero_point) or w.dtype not in _DYNAMIC.get(code, ()):
+        return False
+    if not w.quant.block:
+        return True
+    # Scales of blocks are stored as float16.
+    half = w.quant.scale.astype(np.float16).astype(np.float32)
+    exact = np.all(np.abs(half - w.quant.scale) <= _HALF_STEP * w.quant.scale)
+    return code == "FULLY_CONNECTED" and w.quant.axis == 1 and w.quant.block % _BLOCK == 0 and bool(exact)
+
+
+def _in_eight_bits(w: Tensor) -> Tensor:
+    """INT4 weights as INT8, which more kernels read and XNNPACK expands when it loads a file."""
+    if w.dtype != INT4 or w.data is None or w.quant is None or w.quant.block:
+        return w
+    return Tensor(w.shape, INT8, w.name, w.data.astype(np.int8), w.quant)
+
+
+def _expanded(w: Tensor, reader: Op) -> tuple[Tensor, list[Op]]:
+    """The float32 weight and what expands it; weights in blocks are stored expanded."""
+    assert w.quant is not None
+    assert w.data is not None
+    if w.quant.block:
+        return Tensor(w.shape, FLOAT32, w.name, w.quant.dequantize(w.data)), []
+    real = Tensor(w.shape, FLOAT32)
+    return real, [Op("DEQUANTIZE", [w], [real], schema.DequantizeOptionsT(), reader.origin)]

@@ -103,9 +103,11 @@ class _Writer:
         self.graphs = graphs
         self.pool = _Pool()
         self.codes: dict[tuple[str, int], int] = {}
+        self.scales: dict[int, int] = {}
+        """id of a tensor quantized in blocks → index of the tensor with their scales, in its graph."""
 
     def run(self, signature: Signature, description: str, metadata: Mapping[str, bytes]) -> memoryview:
-        tensors = [list(g.tensors()) for g in self.graphs]
+        tensors = [self._with_scales(g) for g in self.graphs]
         numbers = [[0 if t.data is None else self.pool.add(t.data) for t in ts] for ts in tensors]
         notes = [
             (name, self.pool.add(np.frombuffer(text, np.uint8))) for name, text in sorted(metadata.items())
@@ -130,6 +132,16 @@ class _Writer:
         schema.ModelAddSignatureDefs(b, signatures)
         b.Finish(schema.ModelEnd(b), b"TFL3")
         return memoryview(b.Bytes)[b.Head() :].toreadonly()
+
+    def _with_scales(self, graph: Graph) -> list[Tensor]:
+        """The graph's tensors; behind them the scales, as float16, of those that have one a block."""
+        tensors = list(graph.tensors())
+        for t in tuple(tensors):
+            if t.quant is not None and t.quant.block:
+                self.scales[id(t)] = len(tensors)
+                data = t.quant.scale.astype(np.float16)
+                tensors.append(Tensor(data.shape, data.dtype, f"{t.name}/scales", data))
+        return tensors
 
     def _capacity(self, tensors: Sequence[Sequence[Tensor]]) -> int:
         data = sum(_stored_bytes(a) + 2 * _ALIGNMENT + 32 for a in self.pool.arrays)
@@ -175,6 +187,18 @@ class _Writer:
             np.copyto(target.view(data.dtype).reshape(data.shape), data)
         return int(b.EndVector())
 
+    def _blocks(self, quant: Quant, scales: int) -> int:
+        """Blockwise parameters; XNNPACK and the builtin kernel read them for FULLY_CONNECTED."""
+        schema.BlockwiseQuantizationStart(self.b)
+        schema.BlockwiseQuantizationAddScales(self.b, scales)
+        schema.BlockwiseQuantizationAddZeroPoints(self.b, -1)
+        schema.BlockwiseQuantizationAddBlockSize(self.b, quant.block)
+        details = schema.BlockwiseQuantizationEnd(self.b)
+        schema.QuantizationParametersStart(self.b)
+        schema.QuantizationParametersAddDetailsType(self.b, schema.QuantizationDetails.BlockwiseQuantization)
+        schema.QuantizationParametersAddDetails(self.b, details)
+        return int(schema.QuantizationParametersEnd(self.b))
+
     def _quantization(self, quant: Quant) -> int:
         scale = self.b.CreateNumpyVector(quant.scale.astype(np.float32))
         zero = self.b.CreateNumpyVector(quant.zero_point.astype(np.int64))
@@ -187,7 +211,10 @@ class _Writer:
     def _tensor(self, tensor: Tensor, number: int) -> int:
         shape = self._ints(tensor.shape)
         name = self.b.CreateString(tensor.name)
-        quant = None if tensor.quant is None else self._quantization(tensor.quant)
+        quant = None
+        if tensor.quant is not None:
+            scales = self.scales.get(id(tensor))
+            quant = self._quantization(tensor.quant) if scales is None else self._blocks(tensor.quant, scales)
         schema.TensorStart(self.b)
         schema.TensorAddShape(self.b, shape)
         schema.TensorAddType(self.b, TENSOR_TYPES[tensor.dtype])

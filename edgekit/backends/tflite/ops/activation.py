@@ -56,7 +56,7 @@ def _bounds(x: View, low: View | float | None, high: View | float | None) -> tup
     return ends[0], ends[1]
 
 
-@op("Clip", since=11, rule=Rule.FREE, quantized=("int8",))
+@op("Clip", since=11, rule=Rule.FREE, quantized=("int8", "int16"))
 def clip(g: Builder, x: View, low: View | None = None, high: View | None = None) -> View:
     """RELU, RELU6, RELU_N1_TO_1, RELU_0_TO_1, or MAXIMUM and MINIMUM."""
     ends = _bounds(x, low, high)
@@ -88,7 +88,7 @@ def _quantized_clip(g: Builder, x: View, ends: tuple[float, float]) -> View:
     return x.with_tensor(t)
 
 
-@op("Clip", since=1, rule=Rule.FREE, quantized=("int8",))
+@op("Clip", since=1, rule=Rule.FREE, quantized=("int8", "int16"))
 def clip_by_attributes(g: Builder, x: View, *, min: float = -math.inf, max: float = math.inf) -> View:
     """Clip before opset 11."""
     limits = [None if math.isinf(v) else View.of(g.constant(np.float32(v))) for v in (min, max)]

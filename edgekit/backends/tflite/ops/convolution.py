@@ -107,7 +107,7 @@ def _conv3d(g: Builder, x: View, w: View, b: View | None, window: Window, group:
     return View(out if g.result is None else g.quantize(out, g.result), channels_last(5))
 
 
-@op("ConvTranspose", rule=Rule.FREE, quantized=("int8", "int16"))
+@op("ConvTranspose", rule=Rule.FREE, quantized=("int8", "int16"), hybrid=(1,))
 def conv_transpose(
     g: Builder,
     x: View,

@@ -186,13 +186,13 @@ def _absolute(g: Builder, x: Tensor) -> Tensor:
     return g.cast(g.unary("ABS", g.cast(x, INT32), options=schema.AbsOptionsT()), x.dtype)
 
 
-@op("Min", rule=Rule.FREE, quantized=("int8",))
+@op("Min", rule=Rule.FREE, quantized=("int8", "int16"))
 def minimum(g: Builder, *views: View) -> View:
     """MINIMUM."""
     return _extremum(g, "MINIMUM", views)
 
 
-@op("Max", rule=Rule.FREE, quantized=("int8",))
+@op("Max", rule=Rule.FREE, quantized=("int8", "int16"))
 def maximum(g: Builder, *views: View) -> View:
     """MAXIMUM."""
     return _extremum(g, "MAXIMUM", views)

@@ -47,9 +47,11 @@ def _float(g: Builder, x: View) -> View:
 
 
 def _spread(g: Builder, x: View, rank: int, axis: int) -> View:
-    """A scalar as it is; one number a slice along ``axis`` in a shape that broadcasts."""
+    """A scalar as it is; one number a slice along ``axis`` in a shape that broadcasts; one an element."""
     if x.size == 1:
         return g.reshape_view(x, ())
+    if x.rank == rank and rank > 1:
+        return x
     axis %= rank
     return g.reshape_view(x, [x.size if i == axis else 1 for i in range(rank)])
 

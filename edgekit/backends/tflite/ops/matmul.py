@@ -78,7 +78,7 @@ def matmul(g: Builder, a: View, b: View) -> View:
 
 def fully_connected(g: Builder, x: View, w: View, bias: View | None, shape: tuple[int, ...]) -> View:
     """``x @ w.T + bias`` for ``w`` of ``[out, in]``; all axes of ``x`` but the last are rows."""
-    weight = _unscrambled(w, x)
+    weight = _unscrambled(g, w, x)
     data = x.tensor if x.perm[-1] == x.rank - 1 else g.plain(x)
     keep = x.perm if x.perm[-1] == x.rank - 1 else tuple(range(x.rank))
     filters = g.plain(weight)
@@ -91,10 +91,12 @@ def fully_connected(g: Builder, x: View, w: View, bias: View | None, shape: tupl
     return View(g.emit("FULLY_CONNECTED", inputs, laid, kind, options), keep)
 
 
-def _unscrambled(w: View, x: View) -> View:
+def _unscrambled(g: Builder, w: View, x: View) -> View:
     """The weights with their columns in the order in which the flattened input lies."""
     if x.scramble is None:
         return w
+    if w.quant is not None and w.quant.block:
+        w = g.dequantize(w)  # its blocks are of neighbours
     order = np.asarray(x.scramble)
     axis = w.position(1)
     assert w.tensor.data is not None

@@ -87,13 +87,13 @@ def average_pool(
     return _restored(g, x, out)
 
 
-@op("GlobalAveragePool", rule=Rule.SAME, quantized=("int8", "uint8"))
+@op("GlobalAveragePool", rule=Rule.SAME)
 def global_average_pool(g: Builder, x: View) -> View:
     """MEAN over the spatial axes."""
     return _global(g, x, "MEAN")
 
 
-@op("GlobalMaxPool", rule=Rule.SAME, quantized=("int8", "uint8"))
+@op("GlobalMaxPool", rule=Rule.SAME)
 def global_max_pool(g: Builder, x: View) -> View:
     """REDUCE_MAX over the spatial axes."""
     return _global(g, x, "REDUCE_MAX")

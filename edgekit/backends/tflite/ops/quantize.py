@@ -7,7 +7,7 @@ from ai_edge_litert import schema_py_generated as schema
 from onnx import helper
 
 from edgekit.backends.tflite.builder import Builder, Type
-from edgekit.backends.tflite.ir import FLOAT32, INT8, INT16, UINT8, Tensor
+from edgekit.backends.tflite.ir import FLOAT32, INT4, INT8, INT16, UINT8, Tensor
 from edgekit.backends.tflite.ops import integer
 from edgekit.backends.tflite.registry import Refusal, Rule, lookup, op
 from edgekit.backends.tflite.view import View
@@ -28,12 +28,14 @@ def quantize_linear(
 ) -> View:
     """Nothing if the producer already delivers these parameters, else QUANTIZE."""
     del saturate, precision
-    if not block_size and _is_arithmetic(g):
+    if block_size or _is_arithmetic(g):
         dtype = zero.dtype if zero is not None else np.dtype(np.uint8)
         if output_dtype:
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(output_dtype))
+        scale = _whole(x, axis, block_size, scale)
+        zero = None if zero is None else _whole(x, axis, block_size, zero)
         return integer.quantized(g, g.dequantize(x), scale, zero, dtype, axis)
-    kind = _kind(g, block_size)
+    kind = _kind(g)
     assert kind.quant is not None
     if kind.quant.per_channel:
         if x.tensor.data is None:
@@ -68,10 +70,14 @@ def dequantize_linear(
 ) -> View:
     """Nothing: the value stays the quantized tensor until somebody needs it in float."""
     del output_dtype
-    if not block_size and x.quant is None and _is_arithmetic(g):
-        return integer.dequantized(g, x, scale, zero, axis)
-    kind = _kind(g, block_size)
     t = x.tensor
+    if block_size and t.data is not None and scale.tensor.data is not None:
+        return _stored_blocks(g, x)
+    if block_size or (x.quant is None and _is_arithmetic(g)):
+        scale = _whole(x, axis, block_size, scale)
+        zero = None if zero is None else _whole(x, axis, block_size, zero)
+        return integer.dequantized(g, x, scale, zero, axis)
+    kind = _kind(g)
     if t.quant is not None:
         if not _reads_back(g, kind):
             raise Refusal("read with other parameters than it was quantized with")
@@ -103,9 +109,28 @@ def _is_arithmetic(g: Builder) -> bool:
     return kind.dtype == INT16 and bool(np.any(kind.quant.zero_point))
 
 
-def _kind(g: Builder, block_size: int) -> Type:
-    if block_size:
-        raise Refusal("blockwise quantization")
+def _stored_blocks(g: Builder, x: View) -> View:
+    """A constant with a scale a block: an INT4 matrix stays as it is for FULLY_CONNECTED, others become float."""
+    kind = _kind(g)
+    assert kind.quant is not None
+    assert x.tensor.data is not None
+    if x.dtype == INT4 and x.rank == 2 and not np.any(kind.quant.zero_point):
+        return View.of(Tensor(x.shape, x.dtype, x.tensor.name, x.tensor.data, kind.quant))
+    return View.of(Tensor(x.shape, FLOAT32, x.tensor.name, kind.quant.dequantize(x.tensor.data)))
+
+
+def _whole(x: View, axis: int, block_size: int, parameter: View) -> View:
+    """A parameter that comes once a block, repeated to the shape of the data."""
+    if not block_size:
+        return parameter
+    if parameter.const is None:
+        raise Refusal("blockwise quantization with parameters computed at run time")
+    repeated = np.repeat(parameter.const, block_size, axis % x.rank)
+    data = repeated[tuple(slice(n) for n in x.shape)]
+    return View.of(Tensor(data.shape, data.dtype, "", data))
+
+
+def _kind(g: Builder) -> Type:
     assert g.node is not None
     kind = g.lowering.lookahead.type_of(g.node)
     if kind is None:

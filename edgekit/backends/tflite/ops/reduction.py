@@ -71,6 +71,7 @@ def _log_sum_exp(g: Builder, x: Tensor, axes: Sequence[int], keepdims: bool) -> 
 
 
 _FLOAT_ONLY = frozenset({"ReduceL2", "ReduceLogSum", "ReduceLogSumExp"})
+_INT16 = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"})
 _CORES: dict[str, tuple[_Core, Rule]] = {
     "ReduceMean": (_mean, Rule.FREE),
     "ReduceSum": (_builtin("SUM"), Rule.FREE),
@@ -154,8 +155,9 @@ def _builtin_bool(code: str) -> _Core:
 def _register() -> None:
     for name, (core, rule) in _CORES.items():
         from_input = 13 if name == "ReduceSum" else 18
-        op(name, since=from_input, rule=rule, quantized=("int8",))(partial(_reduction, core, name))
-        op(name, since=1, rule=rule, quantized=("int8",))(partial(_reduction_by_attribute, core, name))
+        kinds = ("int8", "int16") if name in _INT16 else ("int8",)
+        op(name, since=from_input, rule=rule, quantized=kinds)(partial(_reduction, core, name))
+        op(name, since=1, rule=rule, quantized=kinds)(partial(_reduction_by_attribute, core, name))
 
 
 _register()

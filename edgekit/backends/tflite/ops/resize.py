@@ -20,7 +20,7 @@ from edgekit.backends.tflite.ir import FLOAT32, Array, Tensor
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View, channels_last
 
-_INTEGERS = ("int8", "uint8")
+_INTEGERS = ("int8", "uint8", "int16")
 _SAME_MATRIX = 1e-5
 """Difference of weights that is still the same interpolation: LiteRT computes coordinates in float32."""
 

@@ -357,7 +357,7 @@ def tiled(g: Builder, t: Tensor, factors: Sequence[int]) -> Tensor:
     return g.emit("TILE", [t, g.ints(factors)], shape, Type(t.dtype, t.quant), schema.TileOptionsT())
 
 
-@op("DepthToSpace", since=1, rule=Rule.SAME)
+@op("DepthToSpace", since=1, rule=Rule.SAME, quantized=("int8", "uint8"))
 def depth_to_space(g: Builder, x: View, *, blocksize: int, mode: str = "DCR") -> View:
     """DEPTH_TO_SPACE for DCR; CRD (PixelShuffle) by permuting the channels before."""
     n, c, h, w = x.shape
@@ -372,7 +372,7 @@ def depth_to_space(g: Builder, x: View, *, blocksize: int, mode: str = "DCR") ->
     return View(g.emit("DEPTH_TO_SPACE", [t], (n, h * blocksize, w * blocksize, out), t, options), perm)
 
 
-@op("SpaceToDepth", since=1, rule=Rule.SAME)
+@op("SpaceToDepth", since=1, rule=Rule.SAME, quantized=("int8", "uint8"))
 def space_to_depth(g: Builder, x: View, *, blocksize: int, mode: str = "DCR") -> View:
     """SPACE_TO_DEPTH; with the channels outermost (CRD) a transposition."""
     n, c, h, w = x.shape

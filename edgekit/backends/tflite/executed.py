@@ -1,0 +1,125 @@
+"""What LiteRT really executes: which operators the delegate took, and in what they multiply."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgekit.types import Fallback, Lowered, Placement, Precision, Target
+
+_INTEGERS = ("int8", "int4")
+_DYNAMIC = "integer weights"
+_PROMISED = {
+    Precision.FP32: "float32",
+    Precision.INT8: "int8",
+    Precision.INT16X8: "int16",
+    Precision.INT8_DYNAMIC: _DYNAMIC,
+    Precision.INT8_WEIGHTS: _DYNAMIC,
+    Precision.INT4_WEIGHTS: _DYNAMIC,
+    Precision.FP16: "float16",
+}
+"""What a target's promise means for one operator, see :attr:`_Executed.arithmetic`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Executed:
+    """One operator of the file: ``activation`` and ``weight`` as the compiler's report has them."""
+
+    code: str
+    macs: int
+    activation: str
+    weight: str
+    delegated: bool
+
+    @property
+    def arithmetic(self) -> str:
+        """The type it computes in; ``integer weights``: integer products, activations quantized as it goes."""
+        hybrid = self.activation == "float32" and self.weight in _INTEGERS
+        return _DYNAMIC if hybrid else self.activation
+
+
+def read_placement(target: Target, lowered: Lowered, raw: Mapping[str, Any]) -> Placement:
+    """Share of MACs that keep the target's promise, and why the others do not.
+
+    ``raw`` is described in the package's docstring. An operator has to be in the delegate to count, but for
+    INT16 activations, which only the builtin kernels have. Float16 is a storage format on CPUs: XNNPACK expands
+    the weights when it loads the file.
+    """
+    nodes = raw.get("nodes")
+    floats = [Fallback(**f | {"nodes": tuple(f["nodes"])}) for f in lowered.details.get("left_in_float", ())]
+    codes: Sequence[str] = lowered.details.get("codes", ())
+    if nodes is None:
+        note = "this runtime does not tell what the delegate took"
+        return Placement(
+            precision=str(target.precision),
+            share=None,
+            operators=len(codes),
+            fallbacks=tuple(floats),
+            notes=(note,),
+        )
+    executed = _executed(lowered.details, delegated(nodes))
+    total = sum(e.macs for e in executed)
+    right = sum(e.macs for e in executed if not _shortfall(e, target))
+    return Placement(
+        precision=str(target.precision),
+        share=right / total if total else None,
+        operators=len(codes),
+        partitions=raw.get("delegates"),
+        kernels=dict(Counter(codes)),
+        fallbacks=tuple(floats + list(_fallbacks(executed, target, total))),
+        notes=tuple(_notes(executed, target)),
+    )
+
+
+def delegated(nodes: Sequence[Mapping[str, Any]]) -> set[int]:
+    """Indices of the operators that a delegate replaced."""
+    return {int(n["index"]) for n in nodes if n.get("delegate") is not None}
+
+
+def _executed(details: Mapping[str, Any], taken: set[int]) -> list[_Executed]:
+    columns = (details.get(name, ()) for name in ("codes", "macs", "types", "weights"))
+    rows = zip(*columns, strict=True)
+    return [_Executed(c, m, t, w, i in taken) for i, (c, m, t, w) in enumerate(rows)]
+
+
+def _shortfall(e: _Executed, target: Target) -> str:
+    """Why an operator does not keep the promise; empty if it does."""
+    if not e.delegated and target.precision is not Precision.INT16X8:
+        return "runs in LiteRT's builtin kernel, not in the delegate"
+    if not e.macs or e.arithmetic == _PROMISED.get(target.precision):
+        return ""
+    if target.precision is Precision.FP16:
+        return "no float16 arithmetic in this delegate: weights are expanded at load, computed in float32"
+    if target.scheme is not None and target.scheme.quantizer == "weights":
+        return _not_integers(e)
+    return f"computed in {e.activation}"
+
+
+def _not_integers(e: _Executed) -> str:
+    if not e.weight:
+        return f"no constant weights: computed in {e.activation}"
+    if e.weight.endswith("expanded"):
+        return f"{e.weight.split()[0]} weights are expanded to float32 at load: computed in {e.activation}"
+    return f"weights are {e.weight} in the file: computed in {e.activation}"
+
+
+def _fallbacks(executed: Sequence[_Executed], target: Target, total: int) -> Iterator[Fallback]:
+    groups: dict[tuple[str, str], list[_Executed]] = {}
+    for e in executed:
+        reason = _shortfall(e, target)
+        if reason:
+            groups.setdefault((e.code, reason), []).append(e)
+    for (code, reason), members in sorted(groups.items()):
+        share = sum(e.macs for e in members) / total if total else 0.0
+        yield Fallback(op=code, count=len(members), reason=reason, share=share)
+
+
+def _notes(executed: Sequence[_Executed], target: Target) -> Iterator[str]:
+    if target.precision is Precision.INT16X8:
+        outside = sum(not e.delegated for e in executed)
+        yield (
+            f"XNNPACK has no kernels for int16 activations: {outside} of {len(executed)} operators run in "
+            "LiteRT's builtin kernels"
+        )

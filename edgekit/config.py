@@ -38,6 +38,11 @@ class Options:
     trust: bool = False
     network: bool = False
     allow_not_run: bool = False
+    recipe: str = ""
+    task: str = ""
+    train: str = ""
+    accelerator: str = "auto"
+    log: tuple[str, ...] = ()
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     set: Mapping[str, Option] = field(default_factory=dict)
 

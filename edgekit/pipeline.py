@@ -1,6 +1,6 @@
 """The straight line: one source, calibrated once, to an artifact for each target.
 
-    load → export → optimize → calibrate → quantize → lower → verify → gates → artifact
+    load → compress → export → optimize → calibrate → quantize → lower → verify → gates → artifact
 
 Read :func:`run` from top to bottom: it is the whole of it. Stages are in :mod:`edgekit.stages`; what is
 already in the cache is not done again. A target that fails does not stop the others.
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import catalog, config, guarding, plugins, speed, stages
+from edgekit import catalog, compressing, config, guarding, plugins, speed, stages
 from edgekit.config import Options
 from edgekit.data import RANDOM, Given, SampleSet, random_samples, raw_example, user_samples
 from edgekit.deliver import Product, deliver, refusal
@@ -143,12 +143,13 @@ def check(request: Request) -> None:
 
 
 def prepare(request: Request, shop: Workshop) -> Prepared:
-    """The shared part: load, export, optimize, calibrate."""
+    """The shared part: load, compress, export, optimize, calibrate."""
     options = request.options
     source = Source(
         request.source, shop.store, trust=options.trust, network=options.network, loaded=request.module
     )
     source.example = lambda: raw_example(request.calibration or request.evaluation)
+    source, compress_steps = compressed(request, shop, source)
     exported = stages.export(shop, source)
     optimized, optimize_step = stages.optimize(shop, exported.model, exported.example_inputs())
     data = gather(request, shop, exported)
@@ -164,8 +165,21 @@ def prepare(request: Request, shop: Workshop) -> Prepared:
         data=data,
         calibrated=calibrated,
         suspicions=suspicions,
-        steps=(exported.step, optimize_step),
+        steps=(*compress_steps, exported.step, optimize_step),
     )
+
+
+def compressed(request: Request, shop: Workshop, source: Source) -> tuple[Source, tuple[StepRecord, ...]]:
+    """The source, or what ``--recipe`` makes of it. Parity is measured against the result; what the recipe
+    cost is in its step's notes."""
+    if not request.options.recipe:
+        return source, ()
+    from edgekit.compress import recipes
+
+    evaluation = request.evaluation if isinstance(request.evaluation, str) else request.options.eval
+    work = compressing.Work(source, replace(request.options, eval=evaluation), shop.store)
+    made = compressing.compress(shop, source, recipes.read(request.options.recipe), work)
+    return made.source, (made.step,)
 
 
 def examine(shop: Workshop, calibrated: Calibrated, data: Data, exported: Exported) -> tuple[Suspicion, ...]:

@@ -16,6 +16,7 @@ from edgekit import __version__
 
 COMMANDS = {
     "build": "Build, verify and gate artifacts for one or more targets.",
+    "compress": "Prune, share weights, distil … in PyTorch: by a recipe, or searched under a budget.",
     "verify": "Run an artifact again on its runtime and check its gates.",
     "bench": "Measure latency and memory of artifacts, side by side.",
     "package": "Make what an app developer takes: a self-testing bundle, a library, a web package.",

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 @click.option(
     "--eval", "evaluate", metavar="DATA", help="Evaluation inputs, with labels where there are any."
 )
+@click.option("--recipe", metavar="FILE|STEPS", help="Compress first: a recipe file, or steps on one line.")
+@click.option("--task", metavar="TASK", help="What a recipe's steps learn; see edgekit compress.")
+@click.option("--train", metavar="DATA", help="Labelled inputs that a recipe's steps train on.")
 @click.option("--metric", metavar="FILE:CALLABLE", help="Your own task metric: (outputs, labels) → float.")
 @click.option("--max-drop", metavar="1%", help="How far the task metric may fall below the reference.")
 @click.option("--method", metavar="NAME", help="Range method: auto, minmax, percentile, entropy, mse …")

@@ -55,6 +55,10 @@ def load(
             from edgekit.load import huggingface
 
             return huggingface.load(spec, trust=trust, network=network)
+        case "plan":
+            from edgekit.compress import plan
+
+            return plan.load(spec, trust=trust, network=network)
         case "savedmodel" | "keras":
             from edgekit.load import tensorflow
 

@@ -20,7 +20,7 @@ _SUFFIXES = {
 }
 _FORMS = (
     "a source is file.py:factory, package.module:factory, model.pt2, model.onnx, hf:DIR, "
-    "a SavedModel directory, or a .keras/.h5 file"
+    "a SavedModel directory, a .keras/.h5 file, or a directory that edgekit compress wrote"
 )
 
 
@@ -75,6 +75,8 @@ def _huggingface(text: str) -> SourceSpec:
 def _directory(text: str, path: Path) -> SourceSpec:
     if (path / "saved_model.pb").is_file():
         return SourceSpec(text=text, kind="savedmodel", path=path)
+    if (path / "plan.json").is_file():
+        return SourceSpec(text=text, kind="plan", path=path)
     if (path / "config.json").is_file():
         raise SourceError(f"{text} looks like a Hugging Face model", hint=f"write hf:{text}")
     models = sorted(p.name for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)

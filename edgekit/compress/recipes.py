@@ -1,0 +1,157 @@
+"""Recipes as files and as one line.
+
+A recipe file is TOML: one ``[[step]]`` table a step, in order, its options as they are called in the step's
+dataclass; nested ones (``training``) in a table of their own. ``seed`` is the seed of everything random. An
+optional ``[ship]`` table says what is made of the compressed model in the end: a target and whether its files
+are coded losslessly. On one line: ``prune(sparsity=0.9);cluster(values=8)``.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.compress.step import Scalar, Step, from_options, options, parse, registry, spell
+from edgekit.errors import ConfigError, UnknownNameError, UsageError
+from edgekit.structure import structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ship:
+    """What is made of the compressed model: ``target`` is a row of the catalogue, ``method`` the range method
+    of its quantization, ``pack`` whether its files are coded into an ``.ekz`` container."""
+
+    target: str
+    method: str = "auto"
+    pack: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Steps in order, the seed, and what is shipped."""
+
+    steps: tuple[Step, ...]
+    seed: int = 0
+    ship: Ship | None = None
+
+    @property
+    def line(self) -> str:
+        """On one line, defaults left out."""
+        return ";".join(spell(s) for s in self.steps)
+
+    @property
+    def trains(self) -> bool:
+        """Whether any step trains, and so needs a task."""
+        return any(k.endswith("epochs") and v for s in self.steps for k, v in options(s).items())
+
+
+def read(text: str, *, seed: int | None = None) -> Recipe:
+    """The recipe that ``text`` is (one line) or names (a file).
+
+    Raises ``ConfigError``, ``UnknownNameError`` for a step or option that does not exist, and ``UsageError``
+    when a file is missing.
+    """
+    path = Path(text)
+    if path.suffix == ".toml" or ("(" not in text and path.is_file()):
+        recipe = _from_file(path)
+    else:
+        recipe = Recipe(steps=tuple(parse(part) for part in _parts(text)))
+    if not recipe.steps and recipe.ship is None:
+        raise ConfigError(f"the recipe {text!r} has no step", hint=_known())
+    if seed is None:
+        return recipe
+    return Recipe(steps=recipe.steps, seed=seed, ship=recipe.ship)
+
+
+def write(recipe: Recipe, path: Path, *, comment: str = "") -> None:
+    """Write the recipe as TOML, every option spelled out: later defaults do not change what it gives."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(dumps(recipe, comment=comment), encoding="utf-8")
+    temporary.replace(path)
+
+
+def dumps(recipe: Recipe, *, comment: str = "") -> str:
+    """The text of a recipe file."""
+    lines = [f"# {line}" for line in comment.splitlines()]
+    lines.append(f"seed = {recipe.seed}")
+    for step in recipe.steps:
+        tables: dict[str, list[str]] = {"": []}
+        for name, value in options(step).items():
+            table, _, key = name.rpartition(".")
+            tables.setdefault(table, []).append(f"{key} = {_toml(value)}")
+        lines += ["", "[[step]]", f"name = {_toml(step.NAME)}", *tables.pop("")]
+        for table, rows in tables.items():
+            lines += [f"[step.{table}]", *rows]
+    if recipe.ship is not None:
+        lines += ["", "[ship]"]
+        lines += [f"{key} = {_toml(value)}" for key, value in vars(recipe.ship).items()]
+    return "\n".join(lines) + "\n"
+
+
+def _from_file(path: Path) -> Recipe:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"the recipe {path} cannot be read: {error.strerror}", hint="name a .toml file"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}", hint="correct the TOML") from error
+    for key in document:
+        if key not in ("seed", "step", "ship"):
+            raise UnknownNameError("key", key, ("seed", "step", "ship"), where=str(path))
+    rows, seed, ship = document.get("step", []), document.get("seed", 0), document.get("ship")
+    if not isinstance(rows, list) or not isinstance(seed, int) or isinstance(seed, bool):
+        raise ConfigError(f"{path}: steps are [[step]] tables and the seed a whole number", hint=_known())
+    steps = tuple(_step(row, f"{path}: step {number}") for number, row in enumerate(rows, 1))
+    made = None if ship is None else structure(Ship, ship, where=f"{path}: ship")
+    return Recipe(steps=steps, seed=seed, ship=made)
+
+
+def _step(row: object, where: str) -> Step:
+    if not isinstance(row, Mapping) or not isinstance(row.get("name"), str):
+        raise ConfigError(f"{where} has no name", hint=_known())
+    name, kinds = row["name"], registry()
+    if name not in kinds:
+        raise UnknownNameError("step", name, kinds, where=where)
+    given = _flat({k: v for k, v in row.items() if k != "name"})
+    known = options(kinds[name]())
+    for key, value in given.items():
+        if key not in known:
+            raise UnknownNameError(f"option of {name}", key, known, where=where)
+        if not isinstance(value, bool | int | float | str):
+            raise ConfigError(f"{where}: {key} is no number or text", hint=f"the default is {known[key]!r}")
+    return from_options(name, given)
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in table.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
+
+
+def _parts(text: str) -> list[str]:
+    """Cut at the semicolons that stand outside parentheses."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if character == ";" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [p.strip() for p in parts if p.strip()]
+
+
+def _toml(value: Scalar) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+def _known() -> str:
+    return f"steps: {', '.join(registry())}"

@@ -88,9 +88,11 @@ def followers(model: torch.nn.Module, analysis: Analysis, alive: Alive) -> dict[
     changes: dict[str, dict[int, int]] = {}
     for scope, size, ids in analysis.constants:
         left = int(np.count_nonzero(alive[ids]))
-        if left != size:
-            for path in scope:
-                changes.setdefault(path, {}).setdefault(size, left)
+        # The innermost module that holds such a number is the one whose code used it.
+        holders = (path for path in reversed(scope) if size in _numbers(modules[path]))
+        path = next(holders, None) if left != size else None
+        if path is not None:
+            changes.setdefault(path, {}).setdefault(size, left)
     out: dict[Attribute, Value] = {}
     for path, sizes in changes.items():
         for name, value in _sizes(modules[path]):
@@ -98,6 +100,11 @@ def followers(model: torch.nn.Module, analysis: Analysis, alive: Alive) -> dict[
             if new != value:
                 out[path, name] = new
     return out
+
+
+def _numbers(module: torch.nn.Module) -> set[int]:
+    values = [v for _, v in _sizes(module)]
+    return {n for v in values for n in ((v,) if isinstance(v, int) else v)}
 
 
 def _sizes(module: torch.nn.Module) -> Iterator[tuple[str, Value]]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgekit.compress.step import Context
     from edgekit.compress.structured.cut import Plan
     from edgekit.compress.structured.groups import Analysis, Group
+    from edgekit.compress.structured.select import Goal
 
 CRITERIA = ("l2", "l1", "taylor", "bn", "random")
 SCOPES = ("global", "layer")
@@ -77,12 +78,14 @@ class Shrink:
                 "shrink needs example inputs to follow", hint="let the factory return (module, inputs)"
             )
         model = attention.replace(model).eval()
-        whole = groups.analyse(model, context.example_inputs, inexact=self.widths)
-        costs = whole.count_macs(whole.everything()), whole.count_parameters(whole.everything())
+        analysis = groups.analyse(model, context.example_inputs, inexact=self.widths)
+        everything = analysis.everything()
+        costs = analysis.count_macs(everything), analysis.count_parameters(everything)
         total = cut.Plan(kept={}, attributes={})
         for number in range(1, self.rounds + 1):
-            share = number / self.rounds
-            total = total.then(self._round(model, context, share, costs))
+            if number > 1:
+                analysis = groups.analyse(model, context.example_inputs, inexact=self.widths)
+            total = total.then(self._round(model, context, analysis, self._goal(costs, number / self.rounds)))
             if self.training.epochs:
                 part = dataclasses.replace(self.training, epochs=self.training.epochs / self.rounds)
                 fit(model, context.needs_task(self.NAME), part, seed=context.seed + number - 1)
@@ -97,22 +100,24 @@ class Shrink:
         cut.apply(model, cut.Plan.from_tensors(tensors))
         return model.eval()
 
-    def _round(
-        self, model: torch.nn.Module, context: Context, share: float, costs: tuple[int, int]
-    ) -> Plan:
-        """Cut ``share`` of the way to the goal; what was cut."""
-        from edgekit.compress.structured import cut, groups, importance, select, verify
+    def _goal(self, costs: tuple[int, int], share: float) -> Goal:
+        """Costs after ``share`` of the way."""
+        from edgekit.compress.structured import select
 
-        analysis = groups.analyse(model, context.example_inputs, inexact=self.widths)
-        candidates = self._candidates(analysis)
-        scores = importance.score(model, analysis, self.criterion, context)
-        goal = select.Goal(
+        return select.Goal(
             macs=costs[0] * (1 - (1 - self.macs) * share),
             parameters=costs[1] * (1 - (1 - self.parameters) * share),
             scope=self.scope,
             multiple=self.multiple,
             most=self.most,
         )
+
+    def _round(self, model: torch.nn.Module, context: Context, analysis: Analysis, goal: Goal) -> Plan:
+        """Cut until the goal is met; what was cut."""
+        from edgekit.compress.structured import cut, importance, select, verify
+
+        candidates = self._candidates(analysis)
+        scores = importance.score(model, analysis, self.criterion, context)
         checker = verify.Checker(model, context.example_inputs, analysis)
         alive = select.select(analysis, candidates, scores, goal)
         if not checker.works(alive):
@@ -124,6 +129,7 @@ class Shrink:
                     "the model cannot be cut: what runs after the cut computes something else",
                     hint=f"leave layers out one by one (leave=…): {', '.join(g.name for g in candidates)}",
                 )
+        checker.refine(alive)
         plan = cut.plan(model, analysis, alive, checker.leave)
         cut.apply(model, plan)
         return plan

@@ -53,6 +53,38 @@ class Checker:
         """Whether cutting gives the masked model's outputs (just finite ones where units are not exact)."""
         return self._same(plan(self.model, self.analysis, alive, self.leave), alive)
 
+    def refine(self, alive: Alive) -> None:
+        """Where attributes of a module have equal values (``inner_dim`` and ``d_model``), change those that matter.
+
+        One that can keep its value while another takes the new one keeps it.
+        """
+        modules = dict(self.model.named_modules())
+        follow = {k: v for k, v in followers(self.model, self.analysis, alive).items() if k not in self.leave}
+        equal: dict[tuple[str, object], list[str]] = {}
+        for path, name in follow:
+            equal.setdefault((path, getattr(modules[path], name)), []).append(name)
+        trials: dict[tuple[type, str], set[Attribute]] = {}
+        for (path, _), names in equal.items():
+            for name in names if len(names) > 1 else ():
+                trials.setdefault((type(modules[path]), name), set()).add((path, name))
+        known = {(type(modules[path]), name) for path, name in self.leave}
+        for key in sorted(trials, key=lambda k: k not in known):
+            leave = self.leave | trials[key]
+            others = all(self._others(a, equal, modules) for a in trials[key])
+            if others and self._same(plan(self.model, self.analysis, alive, leave), alive):
+                self.leave = leave
+
+    def _others(
+        self,
+        attribute: Attribute,
+        equal: Mapping[tuple[str, object], list[str]],
+        modules: Mapping[str, torch.nn.Module],
+    ) -> bool:
+        """Whether another attribute of this value would still follow."""
+        path, name = attribute
+        names = equal[path, getattr(modules[path], name)]
+        return any(n != name and (path, n) not in self.leave for n in names)
+
     def _probe(self, groups: tuple[Group, ...]) -> Alive:
         """A part of each group cut, another for each so that sizes do not agree by chance."""
         alive = self.analysis.everything()

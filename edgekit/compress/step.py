@@ -119,9 +119,12 @@ class CompressionReport:
 def registry() -> dict[str, type[Any]]:
     """The built-in steps by name."""
     from edgekit.compress.cluster import Cluster
+    from edgekit.compress.distill import Distill
     from edgekit.compress.prune import Prune
+    from edgekit.compress.structured.depth import Depth
+    from edgekit.compress.structured.shrink import Shrink
 
-    return {s.NAME: s for s in (Prune, Cluster)}
+    return {s.NAME: s for s in (Prune, Cluster, Distill, Shrink, Depth)}
 
 
 def run(
@@ -153,6 +156,7 @@ def run(
             resume.keep(
                 work, key, resume.Finished(weights=model.state_dict(), tensors=own.tensors, size=after)
             )
+        _in_order(model)
         context.tensors.update({f"{number}/{name}": tensor for name, tensor in own.tensors.items()})
         seconds = time.perf_counter() - begin
         reports.append(StepReport(step=spell(step), key=key, before=before, after=after, seconds=seconds))
@@ -183,6 +187,15 @@ def rebuild(
                 hint="the source has changed since it was compressed: compress it again",
             ) from error
     return model.eval()
+
+
+def _in_order(model: torch.nn.Module) -> None:
+    """Parameters by name: removing a parametrization puts one last, restoring a plan does not, and sums over
+    parameters round by their order."""
+    for module in model.modules():
+        ordered = sorted(module._parameters.items())
+        module._parameters.clear()
+        module._parameters.update(ordered)
 
 
 def _frozen(model: torch.nn.Module) -> torch.nn.Module:
@@ -283,7 +296,7 @@ def cache_key(step: Step, model: torch.nn.Module, context: Context) -> str:
     digest = hashlib.sha256(spell(step).encode())
     facts = (context.seed, context.task.fingerprint if context.task else "", str(torch.__version__), _VERSION)
     digest.update(repr(facts).encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + str(tensor.dtype).encode() + repr(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -11,6 +11,8 @@ from edgekit.backends.tflite.compiler import Compiled
 from edgekit.types import Lowered
 
 MINIMUM_RUNTIME = "LiteRT 2.1 (TensorFlow Lite 2.17)"
+_FOR_BLOCKS = "LiteRT 2.1"
+"""Older runtimes compute INT4 weights in blocks wrongly; the file's operator versions make them refuse it."""
 
 
 def read_model(path: Path) -> ir.Model:
@@ -56,7 +58,7 @@ def lowered(compiled: Compiled, file: str) -> Lowered:
         files=(file,),
         inputs=compiled.inputs,
         outputs=compiled.outputs,
-        minimum_runtime=MINIMUM_RUNTIME,
+        minimum_runtime=_FOR_BLOCKS if "int4" in report.weights else MINIMUM_RUNTIME,
         notes=tuple(notes),
         details={
             "operators": dict(report.operators),

@@ -185,6 +185,8 @@ def _transposed2d(
         raise Refusal("weights that are computed at run time, with groups or dilation")
     if any(a < 0 for a, _ in margins):
         raise Refusal("an output_shape beyond what the input reaches")
+    if any(-z >= s for s, (_, z) in zip(strides, margins, strict=True)):
+        raise Refusal("an output padding that is not smaller than the stride")
     weight = w if tuple(dilation) == (1, 1) else _dilated(g, w, dilation)
     per_in, per_out = x.shape[-1] // group, w.shape[1]
     padding, sizes, margins = _transposed_padding(x.shape[1:3], weight.shape[2:], strides, margins)

@@ -11,9 +11,20 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import ADD_LIKE, Builder, Type
-from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT8, INT32, INT64, TENSOR_TYPES, DType, Quant, Tensor
+from edgekit.backends.tflite.ir import (
+    BOOL,
+    FLOAT32,
+    INT8,
+    INT32,
+    INT64,
+    TENSOR_TYPES,
+    DType,
+    Quant,
+    Shape,
+    Tensor,
+)
 from edgekit.backends.tflite.registry import Refusal, Rule, op
-from edgekit.backends.tflite.view import View
+from edgekit.backends.tflite.view import Perm, View
 from edgekit.backends.tflite.widen import HELD
 
 _KERNEL_RANK = 4
@@ -28,7 +39,7 @@ def broadcast(
     """
     shape = np.broadcast_shapes(*(v.shape for v in views))
     rank = len(shape)
-    perm = g.common_order(views, rank)
+    perm = _order(views, shape, g.common_order(views, rank))
     tensors = [g.aligned(v, rank, perm) for v in views]
     of = (
         kind if kind is not None else g.type_like(next((v for v in views if v.tensor.data is None), views[0]))
@@ -60,12 +71,21 @@ def covering(data: np.ndarray, dtype: DType) -> Quant:
     return Quant.per_tensor(scale, round(-128 - low / scale))
 
 
-def _collapsed(g: Builder, shape: Sequence[int], tensors: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:
-    """Merge neighbouring axes that broadcast alike: LiteRT's kernels broadcast over four axes at most."""
-    rank = len(shape)
-    full = [(1,) * (rank - t.rank) + t.shape for t in tensors]
+def _order(views: Sequence[View], shape: Shape, usual: Perm) -> Perm:
+    """``usual``, or ONNX's order where only that leaves few enough axes to broadcast over."""
+    plain = tuple(range(len(shape)))
+    for perm in (usual, plain):
+        full = [(1,) * (len(shape) - v.rank) + v.shape for v in views]
+        laid = [[s[p] for p in perm] for s in (shape, *full)]
+        if len(shape) <= _KERNEL_RANK or len(_merged(laid[0], laid[1:])) <= _KERNEL_RANK:
+            return perm
+    return usual
+
+
+def _merged(shape: Sequence[int], full: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Neighbouring axes that broadcast alike, as groups."""
     merged: list[list[int]] = []
-    for axis in range(rank):
+    for axis in range(len(shape)):
         alike = [s[axis] == shape[axis] for s in full]
         last = merged[-1] if merged else None
         if last is not None and (
@@ -79,14 +99,33 @@ def _collapsed(g: Builder, shape: Sequence[int], tensors: Sequence[Tensor]) -> t
                 last.append(axis)
         else:
             merged.append([axis])
+    return merged
+
+
+def _collapsed(g: Builder, shape: Sequence[int], tensors: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:
+    """Merge neighbouring axes that broadcast alike: LiteRT's kernels broadcast over four axes at most.
+
+    Where more are left, the operands are brought to the full shape.
+    """
+    rank = len(shape)
+    merged = _merged(shape, [(1,) * (rank - t.rank) + t.shape for t in tensors])
     if len(merged) > _KERNEL_RANK:
-        raise Refusal(f"broadcasting over {len(merged)} independent axes")
+        return list(shape), [_spread(g, t, shape) for t in tensors]
     short = [math.prod(shape[a] for a in axes) for axes in merged]
-    reshaped = [
-        t if t.rank == 0 else g.reshape(t, [math.prod(s[a] for a in axes) for axes in merged])
-        for t, s in zip(tensors, full, strict=True)
-    ]
+    reshaped = []
+    for t in tensors:
+        full = (1,) * (rank - t.rank) + t.shape
+        flat = [math.prod(full[a] for a in axes) for axes in merged]
+        reshaped.append(t if t.rank == 0 else g.reshape(t, flat))
     return short, reshaped
+
+
+def _spread(g: Builder, t: Tensor, shape: Sequence[int]) -> Tensor:
+    if t.data is not None:
+        return Tensor(tuple(shape), t.dtype, t.name, np.broadcast_to(t.data, shape), t.quant)
+    if t.shape == tuple(shape):
+        return t
+    return g.emit("BROADCAST_TO", [t, g.ints(shape)], shape, t, schema.BroadcastToOptionsT())
 
 
 def _variadic(g: Builder, code: str, views: Sequence[View], options: Callable[[], Any] | None = None) -> View:

@@ -22,6 +22,7 @@ COMMANDS = {
     "package": "Make what an app developer takes: a self-testing bundle, a library, a web package.",
     "pack": "Code an artifact losslessly into one .ekz file.",
     "unpack": "Decode a .ekz file, or one tensor of it.",
+    "diff": "Find the layer where two models, or an artifact and its source, begin to differ.",
     "inspect": "Show what is in an artifact or a model file.",
     "devices": "List, add and check the devices that artifacts run on.",
     "targets": "List every target: installed, usable here, why not.",

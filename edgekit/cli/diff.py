@@ -1,0 +1,223 @@
+"""``edgekit diff``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from edgekit.diff import StageDiff, Walk
+    from edgekit.diff.apply import Rebuild
+    from edgekit.diff.resolve import Chain
+    from edgekit.diff.suggest import Suggestion
+    from edgekit.errors import EdgekitError
+    from edgekit.stages import Workshop
+
+_ROWS = 5
+_SAME_DB = 100.0
+"""Stages this close need no table: reordered float32 sums."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Applied:
+    """What the rebuilt artifact gave beside the old one; figures are SNR in dB of the golden outputs."""
+
+    suggestion: Suggestion
+    status: str
+    directory: str
+    before_db: float | None
+    after_db: float | None
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b", required=False, default="")
+@click.option(
+    "--data", metavar="DATA", help="Inputs to compare with (default: the artifact's golden inputs)."
+)
+@click.option(
+    "--min-snr", type=float, metavar="DB", help="Also fail when the last form's outputs are below this SNR."
+)
+@click.option(
+    "--apply", "applied", is_flag=True, help="Build again with the first suggestion, and verify it."
+)
+@click.option("--calib", metavar="DATA", help="Calibration inputs for --apply.")
+@click.option("--eval", "evaluate", metavar="DATA", help="Evaluation inputs for --apply.")
+@click.option("--out", "-o", metavar="DIR", help="Where --apply builds to (default: where the artifact is).")
+@click.option("--all", "everything", is_flag=True, help="Show every layer, not the most suspicious ones.")
+@click.option("--trust", is_flag=True, help="Allow sources that execute code when loaded (pickles).")
+@click.option("--network", is_flag=True, help="Allow a source to download.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def diff(
+    a: str, b: str, data: str | None, min_snr: float | None, applied: bool, calib: str | None,
+    evaluate: str | None, out: str | None, everything: bool, trust: bool, network: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Find the layer where B begins to differ from A, and say what to build differently.
+
+    A and B are any of: a SOURCE as for edgekit build, an artifact's directory, a .onnx or a .tflite file. An
+    artifact alone is compared with its source, through the ONNX graphs between them. Every layer is fed with
+    the earlier form's tensors: its error is its own.
+
+    Exits with 0 when rounding explains every difference, with 5 when it does not.
+    """
+    from edgekit import config
+    from edgekit.cli._output import print_json, progress
+    from edgekit.diff import walk
+    from edgekit.diff.apply import Rebuild
+    from edgekit.diff.resolve import resolve
+    from edgekit.diff.suggest import suggest
+    from edgekit.stages import Workshop
+    from edgekit.store import Store
+
+    options = config.load({"trust": trust, "network": network, "calib": calib, "eval": evaluate})
+    with progress() as shown:
+        shop = Workshop(store=Store(), options=options, progress=shown)
+        chain = resolve(a, b, data, shop)
+        with shown.task("compare layer by layer"):
+            found = walk(chain.forms, chain.samples, chain.notes)
+        ideas = suggest(found, chain.artifact, tampered=chain.tampered)
+        rebuild = Rebuild(calibration=options.calib, evaluation=options.eval, out=out or "")
+        result = _apply(chain, ideas, rebuild, shop) if applied else None
+    if as_json:
+        print_json(_document(found, ideas, result))
+    else:
+        _show(found, ideas, result, len(found.stages[0].layers) if everything else _ROWS)
+    _verdict(found, min_snr, result)
+
+
+def _apply(chain: Chain, ideas: tuple[Suggestion, ...], rebuild: Rebuild, shop: Workshop) -> Applied | None:
+    from edgekit.diff.apply import apply
+    from edgekit.errors import UsageError
+
+    if chain.artifact is None:
+        raise UsageError(
+            "--apply builds an artifact again, and B is none", hint="edgekit diff ARTIFACT --apply"
+        )
+    if not ideas:
+        return None
+    before = chain.artifact.manifest.golden
+    outcome = apply(chain.artifact, ideas[0], rebuild, shop)
+    if outcome.error is not None:
+        raise outcome.error
+    assert outcome.artifact is not None
+    after = outcome.artifact.manifest.golden
+    return Applied(
+        suggestion=ideas[0],
+        status=outcome.artifact.manifest.status,
+        directory=str(outcome.artifact.directory),
+        before_db=before.parity.snr_db if before and before.parity else None,
+        after_db=after.parity.snr_db if after and after.parity else None,
+    )
+
+
+def _show(found: Walk, ideas: tuple[Suggestion, ...], result: Applied | None, rows: int) -> None:
+    for note in found.notes:
+        click.echo(f"note: {note}")
+    for stage in found.stages:
+        _stage(stage, rows)
+    start, broken = found.starts_at, found.broken
+    if start is None or broken is None:
+        click.echo(f"no layer is off by more than rounding explains; outputs {found.output_db:.1f} dB")
+        return
+    what = {
+        "weights": "what it computes",
+        "clipping": "its output is clipped",
+        "rounding": "its output's scale",
+    }
+    why = f" ({what[start.cause]})" if start.cause else ""
+    click.echo(
+        f"starts at {click.style(start.place, bold=True)} in {broken.after}: {start.op} {start.node}{why}, "
+        f"{start.excess_db:.0f} dB beyond rounding"
+    )
+    for also in broken.wrong[1:]:
+        click.echo(f"also off: {also.place} ({also.op} {also.node}), {also.excess_db:.0f} dB beyond rounding")
+    for idea in ideas:
+        click.echo(f"try: {idea.text + ': ' if idea.text else ''}{idea.why}")
+    if result is not None:
+        figures = f"{_db(result.before_db)} → {_db(result.after_db)}"
+        click.echo(f"built again ({result.suggestion.text}): {result.status}, {figures}, {result.directory}")
+
+
+def _stage(stage: StageDiff, rows: int) -> None:
+    from edgekit.cli._output import table
+
+    if not stage.wrong and stage.output_db > _SAME_DB and rows == _ROWS:
+        click.echo(
+            f"{stage.before} → {stage.after}: {len(stage.layers)} layers agree, {_db(stage.output_db)}"
+        )
+        return
+    title = f"{stage.before} → {stage.after}: outputs {stage.output_db:.1f} dB, {stage.source_db:.1f} dB from the first"
+    columns = (
+        "",
+        "module",
+        "node",
+        "operator",
+        "local dB",
+        "accumulated dB",
+        "beyond rounding dB",
+        "alone dB",
+        "",
+    )
+    lines = []
+    for rank, layer in enumerate(stage.layers[:rows], start=1):
+        figures = (layer.local_db, layer.accumulated_db, layer.excess_db, layer.alone_db)
+        cells = [_plain(figure) for figure in figures]
+        lines.append(
+            (str(rank), layer.module or "-", layer.node, layer.op, *cells, "off" if layer.wrong else "")
+        )
+    table(title, columns, lines)
+
+
+def _plain(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "exact" if value >= 200 else "none" if value <= -200 else f"{value:.1f}"
+
+
+def _db(value: float | None) -> str:
+    return "?" if value is None else f"{value:.1f} dB"
+
+
+def _document(found: Walk, ideas: tuple[Suggestion, ...], result: Applied | None) -> dict[str, Any]:
+    start = found.starts_at
+    return {
+        "differs": start is not None,
+        "starts_at": start,
+        "stage": found.broken.after if found.broken else None,
+        "samples": found.samples,
+        "output_db": found.output_db,
+        "stages": found.stages,
+        "suggestions": [{"flags": i.flags, "target": i.target, "why": i.why} for i in ideas],
+        "applied": result,
+        "notes": found.notes,
+    }
+
+
+def _verdict(found: Walk, min_snr: float | None, result: Applied | None) -> None:
+    from edgekit.cli._output import show_error
+
+    error = None if result is not None and result.status == "passed" else _failure(found, min_snr)
+    if error is not None:
+        show_error(error, as_json=False)
+        raise click.exceptions.Exit(error.exit_code)
+
+
+def _failure(found: Walk, min_snr: float | None) -> EdgekitError | None:
+    from edgekit.errors import GateFailedError
+
+    start = found.starts_at
+    if start is not None:
+        return GateFailedError(
+            f"{start.place} computes something else than in {found.broken.before if found.broken else 'A'}",
+            hint="see the suggestions above; edgekit diff --json has every layer",
+            gates=["diff"],
+        )
+    if min_snr is not None and found.output_db < min_snr:
+        return GateFailedError(
+            f"outputs are {found.output_db:.1f} dB from those of A, the limit is {min_snr:g} dB",
+            hint="rounding adds up without one layer being wrong: try a target with more bits, or --max-drop",
+            gates=["min-snr"],
+        )
+    return None

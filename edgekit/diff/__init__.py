@@ -1,0 +1,70 @@
+"""Where two models begin to differ: layer by layer, from the source to what the runtime executes.
+
+:func:`walk` compares consecutive forms of a model. Every layer of the later form is fed with the earlier
+form's tensors, so that an error shows in the layer that makes it and in no other; the free-running error is
+given beside it. See docs/diff.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from edgekit.diff.forms import Form, Layer
+from edgekit.diff.report import LayerDiff, StageDiff
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
+
+__all__ = ["Form", "Layer", "LayerDiff", "StageDiff", "Walk", "walk"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """What came of comparing a chain of forms on ``samples`` inputs. ``notes`` say what could not be compared."""
+
+    stages: tuple[StageDiff, ...]
+    samples: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def broken(self) -> StageDiff | None:
+        """The first stage in which a layer is wrong."""
+        return next((stage for stage in self.stages if stage.wrong), None)
+
+    @property
+    def starts_at(self) -> LayerDiff | None:
+        """The layer to look at first: the worst of the first stage that has a wrong one."""
+        return self.broken.wrong[0] if self.broken else None
+
+    @property
+    def output_db(self) -> float:
+        """Signal to noise of the last form's outputs against the first one's."""
+        return self.stages[-1].source_db
+
+
+def walk(forms: Sequence[Form], samples: Iterable[Mapping[str, Array]], notes: Sequence[str] = ()) -> Walk:
+    """Compare each form with the one before it.
+
+    ``samples`` are inputs by name, batch axis included. Raises :class:`~edgekit.errors.UsageError` for fewer
+    than two forms, and what the forms' runtimes raise.
+    """
+    from edgekit.diff.align import align
+    from edgekit.diff.measure import measure
+    from edgekit.diff.report import summarize
+    from edgekit.errors import UsageError
+
+    chosen = list(samples)
+    if len(forms) < 2 or not chosen:
+        raise UsageError(
+            "there is nothing to compare", hint="name two models, and data with at least one sample"
+        )
+    stages: list[StageDiff] = []
+    source: list[list[Array]] = []
+    for before, after in pairwise(forms):
+        stage = measure(before, after, align(before, after, chosen[0]), chosen)
+        source = source or stage.outputs_a
+        stages.append(summarize(stage, chosen, source))
+    return Walk(stages=tuple(stages), samples=len(chosen), notes=tuple(notes))

@@ -1,0 +1,82 @@
+"""A model in one of its forms, with every tensor between its layers open to reading and to replacing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
+
+
+INPUT = "input"
+"""The operator of a layer that is an input of the model."""
+
+MODULE = "module"
+"""The operator of a layer that is a PyTorch module's output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One tensor that depends on the inputs, and what makes it.
+
+    ``names`` are what the same tensor may be called in an earlier form, the likeliest first. ``bits`` is the
+    width of its integers (0: it is float). ``owner`` is the node that a user would blame: of a tensor
+    behind ``Conv → Relu`` the convolution. ``activated`` names the tensor behind a Relu or Clip that is this
+    one's only reader: quantized forms leave it out where the integers' range clips already.
+    """
+
+    tensor: str
+    node: str
+    op: str
+    module: str
+    names: tuple[str, ...]
+    bits: int = 0
+    owner: str = ""
+    owner_module: str = ""
+    activated: str = ""
+
+
+class Form(Protocol):
+    """What can be compared. Values are real numbers: integers come dequantized, in the form's own layout."""
+
+    @property
+    def title(self) -> str:
+        """For people: ``"optimized ONNX"``."""
+        ...
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """In the order of execution."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The model's outputs, in order."""
+        ...
+
+    @property
+    def weight_bits(self) -> int:
+        """Width of the coarsest weights: 32, 16, 8 or 4."""
+        ...
+
+    @property
+    def float_bits(self) -> int:
+        """Significant bits of what is computed in floating point: 24, 11 or 8."""
+        ...
+
+    def free(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One inference: every layer's tensor, and the outputs."""
+        ...
+
+    def forced(self, inputs: Mapping[str, Array], values: Mapping[str, Array]) -> dict[str, Array]:
+        """One inference in which readers of the tensors in ``values`` get those values.
+
+        Gives what the layers themselves compute for the tensors in ``values``, and the outputs.
+        """
+        ...
+
+    def received(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """Replaced tensors as their readers get them: rounded where the form keeps integers."""
+        ...

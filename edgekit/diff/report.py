@@ -1,0 +1,197 @@
+"""From tallies to a verdict: which layers are off beyond what their arithmetic explains, and where it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekit.diff.align import Anchor
+from edgekit.diff.measure import Stage, Tally
+from edgekit.diff.views import decibels
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
+
+EXCESS_DB = 10.0
+"""Error power over the expectation from which a layer counts as wrong. Healthy layers of the architectures
+measured stay below 6 dB."""
+DEQUANTIZED = "_DequantizeLinear"
+"""How the quantizer names a tensor behind Q/DQ."""
+
+_HARMLESS_DB = 15.0
+"""A layer that makes less than a thirtieth of the outputs' error is not where it goes wrong."""
+
+_INJECTED = 5
+_SPREAD = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerDiff:
+    """One layer of a stage. Figures are in dB.
+
+    ``local_db``: its signal to noise when it reads the earlier form's tensors; ``accumulated_db``: when it
+    reads its own; ``excess_db``: its error power over what rounding explains; ``alone_db``: the outputs'
+    signal to noise if this layer alone were off (only for suspects). ``cause`` is ``"weights"`` (the
+    layer's arithmetic), ``"clipping"`` or ``"rounding"`` (its output's integers), or empty where they are one.
+    """
+
+    order: int
+    module: str
+    node: str
+    op: str
+    tensor: str
+    local_db: float
+    accumulated_db: float
+    excess_db: float
+    cause: str = ""
+    wrong: bool = False
+    alone_db: float | None = None
+
+    @property
+    def place(self) -> str:
+        """The module path, else the node."""
+        return self.module or self.node or self.tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageDiff:
+    """Two consecutive forms. ``layers`` are the most suspicious first; ``output_db`` compares their outputs
+    with each other, ``source_db`` the later one's with those of the first form of the walk."""
+
+    before: str
+    after: str
+    output_db: float
+    source_db: float
+    limit_db: float
+    layers: tuple[LayerDiff, ...]
+
+    @property
+    def wrong(self) -> tuple[LayerDiff, ...]:
+        """The layers that are off, the worst first."""
+        return tuple(layer for layer in self.layers if layer.wrong)
+
+
+def summarize(stage: Stage, samples: Iterable[Mapping[str, Array]], source: list[list[Array]]) -> StageDiff:
+    """Group the tensors of one layer, set the limit, and weigh what the suspects do to the outputs.
+
+    ``source`` holds the outputs of the walk's first form, one row an input.
+    """
+    rows = _grouped(stage)
+    limit = _limit(rows)
+    chosen = list(samples)
+    output = _distance(stage.outputs_a, stage.outputs_b)
+    judged = [_weighed(row, stage, chosen, limit, output, i) for i, row in enumerate(rows)]
+    return StageDiff(
+        before=stage.a.title,
+        after=stage.b.title,
+        output_db=output,
+        source_db=_distance(source, stage.outputs_b),
+        limit_db=limit,
+        layers=tuple(layer for layer, _ in sorted(judged, key=lambda x: (not x[0].wrong, x[1]))),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    layer: LayerDiff
+    anchor: Anchor
+
+
+def _grouped(stage: Stage) -> list[_Row]:
+    """One row a layer: its worst tensor; the most suspicious first, ties in order of execution."""
+    worst: dict[tuple[str, str], _Row] = {}
+    for order, (anchor, tally) in enumerate(zip(stage.anchors, stage.tallies, strict=True)):
+        row = _Row(layer=_described(anchor, tally, order), anchor=anchor)
+        key = (row.layer.module, row.layer.node)
+        if key not in worst or row.layer.excess_db > worst[key].layer.excess_db:
+            worst[key] = row
+    return sorted(worst.values(), key=lambda r: (-round(r.layer.excess_db, 1), r.layer.order))
+
+
+def _described(anchor: Anchor, tally: Tally, order: int) -> LayerDiff:
+    a, b = anchor.a, anchor.b
+    apart = b.tensor.endswith(DEQUANTIZED) or b.op in ("QuantizeLinear", "DequantizeLinear", "QUANTIZE")
+    return LayerDiff(
+        order=order,
+        module=b.owner_module or a.owner_module or b.module or a.module,
+        node=b.owner or b.node or b.tensor,
+        op=b.op,
+        tensor=a.tensor,
+        local_db=tally.local_db,
+        accumulated_db=tally.accumulated_db,
+        excess_db=tally.excess_db,
+        cause=_cause(tally, b.bits > 0 and not apart, apart),
+    )
+
+
+def _cause(tally: Tally, mixed: bool, apart: bool) -> str:
+    """What makes the error, as far as it can be told apart."""
+    if not apart:
+        return "" if mixed else "weights"
+    return "clipping" if tally.clipped > 0.5 * tally.local else "rounding"
+
+
+def _limit(rows: list[_Row]) -> float:
+    """A layer is wrong when it stands out: from rounding, and from the other layers of its graph."""
+    excesses = np.asarray([row.layer.excess_db for row in rows] or [0.0])
+    middle = float(np.median(excesses))
+    spread = 1.4826 * float(np.median(np.abs(excesses - middle)))
+    noisy = middle > 0  # all layers are coarser than 8 bits with the full range would be
+    return max(EXCESS_DB, middle + min(_SPREAD * spread, 20.0)) if noisy else EXCESS_DB
+
+
+def _weighed(
+    row: _Row, stage: Stage, samples: list[Mapping[str, Array]], limit: float, output: float, rank: int
+) -> tuple[LayerDiff, int]:
+    layer = row.layer
+    if layer.excess_db < limit:
+        return layer, rank
+    if rank >= _INJECTED:
+        return replace(layer, wrong=True), rank
+    alone = _alone(stage, row.anchor, samples)
+    harmless = alone is not None and alone > min(output + _HARMLESS_DB, 190.0)
+    return replace(layer, wrong=not harmless, alone_db=alone), rank
+
+
+def _alone(stage: Stage, anchor: Anchor, samples: list[Mapping[str, Array]]) -> float | None:
+    """The outputs of the earlier form with this one tensor as the later form makes it."""
+    from edgekit.diff.onnx_form import OnnxForm
+
+    a, b = stage.a, stage.b
+    if not isinstance(a, OnnxForm):
+        return None
+    signal = noise = 0.0
+    for inputs in samples:
+        true, theirs = a.free(inputs), b.free(inputs)
+        named = {x.b.tensor: x for x in stage.anchors}
+        fed = {n: x.view.forward(true[x.a.tensor], theirs[n].shape) for n, x in named.items()}
+        tensor, shape = anchor.a.tensor, true[anchor.a.tensor].shape
+        local = anchor.view.back(b.forced(inputs, fed)[anchor.b.tensor], shape)
+        changed = a.forced(inputs, {tensor: local})
+        for name in a.outputs:
+            one = local if name == tensor else changed[name]
+            s, n = _energies(true[name], one)
+            signal, noise = signal + s, noise + n
+    return decibels(signal, noise)
+
+
+def _distance(one: list[list[Array]], two: list[list[Array]]) -> float:
+    """Signal to noise of outputs, matched by position, in dB."""
+    signal = noise = 0.0
+    for ours, theirs in zip(one, two, strict=True):
+        for x, y in zip(ours, theirs, strict=False):
+            if x.size == y.size:
+                s, n = _energies(x, y.reshape(x.shape))
+                signal, noise = signal + s, noise + n
+    return decibels(signal, noise)
+
+
+def _energies(true: Array, other: Array) -> tuple[float, float]:
+    t, o = true.astype(np.float64), other.astype(np.float64)
+    good = np.isfinite(t)
+    t = np.where(good, t, 0.0)
+    gap = np.where(good & np.isfinite(o), o - t, t)
+    return float((t**2).sum()), float(np.where(good, gap**2, 0.0).sum())

@@ -1,0 +1,250 @@
+"""From what the user names to the chain of forms between: source → ONNX → optimized → quantized → runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit import golden, manifest, stages
+from edgekit.data import Given, fits, random_samples, raw_example, unit_example, user_samples
+from edgekit.diff.forms import Form
+from edgekit.errors import DataError, EdgekitError, UsageError
+from edgekit.load import parse
+from edgekit.manifest import Artifact
+from edgekit.source import Source
+from edgekit.stages import Exported, Workshop
+from edgekit.types import OnnxModel, TensorSpec, TorchModel
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
+
+SAMPLES = 8
+"""How many inputs are compared: every layer of every form is kept in memory for one of them at a time."""
+
+_RANDOM = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """The forms to walk, the inputs to walk them with, and the artifact at the end, if it is one."""
+
+    forms: tuple[Form, ...]
+    samples: tuple[Mapping[str, Array], ...]
+    notes: tuple[str, ...]
+    artifact: Artifact | None = None
+    tampered: bool = False
+
+
+def resolve(a: str, b: str, data: Given | None, shop: Workshop) -> Chain:
+    """The chain from ``a`` to ``b``; with ``b`` empty, from an artifact's source to it.
+
+    Raises :class:`UsageError` for a pair that cannot be compared, :class:`DataError` when no sample fits,
+    and what loading and exporting the source raise.
+    """
+    if not b:
+        if not _is_artifact(a):
+            raise UsageError(
+                f"there is nothing to compare {a} with",
+                hint="edgekit diff SOURCE ARTIFACT; an artifact alone is compared with its source",
+            )
+        a, b = manifest.read(Path(a)).manifest.source.text, a
+    artifact = manifest.read(Path(b)) if _is_artifact(b) else None
+    notes: list[str] = []
+    second = _artifact_forms(artifact, shop, notes) if artifact else [_file(b, shop)]
+    if not second:
+        raise UsageError(
+            f"nothing inside {b} can be read layer by layer: " + "; ".join(notes),
+            hint="compare the same model's artifact for another target, for example ort-int8",
+        )
+    if _is_artifact(a) or a.endswith(".tflite"):
+        first, exported = [_end(a, shop, notes)], None
+    else:
+        first, exported = _source_forms(a, second[0], data, shop, artifact, notes)
+    return Chain(
+        forms=(*first, *second),
+        samples=_samples(data, exported, artifact, a, shop),
+        notes=tuple(notes),
+        artifact=artifact,
+        tampered=_tampered(artifact, notes),
+    )
+
+
+def _is_artifact(text: str) -> bool:
+    path = Path(text)
+    return path.name == manifest.FILE_NAME or (path / manifest.FILE_NAME).is_file()
+
+
+def _tampered(artifact: Artifact | None, notes: list[str]) -> bool:
+    """Whether the files are no longer those that were built: worth knowing before any layer is blamed."""
+    if artifact is None:
+        return False
+    try:
+        manifest.check_files(artifact)
+    except EdgekitError as error:
+        notes.append(error.message)
+        return True
+    return False
+
+
+# --- the first model -------------------------------------------------------------------------------------
+
+
+def _source_forms(
+    text: str, after: Form, data: Given | None, shop: Workshop, artifact: Artifact | None, notes: list[str]
+) -> tuple[list[Form], Exported]:
+    source = _opened(text, data, shop)
+    exported = stages.export(shop, source)
+    if artifact is not None and exported.model.sha256 not in _outputs(artifact, "export"):
+        notes.append(f"{text} is not what {artifact.directory} was built from: its export is another")
+    from edgekit.diff.onnx_form import OnnxForm
+
+    model = source.load()
+    forms: list[Form] = []
+    if isinstance(model, TorchModel):
+        from edgekit.diff.torch_form import TorchForm
+
+        forms.append(TorchForm(model, tuple(o.name for o in exported.model.outputs)))
+    plain = OnnxForm("exported ONNX" if forms else "ONNX", exported.model.path)
+    forms.append(plain)
+    optimized, _ = stages.optimize(shop, exported.model, exported.example_inputs())
+    better = OnnxForm("optimized ONNX", optimized.path)
+    if artifact is not None or _shared(better, after) > _shared(plain, after) or after.weight_bits < 16:
+        forms.append(better)
+    return forms, exported
+
+
+def _outputs(artifact: Artifact, step: str) -> set[str]:
+    return {s.output_sha256 for s in artifact.manifest.steps if s.name == step}
+
+
+def _opened(text: str, data: Given | None, shop: Workshop) -> Source:
+    options = shop.options
+    source = Source(parse(text), shop.store, trust=options.trust, network=options.network)
+    source.example = lambda: raw_example(data)
+    return source
+
+
+def _shared(a: Form, b: Form) -> int:
+    ours = {layer.tensor for layer in a.layers}
+    return sum(any(name in ours for name in layer.names) for layer in b.layers)
+
+
+# --- the second ------------------------------------------------------------------------------------------
+
+
+def _file(text: str, shop: Workshop) -> Form:
+    from edgekit.diff.onnx_form import OnnxForm
+
+    if text.endswith(".tflite"):
+        return _tflite(Path(text))
+    if text.endswith(".onnx"):
+        return OnnxForm(Path(text).name, Path(text))
+    exported = stages.export(shop, _opened(text, None, shop))
+    return OnnxForm(f"exported ONNX of {text}", exported.model.path)
+
+
+def _tflite(path: Path, moved: Sequence[str] = ()) -> Form:
+    from edgekit.diff.tflite_form import TfliteForm
+
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}", hint="check the path")
+    return TfliteForm(f"LiteRT ({path.name})", path, moved=moved)
+
+
+def _end(text: str, shop: Workshop, notes: list[str]) -> Form:
+    if not _is_artifact(text):
+        return _file(text, shop)
+    forms = _artifact_forms(manifest.read(Path(text)), shop, notes)
+    if not forms:
+        raise UsageError(f"nothing inside {text} can be read layer by layer", hint="; ".join(notes))
+    return forms[-1]
+
+
+def _artifact_forms(artifact: Artifact, shop: Workshop, notes: list[str]) -> list[Form]:
+    """The quantized ONNX that the artifact was lowered from, if there is one, and what the runtime loads."""
+    from edgekit.diff.onnx_form import OnnxForm
+
+    forms: list[Form] = []
+    quantized = _kept(artifact, shop, notes)
+    if quantized is not None:
+        forms.append(OnnxForm("quantized ONNX", quantized.path))
+    backend, model = artifact.manifest.target.backend, artifact.model
+    if backend == "onnxruntime" and model.suffix == ".onnx":
+        forms.append(OnnxForm("ONNX Runtime", model, kernels=True))
+    elif model.suffix == ".tflite":
+        forms.append(_tflite(model, artifact.manifest.channels_moved))
+    elif backend == "openvino":
+        from edgekit.diff.openvino_form import OpenvinoForm
+
+        forms.append(OpenvinoForm("OpenVINO", model, artifact.manifest.runtime))
+    else:
+        notes.append(f"tensors inside {model.name} cannot be read: the runtime itself is not compared")
+    return forms
+
+
+def _kept(artifact: Artifact, shop: Workshop, notes: list[str]) -> OnnxModel | None:
+    """The output of the artifact's quantize step, from the cache of steps."""
+    from edgekit.records import MODEL_RECORD, read_model
+
+    step = next((s for s in artifact.manifest.steps if s.name == "quantize"), None)
+    if step is None:
+        return None
+    for directory in sorted((shop.store.root / "steps" / "quantize").glob("*")):
+        if (directory / MODEL_RECORD).is_file():
+            record = read_model(directory)
+            if record.model.sha256 == step.output_sha256:
+                return record.model
+    notes.append(
+        "the quantized ONNX is no longer in the cache: the runtime is compared with the optimized graph"
+    )
+    return None
+
+
+# --- inputs ----------------------------------------------------------------------------------------------
+
+
+def _samples(
+    data: Given | None, exported: Exported | None, artifact: Artifact | None, a: str, shop: Workshop
+) -> tuple[Mapping[str, Array], ...]:
+    """The user's, else the artifact's golden inputs, else the example and seeded variations of it."""
+    inputs = exported.model.inputs if exported is not None else _inputs(a, artifact)
+    preprocessing = exported.record.preprocessing if exported is not None else {}
+    rows: list[Mapping[str, Array]]
+    if data:
+        chosen = user_samples(shop.store, data, inputs, origin="comparison", preprocessing=preprocessing)
+        rows = [sample.inputs for sample in chosen.first(SAMPLES)]
+    elif artifact is not None and artifact.manifest.golden is not None:
+        rows = list(golden.read(artifact.directory / artifact.manifest.golden.file)[0])
+    else:
+        example = exported.example_inputs() if exported is not None else unit_example(inputs)
+        rows = [sample.inputs for sample in random_samples(example, _RANDOM)]
+    if exported is None or artifact is None or not artifact.manifest.target.fixed_shapes:
+        return tuple(rows)
+    from edgekit.types import Sample
+
+    shapes = {name: array.shape for name, array in exported.example_inputs().items()}
+    fitting = [row for row in rows if fits(shapes, Sample(inputs=row))]
+    if not fitting:
+        raise DataError(
+            f"{artifact.target} has fixed shapes and no sample has them",
+            hint="give samples of the example's shape",
+        )
+    return tuple(fitting)
+
+
+def _inputs(text: str, artifact: Artifact | None) -> tuple[TensorSpec, ...]:
+    if _is_artifact(text):
+        artifact = manifest.read(Path(text))
+    if artifact is not None:
+        moved = artifact.manifest.channels_moved
+        return tuple(_unmoved(spec) if spec.name in moved else spec for spec in artifact.manifest.inputs)
+    from edgekit.inspection import inspect_file
+
+    return inspect_file(Path(text)).inputs
+
+
+def _unmoved(spec: TensorSpec) -> TensorSpec:
+    batch, *middle, channels = spec.shape
+    return replace(spec, shape=(batch, channels, *middle))

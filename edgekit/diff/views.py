@@ -1,0 +1,80 @@
+"""One tensor in two layouts: axes of size 1 come and go, the others may be permuted."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
+
+_MOST_AXES = 5
+
+
+@dataclass(frozen=True)
+class View:
+    """How a tensor of the earlier form lies in the later one; ``perm`` is over axes larger than 1.
+
+    ``None``: the elements are in the same order whatever the shapes are.
+    """
+
+    perm: tuple[int, ...] | None = None
+
+    def forward(self, value: Array, shape: tuple[int, ...]) -> Array:
+        """The earlier form's ``value`` as the later form's, of ``shape``."""
+        moved = value if self.perm is None else np.squeeze(value).transpose(self.perm)
+        return np.ascontiguousarray(moved).reshape(shape)
+
+    def back(self, value: Array, shape: tuple[int, ...]) -> Array:
+        """The later form's ``value`` as the earlier form's, of ``shape``."""
+        if self.perm is None:
+            return value.reshape(shape)
+        inner = [d for d in shape if d != 1]
+        lying = value.reshape([inner[p] for p in self.perm])
+        return lying.transpose(np.argsort(self.perm)).reshape(shape)
+
+
+def views(before: tuple[int, ...], after: tuple[int, ...]) -> list[View]:
+    """Every way in which a tensor of shape ``before`` can lie in ``after``; the plain one first."""
+    a, b = [d for d in before if d != 1], [d for d in after if d != 1]
+    found = [View()] if a == b else []
+    if sorted(a) == sorted(b) and 1 < len(a) <= _MOST_AXES:
+        for perm in itertools.permutations(range(len(a))):
+            if [a[p] for p in perm] == b and list(perm) != sorted(perm):
+                found.append(View(perm))
+    return found
+
+
+def alike(one: Array, two: Array) -> float:
+    """Signal to noise in dB where both are finite; -200 where one is not and the other is."""
+    a, b = one.astype(np.float64).ravel(), two.astype(np.float64).ravel()
+    good = np.isfinite(a) & np.isfinite(b)
+    if bool((good != (np.isfinite(a) | np.isfinite(b))).any()):
+        return -200.0
+    a, b = a[good], b[good]
+    return decibels(float(a @ a), float((a - b) @ (a - b)))
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10 log10(signal / noise) between -200 and 200."""
+    if noise <= 0:
+        return 200.0
+    if signal <= 0:
+        return -200.0
+    return float(np.clip(10 * (np.log10(signal) - np.log10(noise)), -200.0, 200.0))
+
+
+def likeliest(candidates: list[View], value: Array, other: Array) -> View:
+    """The candidate in whose layout ``value`` resembles ``other`` most, whatever its sign and scale."""
+    if len(candidates) == 1:
+        return candidates[0]
+    b = _centred(other)
+    return max(candidates, key=lambda v: abs(float(_centred(v.forward(value, other.shape)) @ b)))
+
+
+def _centred(value: Array) -> Array:
+    flat = np.nan_to_num(value.astype(np.float64).ravel(), posinf=0.0, neginf=0.0)
+    return np.asarray(flat - flat.mean())

@@ -30,6 +30,7 @@ few = settings(
 DIM = st.integers(1, 5)
 SHAPE = st.lists(DIM, min_size=1, max_size=5).map(tuple)
 RNG = np.random.default_rng(5)
+START = RNG.bit_generator.state
 
 
 def real(*shape: int) -> np.ndarray:
@@ -40,6 +41,7 @@ class Case:
     """One operator; its inputs lie in drawn orders."""
 
     def __init__(self, data: st.DataObject) -> None:
+        RNG.bit_generator.state = START  # an example that failed fails again
         self.data = data
         self.nodes: list[onnx.NodeProto] = []
         self.feeds: dict[str, np.ndarray] = {}
@@ -203,7 +205,7 @@ def test_activations(data, op, shape):
         low = data.draw(st.sampled_from([None, -1.0, 0.0, -0.3]))
         high = data.draw(st.sampled_from([None, 1.0, 6.0, 0.4]))
         inputs += ["" if v is None else case.constant(np.float32(v)) for v in (low, high)]
-    case.agrees(op, inputs, tolerance=5e-6)
+    case.agrees(op, inputs, tolerance=2e-5)
 
 
 @few

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,16 @@ class Builder:
         self.casts: dict[tuple[int, DType], tuple[Tensor, Tensor]] = {}
         self._producers: dict[int, Op] = {}
         self._constants: dict[tuple[str, Shape, bytes], Tensor] = {}
+
+    @contextmanager
+    def inside(self, graph: Graph) -> Iterator[None]:
+        """Emit into another subgraph meanwhile. What was computed outside is not seen there."""
+        outer = self.graph, self._orders, self._floats, self.casts
+        self.graph, self._orders, self._floats, self.casts = graph, {}, {}, {}
+        try:
+            yield
+        finally:
+            self.graph, self._orders, self._floats, self.casts = outer
 
     # --- emission -----------------------------------------------------------------------------------
 

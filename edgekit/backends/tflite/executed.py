@@ -123,3 +123,6 @@ def _notes(executed: Sequence[_Executed], target: Target) -> Iterator[str]:
             f"XNNPACK has no kernels for int16 activations: {outside} of {len(executed)} operators run in "
             "LiteRT's builtin kernels"
         )
+    loops = sum(e.code in ("WHILE", "IF") for e in executed)
+    if loops:
+        yield f"products inside {loops} WHILE and IF are not counted: the runtime does not tell what runs them"

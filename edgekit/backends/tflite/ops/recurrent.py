@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN, unrolled over time.
+"""LSTM, GRU and RNN, unrolled over time; long sequences as a loop (:mod:`.recurrent_loop`).
 
 The input's share of all gates is one FULLY_CONNECTED over the whole sequence; a step adds the state's share,
 splits and applies the activations. LiteRT's own UNIDIRECTIONAL_SEQUENCE_LSTM is not used: its state lives in
@@ -16,6 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
 from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, Tensor
+from edgekit.backends.tflite.ops.recurrent_loop import LOOP_FROM, Direction, lengths_column, looped, select
 from edgekit.backends.tflite.registry import Refusal, op
 from edgekit.backends.tflite.view import View
 
@@ -70,6 +71,7 @@ class _Inputs:
     b: View | None
     lengths: View | None
     initial: tuple[View | None, ...]
+    p: View | None = None
     merge_bias: bool = True
 
 
@@ -118,7 +120,7 @@ def lstm(
 
         return step
 
-    given = _Inputs(x=x, w=w, r=r, b=b, lengths=sequence_lens, initial=(initial_h, initial_c))
+    given = _Inputs(x=x, w=w, r=r, b=b, lengths=sequence_lens, initial=(initial_h, initial_c), p=p)
     return _run(g, settings, given, make_step)
 
 
@@ -243,26 +245,37 @@ def _run(
     if settings.batch_first:
         x = g.transpose_view(x, (1, 0, 2))
     steps = x.shape[0]
-    if steps > MAX_STEPS:
-        raise Refusal(f"a recurrent network over {steps} steps: unrolled, at most {MAX_STEPS} are taken")
     wanted = (
         [bool(o.name) and bool(list(o.uses()) or o.is_graph_output()) for o in g.node.outputs]
         if g.node
         else []
     )
     want_sequence = not wanted or wanted[0]
-    mask = None if given.lengths is None else _masks(g, given.lengths, steps)
-    sequences, finals = [], []
+    mask = _masks(g, given.lengths, steps)
+    sequences, whole, finals = [], [], []
     for d in range(2 if settings.direction == "bidirectional" else 1):
         backwards = settings.direction == "reverse" or d == 1
         weights = _direction(g, given, d)
         states = tuple(_initial(g, s, d, x.shape[1], weights.r.shape[1], settings) for s in given.initial)
         order = range(steps - 1, -1, -1) if backwards else range(steps)
-        shares = _input_shares(g, x, weights)
-        hidden, states = _unrolled(g, make_step(weights, d), shares, states, order, mask)
-        sequences.append(hidden)
+        gates = _input_gates(g, x, weights)
+        step = make_step(weights, d)
+        if steps >= LOOP_FROM and _constant(weights) and (given.p is None or given.p.const is not None):
+            work = Direction(
+                gates=gates, steps=steps, states=states, backwards=backwards, want_all=want_sequence,
+                lengths=lengths_column(g, given.lengths, steps),
+            )  # fmt: skip
+            every, states = looped(g, step, work)
+            whole.append(every)
+        else:
+            if steps > MAX_STEPS:
+                raise Refusal(f"a recurrent network over {steps} steps with weights that are no constants")
+            hidden, states = _unrolled(g, step, _at(g, gates, x.shape), states, order, mask)
+            sequences.append(hidden)
         finals.append(states)
-    outputs: list[View | None] = [_sequence(g, sequences, settings) if want_sequence else None]
+    outputs: list[View | None] = [None]
+    if want_sequence:
+        outputs = [_joined(g, whole, settings) if whole else _sequence(g, sequences, settings)]
     for k in range(len(given.initial)):
         outputs.append(_final(g, [states[k] for states in finals], settings))
     return outputs
@@ -284,18 +297,23 @@ def _unrolled(
         if mask is not None:
             # Past the end of its sequence an item keeps its state and gives zeros.
             valid = mask(t)
-            out = _select(g, valid, new[0], g.constant(np.zeros(new[0].shape, FLOAT32)))
-            new = tuple(_select(g, valid, n, s) for n, s in zip(new, states, strict=True))
+            out = select(g, valid, new[0], g.constant(np.zeros(new[0].shape, FLOAT32)))
+            new = tuple(select(g, valid, n, s) for n, s in zip(new, states, strict=True))
         states = new
         hidden[t] = out
     return [hidden[t] for t in sorted(hidden)], states
 
 
-def _input_shares(g: Builder, x: View, weights: _Weights) -> Callable[[int], Tensor]:
-    """The input's share of the gates [B, gates·H] at a time, out of one product over the sequence."""
+def _input_gates(g: Builder, x: View, weights: _Weights) -> Tensor:
+    """The input's share of all gates [T·B, gates·H]: one product over the sequence."""
     steps, batch, size = x.shape
     flat = g.reshape(g.plain(x), (steps * batch, size))
-    gates = _linear(g, flat, weights.w, weights.wb)
+    return _linear(g, flat, weights.w, weights.wb)
+
+
+def _at(g: Builder, gates: Tensor, shape: Sequence[int]) -> Callable[[int], Tensor]:
+    """``t →`` the gates' share [B, gates·H]."""
+    steps, batch, _ = shape
     width = gates.shape[1]
 
     def at(t: int) -> Tensor:
@@ -316,6 +334,19 @@ def _sequence(g: Builder, sequences: Sequence[Sequence[Tensor]], settings: _Sett
     rows = [h for s in zip(*sequences, strict=True) for h in s]
     joined = _concat(g, rows, 0, (steps * len(sequences) * batch, size))
     return View.of(g.reshape(joined, (steps, len(sequences), batch, size)))
+
+
+def _joined(g: Builder, directions: Sequence[Tensor | None], settings: _Settings) -> View:
+    """Y out of [T, B, H] a direction."""
+    parts = [g.reshape(t, (t.shape[0], 1, *t.shape[1:])) for t in directions if t is not None]
+    steps, _, batch, size = parts[0].shape
+    out = View.of(_concat(g, parts, 1, (steps, len(parts), batch, size)))
+    return g.transpose_view(out, (2, 0, 1, 3)) if settings.batch_first else out
+
+
+def _constant(weights: _Weights) -> bool:
+    """Whether a step reads nothing that is computed at run time."""
+    return weights.r.data is not None and (weights.rb is None or weights.rb.data is not None)
 
 
 def _final(g: Builder, states: Sequence[Tensor], settings: _Settings) -> View:
@@ -399,15 +430,11 @@ def _concat(g: Builder, parts: Sequence[Tensor], axis: int, shape: Sequence[int]
     return g.emit("CONCATENATION", parts, shape, FLOAT32, schema.ConcatenationOptionsT(axis=axis))
 
 
-def _select(g: Builder, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return g.emit("SELECT_V2", [condition, a, b], a.shape, a, schema.SelectV2OptionsT())
-
-
-def _masks(g: Builder, lengths: View, steps: int) -> Callable[[int], Tensor] | None:
+def _masks(g: Builder, lengths: View | None, steps: int) -> Callable[[int], Tensor] | None:
     """``t → bool [B, 1]``: whether step ``t`` is inside each sequence; None where all are full."""
-    if lengths.const is not None and np.all(lengths.const >= steps):
+    column = lengths_column(g, lengths, steps)
+    if column is None:
         return None
-    column = g.reshape(g.cast(g.plain(lengths), INT32), (lengths.size, 1))
 
     def at(t: int) -> Tensor:
         now = g.constant(t, INT32)
@@ -460,7 +487,7 @@ def _activate(g: Builder, x: Tensor, function: tuple[str, float | None, float | 
     if kind == "thresholdedrelu":
         limit = g.constant(np.float32(1.0 if alpha is None else alpha))
         above = g.emit("GREATER", [x, limit], x.shape, BOOL, schema.GreaterOptionsT())
-        return _select(g, above, x, g.constant(np.zeros(x.shape, FLOAT32)))
+        return select(g, above, x, g.constant(np.zeros(x.shape, FLOAT32)))
     if kind == "softsign":
         return g.binary("DIV", x, g.binary("ADD", g.unary("ABS", x, options=schema.AbsOptionsT()), 1.0))
     raise Refusal(f"the activation {name}")

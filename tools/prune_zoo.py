@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import sys
@@ -78,7 +79,10 @@ class Tagger(nn.Module):
 
     def __init__(self, kind: type[nn.RNNBase]) -> None:
         super().__init__()
-        self.embed, self.rnn = nn.Embedding(2000, 128), kind(128, 128, 2, batch_first=True, bidirectional=True)
+        self.embed, self.rnn = (
+            nn.Embedding(2000, 128),
+            kind(128, 128, 2, batch_first=True, bidirectional=True),
+        )
         self.out = nn.Linear(256, 9)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -91,7 +95,7 @@ class UNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 32, 64, 128)
-        self.down = nn.ModuleList(self._double(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(self._double(a, b) for a, b in itertools.pairwise(widths))
         self.up = nn.ModuleList((nn.ConvTranspose2d(128, 64, 2, 2), nn.ConvTranspose2d(64, 32, 2, 2)))
         self.join = nn.ModuleList((self._double(128, 64), self._double(64, 32)))
         self.head = nn.Conv2d(32, 2, 1)
@@ -99,7 +103,9 @@ class UNet(nn.Module):
     @staticmethod
     def _double(into: int, out: int) -> nn.Sequential:
         first = (nn.Conv2d(into, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
-        return nn.Sequential(*first, nn.Conv2d(out, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
+        return nn.Sequential(
+            *first, nn.Conv2d(out, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         skips = []
@@ -211,12 +217,15 @@ def _one(name: str, data: Path) -> dict[str, Any]:
 
 
 def _settle(model: nn.Module) -> None:
-    """Random statistics and biases, or cut and masked would agree too easily."""
+    """Random statistics, biases and layer scales, or cut and masked would agree too easily."""
     random = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if float(parameter.detach().abs().max()) < 1e-4:
+            parameter.data.normal_(0, 0.1, generator=random)
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
-            if float(module.running_mean.abs().sum()) == 0:
-                module.running_mean.normal_(0, 0.1, generator=random)
+        mean = getattr(module, "running_mean", None)
+        if mean is not None and not mean.any():
+            mean.normal_(0, 0.1, generator=random)
 
 
 def _exported(model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, int]:
@@ -241,9 +250,7 @@ def _count(dims: Any) -> int:
     return out
 
 
-def _same(
-    whole: nn.Module, model: nn.Module, inputs: dict[str, torch.Tensor], context: Context
-) -> float:
+def _same(whole: nn.Module, model: nn.Module, inputs: dict[str, torch.Tensor], context: Context) -> float:
     """Largest difference between the cut model and the masked one, relative to the largest output."""
     parameters = dict(whole.named_parameters())
     for (name, dim), kept in Plan.from_tensors(context.tensors).kept.items():

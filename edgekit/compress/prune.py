@@ -1,18 +1,21 @@
-"""Unstructured pruning by magnitude, at once or gradually while training goes on.
+"""Unstructured pruning: single weights, blocks of them, or N of every M, at once or while training goes on.
 
-The schedule is that of Zhu & Gupta, "To prune, or not to prune" (2017): the sparsity rises as
-``1 - (1 - t)³``. Masks are parametrizations while training runs (what is masked gets no gradient) and
-are folded into the weights at the end. The global threshold compares weights of all layers, each
-divided by its layer's root mean square when ``normalize`` is set (a cheap form of LAMP, Lee et al. 2021).
+The gradual schedule is that of Zhu & Gupta, "To prune, or not to prune" (2017): the sparsity rises as
+``1 - (1 - t)³``. The iterative one cuts and trains in rounds (Han et al., 2015). Masks are parametrizations
+while training runs (what is masked gets no gradient) and are folded into the weights at the end. The global
+threshold compares weights of all layers, each divided by its layer's root mean square when ``normalize`` is
+set (a cheap form of LAMP, Lee et al. 2021). Criteria are in :mod:`edgekit.compress.saliency`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from edgekit.compress import saliency
 from edgekit.compress.train import Training, fit
 from edgekit.errors import ConfigError, SourceError
 
@@ -22,16 +25,21 @@ if TYPE_CHECKING:
     from edgekit.compress.step import Context
 
 SCOPES = ("global", "layer")
+SCHEDULES = ("gradual", "iterative", "one-shot")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prune:
-    """Set the smallest weights of linear and convolution layers to zero.
+    """Set the least important weights of linear and convolution layers to zero.
 
     ``sparsity``: share of zeros in the pruned layers together (``scope="global"``) or in each
     (``"layer"``). ``layers``: sparsities of single layers, ``"fc1=0.97,head*=0.5"``, instead. ``ramp``:
     the share of the training in which the sparsity rises; the rest trains what is left. Without
-    training everything is cut at once.
+    training everything is cut at once. ``criterion``: ``magnitude``, ``taylor``, ``snip``, ``movement`` or
+    ``random``. ``schedule``: ``gradual``, ``iterative`` (``rounds`` times cut and train) or ``one-shot`` (cut,
+    then train). ``block`` > 1: neighbouring inputs are cut together, by their L2 norm. ``pattern``: ``"2:4"``
+    keeps 2 of every 4 input channels of each output, whatever ``sparsity`` says; layers whose inputs are no
+    multiple of 4 stay dense.
     """
 
     NAME: ClassVar[str] = "prune"
@@ -41,6 +49,11 @@ class Prune:
     layers: str = ""
     ramp: float = 0.6
     normalize: bool = False
+    criterion: str = "magnitude"
+    schedule: str = "gradual"
+    rounds: int = 5
+    block: int = 1
+    pattern: str = ""
     training: Training = field(default_factory=lambda: Training(epochs=0.0))
 
     def __post_init__(self) -> None:
@@ -49,9 +62,17 @@ class Prune:
                 f"prune with sparsity {self.sparsity} and ramp {self.ramp}",
                 hint="the sparsity is a share from 0 to below 1, the ramp a share from 0 to 1",
             )
-        if self.scope not in SCOPES:
-            raise ConfigError(f"unknown scope {self.scope!r} of prune", hint=f"use {' or '.join(SCOPES)}")
+        for name, known in (("scope", SCOPES), ("criterion", saliency.CRITERIA), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"unknown {name} {getattr(self, name)!r} of prune", hint=f"use {', '.join(known)}"
+                )
+        if self.rounds < 1 or self.block < 1:
+            raise ConfigError(
+                f"prune with {self.rounds} rounds and blocks of {self.block}", hint="both are 1 or more"
+            )
         parse_layers(self.layers)
+        parse_pattern(self.pattern)
 
     def apply(self, model: torch.nn.Module, context: Context) -> torch.nn.Module:
         """Prune in place and return ``model``. Raises ``SourceError`` if nothing can be pruned."""
@@ -61,36 +82,35 @@ class Prune:
         if not targets:
             raise SourceError("the model has no linear or convolution layer", hint="leave this step out")
         wanted = self._wanted(tuple(targets))
-        masks = {name: _mask(module) for name, module in targets.items()}
+        masks = {name: saliency.mask_module(module, self.criterion) for name, module in targets.items()}
         for name, module in targets.items():
             parametrize.register_parametrization(module, "weight", masks[name])
         try:
-            self._update(masks, targets, wanted, 1.0 if not self.training.epochs else 0.0)
-            if self.training.epochs:
-                self._train(model, context, lambda share: self._update(masks, targets, wanted, share))
+            scores = saliency.initial(model, targets, self.criterion, context)
+            self._train(
+                model, context, _Masks(step=self, targets=targets, masks=masks, wanted=wanted, scores=scores)
+            )
         finally:
             for module in targets.values():
                 parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         context.record({f"{name}.mask": mask.get_buffer("mask").bool() for name, mask in masks.items()})
         return model
 
-    def _train(
-        self,
-        model: torch.nn.Module,
-        context: Context,
-        update: Callable[[float], None],
-    ) -> None:
-        last = -1.0
-
-        def each_step(progress: float) -> None:
-            nonlocal last
-            risen = min(1.0, progress / self.ramp) if self.ramp else 1.0
-            if risen - last >= 0.01 or (risen == 1.0 and last < 1.0):
-                last = risen
-                update(1 - (1 - risen) ** 3)
-
-        fit(model, context.needs_task(self.NAME), self.training, seed=context.seed, each_step=each_step)
-        update(1.0)
+    def _train(self, model: torch.nn.Module, context: Context, masks: _Masks) -> None:
+        """Cut and train as the schedule says; everything is cut at the end."""
+        masks.update(1.0 if not self.training.epochs else 0.0)
+        if not self.training.epochs:
+            return
+        task = context.needs_task(self.NAME)
+        if self.schedule == "gradual":
+            fit(model, task, self.training, seed=context.seed, each_step=_rising(masks, self.ramp))
+            masks.update(1.0)
+            return
+        rounds = self.rounds if self.schedule == "iterative" else 1
+        part = dataclasses.replace(self.training, epochs=self.training.epochs / rounds)
+        for number in range(1, rounds + 1):
+            masks.update(1 - (1 - number / rounds) ** 3)
+            fit(model, task, part, seed=context.seed + number - 1)
 
     def _wanted(self, names: tuple[str, ...]) -> dict[str, float]:
         """Sparsity by layer where one is given or the scope is the layer."""
@@ -109,23 +129,76 @@ class Prune:
                 out[name] = self.sparsity
         return out
 
-    def _update(
-        self,
-        masks: dict[str, torch.nn.Module],
-        targets: dict[str, torch.nn.Module],
-        wanted: dict[str, float],
-        share: float,
-    ) -> None:
+
+@dataclass(frozen=True, kw_only=True)
+class _Masks:
+    """The masks of all layers. ``scores`` are those from before training, where the criterion has any."""
+
+    step: Prune
+    targets: dict[str, torch.nn.Module]
+    masks: dict[str, torch.nn.Module]
+    wanted: dict[str, float]
+    scores: dict[str, torch.Tensor]
+
+    def update(self, share: float) -> None:
         """Set all masks to ``share`` of the final sparsity."""
         import torch
 
-        scores = {name: _score(module, self.normalize) for name, module in targets.items()}
-        free = [scores[name].flatten() for name in targets if name not in wanted]
-        common = _threshold(torch.cat(free), self.sparsity * share) if free else None
-        for name in targets:
-            limit = _threshold(scores[name].flatten(), wanted[name] * share) if name in wanted else common
+        scores = {name: self._score(name) for name in self.targets}
+        if self.step.pattern:
+            self._regular(scores, share)
+            return
+        free = [scores[name].flatten() for name in self.targets if name not in self.wanted]
+        common = _threshold(torch.cat(free), self.step.sparsity * share) if free else None
+        for name in self.targets:
+            limit = common
+            if name in self.wanted:
+                limit = _threshold(scores[name].flatten(), self.wanted[name] * share)
             assert limit is not None
-            masks[name].get_buffer("mask").copy_(scores[name] > limit)
+            self.masks[name].get_buffer("mask").copy_(scores[name] > limit)
+
+    def _regular(self, scores: dict[str, torch.Tensor], share: float) -> None:
+        keep, of = parse_pattern(self.step.pattern)
+        for name, score in scores.items() if share > 0 else ():
+            mask = saliency.n_of_m(score, keep, of)
+            if mask is not None:
+                self.masks[name].get_buffer("mask").copy_(mask)
+
+    def _score(self, name: str) -> torch.Tensor:
+        weight = self.targets[name].get_parameter("parametrizations.weight.original").detach()
+        score = weight.abs()
+        if self.step.criterion != "magnitude":
+            score = self.scores[name].to(weight.device)
+            running = dict(self.masks[name].named_buffers()).get("score")
+            if running is not None and bool(running.any()):
+                score = running
+        if self.step.block > 1:
+            score = saliency.blocks(score, self.step.block)
+        if not self.step.normalize:
+            return score
+        return score / score.square().mean().sqrt().clamp_min(1e-12)
+
+
+def _rising(masks: _Masks, ramp: float) -> Callable[[float], None]:
+    """Called with the progress of the training: raises the sparsity in steps of a hundredth of the ramp."""
+    last = -1.0
+
+    def each_step(progress: float) -> None:
+        nonlocal last
+        risen = min(1.0, progress / ramp) if ramp else 1.0
+        if risen - last >= 0.01 or (risen == 1.0 and last < 1.0):
+            last = risen
+            masks.update(1 - (1 - risen) ** 3)
+
+    return each_step
+
+
+def parse_pattern(text: str) -> tuple[int, int]:
+    """``"2:4"`` to (2, 4); empty to (1, 1). Raises ``ConfigError``."""
+    keep, colon, of = (text or "1:1").partition(":")
+    if not (colon and keep.isdigit() and of.isdigit() and 0 < int(keep) <= int(of) <= 64):
+        raise ConfigError(f"{text!r} is no pattern", hint="write KEEP:OF, for example 2:4")
+    return int(keep), int(of)
 
 
 def parse_layers(text: str) -> list[tuple[str, float]]:
@@ -151,26 +224,6 @@ def prunable(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
     kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
     return {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
-
-
-def _mask(module: torch.nn.Module) -> torch.nn.Module:
-    import torch
-
-    class Mask(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("mask", torch.ones_like(module.get_parameter("weight")))
-
-        def forward(self, weight: torch.Tensor) -> torch.Tensor:
-            return weight * self.get_buffer("mask")
-
-    return Mask()
-
-
-def _score(module: torch.nn.Module, normalize: bool) -> torch.Tensor:
-    weight = module.get_parameter("parametrizations.weight.original").detach()
-    score = weight.abs()
-    return score / weight.square().mean().sqrt().clamp_min(1e-12) if normalize else score
 
 
 def _threshold(score: torch.Tensor, share: float) -> torch.Tensor:

@@ -121,26 +121,34 @@ def registry() -> dict[str, type[Any]]:
     from edgekit.compress.cluster import Cluster
     from edgekit.compress.distill import Distill
     from edgekit.compress.prune import Prune
+    from edgekit.compress.sparsify import Sparsify
     from edgekit.compress.structured.depth import Depth
     from edgekit.compress.structured.shrink import Shrink
 
-    return {s.NAME: s for s in (Prune, Cluster, Distill, Shrink, Depth)}
+    return {s.NAME: s for s in (Prune, Cluster, Distill, Shrink, Sparsify, Depth)}
 
 
 def run(
-    model: torch.nn.Module, steps: Sequence[Step], context: Context, *, work: Path | None = None
+    model: torch.nn.Module,
+    steps: Sequence[Step],
+    context: Context,
+    *,
+    work: Path | None = None,
+    judged: bool = True,
 ) -> tuple[torch.nn.Module, CompressionReport]:
     """Apply ``steps`` in order, measuring before and after each.
 
     ``work`` is a folder in which finished steps and the training's checkpoints are kept by what they depend
     on: a run that was killed goes on from there, to the same result. All processes of one run share it.
+    Without ``judged`` the metric is not taken.
     """
     from edgekit.compress import resume
 
     if context.original is None and any(getattr(s, "NEEDS_ORIGINAL", False) for s in steps):
         context = dataclasses.replace(context, original=_frozen(model))
     reports: list[StepReport] = []
-    before = measure(model, context)
+    judge = context if judged else dataclasses.replace(context, task=None)
+    before = measure(model, judge)
     for number, step in enumerate(steps):
         key = cache_key(step, model, context)
         own = dataclasses.replace(context, tensors={})
@@ -149,10 +157,12 @@ def run(
         if found is not None:
             own.tensors.update(found.tensors)
             model, after = rebuild(step, model, found.tensors, found.weights), found.size
+            if after.metric is None and judge.task is not None:
+                after = measure(model, judge)
         else:
             with resume.resumable(work, key):
                 model = step.apply(model, own).eval()
-            after = measure(model, context)
+            after = measure(model, judge)
             resume.keep(
                 work, key, resume.Finished(weights=model.state_dict(), tensors=own.tensors, size=after)
             )

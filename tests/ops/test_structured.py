@@ -259,10 +259,11 @@ def zeroed(model: nn.Module, plan: Plan) -> nn.Module:
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_cut_equals_masked_and_halves_what_runs(name: str, scope: str) -> None:
     model, inputs = build(name)
-    whole, context = attention.replace(copy.deepcopy(model)), Context(example_inputs=inputs)
-    cut, report = run(model, (Shrink(macs=0.5, scope=scope, multiple=2),), context)
+    whole, context = attention.replace(model), Context(example_inputs=inputs)
+    cut, report = run(copy.deepcopy(whole), (Shrink(macs=0.5, scope=scope, multiple=2),), context)
     step = report.steps[0]
-    assert step.after.macs <= 0.52 * step.before.macs  # what FlopCounter counts, not the analysis itself
+    if not any(isinstance(m, nn.RNNBase) for m in model.modules()):  # of which FlopCounter knows nothing
+        assert step.after.macs <= 0.52 * step.before.macs
     plan = Plan.from_tensors({k.partition("/")[2]: v for k, v in context.tensors.items()})
     with torch.no_grad():
         assert worst(forward(zeroed(whole, plan), inputs), forward(cut, inputs)) < TOLERANCE
@@ -283,7 +284,9 @@ def test_the_exported_graph_is_halved(name: str, tmp_path: Path) -> None:
 
     model, inputs = build(name)
     before = exported(model)
-    after = exported(Shrink(macs=0.5, parameters=0.5, multiple=2).apply(model, Context(example_inputs=inputs)))
+    after = exported(
+        Shrink(macs=0.5, parameters=0.5, multiple=2).apply(model, Context(example_inputs=inputs))
+    )
     assert after[0] <= 0.52 * before[0]
     assert after[1] <= 0.52 * before[1]
 
@@ -385,7 +388,9 @@ class Blobs:
 
     def __init__(self) -> None:
         self.y = torch.arange(300) % 3
-        self.x = torch.randn(300, 8, generator=torch.Generator().manual_seed(0)) + 2 * torch.eye(8)[self.y]
+        self.x = (
+            torch.randn(300, 8, generator=torch.Generator().manual_seed(0)) * 0.5 + 2 * torch.eye(8)[self.y]
+        )
 
     def steps(self) -> int:
         return 10
@@ -407,7 +412,8 @@ class Residual(nn.Module):
         super().__init__()
         self.stem, self.head = nn.Linear(8, 16), nn.Linear(16, 3)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm1d(16), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)) for _ in range(4)
+            nn.Sequential(nn.BatchNorm1d(16), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
+            for _ in range(4)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -461,7 +467,10 @@ def test_depth_takes_out_the_layers_that_do_least(criterion: str) -> None:
             model.layers[i].inner.weight.zero_()
             model.layers[i].inner.bias.zero_()
     fresh, before = copy.deepcopy(model), model(task.x)
-    step, context = Depth(share=0.5, criterion=criterion), Context(task=task, example_inputs={"x": task.x[:2]})
+    step, context = (
+        Depth(share=0.5, criterion=criterion),
+        Context(task=task, example_inputs={"x": task.x[:2]}),
+    )
     model = step.apply(model, context)
     if criterion == "similarity":
         assert sorted(context.tensors) == ["layers.1|skip", "layers.3|skip"]

@@ -14,7 +14,13 @@ from torch.nn import functional
 class Attention(nn.Module):
     """Drop-in for evaluation and training; shapes as in :class:`torch.nn.MultiheadAttention`."""
 
-    _qkv_same_embed_dim = False  # keeps nn.TransformerEncoderLayer from calling a kernel on the weights itself
+    # Keeps nn.TransformerEncoderLayer from calling a kernel on the weights itself.
+    _qkv_same_embed_dim = False
+    in_proj_weight: Tensor | None
+    in_proj_bias: Tensor | None
+    q_proj_weight: Tensor
+    k_proj_weight: Tensor
+    v_proj_weight: Tensor
 
     def __init__(self, base: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -46,7 +52,7 @@ class Attention(nn.Module):
         elif not batched:
             query, key, value = (x.unsqueeze(0) for x in (query, key, value))
         q, k, v = (
-            x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in self._project(query, key, value)
+            x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2) for x in self._project(query, key, value)
         )
         mask = self._mask(attn_mask, key_padding_mask, q)
         dropout = self.dropout if self.training else 0.0
@@ -70,8 +76,9 @@ class Attention(nn.Module):
             weights: tuple[Tensor, ...] = self.in_proj_weight.chunk(3)
         else:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        bias = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        return tuple(functional.linear(*args) for args in zip(inputs, weights, bias, strict=True))
+        offset = self.in_proj_bias
+        bias = (None, None, None) if offset is None else offset.chunk(3)
+        return tuple(functional.linear(x, w, b) for x, w, b in zip(inputs, weights, bias, strict=True))
 
     def _mask(self, mask: Tensor | None, padding: Tensor | None, q: Tensor) -> Tensor | None:
         """Both masks as one that is added to ``[batch, heads, positions, attended]`` scores."""
@@ -79,7 +86,7 @@ class Attention(nn.Module):
         if mask is not None:
             total = _added(mask, q)
             if total.dim() == 3:  # [batch * heads, …]
-                total = total.unflatten(0, (q.shape[0], -1))
+                total = total.view(q.shape[0], -1, *total.shape[1:])
         if padding is not None:
             hidden = _added(padding, q)
             hidden = hidden[:, None, None, :] if hidden.dim() == 2 else hidden
@@ -105,5 +112,6 @@ def replace(model: nn.Module) -> nn.Module:
 
 
 def _fits(module: nn.Module) -> bool:
-    plain = type(module) is nn.MultiheadAttention
-    return plain and module.bias_k is None and module.bias_v is None and not module.add_zero_attn
+    if type(module) is not nn.MultiheadAttention:  # a subclass may do something else
+        return False
+    return getattr(module, "bias_k", None) is None and not module.add_zero_attn

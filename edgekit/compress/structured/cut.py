@@ -109,16 +109,16 @@ def _numbers(module: torch.nn.Module) -> set[int]:
 
 def _sizes(module: torch.nn.Module) -> Iterator[tuple[str, Value]]:
     """The attributes of a module that may be sizes which its Python code uses."""
-    only = {torch.nn.GroupNorm: ("num_groups",)}.get(type(module), ())
+    only = {"GroupNorm": "num_groups"}.get(type(module).__name__, "")
     if isinstance(module, torch.nn.modules.conv._ConvNd):
-        only = ("groups",)
+        only = "groups"
     ours = type(module).__module__.startswith("torch.nn.")
     for name, value in vars(module).items():
-        if (ours and name not in only) or name.startswith("_") or name == "training":
+        if (ours and name != only) or name.startswith("_") or name == "training":
             continue
-        if isinstance(value, int) and not isinstance(value, bool):
-            yield name, value
-        elif isinstance(value, tuple) and value and all(type(v) is int for v in value):
+        if (isinstance(value, int) and not isinstance(value, bool)) or (
+            isinstance(value, tuple) and value and all(type(v) is int for v in value)
+        ):
             yield name, value
 
 
@@ -132,9 +132,13 @@ def apply(model: torch.nn.Module, cut: Plan) -> Undo:
     modules = dict(model.named_modules())
     for name, cuts in by_name.items():
         tensor = tensors.get(name)
-        if tensor is None or any(d >= tensor.ndim or ids.max(initial=-1) >= tensor.shape[d] for d, ids in cuts):
+        if tensor is None or any(
+            d >= tensor.ndim or ids.max(initial=-1) >= tensor.shape[d] for d, ids in cuts
+        ):
             undo()
-            raise ConfigError(f"the plan cuts {name}, which this model does not have so", hint="use its factory")
+            raise ConfigError(
+                f"the plan cuts {name}, which this model does not have so", hint="use its factory"
+            )
         data = tensor.data
         for dim, ids in cuts:
             data = data.index_select(dim, torch.from_numpy(ids).to(data.device))

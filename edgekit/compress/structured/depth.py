@@ -175,7 +175,9 @@ def _skip(model: torch.nn.Module, name: str, *, in_tuple: bool) -> None:
     try:
         base = model.get_submodule(name)
     except AttributeError as error:
-        raise ConfigError(f"the plan takes out {name}, which this model lacks", hint="use its factory") from error
+        raise ConfigError(
+            f"the plan takes out {name}, which this model lacks", hint="use its factory"
+        ) from error
     made = Skip()
     for key, value in vars(base).items():  # what a loop over the layers may ask them
         if not key.startswith("_") and isinstance(value, bool | int | float | str) and key != "training":

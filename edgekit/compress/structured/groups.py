@@ -27,7 +27,7 @@ Alive = NDArray[np.bool_]
 """For every label whether it stays."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Group:
     """Units that compete. ``units`` are their labels, ``width`` the channels that one of them has at least.
 
@@ -87,9 +87,7 @@ class Analysis:
         return unused + sum(sizes.values())
 
 
-def analyse(
-    model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], *, inexact: bool = False
-) -> Analysis:
+def analyse(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], *, inexact: bool = False) -> Analysis:
     """Run ``model`` once and find its groups.
 
     Where there is a choice (whole heads, or the width of all heads; whole groups of a convolution, or
@@ -129,9 +127,7 @@ def _analyse(
     macs = tuple((factor, tuple(find(ids) for ids in dims)) for factor, dims in labels.macs)
     constants = tuple((scope, size, find(ids)) for scope, size, ids in labels.constants)
     groups = tuple(
-        g
-        for g in _groups(places, numel, labels.inexact_roots())
-        if (inexact or g.exact) and len(g.units) > 1
+        g for g in _groups(places, numel, labels.inexact_roots()) if (inexact or g.exact) and len(g.units) > 1
     )
     count = int(labels.fresh(1)[0])
     analysis = Analysis(
@@ -166,9 +162,7 @@ def _groups(places: Mapping[Place, Ids], numel: Mapping[str, int], inexact: Ids)
         if any(name in numel for name, _ in where):
             width = min(n for i, n in key if names[i][0] in numel)
             exact = not bad.intersection(units)
-            out.append(
-                Group(units=np.array(units, np.int64), places=where, width=width, exact=exact)
-            )
+            out.append(Group(units=np.array(units, np.int64), places=where, width=width, exact=exact))
     return out
 
 

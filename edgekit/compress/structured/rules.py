@@ -86,10 +86,26 @@ def join_dims(labels: Labels, one: Dims, two: Dims) -> Dims:
     return tuple(out)
 
 
-@rule("add", "sub", "mul", "div", "where", "hardswish", "mish", "_prelu_kernel", "masked_fill", "lerp", "addcmul")
+@rule(
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "where",
+    "hardswish",
+    "mish",
+    "_prelu_kernel",
+    "masked_fill",
+    "lerp",
+    "addcmul",
+)
 @rule("leaky_relu", "elu", "softplus", "hardtanh", "threshold", "copy", "fill", "rrelu_with_noise", "clamp")
-@rule("clone", "detach", "alias", "_to_copy", "contiguous", "lift_fresh", "bernoulli", "to", "view_as_real_copy")
-@rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "native_dropout", "zero")
+@rule(
+    "clone", "detach", "alias", "_to_copy", "contiguous", "lift_fresh", "bernoulli", "to", "view_as_real_copy"
+)
+@rule(
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "native_dropout", "zero"
+)
 def pointwise(labels: Labels, call: Call) -> None:
     """Entry by entry, with broadcasting; each entry of the result is that of the arguments."""
     dims: Dims = ()
@@ -213,7 +229,8 @@ def attention(labels: Labels, call: Call) -> None:
     """``softmax(q kᵀ) v`` over ``[batch, heads, positions, width]``; the scale counts the width of q."""
     q, k, v = (labels.of(r.id) for r in call.args[:3])
     if len(q) != 4 or len(q[1]) % len(k[1]):
-        return _unknown(labels, call)
+        _unknown(labels, call)
+        return
     labels.unify(k[1], v[1])
     labels.unify(q[1].reshape(len(k[1]), -1), k[1][:, None])  # queries that share keys go with them
     for d in (k, v):
@@ -242,7 +259,7 @@ def embedding(labels: Labels, call: Call) -> None:
 @rule("recurrent")
 def recurrent(labels: Labels, call: Call) -> None:
     """LSTM, GRU, RNN: a unit is a row of every gate, in every layer and both directions (one ``hidden_size``)."""
-    x, state, weights, hidden, layers, both = call.args
+    x, state, weights, hidden, both = call.args
     unit = labels.fresh(hidden)
     data = next(refs(x))
     width = labels.of(data)[-1]

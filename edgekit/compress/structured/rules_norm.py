@@ -56,7 +56,18 @@ def _first(labels: Labels, call: Call, dims: tuple[Ids, ...]) -> None:
         labels.set(ref, [fixed(n) for n in labels.size(ref)])
 
 
-@rule("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp", "sort", "topk", "flip", "roll")
+@rule(
+    "_softmax",
+    "_log_softmax",
+    "_safe_softmax",
+    "cumsum",
+    "cumprod",
+    "logcumsumexp",
+    "sort",
+    "topk",
+    "flip",
+    "roll",
+)
 def over_one(labels: Labels, call: Call) -> None:
     """Along one or more dimensions, all of whose entries matter to each other."""
     dims = list(labels.of(call.args[0].id))
@@ -75,7 +86,9 @@ def summed(labels: Labels, call: Call) -> None:
     _reduce(labels, call, exact=True)
 
 
-@rule("mean", "var", "std", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "logsumexp", "any", "all")
+@rule(
+    "mean", "var", "std", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "logsumexp", "any", "all"
+)
 @rule("var_mean", "std_mean", "median")
 def averaged(labels: Labels, call: Call) -> None:
     """The result depends on how many there are, or on zeros."""
@@ -104,9 +117,24 @@ def _reduce(labels: Labels, call: Call, *, exact: bool) -> None:
 _SPATIAL = {"1d": 1, "2d": 2, "3d": 3}
 
 
-@rule("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool2d")
-@rule("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", "max_pool1d")
-@rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "mkldnn_adaptive_avg_pool2d", "grid_sampler_2d", "grid_sampler")
+@rule(
+    "max_pool2d_with_indices",
+    "max_pool3d_with_indices",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "max_pool2d",
+)
+@rule(
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", "max_pool1d"
+)
+@rule(
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "mkldnn_adaptive_avg_pool2d",
+    "grid_sampler_2d",
+    "grid_sampler",
+)
 @rule("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d")
 @rule("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d")
 @rule("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d")

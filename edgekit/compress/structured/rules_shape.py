@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,14 +41,14 @@ def permuted(labels: Labels, call: Call) -> None:
 def reshaped(labels: Labels, call: Call) -> None:
     """The same entries in other dimensions; see :func:`reshape`."""
     ref = call.args[0].id
-    out = reshape(labels, call, labels.of(ref), labels.size(call.out.id))
+    out = reshape(labels, labels.of(ref), labels.size(call.out.id))
     if call.op.endswith(("view", "reshape")):
         for ids in out:
             labels.constant(call, ids)
     labels.set(call.out.id, out)
 
 
-def reshape(labels: Labels, call: Call, dims: Sequence[Ids], shape: Sequence[int]) -> list[Ids]:
+def reshape(labels: Labels, dims: Sequence[Ids], shape: Sequence[int]) -> list[Ids]:
     """Labels after a reshape.
 
     Runs of dimensions with equal products are taken apart into their common factors, ``(3 · 12 · 64,)`` and
@@ -69,7 +70,7 @@ def reshape(labels: Labels, call: Call, dims: Sequence[Ids], shape: Sequence[int
                 right.append(places.pop(0))
                 b *= shape[right[-1]]
         sizes = [shape[i] for i in right]
-        for i, ids in zip(right, _run(labels, call, left, sizes), strict=True):
+        for i, ids in zip(right, _run(labels, left, sizes), strict=True):
             out[i] = ids
     return out
 
@@ -87,17 +88,17 @@ def _factors(left: Sequence[int], right: Sequence[int]) -> _Factors | None:
     """``None`` if there are none: ``(4, 6)`` and ``(3, 8)``."""
     ends_left, ends_right = (np.cumprod((1, *s)).tolist() for s in (left, right))
     ends = sorted({*ends_left, *ends_right})
-    if any(b % a for a, b in zip(ends, ends[1:], strict=False)):
+    if any(b % a for a, b in itertools.pairwise(ends)):
         return None
-    sizes = tuple(b // a for a, b in zip(ends, ends[1:], strict=False))
+    sizes = tuple(b // a for a, b in itertools.pairwise(ends))
     spans = [
-        tuple(range(ends.index(a), ends.index(b)) for a, b in zip(e, e[1:], strict=False))
+        tuple(range(ends.index(a), ends.index(b)) for a, b in itertools.pairwise(e))
         for e in (ends_left, ends_right)
     ]
     return _Factors(sizes, *spans)
 
 
-def _run(labels: Labels, call: Call, left: Sequence[Ids], right: Sequence[int]) -> list[Ids]:
+def _run(labels: Labels, left: Sequence[Ids], right: Sequence[int]) -> list[Ids]:
     if len(left) == 1 and len(right) == 1:
         return [left[0]]
     factors = _factors([len(d) for d in left], right)
@@ -195,7 +196,7 @@ def split(labels: Labels, call: Call) -> None:
     sizes = [labels.size(p)[axis] for p in parts]
     labels.constant(call, dims[axis])
     if len(set(sizes)) == 1:
-        _tie(labels, call, dims[axis], sizes[0])
+        _tie(labels, dims[axis], sizes[0])
     begin = 0
     for part, size in zip(parts, sizes, strict=True):
         piece = dims[axis][begin : begin + size]
@@ -204,7 +205,7 @@ def split(labels: Labels, call: Call) -> None:
         begin += size
 
 
-def _tie(labels: Labels, call: Call, ids: Ids, size: int) -> None:
+def _tie(labels: Labels, ids: Ids, size: int) -> None:
     blocks = ids.reshape(-1, size)
     labels.unify(blocks, blocks[:1])
 
@@ -220,7 +221,7 @@ def sliced(labels: Labels, call: Call) -> None:
     size = end - begin
     if (begin, end, by) != (0, len(ids), 1) and labels.is_free(ids):
         if by == 1 and size > 0 and len(ids) % size == 0 and begin % size == 0:
-            _tie(labels, call, ids, size)
+            _tie(labels, ids, size)
             labels.constant(call, ids[begin:end])
         else:
             labels.freeze(ids, "slice")
@@ -309,9 +310,9 @@ def shuffled_channels(labels: Labels, call: Call) -> None:
     """``[g, c] → [c, g]``."""
     dims = labels.of(call.args[0].id)
     groups, shape = call.args[1], labels.size(call.out.id)
-    apart = reshape(labels, call, dims, (shape[0], groups, shape[1] // groups, *shape[2:]))
+    apart = reshape(labels, dims, (shape[0], groups, shape[1] // groups, *shape[2:]))
     apart[1], apart[2] = apart[2], apart[1]
-    labels.set(call.out.id, reshape(labels, call, apart, shape))
+    labels.set(call.out.id, reshape(labels, apart, shape))
 
 
 @rule("tril", "triu")
@@ -329,7 +330,7 @@ def gated(labels: Labels, call: Call) -> None:
     dims = list(labels.of(call.args[0].id))
     axis = (-1 if call.args[1] is None else call.args[1]) % len(dims)
     half = len(dims[axis]) // 2
-    _tie(labels, call, dims[axis], half)
+    _tie(labels, dims[axis], half)
     dims[axis] = dims[axis][:half]
     labels.set(call.out.id, dims)
 
@@ -344,10 +345,17 @@ def interleaved(labels: Labels, call: Call) -> None:
     labels.set(out, [fixed(n) for n in labels.size(out)])
 
 
-@rule("_local_scalar_dense", "is_nonzero", "equal", "item", "sym_size", "is_same_size", "_has_same_storage_numel")
+@rule(
+    "_local_scalar_dense",
+    "is_nonzero",
+    "equal",
+    "item",
+    "sym_size",
+    "is_same_size",
+    "_has_same_storage_numel",
+)
 def looked_at(labels: Labels, call: Call) -> None:
     """A number for Python."""
     for ref in refs(call.args):
         for ids in labels.of(ref):
             labels.freeze(ids, "read by Python")
-

@@ -49,7 +49,7 @@ def select(analysis: Analysis, groups: tuple[Group, ...], scores: Scores, goal: 
 
     low, high = -1, len(levels) - 1
     if not goal.met(analysis, at(high)):
-        raise _unreachable(analysis, at(high), goal)
+        raise _unreachable(analysis, at(high))
     while low < high:
         middle = (low + high) // 2
         if goal.met(analysis, at(middle)):
@@ -75,7 +75,7 @@ def _keep(group: Group, wanted: int, goal: Goal) -> int:
     return min(count, math.ceil(least / step) * step)
 
 
-def _unreachable(analysis: Analysis, alive: Alive, goal: Goal) -> UsageError:
+def _unreachable(analysis: Analysis, alive: Alive) -> UsageError:
     whole = analysis.everything()
     macs = analysis.count_macs(alive) / max(1, analysis.count_macs(whole))
     parameters = analysis.count_parameters(alive) / max(1, analysis.count_parameters(whole))

@@ -139,7 +139,9 @@ class Shrink:
         names = {name for name, _ in analysis.places}
         for pattern in patterns:
             if not fnmatch.filter(names, f"{pattern}*"):
-                raise ConfigError(f"no layer is called {pattern!r}", hint=f"layers: {', '.join(sorted(names))}")
+                raise ConfigError(
+                    f"no layer is called {pattern!r}", hint=f"layers: {', '.join(sorted(names))}"
+                )
         out = tuple(
             g
             for g in analysis.groups

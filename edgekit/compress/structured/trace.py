@@ -76,9 +76,9 @@ def record(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> Trace:
     return recorder.trace
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace()
         self.scope: list[str] = []
         self.paused = 0
@@ -153,7 +153,7 @@ def _hooks(recorder: _Recorder, name: str, whole: bool) -> tuple[Any, Any]:
             weights = {n: recorder.ref(p) for n, p in module.named_parameters()}
             bound = inspect.signature(module.forward).bind(*args, **kwargs)
             x, state = (bound.arguments.get(n) for n in ("input", "hx"))
-            facts = (module.hidden_size, module.num_layers, module.bidirectional)
+            facts = (module.hidden_size, module.bidirectional)
             recorder.trace.calls.append(
                 Call(
                     op=RECURRENT,

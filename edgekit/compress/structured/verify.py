@@ -33,6 +33,7 @@ class Checker:
     ) -> None:
         self.model, self.inputs, self.analysis = model, inputs, analysis
         self.leave: frozenset[Attribute] = frozenset()
+        self._hopeless: set[tuple[tuple[type, str], ...]] = set()
 
     def failing(self, groups: tuple[Group, ...]) -> tuple[Group, ...]:
         """The groups of which nothing can be cut; learns which attributes have to stay."""
@@ -95,6 +96,9 @@ class Checker:
     def _mend(self, group: Group) -> bool:
         alive = self._probe((group,))
         candidates = sorted(followers(self.model, self.analysis, alive))
+        kinds = tuple(sorted(((type(self.model.get_submodule(p)), n) for p, n in candidates), key=str))
+        if kinds in self._hopeless:  # the same layer elsewhere in the model
+            return False
         subsets = itertools.chain.from_iterable(
             itertools.combinations(candidates, n) for n in range(1, len(candidates) + 1)
         )
@@ -103,6 +107,7 @@ class Checker:
             if self._same(plan(self.model, self.analysis, alive, leave), alive):
                 self.leave = leave
                 return True
+        self._hopeless.add(kinds)
         return False
 
     def _same(self, cut: Plan, alive: Alive) -> bool:
@@ -123,7 +128,7 @@ class Checker:
 def masked(model: torch.nn.Module, analysis: Analysis, alive: Alive) -> Iterator[None]:
     """The parameters of what is not ``alive`` set to zero, for a while."""
     before: list[tuple[torch.Tensor, torch.Tensor]] = []
-    parameters = dict(model.named_parameters())
+    parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
     try:
         for (name, dim), kept in analysis.kept(alive).items():
             if name in parameters:

@@ -1,0 +1,117 @@
+"""How much each single weight matters, and masks that follow from it.
+
+- ``magnitude``: ``|w|``.
+- ``taylor``: ``(g · w)²``, a running mean over the training's batches (Molchanov et al. 2019, for single weights).
+- ``snip``: ``|Σ g · w|`` over a few batches before anything is cut (Lee et al., "SNIP", ICLR 2019).
+- ``movement``: ``-Σ g · w`` over the training so far: weights that move away from zero stay (Sanh et al.,
+  "Movement Pruning", NeurIPS 2020). The gradient is that of the masked weight, also where it is masked.
+- ``random``: the floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgekit.compress.step import Context
+
+CRITERIA = ("magnitude", "taylor", "snip", "movement", "random")
+FOLLOWS_TRAINING = ("taylor", "movement")
+"""Criteria whose scores change with every batch."""
+_BATCHES = 16
+_MEMORY = 0.98
+
+
+def mask_module(module: torch.nn.Module, criterion: str) -> torch.nn.Module:
+    """A parametrization of ``weight`` with a buffer ``mask``, and ``score`` where the criterion follows training."""
+    import torch
+
+    class Mask(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.ones_like(module.get_parameter("weight")))
+            if criterion in FOLLOWS_TRAINING:
+                self.register_buffer("score", torch.zeros_like(module.get_parameter("weight")))
+
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            masked = weight * self.get_buffer("mask")
+            if criterion in FOLLOWS_TRAINING and masked.requires_grad and self.training:
+                masked.register_hook(  # type: ignore[no-untyped-call]
+                    lambda grad: self.collect(grad, weight.detach())
+                )
+            return masked
+
+        def collect(self, grad: torch.Tensor, weight: torch.Tensor) -> None:
+            score = self.get_buffer("score")
+            if criterion == "movement":
+                score.sub_(grad.to(score.dtype) * weight)
+            else:
+                score.mul_(_MEMORY).add_((grad.to(score.dtype) * weight).square(), alpha=1 - _MEMORY)
+
+    return Mask()
+
+
+def initial(
+    model: torch.nn.Module, targets: Mapping[str, torch.nn.Module], criterion: str, context: Context
+) -> dict[str, torch.Tensor]:
+    """Scores before training, by layer; empty where they follow from the weights at any time.
+
+    Raises ``UsageError`` without a task where gradients are needed.
+    """
+    import torch
+
+    if criterion == "magnitude":
+        return {}
+    weights = {name: _original(module) for name, module in targets.items()}
+    if criterion == "random":
+        random = torch.Generator().manual_seed(context.seed)
+        return {name: torch.rand(w.shape, generator=random) for name, w in weights.items()}
+    task = context.needs_task(f"the criterion {criterion}")
+    model.eval()
+    total = {name: torch.zeros_like(w) for name, w in weights.items()}
+    for _, batch in zip(range(_BATCHES), task.batches(0, context.seed), strict=False):
+        grads = torch.autograd.grad(task.loss(model, batch), list(weights.values()), allow_unused=True)
+        for (name, w), grad in zip(weights.items(), grads, strict=True):
+            if grad is not None:
+                product = grad * w.detach()
+                total[name] += product.square() / _BATCHES if criterion == "taylor" else product
+    if criterion == "snip":
+        return {name: t.abs() for name, t in total.items()}
+    return {name: -t if criterion == "movement" else t for name, t in total.items()}
+
+
+def blocks(score: torch.Tensor, size: int) -> torch.Tensor:
+    """The L2 norm of each run of ``size`` neighbours along the inputs, in every place of the run.
+
+    Whole runs are then cut together. ``score`` is [out, in, …]; runs do not cross output channels.
+    """
+    import torch
+
+    flat = score.reshape(len(score), -1)
+    width = flat.shape[1]
+    padded = torch.nn.functional.pad(flat, (0, -width % size)).view(len(score), -1, size)
+    norm = padded.square().mean(-1, keepdim=True).sqrt().expand_as(padded)
+    return norm.reshape(len(score), -1)[:, :width].reshape(score.shape)
+
+
+def n_of_m(score: torch.Tensor, keep: int, of: int) -> torch.Tensor | None:
+    """A mask that keeps the ``keep`` best of every ``of`` neighbours along the input channels (dimension 1).
+
+    ``None`` where the input channels are not a multiple of ``of``: the layer stays dense. Ties go to the first.
+    """
+    import torch
+
+    if score.ndim < 2 or score.shape[1] % of:
+        return None
+    last = score.movedim(1, -1)
+    runs = last.reshape(*last.shape[:-1], -1, of)
+    order = torch.argsort(runs, dim=-1, descending=True, stable=True)
+    mask = torch.zeros_like(runs).scatter_(-1, order[..., :keep], 1.0)
+    return mask.reshape(last.shape).movedim(-1, 1).contiguous()
+
+
+def _original(module: torch.nn.Module) -> Any:
+    return module.get_parameter("parametrizations.weight.original")

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Type
+from edgekit.backends.tflite.extent import refuse
 from edgekit.backends.tflite.ir import FLOAT32, INT8, UINT8, DType, Op, Quant, Tensor
 from edgekit.backends.tflite.view import View, channels_last
 from edgekit.types import TensorSpec
@@ -162,6 +163,8 @@ def _stored_uint8(value: ir.Value) -> bool:
 def _copy(lowering: Lowering, tensor: Tensor) -> Tensor:
     """An output of its own: one tensor cannot be two outputs, nor an input and an output."""
     out = Tensor(tensor.shape, tensor.dtype, quant=tensor.quant)
+    if tensor.open is not None:
+        refuse("one value as two outputs")
     shape = lowering.builder.ints(tensor.shape)
     options = schema.ReshapeOptionsT(newShape=np.asarray(tensor.shape, np.int32))
     lowering.builder.graph.ops.append(Op("RESHAPE", [tensor, shape], [out], options))
@@ -177,7 +180,7 @@ def _spec(tensor: Tensor, spatial: bool, perm: Sequence[int]) -> TensorSpec:
     return TensorSpec(
         name=tensor.name,
         dtype=tensor.dtype.name,
-        shape=tensor.shape,
+        shape=tuple(f"{tensor.name}_{i}" if i == tensor.open else d for i, d in enumerate(tensor.shape)),
         layout=layout,
         scale=float(tensor.quant.scale[0]) if per_tensor and tensor.quant is not None else None,
         zero_point=int(tensor.quant.zero_point[0]) if per_tensor and tensor.quant is not None else None,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from edgekit.backends.tflite.extent import open_axis
 from edgekit.backends.tflite.ir import (
     FLOAT32,
     INT32,
@@ -107,12 +108,15 @@ class Builder:
     ) -> list[Tensor]:
         """One operator with several outputs, each ``(shape, kind)``."""
         tensors = []
+        inputs = list(inputs)
         for shape, kind in outputs:
             of = kind if isinstance(kind, Type) else _type_of(kind)
             if of.dtype not in TENSOR_TYPES:
                 raise Refusal(f"TFLite has no element type {of.dtype}")
-            tensors.append(Tensor(tuple(int(d) for d in shape), of.dtype, quant=of.quant))
-        op = Op(code, list(inputs), tensors, options, self.origin)
+            size = tuple(int(d) for d in shape)
+            axis = open_axis(code, inputs, size, options)
+            tensors.append(Tensor(size, of.dtype, quant=of.quant, open=axis))
+        op = Op(code, inputs, tensors, options, self.origin)
         self.graph.ops.append(op)
         self._producers.update((id(t), op) for t in tensors)
         return tensors

@@ -129,7 +129,10 @@ def integer_range(dtype: DType) -> tuple[int, int]:
 
 @dataclass(slots=True, eq=False)
 class Tensor:
-    """One TFLite tensor. ``data`` is set for constants. Identity is object identity."""
+    """One TFLite tensor. ``data`` is set for constants. Identity is object identity.
+
+    ``open`` is the axis whose size only the run tells; ``shape`` has its upper bound there.
+    """
 
     shape: Shape
     dtype: DType
@@ -137,6 +140,7 @@ class Tensor:
     data: Array | None = None
     quant: Quant | None = None
     is_variable: bool = False
+    open: int | None = None
 
     @property
     def rank(self) -> int:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from edgekit.backends.tflite.boundary import bind_inputs, bind_outputs
 from edgekit.backends.tflite.builder import Builder, Type
 from edgekit.backends.tflite.expand import expand
+from edgekit.backends.tflite.extent import refuse
 from edgekit.backends.tflite.fold import NotFoldable, fold
 from edgekit.backends.tflite.ir import INT8, Array, Graph, Origin, Quant, Tensor
 from edgekit.backends.tflite.quant import Lookahead
@@ -197,6 +198,8 @@ class Lowering:
     def _fold(
         self, node: ir.Node, inputs: Sequence[View | None], attributes: dict[str, Any]
     ) -> list[View] | None:
+        if node.op_type in ("Shape", "Size") and inputs[0] is not None and inputs[0].tensor.open is not None:
+            refuse(f"{node.op_type} of something whose size is not known")
         if node.op_type == "Shape" and node.domain == "" and inputs[0] is not None:
             dims = inputs[0].shape[attributes.get("start", 0) : attributes.get("end")]
             return [View.of(self.builder.constant(np.asarray(dims, np.int64)))]

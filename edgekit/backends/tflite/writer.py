@@ -209,7 +209,10 @@ class _Writer:
         return int(schema.QuantizationParametersEnd(self.b))
 
     def _tensor(self, tensor: Tensor, number: int) -> int:
-        shape = self._ints(tensor.shape)
+        shape = self._ints([1 if i == tensor.open else d for i, d in enumerate(tensor.shape)])
+        signature = None
+        if tensor.open is not None:
+            signature = self._ints([-1 if i == tensor.open else d for i, d in enumerate(tensor.shape)])
         name = self.b.CreateString(tensor.name)
         quant = None
         if tensor.quant is not None:
@@ -222,6 +225,8 @@ class _Writer:
         schema.TensorAddName(self.b, name)
         if quant is not None:
             schema.TensorAddQuantization(self.b, quant)
+        if signature is not None:
+            schema.TensorAddShapeSignature(self.b, signature)
         schema.TensorAddIsVariable(self.b, tensor.is_variable)
         schema.TensorAddHasRank(self.b, True)
         return int(schema.TensorEnd(self.b))

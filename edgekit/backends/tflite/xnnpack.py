@@ -55,7 +55,7 @@ def _apply(graph: Graph, lowering: Lowering, rules: Mapping[str, Rule]) -> int:
     changed = 0
     for op in graph.ops:
         op.inputs = [t if t is None else alias.get(id(t), t) for t in op.inputs]
-        rule = rules.get(op.code)
+        rule = rules.get(op.code) if _known_sizes(op) else None
         g.origin = op.origin
         results = rule(g, op) if rule is not None else None
         made = scratch.ops[:]
@@ -69,6 +69,10 @@ def _apply(graph: Graph, lowering: Lowering, rules: Mapping[str, Rule]) -> int:
             g.adopt(each)
     graph.ops = out
     return changed
+
+
+def _known_sizes(op: Op) -> bool:
+    return all(t is None or t.open is None for t in (*op.inputs, *op.outputs))
 
 
 def _replace(

@@ -48,22 +48,36 @@ class Compressed:
 
 
 class Work:
-    """What the steps are to learn, opened at most once, and its identity without opening it."""
+    """What the steps are to learn, opened at most once, and its identity without opening it.
 
-    def __init__(self, source: Source, options: Options, store: Store) -> None:
+    ``task`` is one that is open already; ``folder`` is where steps are kept while the recipe runs.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        options: Options,
+        store: Store,
+        *,
+        task: Task | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self._source, self._options, self._store = source, options, store
-        self._task: Task | None = None
+        self._task = task
+        self.folder = folder
 
     @property
     def given(self) -> bool:
         """Whether there is a task at all."""
-        return bool(self._options.task)
+        return self._task is not None or bool(self._options.task)
 
     @property
     def fingerprint(self) -> str:
         """Identity of the data, the loss and the metric; ``""`` without a task."""
         if not self.given:
             return ""
+        if self._task is not None:
+            return self._task.fingerprint
         known = self._store.recall("task", self._key())
         if known and unchanged(tuple(msgspec.convert(d, Dependency) for d in known["dependencies"])):
             return str(known["fingerprint"])
@@ -119,9 +133,10 @@ def compress(shop: Workshop, source: Source, recipe: Recipe, work: Work | None =
         options={**options, "accelerator": shop.options.accelerator},
         versions=versions.of("torch", "safetensors", "lightning-fabric"),
     )
-    folder = shop.store.root / "compressing" / key.digest[:32]
+    folder = work.folder or shop.store.root / "compressing" / key.digest[:32]
     result = shop.store.step(key, lambda out: _produce(shop, source, recipe, _Run(work, folder), out))
-    shutil.rmtree(folder, ignore_errors=True)
+    if work.folder is None:
+        shutil.rmtree(folder, ignore_errors=True)
     return _described(shop, source, result.directory, replace(_record(key), seconds=round(result.seconds, 3)))
 
 

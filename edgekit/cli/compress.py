@@ -10,7 +10,10 @@ import click
 
 if TYPE_CHECKING:
     from edgekit.compress.recipes import Recipe
+    from edgekit.compress.search import Limits
     from edgekit.compressing import Compressed
+    from edgekit.searching import Found
+    from edgekit.shipping import Shipped
     from edgekit.source import Source
     from edgekit.stages import Workshop
 
@@ -68,6 +71,7 @@ def compress(
     from edgekit.cli._output import progress
     from edgekit.errors import UsageError
     from edgekit.load import parse
+    from edgekit.searching import parse_limits, search_options
     from edgekit.source import Source
     from edgekit.stages import Workshop
     from edgekit.store import Store
@@ -77,13 +81,15 @@ def compress(
             "say what to do: exactly one of --recipe, --budget and --analyze",
             hint="edgekit compress SOURCE --recipe 'prune(sparsity=0.5)'",
         )
-    options = config.load({**flags, "eval": evaluate, "out": out or "build/compressed"})
+    options = search_options(config.load({**flags, "eval": evaluate, "out": out or "build/compressed"}))
     store = Store()
     opened = Source(parse(source), store, trust=options.trust, network=options.network)
     with progress() as shown:
         shop = Workshop(store=store, options=options, progress=shown)
         if recipe:
             _run(shop, opened, recipe, seed, as_json)
+        elif budget:
+            _search(shop, opened, budget, parse_limits(seconds, trials, seed), as_json)
 
 
 def _run(shop: Workshop, source: Source, text: str, seed: int | None, as_json: bool) -> None:
@@ -97,26 +103,85 @@ def _run(shop: Workshop, source: Source, text: str, seed: int | None, as_json: b
     if not is_first_process():
         return
     folder = deliver(made, recipe, source, Path(shop.options.out))
-    _show(made, recipe, folder, as_json)
+    shipped = None
+    if recipe.ship is not None:
+        from edgekit.shipping import ship
+
+        shipped = ship(shop, made.source, recipe.ship)
+    _show(made, recipe, folder, shipped, as_json)
 
 
-def _show(made: Compressed, recipe: Recipe, folder: Path, as_json: bool) -> None:
+def _search(shop: Workshop, source: Source, budget: str, limits: Limits, as_json: bool) -> None:
     from edgekit.cli._output import print_json, table
+    from edgekit.compress.budget import parse
+    from edgekit.searching import search
 
+    found = search(shop, source, parse(budget), limits)
+    out = Path(shop.options.out)
     if as_json:
         print_json(
             {
-                "folder": str(folder),
-                "recipe": recipe.line,
-                "seed": recipe.seed,
-                "metric": made.metric,
-                "steps": made.rows,
+                "recipe": str(out / "recipe.toml"),
+                "artifact": str(found.shipped.artifact.directory),
+                "packed": str(found.shipped.packed),
+                "winner": found.point,
+                "metric": found.metric,
+                "base_metric": found.base_metric,
+                "unseen": {"base_metric": found.held_base, "drop": found.held_drop},
+                "tried": len(found.points),
+                "front": found.front,
+                "rejected": found.rejected,
+                "interrupted": found.interrupted,
             }
         )
+        return
+    table(
+        "no other is smaller and better", ("recipe", "target", "bytes", "drop", "p50 ms", ""), _front(found)
+    )
+    for line in found.rejected:
+        click.echo(f"not confirmed: {line}", err=True)
+    click.echo(
+        f"{found.metric} {found.base_metric:.4f}, drop {100 * found.point.drop:.2f} pt where the search looked and "
+        f"{100 * found.held_drop:.2f} pt where it did not; {found.shipped.size:,} bytes in {found.shipped.packed}; "
+        f"again: edgekit compress {source.spec.text} --recipe {out / 'recipe.toml'}",
+        err=True,
+    )
+
+
+def _front(found: Found) -> list[tuple[str, ...]]:
+    return [
+        (
+            p.line or "-",
+            p.target,
+            ("" if p.exact else "~") + f"{p.size:,}",
+            f"{100 * p.drop:.2f} pt",
+            "-" if p.latency_ms is None else f"{p.latency_ms:.2f}",
+            "chosen" if (p.line, p.target) == (found.point.line, found.point.target) else "",
+        )
+        for p in found.front
+    ]
+
+
+def _show(made: Compressed, recipe: Recipe, folder: Path, shipped: Shipped | None, as_json: bool) -> None:
+    from edgekit.cli._output import print_json, table
+
+    if as_json:
+        document = {
+            "folder": str(folder),
+            "recipe": recipe.line,
+            "seed": recipe.seed,
+            "metric": made.metric,
+            "steps": made.rows,
+        }
+        if shipped is not None:
+            document["shipped"] = {"path": str(shipped.packed), "bytes": shipped.size}
+        print_json(document)
         return
     columns = ("step", "parameters", "not zero", "MACs", "bytes", made.metric or "metric", "seconds")
     table("", columns, _rows(made.rows))
     click.echo(f"{folder}: a source for edgekit build; the recipe is {folder / 'recipe.toml'}", err=True)
+    if shipped is not None:
+        click.echo(f"{shipped.packed}: {shipped.size:,} bytes", err=True)
 
 
 def _rows(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -131,13 +131,17 @@ def _show(found: Walk, ideas: tuple[Suggestion, ...], result: Applied | None, ro
         f"starts at {click.style(start.place, bold=True)} in {broken.after}: {start.op} {start.node}{why}, "
         f"{start.excess_db:.0f} dB beyond rounding"
     )
-    for also in broken.wrong[1:]:
+    others = [layer for layer in broken.wrong if layer is not start]
+    for also in others[:_ROWS]:
         click.echo(f"also off: {also.place} ({also.op} {also.node}), {also.excess_db:.0f} dB beyond rounding")
+    if len(others) > _ROWS:
+        click.echo(f"and {len(others) - _ROWS} layers more")
     for idea in ideas:
         click.echo(f"try: {idea.text + ': ' if idea.text else ''}{idea.why}")
     if result is not None:
         figures = f"{_db(result.before_db)} → {_db(result.after_db)}"
-        click.echo(f"built again ({result.suggestion.text}): {result.status}, {figures}, {result.directory}")
+        with_what = result.suggestion.text or "the data given"
+        click.echo(f"built again with {with_what}: {result.status}, {figures}, {result.directory}")
 
 
 def _stage(stage: StageDiff, rows: int) -> None:

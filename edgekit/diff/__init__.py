@@ -18,6 +18,8 @@ from edgekit.diff.report import LayerDiff, StageDiff
 if TYPE_CHECKING:
     from edgekit.types import Array
 
+_ABOUT_DB = 3.0
+
 __all__ = ["Form", "Layer", "LayerDiff", "StageDiff", "Walk", "walk"]
 
 
@@ -36,8 +38,13 @@ class Walk:
 
     @property
     def starts_at(self) -> LayerDiff | None:
-        """The layer to look at first: the worst of the first stage that has a wrong one."""
-        return self.broken.wrong[0] if self.broken else None
+        """The layer to look at first: the worst of the first stage that has a wrong one; of several that are
+        about as bad, the first to run."""
+        if self.broken is None:
+            return None
+        worst = self.broken.wrong[0].excess_db
+        near = [layer for layer in self.broken.wrong if layer.excess_db > worst - _ABOUT_DB]
+        return min(near, key=lambda layer: layer.order)
 
     @property
     def output_db(self) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekit.diff.align import Anchor
+from edgekit.diff.align import Anchor, Pass, given
 from edgekit.diff.measure import Stage, Tally
 from edgekit.diff.views import decibels
 
@@ -17,15 +17,14 @@ if TYPE_CHECKING:
 
 EXCESS_DB = 10.0
 """Error power over the expectation from which a layer counts as wrong. Healthy layers of the architectures
-measured stay below 6 dB."""
+measured stay below 7 dB."""
 DEQUANTIZED = "_DequantizeLinear"
 """How the quantizer names a tensor behind Q/DQ."""
 
 _HARMLESS_DB = 15.0
 """A layer that makes less than a thirtieth of the outputs' error is not where it goes wrong."""
 
-_INJECTED = 5
-_SPREAD = 4.0
+_INJECTED = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,7 @@ class LayerDiff:
 
     ``local_db``: its signal to noise when it reads the earlier form's tensors; ``accumulated_db``: when it
     reads its own; ``excess_db``: its error power over what rounding explains; ``alone_db``: the outputs'
-    signal to noise if this layer alone were off (only for suspects). ``cause`` is ``"weights"`` (the
+    signal to noise if this layer alone were off (for the first suspects). ``cause`` is ``"weights"`` (the
     layer's arithmetic), ``"clipping"`` or ``"rounding"`` (its output's integers), or empty where they are one.
     """
 
@@ -65,7 +64,6 @@ class StageDiff:
     after: str
     output_db: float
     source_db: float
-    limit_db: float
     layers: tuple[LayerDiff, ...]
 
     @property
@@ -75,22 +73,21 @@ class StageDiff:
 
 
 def summarize(stage: Stage, samples: Iterable[Mapping[str, Array]], source: list[list[Array]]) -> StageDiff:
-    """Group the tensors of one layer, set the limit, and weigh what the suspects do to the outputs.
+    """Group the tensors of one layer and weigh what the suspects do to the outputs.
 
     ``source`` holds the outputs of the walk's first form, one row an input.
     """
     rows = _grouped(stage)
-    limit = _limit(rows)
-    chosen = list(samples)
     output = _distance(stage.outputs_a, stage.outputs_b)
-    judged = [_weighed(row, stage, chosen, limit, output, i) for i, row in enumerate(rows)]
+    suspects = [row for row in rows if row.layer.excess_db >= EXCESS_DB]
+    alone = _alone(stage, suspects[:_INJECTED], list(samples))
+    judged = [_judged(row.layer, alone.get(row.anchor.b.tensor), output) for row in rows]
     return StageDiff(
         before=stage.a.title,
         after=stage.b.title,
         output_db=output,
         source_db=_distance(source, stage.outputs_b),
-        limit_db=limit,
-        layers=tuple(layer for layer, _ in sorted(judged, key=lambda x: (not x[0].wrong, x[1]))),
+        layers=tuple(sorted(judged, key=lambda layer: not layer.wrong)),
     )
 
 
@@ -134,48 +131,39 @@ def _cause(tally: Tally, mixed: bool, apart: bool) -> str:
     return "clipping" if tally.clipped > 0.5 * tally.local else "rounding"
 
 
-def _limit(rows: list[_Row]) -> float:
-    """A layer is wrong when it stands out: from rounding, and from the other layers of its graph."""
-    excesses = np.asarray([row.layer.excess_db for row in rows] or [0.0])
-    middle = float(np.median(excesses))
-    spread = 1.4826 * float(np.median(np.abs(excesses - middle)))
-    noisy = middle > 0  # all layers are coarser than 8 bits with the full range would be
-    return max(EXCESS_DB, middle + min(_SPREAD * spread, 20.0)) if noisy else EXCESS_DB
-
-
-def _weighed(
-    row: _Row, stage: Stage, samples: list[Mapping[str, Array]], limit: float, output: float, rank: int
-) -> tuple[LayerDiff, int]:
-    layer = row.layer
-    if layer.excess_db < limit:
-        return layer, rank
-    if rank >= _INJECTED:
-        return replace(layer, wrong=True), rank
-    alone = _alone(stage, row.anchor, samples)
+def _judged(layer: LayerDiff, alone: float | None, output: float) -> LayerDiff:
     harmless = alone is not None and alone > min(output + _HARMLESS_DB, 190.0)
-    return replace(layer, wrong=not harmless, alone_db=alone), rank
+    return replace(layer, wrong=layer.excess_db >= EXCESS_DB and not harmless, alone_db=alone)
 
 
-def _alone(stage: Stage, anchor: Anchor, samples: list[Mapping[str, Array]]) -> float | None:
-    """The outputs of the earlier form with this one tensor as the later form makes it."""
+def _alone(
+    stage: Stage, suspects: Sequence[_Row], samples: Sequence[Mapping[str, Array]]
+) -> dict[str, float]:
+    """For each suspect the outputs of the earlier form with this one tensor as the later form makes it."""
     from edgekit.diff.onnx_form import OnnxForm
 
     a, b = stage.a, stage.b
-    if not isinstance(a, OnnxForm):
-        return None
-    signal = noise = 0.0
+    if not isinstance(a, OnnxForm) or not suspects:
+        return {}
+    anchors = {x.b.tensor: x for x in stage.anchors}
+    locals_: list[dict[str, Array]] = []
     for inputs in samples:
-        true, theirs = a.free(inputs), b.free(inputs)
-        named = {x.b.tensor: x for x in stage.anchors}
-        fed = {n: x.view.forward(true[x.a.tensor], theirs[n].shape) for n, x in named.items()}
-        tensor, shape = anchor.a.tensor, true[anchor.a.tensor].shape
-        local = anchor.view.back(b.forced(inputs, fed)[anchor.b.tensor], shape)
-        changed = a.forced(inputs, {tensor: local})
-        for name in a.outputs:
-            one = local if name == tensor else changed[name]
-            s, n = _energies(true[name], one)
-            signal, noise = signal + s, noise + n
-    return decibels(signal, noise)
+        seen = Pass(inputs=inputs, a=a.free(inputs), b=b.free(inputs))
+        own = b.forced(inputs, given(anchors, seen))
+        locals_.append({n: _back(anchors[n], own, seen) for n in (s.anchor.b.tensor for s in suspects)})
+    found = {}
+    for suspect in suspects:
+        name, tensor = suspect.anchor.b.tensor, suspect.anchor.a.tensor
+        changed = []
+        for inputs, local in zip(samples, locals_, strict=True):
+            results = a.forced(inputs, {tensor: local[name]}) | {tensor: local[name]}
+            changed.append([results[output] for output in a.outputs])
+        found[name] = _distance(stage.outputs_a, changed)
+    return found
+
+
+def _back(anchor: Anchor, own: Mapping[str, Array], seen: Pass) -> Array:
+    return anchor.view.back(own[anchor.b.tensor], seen.a[anchor.a.tensor].shape)
 
 
 def _distance(one: list[list[Array]], two: list[list[Array]]) -> float:

@@ -62,12 +62,13 @@ def resolve(a: str, b: str, data: Given | None, shop: Workshop) -> Chain:
         first, exported = [_end(a, shop, notes)], None
     else:
         first, exported = _source_forms(a, second[0], data, shop, artifact, notes)
+    tampered = _tampered(artifact, notes)
     return Chain(
         forms=(*first, *second),
         samples=_samples(data, exported, artifact, a, shop),
         notes=tuple(notes),
         artifact=artifact,
-        tampered=_tampered(artifact, notes),
+        tampered=tampered,
     )
 
 

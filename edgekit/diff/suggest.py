@@ -40,7 +40,8 @@ def suggest(walk: Walk, artifact: Artifact | None, *, tampered: bool = False) ->
     if not artifact.manifest.target.needs_calibration:
         found = [_exclude(layer, options, "its weights do not survive this few bits")]
     else:
-        found = [*_by_cause(layer, options), *_wider(artifact)]
+        data = _everywhere(stage, layer)
+        found = [data] if data else [*_by_cause(layer, options), *_wider(artifact)]
     return tuple(s for s in found if s is not None)
 
 
@@ -50,11 +51,21 @@ def _rebuild(stage: StageDiff, tampered: bool) -> str:
     return f"build it again from the source: {stage.after} does not compute what {stage.before} does"
 
 
+def _everywhere(stage: StageDiff, start: LayerDiff) -> Suggestion | None:
+    """Ranges that are wrong from the input on, or in most layers, come from the calibration data."""
+    at_input = start.op in _QUANTIZED and not start.module
+    if not at_input and 2 * len(stage.wrong) < len(stage.layers):
+        return None
+    what = (
+        "the ranges from the input on"
+        if at_input
+        else f"the ranges of {len(stage.wrong)} of {len(stage.layers)} layers"
+    )
+    return Suggestion(flags=(), why=f"calibrate with data like these (--calib): {what} do not cover them")
+
+
 def _by_cause(layer: LayerDiff, options: Mapping[str, Any]) -> list[Suggestion | None]:
     method = options.get("method", "auto")
-    if layer.op in _QUANTIZED and not layer.module:
-        why = "calibrate with data like these: the input's range does not cover them"
-        return [_method("minmax", method, why) or Suggestion(flags=(), why=why)]
     exclude = _exclude(layer, options, "the layer's own arithmetic is off" if layer.cause != "clipping" else
                        "or keep the layer in float")  # fmt: skip
     if layer.cause == "clipping":

@@ -318,7 +318,7 @@ def _spoil_pair(
 
 def _replace(proto: onnx.ModelProto, node: onnx.NodeProto, position: int, array: np.ndarray) -> None:
     name = f"{node.name}_spoiled_{position}"
-    proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(array, order="C"), name))
     node.input[position] = name
 
 

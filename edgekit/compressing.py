@@ -28,6 +28,7 @@ from edgekit.store import Key, Store, canonical_json, scratch
 from edgekit.types import SourceSpec, sha256_file
 
 if TYPE_CHECKING:
+    from edgekit.compress.analysis import Layer
     from edgekit.compress.recipes import Recipe
     from edgekit.compress.train import Task
 
@@ -256,3 +257,35 @@ def deliver(compressed: Compressed, recipe: Recipe, source: Source, out: Path) -
             (work / name).replace(out / name)
     plan.remember(out)
     return out
+
+
+_OBSERVED = 8
+"""Batches whose activations the analysis looks at."""
+
+
+def analyze(shop: Workshop, source: Source) -> tuple[Layer, ...]:
+    """The layers' distributions; activations over the task's data, else ``--calib`` or ``--eval``, else the example."""
+    from edgekit.compress import analysis, step
+
+    model, options = source.torch(), shop.options
+    data = options.train or options.calib or options.eval
+    work = Work(source, options, shop.store)
+
+    def run(module: Any) -> None:
+        import torch
+
+        if data:
+            from edgekit.compress import dataset
+
+            loaded = dataset.load(data, model)
+            with torch.no_grad():
+                for _, batch in zip(range(_OBSERVED), loaded.batches(32), strict=False):
+                    module(**batch.inputs)
+        elif work.given:
+            step.Context(task=work.open()).observe(module, _OBSERVED, step="analysis")
+        else:
+            with torch.no_grad():
+                step.forward(module, model.example_inputs)
+
+    with shop.progress.task("analyze"):
+        return analysis.analyze(copy.deepcopy(model.module), run)

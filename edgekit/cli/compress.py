@@ -90,6 +90,8 @@ def compress(
             _run(shop, opened, recipe, seed, as_json)
         elif budget:
             _search(shop, opened, budget, parse_limits(seconds, trials, seed), as_json)
+        else:
+            _analyze(shop, opened, as_json)
 
 
 def _run(shop: Workshop, source: Source, text: str, seed: int | None, as_json: bool) -> None:
@@ -146,6 +148,52 @@ def _search(shop: Workshop, source: Source, budget: str, limits: Limits, as_json
         f"again: edgekit compress {source.spec.text} --recipe {out / 'recipe.toml'}",
         err=True,
     )
+
+
+def _analyze(shop: Workshop, source: Source, as_json: bool) -> None:
+    from edgekit.cli._output import print_json, table
+    from edgekit.compressing import analyze
+
+    layers = analyze(shop, source)
+    if as_json:
+        print_json({"source": source.spec.text, "layers": layers})
+        return
+    rows = []
+    for layer in layers:
+        w, a = layer.weights, layer.activations
+        rows.append(
+            (
+                layer.name,
+                "×".join(map(str, layer.shape)),
+                f"{layer.share:.1%}",
+                f"{w.std:.3g}",
+                f"{w.kurtosis:.1f}",
+                f"{w.density:.0%}",
+                f"{w.small:.0%}",
+                f"{w.rank:.0%}",
+                f"{w.bits:.1f}",
+                "-" if a is None else f"{a.peak:.1f}",
+                "-" if a is None else f"{a.dead}/{a.channels}",
+                layer.advice[0].method,
+            )
+        )
+    columns = (
+        "layer",
+        "weight",
+        "share",
+        "std",
+        "kurtosis",
+        "density",
+        "small",
+        "rank",
+        "bits",
+        "peak",
+        "dead",
+    )
+    table("", (*columns, "speaks for"), rows)
+    for layer in layers:
+        for advice in layer.advice:
+            click.echo(f"{layer.name}: {advice.method}: {advice.why}", err=True)
 
 
 def _front(found: Found) -> list[tuple[str, ...]]:

@@ -1,0 +1,323 @@
+"""What the distributions of weights and activations say about a model, layer by layer, and which method they speak for.
+
+Weights: mean, standard deviation, excess kurtosis, density (the share that is not zero), the share that is small
+(below a tenth of the root mean square), the bits of their entropy at 8 bits, effective rank. Activations, over some
+batches: mean, standard deviation, kurtosis, sparsity, dead channels, peak over root mean square.
+
+The effective rank is exp of the entropy of the normalised squared singular values (Roy & Vetterli, "The effective
+rank", EUSIPCO 2007), over the smaller side of the weight as a matrix ``[out, in × kernel]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import SourceError
+
+if TYPE_CHECKING:
+    import torch
+
+_SAMPLE = 1 << 20
+"""So many values of a tensor are looked at, evenly spaced: statistics of a million do not move with more."""
+_LARGEST = 2048
+"""Matrices with a smaller side above this are projected before their spectrum is taken."""
+
+LOW_RANK = 0.5
+"""Below this share of the full rank two factors of the effective rank are smaller than the matrix."""
+SMALL = 0.2
+"""A tenth of the root mean square cuts 8 % of a normal distribution; at 20 % and more the mass is at zero."""
+HEAVY_TAIL = 6.0
+"""Excess kurtosis from which few outliers set the range that all others share (a Laplace distribution has 3)."""
+PEAKED = 20.0
+"""Peak over root mean square from which INT8 keeps fewer than four bits for what is ordinary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Statistics of one layer's weight. Shares from 0 to 1."""
+
+    mean: float
+    std: float
+    kurtosis: float
+    density: float
+    small: float
+    bits: float
+    rank: float
+    dead_outputs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """Statistics of one layer's output over the samples that were run."""
+
+    mean: float
+    std: float
+    kurtosis: float
+    sparsity: float
+    dead: int
+    channels: int
+    peak: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """A step that suits a layer, and why in one sentence with the numbers."""
+
+    method: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One layer with a weight. ``share`` is its part of the model's parameters."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    share: float
+    weights: Weights
+    activations: Activations | None = None
+    advice: tuple[Advice, ...] = ()
+
+
+def analyze(
+    model: torch.nn.Module, run: Callable[[torch.nn.Module], None] | None = None
+) -> tuple[Layer, ...]:
+    """Every layer with a weight of two or more axes, in the model's order.
+
+    ``run`` feeds the model with samples (see :meth:`edgekit.compress.step.Context.observe`); without it there
+    are no activation statistics. Raises ``SourceError`` when there is no such layer.
+    """
+    found = {name: m for name, m in model.named_modules() if _weight(m) is not None}
+    if not found:
+        raise SourceError("the model has no layer with a weight matrix", hint="there is nothing to compress")
+    total = sum(p.numel() for p in model.parameters())
+    tallies: dict[str, _Tally] = {name: _Tally() for name in found}
+    if run is not None:
+        model.eval()
+        with _watched(found, tallies):
+            run(model)
+    layers = []
+    for name, module in found.items():
+        weight = _weight(module)
+        assert weight is not None
+        weights, activations = of_weight(weight), tallies[name].result()
+        layers.append(
+            Layer(
+                name=name,
+                kind=type(module).__name__,
+                shape=tuple(weight.shape),
+                parameters=weight.numel(),
+                share=weight.numel() / max(1, total),
+                weights=weights,
+                activations=activations,
+                advice=advise(type(module).__name__, tuple(weight.shape), weights, activations),
+            )
+        )
+    return tuple(layers)
+
+
+def of_weight(weight: torch.Tensor) -> Weights:
+    """Statistics of one weight ``[out, …]``."""
+    import torch
+
+    matrix = weight.detach().float().flatten(1)
+    values = _sampled(matrix.flatten())
+    rms = float(values.square().mean().sqrt())
+    levels = torch.round(values / max(float(values.abs().max()), 1e-30) * 127).to(torch.int64) + 128
+    p = torch.bincount(levels, minlength=257).double() / len(values)
+    mean, std, kurtosis = _moments(values)
+    return Weights(
+        mean=mean,
+        std=std,
+        kurtosis=kurtosis,
+        density=float((values != 0).float().mean()),
+        small=float((values.abs() < 0.1 * rms).float().mean()),
+        bits=float(-(p[p > 0] * p[p > 0].log2()).sum()),
+        rank=_rank(matrix),
+        dead_outputs=int((matrix == 0).all(1).sum()),
+    )
+
+
+def advise(
+    kind: str, shape: tuple[int, ...], weights: Weights, activations: Activations | None
+) -> tuple[Advice, ...]:
+    """Which steps suit a layer of these statistics, the most telling first."""
+    out = []
+    small_side = min(shape[0], _product(shape[1:]))
+    if activations is not None and activations.dead:
+        out.append(
+            Advice(
+                method="shrink",
+                why=f"{activations.dead} of {activations.channels} channels never answer: cutting them costs nothing",
+            )
+        )
+    if weights.rank < LOW_RANK and small_side >= 32:
+        method = "data-aware low rank" if kind == "Embedding" else "low rank"
+        out.append(
+            Advice(
+                method=method,
+                why=f"effective rank {weights.rank:.0%} of {small_side}: two factors hold what one matrix does",
+            )
+        )
+    if weights.small >= SMALL or weights.density < 0.9:
+        out.append(
+            Advice(
+                method="prune",
+                why=f"{weights.small:.0%} of the weights are below a tenth of the root mean square"
+                + (f", {1 - weights.density:.0%} are zero already" if weights.density < 1 else ""),
+            )
+        )
+    if weights.kurtosis >= HEAVY_TAIL:
+        out.append(
+            Advice(
+                method="cluster",
+                why=f"kurtosis {weights.kurtosis:.1f}: outliers waste an even grid, trained values follow the mass",
+            )
+        )
+    if activations is not None and activations.peak >= PEAKED:
+        out.append(
+            Advice(
+                method="quantization-aware training or INT16 activations",
+                why=f"activations peak at {activations.peak:.0f} times their root mean square: INT8 loses the rest",
+            )
+        )
+    if not out or not any(a.method in ("cluster", "prune", "low rank") for a in out):
+        out.append(
+            Advice(
+                method="INT8 quantization",
+                why=f"{weights.bits:.1f} bits of entropy on an 8-bit grid, kurtosis {weights.kurtosis:.1f}: "
+                "nothing stands out, the even grid fits",
+            )
+        )
+    return tuple(out)
+
+
+def _weight(module: torch.nn.Module) -> torch.Tensor | None:
+    import torch
+
+    weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, torch.Tensor) and weight.dim() >= 2 else None
+
+
+def _rank(matrix: torch.Tensor) -> float:
+    """Effective rank over the smaller side."""
+    import torch
+
+    side = min(matrix.shape)
+    if side < 2 or not matrix.any():
+        return 0.0 if not matrix.any() else 1.0
+    if matrix.shape[0] < matrix.shape[1]:
+        matrix = matrix.T
+    gram = matrix.T.double() @ matrix.double()
+    if side > _LARGEST:
+        generator = torch.Generator().manual_seed(0)
+        basis = torch.linalg.qr(torch.randn(side, _LARGEST, generator=generator, dtype=torch.float64)).Q
+        gram = basis.T @ gram @ basis
+    energy = torch.linalg.eigvalsh(gram).clamp_min(0)
+    p = energy / energy.sum()
+    p = p[p > 0]
+    return float(torch.exp(-(p * p.log()).sum())) / len(energy)
+
+
+def _sampled(values: torch.Tensor) -> torch.Tensor:
+    return values[:: max(1, len(values) // _SAMPLE)]
+
+
+def _moments(values: torch.Tensor) -> tuple[float, float, float]:
+    wide = values.double()
+    mean = wide.mean()
+    variance = (wide - mean).square().mean()
+    if float(variance) < 1e-30:
+        return float(mean), 0.0, 0.0
+    return float(mean), float(variance.sqrt()), float(((wide - mean) ** 4).mean() / variance.square() - 3)
+
+
+class _Tally:
+    """Sums over the outputs of one layer; the channel axis is 1 for maps, the last for everything else."""
+
+    def __init__(self) -> None:
+        self.sums: Any = None
+        self.count = 0
+        self.zeros = 0
+        self.peak = 0.0
+        self.alive: Any = None
+
+    def add(self, module: torch.nn.Module, output: torch.Tensor) -> None:
+        """One forward pass's output."""
+        import torch
+
+        values = output.detach().float()
+        wide = _sampled(values.flatten()).double()
+        powers = torch.stack([wide.pow(k).sum() for k in range(1, 5)])
+        self.sums = powers if self.sums is None else self.sums + powers
+        self.count += len(wide)
+        self.zeros += int((wide == 0).sum())
+        self.peak = max(self.peak, float(values.abs().max()) if values.numel() else 0.0)
+        axis = (
+            1 if isinstance(module, torch.nn.modules.conv._ConvNd) and values.dim() > 2 else values.dim() - 1
+        )
+        # A channel that gives the same value for every input carries nothing.
+        columns = values.movedim(axis, 0).flatten(1)
+        spread = torch.stack([columns.amin(1), columns.amax(1)])
+        if self.alive is None:
+            self.alive = spread
+        elif self.alive.shape == spread.shape:
+            self.alive = torch.stack(
+                [torch.minimum(self.alive[0], spread[0]), torch.maximum(self.alive[1], spread[1])]
+            )
+
+    def result(self) -> Activations | None:
+        """The statistics; ``None`` when the layer was not run."""
+        if not self.count:
+            return None
+        m1, m2, m3, m4 = (float(s) / self.count for s in self.sums)
+        variance = max(m2 - m1 * m1, 0.0)
+        fourth = m4 - 4 * m1 * m3 + 6 * m1 * m1 * m2 - 3 * m1**4
+        low, high = self.alive
+        same = (high - low).abs() <= 1e-6 * max(self.peak, 1e-30)
+        rms = m2**0.5
+        return Activations(
+            mean=m1,
+            std=variance**0.5,
+            kurtosis=fourth / variance**2 - 3 if variance > 1e-30 else 0.0,
+            sparsity=self.zeros / self.count,
+            dead=int((same | (high <= 0)).sum()) if _rectified(low) else int(same.sum()),
+            channels=len(low),
+            peak=self.peak / rms if rms else 0.0,
+        )
+
+
+def _rectified(low: torch.Tensor) -> bool:
+    return bool((low >= 0).all())
+
+
+@contextmanager
+def _watched(modules: Mapping[str, torch.nn.Module], tallies: Mapping[str, _Tally]) -> Iterator[None]:
+    import torch
+
+    def hook(name: str) -> Callable[..., None]:
+        def seen(module: torch.nn.Module, _: Any, output: Any) -> None:
+            value = output[0] if isinstance(output, tuple) else output
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim():
+                tallies[name].add(module, value)
+
+        return seen
+
+    handles = [m.register_forward_hook(hook(name)) for name, m in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _product(sizes: tuple[int, ...]) -> int:
+    out = 1
+    for size in sizes:
+        out *= size
+    return out

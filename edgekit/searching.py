@@ -9,6 +9,7 @@ that is delivered; where it does not, the next candidate is tried.
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     import torch
 
 TARGETS = ("ort-fp32", "ort-int8", "ort-int8-dynamic", "ort-int8-weights")
-EXACT_BELOW = 300_000
+EXACT_BELOW = 100_000
 """Files with less bytes are coded for every candidate; of larger ones the size is estimated first."""
 NEAR = 1.1
 """Candidates whose estimate is within this factor of the winner's are coded too before it is called the smallest."""
@@ -80,11 +81,14 @@ def search(shop: Workshop, source: Source, budget: Budget, limits: Limits) -> Fo
     """
     bench = Bench(shop, source, budget)
     tried = catalog.select(shop.options.target) if shop.options.target else bench.usual_targets()
-    header = bench.header(limits, tried)
-    journal = Journal(Path(shop.options.out) / "search.jsonl", header)
-    epochs = shop.options.train or shop.options.task.count(":")
+    trains = bool(shop.options.train or ":" in shop.options.task)
+    journal = Journal(
+        Path(shop.options.out) / "search.jsonl",
+        bench.header(limits, tried),
+        lambda: bench.longest(limits.seconds) if trains else 0.0,
+    )
     run = Search(
-        methods(max_epochs=bench.longest(limits.seconds) if epochs else 0.0),
+        methods(max_epochs=journal.epochs),
         [t.name for t in tried],
         budget,
         replace(limits, seconds=limits.seconds * (1 - RESERVE)),
@@ -147,7 +151,7 @@ class Bench:
         return {"search": digest, "seed": limits.seed}
 
     def longest(self, seconds: float) -> float:
-        """How many epochs one candidate may train: a twentieth of the time, by the time of a few batches."""
+        """How many epochs one candidate may train: what fits into an eighth of the time, a power of two."""
         import torch
 
         total = self.task.steps()
@@ -163,7 +167,8 @@ class Bench:
             if count >= 8 or time.perf_counter() - begin > 5:
                 break
         epoch = (time.perf_counter() - begin) / max(1, count) * total
-        return float(seconds / 20 / max(epoch, 1e-9))
+        fits = seconds / 8 / max(epoch, 1e-9)
+        return float(2.0 ** max(-4, min(6, math.floor(math.log2(fits)))))
 
     def evaluate(self, candidate: Candidate) -> Point:
         """Compress, export, quantize, lower, run. What a step or target refuses is a result too."""

@@ -69,13 +69,22 @@ class Limits:
 
 
 class Journal:
-    """Results as they come, one JSON line each: what a later run of the same search need not measure again."""
+    """Results as they come, one JSON line each: what a later run of the same search need not measure again.
 
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+    ``header`` is what results depend on; ``longest`` tells how many epochs a candidate may train, and is asked
+    once in a search's life.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], longest: Callable[[], float]) -> None:
         self.path = path
         self.known: dict[tuple[str, str], Point] = {}
         rows = _rows(path)
-        if rows and rows[0] == header:
+        if (
+            rows
+            and isinstance(rows[0], dict)
+            and {k: v for k, v in rows[0].items() if k != "epochs"} == header
+        ):
+            self.epochs = float(rows[0]["epochs"])
             for row in rows[1:]:
                 point = Point(**row)
                 self.known[point.line, point.target] = point
@@ -83,6 +92,8 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         if rows:
             path.replace(path.with_suffix(".old.jsonl"))
+        self.epochs = longest()
+        header = header | {"epochs": self.epochs}
         path.write_text(json.dumps(header, sort_keys=True) + "\n", encoding="utf-8")
 
     def add(self, point: Point) -> None:

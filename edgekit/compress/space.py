@@ -15,6 +15,11 @@ from edgekit.compress.step import Scalar, Step, from_options, options, registry
 Space = Mapping[str, tuple[Scalar, ...]]
 
 _DEFAULT: Mapping[str, Space] = {
+    "depth": {"share": (0.1, 0.2, 0.35, 0.5), "training.epochs": (0.0, 1.0, 3.0)},
+    "shrink": {
+        "macs": (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2),
+        "training.epochs": (0.0, 1.0, 3.0),
+    },
     "prune": {
         "sparsity": (0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98),
         "training.epochs": (0.0, 1.0, 3.0),
@@ -59,8 +64,8 @@ class Method:
 def methods(*, max_epochs: float) -> tuple[Method, ...]:
     """The registered steps that can be searched, in the order in which they are applied.
 
-    ``max_epochs`` limits how long each may train: 0 without a task. Steps that cannot do without training are
-    left out then.
+    ``max_epochs`` limits how long each may train, 0 without a task; longer values become as long as is allowed.
+    Steps that cannot do without training are left out then.
     """
     found = []
     kinds = registry()
@@ -70,13 +75,17 @@ def methods(*, max_epochs: float) -> tuple[Method, ...]:
         space = {k: v for k, v in declared.items() if k in options(kind())}
         if not space:
             continue
-        kept = {
-            k: tuple(x for x in v if not k.endswith("epochs") or float(x) <= max_epochs)
-            for k, v in space.items()
-        }
+        kept = {k: _limited(v, max_epochs) if k.endswith("epochs") else v for k, v in space.items()}
         if not all(kept.values()):
             continue
         strength = next(iter(kept))
         others = {k: v for k, v in kept.items() if k != strength}
         found.append(Method(name=name, strength=strength, strengths=kept[strength], choices=others))
     return tuple(found)
+
+
+def _limited(values: tuple[Scalar, ...], limit: float) -> tuple[Scalar, ...]:
+    """Epochs within the limit, each once; none of a step that has to train when it may not."""
+    if not limit:
+        return tuple(v for v in values if not v)
+    return tuple(dict.fromkeys(min(float(v), limit) for v in values))

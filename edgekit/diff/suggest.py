@@ -66,8 +66,9 @@ def _everywhere(stage: StageDiff, start: LayerDiff) -> Suggestion | None:
 
 def _by_cause(layer: LayerDiff, options: Mapping[str, Any]) -> list[Suggestion | None]:
     method = options.get("method", "auto")
-    exclude = _exclude(layer, options, "the layer's own arithmetic is off" if layer.cause != "clipping" else
-                       "or keep the layer in float")  # fmt: skip
+    beside = layer.cause in ("clipping", "rounding")
+    why = "or keep the layer in float" if beside else "the layer's own arithmetic is off"
+    exclude = _exclude(layer, options, why)
     if layer.cause == "clipping":
         return [_method("minmax", method, "its range cuts off values that occur"), exclude]
     if layer.cause == "rounding":

@@ -307,13 +307,33 @@ def _spoil_pair(
     position = 1 if kind == "activation-scale" else 2
     array = numpy_helper.to_array(stored[pair[0].input[position]])
     if kind == "activation-scale":
-        changed = array * np.float32(generator.choice([0.4, 0.5, 3.0, 5.0]))
+        factor = float(generator.choice([0.4, 0.5, 3.0, 5.0]))
+        changed = array * np.float32(factor)
+        _rescale_biases(proto, pair, factor)
     else:
         changed = np.clip(array.astype(np.int64) + int(generator.choice([-60, 60])), 0, 255).astype(
             array.dtype
         )
     for n in pair:
         _replace(proto, n, position, changed.astype(array.dtype))
+
+
+def _rescale_biases(proto: onnx.ModelProto, pair: tuple[onnx.NodeProto, ...], factor: float) -> None:
+    """INT32 biases of the readers follow the scale, as a quantizer would have stored them.
+
+    ONNX Runtime's integer kernels take a bias to be on the scale of input times weight, whatever its own
+    DequantizeLinear says: left alone, the fault would be the reader's.
+    """
+    stored = {i.name: i for i in proto.graph.initializer}
+    made = {o: n for n in proto.graph.node for o in n.output}
+    behind = {o for dq in pair[1:] for o in dq.output}
+    for node in proto.graph.node:
+        bias = made.get(node.input[2]) if len(node.input) > 2 and node.input[0] in behind else None
+        if bias is None or bias.op_type != "DequantizeLinear" or bias.input[0] not in stored:
+            continue
+        integers, scale = (numpy_helper.to_array(stored[name]) for name in bias.input[:2])
+        _replace(proto, bias, 0, np.rint(integers / factor).astype(integers.dtype))
+        _replace(proto, bias, 1, (scale * factor).astype(scale.dtype))
 
 
 def _replace(proto: onnx.ModelProto, node: onnx.NodeProto, position: int, array: np.ndarray) -> None:

@@ -105,7 +105,14 @@ def _attempts(case: Any) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
 
 def _inputs(case: Any) -> dict[str, np.ndarray]:
     names = [i.name for i in case.model.graph.input]
-    return {n: np.asarray(a) for n, a in zip(names, case.data_sets[0][0], strict=False) if a is not None}
+    return {n: _array(a) for n, a in zip(names, case.data_sets[0][0], strict=False) if a is not None}
+
+
+def _array(value: Any) -> np.ndarray:
+    """Data sets hold arrays, and here and there ONNX tensors."""
+    from onnx import TensorProto, numpy_helper
+
+    return numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.asarray(value)
 
 
 def _compile(proto: Any, bound: Mapping[str, np.ndarray]) -> Any:
@@ -135,7 +142,7 @@ def _mismatch(case: Any, compiled: Any, bound: Mapping[str, np.ndarray]) -> str:
     results = signature(**fed)
     names = [o.name for o in case.model.graph.output]
     for name, expected in zip(names, case.data_sets[0][1], strict=True):
-        problem = _different(np.asarray(results[name]), np.asarray(expected), case.rtol, case.atol)
+        problem = _different(np.asarray(results[name]), _array(expected), case.rtol, case.atol)
         if problem:
             return f"{name}: {problem}"
     return ""

@@ -211,3 +211,29 @@ def test_gathering_a_run_is_a_slice(index):
     made, run = check(graph(nodes, {"x": (2, 6, 4)}, ["y"], {"i": index}))
     assert "GATHER" not in made.report.operators
     assert run.partitions == 1
+
+
+@pytest.mark.parametrize("pads", [[1, 1, 1, 1], [3, 2, 0, 4]])
+def test_reflection_stays_in_the_delegate(pads):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Pad", ["c", "pads"], ["p"], mode="reflect"),
+        helper.make_node("Conv", ["p", "w"], ["y"]),
+    ]
+    constants = {"w": weights(3, 3, 1, 1), "pads": np.array([0, 0, *pads[:2], 0, 0, *pads[2:]])}
+    _, run = check(graph(nodes, {"x": (1, 3, 7, 8)}, ["y"], constants))
+    assert run.partitions == 1
+
+
+@pytest.mark.parametrize(("scales", "partitions"), [((2, 2), 1), ((3, 1), 1), ((1.5, 2), 2)])
+def test_nearest_resizing_by_whole_factors_stays_in_the_delegate(scales, partitions):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node(
+            "Resize", ["c", "", "s"], ["r"], coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+        ),
+        helper.make_node("Conv", ["r", "w"], ["y"]),
+    ]
+    constants = {"w": weights(3, 3, 1, 1), "s": np.array([1, 1, *scales], np.float32)}
+    _, run = check(graph(nodes, {"x": (2, 3, 6, 4)}, ["y"], constants))
+    assert run.partitions == partitions

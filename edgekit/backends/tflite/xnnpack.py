@@ -4,8 +4,9 @@ Every operator that the delegate lacks ends a partition. The rules here replace 
 compositions of what it has; results stay the same to rounding. What it takes was measured with
 ai-edge-litert 2.3:
 
-* float32: all but RELU_0_TO_1, LOG_SOFTMAX, SIGN, POW, MIRROR_PAD, PADV2, strided STRIDED_SLICE, SPLIT into
-  more than four, SPLIT_V, CONCATENATION of more than five, TILE, GATHER, SELECT_V2, comparisons, CAST;
+* float32: all but RELU_0_TO_1, LOG_SOFTMAX, SIGN, POW, MIRROR_PAD, PADV2, RESIZE_NEAREST_NEIGHBOR,
+  LOCAL_RESPONSE_NORMALIZATION, strided STRIDED_SLICE, SPLIT into more than four, SPLIT_V,
+  CONCATENATION of more than five, TILE, GATHER, SELECT_V2, comparisons, CAST;
 * int8: all of these but SOFTMAX, GELU, HARD_SWISH, PRELU, AVERAGE_POOL_2D, MAXIMUM, MINIMUM, RELU and its
   kin unless fused, and BATCH_MATMUL whose right-hand side has a zero point.
 """
@@ -23,13 +24,13 @@ from ai_edge_litert import schema_py_generated as schema
 from edgekit.backends.tflite.builder import Builder, Type
 from edgekit.backends.tflite.ir import FLOAT32, INT8, Graph, Op, Quant, Tensor, integer_range
 from edgekit.backends.tflite.ops.shape import strided
+from edgekit.backends.tflite.xnnpack_spatial import CONCAT_LIMIT, concatenated, mirror_pad, resize_nearest
 
 if TYPE_CHECKING:
     from edgekit.backends.tflite.lowering import Lowering
 
 Rule = Callable[[Builder, Op], list[Tensor] | None]
 
-_CONCAT_LIMIT = 5
 _SPLIT_LIMIT = 4
 _RANK_LIMIT = 6
 _CEILINGS = {"RELU": math.inf, "RELU6": 6.0, "RELU_N1_TO_1": 1.0, "RELU_0_TO_1": 1.0}
@@ -150,21 +151,7 @@ def _split(g: Builder, op: Op) -> list[Tensor] | None:
 def _concat(g: Builder, op: Op) -> list[Tensor] | None:
     """A tree of concatenations of five, from the left: DenseNet's growing lists then share their stems."""
     parts = [t for t in op.inputs if t is not None]
-    if len(parts) <= _CONCAT_LIMIT:
-        return None
-    axis = op.options.axis
-    while len(parts) > 1:
-        fives = range(0, len(parts), _CONCAT_LIMIT)
-        parts = [_joined(g, parts[i : i + _CONCAT_LIMIT], axis) for i in fives]
-    return parts
-
-
-def _joined(g: Builder, parts: Sequence[Tensor], axis: int) -> Tensor:
-    if len(parts) == 1:
-        return parts[0]
-    shape = list(parts[0].shape)
-    shape[axis] = sum(t.shape[axis] for t in parts)
-    return g.emit("CONCATENATION", parts, shape, parts[0], schema.ConcatenationOptionsT(axis=axis))
+    return [concatenated(g, parts, op.options.axis)] if len(parts) > CONCAT_LIMIT else None
 
 
 def _tile(g: Builder, op: Op) -> list[Tensor] | None:
@@ -173,10 +160,10 @@ def _tile(g: Builder, op: Op) -> list[Tensor] | None:
     if factors.data is None or x.dtype not in (FLOAT32, INT8):
         return None
     times = [int(f) for f in factors.data]
-    if sum(f > 1 for f in times) == 0 or any(f > _CONCAT_LIMIT for f in times):
+    if sum(f > 1 for f in times) == 0 or any(f > CONCAT_LIMIT for f in times):
         return None
     for axis, f in enumerate(times):
-        x = _joined(g, [x] * f, axis)
+        x = concatenated(g, [x] * f, axis)
     return [x]
 
 
@@ -211,13 +198,13 @@ def _gather(g: Builder, op: Op) -> list[Tensor] | None:
         return None
     axis = op.options.axis % x.rank
     runs = [list(run) for run in _runs(index.data.tolist())]
-    if len(runs) > _CONCAT_LIMIT:
+    if len(runs) > CONCAT_LIMIT:
         return None
     cuts = [
         strided(g, x, [range(r[0], r[-1] + 1) if i == axis else range(d) for i, d in enumerate(x.shape)])
         for r in runs
     ]
-    whole = _joined(g, cuts, axis)
+    whole = concatenated(g, cuts, axis)
     return [whole]
 
 
@@ -345,5 +332,7 @@ _BEFORE: dict[str, Rule] = {
     "AVERAGE_POOL_2D": _average_pool,
     "BATCH_MATMUL": _batch_matmul,
     "SELECT_V2": _nan_guard,
+    "MIRROR_PAD": mirror_pad,
+    "RESIZE_NEAREST_NEIGHBOR": resize_nearest,
 }
 _AFTER: dict[str, Rule] = dict.fromkeys(_FLOORS, _integer_relu)

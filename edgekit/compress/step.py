@@ -120,12 +120,13 @@ def registry() -> dict[str, type[Any]]:
     """The built-in steps by name."""
     from edgekit.compress.cluster import Cluster
     from edgekit.compress.distill import Distill
+    from edgekit.compress.low_rank import LowRank
     from edgekit.compress.prune import Prune
     from edgekit.compress.sparsify import Sparsify
     from edgekit.compress.structured.depth import Depth
     from edgekit.compress.structured.shrink import Shrink
 
-    return {s.NAME: s for s in (Prune, Cluster, Distill, Shrink, Sparsify, Depth)}
+    return {s.NAME: s for s in (Prune, Cluster, Distill, LowRank, Shrink, Sparsify, Depth)}
 
 
 def run(

@@ -354,6 +354,37 @@ def test_what_cannot_follow_is_left_alone_and_named() -> None:
     assert [k for k in context.tensors if k.endswith("|left")] == ["a.weight|left"]
 
 
+class Strange(nn.Module):
+    """An operator that no rule follows, between layers that can be cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 32), nn.Linear(32, 64), nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.fft.fft(self.a(x)).real
+        return self.c(torch.relu(self.b(y)))
+
+
+def test_operators_that_cannot_be_followed_stay() -> None:
+    torch.manual_seed(0)
+    model, inputs = Strange().eval(), {"x": torch.randn(3, 8)}
+    assert "aten._fft_r2c" in analyse(model, inputs).unknown
+    Shrink(macs=0.6).apply(model, Context(example_inputs=inputs))
+    assert model.a.out_features == model.b.in_features == 32
+    assert model.b.out_features < 64
+
+
+def test_heads_that_start_at_zero_do_not_hide_mistakes() -> None:
+    torch.manual_seed(0)
+    model = Baked().eval()
+    nn.init.zeros_(model.c.weight)
+    nn.init.zeros_(model.c.bias)
+    Shrink(macs=0.6).apply(model, Context(example_inputs={"x": torch.randn(3, 8)}))
+    assert model.a.out_features == 64
+    assert not model.c.weight.any()
+
+
 def test_a_norm_over_channels_keeps_them_unless_asked() -> None:
     model, inputs = build("vit")
     assert all(("norm1.weight", 0) not in g.places for g in analyse(model, inputs).groups)

@@ -35,10 +35,10 @@ def walk(labels: Labels) -> None:
     """Take every call of the trace through its rule; freeze inputs and outputs."""
     for call in labels.trace.calls:
         found = _rule(call)
-        if found is None:
-            _unknown(labels, call)
-        else:
-            found(labels, call)
+        try:
+            (found or _unknown)(labels, call)
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError):
+            _unknown(labels, call)  # a form of the operator that its rule does not know: nothing of it is cut
     for ref in labels.trace.outputs:
         for ids in labels.of(ref):
             labels.freeze(ids, "output")

@@ -82,3 +82,10 @@ def test_weights_of_run_time_are_unrolled_or_refused():
     assert "WHILE" not in made.report.operators
     with pytest.raises(UnsupportedOperatorsError, match="weights that are no constants"):
         compiled(network("RNN", 3000, inputs=("r",)))
+
+
+def test_weights_stored_as_float16():
+    model = network("LSTM", 100)
+    made, run = check(model, tolerance=2e-2, weights="float16")
+    assert "WHILE" in run.ops
+    assert made.report.operators["DEQUANTIZE"] >= 2

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+SECONDS = 900
 BACKENDS = {"onnx2tf": "flatbuffer_direct", "onnx2tf-tf": "tf_converter"}
 
 
@@ -41,7 +42,11 @@ def convert(
             shape = [1] * (last.ndim - 1) + [last.shape[-1]]
             mean, std = np.zeros(shape).tolist(), np.ones(shape).tolist()
             argv += ["-cind", name, str(folder / f"{name}.npy"), str(mean), str(std)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=900, cwd=folder)
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS, cwd=folder)
+    except subprocess.TimeoutExpired:
+        print(f"{label} {precision}: no file after {SECONDS} s", flush=True)
+        return
     pattern = "*_integer_quant.tflite" if precision == "int8" else "*_float32.tflite"
     made = [p for p in sorted(out.glob(pattern)) if "full_integer" not in p.name]
     if done.returncode or not made:

@@ -242,14 +242,8 @@ class Search:
             import optuna
         except ImportError as error:
             raise MissingExtraError("optuna (search under a budget)", "compress") from error
-        import warnings
-
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.TPESampler(
-                seed=self.limits.seed, n_startup_trials=5, constraints_func=lambda t: t.user_attrs["excess"]
-            )
+        sampler = optuna.samplers.TPESampler(seed=self.limits.seed, n_startup_trials=5)
         return optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
 
     def _proposed(self, trial: optuna.Trial) -> Candidate:
@@ -283,8 +277,8 @@ class Search:
     def _finish(self, study: optuna.Study, trial: optuna.Trial, point: Point) -> None:
         import optuna
 
-        excess = self.budget.excess(point.drop, point.size, point.latency_ms)
-        trial.set_user_attr("excess", list(excess) or [0.0])
+        for number, excess in enumerate(self.budget.excess(point.drop, point.size, point.latency_ms)):
+            trial.set_constraint(f"limit {number}", excess)
         state = optuna.trial.TrialState.FAIL if point.error else optuna.trial.TrialState.COMPLETE
         study.tell(trial, None if point.error else [float(point.size), point.drop], state=state)
 

@@ -35,13 +35,13 @@ from edgekit.compress.search import (
 from edgekit.compress.space import methods
 from edgekit.config import Options, target_options
 from edgekit.data import user_samples
-from edgekit.errors import CalibrationRequiredError, EdgekitError, UsageError
+from edgekit.errors import CalibrationRequiredError, EdgekitError, GateFailedError, UsageError
 from edgekit.records import write_json
 from edgekit.shipping import Runnable, Shipped, estimate, judged, pack, ship
 from edgekit.source import MODULE, Source
 from edgekit.stages import Workshop
 from edgekit.store import Store, canonical_json
-from edgekit.types import SourceSpec, Target, TorchModel, sha256_bytes
+from edgekit.types import SourceSpec, Target, TorchModel, sha256_bytes, sha256_file
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +109,7 @@ def search(shop: Workshop, source: Source, budget: Budget, limits: Limits) -> Fo
 
 def told(point: Point, budget: Budget, state: Search) -> str:
     """One line for one result, with what remains."""
-    what = f"{point.line or 'nothing'} → {point.target}"
+    what = _name(point)
     if point.error:
         said = f"not possible: {point.error.splitlines()[0]}"
     else:
@@ -205,6 +205,23 @@ class Bench:
         if self.budget.latency_ms is not None and self.budget.holds(drop, size, None):
             point = replace(point, latency_ms=self._latency(runnable))
         return point
+
+    def check(self, candidate: Candidate, point: Point) -> Checked:
+        """Everything about a candidate that the search only estimated or did not look at."""
+        try:
+            module = self._compressed(candidate)
+            runnable, inputs, _ = self._lowered(module, catalog.select(candidate.target)[0])
+            files = [runnable.main, *runnable.beside]
+            digests = tuple(sha256_file(f) for f in files)
+            size = point.size
+            if not point.exact:
+                size = pack(files, self.folder / "cache" / "size.ekz").stat().st_size
+            seen = self.base - judged(self.task.metric, self.model, runnable, inputs)
+            unseen = self.held_base - judged(self.task.holdout_metric, self.model, runnable, inputs)
+        finally:
+            shutil.rmtree(self.folder / "cache", ignore_errors=True)
+        exact = replace(point, size=size, exact=True, drop=seen)
+        return Checked(candidate=candidate, point=exact, unseen=unseen, files=digests)
 
     def _point(
         self, candidate: Candidate, drop: float, size: int, begin: float, *, exact: bool = False
@@ -322,63 +339,79 @@ def _forget(steps: Path) -> None:
         file.unlink()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A candidate that holds the budget in full: ``point`` has the exact size, ``unseen`` is the drop on the data
+    that the search did not see, ``files`` the sha256 of each file that was measured."""
+
+    candidate: Candidate
+    point: Point
+    unseen: float
+    files: tuple[str, ...]
+
+
 def confirmed(bench: Bench, results: Sequence[tuple[Candidate, Point]], run: Search) -> Found:
-    """The best candidate that holds the budget as an artifact, on both halves of the data."""
+    """The best candidate that holds the budget on both halves of the data, delivered and gated."""
     points = tuple(p for _, p in results)
     rejected: list[str] = []
-    best: tuple[Point, Shipped, float, Candidate] | None = None
-    for candidate, point in ranked(results, bench.budget):
-        if best is not None and (point.exact or point.size > NEAR * best[0].size):
-            break
-        folder = bench.folder / "final" / sha256_bytes(f"{candidate.line} {candidate.target}".encode())[:16]
+    for checked in _best_first(_holding(bench, results, rejected), bench.budget):
         try:
-            made, held = _finished(bench, candidate, folder)
+            recipe, shipped = _delivered(bench, checked)
         except EdgekitError as error:
-            rejected.append(f"{candidate.line or 'nothing'} → {candidate.target}: {error.message}")
+            rejected.append(f"{_name(checked.point)}: {error.message}")
             continue
-        real = replace(point, size=made.size, exact=True, drop=held[0])
-        if not bench.budget.holds(max(held), real.size, real.latency_ms):
+        point = checked.point
+        every = tuple(point if (p.line, p.target) == (point.line, point.target) else p for p in points)
+        found = Found(
+            recipe=recipe,
+            point=point,
+            shipped=shipped,
+            base_metric=bench.base,
+            held_base=bench.held_base,
+            held_drop=checked.unseen,
+            metric=bench.task.metric_name,
+            points=every,
+            front=tuple(front(every)),
+            rejected=tuple(rejected),
+            interrupted=run.interrupted,
+        )
+        document = {"budget": str(bench.budget), "front": found.front, "winner": point}
+        write_json(document, Path(bench.options.out) / "pareto.json")
+        return found
+    raise no_candidate(bench.budget, points, rejected)
+
+
+def _holding(bench: Bench, results: Sequence[tuple[Candidate, Point]], rejected: list[str]) -> list[Checked]:
+    """Candidates in order until one holds, and those whose estimated size is near its."""
+    held: list[Checked] = []
+    for candidate, point in ranked(results, bench.budget):
+        if held and (point.exact or point.size > NEAR * min(c.point.size for c in held)):
+            break
+        with bench.shop.progress.task(f"confirm {_name(point)}"):
+            try:
+                checked = bench.check(candidate, point)
+            except EdgekitError as error:
+                rejected.append(f"{_name(point)}: {error.message}")
+                continue
+        real = checked.point
+        if bench.budget.holds(max(real.drop, checked.unseen), real.size, real.latency_ms):
+            held.append(checked)
+        else:
             rejected.append(
-                f"{candidate.line or 'nothing'} → {candidate.target}: {made.size:,} bytes, drop "
-                f"{100 * held[0]:.2f} pt, {100 * held[1]:.2f} pt on data that the search did not see"
+                f"{_name(real)}: {real.size:,} bytes, drop {100 * real.drop:.2f} pt, and "
+                f"{100 * checked.unseen:.2f} pt on data that the search did not see"
             )
-            continue
-        if best is None or real.size < best[0].size:
-            best = (real, made, held[1], candidate)
-    if best is None:
-        raise no_candidate(bench.budget, points)
-    point, _, held_drop, candidate = best
-    recipe, shipped = _delivered(bench, candidate)
-    every = tuple(point if (p.line, p.target) == (point.line, point.target) else p for p in points)
-    found = Found(
-        recipe=recipe,
-        point=point,
-        shipped=shipped,
-        base_metric=bench.base,
-        held_base=bench.held_base,
-        held_drop=held_drop,
-        metric=bench.task.metric_name,
-        points=every,
-        front=tuple(front(every)),
-        rejected=tuple(rejected),
-        interrupted=run.interrupted,
-    )
-    write_json(
-        {"budget": str(bench.budget), "front": found.front, "winner": point},
-        Path(bench.options.out) / "pareto.json",
-    )
-    return found
+    return held
 
 
-def _finished(bench: Bench, candidate: Candidate, out: Path) -> tuple[Shipped, tuple[float, float]]:
-    """The artifact of a candidate, and its drop on the data that the search saw and did not see."""
-    options = replace(bench.options, out=str(out))
-    shop = replace(bench.shop, options=options)
-    shipped = ship(shop, _plan(bench, shop, candidate)[0], Ship(target=candidate.target))
-    runnable, inputs = Runnable.of(shipped.artifact), shipped.artifact.manifest.inputs
-    seen = judged(bench.task.metric, bench.model, runnable, inputs)
-    unseen = judged(bench.task.holdout_metric, bench.model, runnable, inputs)
-    return shipped, (bench.base - seen, bench.held_base - unseen)
+def _best_first(held: list[Checked], budget: Budget) -> list[Checked]:
+    order = [(c.candidate, c.point) for c in held]
+    by_point = {(c.point.line, c.point.target): c for c in held}
+    return [by_point[p.line, p.target] for _, p in ranked(order, budget)]
+
+
+def _name(point: Point) -> str:
+    return f"{point.line or 'nothing'} → {point.target}"
 
 
 def _plan(bench: Bench, shop: Workshop, candidate: Candidate) -> tuple[Source, Recipe, Any]:
@@ -393,17 +426,35 @@ def _plan(bench: Bench, shop: Workshop, candidate: Candidate) -> tuple[Source, R
     return made.source, recipe, made
 
 
-def _delivered(bench: Bench, candidate: Candidate) -> tuple[Recipe, Shipped]:
-    """Plan, recipe and artifact in the folder that the user named; all stages are in the cache by now."""
+def _delivered(bench: Bench, checked: Checked) -> tuple[Recipe, Shipped]:
+    """Plan, recipe and gated artifact in the folder that the user named.
+
+    Raises ``GateFailedError`` when the artifact is not what was measured, byte for byte, and does not hold.
+    """
     from edgekit.compress import recipes
 
-    out = Path(bench.options.out)
+    out, candidate = Path(bench.options.out), checked.candidate
     source, recipe, made = _plan(bench, bench.shop, candidate)
     if made is not None:
         compressing.deliver(made, recipe, bench.source, out)
     else:
         recipes.write(recipe, out / "recipe.toml")
-    return recipe, ship(bench.shop, source, Ship(target=candidate.target))
+    shipped = ship(bench.shop, source, Ship(target=candidate.target))
+    artifact = shipped.artifact
+    if tuple(f.sha256 for f in artifact.manifest.files) == checked.files:
+        return recipe, shipped
+    runnable, inputs = Runnable.of(artifact), artifact.manifest.inputs
+    drop = max(
+        bench.base - judged(bench.task.metric, bench.model, runnable, inputs),
+        bench.held_base - judged(bench.task.holdout_metric, bench.model, runnable, inputs),
+    )
+    if not bench.budget.holds(drop, shipped.size, checked.point.latency_ms):
+        raise GateFailedError(
+            f"the delivered artifact has {shipped.size:,} bytes and loses {100 * drop:.2f} pt",
+            hint="a step gives other weights each time: please report the recipe",
+            gates=("budget",),
+        )
+    return recipe, shipped
 
 
 def parse_limits(seconds: str | None, trials: int | None, seed: int | None) -> Limits:

@@ -79,12 +79,10 @@ class Journal:
         self.path = path
         self.known: dict[tuple[str, str], Point] = {}
         rows = _rows(path)
-        if (
-            rows
-            and isinstance(rows[0], dict)
-            and {k: v for k, v in rows[0].items() if k != "epochs"} == header
-        ):
-            self.epochs = float(rows[0]["epochs"])
+        first = dict(rows[0]) if rows and isinstance(rows[0], dict) else {}
+        epochs = first.pop("epochs", None)
+        if epochs is not None and first == header:
+            self.epochs = float(epochs)
             for row in rows[1:]:
                 point = Point(**row)
                 self.known[point.line, point.target] = point
@@ -335,14 +333,16 @@ def refused(candidate: Candidate, error: Exception, seconds: float) -> Point:
     )
 
 
-def no_candidate(budget: Budget, points: Sequence[Point]) -> GateFailedError:
+def no_candidate(budget: Budget, points: Sequence[Point], rejected: Sequence[str]) -> GateFailedError:
     """Nothing that was tried holds the budget."""
     near = front(points)[:3]
     told = "; ".join(
         f"{p.line or 'nothing'} as {p.target}: {p.size:,} bytes, drop {100 * p.drop:.2f} pt" for p in near
     )
     return GateFailedError(
-        f"none of {len(points)} candidates holds {budget}" + (f". The nearest: {told}" if told else ""),
+        f"none of {len(points)} candidates holds {budget}"
+        + (f". The nearest: {told}" if told else "")
+        + "".join(f"\n  not confirmed: {line}" for line in rejected[:5]),
         hint="loosen a limit, search longer (--time), or let steps train (--train)",
         gates=("budget",),
     )

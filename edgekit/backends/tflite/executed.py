@@ -94,6 +94,8 @@ def _shortfall(e: _Executed, target: Target) -> str:
         return "no float16 arithmetic in this delegate: weights are expanded at load, computed in float32"
     if target.scheme is not None and target.scheme.quantizer == "weights":
         return _not_integers(e)
+    if e.arithmetic == _DYNAMIC:
+        return f"{e.weight} weights under float activations, which are quantized on every run"
     return f"computed in {e.activation}"
 
 

@@ -61,7 +61,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How long to search: seconds, and number of candidates that are measured."""
+    """How long to search: seconds, and number of candidates (those in the journal count)."""
 
     seconds: float = 600.0
     trials: int = 1000
@@ -130,7 +130,6 @@ class Search:
         self.methods, self.targets, self.budget, self.limits = methods, targets, budget, limits
         self.journal = journal
         self.points: dict[tuple[str, str], tuple[Candidate, Point]] = {}
-        self.measured = 0
         self.interrupted = False
         self._deadline = math.inf
 
@@ -160,13 +159,14 @@ class Search:
         key = (candidate.line, candidate.target)
         if key in self.points:
             return self.points[key][1]
+        if len(self.points) >= self.limits.trials:
+            raise _Stop
         point = self.journal.known.get(key)
         if point is None:
-            if self.measured >= self.limits.trials or time.monotonic() >= self._deadline:
+            if time.monotonic() >= self._deadline:
                 raise _Stop
             point = self._evaluate(candidate)
             self.journal.add(point)
-            self.measured += 1
         self.points[key] = (candidate, point)
         self._show(point, self)
         return point

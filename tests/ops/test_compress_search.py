@@ -179,7 +179,7 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
     assert state.interrupted
     assert len(part) == 29
     rest = World()
-    again, _ = searched(tmp_path / "cut", rest, trials=60 - 29)
+    again, _ = searched(tmp_path / "cut", rest)
     assert [p for _, p in again] == [p for _, p in results]
     assert first.calls[:29] + rest.calls == whole.calls
 

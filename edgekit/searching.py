@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import catalog, compressing, plugins, shipping, stages
+from edgekit import __version__, catalog, compressing, plugins, shipping, stages
 from edgekit.compress import budget as budgets
 from edgekit.compress.budget import Budget
 from edgekit.compress.recipes import Recipe, Ship
@@ -146,7 +146,7 @@ class Bench:
         """What results depend on: a journal of anything else is not continued."""
         facts = [self.source.sha256, self.task.fingerprint, [t.name for t in tried], self.budget.device]
         o = self.options
-        data = [o.calib, o.train, o.eval, o.accelerator, o.samples]
+        data = [o.calib, o.train, o.eval, o.accelerator, o.samples, __version__]
         digest = sha256_bytes(canonical_json([facts, data, self.budget.latency_ms is not None]))
         return {"search": digest, "seed": limits.seed}
 

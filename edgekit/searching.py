@@ -37,7 +37,7 @@ from edgekit.config import Options, target_options
 from edgekit.data import user_samples
 from edgekit.errors import CalibrationRequiredError, EdgekitError, GateFailedError, UsageError
 from edgekit.records import write_json
-from edgekit.shipping import Runnable, Shipped, estimate, judged, pack, ship
+from edgekit.shipping import Runnable, Shipped, estimate, estimate_weights, judged, pack, ship
 from edgekit.source import MODULE, Source
 from edgekit.stages import Workshop
 from edgekit.store import Store, canonical_json
@@ -51,6 +51,8 @@ EXACT_BELOW = 100_000
 """Files with less bytes are coded for every candidate; of larger ones the size is estimated first."""
 NEAR = 1.1
 """Candidates whose estimate is within this factor of the winner's are coded too before it is called the smallest."""
+PROMISING = 1.15
+"""A float candidate whose weights alone come to more than this times the smallest so far is not built."""
 KEPT = 24
 """How many finished steps are kept on disk while the search runs."""
 RESERVE = 0.2
@@ -87,6 +89,8 @@ def search(shop: Workshop, source: Source, budget: Budget, limits: Limits) -> Fo
         bench.header(limits, tried),
         lambda: bench.longest(limits.seconds) if trains else 0.0,
     )
+    for point in journal.known.values():
+        bench.saw(point)
     run = Search(
         methods(max_epochs=journal.epochs),
         [t.name for t in tried],
@@ -132,6 +136,7 @@ class Bench:
         self.task: Any = _halved(compressing.Work(source, options, shop.store))
         self.base = float(self.task.metric(self.model.module))
         self.held_base = float(self.task.holdout_metric(self.model.module))
+        self.smallest = math.inf
 
     def usual_targets(self) -> tuple[Target, ...]:
         """Float, then the quantized rows of ONNX Runtime; those that need calibration where there is data."""
@@ -185,26 +190,32 @@ class Bench:
         module = self._compressed(candidate)
         drop = self.base - float(self.task.metric(module)) if candidate.steps else 0.0
         if self.budget.drop is not None and drop > self.budget.drop + 1e-9:
-            weights = sum(w.numel() * w.element_size() for w in module.state_dict().values())
-            return self._point(
-                candidate, drop, weights, begin
-            )  # quantizing it will not bring the metric back
+            # Quantizing it will not bring the metric back.
+            return self._point(candidate, drop, estimate_weights(module), begin)
         target = catalog.select(candidate.target)[0]
+        if target.scheme is None and candidate.steps and self.budget.latency_ms is None:
+            size = estimate_weights(module)
+            if size > PROMISING * self.smallest:
+                return self._point(candidate, drop, size, begin)
         runnable, exported, optimized = self._lowered(module, target)
         if target.scheme is not None or not candidate.steps:
             drop = self.base - judged(self.task.metric, self.model, runnable, exported)
         files = [runnable.main, *runnable.beside]
         whole = sum(f.stat().st_size for f in files)
         exact = whole < EXACT_BELOW
-        size = (
-            pack(files, self.folder / "cache" / "size.ekz").stat().st_size
-            if exact
-            else estimate(files, optimized)
-        )
-        point = self._point(candidate, drop, size, begin, exact=exact)
+        size = estimate(files, optimized)
+        if exact:
+            size = pack(files, self.folder / "cache" / "size.ekz").stat().st_size
+        point = replace(self._point(candidate, drop, size, begin, exact=exact), built=True)
         if self.budget.latency_ms is not None and self.budget.holds(drop, size, None):
             point = replace(point, latency_ms=self._latency(runnable))
+        self.saw(point)
         return point
+
+    def saw(self, point: Point) -> None:
+        """Remember the smallest that was built and holds: what is clearly larger need not be built."""
+        if point.built and self.budget.holds(point.drop, point.size, point.latency_ms):
+            self.smallest = min(self.smallest, point.size)
 
     def check(self, candidate: Candidate, point: Point) -> Checked:
         """Everything about a candidate that the search only estimated or did not look at."""
@@ -236,7 +247,7 @@ class Bench:
         )
 
     def _compressed(self, candidate: Candidate) -> torch.nn.Module:
-        from edgekit.compress import step
+        from edgekit.compress import plan, step
         from edgekit.compress.engine import Loop, looping
 
         context = step.Context(
@@ -245,7 +256,8 @@ class Bench:
         module = copy.deepcopy(self.model.module)
         with looping(Loop(device=self.options.accelerator)):
             made, _ = step.run(module, candidate.steps, context, work=self.folder / "steps", judged=False)
-        return made.eval()
+        fresh = copy.deepcopy(self.model.module)  # as the plan will be loaded: the same order of weights
+        return plan.rebuilt(fresh, candidate.steps, context.tensors, made.state_dict()).eval()
 
     def seed(self, candidate: Candidate) -> int:  # noqa: ARG002 - one seed for all: results can be compared
         """The seed of the steps."""

@@ -231,6 +231,12 @@ def estimate(files: list[Path], graph_file: OnnxModel | None) -> int:
     return round(coded + max(0.0, whole - stored) / 3)
 
 
+def estimate_weights(module: torch.nn.Module) -> int:
+    """About how many bytes a float target's coded files will have, from the weights alone."""
+    tensors = [t.detach().cpu().numpy() for t in module.state_dict().values()]
+    return round(sum(_entropy(array) for array in tensors))
+
+
 _FEW = 4096
 
 

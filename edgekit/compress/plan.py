@@ -7,6 +7,7 @@ machine is therefore loaded only when the user says that they trust it.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,11 +106,20 @@ def load(spec: SourceSpec, *, trust: bool, network: bool) -> TorchModel:
 
 def restore(module: torch.nn.Module, plan: Plan) -> torch.nn.Module:
     """Give a fresh module of the original source the plan's structure and weights."""
-    tensors, weights = _tensors(plan.folder / TENSORS), _tensors(plan.folder / WEIGHTS)
-    for number, step in enumerate(plan.steps):
+    return rebuilt(module, plan.steps, _tensors(plan.folder / TENSORS), _tensors(plan.folder / WEIGHTS))
+
+
+def rebuilt(
+    module: torch.nn.Module,
+    steps: Sequence[Step],
+    tensors: Mapping[str, torch.Tensor],
+    weights: Mapping[str, torch.Tensor],
+) -> torch.nn.Module:
+    """The same from what :func:`edgekit.compress.step.run` left in its context, and the weights in the end."""
+    for number, step in enumerate(steps):
         prefix = f"{number}/"
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        module = rebuild(step, module, own, weights if number == len(plan.steps) - 1 else None)
+        module = rebuild(step, module, own, weights if number == len(steps) - 1 else None)
     return module
 
 

@@ -46,14 +46,15 @@ class Candidate:
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """What a candidate costs: ``drop`` of the metric (0 to 1), ``size`` in bytes as shipped (``exact`` or
-    estimated), ``latency_ms`` where a budget asks for it, the ``seconds`` it took to find out. ``error`` says why
-    it cannot be had at all."""
+    estimated; from the files when they were ``built``, else from the weights), ``latency_ms`` where a budget asks
+    for it, the ``seconds`` it took to find out. ``error`` says why it cannot be had at all."""
 
     line: str
     target: str
     drop: float
     size: int
     exact: bool = False
+    built: bool = False
     latency_ms: float | None = None
     seconds: float = 0.0
     error: str = ""

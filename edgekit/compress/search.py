@@ -26,6 +26,9 @@ from edgekit.errors import GateFailedError, MissingExtraError
 if TYPE_CHECKING:
     import optuna
 
+_SINGLE = 0.6
+"""The share of the time in which methods are tried alone; combinations of what was found by then get the rest."""
+
 _IDLE = 40
 """So many proposals in a row that were all tried before: the space is exhausted."""
 
@@ -176,7 +179,7 @@ class Search:
         """Every method alone, in turns, so that each has been tried when the time is over early."""
         singles = [_Single(method=m, chosen=v) for m in self.methods for v in m.variants()]
         turns = [self._bisect(single) for single in singles]
-        while turns:
+        while turns and self.seconds_left > (1 - _SINGLE) * self.limits.seconds:
             turns = [turn for turn in turns if next(turn, _DONE) is not _DONE]
         for single in singles:
             if single.best >= 0:
@@ -200,9 +203,8 @@ class Search:
             if point.error or point.drop > self.budget.drop + 1e-9:
                 high = middle
             else:
-                low = middle
+                single.best = low = middle
             yield
-        single.best = low
 
     def _together(self, singles: list[_Single]) -> None:
         study = self._study()

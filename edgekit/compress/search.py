@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 _SINGLE = 0.6
 """The share of the time in which methods are tried alone; combinations of what was found by then get the rest."""
 
+_QUANTIZED = 2
+"""So many of the smallest single methods are tried on the other targets; the rest as parts of combinations."""
+
 _IDLE = 40
 """So many proposals in a row that were all tried before: the space is exhausted."""
 
@@ -181,11 +184,14 @@ class Search:
         turns = [self._bisect(single) for single in singles]
         while turns and self.seconds_left > (1 - _SINGLE) * self.limits.seconds:
             turns = [turn for turn in turns if next(turn, _DONE) is not _DONE]
-        for single in singles:
-            if single.best >= 0:
-                for target in self.targets[1:]:
-                    self._try(Candidate(steps=(single.step(single.best),), target=target))
-        return [s for s in singles if s.best >= 0]
+        able = [s for s in singles if s.best >= 0]
+        for single in sorted(able, key=self._size)[:_QUANTIZED]:
+            for target in self.targets[1:]:
+                self._try(Candidate(steps=(single.step(single.best),), target=target))
+        return able
+
+    def _size(self, single: _Single) -> int:
+        return self._try(Candidate(steps=(single.step(single.best),), target=self.targets[0])).size
 
     def _bisect(self, single: _Single) -> Generator[None]:
         """The strongest setting within the metric's limit; without a limit, a few over the range."""

@@ -149,7 +149,17 @@ class Bench:
 
     def header(self, limits: Limits, tried: Sequence[Target]) -> dict[str, Any]:
         """What results depend on: a journal of anything else is not continued."""
-        facts = [self.source.sha256, self.task.fingerprint, [t.name for t in tried], self.budget.device]
+        from edgekit.compress.prune import Prune
+        from edgekit.compress.step import Context, cache_key
+
+        weights = cache_key(Prune(), self.model.module, Context())
+        facts = [
+            self.source.spec.text,
+            weights,
+            self.task.fingerprint,
+            [t.name for t in tried],
+            self.budget.device,
+        ]
         o = self.options
         data = [o.calib, o.train, o.eval, o.accelerator, o.samples, __version__]
         digest = sha256_bytes(canonical_json([facts, data, self.budget.latency_ms is not None]))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import os
+import pkgutil
 import site
 import sys
 import sysconfig
@@ -30,6 +32,7 @@ class Dependency:
     sha256: str
 
 
+_IMPORTERS = ("<frozen importlib", str(Path(importlib.__file__).parent) + os.sep, str(pkgutil.__file__))
 _active: list[Recorder] = []
 _hooked = False
 
@@ -96,8 +99,8 @@ def _install_hook() -> None:
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if not _active or event not in ("open", "os.listdir", "os.scandir"):
             return
-        if event != "open" and sys._getframe(1).f_code.co_filename.startswith("<frozen importlib"):
-            return  # the import system looks through every folder of sys.path
+        if event != "open" and sys._getframe(1).f_code.co_filename.startswith(_IMPORTERS):
+            return  # they look through every folder of sys.path, the working directory among them
         for recorder in _active:
             recorder.saw(*args[:3])
 

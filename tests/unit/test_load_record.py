@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
+import pkgutil
 import sys
 from pathlib import Path
 
@@ -52,6 +54,17 @@ def test_a_listed_directory_changes_with_its_names(tmp_path: Path) -> None:
     assert unchanged(recorder.dependencies)
     (data / "b.npy").write_text("")
     assert not unchanged(recorder.dependencies)
+
+
+def test_looking_for_modules_lists_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working directory is on ``sys.path``: an output folder that appears there changes no source."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    with Recorder() as recorder:
+        importlib.metadata.MetadataPathFinder.invalidate_caches()
+        list(importlib.metadata.distributions())
+        list(pkgutil.iter_modules())
+    assert str(tmp_path) not in {d.path for d in recorder.dependencies}
 
 
 def test_unchanged_by_content_not_by_time(tmp_path: Path) -> None:

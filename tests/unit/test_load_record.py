@@ -61,7 +61,7 @@ def test_looking_for_modules_lists_nothing(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend("")
     with Recorder() as recorder:
-        importlib.metadata.MetadataPathFinder.invalidate_caches()
+        importlib.invalidate_caches()
         list(importlib.metadata.distributions())
         list(pkgutil.iter_modules())
     assert str(tmp_path) not in {d.path for d in recorder.dependencies}

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from edgekit.types import Array
 
 _DOUBTFUL_DB = 10.0
-_SAME_DB = 25.0
+_SAME_DB, _SAME_FLOAT_DB = 25.0, 50.0
+"""What a tensor's counterpart agrees to: with integers about, and in floats, where a product without its small
+bias is nearly as near."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,22 +111,29 @@ def _anchor(match: Layer, layer: Layer, seen: Pass) -> Anchor | None:
 def _by_value(a: Form, b: Form, seen: Pass, known: Mapping[str, Anchor]) -> dict[str, Anchor]:
     """Layers that no name leads to, as far as both forms still agree."""
     used = {anchor.a.tensor for anchor in known.values()}
+    least = _least(a, b)
     candidates = [layer for layer in a.layers if layer.tensor not in used and layer.tensor in seen.a]
     found = {}
     for layer in b.layers:
         if layer.op != INPUT and layer.tensor not in known and layer.tensor in seen.b:
-            best = _nearest(candidates, layer, seen.b[layer.tensor], seen)
+            best = _nearest(candidates, layer, (seen.b[layer.tensor], least), seen)
             if best is not None:
                 found[layer.tensor] = best
     return found
 
 
-def _nearest(candidates: list[Layer], layer: Layer, value: Array, seen: Pass) -> Anchor | None:
-    """The tensor that ``value`` agrees with; there is none for constants, which agree with anything."""
+def _least(a: Form, b: Form) -> float:
+    """Agreement in dB from which values speak for themselves."""
+    return _SAME_DB if any(layer.bits for form in (a, b) for layer in form.layers) else _SAME_FLOAT_DB
+
+
+def _nearest(candidates: list[Layer], layer: Layer, wanted: tuple[Array, float], seen: Pass) -> Anchor | None:
+    """The tensor that the wanted value agrees with to so many dB; constants agree with anything, and have none."""
+    value, least = wanted
     power = float(np.square(value, dtype=np.float64).sum())
     if value.dtype.kind != "f" or not np.isfinite(power) or value.size < 2 or np.ptp(value) == 0:
         return None
-    best, score = None, _SAME_DB
+    best, score = None, least
     for candidate in candidates:
         other = seen.a[candidate.tensor]
         if other.size != value.size or other.dtype.kind != "f":
@@ -145,7 +154,8 @@ def _doubted(a: Form, b: Form, seen: Pass, anchors: dict[str, Anchor]) -> dict[s
     own = b.forced(seen.inputs, given(kept, seen))
     doubtful = [name for name, figure in _figures(kept, seen, own).items() if figure < _DOUBTFUL_DB]
     for name in doubtful:
-        better = _nearest(list(a.layers), kept[name].b, own[name], seen)
+        known = [layer for layer in a.layers if layer.tensor in seen.a]
+        better = _nearest(known, kept[name].b, (own[name], _least(a, b)), seen)
         if better is not None and better.a.tensor != kept[name].a.tensor:
             kept[name] = better
             continue

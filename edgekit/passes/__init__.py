@@ -24,6 +24,7 @@ from edgekit.passes.einsum import LowerCaseEinsum
 from edgekit.passes.gemm import MatMulAddToGemm
 from edgekit.passes.layer_norm import RecognizeLayerNorm
 from edgekit.passes.reshapes import MergeReshapes
+from edgekit.passes.scales import FoldScale
 from edgekit.passes.softmax_guard import DropSoftmaxGuard
 from edgekit.passes.transposes import MergeTransposes
 from edgekit.quiet import silence
@@ -44,6 +45,7 @@ PASSES: tuple[ir.passes.PassBase, ...] = (
     CleanUp(),  # transposes and reshapes that undid each other
     FoldBatchNorm(),  # quantizing weights and batch norm apart costs accuracy and an operator
     FoldAffine(),  # batch norm as other exporters spell it
+    FoldScale(),  # attention scales queries and keys: two operators a layer, and two roundings when quantized
     RecognizeLayerNorm(),  # one kernel in ONNX Runtime, OpenVINO and TensorRT; stays whole when quantized
     RecognizeActivations(),  # Gelu and HardSwish have kernels in ONNX Runtime, OpenVINO, TensorRT and LiteRT
     DropSoftmaxGuard(),  # torch guards every attention against rows that are masked as a whole
@@ -250,21 +252,32 @@ def _without_torch() -> Iterator[None]:
 
 
 def _copy_scopes(original: ir.Model, simplified: ir.Model) -> None:
+    """Give nodes their module paths back: by what they compute, by their name, by the weights that they alone
+    read, and those between by their readers."""
     for before, after in zip(original.graph.inputs, simplified.graph.inputs, strict=False):
         after.metadata_props.update(before.metadata_props)
     by_output: dict[str, str] = {}
     by_name: dict[str, str] = {}
+    by_weight: dict[str, str] = {}
     for node in ir.traversal.RecursiveGraphIterator(original.graph):
         scopes = node.metadata_props.get(graph.SCOPES)
         if scopes:
             by_output |= {o.name: scopes for o in node.outputs if o.name}
             by_name[node.name or ""] = scopes
+            weights = [v for v in node.inputs if v is not None and v.is_initializer() and len(v.uses()) == 1]
+            by_weight |= {v.name: scopes for v in weights if v.name}
     for node in ir.traversal.RecursiveGraphIterator(simplified.graph):
-        found = next(
-            (by_output[o.name] for o in node.outputs if o.name in by_output), by_name.get(node.name or "")
-        )
+        names = [o.name or "" for o in node.outputs]
+        found = next((by_output[n] for n in names if n in by_output), by_name.get(node.name or ""))
+        weights = [v for v in node.inputs if v is not None and v.is_initializer()]
+        found = found or next((by_weight[v.name] for v in weights if v.name in by_weight), None)
         if found:
             node.metadata_props[graph.SCOPES] = found
+    for node in reversed(list(simplified.graph)):
+        if graph.SCOPES not in node.metadata_props:
+            readers = {use.node.metadata_props.get(graph.SCOPES) for o in node.outputs for use in o.uses()}
+            if len(readers) == 1 and None not in readers:
+                node.metadata_props[graph.SCOPES] = str(next(iter(readers)))
 
 
 def _line(error: BaseException) -> str:

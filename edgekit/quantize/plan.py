@@ -72,6 +72,7 @@ class _Planner:
         self.order = {b: i for i, b in enumerate(self.blocks)}
         self.groups = _Groups()
         self.cache: dict[tuple[frozenset[ir.Value], str], Affine] = {}
+        self.centred: set[ir.Value] = set()
 
     def plan(self) -> Plan:
         """All decisions, in the order in which they depend on each other."""
@@ -158,6 +159,13 @@ class _Planner:
 
     def _mark(self, plan: Plan, block: Block) -> None:
         rule = self.rule(block)
+        if (
+            rule.centred
+            and block.weight is None
+            and len(block.core.inputs) > 1
+            and block.core.inputs[1] is not None
+        ):
+            self.centred.add(block.core.inputs[1])
         fused = self._fused_input(plan, block) if rule.sum else None
         for value in block.activations:
             source = self.producer.get(value)
@@ -218,7 +226,8 @@ class _Planner:
     def _shared(self, value: ir.Value, dtype: str) -> Affine:
         members = frozenset(self.groups.members(value))
         if (members, dtype) not in self.cache:
-            self.cache[members, dtype] = self._measure(members, dtype, symmetric=self._symmetric(dtype))
+            symmetric = self._symmetric(dtype) or not members.isdisjoint(self.centred)
+            self.cache[members, dtype] = self._measure(members, dtype, symmetric=symmetric)
         return self.cache[members, dtype]
 
     def _measure(self, members: frozenset[ir.Value], dtype: str, *, symmetric: bool) -> Affine:

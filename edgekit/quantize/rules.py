@@ -23,7 +23,9 @@ class OpRule:
     ``(high - low) / 2**bits``, as TFLite's kernels insist. ``sum``: a
     residual addition that runtimes fuse into one of its convolutions, whose output stays unquantized.
     ``constant``: the operator is quantized only with constant weights in its second input. ``symmetric``:
-    without constant weights, both inputs have to be INT8 with zero point 0.
+    without constant weights, both inputs have to be INT8 with zero point 0. ``centred``: without constant
+    weights the second input has to have zero point 0; what it shares a scale with then has it, too, so that
+    nothing is rounded twice.
     """
 
     force: bool = False
@@ -33,6 +35,7 @@ class OpRule:
     sum: bool = False
     constant: bool = False
     symmetric: bool = False
+    centred: bool = False
     fixed: tuple[float, float] | None = None
 
 
@@ -113,7 +116,7 @@ _TFLITE = Rules(
     embedding="rows",
     ops={
         **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), OpRule(force=True, writes=True, constant=True)),
-        "MatMul": OpRule(force=True, writes=True),
+        "MatMul": OpRule(force=True, writes=True, centred=True),
         **dict.fromkeys(
             (
                 "Add", "Sub", "Mul", "AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "LeakyRelu",

@@ -23,6 +23,7 @@ from edgekit.passes.einsum import LowerCaseEinsum, spell
 from edgekit.passes.gemm import MatMulAddToGemm
 from edgekit.passes.layer_norm import RecognizeLayerNorm
 from edgekit.passes.reshapes import MergeReshapes
+from edgekit.passes.scales import FoldScale
 from edgekit.passes.softmax_guard import DropSoftmaxGuard
 from edgekit.passes.transposes import MergeTransposes
 from edgekit.types import OnnxModel
@@ -145,6 +146,33 @@ def test_batch_norm_stays_where_the_weight_is_an_input(tmp_path: Path) -> None:
 
 
 # --- scale and shift ----------------------------------------------------------------------------------
+
+
+def test_scale_into_the_weights_of_attention(tmp_path: Path) -> None:
+    made = model(
+        "(float[6,8] x) => (float[2,6,6] y)",
+        "a = MatMul (x, w)\nb = Add (a, c)\nd = Reshape (b, s)\ne = Transpose <perm = [1, 0, 2]> (d)\nq = Mul (e, f)\n"
+        "g = Gemm (x, v, c2)\nh = Reshape (g, s)\ni = Div (h, f)\nk = Transpose <perm = [1, 2, 0]> (i)\n"
+        "y = MatMul (q, k)",
+        w=x(8, 8), c=x(8), v=x(8, 8), c2=x(8), s=np.array([6, 2, 4]), f=np.float32(0.42),
+    )  # fmt: skip
+    found = ops(apply(FoldScale(), made, tmp_path, x=x(6, 8)))
+    assert found["Mul"] == found["Div"] == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = MatMul (x, w)\nm = Mul (a, f)\ny = Add (m, a)",
+        "a = Relu (x)\ny = Mul (a, f)",
+        "a = MatMul (x, w)\ny = Div (f, a)",
+        "a = MatMul (x, w)\nb = MatMul (x, w)\nm = Mul (a, f)\ny = Add (m, b)",
+    ],
+    ids=["read twice", "no weights", "a divisor", "shared weights"],
+)  # fmt: skip
+def test_a_scale_stays(tmp_path: Path, body: str) -> None:
+    made = model("(float[4,4] x) => (float[4,4] y)", body, w=x(4, 4), f=np.float32(3))
+    assert ops(apply(FoldScale(), made, tmp_path, x=x(4, 4))) == ops(made)
 
 
 def test_affine_into_conv(tmp_path: Path) -> None:
@@ -615,3 +643,20 @@ def test_fix_shapes_refuses_two_sizes_for_one_axis_and_unknown_inputs(tmp_path: 
         passes.fix_shapes(before, {"x": (1, 8), "k": (2, 8)}, tmp_path / "b.onnx")
     with pytest.raises(UnknownNameError):
         passes.fix_shapes(before, {"q": (1, 8)}, tmp_path / "b.onnx")
+
+
+def test_module_paths_survive_the_simplifier(tmp_path: Path) -> None:
+    """Linear layers on three axes become Gemms between reshapes: nodes with new names, of the same module."""
+    torch = pytest.importorskip("torch")
+    from edgekit import export
+    from edgekit.types import TorchModel
+
+    net = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.GELU(), torch.nn.Linear(6, 4)).eval()
+    source = TorchModel(module=net, example_inputs={"input": torch.randn(2, 5, 8)})
+    optimized = passes.optimize(export.export(source, tmp_path / "raw.onnx"), tmp_path / "out.onnx")
+    found = {n.op_type: graph.module_path(n) for n in graph.load(optimized.path).graph}
+    products = [
+        graph.module_path(n) for n in graph.load(optimized.path).graph if n.op_type in ("Gemm", "MatMul")
+    ]
+    assert products == ["0", "2"]
+    assert found["Gelu"] == "1"

@@ -126,6 +126,8 @@ class _Placer:
     def _read_scale(self, block: Block) -> float | None:
         """The scale of what a weighted block reads; ``None`` where it reads float."""
         value = block.activations[0]
+        if block in self.plan.hybrid:
+            return None
         if (block, value) in self.plan.edges:
             return self.plan.edges[block, value].scale
         own = self.plan.own.get(value)
@@ -210,6 +212,8 @@ class _Placer:
             reads = block is not None and self.plan.quantized(block) and use.node is block.core
             if reads and block is not None and value in block.data:
                 if (block, value) in self.plan.raw:
+                    if block in self.plan.hybrid and value in self.plan.stored:
+                        use.node.replace_input_with(use.idx, dq)
                     continue
                 edge = self.plan.edges.get((block, value))
                 use.node.replace_input_with(use.idx, dq if edge is None else self._again(value, dq, edge))

@@ -32,6 +32,7 @@ class Plan:
     not ``own``'s. ``raw``: inputs that a quantized block reads unquantized (fused additions) or already
     quantized (behind operators that move values). ``weights``: integers already chosen, by the weight's
     name; others are rounded to nearest. ``means``: mean inputs of the blocks whose bias is corrected.
+    ``hybrid``: blocks with integer weights that read and give floats.
     """
 
     blocks: list[Block]
@@ -43,6 +44,7 @@ class Plan:
     raw: set[Edge] = field(default_factory=set)
     weights: dict[str, Stored] = field(default_factory=dict)
     means: dict[Block, Floats] = field(default_factory=dict)
+    hybrid: set[Block] = field(default_factory=set)
 
     def quantized(self, block: Block) -> bool:
         """Whether a block computes on integers."""
@@ -80,6 +82,8 @@ class _Planner:
         int16 = select(self.blocks, self.options.int16)
         kinds = {b: "int16" if b in int16 else self.scheme.activation for b in self.blocks}
         plan = Plan(blocks=self.blocks, reasons=reasons, dtypes=kinds)
+        if self.rules.hybrid:
+            self._find_hybrid(plan)
         for block in self.blocks:
             if plan.quantized(block):
                 self._mark(plan, block)
@@ -87,6 +91,36 @@ class _Planner:
         if "bias" in self.options.corrections:
             self._find_means(plan)
         return plan
+
+    def _find_hybrid(self, plan: Plan) -> None:
+        """Fully connected layers that only float operators read, perhaps behind some that move values: those are
+        float then, too."""
+        for block in reversed(self.blocks):
+            if block.op != "Gemm" or not plan.quantized(block) or plan.dtypes[block] != "int8":
+                continue
+            between = self._moved_to_float(plan, block)
+            if between is not None:
+                plan.hybrid.add(block)
+                plan.reasons.update(dict.fromkeys(between, "its inputs are float"))
+
+    def _moved_to_float(self, plan: Plan, block: Block) -> list[Block] | None:
+        """The quantized blocks that move a block's result to float readers; ``None`` if it goes anywhere else."""
+        found: list[Block] = []
+        for output in block.outputs:
+            readers = self.readers.get(output, [])
+            if output.is_graph_output() or not readers:
+                return None
+            for reader in readers:
+                if not plan.quantized(reader) or reader in plan.hybrid:
+                    continue
+                further = self._moved_to_float(plan, reader) if self._only_moves(reader) else None
+                if further is None:
+                    return None
+                found += [reader, *further]
+        return found
+
+    def _only_moves(self, block: Block) -> bool:
+        return self.rule(block).moves and len(block.activations) == 1
 
     def _find_means(self, plan: Plan) -> None:
         for block in self.blocks:
@@ -166,6 +200,9 @@ class _Planner:
             and block.core.inputs[1] is not None
         ):
             self.centred.add(block.core.inputs[1])
+        if block in plan.hybrid:
+            plan.raw.update((block, value) for value in block.activations)
+            return
         fused = self._fused_input(plan, block) if rule.sum else None
         for value in block.activations:
             source = self.producer.get(value)

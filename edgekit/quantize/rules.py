@@ -46,7 +46,10 @@ class Rules:
     what lies between the operators worth it.
 
     ``embedding`` says how large constant tables read by Gather are stored: ``rows`` (INT8 with a scale a
-    row) or ``float``.
+    row) or ``float``. ``hybrid``: a fully connected layer whose result only float operators read keeps integer
+    weights alone; the runtime quantizes its input anew on every run, row by row, and gives floats. A static
+    result would be rounded to a scale for the whole tensor only to be dequantized at once, which is where
+    transformers lose most: the residual stream has a few channels that are far larger than the rest.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Rules:
     requantize_moves: bool = True
     whole: bool = False
     embedding: str = "float"
+    hybrid: bool = False
 
 
 _MOVES = (
@@ -114,6 +118,7 @@ _TFLITE = Rules(
     name="tflite",
     whole=True,
     embedding="rows",
+    hybrid=True,
     ops={
         **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), OpRule(force=True, writes=True, constant=True)),
         "MatMul": OpRule(force=True, writes=True, centred=True),
@@ -133,7 +138,13 @@ _TFLITE = Rules(
 
 TABLES: Mapping[str, Rules] = {
     r.name: r
-    for r in (_ORT, _OPENVINO, _TENSORRT, _TFLITE, dataclasses.replace(_TFLITE, name="tflite-int16"))
+    for r in (
+        _ORT,
+        _OPENVINO,
+        _TENSORRT,
+        _TFLITE,
+        dataclasses.replace(_TFLITE, name="tflite-int16", hybrid=False),
+    )
 }
 """Every table by the name that schemes use."""
 

@@ -90,6 +90,8 @@ def _shortfall(e: _Executed, target: Target) -> str:
         return "runs in LiteRT's builtin kernel, not in the delegate"
     if not e.macs or e.arithmetic == _PROMISED.get(target.precision):
         return ""
+    if target.precision is Precision.INT8 and e.arithmetic == _DYNAMIC and e.weight == "int8":
+        return ""  # integer products all the same; the notes count them
     if target.precision is Precision.FP16:
         return "no float16 arithmetic in this delegate: weights are expanded at load, computed in float32"
     if target.scheme is not None and target.scheme.quantizer == "weights":
@@ -124,6 +126,12 @@ def _notes(executed: Sequence[_Executed], target: Target) -> Iterator[str]:
         yield (
             f"XNNPACK has no kernels for int16 activations: {outside} of {len(executed)} operators run in "
             "LiteRT's builtin kernels"
+        )
+    dynamic = sum(e.arithmetic == _DYNAMIC for e in executed)
+    if target.precision is Precision.INT8 and dynamic:
+        yield (
+            f"{dynamic} products quantize their input anew on every run, row by row, and give floats: only float "
+            "operators read them"
         )
     loops = sum(e.code in ("WHILE", "IF") for e in executed)
     if loops:

@@ -230,11 +230,13 @@ class Lowering:
         kind, reason = self._integer_type(node, row, inputs) if active else (None, "")
         if kind is not None:
             return inputs, kind
-        if active:
+        # Integer weights stay where a kernel may read them under floats: see storage.expand_weights.
+        stay = [i in row.hybrid and (not active or _constant(v)) for i, v in enumerate(inputs)]
+        if active and not any(stay):
             self.left_in_float.append(FloatNode(node.op_type, node.name or "", reason))
         return [
-            v if v is None or (not active and i in row.hybrid) else self.builder.dequantize(v)
-            for i, v in enumerate(inputs)
+            v if v is None or kept else self.builder.dequantize(v)
+            for v, kept in zip(inputs, stay, strict=True)
         ], None
 
     def _integer_type(
@@ -297,6 +299,10 @@ class Lowering:
                     name = f"{stem}:{count}" if count < 4 else f"{stem}:{n}"
                 taken.add(name)
                 t.name = name
+
+
+def _constant(view: View | None) -> bool:
+    return view is not None and view.tensor.data is not None
 
 
 def captured_values(graph: ir.Graph, env: Mapping[ir.Value, View]) -> list[ir.Value]:

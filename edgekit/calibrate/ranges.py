@@ -14,6 +14,7 @@ _BINS = 2048  # 16 bins a level at 8 bits
 _GRID = 192
 
 Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
 
 def percentile(histogram: Histogram, q: float) -> tuple[float, float]:
@@ -35,7 +36,14 @@ def mean_squared_error(
     With cumulative moments every candidate costs O(1), so that all pairs of ends on a grid are tried.
     Values that fall on zero are free: zero is always representable.
     """
-    edges, counts = histogram.bins(_BINS)
+    return least_squared_error(histogram.bins(_BINS), low, high, bits=bits, symmetric=symmetric)
+
+
+def least_squared_error(
+    bins: tuple[Floats, Counts], low: float, high: float, *, bits: int, symmetric: bool
+) -> tuple[float, float]:
+    """:func:`mean_squared_error` of edges ``[n + 1]`` and what lies between them, counts or weights ``[n]``."""
+    edges, counts = bins
     if counts.size == 0:
         return low, high
     centres = (edges[:-1] + edges[1:]) / 2
@@ -53,7 +61,7 @@ def mean_squared_error(
 
 
 def _tails(
-    centres: Floats, counts: npt.NDArray[np.int64], low: float, high: float, *, symmetric: bool
+    centres: Floats, counts: Counts, low: float, high: float, *, symmetric: bool
 ) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
     """For candidate ends on either side: the ends, and the squared distance of all that lies beyond."""
     reach = max(abs(low), abs(high)) if symmetric else 0.0
@@ -65,7 +73,7 @@ def _tails(
     )
 
 
-def _beyond(centres: Floats, counts: npt.NDArray[np.int64], ends: Floats) -> Floats:
+def _beyond(centres: Floats, counts: Counts, ends: Floats) -> Floats:
     """Sum of ``count * (centre - end)²`` over the centres above each end; ``centres`` ascend."""
     weights = counts.astype(np.float64)
     moments = [np.concatenate((np.cumsum((weights * centres**p)[::-1])[::-1], [0.0])) for p in range(3)]

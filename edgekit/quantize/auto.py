@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekit import graph as graphs
-from edgekit.calibrate import METHODS
-from edgekit.quantize.options import CORRECTIONS, QuantizeOptions
+from edgekit.quantize.options import CORRECTIONS, RANGES, WEIGHTED_MSE, QuantizeOptions
 from edgekit.types import OnnxModel, Sample, Samples
 
 _PROBES = 48
@@ -79,7 +78,7 @@ def _search(
 ) -> tuple[QuantizeOptions, tuple[str, ...]]:
     """Corrections one after the other on the method that is best most often, then the other methods."""
     free = options.method == "auto"
-    best = dataclasses.replace(options, method="mse") if free else options
+    best = dataclasses.replace(options, method=WEIGHTED_MSE) if free else options
     figure = measure(best)
     notes = []
     for name in CORRECTIONS if corrections else ():
@@ -91,7 +90,7 @@ def _search(
         notes.append(f"correction {name}: {figure:.1f} to {got:.1f} dB, {'kept' if better else 'left out'}")
         best, figure = (candidate, got) if better else (best, figure)
     if free:
-        others = {m: measure(dataclasses.replace(best, method=m)) for m in METHODS if m != best.method}
+        others = {m: measure(dataclasses.replace(best, method=m)) for m in RANGES if m != best.method}
         told = ", ".join(f"{m} {f:.1f}" for m, f in ({best.method: figure} | others).items())
         notes.append(f"output SNR in dB by range method: {told}")
         top = max(others, key=lambda m: others[m])

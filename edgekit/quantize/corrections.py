@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx_ir as ir
+
 from edgekit import graph as graphs
 from edgekit.calibrate import Calibration, calibrate
 from edgekit.errors import UsageError
 from edgekit.quantize import prepare
-from edgekit.quantize.equalize import equalize, smooth
-from edgekit.quantize.options import QuantizeOptions
+from edgekit.quantize.equalize import equalize
+from edgekit.quantize.inputs import LayerInputs, LayerRanges
+from edgekit.quantize.options import WEIGHTED_MSE, QuantizeOptions
 from edgekit.quantize.params import Stored
 from edgekit.quantize.plan import Plan
 from edgekit.quantize.rounding import Rounding
+from edgekit.quantize.smooth import smooth
 from edgekit.types import OnnxModel, Samples
 
-_STEPS = {"equalize": equalize, "smooth": smooth}
+_STEPS = ("equalize", "smooth")
 _MEASURED = frozenset({*_STEPS, "rounding"})
 
 
@@ -30,15 +34,21 @@ class FloatModels:
             (): (model, calibration, ())
         }
         self._rounding: dict[str, Rounding] = {}
+        self._ranges: dict[str, LayerRanges] = {}
+
+    def require_samples(self, options: QuantizeOptions) -> None:
+        """Raises :class:`UsageError` where the options need samples and there are none."""
+        asked = sorted(_MEASURED & set(options.corrections))
+        if options.method == WEIGHTED_MSE:
+            asked.append(f"method {WEIGHTED_MSE}")
+        if self.samples is None and asked:
+            raise UsageError(
+                f"these run the model: {', '.join(asked)}",
+                hint="pass the calibration samples, or leave them out",
+            )
 
     def corrected(self, corrections: tuple[str, ...]) -> tuple[OnnxModel, Calibration, tuple[str, ...]]:
         """The model with the float corrections among ``corrections``, its calibration, and notes."""
-        if self.samples is None and _MEASURED & set(corrections):
-            names = ", ".join(sorted(_MEASURED & set(corrections)))
-            raise UsageError(
-                f"the corrections {names} run the model",
-                hint="pass the calibration samples, or leave them out",
-            )
         key = tuple(c for c in corrections if c in _STEPS)
         if key not in self._made:
             self._made[key] = self._make(key)
@@ -47,7 +57,10 @@ class FloatModels:
     def _make(self, key: tuple[str, ...]) -> tuple[OnnxModel, Calibration, tuple[str, ...]]:
         model, calibration, notes = self.corrected(key[:-1])
         ir_model = prepare.load(model, 13)
-        changed = _STEPS[key[-1]](ir_model.graph, calibration)
+        if key[-1] == "equalize":
+            changed = equalize(ir_model.graph, calibration)
+        else:
+            changed = smooth(ir_model.graph, calibration, self._seen(model))
         if not changed:
             return model, calibration, notes
         assert self.samples is not None
@@ -58,7 +71,16 @@ class FloatModels:
 
     def rounded(self, model: OnnxModel, plan: Plan, options: QuantizeOptions) -> dict[str, Stored]:
         """Weights of the plan's quantized layers, rounded with regard to their inputs."""
-        assert self.samples is not None
         if model.sha256 not in self._rounding:
-            self._rounding[model.sha256] = Rounding(model, self.samples)
+            self._rounding[model.sha256] = Rounding(self._seen(model))
         return self._rounding[model.sha256].weights(plan, options.weight_bits)
+
+    def layer_ranges(self, model: OnnxModel, graph: ir.Graph, calibration: Calibration) -> LayerRanges:
+        """Ranges that regard the weights which tensors meet; ``graph`` is the model's."""
+        if model.sha256 not in self._ranges:
+            self._ranges[model.sha256] = LayerRanges(graph, self._seen(model), calibration)
+        return self._ranges[model.sha256]
+
+    def _seen(self, model: OnnxModel) -> LayerInputs:
+        assert self.samples is not None
+        return LayerInputs(model, self.samples)

@@ -15,9 +15,9 @@ from edgekit.quantize.corrections import FloatModels
 from edgekit.quantize.dynamic import quantize_dynamic
 from edgekit.quantize.dynamic import report as report_block
 from edgekit.quantize.embedding import quantize_embeddings
-from edgekit.quantize.options import QuantizeOptions, QuantizeReport
+from edgekit.quantize.options import WEIGHTED_MSE, QuantizeOptions, QuantizeReport
 from edgekit.quantize.place import place
-from edgekit.quantize.plan import Plan, make_plan
+from edgekit.quantize.plan import Plan, Ranges, make_plan
 from edgekit.quantize.rules import table
 from edgekit.quantize.weights import quantize_weights
 from edgekit.types import OnnxModel, Samples, Scheme, Target
@@ -77,11 +77,15 @@ def _quantize(
     floats: FloatModels, scheme: Scheme, options: QuantizeOptions, out: Path
 ) -> tuple[OnnxModel, QuantizeReport]:
     """Quantize with settled options."""
+    floats.require_samples(options)
     model, calibration, notes = floats.corrected(options.corrections)
     rules = table(scheme.rules)
     ir_model = prepare.load(model, _needed_opset(scheme, options))
+    weighted = options.method == WEIGHTED_MSE
+    layers = floats.layer_ranges(model, ir_model.graph, calibration) if weighted else None
     calibration = prepare.spell_pooling(ir_model.graph, rules, calibration)
-    plan = make_plan(ir_model.graph, calibration, scheme, rules, options)
+    ranges = Ranges(calibration=calibration, options=options, layers=layers)
+    plan = make_plan(ir_model.graph, ranges, scheme, rules, options)
     if "rounding" in options.corrections:
         plan.weights.update(floats.rounded(model, plan, options))
     report = _report(plan, options, notes)

@@ -1,10 +1,8 @@
 """Move scale from activations into weights, channel by channel, so that one scale for a tensor fits better.
 
 :func:`equalize` folds the factors into the layer before (cross-layer equalization: Nagel et al., "Data-Free
-Quantization", ICCV 2019). :func:`smooth` multiplies explicitly where no layer can take them (SmoothQuant:
-Xiao et al., ICML 2023), for tensors with outlier channels. Both take the ranges of the activations from
-calibration instead of guessing them from the weights: weights have a scale a channel here anyway. The
-float function stays the same.
+Quantization", ICCV 2019). It takes the ranges of the activations from calibration instead of guessing them
+from the weights: weights have a scale a channel here anyway. The float function stays the same.
 """
 
 from __future__ import annotations
@@ -14,11 +12,7 @@ import onnx_ir as ir
 
 from edgekit.calibrate import Calibration
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks
-from edgekit.quantize.edit import Editor
 from edgekit.quantize.params import Floats
-
-_OUTLIERS = 6.0
-"""Smooth tensors whose largest channel exceeds the median one by this factor; a product costs time."""
 
 _FURTHEST = 32.0
 """No channel moves by more than this from the geometric mean: float32 biases and INT32 sums keep headroom."""
@@ -28,7 +22,7 @@ def equalize(graph: ir.Graph, calibration: Calibration) -> int:
     """Rescale in place wherever a layer writes a tensor that only weighted layers read; how many tensors."""
     done = 0
     blocks = find_blocks(graph)
-    readers = _readers(blocks)
+    readers = core_blocks(blocks)
     for block in blocks:
         if not _takes_factors(block):
             continue
@@ -37,7 +31,7 @@ def equalize(graph: ir.Graph, calibration: Calibration) -> int:
         if (
             output.is_graph_output()
             or not users
-            or not all(b is not None and _scalable(b, output) for b in users)
+            or not all(b is not None and takes_input_factors(b, output) for b in users)
         ):
             continue
         factors = _factors(output, [b for b in users if b is not None], calibration)
@@ -46,43 +40,13 @@ def equalize(graph: ir.Graph, calibration: Calibration) -> int:
         _scale_outputs(block, 1.0 / factors)
         for user in users:
             if user is not None:
-                _scale_inputs(user, factors)
+                scale_inputs(user, factors)
         done += 1
     return done
 
 
-def smooth(graph: ir.Graph, calibration: Calibration) -> int:
-    """Divide tensors with outlier channels before the products that read them, in place; how many tensors."""
-    done = 0
-    blocks = find_blocks(graph)
-    readers = _readers(blocks)
-    editor = Editor(graph)
-    for value in [o for n in graph for o in n.outputs]:
-        users = [
-            b
-            for u in value.uses()
-            if (b := readers.get(u.node)) and b.op in ("Gemm", "MatMul") and _scalable(b, value)
-        ]
-        reach = _reach(value, calibration)
-        if not users or reach is None or reach.max() < _OUTLIERS * max(float(np.median(reach)), 1e-12):
-            continue
-        factors = _factors(value, users, calibration)
-        if factors is None:
-            continue
-        inverse = editor.constant(f"{value.name}_smooth", (1.0 / factors).astype(np.float32))
-        product = editor.node("Mul", f"{value.name}_smooth", [value, inverse])
-        product.outputs[0].type, product.outputs[0].shape = value.type, value.shape
-        producer = value.producer()
-        assert producer is not None
-        graph.insert_after(producer, product)
-        for user in users:
-            user.core.replace_input_with(0, product.outputs[0])
-            _scale_inputs(user, factors)
-        done += 1
-    return done
-
-
-def _readers(blocks: list[Block]) -> dict[ir.Node, Block]:
+def core_blocks(blocks: list[Block]) -> dict[ir.Node, Block]:
+    """The blocks by their core."""
     return {b.core: b for b in blocks}
 
 
@@ -100,7 +64,8 @@ def _takes_factors(block: Block) -> bool:
     return block.clip is None or block.limits == (0.0, np.inf)
 
 
-def _scalable(block: Block, value: ir.Value) -> bool:
+def takes_input_factors(block: Block, value: ir.Value) -> bool:
+    """Whether a block's weights can be multiplied by input channel, ``value`` being what it multiplies."""
     plain = block.op != "Gemm" or not attribute(block.core, "transA", 0)
     matrix = block.op == "Conv" or block.weight_axis is not None
     return (
@@ -127,7 +92,7 @@ def _width(block: Block) -> int:
     return int(block.weight.const_value.shape[block.weight_axis])  # type: ignore[arg-type]
 
 
-def _reach(value: ir.Value, calibration: Calibration) -> Floats | None:
+def reach_of(value: ir.Value, calibration: Calibration) -> Floats | None:
     """Largest magnitude of each channel over the calibration samples."""
     statistics = calibration.tensors.get(value.name or "")
     if statistics is None or statistics.masked or statistics.channel_axis == 0:
@@ -137,7 +102,7 @@ def _reach(value: ir.Value, calibration: Calibration) -> Floats | None:
 
 def _factors(value: ir.Value, users: list[Block], calibration: Calibration) -> Floats | None:
     """What each channel is divided by: sqrt(activation / weight), the activation alone before depthwise layers."""
-    reach = _reach(value, calibration)
+    reach = reach_of(value, calibration)
     if reach is None:
         return None
     factors = np.sqrt(np.maximum(reach, 1e-12))
@@ -146,6 +111,11 @@ def _factors(value: ir.Value, users: list[Block], calibration: Calibration) -> F
         return None
     strength = np.sqrt(np.maximum(np.max(weights, axis=0), 1e-12)) if weights else 1.0 / factors
     factors = factors / strength
+    return settled(np.asarray(factors, np.float32), reach)
+
+
+def settled(factors: Floats, reach: Floats) -> Floats | None:
+    """Factors around 1, within limits; channels that are always zero keep theirs. ``None``: all are zero."""
     alive = reach > reach.max(initial=0.0) * 1e-6
     if not alive.any():
         return None
@@ -156,7 +126,7 @@ def _factors(value: ir.Value, users: list[Block], calibration: Calibration) -> F
 
 
 def _inputs(block: Block) -> int:
-    array = _weight(block)
+    array = weight_of(block)
     if block.op == "Conv":
         return int(array.shape[1]) * int(attribute(block.core, "group", 1))
     return int(array.shape[1 if block.op == "Gemm" and attribute(block.core, "transB", 0) else 0])
@@ -164,7 +134,7 @@ def _inputs(block: Block) -> int:
 
 def _input_reach(block: Block) -> Floats | None:
     """Largest weight by input channel; ``None`` for depthwise convolutions, whose weights scale freely."""
-    array = np.abs(_weight(block))
+    array = np.abs(weight_of(block))
     if block.op == "Conv":
         groups = int(attribute(block.core, "group", 1))
         if array.shape[1] == 1 and groups > 1:
@@ -177,40 +147,43 @@ def _input_reach(block: Block) -> Floats | None:
     return rows
 
 
-def _scale_inputs(block: Block, factors: Floats) -> None:
-    array = _weight(block)
+def scale_inputs(block: Block, factors: Floats) -> None:
+    """Multiply the weights that read each input channel."""
+    array = weight_of(block)
     if block.op == "Conv":
         groups = int(attribute(block.core, "group", 1))
         shaped = array.reshape(groups, -1, *array.shape[1:])
         by_group = factors.reshape(groups, 1, array.shape[1], *([1] * (array.ndim - 2)))
-        _store(block.weight, (shaped * by_group).reshape(array.shape))
+        store(block.weight, (shaped * by_group).reshape(array.shape))
         return
     transposed = block.op == "Gemm" and attribute(block.core, "transB", 0)
-    _store(block.weight, array * (factors[None, :] if transposed else factors[:, None]))
+    store(block.weight, array * (factors[None, :] if transposed else factors[:, None]))
 
 
 def _scale_outputs(block: Block, factors: Floats) -> None:
-    array = _weight(block)
+    array = weight_of(block)
     shape = [1] * array.ndim
     assert block.weight_axis is not None
     shape[block.weight_axis] = -1
-    _store(block.weight, array * factors.reshape(shape))
+    store(block.weight, array * factors.reshape(shape))
     bias = block.bias_value
     if bias is not None:
         old = constant(bias)
         assert old is not None
         wide = old if old.size == factors.size else np.broadcast_to(old, (*old.shape[:-1], factors.size))
-        _store(bias, wide * factors.reshape((1,) * (wide.ndim - 1) + (-1,)))
+        store(bias, wide * factors.reshape((1,) * (wide.ndim - 1) + (-1,)))
 
 
-def _weight(block: Block) -> Floats:
+def weight_of(block: Block) -> Floats:
+    """The constant weight of a block that has one."""
     assert block.weight is not None
     array = constant(block.weight)
     assert array is not None
     return array
 
 
-def _store(value: ir.Value | None, array: Floats) -> None:
+def store(value: ir.Value | None, array: Floats) -> None:
+    """Give an initializer another value."""
     assert value is not None
     value.const_value = ir.tensor(np.ascontiguousarray(array, np.float32), name=value.name)
     value.shape = ir.Shape(array.shape)

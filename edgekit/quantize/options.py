@@ -9,6 +9,12 @@ from typing import Any
 from edgekit.calibrate import METHODS
 from edgekit.errors import UnknownNameError, UsageError
 
+WEIGHTED_MSE = "weighted-mse"
+"""Least squared error at the outputs of the layers that read a tensor: see :mod:`edgekit.quantize.inputs`."""
+
+RANGES = (*METHODS, WEIGHTED_MSE)
+"""The range estimators: those of calibration, and the one that needs the weights too."""
+
 CORRECTIONS = ("equalize", "smooth", "bias", "rounding")
 """Weight corrections in the order in which they are applied."""
 
@@ -17,7 +23,7 @@ CORRECTIONS = ("equalize", "smooth", "bias", "rounding")
 class QuantizeOptions:
     """How to quantize, whatever the target.
 
-    ``method`` is a range estimator of :data:`edgekit.calibrate.METHODS`, or ``auto``. ``exclude`` keeps
+    ``method`` is a range estimator of :data:`RANGES`, or ``auto``. ``exclude`` keeps
     nodes in float and ``int16`` gives nodes INT16 activations (targets that have them): names of nodes,
     module paths (with everything below), operator types or output tensors, ``*`` and ``?`` allowed.
     ``corrections`` are of :data:`CORRECTIONS`, or ``auto``. ``weight_bits`` 7 halves the range of INT8
@@ -34,8 +40,8 @@ class QuantizeOptions:
     block_size: int = 32
 
     def __post_init__(self) -> None:
-        if self.method not in (*METHODS, "auto"):
-            raise UnknownNameError("calibration method", self.method, (*METHODS, "auto"))
+        if self.method not in (*RANGES, "auto"):
+            raise UnknownNameError("calibration method", self.method, (*RANGES, "auto"))
         for name in self.corrections:
             if name not in (*CORRECTIONS, "auto"):
                 raise UnknownNameError("weight correction", name, (*CORRECTIONS, "auto"))

@@ -14,12 +14,39 @@ import onnx_ir as ir
 from edgekit.calibrate import Calibration
 from edgekit.quantize.bias import input_mean
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, select
-from edgekit.quantize.options import QuantizeOptions
+from edgekit.quantize.inputs import LayerRanges
+from edgekit.quantize.options import WEIGHTED_MSE, QuantizeOptions
 from edgekit.quantize.params import Affine, Floats, Stored, affine, fixed_affine
 from edgekit.quantize.rules import OpRule, Rules
 from edgekit.types import Scheme
 
 Edge = tuple[Block, ir.Value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """Where tensors are clipped: by the method asked for, and by ``layers`` where that knows better."""
+
+    calibration: Calibration
+    options: QuantizeOptions
+    layers: LayerRanges | None = None
+
+    def of(self, tensor: str, *, wide: bool, symmetric: bool) -> tuple[float, float]:
+        """``(low, high)``; 16 bits (``wide``) are enough for all that was seen."""
+        bits = 16 if wide else 8
+        found = (
+            self.layers.range(tensor, bits=bits, symmetric=symmetric) if self.layers and not wide else None
+        )
+        if found is not None:
+            return found
+        plain = "mse" if self.options.method == WEIGHTED_MSE else self.options.method
+        return self.calibration.range(
+            tensor,
+            "minmax" if wide else plain,
+            bits=bits,
+            symmetric=symmetric,
+            percentile=self.options.percentile,
+        )
 
 
 @dataclass(kw_only=True)
@@ -52,22 +79,27 @@ class Plan:
 
 
 def make_plan(
-    graph: ir.Graph, calibration: Calibration, scheme: Scheme, rules: Rules, options: QuantizeOptions
+    graph: ir.Graph,
+    ranges: Ranges,
+    scheme: Scheme,
+    rules: Rules,
+    options: QuantizeOptions,
 ) -> Plan:
     """Plan the quantization of a graph whose constants are initializers."""
-    return _Planner(graph, calibration, scheme, rules, options).plan()
+    return _Planner(graph, ranges, scheme, rules, options).plan()
 
 
 class _Planner:
     def __init__(
         self,
         graph: ir.Graph,
-        calibration: Calibration,
+        ranges: Ranges,
         scheme: Scheme,
         rules: Rules,
         options: QuantizeOptions,
     ) -> None:
-        self.calibration, self.scheme, self.rules, self.options = calibration, scheme, rules, options
+        self.ranges, self.calibration = ranges, ranges.calibration
+        self.scheme, self.rules, self.options = scheme, rules, options
         self.blocks = find_blocks(graph)
         self.producer: dict[ir.Value, Block] = {o: b for b in self.blocks for o in b.outputs}
         self.readers = _readers(self.blocks)
@@ -96,7 +128,8 @@ class _Planner:
         """Fully connected layers that only float operators read, perhaps behind some that move values: those are
         float then, too."""
         for block in reversed(self.blocks):
-            if block.op != "Gemm" or not plan.quantized(block) or plan.dtypes[block] != "int8":
+            product = block.op in ("Gemm", "MatMul") and block.weight is not None
+            if not product or not plan.quantized(block) or plan.dtypes[block] != "int8":
                 continue
             between = self._moved_to_float(plan, block)
             if between is not None:
@@ -285,14 +318,7 @@ class _Planner:
         return affine(min(lows), max(highs), dtype, symmetric=symmetric)
 
     def _range(self, value: ir.Value, dtype: str, *, symmetric: bool) -> tuple[float, float]:
-        wide = dtype == "int16"
-        low, high = self.calibration.range(
-            value.name or "",
-            "minmax" if wide else self.options.method,
-            bits=16 if wide else 8,
-            symmetric=symmetric,
-            percentile=self.options.percentile,
-        )
+        low, high = self.ranges.of(value.name or "", wide=dtype == "int16", symmetric=symmetric)
         source = self.producer.get(value)
         limits = source.limits if source is not None else None
         return (max(low, limits[0]), min(high, limits[1])) if limits is not None else (low, high)

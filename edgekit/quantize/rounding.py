@@ -8,23 +8,15 @@ H = X Xᵀ. Nagel et al., "Up or Down? Adaptive Rounding" (ICML 2020), state the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from onnx import TensorProto, helper
 
-from edgekit import graph as graphs
-from edgekit.quantize.auto import probes
 from edgekit.quantize.blocks import Block, attribute, constant
+from edgekit.quantize.inputs import LayerInputs
 from edgekit.quantize.params import Floats, Stored, quantize_weight, weight_scale
 from edgekit.quantize.plan import Plan
-from edgekit.types import OnnxModel, Samples
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 _POSITIONS = 1024  # columns of X a layer and sample
 _WIDEST = 4608  # inputs of a layer: H is float32 [K, K]
@@ -34,8 +26,8 @@ _DAMPING = 0.01
 class Rounding:
     """Second moments of the inputs of a model's weighted layers, gathered as they are asked for."""
 
-    def __init__(self, model: OnnxModel, samples: Samples) -> None:
-        self.model, self.samples = model, samples
+    def __init__(self, inputs: LayerInputs) -> None:
+        self.inputs = inputs
         self._moments: dict[str, npt.NDArray[np.float64]] = {}
 
     def weights(self, plan: Plan, bits: int) -> dict[str, Stored]:
@@ -49,35 +41,12 @@ class Rounding:
         return found
 
     def _gather(self, blocks: Sequence[Block]) -> None:
-        if not blocks:
-            return
         tensors = list(dict.fromkeys(b.activations[0].name or "" for b in blocks))
-        session = _session(self.model, tensors)
-        inputs = {i.name for i in self.model.inputs}
-        for sample in probes(self.samples):
-            fetched = [t for t in tensors if t not in inputs]
-            feed = {n: sample.inputs[n] for n in self.model.input_names}
-            values = dict(zip(fetched, session.run(fetched, feed), strict=True)) | feed
+        for values in self.inputs.values(tensors):
             for block in blocks:
                 moment = _second_moment(block, values[block.activations[0].name or ""])
                 total = self._moments.get(block.name)
                 self._moments[block.name] = moment if total is None else total + moment
-
-
-def _session(model: OnnxModel, tensors: Sequence[str]) -> onnxruntime.InferenceSession:
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime as ort
-
-    proto = graphs.read_proto(model.path)
-    have = {o.name for o in (*proto.graph.output, *proto.graph.input)}
-    proto.graph.output.extend(
-        helper.make_tensor_value_info(t, TensorProto.FLOAT, None) for t in tensors if t not in have
-    )
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    folder = str(model.path.resolve().parent)
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _fits(block: Block) -> bool:

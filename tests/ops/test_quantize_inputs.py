@@ -1,0 +1,138 @@
+"""What is decided from a layer's inputs and weights together: smoothing, and ranges weighted by the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from quantize_support import Items, exported, operators, snr, target
+from torch import nn
+
+from edgekit import graph
+from edgekit.calibrate import Calibration, calibrate
+from edgekit.errors import UsageError
+from edgekit.quantize import QuantizeOptions, quantize
+from edgekit.quantize.inputs import LayerInputs, LayerRanges
+from edgekit.quantize.smooth import smooth
+from edgekit.types import OnnxModel
+
+
+class Normalized(nn.Module):
+    """A layer normalization some of whose channels are far larger than the rest, and what reads it.
+
+    With ``residual`` the normalized tensor is read by an addition as well."""
+
+    def __init__(self, residual: bool) -> None:
+        super().__init__()
+        self.residual = residual
+        self.norm, self.up, self.down = nn.LayerNorm(64), nn.Linear(64, 96), nn.Linear(96, 64)
+        with torch.no_grad():
+            self.norm.weight[5::16] *= 60.0
+            self.up.weight[:, 5::16] /= 60.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(x)
+        y = self.down(torch.tanh(self.up(x)))
+        return x + y if self.residual else y
+
+
+def calibrated(module: nn.Module, inputs: torch.Tensor, folder: Path) -> tuple[OnnxModel, Items, Calibration]:
+    folder.mkdir(exist_ok=True)
+    items = Items([{"x": x[None].numpy()} for x in inputs])
+    model = exported(module, {"x": inputs[:1]}, folder)
+    return model, items, calibrate(model, items, out=folder / "calibration")
+
+
+def run(path: Path, items: Items) -> np.ndarray:
+    session = graph.session(path, optimized=False)
+    return np.concatenate([session.run(None, dict(s.inputs))[0] for s in items])
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_outlier_channels_are_smoothed(residual: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, items, calibration = calibrated(Normalized(residual), torch.randn(24, 10, 64), tmp_path)
+    ir_model = graph.load(model.path)
+    assert smooth(ir_model.graph, calibration, LayerInputs(model, items)) >= 1
+    smoothed = graph.save(ir_model, tmp_path / "smooth.onnx")
+    reference = run(model.path, items)
+    assert snr(reference, run(smoothed.path, items)) > 100
+    # A normalization that only the layer reads takes the factors; beside a residual a product is needed.
+    assert operators(smoothed.path)["Mul"] - operators(model.path)["Mul"] == int(residual)
+    figures = {}
+    for corrections in ((), ("smooth",)):
+        options = QuantizeOptions(method="minmax", corrections=corrections)
+        made, report = quantize(model, calibration, target("ort"), options, tmp_path / "q.onnx", items)
+        figures[corrections] = snr(reference, run(made.path, items))
+    # The residual carries the large channels, so that the noise of the layer is small beside it anyway.
+    assert figures["smooth",] > figures[()] + (0.2 if residual else 6)
+    assert any("smooth rescaled" in n for n in report.notes)
+
+
+def test_balanced_channels_are_left_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Normalized(residual=False)
+    nn.init.ones_(module.norm.weight)
+    nn.init.normal_(module.up.weight)
+    model, items, calibration = calibrated(module, torch.randn(16, 10, 64), tmp_path)
+    assert smooth(graph.load(model.path).graph, calibration, LayerInputs(model, items)) == 0
+
+
+class Heavy(nn.Module):
+    """Channel 0 of what the layer reads has rare outliers, and meets weights of the given size."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.read = nn.Linear(64, 32)
+        with torch.no_grad():
+            self.read.weight[:, 0] = size * torch.randn(32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.read(torch.tanh(x) * x.abs())
+
+
+def rare(count: int) -> torch.Tensor:
+    x = torch.randn(count, 16, 64)
+    x[::6, 3, 0] = 40.0
+    return x
+
+
+def weighted(module: nn.Module, folder: Path) -> tuple[float, float]:
+    """Upper ends of the range of what the layer reads: by mse, and by what the layer makes of it."""
+    torch.manual_seed(0)
+    model, items, calibration = calibrated(module, rare(48), folder)
+    ir_model = graph.load(model.path)
+    (product,) = [n for n in ir_model.graph if n.op_type in ("Gemm", "MatMul")]
+    name = product.inputs[0].name
+    ranges = LayerRanges(ir_model.graph, LayerInputs(model, items), calibration)
+    found = ranges.range(name, bits=8, symmetric=False)
+    assert found is not None
+    return calibration.range(name, "mse")[1], found[1]
+
+
+def test_ranges_regard_the_weights(tmp_path: Path) -> None:
+    _, heavy = weighted(Heavy(3.0), tmp_path / "heavy")
+    plain, light = weighted(Heavy(1e-4), tmp_path / "light")
+    assert heavy > 35, "outliers that meet large weights are kept"
+    assert light < 8 < plain, "outliers that meet none are clipped"
+
+
+def test_weighted_ranges_serve_the_outputs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, items, calibration = calibrated(Heavy(1e-4), rare(48), tmp_path)
+    figures = {}
+    for method in ("mse", "weighted-mse"):
+        options = QuantizeOptions(method=method, corrections=())
+        made, _ = quantize(model, calibration, target("ort"), options, tmp_path / "q.onnx", items)
+        figures[method] = snr(run(model.path, items), run(made.path, items))
+    assert figures["weighted-mse"] > figures["mse"] + 3
+
+
+def test_weighted_ranges_need_samples(tmp_path: Path) -> None:
+    model, _, calibration = calibrated(Heavy(1.0), rare(4), tmp_path)
+    with pytest.raises(UsageError, match="weighted-mse"):
+        quantize(
+            model, calibration, target("ort"), QuantizeOptions(method="weighted-mse"), tmp_path / "q.onnx"
+        )

@@ -103,7 +103,9 @@ def weights_only() -> onnx.ModelProto:
     return graph(q.nodes, {"x": (1, 4, 8, 8)}, [y], q.constants)
 
 
-@pytest.mark.parametrize(("name", "share"), [("tflite-int8-dynamic", 11392 / 13056), ("tflite-int8-weights", 0.0)])
+@pytest.mark.parametrize(
+    ("name", "share"), [("tflite-int8-dynamic", 11392 / 13056), ("tflite-int8-weights", 0.0)]
+)
 def test_who_reads_integer_weights(tmp_path, name, share):
     placement = placed(weights_only(), name, tmp_path)
     assert placement.partitions == 1

@@ -21,7 +21,7 @@ from edgekit.errors import DataError, UnknownNameError, UsageError
 METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
 """The range estimators, all from the same statistics."""
 
-VERSION = 1
+VERSION = 2
 _SCALARS = ("count", "low", "high", "average_low", "average_high", "channel_axis", "masked")
 _ARRAYS = ("channel_low", "channel_high", "channel_mean", "half_low", "half_high")
 Floats = npt.NDArray[np.float32]
@@ -31,7 +31,8 @@ Floats = npt.NDArray[np.float32]
 class TensorStatistics:
     """What was seen of one activation over all samples.
 
-    ``low`` and ``high`` are exact, over every element. ``average_low`` and ``average_high`` are the means
+    ``low`` and ``high`` are exact, over every element (but ``low`` is 0 for what a Relu or a Clip at zero writes
+    in images). ``average_low`` and ``average_high`` are the means
     over samples of each sample's extremes. ``channel_*`` are exact, along ``channel_axis`` (counted from
     the end; 0 where the tensor was reduced as a whole). ``half_*`` are the extremes over the even and the
     odd samples: how stable the range is. ``histogram`` counts a fixed share of the elements, all of them

@@ -95,9 +95,10 @@ def _session(tapped: Tapped, model: OnnxModel) -> onnxruntime.InferenceSession:
 
 
 def _run(session: onnxruntime.InferenceSession, feed: dict[str, Any], index: int) -> dict[str, Any]:
-    names = [f"edgekit.{k}" for k in ("low", "high", "mean", "channels", "sample", "sizes")]
+    from edgekit.calibrate.taps import OUTPUTS, separate
+
     try:
-        return dict(zip((n.removeprefix("edgekit.") for n in names), session.run(names, feed), strict=True))
+        return separate(*session.run(list(OUTPUTS), feed))
     except Exception as error:
         raise DataError(
             f"the model fails on calibration sample {index}: {error}",

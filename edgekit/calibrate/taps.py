@@ -7,10 +7,13 @@ take several times as long as the inference itself.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -41,7 +44,15 @@ ALIASING = frozenset(
 )
 """Operators whose output holds only values of their input: its range serves."""
 
+OUTPUTS = ("edgekit.values", "edgekit.channels", "edgekit.sizes")
+"""The extra graph outputs, see :class:`Tapped`."""
+_COUNTS = ("channels", "sizes")
+
 _MINIMUM_OPSET = 13
+_STEPS = (3, 5, 7)
+"""Large rectified images are thinned to every third row and column before they are sampled, or to every fifth or
+seventh: the step divides no side, so that what an upscaling by it repeats is seen whole."""
+_LEFT, _PLACES = 3, 5  # times the sample, and places a side, that are left at least
 _CLIPS = frozenset({"Relu", "Clip"})
 _CLIPPED = frozenset(
     ["Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "BatchNormalization"]
@@ -51,24 +62,39 @@ _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 @dataclass(frozen=True, kw_only=True)
 class Tap:
-    """One tensor under observation. ``axis`` is the channel axis counted from the end, 0 for none."""
+    """One tensor under observation. ``axis`` is the channel axis counted from the end, 0 for none.
+
+    ``rectified``: a Relu, or a Clip at zero, writes it; its least value is taken to be 0.
+    """
 
     tensor: str
     axis: int
+    rectified: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tapped:
-    """The model with taps: serialized, with four extra outputs.
+    """The model with taps: serialized, with three extra outputs.
 
-    ``edgekit.low``, ``edgekit.high`` and ``edgekit.mean``: float32, all taps' channels end to end.
-    ``edgekit.sample``: float32, all subsamples end to end. ``edgekit.sizes`` (int64, one a tap) gives the
-    subsamples' lengths and ``edgekit.channels`` those of the reductions.
+    ``edgekit.values``, float32, holds tap after tap its channels' least values, their largest, their means, and
+    the subsample. ``edgekit.channels`` and ``edgekit.sizes`` (int64, one a tap) give the number of channels and
+    the length of the subsample: see :func:`separate`.
     """
 
     model: bytes
     taps: tuple[Tap, ...]
     aliases: dict[str, str]
+
+
+def separate(
+    values: npt.NDArray[np.float32], channels: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
+) -> dict[str, npt.NDArray[Any]]:
+    """What the extra outputs hold: ``low``, ``high`` and ``mean`` with all taps' channels end to end,
+    ``sample`` with all subsamples end to end, and both counts."""
+    lengths = np.stack([channels, channels, channels, sizes], axis=1).reshape(-1)
+    parts = np.split(values, np.cumsum(lengths)[:-1])
+    kinds = {kind: np.concatenate(parts[i::4]) for i, kind in enumerate(("low", "high", "mean", "sample"))}
+    return kinds | {"channels": channels, "sizes": sizes}
 
 
 def tap(model: OnnxModel, cap: int) -> Tapped:
@@ -146,7 +172,28 @@ def _choose(
                 if not any(u.op_type in _WEIGHTED for u in users):
                     continue
             chosen.append(name)
-    return tuple(Tap(tensor=n, axis=_channel_axis(shapes[n])) for n in dict.fromkeys(chosen)), aliases
+    rectified = _rectified(graph)
+    taps = [
+        Tap(tensor=n, axis=_channel_axis(shapes[n]), rectified=n in rectified) for n in dict.fromkeys(chosen)
+    ]
+    return tuple(taps), aliases
+
+
+def _rectified(graph: onnx.GraphProto) -> set[str]:
+    """What a Relu or a Clip with the constant lower limit 0 writes."""
+    inputs = {i.name for i in graph.input}
+    zeros = {i.name for i in graph.initializer if i.name not in inputs and _is_zero(i)}
+    for node in graph.node:
+        if node.op_type == "Constant" and any(_is_zero(a.t) for a in node.attribute if a.name == "value"):
+            zeros.add(node.output[0])
+    clips = [n for n in graph.node if n.op_type == "Clip" and len(n.input) > 1 and n.input[1] in zeros]
+    return {n.output[0] for n in (*clips, *(n for n in graph.node if n.op_type == "Relu"))}
+
+
+def _is_zero(tensor: TensorProto) -> bool:
+    """Whether a tensor in the file itself is the single value 0."""
+    here = tensor.data_location != TensorProto.EXTERNAL
+    return here and prod(tensor.dims) == 1 and not numpy_helper.to_array(tensor).any()
 
 
 def _channel_axis(shape: tuple[int | None, ...] | None) -> int:
@@ -170,17 +217,41 @@ class _Builder:
 
     def observe(self, tap: Tap, shape: tuple[int | None, ...] | None) -> None:
         """Reduce and subsample one tensor."""
-        flat = self.node("Reshape", [tap.tensor, self.constant([-1])])
-        self._reduce(tap, shape, flat)
-        known = shape is not None and all(shape)
-        stride = self.constant([_stride(prod(d or 1 for d in shape or ()), self.cap)]) if known else None
-        if stride is None:
-            stride = self._dynamic_stride(flat)
+        sizes = tuple(d for d in shape or () if d)
+        known = shape is not None and len(sizes) == len(shape)
+        source = tap.tensor
+        if tap.rectified and tap.axis and shape is not None and len(shape) == 4:
+            self._pool(tap.tensor)
+            step = _thinning(sizes, self.cap) if known else 1
+            if step > 1:
+                thin = {"kernel_shape": [1, 1], "strides": [step, step]}
+                source = self.node("MaxPool", [tap.tensor], thin)
+                sizes = (*sizes[:2], *(-(-d // step) for d in sizes[2:]))
+            flat = self.node("Reshape", [source, self.constant([-1])])
+        else:
+            flat = self.node("Reshape", [source, self.constant([-1])])
+            self._reduce(tap, shape, flat)
+        stride = self.constant([_stride(prod(sizes), self.cap)]) if known else self._dynamic_stride(flat)
         start = self.once("Mod", [OFFSET, stride])
         end, axis = self.constant([np.iinfo(np.int64).max]), self.constant([0])
         part = self.node("Slice", [flat, start, end, axis, stride])
         self.parts["sample"].append(part)
         self.parts["sizes"].append(self.node("Shape", [part]))
+
+    def _pool(self, tensor: str) -> None:
+        """Reduce a rectified image-like tensor by operators that read ONNX Runtime's blocked layout as it is.
+
+        Others would have every activation reordered first, which costs as much as all reductions.
+        """
+        for kind, op, over in (
+            ("high", "GlobalMaxPool", "ReduceMax"),
+            ("mean", "GlobalAveragePool", "ReduceMean"),
+        ):
+            reduced = self.reduce(over, self.node(op, [tensor]), [0, 2, 3])
+            self.parts[kind].append(self.node("Reshape", [reduced, self.constant([-1])]))
+        high = self.parts["high"][-1]
+        self.parts["low"].append(self.node("Min", [high, self.zero()]))
+        self.parts["channels"].append(self.node("Shape", [high]))
 
     def _reduce(self, tap: Tap, shape: tuple[int | None, ...] | None, flat: str) -> None:
         tensor, axes = flat, [0]
@@ -200,18 +271,36 @@ class _Builder:
         return self.node("Gather", [table, place])
 
     def finish(self) -> None:
-        """Join the parts into the extra outputs, so that one run returns six arrays and not thousands."""
-        for kind, names in self.parts.items():
-            dtype = TensorProto.INT64 if kind in ("channels", "sizes") else TensorProto.FLOAT
+        """Join the parts into three extra outputs, so that one run does not return thousands.
+
+        ONNX Runtime runs nodes in the order in which the last Concat asks for them: what belongs to one tap is
+        joined first, so that it is reduced while it still is in cache, and its memory is free for the next.
+        """
+        kinds = ("low", "high", "mean", "sample")
+        taps = zip(*(self.parts[k] for k in kinds), strict=True)
+        joined = [self.node("Concat", list(parts), {"axis": 0}) for parts in taps]
+        outputs = (
+            ("values", joined, TensorProto.FLOAT),
+            *((k, self.parts[k], TensorProto.INT64) for k in _COUNTS),
+        )
+        for kind, names, dtype in outputs:
             output = f"edgekit.{kind}"
             self.graph.node.append(helper.make_node("Concat", names, [output], axis=0))
             self.graph.output.append(helper.make_tensor_value_info(output, dtype, [None]))
 
-    def node(self, op: str, inputs: list[str]) -> str:
+    def node(self, op: str, inputs: list[str], attributes: Mapping[str, Any] | None = None) -> str:
         """One new node; the name of its output."""
         output = f"edgekit.{len(self.graph.node)}"
-        self.graph.node.append(helper.make_node(op, inputs, [output]))
+        self.graph.node.append(helper.make_node(op, inputs, [output], **(attributes or {})))
         return output
+
+    def zero(self) -> str:
+        """The float32 zero."""
+        if "zero" not in self.constants:
+            zero = numpy_helper.from_array(np.zeros(1, np.float32), "edgekit.zero")
+            self.graph.initializer.append(zero)
+            self.constants["zero"] = zero.name
+        return self.constants["zero"]
 
     def reduce(self, op: str, tensor: str, axes: list[int]) -> str:
         """A reduction over ``axes``, which opset 18 made an input."""
@@ -238,6 +327,16 @@ class _Builder:
             self.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
             self.constants[key] = name
         return self.constants[key]
+
+
+def _thinning(shape: tuple[int, ...], cap: int) -> int:
+    """Every how many rows and columns of an image are enough for a sample of ``cap``; 1 for all of them."""
+    for step in _STEPS:
+        if prod(shape) < _LEFT * cap * step**2 or min(shape[2:]) <= step * (_PLACES - 1):
+            return 1
+        if all(side % step for side in shape[2:]):
+            return step
+    return 1
 
 
 def _stride(size: int, cap: int) -> int:

@@ -91,6 +91,73 @@ def test_large_tensors_are_sampled_evenly_over_channels(tmp_path: Path) -> None:
     assert np.isclose(counts[edges[:-1] >= 1.0].sum() / counts.sum(), 1 / 96, rtol=0.1)
 
 
+def rectifier(op: str, shape: list[int | str], folder: Path) -> OnnxModel:
+    """-x, clipped at zero; the limits in an initializer's or a Constant's place."""
+    zero = helper.make_tensor("z", TensorProto.FLOAT, [], [0.0])
+    nodes = [helper.make_node("Constant", [], ["zero"], value=zero), helper.make_node("Neg", ["x"], ["n"])]
+    nodes.append(helper.make_node(op, ["n", "zero"] if op == "Clip" else ["n"], ["y"]))
+    return onnx_model(nodes, {"x": shape}, {"y": shape}, folder)
+
+
+@pytest.mark.parametrize("op", ["Relu", "Clip"])
+@pytest.mark.parametrize("side", [64, 60, 66])
+def test_large_rectified_images_have_exact_extremes_and_fair_samples(
+    tmp_path: Path, op: str, side: int
+) -> None:
+    """A rare largest value, and patterns that a sample of every other or every third position would miss."""
+    x = np.zeros((2, 32, side, side), np.float32)
+    phase = 3 if side % 3 == 0 else 2
+    x[:, :, 1::phase, 1::phase] = -1.0
+    x[1, 5, 20, 30] = -9.0
+    model = rectifier(op, [2, 32, side, side], tmp_path)
+    c = calibrate(model, Items([{"x": x * (1 + i / 256)} for i in range(256)]), out=tmp_path / "c")
+    s = c.tensors["y"]
+    assert (s.low, s.channel_low.max()) == (0.0, 0.0)
+    assert np.isclose(s.high, 9.0 * (1 + 255 / 256))
+    assert np.isclose(s.channel_high[5], s.high)
+    assert np.allclose(np.delete(s.channel_high, 5), 1 + 255 / 256)
+    share = phase**-2
+    assert np.allclose(np.delete(s.channel_mean, 5), share * (1 + 127.5 / 256), rtol=1e-4)
+    assert s.count < x.size * 256 / 64
+    edges, counts = s.histogram.bins()
+    assert np.isclose(counts[edges[:-1] >= 0.9].sum() / counts.sum(), share, rtol=0.3)
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 7])
+def test_images_are_thinned_where_enough_is_left(step: int) -> None:
+    from edgekit.calibrate.taps import _thinning
+
+    side = {1: 12, 3: 64, 5: 66, 7: 60}[step]
+    assert _thinning((1, 64, side, side), 512) == step
+    assert _thinning((1, 1, side, side), 512) == 1
+
+
+def test_rectified_images_of_any_size_are_reduced_exactly(tmp_path: Path) -> None:
+    """Dynamic axes, several images a sample; a Relu that is never zero, and one that always is."""
+    model = rectifier("Relu", ["batch", 3, "height", "width"], tmp_path)
+    items = [np.full((b, 3, h, 7), -1.0, np.float32) for b, h in ((1, 5), (3, 9))]
+    for x in items:
+        x[:, 1] = 2.0
+        x[-1, 2, 0, 0] = -4.0 * len(x)
+    s = calibrate(model, Items([{"x": x} for x in items]), out=tmp_path / "c").tensors["y"]
+    means = np.mean([np.maximum(-x, 0).mean(axis=(0, 2, 3)) for x in items], axis=0)
+    np.testing.assert_array_equal(s.channel_high, [1, 0, 12])
+    np.testing.assert_array_equal(s.channel_low, [0, 0, 0])
+    np.testing.assert_allclose(s.channel_mean, means, rtol=1e-6)
+    assert s.count == sum(x.size for x in items)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_behind_a_relu_is_told(tmp_path: Path, value: float) -> None:
+    nodes = [helper.make_node("Log", ["x"], ["l"]), helper.make_node("Relu", ["l"], ["y"])]
+    model = onnx_model(nodes, {"x": [1, 2, 4, 4]}, {"y": [1, 2, 4, 4]}, tmp_path)
+    x = np.ones((1, 2, 4, 4), np.float32)
+    bad = x.copy()
+    bad[0, 1, 2, 2] = -1.0 if np.isnan(value) else value
+    with pytest.raises(DataError, match="sample 1 makes tensor"):
+        calibrate(model, Items([{"x": x}, {"x": bad}]), out=tmp_path / "c")
+
+
 def test_masks_are_marked_and_do_not_stretch_ranges(tmp_path: Path) -> None:
     model, items = attention(tmp_path)
     c = calibrate(model, items, out=tmp_path / "c")

@@ -28,6 +28,7 @@ class Options:
     metric: str = ""
     max_drop: str = ""
     out: str = "build"
+    device: str = ""
     method: str = "auto"
     exclude: tuple[str, ...] = ()
     int16: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Product:
     steps: tuple[StepRecord, ...]
     quantization: Mapping[str, Any] | None = None
     speed: Speed | None = None
+    machine: Mapping[str, Any] = field(default_factory=versions.machine)
     guard: Mapping[str, Any] | None = None
 
 
@@ -103,10 +104,20 @@ def describe(product: Product, status: str, directory: Path) -> Manifest:
         runtime=lowered.runtime,
         runtime_versions=verified.runtime_versions,
         minimum_runtime=lowered.minimum_runtime,
-        notes=(*record.notes, *lowered.notes, *verified.notes),
+        notes=(*record.notes, *lowered.notes, *verified.notes, *_where(product)),
         details=details,
-        machine=versions.machine(),
+        machine=product.machine,
     )
+
+
+def _where(product: Product) -> tuple[str, ...]:
+    """Where it was run, if not here. Part of the digest: on another processor it is another result."""
+    machine, scheme = product.machine, product.target.scheme
+    if "device" not in machine:
+        return ()
+    how = ", an emulated processor: what it computed counts, its speed was not measured"
+    place = f"run on {machine['device']} ({machine['machine']}{how if machine.get('emulated') else ''})"
+    return (place, *([scheme.why] if scheme is not None and scheme.why else []))
 
 
 def refusal(artifact: Artifact, *, allow_not_run: bool) -> EdgekitError | None:

@@ -17,6 +17,8 @@ from edgekit import catalog, compressing, config, guarding, plugins, speed, stag
 from edgekit.config import Options
 from edgekit.data import RANDOM, Given, SampleSet, random_samples, raw_example, user_samples
 from edgekit.deliver import Product, deliver, refusal
+from edgekit.devices.catalogue import device
+from edgekit.devices.site import adaptation, adapted, visit
 from edgekit.errors import (
     CalibrationRequiredError,
     DataError,
@@ -124,12 +126,28 @@ def build(
 def run(request: Request, shop: Workshop) -> tuple[Outcome, ...]:
     """Build every target. Errors of the source or the data end the build; a target's own do not."""
     check(request)
+    if request.options.device:
+        request, shop = on_site(request, shop)
     prepared = prepare(request, shop)
     return tuple(attempt(request, shop, prepared, target) for target in request.targets)
 
 
+def on_site(request: Request, shop: Workshop) -> tuple[Request, Workshop]:
+    """Look at the device, and give each target the scheme that its processor wants."""
+    where = device(request.options.device)
+    with shop.progress.task(f"look at {where.name}"):
+        site = visit(where, [t.backend for t in request.targets])
+    for target in request.targets:
+        if (choice := adaptation(target, site)) is not None:
+            shop.progress.note(f"{target.name} on {where.name}: {choice.why}")
+    targets = tuple(adapted(t, site) for t in request.targets)
+    return replace(request, targets=targets), replace(shop, site=site)
+
+
 def check(request: Request) -> None:
     """Everything that can be refused before any work is done."""
+    if request.options.device:
+        device(request.options.device)
     config.refuse_unknown_settings(request.targets, request.options.set)
     for target in request.targets:
         config.target_options(target, request.options.set)
@@ -241,9 +259,12 @@ def attempt(request: Request, shop: Workshop, prepared: Prepared, target: Target
 def make(request: Request, shop: Workshop, prepared: Prepared, target: Target) -> Artifact:
     """Quantize, lower, run on the real runtime, gate, and put the artifact in its place."""
     refuse_missing_backend(target)
+    if shop.site is not None:
+        shop.site.refuse(target)
     made = within_budget(shop, prepared, target)
     verdicts = judge(target, made, request.options)
-    swiftness = against_sibling(shop, prepared, made) if request.options.speed_gate else None
+    timed = request.options.speed_gate and not (shop.site and shop.site.emulated)
+    swiftness = against_sibling(shop, prepared, made) if timed else None
     if swiftness is not None:
         verdicts = (*verdicts, speed.gate(swiftness, made.verified.placement))
     return deliver(
@@ -262,6 +283,7 @@ def make(request: Request, shop: Workshop, prepared: Prepared, target: Target) -
             quantization=made.quantization,
             guard=made.guard,
             speed=swiftness,
+            machine=shop.machine(),
         ),
     )
 

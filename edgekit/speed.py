@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit import versions
 from edgekit.bench import BenchSettings, Variant, compare_artifacts
 from edgekit.layout import to_runtime
 from edgekit.records import read_json, write_json
@@ -57,7 +56,7 @@ def compare(shop: Workshop, subject: Subject, against: Subject, inputs: Mapping[
     def produce(out: Path) -> None:
         with shop.progress.task(f"time {subject.target.name} against {against.target.name}"):
             found = compare_artifacts(
-                _variant(against, inputs), _variant(subject, inputs), settings=_SETTINGS
+                _variant(against, inputs), _variant(subject, inputs), device=shop.device, settings=_SETTINGS
             )
         runs, difference = (found.first, found.second), found.difference
         worst = max(runs, key=lambda m: ("VALID", "NOISY", "INVALID").index(m.validity))
@@ -83,7 +82,7 @@ def compare(shop: Workshop, subject: Subject, against: Subject, inputs: Mapping[
             "shapes": {name: list(array.shape) for name, array in inputs.items()},
             "settings": to_builtins(_SETTINGS),
         },
-        versions=dict(subject.files.step.versions) | {k: str(v) for k, v in versions.machine().items()},
+        versions=dict(subject.files.step.versions) | shop.machine_versions(subject.target.backend),
     )
     directory = shop.store.step(key, produce).directory
     return structure(Speed, read_json(directory / "speed.json"), where="speed.json")

@@ -16,6 +16,7 @@ from edgekit import plugins, versions
 from edgekit.config import Options
 from edgekit.data import SampleSet, unit_example
 from edgekit.devices.arrays import ArrayFile, write_arrays
+from edgekit.devices.catalogue import LOCAL
 from edgekit.errors import DataError
 from edgekit.manifest import StepRecord
 from edgekit.progress import Progress
@@ -23,9 +24,10 @@ from edgekit.records import ModelRecord, read_json, read_model, write_json, writ
 from edgekit.source import Source
 from edgekit.store import Key, StepResult, Store, scratch
 from edgekit.structure import structure, to_builtins
-from edgekit.types import Lowered, OnnxModel, Option, Target, TorchModel, sha256_file
+from edgekit.types import Device, Lowered, OnnxModel, Option, Target, TorchModel, sha256_file
 
 if TYPE_CHECKING:
+    from edgekit.devices.site import Site
     from edgekit.types import Array
 
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir")
@@ -34,11 +36,27 @@ PASS_PACKAGES = ("onnx", "onnx-ir", "onnxsim", "onnxruntime")
 
 @dataclass(frozen=True, kw_only=True)
 class Workshop:
-    """What every stage needs: the cache, the user's options, and where progress is shown."""
+    """What every stage needs: the cache, the user's options, where progress is shown, and where artifacts are
+    run (``None``: here)."""
 
     store: Store
     options: Options
     progress: Progress
+    site: Site | None = None
+
+    @property
+    def device(self) -> Device:
+        """Where artifacts are run: ``--device``, else this machine."""
+        return LOCAL if self.site is None else self.site.device
+
+    def machine(self) -> dict[str, str | int]:
+        """What computes there (see :func:`edgekit.versions.machine`)."""
+        return versions.machine() if self.site is None else self.site.machine()
+
+    def machine_versions(self, backend: str) -> dict[str, str]:
+        """The same and the versions of ``backend``'s runtime there, as a step's key has them."""
+        there = {} if self.site is None else self.site.runtimes[backend].versions
+        return {k: str(v) for k, v in self.machine().items()} | {f"{k} there": v for k, v in there.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +293,7 @@ def quantize(
                 exclude=choice.exclude,
                 int16=choice.int16,
                 corrections=choice.corrections,
+                weight_bits=target.scheme.weight_bits if target.scheme else 8,
             )
             quantized, report = run(model, calibration, target, wanted, out / "model.onnx", samples)
         write_model(ModelRecord(model=quantized), out)

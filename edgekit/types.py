@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -165,7 +165,8 @@ class Scheme:
 
     ``activation`` and ``weight`` are storage dtypes (``"uint8"``, ``"int8"``, ``"int16"``, ``"int4"``,
     ``"float16"``, ``"float32"``); ``bias`` is ``"int32"`` or ``"float32"``. ``rules`` names the placement
-    table in :mod:`edgekit.quantize`; ``quantizer`` is ``"qdq"``, ``"dynamic"`` or ``"weights"``.
+    table in :mod:`edgekit.quantize`; ``quantizer`` is ``"qdq"``, ``"dynamic"`` or ``"weights"``. ``weight_bits``
+    7 halves the range of INT8 weights, so that sums of UINT8 x INT8 products fit 16 bits.
     """
 
     activation: str = "float32"
@@ -176,6 +177,7 @@ class Scheme:
     bias: str = "float32"
     rules: str = ""
     quantizer: str = "qdq"
+    weight_bits: int = 8
     why: str = ""
 
     def __post_init__(self) -> None:
@@ -199,6 +201,25 @@ class Tolerance:
     top1_agreement: float | None = None
     metric_drop: float | None = None
     placement: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptation:
+    """What a scheme becomes on processors of one kind: of ``arch``, with all of ``has`` and none of ``lacks``.
+
+    The names of instruction sets are those of ``devices/agent/state.py``. Empty fields leave the scheme as it is.
+    """
+
+    why: str
+    arch: str
+    has: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+    activation: str = ""
+    weight_bits: int = 0
+
+    def fits(self, arch: str, isa: Collection[str]) -> bool:
+        """Whether this is for a processor of ``arch`` with the instruction sets ``isa``."""
+        return arch == self.arch and set(self.has) <= set(isa) and not set(self.lacks) & set(isa)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +249,7 @@ class Target:
     options: tuple[OptionSpec, ...] = ()
     runtime: Mapping[str, Option] = field(default_factory=dict)
     platforms: tuple[str, ...] = ()
+    on: tuple[Adaptation, ...] = ()
     why: str = ""
     owner: str = "edgekit"
 

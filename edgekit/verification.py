@@ -108,15 +108,13 @@ def verify(
             "metric": metric,
             "metric_sha256": _file_sha256(metric),
         },
-        versions=dict(subject.files.step.versions) | {k: str(v) for k, v in versions.machine().items()},
+        versions=dict(subject.files.step.versions) | shop.machine_versions(subject.target.backend),
     )
     try:
         result = shop.store.step(key, produce)
     except (NotRunnableError, MissingExtraError) as error:
-        if (
-            isinstance(error, MissingExtraError)
-            and plugins.backend(subject.target.backend).available().usable
-        ):
+        installed = shop.site is not None or plugins.backend(subject.target.backend).available().usable
+        if isinstance(error, MissingExtraError) and installed:
             raise
         return Verified(not_run=error.message, vectors=vectors)
     verified = structure(Verified, read_json(result.directory / "verified.json"), where="verified.json")
@@ -175,6 +173,7 @@ def _measure(shop: Workshop, case: Case) -> Verified:
             subject.main,
             inputs=(to_runtime(s.inputs, lowered.channels_moved) for s in _kept(samples, chosen)),
             options=lowered.runtime,
+            device=shop.device,
             settings=settings,
         ) as run:
             rows = Restored(run.outputs, lowered.channels_moved)

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 @click.option("--no-speed-gate", is_flag=True, help="Do not time INT8 artifacts against their fp32 siblings.")
 @click.option("--samples", type=click.IntRange(min=1), help="How many calibration samples to use at most.")
 @click.option("--out", "-o", metavar="DIR", help="Where artifacts go: DIR/<target>/ (default: build).")
+@click.option(
+    "--device", metavar="NAME", help="Quantize for this device's processor, and run and gate there."
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the target.")
 @click.option("--allow-not-run", is_flag=True, help="Accept artifacts that this machine cannot run.")
 @click.option(

@@ -118,7 +118,10 @@ def _reported(backend: str, error: Mapping[str, Any], device: str) -> EdgekitErr
     name, extra = _RUNTIMES.get(backend, (backend, backend))
     kind, message = error.get("kind"), str(error.get("message", ""))
     if kind == "missing":
-        return MissingExtraError(f"{name} ({message}) on {device}", extra)
+        missing = MissingExtraError(f"{name} ({message}) on {device}", extra)
+        if device not in ("local", "the device"):
+            missing.hint = f"edgekit devices prepare {device} --backend {backend}"
+        return missing
     if kind == "unusable":
         return NotRunnableError(
             f"{name} cannot run on {device}: {message}",

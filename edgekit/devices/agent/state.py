@@ -37,6 +37,7 @@ def facts() -> Dict[str, Any]:
         "model": _text("/proc/device-tree/model").rstrip("\0")
         or _text(root() + "/class/dmi/id/product_name"),
         "processor": _processor(),
+        "isa": isa(),
         "processors": os.cpu_count() or 1,
         "usable_processors": usable_processors(),
         "memory": _memory(),
@@ -152,6 +153,32 @@ def emulated() -> bool:
     parent = _text("/proc/%d/cmdline" % os.getppid()).split("\0")[0]
     foreign = platform.machine() in ("aarch64", "armv7l") and "GenuineIntel" in _text("/proc/cpuinfo")
     return "qemu" in (machine + parent).lower() or bool(os.environ.get("QEMU_CPU")) or foreign
+
+
+_ISA = {
+    "avx2": ("avx2",),
+    "avx512": ("avx512f",),
+    "vnni": ("avx512_vnni", "avx_vnni", "amx_int8"),
+    "amx": ("amx_int8",),
+    "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "dotprod": ("asimddp",),
+    "i8mm": ("i8mm",),
+    "fp16": ("asimdhp", "avx512_fp16"),
+    "sve": ("sve",),
+}
+"""Instruction sets that runtimes choose kernels by, and the kernel's names for them: one is enough."""
+
+
+def isa(cpuinfo: Optional[str] = None) -> List[str]:
+    """The instruction sets of :data:`_ISA` that every core has (cores of one phone differ)."""
+    text = _text("/proc/cpuinfo") if cpuinfo is None else cpuinfo
+    cores = [
+        set(line.partition(":")[2].split())
+        for line in text.splitlines()
+        if line.partition(":")[0].strip() in ("flags", "Features")
+    ]
+    common = set.intersection(*cores) if cores else set()
+    return [name for name, flags in _ISA.items() if common.intersection(flags)]
 
 
 def _processor() -> str:

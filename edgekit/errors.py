@@ -228,5 +228,21 @@ class DeviceBusyError(DeviceError):
     """Another benchmark holds the device."""
 
 
+class RunCancelledError(DeviceError):
+    """Somebody cancelled the run (``BenchSettings.cancel``); what was at work on the device has been ended."""
+
+
+class DeviceTimeoutError(DeviceError, RuntimeCrashError):
+    """A job on a device across a link gave no answer in its time, and was ended there."""
+
+
+class RuntimeMissingError(DeviceError, MissingExtraError):
+    """A device across a link lacks a runtime; here it may well be installed."""
+
+    def __init__(self, message: str, *, hint: str, extra: str) -> None:
+        self.extra = extra
+        DeviceError.__init__(self, message, hint=hint)
+
+
 def _join(names: Sequence[str]) -> str:
     return ", ".join(names)

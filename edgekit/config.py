@@ -15,7 +15,22 @@ from typing import Any
 
 from edgekit.errors import ConfigError, UnknownNameError
 from edgekit.structure import structure
-from edgekit.types import Option, Target
+from edgekit.types import Option, OptionSpec, Target
+
+BUILD_SETTINGS = (
+    OptionSpec(
+        name="fold_preprocessing",
+        default=False,
+        help="make colour order, scaling and layout of the preprocessing contract part of the model",
+    ),
+    OptionSpec(
+        name="pixels",
+        default="float32",
+        choices=("float32", "uint8"),
+        help="what a model with its preprocessing folded in takes: pixels from 0 to 255 in this type",
+    ),
+)
+"""``--set`` options that every target understands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,28 +114,40 @@ def parse_fraction(text: str, *, what: str) -> float:
 
 def target_options(target: Target, settings: Mapping[str, Option]) -> dict[str, Option]:
     """The target's own options: its defaults, overridden by the settings that it knows."""
+    return _chosen(target.options, settings, where=target.name)
+
+
+def build_settings(settings: Mapping[str, Option]) -> dict[str, Option]:
+    """:data:`BUILD_SETTINGS`: their defaults, overridden by ``settings``."""
+    chosen = _chosen(BUILD_SETTINGS, settings, where="build")
+    if "pixels" in settings and not chosen["fold_preprocessing"]:
+        raise ConfigError(
+            f"pixels={settings['pixels']} is about models with their preprocessing folded in",
+            hint="add --set fold_preprocessing=true, or leave pixels out",
+        )
+    return chosen
+
+
+def _chosen(specs: Sequence[OptionSpec], settings: Mapping[str, Option], *, where: str) -> dict[str, Option]:
     chosen: dict[str, Option] = {}
-    for spec in target.options:
+    for spec in specs:
         value = settings.get(spec.name, spec.default)
         if isinstance(spec.default, str) and not isinstance(value, str):
             value = str(value)
         if spec.choices and value not in spec.choices:
             allowed = ", ".join(map(str, spec.choices))
-            raise ConfigError(
-                f"{target.name}: {spec.name}={value} is not possible", hint=f"one of: {allowed}"
-            )
+            raise ConfigError(f"{where}: {spec.name}={value} is not possible", hint=f"one of: {allowed}")
         if isinstance(spec.default, bool) != isinstance(value, bool):
             raise ConfigError(
-                f"{target.name}: {spec.name}={value} has the wrong type",
-                hint=f"like {spec.name}={spec.default}",
+                f"{where}: {spec.name}={value} has the wrong type", hint=f"like {spec.name}={spec.default}"
             )
         chosen[spec.name] = value
     return chosen
 
 
 def refuse_unknown_settings(targets: Sequence[Target], settings: Mapping[str, Option]) -> None:
-    """Every setting must be an option of at least one of the targets."""
-    known = {spec.name for t in targets for spec in t.options}
+    """Every setting must be the build's, or an option of at least one of the targets."""
+    known = {spec.name for t in targets for spec in t.options} | {spec.name for spec in BUILD_SETTINGS}
     for key in settings:
         if key not in known:
             raise UnknownNameError("setting", key, known, where=", ".join(t.name for t in targets))

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import edgekit
-from edgekit import golden, versions
+from edgekit import golden, pixels, versions
 from edgekit import manifest as manifests
 from edgekit.config import Options
 from edgekit.data import RANDOM
 from edgekit.errors import EdgekitError, GateFailedError, NotRunnableError
 from edgekit.manifest import Artifact, CalibrationRecord, GoldenRecord, Manifest, SourceRecord, StepRecord
+from edgekit.pixels import Pixels
+from edgekit.preprocessing import completed
 from edgekit.speed import Speed
 from edgekit.stages import Calibrated, Exported, LoweredFiles, Suspicion
 from edgekit.store import publish, scratch
@@ -35,6 +37,7 @@ class Product:
     calibrated: Calibrated | None
     suspicions: tuple[Suspicion, ...] = ()
     files: LoweredFiles
+    pixels: Pixels | None = None
     verified: Verified
     gates: tuple[Gate, ...]
     steps: tuple[StepRecord, ...]
@@ -82,6 +85,8 @@ def describe(product: Product, status: str, directory: Path) -> Manifest:
         details["guard"] = product.guard
     if product.speed is not None:
         details["speed"] = to_builtins(product.speed)
+    if product.pixels is not None:
+        details[pixels.DETAIL] = product.pixels.contract.to_mapping()
     return Manifest(
         edgekit=edgekit.__version__,
         status=status,
@@ -94,7 +99,7 @@ def describe(product: Product, status: str, directory: Path) -> Manifest:
         outputs=lowered.outputs,
         channels_moved=lowered.channels_moved,
         labels=record.labels,
-        preprocessing=product.options.preprocessing or record.preprocessing,
+        preprocessing=_preprocessing(product),
         calibration=_calibration(product),
         golden=kept,
         task=record.task,
@@ -158,6 +163,15 @@ def _calibration(product: Product) -> CalibrationRecord | None:
         calibrated=calibrated.samples.origin != RANDOM,
         findings=tuple(f"{s.severity}: {s.message}" for s in product.suspicions),
     )
+
+
+def _preprocessing(product: Product) -> dict[str, Any]:
+    """The whole contract, with what it takes from a processor's file or the model's input written out."""
+    if product.pixels is not None:
+        return product.pixels.left.to_mapping()
+    record = product.exported.record
+    contract = completed(product.options.preprocessing or record.preprocessing, record.model.inputs)
+    return contract.to_mapping() if contract is not None else {}
 
 
 def _same(manifest: Manifest, final: Path) -> bool:

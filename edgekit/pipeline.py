@@ -1,6 +1,6 @@
 """The straight line: one source, calibrated once, to an artifact for each target.
 
-    load → compress → export → optimize → calibrate → quantize → lower → verify → gates → artifact
+    load → compress → export → optimize → calibrate → quantize → fold → lower → verify → gates → artifact
 
 Read :func:`run` from top to bottom: it is the whole of it. Stages are in :mod:`edgekit.stages`; what is
 already in the cache is not done again. A target that fails does not stop the others.
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import catalog, compressing, config, guarding, plugins, speed, stages
+from edgekit import catalog, compressing, config, guarding, pixels, plugins, speed, stages
 from edgekit.config import Options
 from edgekit.data import RANDOM, Given, SampleSet, random_samples, raw_example, user_samples
 from edgekit.deliver import Product, deliver, refusal
@@ -30,6 +30,7 @@ from edgekit.errors import (
 from edgekit.gates import Evidence, gates
 from edgekit.load import parse
 from edgekit.manifest import Artifact, StepRecord
+from edgekit.pixels import Pixels
 from edgekit.progress import Silent
 from edgekit.source import MODULE, Source
 from edgekit.stages import Calibrated, Exported, Quantization, Suspicion, Workshop
@@ -82,6 +83,7 @@ class Prepared:
     calibrated: Calibrated | None
     suspicions: tuple[Suspicion, ...]
     steps: tuple[StepRecord, ...]
+    pixels: Pixels | None = None
 
 
 def build(
@@ -149,6 +151,7 @@ def check(request: Request) -> None:
     if request.options.device:
         device(request.options.device)
     config.refuse_unknown_settings(request.targets, request.options.set)
+    config.build_settings(request.options.set)
     for target in request.targets:
         config.target_options(target, request.options.set)
     needing = [t.name for t in request.targets if t.needs_calibration]
@@ -169,6 +172,7 @@ def prepare(request: Request, shop: Workshop) -> Prepared:
     source.example = lambda: raw_example(request.calibration or request.evaluation)
     source, compress_steps = compressed(request, shop, source)
     exported = stages.export(shop, source)
+    folded = pixels.asked_for(options.set, exported.record, options.preprocessing)
     optimized, optimize_step = stages.optimize(shop, exported.model, exported.example_inputs())
     data = gather(request, shop, exported)
     calibrated: Calibrated | None = None
@@ -184,6 +188,7 @@ def prepare(request: Request, shop: Workshop) -> Prepared:
         calibrated=calibrated,
         suspicions=suspicions,
         steps=(*compress_steps, exported.step, optimize_step),
+        pixels=folded,
     )
 
 
@@ -277,6 +282,7 @@ def make(request: Request, shop: Workshop, prepared: Prepared, target: Target) -
             calibrated=prepared.calibrated,
             suspicions=prepared.suspicions,
             files=made.subject.files,
+            pixels=prepared.pixels,
             verified=made.verified,
             gates=verdicts,
             steps=made.steps,
@@ -335,12 +341,19 @@ def candidate(shop: Workshop, prepared: Prepared, target: Target, quantization: 
 def lowered(
     shop: Workshop, prepared: Prepared, target: Target, model: OnnxModel
 ) -> tuple[Subject, tuple[StepRecord, ...]]:
-    """Shapes fixed where the target needs it, then the runtime's own files."""
-    fixed = None
+    """Shapes fixed where the target needs it, preprocessing folded in where asked, then the runtime's own files."""
+    steps: list[StepRecord] = []
     if target.fixed_shapes:
         model, fixed = stages.fix_shapes(shop, model, prepared.exported.example_inputs())
+        steps += [fixed] if fixed else []
+    if prepared.pixels is not None:
+        model, fold = stages.fold_preprocessing(shop, model, prepared.pixels)
+        steps.append(fold)
     files = stages.lower(shop, model, target, config.target_options(target, shop.options.set))
-    return Subject(target=target, model=model, files=files), (*([fixed] if fixed else []), files.step)
+    if prepared.pixels is not None:
+        files = replace(files, lowered=prepared.pixels.declared(files.lowered))
+    subject = Subject(target=target, model=model, files=files, pixels=prepared.pixels)
+    return subject, (*steps, files.step)
 
 
 def against_sibling(shop: Workshop, prepared: Prepared, made: Candidate) -> speed.Speed | None:
@@ -349,7 +362,10 @@ def against_sibling(shop: Workshop, prepared: Prepared, made: Candidate) -> spee
     if row is None or made.verified.not_run:
         return None
     against, _ = lowered(shop, prepared, row, prepared.optimized)
-    return speed.compare(shop, made.subject, against, prepared.exported.example_inputs())
+    example = prepared.exported.example_inputs()
+    if prepared.pixels is not None:
+        example = prepared.pixels.fed(example)
+    return speed.compare(shop, made.subject, against, example)
 
 
 def judge(target: Target, made: Candidate, options: Options) -> tuple[Gate, ...]:

@@ -11,7 +11,7 @@ The order is: grey conversion (if any), resize, crop, colour order, table, layou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,10 +207,23 @@ class Preprocessing:
         pixels = pixels[..., ::-1] if self.color == "bgr" else pixels
         return np.ascontiguousarray(pixels, dtype=np.float32)
 
-    def folded(self, input_name: str) -> Preprocessing:
+    def feed(self, pixels: Array) -> Array:
+        """What the model is fed for 8-bit pixels: uint8 ``[N, h, w, C]`` in RGB order to float32 in its layout.
+
+        The inverse of :meth:`unapply` for such pixels, and the second half of :meth:`apply`.
+        """
+        import numpy as np
+
+        table = self.table().astype(np.float32)
+        ordered = pixels[..., ::-1] if self.color == "bgr" else pixels
+        fed = np.stack([table[c][ordered[..., c]] for c in range(self.channels)], axis=-1)
+        return np.ascontiguousarray(fed.transpose(0, 3, 1, 2) if self.layout == "NCHW" else fed)
+
+    def folded(self, input_name: str, dtype: str = "float32") -> Preprocessing:
         """The contract that is left once colour order, table and layout are part of the graph."""
         color = "gray" if self.color == "gray" else "rgb"
-        return replace(self, color=color, scale=1.0, mean=(0.0,), std=(1.0,), layout="NHWC", input=input_name)
+        plain = replace(self, color=color, scale=1.0, mean=(0.0,), std=(1.0,), layout="NHWC")
+        return replace(plain, input=input_name, dtype=dtype)
 
     @property
     def is_folded(self) -> bool:
@@ -281,6 +294,65 @@ def from_mapping(mapping: Mapping[str, Any], *, base: Path | None = None) -> Pre
             read = reader((base or Path.cwd()) / str(mapping[kind])).to_mapping()
             return structure(Preprocessing, read | own, where="preprocessing")
     return structure(Preprocessing, own, where="preprocessing")
+
+
+def completed(
+    mapping: Mapping[str, Any], inputs: Sequence[TensorSpec], *, base: Path | None = None
+) -> Preprocessing | None:
+    """:func:`from_mapping`, with size, layout and grey taken from the model's input where the table, which
+    then names no file either, leaves them open. ``None`` for an empty table; raises as that does."""
+    from edgekit import preprocessing_files
+
+    wanted = mapping.get("input")
+    spec = next((s for s in inputs if len(s.shape) == 4 and wanted in (None, "", s.name)), None)
+    if spec is None or not mapping or preprocessing_files.READERS.keys() & mapping.keys():
+        return from_mapping(mapping, base=base)
+    shape = tuple(d if isinstance(d, int) else 0 for d in spec.shape)
+    channels_last = spec.layout == "NHWC" or (shape[3] in (1, 3) and shape[1] not in (1, 3))
+    layout = str(mapping.get("layout", "NHWC" if channels_last else "NCHW"))
+    height, width = shape[2:] if layout == "NCHW" else shape[1:3]
+    channels = shape[1] if layout == "NCHW" else shape[3]
+    open_ends: dict[str, Any] = {"layout": layout, "color": "gray" if channels == 1 else "rgb"}
+    if height and width and not ({"resize", "crop"} & mapping.keys()):
+        open_ends["resize"] = [height, width]
+    return from_mapping(open_ends | dict(mapping), base=base)
+
+
+def bound(contract: Preprocessing, inputs: Sequence[TensorSpec]) -> Preprocessing:
+    """The contract with the name, layout and dtype of the model input that it feeds.
+
+    Raises :class:`ConfigError` where no input takes what it gives.
+    """
+    known = {s.name: s for s in inputs}
+    if contract.input and contract.input not in known:
+        raise ConfigError(
+            f"preprocessing: the model has no input {contract.input!r}", hint=f"one of: {', '.join(known)}"
+        )
+    candidates = [known[contract.input]] if contract.input else list(known.values())
+    for spec in candidates:
+        for layout in (contract.layout, "NHWC", "NCHW"):
+            tried = replace(contract, layout=layout, input=spec.name)
+            if _takes(spec, tried.shape):
+                return replace(tried, dtype=_dtype(spec))
+    raise ConfigError(
+        f"preprocessing gives {list(contract.shape)}, the model takes {', '.join(map(str, candidates))}",
+        hint="make resize, crop and color those of the exported model",
+    )
+
+
+def _dtype(spec: TensorSpec) -> str:
+    if spec.dtype not in _CHOICES["dtype"]:
+        raise ConfigError(
+            f"the image input {spec} is {spec.dtype}; images are fed as {', '.join(_CHOICES['dtype'])}",
+            hint="export the model with a float32 input",
+        )
+    return spec.dtype
+
+
+def _takes(spec: TensorSpec, shape: tuple[int, ...]) -> bool:
+    return len(spec.shape) == len(shape) and all(
+        isinstance(d, str) or d == s for d, s in zip(spec.shape, shape, strict=True)
+    )
 
 
 def _cropped(image: Array, size: tuple[int, int], rounding: str) -> Array:

@@ -272,23 +272,13 @@ def read_image(path: Path) -> Array:
 
 def _contract(mapping: Mapping[str, Any], spec: TensorSpec) -> Preprocessing:
     """The preprocessing contract, size and layout taken from the model's input where it leaves them open."""
-    from edgekit.preprocessing import from_mapping
+    from edgekit.preprocessing import completed
 
-    shape = tuple(d if isinstance(d, int) else 0 for d in spec.shape)
-    if len(shape) != 4:
+    if len(spec.shape) != 4:
         raise DataError(
             f"{spec} is no image input of four axes", hint="write a callable that yields what the model takes"
         )
-    channels_last = spec.layout == "NHWC" or (shape[3] in (1, 3) and shape[1] not in (1, 3))
-    layout = str(mapping.get("layout", "NHWC" if channels_last else "NCHW"))
-    height, width = shape[2:] if layout == "NCHW" else shape[1:3]
-    channels = shape[1] if layout == "NCHW" else shape[3]
-    open_ends: dict[str, Any] = {"layout": layout, "color": "gray" if channels == 1 else "rgb"}
-    if height and width and not ({"resize", "crop", "huggingface", "timm"} & mapping.keys()):
-        open_ends["resize"] = [height, width]
-    if {"huggingface", "timm"} & mapping.keys():
-        open_ends = {}
-    contract = from_mapping(open_ends | dict(mapping))
+    contract = completed(mapping, (spec,))
     assert contract is not None
     return contract
 

@@ -18,6 +18,7 @@ from edgekit.devices.execute import RunSettings, run_artifact
 from edgekit.errors import DataError
 from edgekit.layout import Restored, to_runtime
 from edgekit.manifest import Artifact
+from edgekit.pixels import Pixels, recorded
 from edgekit.source import Source
 from edgekit.stages import Workshop
 from edgekit.types import Lowered, OnnxModel, TensorSpec, TorchModel, names
@@ -97,6 +98,12 @@ class Runnable:
     main: Path
     beside: tuple[Path, ...]
     lowered: Lowered
+    pixels: Pixels | None = None
+
+    def fed(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The source's inputs as the runtime takes them."""
+        taken = self.pixels.fed(inputs) if self.pixels is not None else inputs
+        return to_runtime(taken, self.lowered.channels_moved)
 
     @classmethod
     def of(cls, artifact: Artifact) -> Runnable:
@@ -115,6 +122,7 @@ class Runnable:
             main=artifact.model,
             beside=tuple(artifact.directory / f for f in files[1:]),
             lowered=lowered,
+            pixels=recorded(m),
         )
 
 
@@ -134,7 +142,7 @@ def judged(metric: Any, model: TorchModel, runnable: Runnable, onnx: tuple[Tenso
     with run_artifact(
         runnable.backend,
         runnable.main,
-        inputs=(to_runtime(piece, moved) for pieces in calls for piece in pieces),
+        inputs=(runnable.fed(piece) for pieces in calls for piece in pieces),
         options=runnable.lowered.runtime,
         settings=settings,
     ) as result:

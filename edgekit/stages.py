@@ -19,6 +19,7 @@ from edgekit.devices.arrays import ArrayFile, write_arrays
 from edgekit.devices.catalogue import LOCAL
 from edgekit.errors import DataError
 from edgekit.manifest import StepRecord
+from edgekit.pixels import Pixels
 from edgekit.progress import Progress
 from edgekit.records import ModelRecord, read_json, read_model, write_json, write_model
 from edgekit.source import Source
@@ -181,6 +182,24 @@ def fix_shapes(
     options = {"shapes": {name: list(shape) for name, shape in shapes.items()}}
     key = Key(
         name="fix-shapes", inputs=(model.sha256,), options=options, versions=versions.of(*PASS_PACKAGES)
+    )
+    return _model_step(shop, key, produce)
+
+
+def fold_preprocessing(shop: Workshop, model: OnnxModel, pixels: Pixels) -> tuple[OnnxModel, StepRecord]:
+    """The preprocessing contract in front of the graph."""
+
+    def produce(out: Path) -> None:
+        from edgekit.passes.fold_preprocessing import fold_preprocessing as run
+
+        folded, _ = run(model, pixels.contract, out / "model.onnx", dtype=pixels.dtype)
+        write_model(ModelRecord(model=folded), out)
+
+    key = Key(
+        name="fold-preprocessing",
+        inputs=(model.sha256,),
+        options=to_builtins(pixels),
+        versions=versions.of("onnx", "onnx-ir", "numpy"),
     )
     return _model_step(shop, key, produce)
 

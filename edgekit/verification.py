@@ -13,6 +13,7 @@ from edgekit.devices.arrays import ArrayFile
 from edgekit.devices.execute import RunSettings, run_artifact
 from edgekit.errors import DataError, MissingExtraError, NotRunnableError
 from edgekit.layout import Restored, to_runtime
+from edgekit.pixels import Pixels
 from edgekit.records import read_json, write_json
 from edgekit.source import Source
 from edgekit.stages import Exported, LoweredFiles, Workshop
@@ -32,11 +33,13 @@ CALIBRATION_SAMPLES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is verified: a target's files, and the ONNX that they were lowered from."""
+    """What is verified: a target's files, and the ONNX that they were lowered from. ``pixels`` says how it is
+    fed where that differs from the source."""
 
     target: Target
     model: OnnxModel
     files: LoweredFiles
+    pixels: Pixels | None = None
 
     @property
     def main(self) -> Path:
@@ -91,7 +94,10 @@ def verify(
     Raises :class:`DataError` when no sample fits, and what :func:`run_artifact` raises, but for
     :class:`NotRunnableError`, which is a result.
     """
-    reference, reference_sha256 = stages.reference(shop, source, exported, samples)
+    asked = samples
+    if subject.pixels is not None:
+        asked, samples = subject.pixels.samples_asked(samples), subject.pixels.samples_fed(samples)
+    reference, reference_sha256 = stages.reference(shop, source, exported, asked)
     vectors = _golden(shop, subject, samples, reference, reference_sha256)
 
     def produce(out: Path) -> None:

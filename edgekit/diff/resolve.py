@@ -13,6 +13,7 @@ from edgekit.diff.forms import Form
 from edgekit.errors import DataError, EdgekitError, UsageError
 from edgekit.load import parse
 from edgekit.manifest import Artifact
+from edgekit.pixels import recorded
 from edgekit.source import Source
 from edgekit.stages import Exported, Workshop
 from edgekit.types import OnnxModel, TensorSpec, TorchModel
@@ -182,6 +183,12 @@ def _artifact_forms(artifact: Artifact, shop: Workshop, notes: list[str]) -> lis
         forms.append(OpenvinoForm("OpenVINO", model, artifact.manifest.runtime))
     else:
         notes.append(f"tensors inside {model.name} cannot be read: the runtime itself is not compared")
+        return forms
+    pixels = recorded(artifact.manifest)
+    if pixels is not None:
+        from edgekit.diff.pixel_form import PixelForm
+
+        forms[-1] = PixelForm(forms[-1], pixels)
     return forms
 
 
@@ -217,7 +224,9 @@ def _samples(
         chosen = user_samples(shop.store, data, inputs, origin="comparison", preprocessing=preprocessing)
         rows = [sample.inputs for sample in chosen.first(SAMPLES)]
     elif artifact is not None and artifact.manifest.golden is not None:
-        rows = list(golden.read(artifact.directory / artifact.manifest.golden.file)[0])
+        pixels = recorded(artifact.manifest)
+        stored = golden.read(artifact.directory / artifact.manifest.golden.file)[0]
+        rows = [pixels.restored(row) if pixels is not None else row for row in stored]
     else:
         example = exported.example_inputs() if exported is not None else unit_example(inputs)
         rows = [sample.inputs for sample in random_samples(example, _RANDOM)]
@@ -239,8 +248,9 @@ def _inputs(text: str, artifact: Artifact | None) -> tuple[TensorSpec, ...]:
     if _is_artifact(text):
         artifact = manifest.read(Path(text))
     if artifact is not None:
-        moved = artifact.manifest.channels_moved
-        return tuple(_unmoved(spec) if spec.name in moved else spec for spec in artifact.manifest.inputs)
+        moved, pixels = artifact.manifest.channels_moved, recorded(artifact.manifest)
+        inputs = tuple(_unmoved(spec) if spec.name in moved else spec for spec in artifact.manifest.inputs)
+        return inputs if pixels is None else pixels.source_inputs(inputs)
     from edgekit.inspection import inspect_file
 
     return inspect_file(Path(text)).inputs

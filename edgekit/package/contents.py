@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from edgekit import __version__, manifest
-from edgekit.errors import ConfigError, GateFailedError, UsageError
+from edgekit.errors import GateFailedError, UsageError
 from edgekit.manifest import Artifact
 from edgekit.package import golden
 from edgekit.package.descriptor import (
@@ -25,7 +25,7 @@ from edgekit.package.descriptor import (
     arithmetic,
     encode,
 )
-from edgekit.preprocessing import Preprocessing, from_mapping
+from edgekit.preprocessing import Preprocessing, bound, from_mapping
 from edgekit.types import TensorSpec, Verdict, sha256_bytes
 
 if TYPE_CHECKING:
@@ -111,38 +111,7 @@ def _check_gates(artifact: Artifact, spec: PackageSpec) -> None:
 def _contract(artifact: Artifact) -> Preprocessing | None:
     """The manifest's contract, bound to the input that it feeds and to that input's layout."""
     contract = from_mapping(artifact.manifest.preprocessing, base=artifact.directory)
-    if contract is None:
-        return None
-    known = {s.name: s for s in artifact.manifest.inputs}
-    if contract.input and contract.input not in known:
-        raise ConfigError(
-            f"preprocessing: the model has no input {contract.input!r}", hint=f"one of: {', '.join(known)}"
-        )
-    candidates = [known[contract.input]] if contract.input else list(known.values())
-    for spec in candidates:
-        for layout in (contract.layout, "NHWC", "NCHW"):
-            bound = replace(contract, layout=layout, input=spec.name, dtype=_dtype(spec))
-            if _takes(spec, bound.shape):
-                return bound
-    raise ConfigError(
-        f"preprocessing gives {list(contract.shape)}, the model takes {', '.join(map(str, candidates))}",
-        hint="make resize, crop and color those of the exported model",
-    )
-
-
-def _dtype(spec: TensorSpec) -> str:
-    if spec.dtype not in ("float32", "uint8", "int8"):
-        raise ConfigError(
-            f"the image input {spec} is {spec.dtype}; packages feed float32, uint8 or int8",
-            hint="export the model with a float32 input",
-        )
-    return spec.dtype
-
-
-def _takes(spec: TensorSpec, shape: tuple[int, ...]) -> bool:
-    return len(spec.shape) == len(shape) and all(
-        isinstance(d, str) or d == s for d, s in zip(spec.shape, shape, strict=True)
-    )
+    return None if contract is None else bound(contract, artifact.manifest.inputs)
 
 
 def _labels(artifact: Artifact, spec: PackageSpec) -> tuple[str, ...]:

@@ -1,9 +1,10 @@
 """The preprocessing contract as part of the graph: the model then takes pixels as they are.
 
 What is folded is colour order, ``(pixel * scale - mean) / std`` and the layout; resizing and cropping stay
-outside, because they depend on the image's size. The input becomes float32 ``[N, H, W, C]`` with values 0
-to 255, which is what cameras, canvases and MediaPipe Tasks give. Not in :data:`edgekit.passes.PASSES`: it
-changes what the model takes, so it is applied on request only.
+outside, because they depend on the image's size. The input becomes ``[N, H, W, C]`` with values 0 to 255,
+float32 or uint8, which is what cameras, canvases and MediaPipe Tasks give. Not in
+:data:`edgekit.passes.PASSES`: it changes what the model takes, so it is applied on request only, after
+quantization: the added nodes stay in float and what follows them is the same to the bit.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from edgekit.types import OnnxModel
 
 
 class FoldPreprocessing(ir.passes.InPlacePass):
-    """``x`` → ``Transpose, Gather (BGR), Mul, Add`` in front of everything that reads ``x``.
+    """``x`` → ``Cast (uint8), Transpose, Gather (BGR), Mul, Add`` in front of everything that reads ``x``.
 
     ``pixel * (scale / std) - mean / std`` with both constants computed in double and rounded once: within
     three units in the last place of the table that :meth:`Preprocessing.table` gives.
@@ -29,9 +30,9 @@ class FoldPreprocessing(ir.passes.InPlacePass):
     Raises :class:`ConfigError` where the contract is not one of this model's float32 inputs.
     """
 
-    def __init__(self, contract: Preprocessing) -> None:
+    def __init__(self, contract: Preprocessing, dtype: str = "float32") -> None:
         super().__init__()
-        self.contract = contract
+        self.contract, self.dtype = contract, ir.DataType.from_numpy(np.dtype(dtype))
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the rewrite."""
@@ -46,6 +47,7 @@ class FoldPreprocessing(ir.passes.InPlacePass):
             model.graph.insert_before(first, nodes)
         batch = value.shape[0] if value.shape is not None else 1
         value.shape = ir.Shape([batch, *self.contract.size, self.contract.channels])
+        value.dtype = self.dtype
         return ir.passes.PassResult(model, modified=True)
 
     def _input(self, g: ir.Graph) -> ir.Value:
@@ -84,6 +86,8 @@ class FoldPreprocessing(ir.passes.InPlacePass):
         factor = (c.scale / std).astype(np.float32).reshape(ones)
         mean = np.broadcast_to(np.asarray(c.mean, np.float64), c.channels)
         shift = (-mean / std).astype(np.float32).reshape(ones)
+        if self.dtype != ir.DataType.FLOAT:
+            add("Cast", to=int(ir.DataType.FLOAT))
         if c.layout == "NCHW":
             add("Transpose", perm=[0, 3, 1, 2])
         if c.color == "bgr":
@@ -103,15 +107,16 @@ def _free(taken: set[str | None], name: str) -> str:
 
 
 def fold_preprocessing(
-    model: OnnxModel, contract: Preprocessing, out: Path
+    model: OnnxModel, contract: Preprocessing, out: Path, *, dtype: str = "float32"
 ) -> tuple[OnnxModel, Preprocessing]:
     """Fold ``contract`` into ``model``; gives the model in ``out`` and the contract that is left.
 
-    Samples for the old input become samples for the new one with :meth:`Preprocessing.unapply`.
+    ``dtype`` is the new input's, float32 or uint8. Samples for the old input become samples for the new one
+    with :meth:`Preprocessing.unapply`.
     """
     loaded = graph.load(model.path)
-    fold = FoldPreprocessing(contract)
+    fold = FoldPreprocessing(contract, dtype)
     name = fold._input(loaded.graph).name
     assert name is not None
     fold(loaded)
-    return graph.save(loaded, out), contract.folded(name)
+    return graph.save(loaded, out), contract.folded(name, dtype)

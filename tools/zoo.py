@@ -96,7 +96,7 @@ def _stage(name: str, stage: str, folder: Path, key: str, redo: str | None) -> d
         known: dict[str, Any] = json.loads(path.read_text())
         again = redo == "all" or (redo == "failed" and known["status"] != "pass")
         settled = stage == "export" and known["status"] in ("pass", "not exported")
-        if known["key"] == key and (settled or not again):
+        if known.get("key") == key and (settled or not again):
             return known
     path.unlink(missing_ok=True)
     limit = EXPORT_SECONDS if stage == "export" else COMPILE_SECONDS

@@ -57,6 +57,7 @@ def export_with_report(model: TorchModel, out: Path, *, opset: int = OPSET) -> t
     """
     reference = _reference(model)
     names = _output_names(reference, model.example_inputs)
+    opset = max([opset, *(getattr(m, "onnx_opset", 0) for m in model.module.modules())])
     attempts: list[Attempt] = []
     first: BaseException | None = None
     for strategy, run in _strategies(model, names, opset):
@@ -212,6 +213,7 @@ def _tidy(exported: ir.Model, model: TorchModel, names: tuple[str, ...]) -> None
     """Names as promised, adapters out of the module paths, no stack traces, symbolic axes as declared."""
     prefix = "module." * (unwrap(model.module)[1] + 1)
     graph.strip_metadata(exported)
+    _name_integers(exported)
     for subgraph in exported.graphs():
         for value in list(subgraph.initializers.values()):
             if value.name and value.name.startswith(prefix):
@@ -233,6 +235,33 @@ def _tidy(exported: ir.Model, model: TorchModel, names: tuple[str, ...]) -> None
             for axis, label in axes.items():
                 if not isinstance(shape[axis], int):
                     shape[axis] = label
+
+
+_PARAMETRIZED = ".parametrizations.weight.original"
+
+
+def _name_integers(exported: ir.Model) -> None:
+    """Integer weights (:mod:`edgekit.compress.qat_layers`) under their layer's name, 4-bit ones as what they are."""
+    import ml_dtypes
+    import onnx_ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    for node in list(exported.graph):
+        scale = node.inputs[1] if node.op_type == "DequantizeLinear" else None
+        stored = node.inputs[0] if scale is not None else None
+        if scale is None or stored is None or f"{_PARAMETRIZED}1" not in (scale.name or ""):
+            continue
+        name = (scale.name or "").partition(_PARAMETRIZED)[0] + ".weight"
+        cast = stored.producer()
+        wide = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+        if cast is not None and wide is not None and wide.const_value is not None:  # too large for the folder
+            array = wide.const_value.numpy().astype(ml_dtypes.int4)
+            stored = onnx_ir.Value(name=f"{name}_quantized", const_value=onnx_ir.tensor(array))
+            stored.shape, stored.type = wide.shape, onnx_ir.TensorType(onnx_ir.DataType.INT4)
+            exported.graph.register_initializer(stored)
+            node.replace_input_with(0, stored)
+        stored.name, scale.name, node.outputs[0].name = f"{name}_quantized", f"{name}_scale", name
+    RemoveUnusedNodesPass()(exported)
 
 
 def _mend_shapes(exported: ir.Model, model: TorchModel, written: OnnxModel) -> OnnxModel:

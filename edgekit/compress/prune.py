@@ -219,11 +219,11 @@ def parse_layers(text: str) -> list[tuple[str, float]]:
 
 
 def prunable(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """Linear and convolution layers by name."""
+    """Linear and convolution layers by name, but for those whose weights are integers already."""
     import torch
 
     kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
-    return {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+    return {n: m for n, m in model.named_modules() if isinstance(m, kinds) and "weight" in m._parameters}
 
 
 def _threshold(score: torch.Tensor, share: float) -> torch.Tensor:

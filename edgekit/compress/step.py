@@ -122,11 +122,12 @@ def registry() -> dict[str, type[Any]]:
     from edgekit.compress.distill import Distill
     from edgekit.compress.low_rank import LowRank
     from edgekit.compress.prune import Prune
+    from edgekit.compress.qat import Qat
     from edgekit.compress.sparsify import Sparsify
     from edgekit.compress.structured.depth import Depth
     from edgekit.compress.structured.shrink import Shrink
 
-    return {s.NAME: s for s in (Prune, Cluster, Distill, LowRank, Shrink, Sparsify, Depth)}
+    return {s.NAME: s for s in (Prune, Cluster, Distill, LowRank, Qat, Shrink, Sparsify, Depth)}
 
 
 def run(

@@ -81,6 +81,8 @@ def describe(product: Product, status: str, directory: Path) -> Manifest:
     details = dict(lowered.details)
     if product.quantization is not None:
         details["quantization"] = product.quantization
+    if modules := product.files.modules:
+        details["modules"] = modules
     if product.guard is not None:
         details["guard"] = product.guard
     if product.speed is not None:

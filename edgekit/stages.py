@@ -342,6 +342,11 @@ class LoweredFiles:
     step: StepRecord
 
     @property
+    def modules(self) -> Mapping[str, str]:
+        """The PyTorch module of each ONNX node that was lowered, by the node's name."""
+        return dict(read_json(self.directory / "modules.json"))
+
+    @property
     def sha256(self) -> str:
         """Identity of the files together."""
         return self.step.output_sha256
@@ -355,6 +360,7 @@ def lower(shop: Workshop, model: OnnxModel, target: Target, options: Mapping[str
         with shop.progress.task(f"lower to {target.name}"):
             lowered = backend.lower(model, target, options, out)
         write_json(lowered, out / "lowered.json")
+        write_json(_modules(model), out / "modules.json")
 
     version = {target.backend: backend.available().version}
     key = Key(
@@ -368,6 +374,27 @@ def lower(shop: Workshop, model: OnnxModel, target: Target, options: Mapping[str
     digest = versions.digest(*(sha256_file(result.directory / name) for name in lowered.files))
     step = _step(result, output=digest, notes=lowered.notes)
     return LoweredFiles(directory=result.directory, lowered=lowered, step=step)
+
+
+_FUSED = ("Clip", "Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh", "QuantizeLinear", "DequantizeLinear")
+
+
+def _modules(model: OnnxModel) -> dict[str, str]:
+    """The PyTorch module of each node, by the node's name and its outputs': what a profile of the runtime is read
+    with. A runtime names a fused operator by its last output: an activation's belongs to what it is fused into."""
+    import onnx
+
+    from edgekit import graph
+
+    found: dict[str, str] = {}
+    for node in onnx.load(model.path, load_external_data=False).graph.node:
+        path = graph.module_path(node)
+        if path and node.name:
+            found[node.name] = path
+        if not path and node.op_type in _FUSED:
+            path = found.get(node.input[0], "")
+        found |= {name: path for name in node.output if name and path}
+    return found
 
 
 def reference(

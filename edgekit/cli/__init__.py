@@ -19,6 +19,7 @@ COMMANDS = {
     "compress": "Prune, share weights, distil … in PyTorch: by a recipe, or searched under a budget.",
     "verify": "Run an artifact again on its runtime and check its gates.",
     "bench": "Measure latency and memory of artifacts, side by side.",
+    "profile": "Show where an artifact's time goes, operator by operator.",
     "package": "Make what an app developer takes: a self-testing bundle, a library, a web package.",
     "pack": "Code an artifact losslessly into one .ekz file.",
     "unpack": "Decode a .ekz file, or one tensor of it.",

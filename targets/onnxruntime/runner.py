@@ -2,7 +2,8 @@
 
 Options: ``threads`` (intra-op), ``graph_optimization`` ("all", "extended", "basic", "disabled"),
 ``provider`` (default "CPUExecutionProvider"), ``spinning`` (let idle threads spin: the runtime's default),
-``placement`` (profile the first invocation, so that ``Session.placement`` can tell).
+``placement`` (profile the first invocation, so that ``Session.placement`` can tell), ``profiling`` (the same for
+``Session.profile``).
 
 ``Session.placement()`` gives what the profiler saw in the first invocation, after all graph optimizations:
 
@@ -75,7 +76,7 @@ class Session:
     def __init__(self, path, options):
         import onnxruntime
 
-        known = {"threads", "graph_optimization", "provider", "spinning", "placement"}
+        known = {"threads", "graph_optimization", "provider", "spinning", "placement", "profiling"}
         unknown = sorted(set(options) - known)
         if unknown:
             raise ValueError("unknown option %s; known: %s" % (unknown[0], ", ".join(sorted(known))))
@@ -89,7 +90,8 @@ class Session:
             settings.add_session_config_entry(
                 "session.intra_op.allow_spinning", "1" if options["spinning"] else "0"
             )
-        self._profile = tempfile.mkdtemp(prefix="ort-profile-") if options.get("placement") else None
+        profiled = options.get("placement") or options.get("profiling")
+        self._profile = tempfile.mkdtemp(prefix="ort-profile-") if profiled else None
         if self._profile:
             settings.enable_profiling = True
             settings.profile_file_prefix = os.path.join(self._profile, "p")
@@ -129,11 +131,46 @@ class Session:
             "nodes": None,
         }
         if self._profile:
-            with open(self._session.end_profiling(), encoding="utf-8") as file:
-                raw["nodes"] = [_node(e) for e in json.load(file) if _is_node(e)]
-            shutil.rmtree(self._profile, ignore_errors=True)
-            self._profile = None
+            raw["nodes"] = [_node(e) for e in self._events() if _is_node(e)]
         return raw
+
+    def profile(self, runs):
+        """Run ``runs`` times; see ``agent/profiling.py``. The profiler's events are of every run since loading."""
+        for _ in range(runs):
+            self.invoke()
+        events = self._events()
+        ends = [e for e in events if e.get("name") == "model_run"][-runs:]
+        operators = {}
+        for event in events:
+            if _is_node(event) and event["ts"] >= ends[0]["ts"]:
+                node = _node(event)
+                times = operators.setdefault((node["name"], node["op"]), (node, []))[1]
+                times.append(node["us"])
+        return {
+            "operators": [_operator(node, times, runs) for node, times in operators.values()],
+            "whole_us": [e["dur"] for e in ends],
+            "notes": [],
+        }
+
+    def _events(self):
+        with open(self._session.end_profiling(), encoding="utf-8") as file:
+            events = json.load(file)
+        shutil.rmtree(self._profile, ignore_errors=True)
+        self._profile = None
+        return events
+
+
+def _operator(node, times, runs):
+    dtypes = [t["dtype"] for t in node["outputs"] if t] or [""]
+    each = len(times) // runs or 1  # in a loop's body a node runs more than once
+    return {
+        "name": node["name"],
+        "op": node["op"],
+        "us": [sum(times[i : i + each]) for i in range(0, len(times), each)],
+        "placed": node["provider"],
+        "precision": dtypes[0],
+        "from": [node["name"]],
+    }
 
 
 def _spec(value):

@@ -2,7 +2,8 @@
 
 Options: ``threads`` (INFERENCE_NUM_THREADS), ``inference_precision`` (INFERENCE_PRECISION_HINT: "f32",
 "bf16", "f16", or "default" to let the plug-in choose: on recent CPUs that is bf16 even for an fp32 model;
-our default is "f32"), ``device`` (default "CPU"), ``placement`` (PERF_COUNT: gives ``Session.placement`` its times).
+our default is "f32"), ``device`` (default "CPU"), ``placement`` and ``profiling`` (PERF_COUNT: gives
+``Session.placement`` and ``Session.profile`` their times).
 
 ``Session.placement()`` gives the compiled model as the plug-in executes it (``get_runtime_model()``):
 
@@ -22,6 +23,7 @@ Nodes are in order of execution and include constants (type "Const"), inputs, ou
 from __future__ import annotations
 
 import sys
+import time
 
 sys.modules.setdefault("openvino_telemetry", None)  # else "import openvino" writes a client id into the home
 
@@ -56,7 +58,7 @@ class Session:
     def __init__(self, path, options):
         import openvino
 
-        known = {"threads", "inference_precision", "device", "placement"}
+        known = {"threads", "inference_precision", "device", "placement", "profiling"}
         unknown = sorted(set(options) - known)
         if unknown:
             raise ValueError("unknown option %s; known: %s" % (unknown[0], ", ".join(sorted(known))))
@@ -67,7 +69,7 @@ class Session:
         precision = options.get("inference_precision", "f32")
         if precision != "default":
             config["INFERENCE_PRECISION_HINT"] = precision
-        if options.get("placement"):
+        if options.get("placement") or options.get("profiling"):
             config["PERF_COUNT"] = True
         self._model = openvino.Core().compile_model(path, self._device, config)
         self._request = self._model.create_infer_request()
@@ -103,6 +105,33 @@ class Session:
             "inference_precision": hint.to_string() if hasattr(hint, "to_string") else str(hint),
             "nodes": [_node(op) for op in self._model.get_runtime_model().get_ordered_ops()],
         }
+
+    def profile(self, runs):
+        """Run ``runs`` times; see ``agent/profiling.py``. Operators that were fused away are left out."""
+        nodes = {op.get_friendly_name(): op for op in self._model.get_runtime_model().get_ordered_ops()}
+        operators, whole = {}, []
+        for _ in range(runs):
+            start = time.perf_counter()
+            self.invoke()
+            whole.append((time.perf_counter() - start) * 1e6)
+            for info in self._request.get_profiling_info():
+                if info.status.name == "EXECUTED":
+                    times = operators.setdefault(info.node_name, (info, []))[1]
+                    times.append(info.real_time.total_seconds() * 1e6)
+        found = [_operator(info, times, nodes.get(name)) for name, (info, times) in operators.items()]
+        return {"operators": found, "whole_us": whole, "notes": []}
+
+
+def _operator(info, times, node):
+    about = _node(node) if node is not None else {}
+    return {
+        "name": info.node_name,
+        "op": info.node_type,
+        "us": times,
+        "placed": info.exec_type,
+        "precision": about.get("precision", ""),
+        "from": about.get("original") or [info.node_name],
+    }
 
 
 def _element_type(dtype):

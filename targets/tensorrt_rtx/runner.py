@@ -4,7 +4,7 @@ It needs an NVIDIA GPU and its driver (``libcuda``, called through ctypes: no ot
 ``probe`` says so (engines build ahead of time without a GPU; they do not even deserialize without one).
 
 Options: ``gpu`` (index, default 0), ``profile`` (optimization profile, default 0), ``threads`` (recorded; the
-work is the GPU's), ``placement`` (no effect: the engine can always be inspected).
+work is the GPU's), ``placement`` and ``profiling`` (no effect: the engine can always be inspected).
 
 ``invoke`` enqueues and waits: what is timed is the launch and the GPU's work. Inputs are copied to the GPU by
 ``prepare``, outputs from it by ``results``, outside the timer.
@@ -25,6 +25,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
+import time
 
 RUNTIME = "TensorRT-RTX"
 EXTRA = "tensorrt-rtx"
@@ -57,7 +59,7 @@ class Session:
     def __init__(self, path, options):
         import tensorrt_rtx as trt
 
-        known = {"threads", "gpu", "profile", "placement"}
+        known = {"threads", "gpu", "profile", "placement", "profiling"}
         unknown = sorted(set(options) - known)
         if unknown:
             raise ValueError("unknown option %s; known: %s" % (unknown[0], ", ".join(sorted(known))))
@@ -164,6 +166,39 @@ class Session:
             "device_memory": int(self._engine.device_memory_size_v2),
             "layers": json.loads(text).get("Layers", []),
         }
+
+    def profile(self, runs):
+        """Run ``runs`` times; see ``agent/profiling.py``. Times are those that IProfiler is told."""
+        times = {}
+
+        class Times(self._trt.IProfiler):
+            def __init__(self):
+                super().__init__()
+
+            def report_layer_time(self, layer_name, ms):
+                times.setdefault(layer_name, []).append(ms * 1e3)
+
+        recorder, whole = Times(), []
+        self._context.profiler = recorder
+        for _ in range(runs):
+            start = time.perf_counter()
+            self.invoke()
+            whole.append((time.perf_counter() - start) * 1e6)
+        layers = {e["Name"]: e for e in self.placement()["layers"] if isinstance(e, dict)}
+        found = [_operator(name, us, layers.get(name, {})) for name, us in times.items()]
+        return {"operators": found, "whole_us": whole, "notes": []}
+
+
+def _operator(name, us, layer):
+    outputs = [o.get("Format/Datatype", "") for o in layer.get("Outputs", [])]
+    return {
+        "name": name,
+        "op": layer.get("LayerType", ""),
+        "us": us,
+        "placed": layer.get("TacticName", ""),
+        "precision": outputs[0].split()[0] if outputs and outputs[0] else "",
+        "from": re.findall(r"\[ONNX Layer: ([^\]]*)\]", layer.get("Metadata", "")) or name.split(" + "),
+    }
 
 
 def _bytes(shape, dtype):

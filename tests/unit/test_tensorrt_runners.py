@@ -229,3 +229,38 @@ def test_placement_is_the_inspectors(runner, driver, tmp_path):
     raw = runner.load(str(path), {"threads": 1}).placement()
     assert raw["layers"] == [{"Name": "double"}]
     assert raw["compute_capability"] == [8, 7]
+
+
+def test_a_profile_is_what_the_profiler_is_told(runner, driver, tmp_path):
+    path = tmp_path / "m.engine"
+    path.write_bytes(b"engine")
+    session = runner.load(str(path), {"threads": 1, "profiling": True})
+    session._trt.IProfiler = type("IProfiler", (), {"__init__": lambda self: None})
+    session.prepare({"x": np.zeros((2, 3), "f")})
+    plain = session._context.execute_async_v3
+
+    def enqueue(stream):
+        session._context.profiler.report_layer_time("double + relu", 0.25)
+        return plain(stream)
+
+    session._context.execute_async_v3 = enqueue
+    layer = {
+        "Name": "double + relu",
+        "LayerType": "CaskConvolution",
+        "TacticName": "sm87_int8",
+        "Outputs": [{"Format/Datatype": "Int8 NC/32HW32"}],
+        "Metadata": "[ONNX Layer: node_conv]\u001e[ONNX Layer: node_relu]",
+    }
+    session.placement = lambda: {"layers": [layer]}
+    found = session.profile(3)
+    assert len(found["whole_us"]) == 3
+    assert found["operators"] == [
+        {
+            "name": "double + relu",
+            "op": "CaskConvolution",
+            "us": [250.0] * 3,
+            "placed": "sm87_int8",
+            "precision": "Int8",
+            "from": ["node_conv", "node_relu"],
+        }
+    ]

@@ -90,6 +90,10 @@ class Worker:
         session = self._load(runner)
         if self.job["action"] == "run":
             self._run(session)
+        elif self.job["action"] == "profile":
+            from . import profiling
+
+            profiling.profile(self, session)
         else:
             from . import timing
 
@@ -108,6 +112,8 @@ class Worker:
         options["threads"] = int(options.get("threads") or 0) or usable_processors()
         if self.job.get("placement"):
             options["placement"] = True
+        if self.job["action"] == "profile":
+            options["profiling"] = True
         return options
 
     def _import(self) -> Any:

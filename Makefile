@@ -12,7 +12,7 @@ TEST_ENV := OMP_NUM_THREADS=1 ORT_DISABLE_TELEMETRY=1 HF_HUB_OFFLINE=1 TF_CPP_MI
 PYTEST   := $(TEST_ENV) $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-unit test-all lint format types imports package-tools docs bench-startup zoo-packages clean
+.PHONY: help venv demo test test-unit test-all lint format types imports package-tools package-tools-quiet docs bench-startup zoo-packages clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,13 +37,13 @@ demo: $(STAMP)  ## build, verify, benchmark and report the digits example
 
 # --- tests ------------------------------------------------------------------------------------------
 
-test: lint types imports  ## what CI runs: style, types, import rules, every test but the slow ones
+test: lint types imports package-tools-quiet  ## what CI runs: style, types, import rules, every test but the slow ones
 	$(PYTEST) -n $(JOBS) -m "not slow" tests
 
 test-unit: $(STAMP)  ## the tests without heavy imports (seconds)
 	$(PYTEST) -n $(JOBS) -m "not slow" tests/unit
 
-test-all: lint types imports  ## every test, the slow ones too
+test-all: lint types imports package-tools-quiet  ## every test, the slow ones too
 	$(PYTEST) -n $(JOBS) tests
 
 lint: $(STAMP)  ## ruff: rules and format
@@ -61,7 +61,10 @@ imports: $(STAMP)  ## the layering, by import-linter
 	$(PY) -c "from importlinter.cli import lint_imports; raise SystemExit(lint_imports())"
 
 package-tools:  ## install what the package tests need: Android packagers, Chromium, npm tools
-	bash tools/package_tools.sh
+	PYTHON=$(PYTHON) bash tools/package_tools.sh
+
+package-tools-quiet:  ## the same as far as this machine allows; tests that miss something skip with the reason
+	@PYTHON=$(PYTHON) bash tools/package_tools.sh --optional
 
 # --- upkeep -----------------------------------------------------------------------------------------
 

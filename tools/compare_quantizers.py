@@ -1,10 +1,16 @@
 """edgekit's INT8 against each runtime's own quantizer, on real weights, in one run.
 
     python tools/compare_quantizers.py [NETWORK…] [--runtime NAME]… [--limit N] [--out docs/quantizers.md]
+    python tools/compare_quantizers.py --only make --work DIR …   # the files and their figures
+    python tools/compare_quantizers.py --only time --work DIR …   # latencies, on a quiet machine, and the page
 
 Peers: ONNX Runtime's ``quantize_static``, NNCF for OpenVINO, litert-quantizer for LiteRT, each with several
 settings, of which the table shows the best by the network's own figure: the comparison favours the peer.
-A peer that is not installed is left out, and the table says so. Latencies are medians, taken in turns.
+NNCF and litert-quantizer are not among edgekit's packages: run this with the Python of an environment that has them
+beside edgekit's. A peer that is not installed is left out, and the page says so.
+
+Latency: every file of a row in turns, each time in a process of its own (see ``time_artifact.py``), in an order that
+rotates from round to round; the quickest round counts.
 """
 
 from __future__ import annotations
@@ -12,94 +18,43 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import json
 import os
-import statistics
+import subprocess
+import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from real_networks import DATA, NETWORKS, Inputs, Items, Network, agreement
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-from edgekit import catalog, export, graph, passes
-from edgekit.calibrate import Calibration, calibrate
-from edgekit.quantize import QuantizeOptions, quantize
-from edgekit.types import OnnxModel
-
-Run = Callable[[Inputs], np.ndarray]
-Peers = Mapping[str, Callable[[], Path]]
 ROOT = Path(__file__).resolve().parent.parent
-_TIMED = 30
+sys.path.insert(0, str(ROOT))  # the environment of the peers need not have edgekit installed
+
+from real_networks import DATA, NETWORKS, Inputs, Items, Network, agreement  # noqa: E402
+from time_artifact import RUNS  # noqa: E402
+
+from edgekit import catalog, export, graph, passes  # noqa: E402
+from edgekit.calibrate import Calibration, calibrate  # noqa: E402
+from edgekit.quantize import QuantizeOptions, quantize  # noqa: E402
+from edgekit.types import OnnxModel  # noqa: E402
+
+Peers = Mapping[str, Callable[[], Path]]
+_TIMED = 30  # runs a process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One artifact's figures."""
+    """One artifact's figures. ``file`` is relative to the folder of its network."""
 
     network: str
     runtime: str
     quantizer: str
     setting: str
+    file: str
     score: float
     snr: float
-    milliseconds: float
-
-
-# --- runtimes ----------------------------------------------------------------------------------------------
-
-
-def onnxruntime_run(path: Path) -> Run:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda inputs: session.run(None, inputs)[0]
-
-
-def openvino_run(path: Path) -> Run:
-    import openvino
-
-    properties = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = openvino.Core().compile_model(str(path), "CPU", properties)
-    return lambda inputs: compiled(inputs)[0]
-
-
-def litert_run(path: Path) -> Run:
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(str(path), num_threads=1)
-    interpreter.allocate_tensors()
-    runner = interpreter.get_signature_runner()
-
-    sources, results = runner.get_input_details(), runner.get_output_details()
-    (output,) = results
-
-    def run(inputs: Inputs) -> np.ndarray:
-        fed = {n: stored(a, sources[n]) for n, a in inputs.items()}
-        return real(runner(**fed)[output].copy(), results[output])
-
-    return run
-
-
-def stored(array: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
-    """A float array as a quantized input takes it; others as they are."""
-    if tensor["dtype"] == array.dtype.type:
-        return array
-    scale, zero = tensor["quantization"]
-    limits = np.iinfo(tensor["dtype"])
-    return np.clip(np.rint(array / scale) + zero, limits.min, limits.max).astype(tensor["dtype"])
-
-
-def real(array: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
-    """What a quantized output stands for."""
-    scale, zero = tensor["quantization"]
-    return (array.astype(np.float32) - zero) * np.float32(scale) if scale else array
+    milliseconds: float = float("nan")
 
 
 # --- peers: settings, and what makes the file of each -------------------------------------------------------
@@ -197,35 +152,40 @@ def compiled(model: Path, out: Path) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """How a runtime runs a file, which target is ours, and what its peers make."""
+    """Which target is ours, and what the runtime's peers make."""
 
     target: str
-    run: Callable[[Path], Run]
     peers: Callable[[Path, Network, Path], Peers]
 
 
 RUNTIMES = {
-    "onnxruntime": Runtime("ort-int8", onnxruntime_run, onnxruntime_peers),
-    "openvino": Runtime("openvino-int8", openvino_run, openvino_peers),
-    "litert": Runtime("tflite-int8", litert_run, litert_peers),
+    "onnxruntime": Runtime("ort-int8", onnxruntime_peers),
+    "openvino": Runtime("openvino-int8", openvino_peers),
+    "litert": Runtime("tflite-int8", litert_peers),
 }
 
 
 def main() -> None:
-    """Run the comparison and write the table."""
+    """Make, time, write the page: all of it, or the part asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=", ".join(NETWORKS))
     parser.add_argument("--runtime", action="append", choices=list(RUNTIMES))
     parser.add_argument("--limit", type=int, default=500, help="evaluation inputs at most")
+    parser.add_argument("--rounds", type=int, default=6, help="of timing")
+    parser.add_argument("--only", choices=("make", "time"))
+    parser.add_argument("--work", type=Path, help="where the files lie between making and timing")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "quantizers.md")
     options = parser.parse_args()
-    rows, missing = [], []
-    for key in options.networks:
-        network = NETWORKS[key]()
-        network = shortened(network, options.limit)
-        with tempfile.TemporaryDirectory() as folder:
-            rows += compare(network, options.runtime or list(RUNTIMES), Path(folder), missing)
-        options.out.write_text(table(rows, sorted(set(missing)), options.limit), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
+        if options.only != "time":
+            for key in options.networks:
+                make(key, work / key, options.runtime or list(RUNTIMES), options.limit)
+        if options.only != "make":
+            found = [timed(work / key, options.rounds) for key in options.networks]
+            missing = sorted({m for _, left_out in found for m in left_out})
+            rows = [row for timings, _ in found for row in timings]
+            options.out.write_text(table(rows, missing, options.limit), encoding="utf-8")
 
 
 def shortened(network: Network, limit: int) -> Network:
@@ -235,38 +195,46 @@ def shortened(network: Network, limit: int) -> Network:
     return dataclasses.replace(network, evaluation=network.evaluation[:limit])
 
 
-def compare(network: Network, runtimes: list[str], folder: Path, missing: list[str]) -> list[Row]:
-    """All rows of one network."""
+def make(key: str, folder: Path, runtimes: list[str], limit: int) -> None:
+    """Every quantizer's files of one network, and their figures in ``rows.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    network = shortened(NETWORKS[key](), limit)
+    np.savez(folder / "inputs.npz", **network.evaluation[0])
     model = passes.optimize(export.export(network.model, folder / "export.onnx"), folder / "optimized.onnx")
     shapes = {n: tuple(a.shape) for n, a in network.calibration[0].items()}
     if not all(i.is_static for i in model.inputs):
         model = passes.fix_shapes(model, shapes, folder / "model.onnx")
     samples = Items(network.calibration)
     calibration = calibrate(model, samples, out=folder / "calibration")
-    run = onnxruntime_run(model.path)
+    run = RUNS["onnxruntime"](model.path)
     reference = np.concatenate([run(i) for i in network.evaluation])
-    rows = []
+    rows: list[Row] = []
+    missing: list[str] = []
     for name in runtimes:
         files = ours(model, calibration, samples, RUNTIMES[name], folder)
         peers = made(name, RUNTIMES[name], (model.path, network, folder), missing)
         candidates = [("edgekit", *files), *(("peer", s, p) for s, p in peers)]
-        rows += measure(network, name, candidates, reference)
-    return rows
+        rows += [judged(network, name, candidate, reference) for candidate in candidates]
+    document = {"rows": [dataclasses.asdict(r) for r in rows], "missing": missing}
+    (folder / "rows.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
 def made(
     name: str, runtime: Runtime, source: tuple[Path, Network, Path], missing: list[str]
 ) -> list[tuple[str, Path]]:
     """The files of a runtime's peers; what is not installed or fails is told in the table."""
+    settings: Peers
     try:
         settings = runtime.peers(*source)
     except ImportError as error:
         missing.append(f"{name}: {error.name} is not installed")
         return []
     files = []
-    for setting, make in settings.items():
+    for setting, build in settings.items():
         try:
-            files.append((setting, make()))
+            files.append((setting, build()))
+        except ImportError as error:
+            missing.append(f"{name}: {error.name} is not installed")
         except Exception as error:  # noqa: BLE001 - a peer may fail in any way
             told = " ".join(str(error).split())[:120]
             missing.append(f"{source[1].name}, {setting}: {type(error).__name__}: {told}")
@@ -289,29 +257,46 @@ def ours(
     return f"auto: {', '.join((report.method, *report.corrections))}", path
 
 
-def measure(
-    network: Network, runtime: str, candidates: list[tuple[str, str, Path]], reference: np.ndarray
-) -> list[Row]:
-    """Score every candidate; time ours and the best peer in turns."""
-    runs = [(quantizer, setting, RUNTIMES[runtime].run(path)) for quantizer, setting, path in candidates]
-    times: list[list[float]] = [[] for _ in runs]
-    for i in range(_TIMED):
-        for (_, _, run), taken in zip(runs, times, strict=True):
-            start = time.perf_counter()
-            run(network.evaluation[i % len(network.evaluation)])
-            taken.append((time.perf_counter() - start) * 1e3)
-    rows = []
-    for (quantizer, setting, run), taken in zip(runs, times, strict=True):
-        outputs = np.concatenate([run(i) for i in network.evaluation])
-        noise = float(np.square(outputs.astype(np.float64) - reference).sum())
-        row = Row(
-            network=network.name, runtime=runtime, quantizer=quantizer, setting=setting,
-            score=network.score(outputs, reference), milliseconds=statistics.median(taken),
-            snr=10 * float(np.log10(np.square(reference, dtype=np.float64).sum() / max(noise, 1e-30))),
-        )  # fmt: skip
-        print(row, flush=True)
-        rows.append(row)
-    return rows
+def judged(network: Network, runtime: str, candidate: tuple[str, str, Path], reference: np.ndarray) -> Row:
+    """One file's score and SNR over the evaluation inputs."""
+    quantizer, setting, path = candidate
+    run = RUNS[runtime](path)
+    outputs = np.concatenate([run(i) for i in network.evaluation])
+    noise = float(np.square(outputs.astype(np.float64) - reference).sum())
+    row = Row(
+        network=network.name, runtime=runtime, quantizer=quantizer, setting=setting, file=path.name,
+        score=network.score(outputs, reference),
+        snr=10 * float(np.log10(np.square(reference, dtype=np.float64).sum() / max(noise, 1e-30))),
+    )  # fmt: skip
+    print(row, file=sys.stderr, flush=True)
+    return row
+
+
+def timed(folder: Path, rounds: int) -> tuple[list[Row], list[str]]:
+    """The rows of one network with their latencies, and what is missing among them."""
+    document = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
+    rows = [Row(**r) for r in document["rows"]]
+    found: list[Row] = []
+    for runtime in dict.fromkeys(r.runtime for r in rows):
+        mine = [r for r in rows if r.runtime == runtime]
+        best = dict.fromkeys(mine, float("inf"))
+        for turn in range(rounds):
+            place = turn % len(mine)
+            for row in (*mine[place:], *mine[:place]):
+                best[row] = min(best[row], latency(runtime, folder / row.file, folder / "inputs.npz"))
+        found += [dataclasses.replace(r, milliseconds=best[r]) for r in mine]
+        for row in found[-len(mine) :]:
+            print(f"{row.network} {runtime} {row.setting}: {row.milliseconds:.3f} ms", file=sys.stderr)
+    return found, document["missing"]
+
+
+def latency(runtime: str, file: Path, inputs: Path) -> float:
+    """Median milliseconds in a fresh process."""
+    script = Path(__file__).with_name("time_artifact.py")
+    argv = [sys.executable, str(script), runtime, str(file), str(inputs), str(_TIMED)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, env=environment)
+    return float(done.stdout.split()[-1])
 
 
 def table(rows: list[Row], missing: list[str], limit: int) -> str:
@@ -320,8 +305,8 @@ def table(rows: list[Row], missing: list[str], limit: int) -> str:
         "# INT8 quantizers compared", "",
         f"Made by `tools/compare_quantizers.py --limit {limit}` on real weights and inputs (the data sets are not part",
         "of the project). The score is top-1 agreement with float32 in percent; for MiniLM it is the change of SST-2",
-        "accuracy in points. Peers have several settings; the best by score is shown. Times are medians in ms, one",
-        "thread, taken in turns on a shared machine: compare within a row only.", "",
+        "accuracy in points. Peers have several settings; the best by score is shown. Times are in ms, one thread: a",
+        "file's quickest median over several rounds, a process of its own each: compare within a row only.", "",
         "| network | runtime | edgekit | SNR dB | ms | best peer | SNR dB | ms | peer's setting |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip

@@ -6,15 +6,21 @@ from pathlib import Path
 
 import click
 
+from edgekit.entropy import CODERS
+
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="The container; default ARTIFACT.ekz.")
 @click.option(
-    "--zstd", is_flag=True, help="Zstandard for what is no tensor: a quicker decoder, a larger file."
+    "--coder",
+    type=click.Choice(CODERS),
+    default=CODERS[0],
+    show_default=True,
+    help="adaptive: the smallest file; huffman: the quickest decoder; zstd: Zstandard, for comparison.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def pack(artifact: Path, out: Path | None, zstd: bool, as_json: bool) -> None:
+def pack(artifact: Path, out: Path | None, coder: str, as_json: bool) -> None:
     """Code ARTIFACT (a model file or a directory) without loss into a .ekz container.
 
     The container is decoded again before it appears, and compared byte for byte.
@@ -23,7 +29,7 @@ def pack(artifact: Path, out: Path | None, zstd: bool, as_json: bool) -> None:
     from edgekit.cli._output import print_json, size
 
     target = out if out is not None else artifact.with_name(artifact.name + ".ekz")
-    report = entropy.pack(artifact, target, zstd=zstd)
+    report = entropy.pack(artifact, target, coder=coder)
     if as_json:
         print_json(
             {
@@ -31,6 +37,7 @@ def pack(artifact: Path, out: Path | None, zstd: bool, as_json: bool) -> None:
                 "original_bytes": report.original,
                 "packed_bytes": report.packed,
                 "ratio": round(report.ratio, 4),
+                "coder": coder,
                 "tensors": report.tensors,
                 "encode_seconds": round(report.encode_seconds, 3),
                 "decode_seconds": round(report.decode_seconds, 3),
@@ -59,7 +66,7 @@ def unpack(
 ) -> None:
     """Restore what `edgekit pack` coded, bit for bit. Nothing in CONTAINER is executed."""
     from edgekit import entropy
-    from edgekit.cli._output import table
+    from edgekit.cli._output import size, table
 
     if listing:
         with entropy.open(container) as c:
@@ -73,7 +80,11 @@ def unpack(
         _write_tensor(container, tensor, out)
         return
     target = out if out is not None else container.with_suffix("")
-    click.echo(str(entropy.unpack(container, target, max_output=max_bytes)))
+    report = entropy.unpack(container, target, max_output=max_bytes)
+    click.echo(str(report.path))
+    click.echo(
+        f"{size(report.size)} in {report.seconds:.2f} s, {report.mb_per_second:.2f} MB/s, checked", err=True
+    )
 
 
 def _write_tensor(container: Path, name: str, out: Path | None) -> None:

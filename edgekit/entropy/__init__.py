@@ -1,8 +1,8 @@
 """Lossless coding of artifacts: ``.ekz`` containers, bit for bit the files that went in.
 
 :func:`pack` recognises the tensors inside ONNX, TFLite, OpenVINO and safetensors files and codes them
-with an adaptive context model; everything else goes through a general coder. Decoding needs Python and
-numpy only. The format is in docs/ekz.md.
+with an adaptive context model (or Huffman codes, or Zstandard); everything else goes through a general coder.
+Decoding needs Python and numpy only. The format is in docs/ekz.md.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.errors import ContainerError, SourceError, UsageError
+from edgekit.errors import ContainerError, SourceError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from edgekit.entropy.container import Container
 
-__all__ = ["PackReport", "open", "pack", "unpack"]
+__all__ = ["CODERS", "PackReport", "UnpackReport", "open", "pack", "unpack"]
+
+CODERS = ("adaptive", "huffman", "zstd")
+"""How tensors can be coded, from the smallest file to the quickest decoder that was there before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,20 +49,37 @@ class PackReport:
         return self.original / 1e6 / max(self.decode_seconds, 1e-9)
 
 
-def pack(path: Path, out: Path, *, zstd: bool = False) -> PackReport:
+@dataclass(frozen=True, kw_only=True)
+class UnpackReport:
+    """What :func:`unpack` did: where the result is, its bytes, and the seconds that decoding, checking and writing
+    took."""
+
+    path: Path
+    size: int
+    seconds: float
+
+    @property
+    def mb_per_second(self) -> float:
+        """10**6 bytes of the original a second."""
+        return self.size / 1e6 / max(self.seconds, 1e-9)
+
+
+def pack(path: Path, out: Path, *, coder: str = "adaptive") -> PackReport:
     """Pack a file or a directory into the container ``out``, then decode it and compare every byte.
 
-    ``zstd`` codes what is no tensor with Zstandard instead of LZMA and context mixing: a quicker decoder
-    that needs the package. Empty directories, permissions and times are not kept. Raises ``SourceError``
-    if ``path`` cannot be packed (missing, a link or special file inside).
+    ``coder``: ``adaptive`` (context model and rANS), the smallest; ``huffman``, which decodes at a hundred times the
+    speed; ``zstd``, Zstandard for everything, which needs its package to decode, too. Empty directories,
+    permissions and times are not kept. Raises ``SourceError`` if ``path`` cannot be packed (missing, a link or
+    special file inside), ``UnknownNameError`` for another coder.
     """
-    from edgekit.entropy import general, packing
+    from edgekit.entropy import packing
 
-    codecs = (general.Codec.ZSTD,) if zstd else (general.Codec.LZMA, general.Codec.MIXED)
+    if coder not in packing.CODERS:
+        raise UnknownNameError("coder", coder, packing.CODERS)
     begin = time.perf_counter()
     with ExitStack() as stack:
         files = {name: _map(stack, file) for name, file in _collect(path).items()}
-        data = packing.build(files, single=not path.is_dir(), codecs=codecs)
+        data = packing.build(files, single=not path.is_dir(), coder=packing.CODERS[coder])
         encoded = time.perf_counter()
         temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
         try:
@@ -81,7 +101,7 @@ def pack(path: Path, out: Path, *, zstd: bool = False) -> PackReport:
     )
 
 
-def unpack(path: Path, out: Path, *, max_output: int | None = None) -> Path:
+def unpack(path: Path, out: Path, *, max_output: int | None = None) -> UnpackReport:
     """Restore what was packed to ``out``: a file, or a directory that must not exist yet.
 
     Streams; nothing appears under ``out`` unless all of it was verified. ``max_output`` limits the total
@@ -93,6 +113,7 @@ def unpack(path: Path, out: Path, *, max_output: int | None = None) -> Path:
         raise UsageError(
             f"{out} is a directory that exists", hint="name a file or directory that does not exist"
         )
+    begin = time.perf_counter()
     temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
     with _opened(path, MAX_OUTPUT if max_output is None else max_output) as container:
         try:
@@ -104,7 +125,7 @@ def unpack(path: Path, out: Path, *, max_output: int | None = None) -> Path:
             temporary.replace(out)
         finally:
             _remove(temporary)
-    return out
+        return UnpackReport(path=out, size=container.index.total, seconds=time.perf_counter() - begin)
 
 
 def open(path: Path) -> Container:

@@ -76,14 +76,14 @@ def encode_group(parts: Sequence[Part], family: Family, mantissa: int, spread: f
     out = Writer()
     out.uint(family)
     buckets = (
-        _choose_octaves(magnitude, out) if family is Family.INTEGER else _binades(magnitude, mantissa, out)
+        write_octaves(magnitude, out) if family is Family.INTEGER else write_binades(magnitude, mantissa, out)
     )
     bucket = buckets.of(magnitude)
     histogram = np.bincount(bucket, minlength=buckets.count)
     tree = Tree.balanced(histogram)
     number = tree.number()
     out.blob(number.to_bytes((number.bit_length() + 7) // 8, "little"))
-    signs = _signs(magnitude, negative, buckets)
+    signs = signs_of(magnitude, negative, buckets)
     modelled = min(1, int(buckets.width.max()))
     out.uint(signs)
     out.uint(modelled)
@@ -106,7 +106,7 @@ def encode_group(parts: Sequence[Part], family: Family, mantissa: int, spread: f
         model.code(coder, g.plane, _values(g, bucket[here], negative[here], lead[here]))
         model.next_tensor()
     out.blob(coder.finish())
-    out.data += _pack_low(low, np.maximum(width - modelled, 0))
+    out.data += pack_low(low, np.maximum(width - modelled, 0))
     return bytes(out.data)
 
 
@@ -115,7 +115,7 @@ def decode_group(data: bytes | memoryview, elements: int) -> tuple[Ints, Ints]:
     if not 0 < elements <= MAX_ELEMENTS:
         raise malformed(f"a group of {elements} elements")
     r = Reader(data)
-    buckets = _read_buckets(r)
+    buckets = read_buckets(r)
     number = int.from_bytes(r.blob(4 * MAX_BUCKETS), "little")
     tree = Tree.from_number(buckets.count, number)
     signs = Signs(r.uint(2))
@@ -133,7 +133,7 @@ def decode_group(data: bytes | memoryview, elements: int) -> tuple[Ints, Ints]:
     coder.finish()
     bucket, negative, lead = (np.concatenate(a) for a in zip(*parts, strict=True))
     rest = np.maximum(buckets.width[bucket] - modelled, 0)
-    low = (lead << rest) | _unpack_low(r.take(r.left), rest)
+    low = (lead << rest) | unpack_low(r.take(r.left), rest)
     return buckets.low[bucket] + low, negative
 
 
@@ -141,7 +141,8 @@ def _values(g: _Geometry, bucket: Ints, negative: Ints, low: Ints) -> Values:
     return Values(bucket=g.to_plane(bucket), negative=g.to_plane(negative), low=g.to_plane(low))
 
 
-def _choose_octaves(magnitude: Ints, out: Writer) -> Buckets:
+def write_octaves(magnitude: Ints, out: Writer) -> Buckets:
+    """Integer buckets of least cost for these magnitudes, noted in ``out``."""
     top = int(magnitude.max(initial=0))
     best: tuple[float, int] | None = None
     for direct in (2, 4, 8, 16, 32, 64, 128, 256):
@@ -158,7 +159,8 @@ def _choose_octaves(magnitude: Ints, out: Writer) -> Buckets:
     return octaves(best[1], top)
 
 
-def _binades(magnitude: Ints, mantissa: int, out: Writer) -> Buckets:
+def write_binades(magnitude: Ints, mantissa: int, out: Writer) -> Buckets:
+    """Buckets of floats: two a binade, from the least to the largest there is, noted in ``out``."""
     shift = max(0, mantissa - 1)
     high = magnitude >> shift
     some = high[magnitude > 0]
@@ -168,7 +170,8 @@ def _binades(magnitude: Ints, mantissa: int, out: Writer) -> Buckets:
     return binades(shift, first, last)
 
 
-def _read_buckets(r: Reader) -> Buckets:
+def read_buckets(r: Reader) -> Buckets:
+    """What :func:`write_octaves` or :func:`write_binades` noted, behind the family. Raises ``ContainerError``."""
     if r.uint(1) == Family.INTEGER:
         direct = r.uint(8)
         if direct < 1:
@@ -180,7 +183,8 @@ def _read_buckets(r: Reader) -> Buckets:
     return binades(shift, first, last)
 
 
-def _signs(magnitude: Ints, negative: Ints, buckets: Buckets) -> Signs:
+def signs_of(magnitude: Ints, negative: Ints, buckets: Buckets) -> Signs:
+    """Which magnitudes have to carry their sign."""
     if not negative.any():
         return Signs.NONE
     if buckets.width[0] > 0 or negative[magnitude == 0].any():
@@ -244,12 +248,14 @@ def _read_geometry(r: Reader) -> _Geometry:
     return _Geometry(plane=Plane(rows=rows, columns=columns, kernel=kernel, lanes=lanes), pieces=pieces)
 
 
-def _pack_low(low: Ints, width: Ints) -> bytes:
+def pack_low(low: Ints, width: Ints) -> bytes:
+    """The ``width`` lowest bits of each number, plane by plane, the lowest bits of all first."""
     planes = [low[width > b] >> b & 1 for b in range(int(width.max(initial=0)))]
     return np.packbits(np.concatenate(planes).astype(np.uint8)).tobytes() if planes else b""
 
 
-def _unpack_low(data: memoryview, width: Ints) -> Ints:
+def unpack_low(data: memoryview, width: Ints) -> Ints:
+    """The inverse of :func:`pack_low`. Raises ``ContainerError`` unless ``data`` is exactly that."""
     total = int(width.sum())
     if len(data) != (total + 7) // 8:
         raise malformed("the low bits of a group have the wrong length")

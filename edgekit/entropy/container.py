@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from edgekit.entropy import general
-from edgekit.entropy.coding import decode_group
 from edgekit.entropy.forms import Form, ordered, pack_elements, ranks, unordered, unpack_elements, zero_index
+from edgekit.entropy.groups import decode as decode_group
 from edgekit.entropy.index import DIGEST, Index, TensorEntry
 from edgekit.entropy.wire import Reader, malformed
 from edgekit.errors import ContainerError, UnknownNameError
@@ -192,7 +192,7 @@ class Container:
             return self._decoded[number]
         block = self.index.groups[number]
         data = self._read(self._offsets[number], block.size, block.crc)
-        magnitude, negative = decode_group(data, block.raw)
+        magnitude, negative = decode_group(block.codec, data, block.raw)
         narrow = np.min_scalar_type(int(magnitude.max(initial=0)))
         self._decoded[number] = magnitude.astype(narrow), negative.astype(np.bool_)
         return self._decoded[number]

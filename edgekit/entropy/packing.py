@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekit.entropy import general
-from edgekit.entropy.coding import Family, Part, encode_group
+from edgekit.entropy.coding import Family, Part
 from edgekit.entropy.container import MAGIC
 from edgekit.entropy.forms import (
     DTYPES,
@@ -26,6 +26,8 @@ from edgekit.entropy.forms import (
     unpack_elements,
     zero_index,
 )
+from edgekit.entropy.groups import GroupCodec
+from edgekit.entropy.groups import encode as encode_group
 from edgekit.entropy.index import DIGEST, Block, FileEntry, Index, TensorEntry
 from edgekit.entropy.parse import Span, find_spans
 from edgekit.entropy.wire import Writer
@@ -41,6 +43,21 @@ _NEW_GROUP_BITS = 2400
 _MIN_ELEMENTS = 48
 _INLINE_UP_TO = 40_000
 _PROBE = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coder:
+    """What the user chooses: how tensors are coded, and how what is no tensor."""
+
+    group: GroupCodec
+    rest: tuple[general.Codec, ...]
+
+
+CODERS = {
+    "adaptive": Coder(group=GroupCodec.ADAPTIVE, rest=(general.Codec.LZMA, general.Codec.MIXED)),
+    "huffman": Coder(group=GroupCodec.HUFFMAN, rest=(general.Codec.LZMA,)),
+    "zstd": Coder(group=GroupCodec.ZSTD, rest=(general.Codec.ZSTD,)),
+}
 
 
 @dataclass(kw_only=True)
@@ -110,7 +127,7 @@ class _Known:
     palettes: dict[str, tuple[int, Ints]] = field(default_factory=dict)
 
 
-def build(files: Mapping[str, memoryview], *, single: bool, codecs: tuple[general.Codec, ...]) -> bytes:
+def build(files: Mapping[str, memoryview], *, single: bool, coder: Coder) -> bytes:
     """The container of ``files`` (relative name → contents)."""
     by_file = _usable_spans(files)
     groups = _Groups()
@@ -132,7 +149,7 @@ def build(files: Mapping[str, memoryview], *, single: bool, codecs: tuple[genera
         loose.append(bytes(data[at:]))
         digest = hashlib.sha256(data).digest()[:DIGEST]
         entries.append(FileEntry(path=path, size=len(data), digest=digest, tensors=count))
-    return _write(tuple(entries), tuple(tensors), groups.all, b"".join(loose), single, codecs)
+    return _write(tuple(entries), tuple(tensors), groups.all, b"".join(loose), single, coder)
 
 
 def _usable_spans(files: Mapping[str, memoryview]) -> dict[str, list[Span]]:
@@ -254,25 +271,26 @@ def _repetitive(raw: memoryview, patterns: Ints) -> bool:
 
 def _write(
     files: tuple[FileEntry, ...], tensors: tuple[TensorEntry, ...], groups: list[_Group], loose: bytes,
-    single: bool, codecs: tuple[general.Codec, ...],
+    single: bool, coder: Coder,
 ) -> bytes:  # fmt: skip
     spread = _spread(sum(g.elements for g in groups))
-    coded = [encode_group(g.parts, g.family, g.mantissa, spread) for g in groups]
+    coded = [encode_group(coder.group, g.parts, g.family, g.mantissa, spread=spread) for g in groups]
     inline = loose if len(loose) <= _INLINE_UP_TO else b""
     chunks = []
     for at in range(0, len(loose) - len(inline), general.MAX_CHUNK):
         raw = loose[at : at + general.MAX_CHUNK]
-        chunks.append((len(raw), *general.encode(raw, codecs)))
+        chunks.append((len(raw), *general.encode(raw, coder.rest)))
     index = Index(
         single=single,
         files=files,
         tensors=tensors,
         groups=tuple(
-            Block(raw=g.elements, size=len(c), crc=zlib.crc32(c)) for g, c in zip(groups, coded, strict=True)
+            Block(raw=g.elements, size=len(c), crc=zlib.crc32(c), codec=coder.group)
+            for g, c in zip(groups, coded, strict=True)
         ),
         chunks=tuple(Block(raw=n, size=len(c), crc=zlib.crc32(c), codec=codec) for n, codec, c in chunks),
     ).to_bytes()
-    codec, first = general.encode(index + inline, codecs)
+    codec, first = general.encode(index + inline, coder.rest)
     out = Writer()
     out.data += MAGIC
     for value in (codec, len(first), len(index) + len(inline), len(index)):

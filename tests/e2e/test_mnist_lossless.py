@@ -33,7 +33,7 @@ def test_reduced(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert result.error < 6.0
     assert result.ratio > 60
     assert result.packed == (tmp_path / "model.safetensors.ekz").stat().st_size
-    back = entropy.unpack(tmp_path / "model.safetensors.ekz", tmp_path / "back")
+    back = entropy.unpack(tmp_path / "model.safetensors.ekz", tmp_path / "back").path
     assert back.read_bytes() == (tmp_path / "model.safetensors").read_bytes()
     with entropy.open(tmp_path / "model.safetensors.ekz") as container:
         first = container["1.weight"]

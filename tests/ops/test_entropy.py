@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgekit import entropy
-from edgekit.entropy import general
+from edgekit.entropy import general, packing
 from edgekit.entropy.container import MAGIC
 from edgekit.entropy.wire import Reader, Writer
 from edgekit.errors import ContainerError, SourceError, UnknownNameError, UsageError
@@ -55,35 +55,48 @@ def weights(seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.fixture(scope="module", params=entropy.CODERS)
+def coder(request: pytest.FixtureRequest) -> str:
+    if request.param == "zstd":
+        pytest.importorskip("zstandard")
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+def packed(coder: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     folder = tmp_path_factory.mktemp("ekz")
     data = safetensors(weights())
     (folder / "m.safetensors").write_bytes(data)
-    entropy.pack(folder / "m.safetensors", folder / "m.ekz")
+    entropy.pack(folder / "m.safetensors", folder / "m.ekz", coder=coder)
     return folder / "m.ekz", data
 
 
-def roundtrip(folder: Path, name: str, data: bytes) -> int:
+def roundtrip(folder: Path, name: str, data: bytes, coder: str) -> int:
     source, out, back = folder / name, folder / "x.ekz", folder / "back"
     source.write_bytes(data)
     back.unlink(missing_ok=True)
-    report = entropy.pack(source, out)
+    report = entropy.pack(source, out, coder=coder)
     entropy.unpack(out, back)
     assert back.read_bytes() == data
     return report.packed
 
 
-def test_file_comes_back_bit_for_bit_and_smaller(packed: tuple[Path, bytes], tmp_path: Path) -> None:
+def test_file_comes_back_bit_for_bit_and_smaller(
+    packed: tuple[Path, bytes], coder: str, tmp_path: Path
+) -> None:
     path, data = packed
-    assert entropy.unpack(path, tmp_path / "out").read_bytes() == data
-    assert path.stat().st_size < len(zlib.compress(data, 9))
+    report = entropy.unpack(path, tmp_path / "out")
+    assert report.path.read_bytes() == data
+    assert report.size == len(data)
+    assert report.mb_per_second > 0
+    deflated = len(zlib.compress(data, 9))
+    assert path.stat().st_size < (deflated if coder == "adaptive" else 1.1 * deflated)
 
 
-def test_same_input_same_bytes(packed: tuple[Path, bytes], tmp_path: Path) -> None:
+def test_same_input_same_bytes(packed: tuple[Path, bytes], coder: str, tmp_path: Path) -> None:
     path, data = packed
     (tmp_path / "m.safetensors").write_bytes(data)
-    entropy.pack(tmp_path / "m.safetensors", tmp_path / "again.ekz")
+    entropy.pack(tmp_path / "m.safetensors", tmp_path / "again.ekz", coder=coder)
     assert (tmp_path / "again.ekz").read_bytes() == path.read_bytes()
 
 
@@ -112,7 +125,7 @@ def test_directory(tmp_path: Path) -> None:
     (source / "deep" / "er" / "manifest.json").write_text('{"a": 1}')
     (source / "empty").write_bytes(b"")
     entropy.pack(source, tmp_path / "a.ekz")
-    out = entropy.unpack(tmp_path / "a.ekz", tmp_path / "out")
+    out = entropy.unpack(tmp_path / "a.ekz", tmp_path / "out").path
     files = {p.relative_to(source): p.read_bytes() for p in source.rglob("*") if p.is_file()}
     assert {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()} == files
     with pytest.raises(UsageError):
@@ -149,7 +162,7 @@ def test_openvino_pair(tmp_path: Path) -> None:
     st.integers(0, 2**32 - 1),
 )
 def test_any_bit_pattern_survives(
-    tmp_path: Path, dtype: str, shape: list[int], few: bytes, seed: int
+    tmp_path: Path, coder: str, dtype: str, shape: list[int], few: bytes, seed: int
 ) -> None:
     """NaNs, subnormals, negative zeros, extremes: patterns drawn from a few bytes or from all."""
     kind = np.dtype(NAMES[dtype])
@@ -157,15 +170,15 @@ def test_any_bit_pattern_survives(
     rng = np.random.default_rng(seed)
     pool = np.frombuffer(few, np.uint8) if seed % 2 else np.arange(256, dtype=np.uint8)
     data = rng.choice(pool, size).astype(np.uint8).tobytes()
-    roundtrip(tmp_path, "m.safetensors", safetensors({"w": np.frombuffer(data, kind).reshape(shape)}))
+    roundtrip(tmp_path, "m.safetensors", safetensors({"w": np.frombuffer(data, kind).reshape(shape)}), coder)
 
 
 @quick
 @given(
     st.binary(max_size=400), st.sampled_from(["a.onnx", "a.tflite", "a.net", "a.safetensors", "a.xml", "a"])
 )
-def test_any_bytes_under_any_name_survive(tmp_path: Path, data: bytes, name: str) -> None:
-    roundtrip(tmp_path, name, data)
+def test_any_bytes_under_any_name_survive(tmp_path: Path, coder: str, data: bytes, name: str) -> None:
+    roundtrip(tmp_path, name, data, coder)
 
 
 @quick
@@ -213,7 +226,7 @@ def reseal(data: bytes, change: dict[int, int]) -> bytes:
 
 def test_reseal_itself_is_harmless(packed: tuple[Path, bytes], tmp_path: Path) -> None:
     (tmp_path / "x.ekz").write_bytes(reseal(packed[0].read_bytes(), {}))
-    assert entropy.unpack(tmp_path / "x.ekz", tmp_path / "out").read_bytes() == packed[1]
+    assert entropy.unpack(tmp_path / "x.ekz", tmp_path / "out").path.read_bytes() == packed[1]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -224,7 +237,7 @@ def test_a_hostile_index_is_refused(
     """Right checksums, wrong contents: a typed error or the same bytes, and nothing outside the folder."""
     (tmp_path / "bad.ekz").write_bytes(reseal(packed[0].read_bytes(), change))
     try:
-        out = entropy.unpack(tmp_path / "bad.ekz", tmp_path / "out")
+        out = entropy.unpack(tmp_path / "bad.ekz", tmp_path / "out").path
     except ContainerError:
         assert [p.name for p in tmp_path.iterdir()] == ["bad.ekz"]
     else:  # names and the kind of the container are not covered by a digest: the contents are
@@ -308,6 +321,13 @@ def test_zstd_pair(tmp_path: Path) -> None:
     assert general.decode(codec, coded, len(data)) == data
     with pytest.raises(ContainerError):
         general.decode(codec, coded, len(data) - 1)
+
+
+def test_the_coders_that_are_offered_are_those_that_there_are(tmp_path: Path) -> None:
+    assert tuple(packing.CODERS) == entropy.CODERS
+    (tmp_path / "a").write_bytes(b"a")
+    with pytest.raises(UnknownNameError, match="huffmann"):
+        entropy.pack(tmp_path / "a", tmp_path / "x.ekz", coder="huffmann")
 
 
 def test_missing_source(tmp_path: Path) -> None:

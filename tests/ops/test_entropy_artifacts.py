@@ -14,7 +14,7 @@ HAN = "squeezenet/compressed_SqueezeNet.net"
 
 def packed(source: Path, folder: Path) -> int:
     report = entropy.pack(source, folder / "x.ekz")
-    assert entropy.unpack(folder / "x.ekz", folder / "back").read_bytes() == source.read_bytes()
+    assert entropy.unpack(folder / "x.ekz", folder / "back").path.read_bytes() == source.read_bytes()
     return report.packed
 
 

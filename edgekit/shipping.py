@@ -6,10 +6,10 @@ The one path for a recipe's ``[ship]`` table and for the search under a budget: 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from edgekit import catalog, pipeline
 from edgekit.compress.recipes import Ship
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import torch
 
     from edgekit.types import Array
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,36 +129,46 @@ class Runnable:
         )
 
 
-def judged(metric: Any, model: TorchModel, runnable: Runnable, onnx: tuple[TensorSpec, ...]) -> float:
+class Judge(Generic[_T]):
     """A task's ``metric`` of files on their real runtime.
 
-    The metric wants a module, so it is called twice: with one that notes its inputs and answers as the original
-    does, then, after everything was run in one fresh process, with one that gives the runtime's answers.
-    ``onnx`` are the graph's inputs, which say whether it takes batches.
+    The metric wants a module, so it is called with a stand-in: once with one that answers as the original does
+    (``base`` is what that gave), then for all files twice: with one that notes its inputs, and, after everything was
+    run in one fresh process, with one that gives the runtime's answers.
     """
-    stand_in = _stand_in(model)
-    metric(stand_in)
-    units = {s.name: s.shape[0] if s.shape and isinstance(s.shape[0], int) else 0 for s in onnx}
-    calls = [list(_pieces(inputs, units)) for inputs in stand_in.noted]
-    settings = RunSettings(outputs=names(runnable.lowered.outputs), quantize=True, files=runnable.beside)
-    moved = runnable.lowered.channels_moved
-    with run_artifact(
-        runnable.backend,
-        runnable.main,
-        inputs=(runnable.fed(piece) for pieces in calls for piece in pieces),
-        options=runnable.lowered.runtime,
-        settings=settings,
-    ) as result:
-        rows = iter(Restored(result.outputs, moved))
-        stand_in.answers = [_joined([next(rows) for _ in pieces]) for pieces in calls]
-    return float(metric(stand_in))
+
+    def __init__(self, metric: Callable[[Any], _T], model: TorchModel) -> None:
+        self._metric, self._model = metric, model
+        first = _stand_in(model, ())
+        self.base = metric(first)
+        self._forms = tuple(first.forms)
+
+    def of(self, runnable: Runnable, onnx: tuple[TensorSpec, ...]) -> _T:
+        """The metric of ``runnable``. ``onnx`` are the graph's inputs, which say whether it takes batches."""
+        stand_in = _stand_in(self._model, self._forms)
+        self._metric(stand_in)
+        units = {s.name: s.shape[0] if s.shape and isinstance(s.shape[0], int) else 0 for s in onnx}
+        calls = [list(_pieces(inputs, units)) for inputs in stand_in.noted]
+        settings = RunSettings(outputs=names(runnable.lowered.outputs), quantize=True, files=runnable.beside)
+        moved = runnable.lowered.channels_moved
+        with run_artifact(
+            runnable.backend,
+            runnable.main,
+            inputs=(runnable.fed(piece) for pieces in calls for piece in pieces),
+            options=runnable.lowered.runtime,
+            settings=settings,
+        ) as result:
+            rows = iter(Restored(result.outputs, moved))
+            stand_in.answers = [_joined([next(rows) for _ in pieces]) for pieces in calls]
+        return self._metric(stand_in)
 
 
-def _stand_in(model: TorchModel) -> Any:
+def _stand_in(model: TorchModel, known: Sequence[Any]) -> Any:
     import torch
 
     class StandIn(torch.nn.Module):
-        """In the place of the model: first notes, then answers."""
+        """In the place of the model: first notes, then answers. ``known`` are the original's answers, call by call:
+        they need not be computed again, since only their form is wanted."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -168,8 +181,11 @@ def _stand_in(model: TorchModel) -> Any:
             if not self.answers:
                 inputs = dict(zip(model.example_inputs, args, strict=False)) | kwargs
                 self.noted.append({k: v.detach().cpu().numpy() for k, v in inputs.items()})
-                with torch.no_grad():
-                    self.forms.append(model.module(**inputs))
+                if len(self.forms) < len(known):
+                    self.forms.append(known[len(self.forms)])
+                else:
+                    with torch.no_grad():
+                        self.forms.append(model.module(**inputs))
                 return self.forms[-1]
             self.at += 1
             return _filled(self.forms[self.at - 1], self.answers[self.at - 1])

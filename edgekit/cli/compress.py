@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from edgekit.compress.points import Limits
     from edgekit.compress.recipes import Recipe
-    from edgekit.compress.search import Limits
     from edgekit.compressing import Compressed
     from edgekit.searching import Found
     from edgekit.shipping import Shipped
@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 @click.option("--time", "seconds", metavar="10m", help="How long to search (default: 10m).")
 @click.option("--trials", type=click.IntRange(min=1), help="How many recipes to try at most.")
 @click.option(
+    "--epochs",
+    type=click.FloatRange(min=0),
+    help="How long a recipe may train (default: an eighth of the time).",
+)
+@click.option(
     "--seed", type=click.IntRange(min=0), help="Seed of everything random (default: the recipe's, 0)."
 )
 @click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where to train.")
@@ -57,6 +62,7 @@ def compress(
     evaluate: str | None,
     seconds: str | None,
     trials: int | None,
+    epochs: float | None,
     seed: int | None,
     out: str | None,
     as_json: bool,
@@ -89,7 +95,7 @@ def compress(
         if recipe:
             _run(shop, opened, recipe, seed, as_json)
         elif budget:
-            _search(shop, opened, budget, parse_limits(seconds, trials, seed), as_json)
+            _search(shop, opened, budget, parse_limits(seconds, trials, seed, epochs), as_json)
         else:
             _analyze(shop, opened, as_json)
 
@@ -129,7 +135,8 @@ def _search(shop: Workshop, source: Source, budget: str, limits: Limits, as_json
                 "winner": found.point,
                 "metric": found.metric,
                 "base_metric": found.base_metric,
-                "unseen": {"base_metric": found.held_base, "drop": found.held_drop},
+                "seen": {"base_metric": found.base_metric, "drop": found.seen.value},
+                "unseen": {"base_metric": found.held_base, "drop": found.unseen.value},
                 "tried": len(found.points),
                 "front": found.front,
                 "rejected": found.rejected,
@@ -143,8 +150,9 @@ def _search(shop: Workshop, source: Source, budget: str, limits: Limits, as_json
     for line in found.rejected:
         click.echo(f"not confirmed: {line}", err=True)
     click.echo(
-        f"{found.metric} {found.base_metric:.4f}, drop {100 * found.point.drop:.2f} pt where the search looked and "
-        f"{100 * found.held_drop:.2f} pt where it did not; {found.shipped.size:,} bytes in {found.shipped.packed}; "
+        f"{found.metric} {found.base_metric:.4f}, drop {100 * found.seen.value:.2f} pt where the search looked and "
+        f"{100 * found.unseen.value:.2f} pt where it did not, at most {100 * found.point.bound:.2f} pt with the margin "
+        f"for chance; {found.shipped.size:,} bytes in {found.shipped.packed}; "
         f"again: edgekit compress {source.spec.text} --recipe {out / 'recipe.toml'}",
         err=True,
     )

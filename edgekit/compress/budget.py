@@ -1,4 +1,7 @@
-"""What a compressed model may cost: ``drop<=1pt,size<=300KB,latency<=5ms@pi5``."""
+"""What a compressed model may cost: ``drop<=1pt,size<=300KB,latency<=5ms@pi5``.
+
+``drop<=1pt@95%`` says how sure it has to be: the bound of the drop's interval at that confidence is what is compared.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,9 @@ _SIZES = {
     "gib": 1024**3,
 }
 _TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+CONFIDENCE = 0.9
+"""How sure it is by default that the drop holds on other data of the same kind."""
+
 _HINT = (
     "for example --budget 'drop<=1pt,size<=300KB,latency<=5ms@pi5'; each part may be left out, but not all"
 )
@@ -26,10 +32,12 @@ _HINT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Limits; ``None`` is no limit. ``drop`` is of the metric (0 to 1), ``size`` in bytes of the packed model,
-    ``latency_ms`` the median on ``device``."""
+    """Limits; ``None`` is no limit. ``drop`` is of the metric (0 to 1) and held with ``confidence`` (0.5: as
+    measured, without a margin for chance), ``size`` in bytes of the packed model, ``latency_ms`` the median on
+    ``device``."""
 
     drop: float | None = None
+    confidence: float = CONFIDENCE
     size: int | None = None
     latency_ms: float | None = None
     device: str = "local"
@@ -50,7 +58,8 @@ class Budget:
         return all(x <= 1e-9 for x in self.excess(drop, size, latency_ms))
 
     def __str__(self) -> str:
-        parts = [] if self.drop is None else [f"drop<={100 * self.drop:g}pt"]
+        sure = "" if self.confidence == CONFIDENCE else f"@{100 * self.confidence:g}%"
+        parts = [] if self.drop is None else [f"drop<={100 * self.drop:g}pt{sure}"]
         parts += [] if self.size is None else [f"size<={self.size}B"]
         parts += [] if self.latency_ms is None else [f"latency<={self.latency_ms:g}ms@{self.device}"]
         return ",".join(parts)
@@ -69,12 +78,23 @@ def parse(text: str) -> Budget:
     if not given:
         raise ConfigError("the budget is empty", hint=_HINT)
     latency, _, device = given.get("latency", "").partition("@")
+    drop, _, sure = given.get("drop", "").partition("@")
     return Budget(
-        drop=parse_fraction(given["drop"], what="drop") if "drop" in given else None,
+        drop=parse_fraction(drop, what="drop") if "drop" in given else None,
+        confidence=_confidence(sure) if sure else CONFIDENCE,
         size=round(_quantity(given["size"], _SIZES, "size")) if "size" in given else None,
         latency_ms=_quantity(latency, _TIMES, "latency") if latency else None,
         device=device.strip() or "local",
     )
+
+
+def _confidence(text: str) -> float:
+    found = parse_fraction(text, what="confidence")
+    if not 0.5 <= found < 1:
+        raise ConfigError(
+            f"a confidence of {text.strip()}", hint="50% (no margin) to below 100%, for example drop<=1pt@95%"
+        )
+    return found
 
 
 def parse_seconds(text: str) -> float:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgekit import usercode
-from edgekit.compress import dataset, scoring
+from edgekit.compress import dataset, margin, scoring
 from edgekit.compress.dataset import Batch, Dataset
 from edgekit.compress.step import Scalar, options
 from edgekit.compress.train import Task
@@ -248,7 +248,33 @@ class DataTask:
             raise UnknownNameError("output", name, found)
         return found[name]
 
+    def judge(self, model: torch.nn.Module, *, held: bool = False) -> margin.Score:
+        """The metric on the evaluation data (``held``: on what was held out) and without each part of it."""
+        import torch
+
+        data = self.held if held else self.evaluation
+        if data is None:
+            raise UsageError("no data was held out", hint="see split()")
+        outputs, labels = self._answers(model, data)
+        part = torch.tensor(margin.members(len(data)))
+        rows = torch.split(part, [len(o) for o in outputs])
+        kept = [[r != p for r in rows] for p in range(int(part.max()) + 1)]
+        without = [
+            self.kind.score(
+                [o[k] for o, k in zip(outputs, keep, strict=True) if k.any()],
+                [x[k] for x, k in zip(labels, keep, strict=True) if k.any()],
+            )
+            for keep in (kept if len(kept) > 1 else ())
+        ]
+        return margin.Score(value=self.kind.score(outputs, labels), without=tuple(without))
+
     def _metric(self, model: torch.nn.Module, data: Dataset) -> float:
+        return self.kind.score(*self._answers(model, data))
+
+    def _answers(
+        self, model: torch.nn.Module, data: Dataset
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Outputs and labels, batch by batch."""
         import torch
 
         outputs, labels = [], []
@@ -259,7 +285,7 @@ class DataTask:
                 outputs.append(self.outputs(model, moved).cpu())
                 assert batch.labels is not None
                 labels.append(batch.labels)
-        return self.kind.score(outputs, labels)
+        return outputs, labels
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from edgekit.compress.budget import Budget
 from edgekit.compress.cluster import Cluster
 from edgekit.compress.prune import Prune
 from edgekit.compress.recipes import Ship
-from edgekit.compress.search import Candidate, Journal, Limits, Point, Search, front, ranked
+from edgekit.compress.points import Candidate, Journal, Limits, Point, Setup, front, ranked
+from edgekit.compress.search import Search
 from edgekit.compress.space import methods
 from edgekit.compress.step import options
 from edgekit.errors import ConfigError, EdgekitError, UnknownNameError, UsageError
@@ -128,14 +129,14 @@ class World:
                 size *= 0.1 + step.values / 300
         if candidate.target == "int8":
             drop, size = drop + 0.002, size * 0.6
-        return Point(line=candidate.line, target=candidate.target, drop=drop, size=round(size))
+        return Point(line=candidate.line, target=candidate.target, drop=drop, size=round(size), seconds=1.0)
 
 
 def searched(
     tmp_path: Path, world: World, *, trials: int = 60, seed: int = 0, budget: Budget | None = None
 ) -> tuple[list[tuple[Candidate, Point]], Search]:
     found = tuple(m for m in methods(max_epochs=1.0) if m.name in ("prune", "cluster"))
-    journal = Journal(tmp_path / "j.jsonl", {"search": "x", "seed": seed}, lambda: 1.0)
+    journal = Journal(tmp_path / "j.jsonl", {"search": "x", "seed": seed}, lambda: Setup(epochs=1.0))
     search = Search(
         found,
         ["fp32", "int8"],
@@ -189,11 +190,11 @@ def test_a_torn_or_foreign_journal_is_not_believed(tmp_path: Path) -> None:
     searched(tmp_path, world, trials=5)
     path = tmp_path / "j.jsonl"
     path.write_text(path.read_text()[:-20])
-    assert len(Journal(path, {"search": "x", "seed": 0}, lambda: 9.0).known) == 4
-    assert Journal(path, {"search": "x", "seed": 0}, lambda: 9.0).epochs == 1.0
-    other = Journal(path, {"search": "y", "seed": 0}, lambda: 9.0)
+    assert len(Journal(path, {"search": "x", "seed": 0}, lambda: Setup(epochs=9.0)).known) == 4
+    assert Journal(path, {"search": "x", "seed": 0}, lambda: Setup(epochs=9.0)).setup.epochs == 1.0
+    other = Journal(path, {"search": "y", "seed": 0}, lambda: Setup(epochs=9.0))
     assert not other.known
-    assert json.loads(path.read_text()) == {"search": "y", "seed": 0, "epochs": 9.0}
+    assert json.loads(path.read_text())["setup"]["epochs"] == 9.0
     assert (tmp_path / "j.old.jsonl").is_file()
 
 

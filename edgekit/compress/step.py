@@ -227,18 +227,14 @@ def forward(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
 def measure(model: torch.nn.Module, context: Context) -> Size:
     """Size and quality. MACs need example inputs, the metric a task."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
+
+    from edgekit.compress import counting
 
     weights = list(model.state_dict().values())
-    macs = 0
-    if context.example_inputs:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            forward(model, context.example_inputs)
-        macs = counter.get_total_flops() // 2
     return Size(
         parameters=sum(p.numel() for p in model.parameters()),
         nonzero=sum(int(torch.count_nonzero(p)) for p in model.parameters()),
-        macs=macs,
+        macs=counting.count(model, context.example_inputs),
         bytes=sum(w.numel() * w.element_size() for w in weights),
         metric=context.task.metric(model) if context.task is not None else None,
     )

@@ -94,11 +94,11 @@ _CIFAR = ROOT / "examples" / "cifar_prune_quantize"
 
 
 @functools.cache
-def _objects() -> Any:
+def _objects(train: int = 20_000) -> Any:
     sys.path.insert(0, str(_CIFAR))
     from cifar import objects
 
-    return objects(DATA, CACHE / "cifar10.npz", train=20_000)
+    return objects(DATA, CACHE / "cifar10.npz", train=train)
 
 
 def resnet20() -> TorchModel:
@@ -109,7 +109,7 @@ def resnet20() -> TorchModel:
     from edgekit.compress.train import Training, fit
 
     tuning = Training(epochs=2.0, rate=0.02, optimizer="sgd", weight_decay=5e-4)
-    model = _kept("resnet20", published(DATA), lambda m: fit(m, _objects(), tuning, seed=0))
+    model = _kept("resnet20", published(DATA), lambda m: fit(m, _objects(50_000), tuning, seed=0))
     return TorchModel(
         module=model, example_inputs={"image": torch.zeros(1, 3, 32, 32)}, dynamic_axes={"image": {0: "n"}}
     )

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from edgekit.errors import BackendError, ToolMissingError, UnsupportedError
 from edgekit.package import android_contract, maven, readme, sbom, templates, writing
 from edgekit.package.contents import Content, Contents
+from edgekit.package.coordinates import camel_case
 from edgekit.package.descriptor import Descriptor
 
 _DTYPES = frozenset({"float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"})
@@ -85,8 +86,7 @@ def coordinates(described: Descriptor) -> maven.Coordinates:
 
 def class_name(described: Descriptor) -> str:
     """``com.example.hand_digits`` gives ``HandDigitsModel``."""
-    words = described.name.rsplit(".", 1)[1].split("_")
-    return "".join(w[:1].upper() + w[1:] for w in words) + "Model"
+    return camel_case(described.name.rsplit(".", 1)[1]) + "Model"
 
 
 def asset_folder(described: Descriptor) -> str:

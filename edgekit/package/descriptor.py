@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from edgekit.errors import SourceError, UsageError
+from edgekit.errors import SourceError
+from edgekit.package import coordinates
 from edgekit.preprocessing import Preprocessing
 from edgekit.structure import structure
 from edgekit.types import Gate, Option, Precision, TensorSpec
 
 SCHEMA_VERSION = 1
 FILE_NAME = "edgekit.json"
-
-_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
-_VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?")
-_RESERVED = re.compile(
-    "abstract|assert|boolean|break|byte|case|catch|char|class|const|continue|default|do|double|else|enum|"
-    "extends|false|final|finally|float|for|goto|if|implements|import|instanceof|int|interface|long|native|"
-    "new|null|package|private|protected|public|return|short|static|strictfp|super|switch|synchronized|this|"
-    "throw|throws|transient|true|try|void|volatile|while"
-)
-"""Words of Java, which no part of an Android package name may be."""
 
 TOLERANCES: Mapping[str, Mapping[str, float]] = {
     # The same float32 arithmetic in another order of summation; accelerators compute in float16.
@@ -56,15 +46,9 @@ class PackageSpec:
     allow_failed: bool = False
 
     def __post_init__(self) -> None:
-        bad = [part for part in self.name.split(".") if _RESERVED.fullmatch(part)]
-        if not _NAME.fullmatch(self.name) or bad or len(self.name) > 200:
-            why = f" ({', '.join(bad)} is a reserved word)" if bad else ""
-            raise UsageError(
-                f"{self.name!r} is no valid package id{why}",
-                hint="two or more parts of lower-case letters, digits and _, such as com.example.digits",
-            )
-        if not _VERSION.fullmatch(self.version):
-            raise UsageError(f"{self.version!r} is no version", hint="three numbers, such as 1.0.0")
+        coordinates.check_name(self.name)
+        coordinates.check_version(self.version)
+        coordinates.check_license(self.license)
 
     @property
     def short_name(self) -> str:

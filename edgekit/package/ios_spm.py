@@ -13,6 +13,7 @@ from pathlib import Path
 from edgekit.errors import UnsupportedError
 from edgekit.package import readme, sbom, templates, writing
 from edgekit.package.contents import Content, Contents
+from edgekit.package.coordinates import camel_case
 from edgekit.package.descriptor import Descriptor
 from edgekit.preprocessing import Preprocessing
 from edgekit.types import TensorSpec
@@ -70,8 +71,7 @@ def write(contents: Contents, out: Path) -> None:
 
 def module_name(described: Descriptor) -> str:
     """``com.example.hand_digits`` gives ``HandDigits``."""
-    words = described.name.rsplit(".", 1)[1].split("_")
-    return "".join(w[:1].upper() + w[1:] for w in words)
+    return camel_case(described.name.rsplit(".", 1)[1])
 
 
 def c_prefix(described: Descriptor) -> str:

@@ -26,27 +26,77 @@ def spec(**fields: str) -> PackageSpec:
         "com.Example.x",
         "com..x",
         "com.1x",
-        "com.example.class",
         "com/example",
         "com.x y",
         "../com.x",
+        "com.x\n",
+        "com.exämple",
+        "com.example.x-y",
         "",
+        "com." + "x" * 200,
     ],
 )
-def test_invalid_package_ids_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="package id"):
+def test_ids_of_another_form_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="no valid package id"):
         spec(name=name)
 
 
-@pytest.mark.parametrize("version", ["1", "1.0", "01.0.0", "v1.0.0", "1.0.0/..", ""])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("com.example.class", "class is a reserved word of Java"),
+        ("com.native.digits", "native is a reserved word of Java"),
+        ("com.example.aux", "Windows reserves"),
+        ("java.digits", "belongs to the platform"),
+        ("android.digits", "belongs to the platform"),
+        ("favicon.ico", "npm"),
+        ("com.example.self", "Swift module Self"),
+        ("com.example.foundation", "Swift module Foundation"),
+    ],
+)
+def test_ids_that_a_platform_keeps_for_itself_are_refused(name: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        spec(name=name)
+
+
+def test_an_id_that_is_nearly_one_comes_with_what_it_could_be() -> None:
+    with pytest.raises(UsageError) as raised:
+        spec(name="com.Example.Hand-Digits")
+    assert "com.example.hand_digits?" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    "version",
+    [
+        "1",
+        "1.0",
+        "01.0.0",
+        "v1.0.0",
+        "1.0.0/..",
+        "",
+        "1.0.0-",
+        "1.0.0-01",
+        "1.0.0-a..b",
+        "1.0.0+5",
+        "1.0.0\n",
+    ],
+)
 def test_invalid_versions_are_refused(version: str) -> None:
     with pytest.raises(UsageError, match="version"):
         spec(version=version)
 
 
+@pytest.mark.parametrize("license_", ['MIT", system("x")', "MIT\nx", "<b>", "-x", "a'b"])
+def test_what_is_no_license_expression_is_refused(license_: str) -> None:
+    with pytest.raises(UsageError, match="SPDX"):
+        spec(license=license_)
+
+
 def test_valid_ids() -> None:
     assert spec(name="org.acme_1.net2").short_name == "net2"
-    assert spec(version="1.2.3-beta.1").version == "1.2.3-beta.1"
+    for version in ("1.2.3-beta.1", "0.0.0", "10.20.30-rc-1", "1.0.0-0a"):
+        assert spec(version=version).version == version
+    assert spec(license="(MIT OR Apache-2.0) AND LicenseRef-Own:x").license
 
 
 def artifact(backend: str = "acme") -> Artifact:

@@ -8,15 +8,16 @@ import click
 
 if TYPE_CHECKING:
     from edgekit.devices.checkup import Checkup
+    from edgekit.devices.prepare import Plan
 
 
 @click.group(invoke_without_command=True)
 @click.pass_context
 def devices(ctx: click.Context) -> None:
-    """List, add and check the devices that artifacts are verified and measured on.
+    """List, add, check and prepare the devices that artifacts are verified and measured on.
 
     A device is a machine that you reach with ssh, by the same name: your ~/.ssh/config, agent, ProxyJump
-    and known_hosts count. Nothing is installed there; what is copied there is removed again.
+    and known_hosts count. What is copied there is removed again; only prepare installs, and asks first.
     """
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_)
@@ -105,6 +106,74 @@ def check_(names: tuple[str, ...], as_json: bool) -> None:
             _show(seen)
     if any(seen.error for seen in found):
         raise click.exceptions.Exit(7)
+
+
+@devices.command()
+@click.argument("name")
+@click.option("--backend", "-b", "backends", multiple=True, help="Which runtimes (default: its kind's).")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--remove", is_flag=True, help="Take away what was installed before.")
+@click.option("--dry-run", is_flag=True, help="Show what would be installed.")
+def prepare(name: str, backends: tuple[str, ...], yes: bool, remove: bool, dry_run: bool) -> None:
+    """Install runtimes on a device, into a folder of edgekit's own in the user's home.
+
+    The wheels that fit its Python, C library and processor are found here and sent; the device needs neither
+    pip nor a network, and its own packages stay as they are.
+    """
+    from pathlib import Path
+
+    from edgekit.devices import catalogue
+    from edgekit.devices.connect import connect
+    from edgekit.devices.prepare import Preparation, scratch
+
+    device = catalogue.device(name)
+    with connect(device) as transport, scratch() as folder:
+        work = Preparation(device=device, transport=transport, folder=Path(folder))
+        if remove:
+            for backend in work.remove(backends):
+                click.echo(f"{backend} was taken away")
+            return
+        plan = work.plan(backends)
+        _show_plan(plan)
+        if not plan.resolved or dry_run:
+            return
+        if not yes:
+            _ask(f"Install on {name}?")
+        for seen in work.install(plan):
+            click.echo(f"{seen.backend:13} {_versions(seen.versions)}")
+
+
+def _show_plan(plan: Plan) -> None:
+    from edgekit.cli._output import size, table
+
+    for backend in plan.unchanged:
+        click.echo(f"{backend} is there already")
+    rows = [
+        (r.backend, w.name, w.version, size(w.path.stat().st_size), w.sha256[:16])
+        for r in plan.resolved
+        for w in r.wheels
+    ]
+    if rows:
+        whole = sum(w.unpacked for r in plan.resolved for w in r.wheels)
+        title = f"{plan.device}: {size(whole)} into {plan.root}/{plan.python.tag}"
+        table(title, ("for", "wheel", "version", "size", "sha256"), rows)
+    for resolved in plan.resolved:
+        for package in resolved.own:
+            click.echo(f"{resolved.backend}: no wheel of {package} fits; the device's own is used")
+
+
+def _ask(question: str) -> None:
+    """Ask; where nobody can answer, nothing is done."""
+    from edgekit.errors import UsageError
+
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort as error:
+        raise UsageError(
+            "nobody answered, so nothing was installed", hint="agree beforehand: --yes"
+        ) from error
+    if not agreed:
+        raise click.Abort
 
 
 @devices.command()

@@ -53,19 +53,20 @@ def check(device: Device, backends: Sequence[str] = BACKENDS) -> Checkup:
     try:
         with connect(device) as transport, tempfile.TemporaryDirectory(prefix="edgekit-check-") as folder:
             seen = look(transport, send_agent(transport, pack(backends[0]), Path(folder)))
-            runtimes = tuple(_runtime(transport, backend, Path(folder)) for backend in backends)
+            runtimes = tuple(probe(transport, backend, Path(folder)) for backend in backends)
     except DeviceError as error:
         return Checkup(device=device.name, error=error.message, hint=error.hint)
     return Checkup(device=device.name, facts=seen.facts, state=seen.state, runtimes=runtimes)
 
 
-def _runtime(transport: Transport, backend: str, folder: Path) -> RuntimeCheck:
+def probe(transport: Transport, backend: str, folder: Path) -> RuntimeCheck:
+    """Import one runtime there and ask whether it can be used; ``folder`` is scratch space here."""
     agent = send_agent(transport, pack(backend), folder)
     argv = [transport.python, str(agent)]
     try:
         result = run_job(transport, backend, argv, {"action": "probe"}, Transcript(), 120)
     except (MissingExtraError, NotRunnableError, BackendError) as error:
         return RuntimeCheck(backend=backend, problem=error.message, hint=error.hint)
-    probe = result["probe"]
-    why = "" if probe.get("usable") else str(probe.get("why_not", "it cannot be used"))
+    told = result["probe"]
+    why = "" if told.get("usable") else str(told.get("why_not", "it cannot be used"))
     return RuntimeCheck(backend=backend, versions=result["versions"], problem=why)

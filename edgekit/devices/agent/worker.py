@@ -120,8 +120,9 @@ class Worker:
         self.phase("import")
         start = time.perf_counter_ns()
         try:
-            from . import runner  # type: ignore[attr-defined]  # put beside this module when packed
+            from . import runner, runtimes  # type: ignore[attr-defined]  # put beside this module when packed
 
+            runtimes.use(getattr(runner, "EXTRA", ""))
             versions = runner.versions()
         except ImportError as error:
             raise JobError("missing", str(error)) from error

@@ -1,0 +1,164 @@
+"""``edgekit devices prepare``: runtimes onto a device, into a folder of their own.
+
+The wheels are found here (:mod:`edgekit.devices.wheels`), sent and unpacked there by the device's Python; its own
+packages are left as they are, and nothing is done before :class:`Plan` was shown and agreed to.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.devices.catalogue import kinds
+from edgekit.devices.checkup import probe
+from edgekit.devices.connect import send_agent
+from edgekit.devices.job import Transcript
+from edgekit.devices.pack import pack
+from edgekit.devices.process import Patience
+from edgekit.devices.wheels import CANDIDATES, Interpreter, Resolved, resolve
+from edgekit.errors import DeviceError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from edgekit.devices.checkup import RuntimeCheck
+    from edgekit.devices.transport import Transport
+    from edgekit.types import Device
+
+_INSTALL_S = 900.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What would be installed where. ``unchanged`` names backends that are there already, the same files."""
+
+    device: str
+    root: str
+    python: Interpreter
+    resolved: tuple[Resolved, ...]
+    unchanged: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True)
+class Preparation:
+    """One device over an open connection: :meth:`plan`, then :meth:`install`."""
+
+    device: Device
+    transport: Transport
+    folder: Path
+    _description: Mapping[str, Any] = field(default_factory=dict)
+
+    def plan(self, backends: Sequence[str] = ()) -> Plan:
+        """Find wheels for ``backends`` (default: what is worth using on this kind of device).
+
+        Raises what :func:`edgekit.devices.wheels.resolve` does, and :class:`UsageError` for this machine.
+        """
+        if not self.transport.remote:
+            raise UsageError(
+                "this machine is not prepared by edgekit",
+                hint="install the extras: pip install 'edgekit-deploy[tflite,openvino]'",
+            )
+        self._description = self._ask({"action": "describe"})
+        python = interpreter(self.device.name, self._description)
+        chosen = tuple(backends) or default_backends(self.device)
+        found = tuple(resolve(backend, python, self.folder) for backend in dict.fromkeys(chosen))
+        same = tuple(r.backend for r in found if self._is_there(r))
+        return Plan(
+            device=self.device.name,
+            root=str(self._description["root"]),
+            python=python,
+            resolved=tuple(r for r in found if r.backend not in same),
+            unchanged=same,
+        )
+
+    def install(self, plan: Plan) -> tuple[RuntimeCheck, ...]:
+        """Send, unpack, and import each runtime there; one that cannot be imported is taken away again.
+
+        Raises :class:`DeviceError`.
+        """
+        return tuple(self._one(resolved) for resolved in plan.resolved)
+
+    def remove(self, backends: Sequence[str]) -> tuple[str, ...]:
+        """Take runtimes away; returns which were there (of ``backends``, or all)."""
+        prepared = self._ask({"action": "describe"})["prepared"]
+        chosen = [b for b in (backends or prepared) if b in prepared]
+        for backend in chosen:
+            self._ask({"action": "remove", "backend": backend})
+        return tuple(chosen)
+
+    def _one(self, resolved: Resolved) -> RuntimeCheck:
+        wheels = [
+            {
+                "path": str(self.transport.put(w.path, f"wheels/{w.path.name}")),
+                "name": w.name,
+                "version": w.version,
+                "sha256": w.sha256,
+            }
+            for w in resolved.wheels
+        ]
+        unpacked = sum(w.unpacked for w in resolved.wheels)
+        request = {"action": "install", "backend": resolved.backend, "wheels": wheels, "unpacked": unpacked}
+        self._ask(request)
+        seen = probe(self.transport, resolved.backend, self.folder)
+        if not seen.versions:
+            self._ask({"action": "remove", "backend": resolved.backend})
+            raise DeviceError(
+                f"{resolved.backend} was installed on {self.device.name} and cannot be imported: {seen.problem}",
+                hint="it was taken away again; the processor may lack instructions that the wheels need",
+            )
+        return seen
+
+    def _is_there(self, resolved: Resolved) -> bool:
+        prepared = self._description["prepared"].get(resolved.backend, [])
+        return {w["sha256"] for w in prepared} == {w.sha256 for w in resolved.wheels}
+
+    def _ask(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        agent = send_agent(self.transport, pack("onnxruntime"), self.folder)
+        transcript = Transcript()
+        completed = self.transport.run(
+            [self.transport.python, str(agent), "installer"],
+            stdin=json.dumps(request).encode() + b"\n",
+            on_line=transcript.line,
+            patience=Patience(whole=_INSTALL_S),
+        )
+        if transcript.result is not None:
+            return transcript.result
+        said = (transcript.error or {}).get("message") or completed.stderr.strip()[-500:] or "no answer"
+        hint = "run it again; if it stays so, report it"
+        if (transcript.error or {}).get("errno") in (13, 28, 30, 122):
+            hint = "make room there, or name another folder: EDGEKIT_RUNTIMES in the user's environment there"
+        raise DeviceError(f"{self.device.name}: {request['action']} failed: {said}", hint=hint)
+
+
+def interpreter(device: str, description: Mapping[str, Any]) -> Interpreter:
+    """What the device says of its Python. Raises :class:`DeviceError` if no wheels are made for such a one."""
+    if description["implementation"] != "cpython" or not description["libc"]:
+        raise DeviceError(
+            f"{device} has a Python that wheels do not fit: {description['implementation']}, "
+            f"C library {description['libc'] or 'unknown'}",
+            hint="use CPython on glibc or musl there",
+        )
+    version, libc = description["version"], description["libc_version"]
+    return Interpreter(
+        version=(int(version[0]), int(version[1]), int(version[2])),
+        machine=str(description["machine"]),
+        libc=str(description["libc"]),
+        libc_version=(int(libc[0]), int(libc[1])),
+        packages={str(k): str(v) for k, v in description["packages"].items()},
+    )
+
+
+def default_backends(device: Device) -> tuple[str, ...]:
+    """Those of the device's kind that come as wheels."""
+    kind = kinds().get(str(device.options.get("kind", "")))
+    worth = kind.backends if kind is not None else ()
+    return tuple(b for b in worth if b in CANDIDATES) or ("tflite", "onnxruntime")
+
+
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """Where the wheels lie until they are sent."""
+    return tempfile.TemporaryDirectory(prefix="edgekit-wheels-")

@@ -7,6 +7,7 @@ steady state are kept apart, raw samples are kept, and what else the machine did
 
 from __future__ import annotations
 
+import json
 import statistics as stdlib
 import tempfile
 import threading
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +24,9 @@ from edgekit.devices.connect import connect, send_agent, send_model
 from edgekit.devices.execute import LOCAL
 from edgekit.devices.health import Health, assess, energy, hottest
 from edgekit.devices.pack import pack
-from edgekit.devices.plan import Look, Task, TaskResult, Watch, look, run_plan
-from edgekit.devices.statistics import Difference, interleave, paired_difference, summarize
+from edgekit.devices.plan import Look, Task, TaskResult, Watch, look, mended, run_plan
+from edgekit.devices.replicates import Replicate, judge, model_memory, peak_memory, replicate
+from edgekit.devices.statistics import Difference, Summary, interleave, paired_difference, summarize
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.types import Device, Measurement, Option
 
@@ -55,7 +58,12 @@ class BenchSettings:
     """How long and how often. ``processes`` a variant; within each at least ``seconds`` and ``iterations``
     of steady state, at most ``max_iterations``, after at most ``warmup_s`` seconds of warm-up.
     ``timeout`` is one process's, in seconds; ``cancel`` ends the run from another thread;
-    ``wait_s`` is how long to wait for a device that another benchmark holds (0: say so at once)."""
+    ``wait_s`` is how long to wait for a device that another benchmark holds (0: say so at once).
+
+    ``threads`` (0: as the variant says) and ``cpus``, the processors to run on (none: all), are part of what is
+    measured. ``governor`` is set on the device while the run lasts, and put back. ``on_partial`` is told what was
+    measured when a run is cut short, before its error goes on; each process's figures are appended to ``keep``,
+    one JSON line each, as they come in: not even the end of this process loses them."""
 
     processes: int = 10
     seconds: float = 0.5
@@ -66,6 +74,11 @@ class BenchSettings:
     on_progress: Callable[[int, int], None] | None = None
     cancel: threading.Event | None = None
     wait_s: float = 0.0
+    threads: int = 0
+    cpus: tuple[int, ...] = ()
+    governor: str = ""
+    on_partial: Callable[[Measurement | Comparison], None] | None = None
+    keep: Path | None = None
 
     def __post_init__(self) -> None:
         if self.processes < 1 or self.iterations < 1 or self.max_iterations < self.iterations:
@@ -84,22 +97,6 @@ class Comparison:
     difference: Difference
 
 
-@dataclass(frozen=True, kw_only=True)
-class Replicate:
-    """One fresh process's figures, as the agent sent them."""
-
-    samples_ms: tuple[float, ...]
-    import_ms: float
-    load_ms: float
-    first_ms: float
-    threads: int
-    memory: Mapping[str, Any]
-    contention: Mapping[str, Any]
-    warmup: Mapping[str, Any]
-    versions: Mapping[str, str]
-    steady: tuple[float, float] = (0.0, 0.0)
-
-
 def bench_artifact(
     variant: Variant, *, device: Device = LOCAL, settings: BenchSettings | None = None
 ) -> Measurement:
@@ -109,8 +106,9 @@ def bench_artifact(
     :class:`~edgekit.errors.DeviceBusyError` when another benchmark holds the device.
     """
     settings = settings or BenchSettings()
-    run = _run(device, [variant], "A" * settings.processes, settings)
-    return _measurement(device, run, "A")
+    found = _run(device, [variant], "A" * settings.processes, settings)
+    assert isinstance(found, Measurement)
+    return found
 
 
 def compare_artifacts(
@@ -118,13 +116,9 @@ def compare_artifacts(
 ) -> Comparison:
     """Measure two variants interleaved and say whether the second is faster, slower or no different."""
     settings = settings or BenchSettings()
-    run = _run(device, [first, second], interleave(max(2, settings.processes)), settings)
-    a, b = run.replicates["A"], run.replicates["B"]
-    return Comparison(
-        first=_measurement(device, run, "A"),
-        second=_measurement(device, run, "B"),
-        difference=paired_difference([r.samples_ms for r in a], [r.samples_ms for r in b]),
-    )
+    found = _run(device, [first, second], interleave(max(2, settings.processes)), settings)
+    assert isinstance(found, Comparison)
+    return found
 
 
 def bench_devices(
@@ -181,88 +175,151 @@ class Run:
     """The replicates of each variant (by letter), and the device before and while they ran.
 
     ``attempts`` is more than one if the device throttled and the run was done again; ``resumes`` counts
-    links that broke and were mended.
+    links that broke and were mended. ``cut``: why the run ended before its ``planned`` processes a variant were
+    measured (empty: it did not).
     """
 
     replicates: Mapping[str, Sequence[Replicate]]
     facts: Mapping[str, Any]
     states: Sequence[Mapping[str, Any]]
     health: Health
+    planned: int
     attempts: int = 1
     resumes: int = 0
+    cut: str = ""
 
 
-def _run(device: Device, variants: Sequence[Variant], order: str, settings: BenchSettings) -> Run:
+@dataclass(kw_only=True)
+class _Bench:
+    """A run on one device: its tasks by letter, the order of the processes, and what came out so far."""
+
+    device: Device
+    transport: Transport
+    prepared: Mapping[str, Task]
+    order: str
+    settings: BenchSettings
+    run: Run | None = None
+
+    def attempt(self, number: int) -> Run:
+        """One go through all processes. What they gave is in :attr:`run`, also when an error ends it."""
+        before, hot = cool_down(self.transport, self.prepared["A"].agent, self.device)
+        tasks = [replace(self.prepared[x], id=f"{number}-{i}-{x}") for i, x in enumerate(self.order)]
+        watch = Watch(
+            on_done=self.settings.on_progress,
+            on_result=self._keep if self.settings.keep else None,
+            journal=f"journal-{number}",
+            cancel=self.settings.cancel,
+            wait_s=self.settings.wait_s,
+            governor=self.settings.governor,
+        )
+        try:
+            run_plan(self.transport, tasks, watch)
+        finally:
+            if watch.results:
+                self.run = self._gather(watch, before, hot, number)
+        assert self.run is not None
+        return self.run
+
+    def _gather(self, watch: Watch, before: Look, hot: str, number: int) -> Run:
+        replicates: dict[str, list[Replicate]] = {letter: [] for letter in sorted(set(self.order))}
+        for name, done in watch.results.items():
+            replicates[name[-1]].append(replicate(done))
+        states = [before.state, *watch.states]
+        steady = [r.steady for rows in replicates.values() for r in rows]
+        health = assess(before.facts, states, steady)
+        return Run(
+            replicates=replicates,
+            facts=before.facts,
+            states=states,
+            health=replace(health, noisy=(*health.noisy, hot)) if hot else health,
+            planned=self.order.count("A"),
+            attempts=number + 1,
+            resumes=watch.resumes,
+        )
+
+    def _keep(self, name: str, done: TaskResult) -> None:
+        assert self.settings.keep is not None
+        entry = {"device": self.device.name, "task": name, "variant": name[-1], "result": dict(done.result)}
+        with self.settings.keep.open("ab") as file:
+            file.write(json.dumps(entry).encode() + b"\n")
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).partition("\n")[0]
+    return text or ("interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__)
+
+
+def _run(
+    device: Device, variants: Sequence[Variant], order: str, settings: BenchSettings
+) -> Measurement | Comparison:
     """Run fresh processes in ``order`` (its letters stand for the variants), again if the device throttled."""
     with connect(device) as transport, tempfile.TemporaryDirectory(prefix="edgekit-bench-") as folder:
-        prepared = [
-            _send(transport, variant, settings, Path(folder) / "AB"[i]) for i, variant in enumerate(variants)
-        ]
-        for attempt in range(REDOS + 1):
-            before = cool_down(transport, prepared[0].agent, device)
-            run = _attempt(transport, prepared, order, settings, before, attempt)
-            if not run.health.throttled:
-                break
-    return run
+        prepared = {
+            letter: mended(transport, partial(_send, transport, variant, settings, Path(folder) / letter))
+            for letter, variant in zip("AB", variants, strict=False)
+        }
+        bench = _Bench(device=device, transport=transport, prepared=prepared, order=order, settings=settings)
+        try:
+            for number in range(REDOS + 1):
+                run = bench.attempt(number)
+                if not run.health.throttled:
+                    break
+        except BaseException as error:
+            if bench.run is not None and settings.on_partial is not None:
+                found = _outcome(device, replace(bench.run, cut=_reason(error)))
+                if found is not None:
+                    settings.on_partial(found)
+            raise
+    whole = _outcome(device, run)
+    assert whole is not None
+    return whole
 
 
-def _attempt(
-    transport: Transport,
-    prepared: Sequence[Task],
-    order: str,
-    settings: BenchSettings,
-    before: Look,
-    attempt: int,
-) -> Run:
-    tasks = [
-        replace(prepared["AB".index(letter)], id=f"{attempt}-{i}-{letter}") for i, letter in enumerate(order)
-    ]
-    watch = Watch(
-        on_done=settings.on_progress,
-        journal=f"journal-{attempt}",
-        cancel=settings.cancel,
-        wait_s=settings.wait_s,
-    )
-    found = run_plan(transport, tasks, watch)
-    states = [before.state, *watch.states]
-    return Run(
-        replicates={
-            letter: [_replicate(found[t.id]) for t in tasks if t.id.endswith(letter)]
-            for letter in sorted(set(order))
-        },
-        facts=before.facts,
-        states=states,
-        health=assess(before.facts, states),
-        attempts=attempt + 1,
-        resumes=watch.resumes,
+def _outcome(device: Device, run: Run) -> Measurement | Comparison | None:
+    """One variant measured, or two compared. Of a run cut short: what can be said of the last variant."""
+    if "B" not in run.replicates:
+        return _measurement(device, run, "A")
+    a, b = run.replicates["A"], run.replicates["B"]
+    pairs = min(len(a), len(b))
+    if pairs < 2:
+        return _measurement(device, run, "B") if b else None
+    return Comparison(
+        first=_measurement(device, run, "A"),
+        second=_measurement(device, run, "B"),
+        difference=paired_difference([r.samples_ms for r in a[:pairs]], [r.samples_ms for r in b[:pairs]]),
     )
 
 
-def cool_down(transport: Transport, agent: PurePosixPath, device: Device) -> Look:
+def cool_down(transport: Transport, agent: PurePosixPath, device: Device) -> tuple[Look, str]:
     """Wait until the device is as cool as its row wants (``cool_down_celsius``), five minutes at most.
 
-    Returns the last look at it, where the temperature is that which the run begins with.
+    Returns the last look at it, where the temperature is that which the run begins with, and what there is to
+    say of it.
     """
     limit = device.options.get("cool_down_celsius")
     known = {"emulated": True} if device.options.get("emulated") else {}
     end = time.monotonic() + COOL_DOWN_S
     while True:
-        seen = look(transport, agent)
+        seen = mended(transport, partial(look, transport, agent))
         heat = hottest(seen.state)
-        if limit is None or heat is None or heat <= float(limit) or time.monotonic() > end:
-            return replace(seen, facts={**seen.facts, **known})
+        cool = limit is None or heat is None or heat <= float(limit)
+        if cool or time.monotonic() > end:
+            told = replace(seen, facts={**seen.facts, **known})
+            return told, "" if cool else f"it began at {heat:.0f} °C and would not cool to {limit} °C"
         time.sleep(2)
 
 
 def _send(transport: Transport, variant: Variant, settings: BenchSettings, folder: Path) -> Task:
     """Put the agent, the model and its inputs on the device; the task that times them once."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     sample = write_arrays(folder / "inputs", [variant.inputs])
+    threads = {"threads": settings.threads} if settings.threads else {}
     job = {
         "action": "bench",
         "scratch": str(transport.root),
         "model": str(send_model(transport, variant.model, variant.files, folder=folder.name)),
-        "options": dict(variant.options),
+        "options": {**variant.options, **threads},
+        "cpus": settings.cpus,
         "inputs": {
             "path": str(transport.put(sample.path, f"{folder.name}-inputs")),
             "names": sample.names,
@@ -280,29 +337,13 @@ def _send(transport: Transport, variant: Variant, settings: BenchSettings, folde
     return Task(id="", backend=variant.backend, agent=agent, job=job, timeout=settings.timeout)
 
 
-def _replicate(done: TaskResult) -> Replicate:
-    result = done.result
-    return Replicate(
-        samples_ms=tuple(result["samples_ms"]),
-        import_ms=result["seconds"]["import"] * 1e3,
-        load_ms=result["seconds"]["load"] * 1e3,
-        first_ms=result["first_ms"],
-        threads=int(result["threads"]),
-        memory=result["memory"],
-        contention=result["contention"],
-        warmup=result["warmup"],
-        versions=done.transcript.versions,
-        steady=(float(result["steady"][0]), float(result["steady"][1])),
-    )
-
-
 def _measurement(device: Device, run: Run, letter: str) -> Measurement:
     replicates = run.replicates[letter]
     summary = summarize([r.samples_ms for r in replicates])
     validity, reasons = judge(replicates, summary.cv, run.health)
-    rails = energy(run.states, [r.steady for r in replicates], run.states[0])
-    for figures in rails.values():  # mW times ms are µJ
-        figures["mj_per_inference"] = figures["mean_mw"] * summary.p50 / 1e3
+    if run.cut:
+        validity = "NOISY" if validity == "VALID" else validity
+        reasons = (f"cut short after {len(replicates)} of {run.planned} processes: {run.cut}", *reasons)
     peaks = [p for p in (peak_memory(r.memory) for r in replicates) if p is not None]
     costs = [c for c in (model_memory(r.memory) for r in replicates) if c is not None]
     return Measurement(
@@ -320,78 +361,42 @@ def _measurement(device: Device, run: Run, letter: str) -> Measurement:
         model_memory=int(stdlib.median(costs)) if costs else None,
         validity=validity,
         reasons=reasons,
-        facts={
-            "device": dict(run.facts),
-            "states": [dict(s) for s in run.states],
-            "resumes": run.resumes,
-            "attempts": run.attempts,
-            "energy": rails,
-            "versions": dict(replicates[0].versions),
-            "p50_interval_ms": [summary.interval.low, summary.interval.high],
-            "p50_interval_method": summary.interval.method,
-            "process_cv": summary.cv,
-            "outliers": summary.outliers,
-            "contention": [dict(r.contention) for r in replicates],
-            "memory": [dict(r.memory) for r in replicates],
-            "warmup": [dict(r.warmup) for r in replicates],
-        },
+        facts=_facts(run, letter, summary),
     )
 
 
-def peak_memory(memory: Mapping[str, Any]) -> int | None:
-    """Highest VmHWM from load to the steady state, in bytes; ``None`` where the kernel does not tell."""
-    phases = memory.get("phases", {})
-    peaks = [phases[p]["peak"] for p in ("load", "first", "steady") if "peak" in phases.get(p, {})]
-    return max(peaks, default=None)
+def _facts(run: Run, letter: str, summary: Summary) -> dict[str, Any]:
+    replicates = run.replicates[letter]
+    times = [t for r in replicates for t in r.samples_ms]
+    rails = energy(run.states, [r.steady for r in replicates], run.states[0])
+    for figures in rails.values():  # mW times ms are µJ
+        figures["mj_per_inference"] = figures["mean_mw"] * stdlib.fmean(times) / 1e3
+    cut = {"processes": len(replicates), "of": run.planned, "why": run.cut} if run.cut else None
+    return {
+        **({"partial": cut} if cut else {}),
+        "device": dict(run.facts),
+        "states": [dict(s) for s in run.states],
+        "affinity": list(replicates[0].affinity),
+        "resumes": run.resumes,
+        "attempts": run.attempts,
+        "energy": rails,
+        "versions": dict(replicates[0].versions),
+        "p50_interval_ms": [summary.interval.low, summary.interval.high],
+        "p50_interval_method": summary.interval.method,
+        "process_cv": summary.cv,
+        "outliers": summary.outliers,
+        "contention": [dict(r.contention) for r in replicates],
+        "memory": [dict(r.memory) for r in replicates],
+        "warmup": [dict(r.warmup) for r in replicates],
+    }
 
 
-def model_memory(memory: Mapping[str, Any]) -> int | None:
-    """What the model costs: the peak less what the same process held once the runtime was imported.
-
-    ``None`` where the kernel cannot start a new peak for each phase.
-    """
-    peak, baseline = peak_memory(memory), memory.get("phases", {}).get("import", {}).get("rss")
-    if peak is None or baseline is None or not memory.get("resettable"):
-        return None
-    return max(0, peak - int(baseline))
-
-
-def judge(
-    replicates: Sequence[Replicate], cv: float, health: Health | None = None
-) -> tuple[str, tuple[str, ...]]:
-    """VALID, NOISY or INVALID, with reasons.
-
-    INVALID: the process had less than half a CPU where it should have had one, the machine was stolen from
-    for a tenth of the time, or no warm-up became stable. NOISY: a tenth of the CPU or 2 % stolen, other
-    work waited for the CPU for a tenth of the time, half the warm-ups unstable, or the processes' medians
-    scatter by more than 10 %. ``health`` is what the device's state says.
-    """
-    health = health or Health()
-    invalid: list[str] = list(health.invalid)
-    noisy: list[str] = list(health.noisy)
-    shares = [s for s in (_figure(r, "cpu_per_wall") for r in replicates if r.threads == 1) if s is not None]
-    if shares:
-        share = stdlib.median(shares)
-        target = invalid if share < 0.5 else noisy if share < 0.9 else None
-        if target is not None:
-            target.append(f"the process had {share:.0%} of a CPU")
-    steal = stdlib.median([_figure(r, "steal") or 0.0 for r in replicates])
-    if steal > 0.02:
-        (invalid if steal > 0.1 else noisy).append(f"the hypervisor took {steal:.0%} of the time")
-    pressure = stdlib.median([_figure(r, "pressure") or 0.0 for r in replicates])
-    if pressure > 0.1:
-        noisy.append(f"work waited for a CPU for {pressure:.0%} of the time (PSI)")
-    unstable = sum(not r.warmup.get("stable") for r in replicates)
-    if 2 * unstable > len(replicates):
-        (invalid if unstable == len(replicates) else noisy).append(
-            f"the warm-up of {unstable} of {len(replicates)} processes did not become stable"
-        )
-    if cv > 0.1:
-        noisy.append(f"the processes' medians scatter by {cv:.0%}")
-    verdict = "INVALID" if invalid else "NOISY" if noisy else "VALID"
-    return verdict, tuple(invalid + noisy)
-
-
-def _figure(replicate: Replicate, name: str) -> float | None:
-    value = replicate.contention.get(name)
-    return None if value is None else float(value)
+def processors(text: str) -> tuple[int, ...]:
+    """Processor numbers from ``"0-3,6"``, as taskset(1) takes them."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise UsageError(f"{text!r} names no processors", hint="write numbers and ranges: --cpus 0-3,6")
+        found |= set(range(int(first), int(last or first) + 1))
+    return tuple(sorted(found))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from edgekit.measuring import Measured
 
 
@@ -23,6 +26,25 @@ if TYPE_CHECKING:
     "--seconds", type=click.FloatRange(min=0.01), default=0.5, show_default=True, help="Steady state each."
 )
 @click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Threads of the runtime. (default: as the artifact was built)",
+)
+@click.option("--cpus", default="", metavar="LIST", help="Processors to run on, as for taskset: 0-3,6.")
+@click.option(
+    "--governor",
+    default="",
+    metavar="NAME",
+    help="Set the processors' frequency governor while it runs, then put it back. Needs the right to write it.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=600,
+    show_default=True,
+    help="Seconds that one process may take.",
+)
+@click.option(
     "--device", default="local", show_default=True, metavar="D[,D…]", help="Where; devices run side by side."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
@@ -31,6 +53,10 @@ def bench(
     baseline: Path | None,
     processes: int,
     seconds: float,
+    threads: int | None,
+    cpus: str,
+    governor: str,
+    timeout: float,
     device: str,
     as_json: bool,
 ) -> None:
@@ -38,10 +64,11 @@ def bench(
 
     Every replicate is a fresh process. Load, first inference and steady state are kept apart; raw samples
     are kept beside the manifest. With --vs the verdict is faster, slower or no detectable difference.
-    Directories that hold no artifact, and artifacts that cannot run here, are named and left out.
+    What a run that is cut short has measured is kept, and marked partial. Directories that hold no
+    artifact, and artifacts that cannot run here, are named and left out.
     """
     from edgekit import manifest
-    from edgekit.bench import BenchSettings
+    from edgekit.bench import BenchSettings, processors
     from edgekit.cli._output import print_json, progress, show_error
     from edgekit.devices import catalogue
     from edgekit.errors import UsageError
@@ -59,12 +86,20 @@ def bench(
             "there is no artifact to measure", hint="name artifact directories: edgekit bench build/*"
         )
     chosen_devices = catalogue.select(device)
-    with progress() as shown, shown.task("measure", total=len(runnable)) as task:
+    settings = BenchSettings(
+        processes=processes,
+        seconds=seconds,
+        threads=threads or 0,
+        cpus=processors(cpus) if cpus else (),
+        governor=governor,
+        timeout=timeout,
+    )
+    with noting(), progress() as shown, shown.task("measure", total=len(runnable)) as task:
         found, errors = measure(
             runnable,
             baseline=manifest.read(baseline) if baseline else None,
             devices=chosen_devices,
-            settings=BenchSettings(processes=processes, seconds=seconds),
+            settings=settings,
             started=lambda _: task.advance(),
         )
     if as_json:
@@ -75,6 +110,17 @@ def bench(
         show_error(error, as_json=False)
     if errors:
         raise click.exceptions.Exit(errors[0].exit_code)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[None]:
+    """An interrupt's notes are shown: they say what was kept."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        for note in getattr(interrupt, "__notes__", ()):
+            click.echo(note, err=True)
+        raise
 
 
 def _entry(measured: Measured) -> dict[str, object]:

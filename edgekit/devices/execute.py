@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from edgekit.devices.catalogue import LOCAL as LOCAL
 from edgekit.devices.connect import connect, send_agent, send_model
 from edgekit.devices.job import Transcript, run_job
 from edgekit.devices.pack import pack
-from edgekit.devices.plan import Task, TaskResult, Watch, run_plan
+from edgekit.devices.plan import Task, TaskResult, Watch, mended, run_plan
 from edgekit.types import Device, Option
 
 if TYPE_CHECKING:
@@ -81,18 +82,19 @@ def run_artifact(
     :class:`~edgekit.errors.MissingExtraError` (runtime not installed there),
     :class:`~edgekit.errors.NotRunnableError` (hardware missing), :class:`~edgekit.errors.BackendError` (the
     runtime refused), :class:`~edgekit.errors.RuntimeCrashError` (signal, abort, time-out) and
-    :class:`~edgekit.errors.DeviceError`.
+    :class:`~edgekit.errors.DeviceError`. A link that breaks is mended.
     """
     settings = settings or RunSettings()
     folder = tempfile.TemporaryDirectory(prefix="edgekit-run-")
     here = Path(folder.name)
     samples = write_arrays(here / "inputs", inputs)
     with connect(device) as transport:
-        job = _job(transport, model, samples, settings) | {"options": dict(options or {})}
-        agent = send_agent(transport, pack(backend), here)
+        job = mended(transport, partial(_job, transport, model, samples, settings))
+        job |= {"options": dict(options or {})}
+        agent = mended(transport, partial(send_agent, transport, pack(backend), here))
         task = Task(id="run", backend=backend, agent=agent, job=job, timeout=settings.timeout)
         done = _run(transport, task, settings.on_progress)
-        transport.get("outputs", here / "outputs")
+        mended(transport, partial(transport.get, "outputs", here / "outputs"))
     samples.path.unlink()
     result, transcript = done.result, done.transcript
     return RunResult(

@@ -25,8 +25,13 @@ class Health:
     throttled: bool = False
 
 
-def assess(facts: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> Health:
-    """Judge a run by the device's facts and the states sampled before and while it ran."""
+def assess(
+    facts: Mapping[str, Any],
+    states: Sequence[Mapping[str, Any]],
+    steady: Sequence[tuple[float, float]] = (),
+) -> Health:
+    """Judge a run by the device's facts and the states sampled before and while it ran. ``steady``: when the
+    clock ran (start and end, seconds since the epoch on the device's clock)."""
     slowed = _slowed(states)
     invalid, noisy = list(slowed), []
     if facts.get("emulated"):
@@ -34,6 +39,13 @@ def assess(facts: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> Hea
     cap = _lowest_cap(facts, states)
     if cap is not None and not slowed:
         noisy.append(f"a processor is capped at {cap:.0%} of its highest frequency")
+    noisy += _hot(facts, states)
+    clock = _fastest(facts, [s for s in states if _inside(s, steady)])
+    if clock is not None and cap is None and not slowed:
+        noisy.append(
+            f"no processor ran faster than {clock:.0%} of its highest frequency"
+            f" (governor: {', '.join(_governors(facts, states)) or 'unknown'})"
+        )
     if any(state.get("battery", {}).get("status") == "Discharging" for state in states):
         noisy.append("it runs on battery")
     return Health(invalid=tuple(invalid), noisy=tuple(noisy), throttled=bool(slowed))
@@ -64,6 +76,41 @@ def _lowest_cap(facts: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -
     return lowest if lowest < 0.99 else None
 
 
+def _hot(facts: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Zones that came to where the kernel begins to slow the processor, by name."""
+    found = []
+    for zone, trip in sorted(facts.get("trips_celsius", {}).items()):
+        peak = max((s["celsius"][zone] for s in states if zone in s.get("celsius", {})), default=None)
+        if peak is not None and peak >= trip:
+            found.append(
+                f"{zone} came to {peak:.0f} °C: from {trip:.0f} °C on the kernel slows the processor"
+            )
+    return found
+
+
+def _fastest(facts: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> float | None:
+    """The highest frequency of any processor in the steady state as a share of its highest, if that is below
+    three quarters: turbo of one core is more than all can have, a governor that saves power is far less."""
+    highest = facts.get("max_khz", [])
+    shares = [
+        now / most
+        for state in states
+        for now, most in zip(state.get("khz", []), highest, strict=False)
+        if most > 0
+    ]
+    best = max(shares, default=1.0)
+    return best if best < 0.75 else None
+
+
+def _governors(facts: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> list[str]:
+    during = {name for state in states[1:] for name in state.get("governors", [])}
+    return sorted(during) or list(facts.get("governors", []))
+
+
+def _inside(state: Mapping[str, Any], steady: Sequence[tuple[float, float]]) -> bool:
+    return any(begun <= state.get("time", 0.0) <= ended for begun, ended in steady)
+
+
 def hottest(state: Mapping[str, Any]) -> float | None:
     """The highest temperature of any zone, in degrees Celsius."""
     return max(state.get("celsius", {}).values(), default=None)
@@ -80,7 +127,7 @@ def energy(
         inside = [
             state["rails_mw"][rail]
             for state in states
-            if rail in state.get("rails_mw", {}) and any(a <= state["time"] <= b for a, b in steady)
+            if rail in state.get("rails_mw", {}) and _inside(state, steady)
         ]
         if inside:
             found[rail] = {"mean_mw": statistics.fmean(inside), "samples": float(len(inside))}

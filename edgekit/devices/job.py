@@ -12,10 +12,13 @@ from edgekit.errors import (
     BackendError,
     DataError,
     DeviceError,
+    DeviceTimeoutError,
     EdgekitError,
     MissingExtraError,
     NotRunnableError,
     RuntimeCrashError,
+    RuntimeMissingError,
+    UsageError,
 )
 
 if TYPE_CHECKING:
@@ -28,6 +31,14 @@ _RUNTIMES = {
     "tensorrt": ("TensorRT", "tensorrt"),
     "tensorrt_rtx": ("TensorRT-RTX", "tensorrt-rtx"),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Far:
+    """Whose answer it is. ``remote``: across a link, where not everything is as it is here."""
+
+    device: str = "the device"
+    remote: bool = False
 
 
 @dataclass(kw_only=True)
@@ -96,36 +107,47 @@ def run_job(
     """
     line = json.dumps(job).encode() + b"\n"
     completed = transport.run(argv, stdin=line, on_line=transcript.line, patience=Patience(whole=timeout))
-    return outcome(backend, completed, transcript, timeout, device=transport.name)
+    far = Far(device=transport.name, remote=transport.remote)
+    return outcome(backend, completed, transcript, timeout, far)
 
 
 def outcome(
-    backend: str, completed: Completed, transcript: Transcript, timeout: float, *, device: str = "the device"
+    backend: str, completed: Completed, transcript: Transcript, timeout: float, far: Far
 ) -> Mapping[str, Any]:
     """The ``result`` event of a job that has ended.
 
-    Raises :class:`MissingExtraError`, :class:`NotRunnableError`, :class:`DataError`,
-    :class:`BackendError` or :class:`RuntimeCrashError`, as it ended.
+    Raises, as it ended, :class:`MissingExtraError`, :class:`NotRunnableError`, :class:`DataError`,
+    :class:`UsageError`, :class:`BackendError` or :class:`RuntimeCrashError`; across a link
+    :class:`RuntimeMissingError` and :class:`DeviceTimeoutError`, which are :class:`DeviceError` too.
     """
     if transcript.error is not None:
-        raise _reported(backend, transcript.error, device)
-    if completed.returncode != 0 or completed.timed_out or transcript.result is None:
-        raise _crashed(backend, completed, transcript, timeout)
+        raise _reported(backend, transcript.error, far)
+    if completed.timed_out:
+        raise _timed_out(backend, completed, transcript, timeout, far)
+    if completed.returncode != 0 or transcript.result is None:
+        raise _crashed(backend, completed, transcript)
     return transcript.result
 
 
-def _reported(backend: str, error: Mapping[str, Any], device: str) -> EdgekitError:
-    name, extra = _RUNTIMES.get(backend, (backend, backend))
+def _reported(backend: str, error: Mapping[str, Any], far: Far) -> EdgekitError:
+    name, _ = _RUNTIMES.get(backend, (backend, backend))
     kind, message = error.get("kind"), str(error.get("message", ""))
     if kind == "missing":
-        missing = MissingExtraError(f"{name} ({message}) on {device}", extra)
-        if device not in ("local", "the device"):
-            missing.hint = f"edgekit devices prepare {device} --backend {backend}"
-        return missing
+        return _missing(backend, message, far)
     if kind == "unusable":
         return NotRunnableError(
-            f"{name} cannot run on {device}: {message}",
+            f"{name} cannot run on {far.device}: {message}",
             hint="verify it on a device that has the hardware: edgekit verify ARTIFACT --device NAME",
+        )
+    if kind == "processors":
+        return UsageError(
+            f"{far.device} cannot run it on these processors: {message}",
+            hint="name processors that it has (--cpus 0-3); edgekit devices check shows how many",
+        )
+    if kind == "disk":
+        return DeviceError(
+            f"{far.device} cannot write: {message}",
+            hint="free some space there, or set TMPDIR for the user to a disk that has some",
         )
     if kind == "input":
         return DataError(f"{name}: {message}", hint="compare with the inputs in the artifact's manifest.json")
@@ -138,19 +160,48 @@ def _reported(backend: str, error: Mapping[str, Any], device: str) -> EdgekitErr
     return BackendError(f"{name} failed: {message}", hint=f"the far side's traceback:\n{trace}".rstrip())
 
 
-def _crashed(backend: str, completed: Completed, transcript: Transcript, timeout: float) -> RuntimeCrashError:
+_FOREIGN = ("wrong ELF class", "invalid ELF header", "cannot open shared object file", "Exec format error")
+"""What the dynamic linker says of another architecture's file, or of one whose libraries are not there."""
+
+
+def _missing(backend: str, message: str, far: Far) -> EdgekitError:
+    name, extra = _RUNTIMES.get(backend, (backend, backend))
+    if not far.remote:
+        return MissingExtraError(f"{name} ({message}) on {far.device}", extra)
+    foreign = any(text in message for text in _FOREIGN)
+    return RuntimeMissingError(
+        f"{name} {'cannot be loaded' if foreign else 'is not installed'} on {far.device}: {message}",
+        hint=("what is installed there is for another architecture or system; " if foreign else "")
+        + f"edgekit devices prepare {far.device} puts the right wheels there",
+        extra=extra,
+    )
+
+
+def _timed_out(
+    backend: str, completed: Completed, transcript: Transcript, timeout: float, far: Far
+) -> RuntimeCrashError:
     name, _ = _RUNTIMES.get(backend, (backend, backend))
-    where = f"during {transcript.phase}"
-    if completed.timed_out:
-        what = f"{name} gave no answer within {timeout:g} s ({where}) and was ended"
-        hint = "give it more time (a time-out option), fewer samples, or look whether the machine is busy"
-    elif completed.returncode < 0:
-        what = f"{name} ended its process with {completed.signal_name} {where}"
+    kind = DeviceTimeoutError if far.remote else RuntimeCrashError
+    return kind(
+        f"{name} gave no answer within {timeout:g} s (during {transcript.phase}) and was ended"
+        + _last_words(completed),
+        hint="give it more time (edgekit bench --timeout), fewer samples, or look whether the machine is busy",
+    )
+
+
+def _crashed(backend: str, completed: Completed, transcript: Transcript) -> RuntimeCrashError:
+    name, _ = _RUNTIMES.get(backend, (backend, backend))
+    if completed.returncode < 0:
+        what = f"{name} ended its process with {completed.signal_name} during {transcript.phase}"
         hint = "try another version of the runtime (edgekit doctor lists known-bad combinations)"
         if completed.signal_name == "SIGKILL":
             hint = "the kernel may have run out of memory: try a smaller batch, and see dmesg"
     else:
-        what = f"{name} ended its process with status {completed.returncode} {where}"
+        what = f"{name} ended its process with status {completed.returncode} during {transcript.phase}"
         hint = "see the last lines of its output above"
+    return RuntimeCrashError(what + _last_words(completed), hint=hint)
+
+
+def _last_words(completed: Completed) -> str:
     tail = completed.stderr.strip()
-    return RuntimeCrashError(what + (f"; its last output:\n{tail}" if tail else ""), hint=hint)
+    return f"; its last output:\n{tail}" if tail else ""

@@ -16,8 +16,8 @@ import importlib
 import sys
 
 entry = sys.argv[1] if len(sys.argv) > 1 else "worker"
-if entry not in ("worker", "supervisor", "state", "installer"):
-    sys.exit("usage: AGENT [worker|supervisor|state|installer]")
+if entry not in ("worker", "supervisor", "state", "governor", "installer"):
+    sys.exit("usage: AGENT [worker|supervisor|state|governor NAME|installer]")
 sys.exit(importlib.import_module("edgekit_agent." + entry).main())
 """
 

@@ -10,11 +10,18 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgekit.devices.job import Transcript, outcome, protocol_line
-from edgekit.devices.process import Completed, Patience
-from edgekit.errors import DeviceBusyError, DeviceError, LinkLostError, UnreachableError
+from edgekit.devices.job import Far, Transcript, outcome, protocol_line
+from edgekit.devices.process import CancelledError, Completed, Patience
+from edgekit.errors import (
+    DeviceBusyError,
+    DeviceError,
+    LinkLostError,
+    RunCancelledError,
+    UnreachableError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from pathlib import PurePosixPath
@@ -26,6 +33,10 @@ HEARTBEAT_S = 10.0
 SILENCE_S = 15.0
 """After this long without a sign of the supervisor (it beats every 2 s) the link counts as lost."""
 RESUMES = 3
+MEND_S = 60.0
+"""How long to try to reach a device again after the link broke."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +62,35 @@ class TaskResult:
 class Watch:
     """What the host makes of a run while it goes on. ``exclusive``: take the device's lock. ``mend_s``: how
     long to try to reach a device again after the link broke, in seconds. ``journal``: its name on the device;
-    plans of their own need journals of their own. ``wait_s``: how long to wait for a device that is busy."""
+    plans of their own need journals of their own. ``wait_s``: how long to wait for a device that is busy.
+    ``governor``: the processors' frequency governor while it goes on. ``on_result`` is told each task once.
+    ``results`` has what is done so far, also when an error ends the run."""
 
     exclusive: bool = True
     state_s: float = 1.0
-    mend_s: float = 60.0
+    mend_s: float = MEND_S
     journal: str = "journal"
     cancel: threading.Event | None = None
     wait_s: float = 0.0
+    governor: str = ""
     on_done: Callable[[int, int], None] | None = None
     on_progress: Callable[[int], None] | None = None
+    on_result: Callable[[str, TaskResult], None] | None = None
+    results: dict[str, TaskResult] = field(default_factory=dict)
     states: list[Mapping[str, Any]] = field(default_factory=list)
     resumes: int = 0
+
+
+def mended(transport: Transport, action: Callable[[], T], *, limit: float = MEND_S) -> T:
+    """What ``action`` gives; begun again when the link breaks under it, :data:`RESUMES` times at most."""
+    for left in reversed(range(RESUMES + 1)):
+        try:
+            return action()
+        except LinkLostError:
+            if not left:
+                raise
+            _mend(transport, limit)
+    raise AssertionError
 
 
 def _mend(transport: Transport, limit: float) -> None:
@@ -91,13 +119,17 @@ def run_plan(transport: Transport, tasks: Sequence[Task], watch: Watch) -> dict[
 
     A lost link is mended and the plan goes on from the journal on the device. Raises what
     :func:`~edgekit.devices.job.outcome` raises, :class:`DeviceBusyError` when another run holds the
-    device, and :class:`LinkLostError` when the link cannot be mended.
+    device, :class:`LinkLostError` when the link cannot be mended, and :class:`RunCancelledError`.
     """
     run = _Run(tasks, watch)
     patient_until = time.monotonic() + watch.wait_s
     while True:
         try:
             run.attempt(transport)
+        except CancelledError as error:
+            raise RunCancelledError(
+                f"the run on {transport.name} was cancelled", hint="run it again"
+            ) from error
         except DeviceBusyError:
             if time.monotonic() + 1 > patient_until:
                 raise
@@ -107,8 +139,10 @@ def run_plan(transport: Transport, tasks: Sequence[Task], watch: Watch) -> dict[
                 raise
             watch.resumes += 1
             _mend(transport, watch.mend_s)
+            # Our own supervisor holds the device until it has missed us for long enough.
+            patient_until = max(patient_until, time.monotonic() + HEARTBEAT_S + 5)
         else:
-            return run.results
+            return watch.results
 
 
 def look(transport: Transport, agent: PurePosixPath) -> Look:
@@ -127,16 +161,18 @@ class _Run:
     def __init__(self, tasks: Sequence[Task], watch: Watch) -> None:
         self.tasks = {task.id: task for task in tasks}
         self.watch = watch
-        self.results: dict[str, TaskResult] = {}
         self.transcripts: dict[str, Transcript] = {}
         self.busy: Mapping[str, Any] | None = None
+        self.refused = ""
         self.device = ""
+        self.remote = False
         self.bye = ""
         self.expected = 1
 
     def attempt(self, transport: Transport) -> None:
         """Send the plan and listen until the supervisor says goodbye."""
-        self.expected, self.bye, self.busy, self.device = 1, "", None, transport.name
+        self.expected, self.bye, self.busy, self.refused = 1, "", None, ""
+        self.device, self.remote = transport.name, transport.remote
         first = next(iter(self.tasks.values()))
         plan = json.dumps(self._plan(transport)).encode() + b"\n"
         whole = sum(t.timeout + 30 for t in self.tasks.values())
@@ -148,6 +184,8 @@ class _Run:
         )
         if self.busy is not None:
             raise _busy(transport.name, self.busy)
+        if self.refused:
+            raise _refused(transport.name, self.watch.governor, self.refused)
         if self.bye != "done":
             raise _unfinished(transport.name, completed, self.bye)
 
@@ -161,6 +199,7 @@ class _Run:
             "heartbeat": HEARTBEAT_S,
             "lock": _owner() if self.watch.exclusive else None,
             "state_s": self.watch.state_s,
+            "governor": self.watch.governor,
         }
 
     def _line(self, text: str) -> None:
@@ -169,6 +208,8 @@ class _Run:
         kind = event["event"]
         if kind == "busy":
             self.busy = event["holder"]
+        elif kind == "refused":
+            self.refused = str(event["problem"])
         elif kind == "bye":
             self.bye = event["why"]
         elif kind == "state":
@@ -188,10 +229,14 @@ class _Run:
             stderr=str(event["stderr"]),
             timed_out=bool(event["timed_out"]),
         )
-        result = outcome(task.backend, completed, transcript, task.timeout, device=self.device)
-        self.results[task.id] = TaskResult(result=result, transcript=transcript)
+        far = Far(device=self.device, remote=self.remote)
+        result = outcome(task.backend, completed, transcript, task.timeout, far)
+        done, known = TaskResult(result=result, transcript=transcript), task.id in self.watch.results
+        self.watch.results[task.id] = done
+        if self.watch.on_result is not None and not known:
+            self.watch.on_result(task.id, done)
         if self.watch.on_done is not None:
-            self.watch.on_done(len(self.results), len(self.tasks))
+            self.watch.on_done(len(self.watch.results), len(self.tasks))
 
 
 def _owner() -> dict[str, Any]:
@@ -209,6 +254,16 @@ def _busy(device: str, holder: Mapping[str, Any]) -> DeviceBusyError:
     return DeviceBusyError(
         f"{device} is busy: {who} (process {holder.get('pid', '?')}) has been benchmarking{ago}",
         hint="wait for it to finish, or choose another device",
+    )
+
+
+def _refused(device: str, governor: str, problem: str) -> DeviceError | UsageError:
+    if "is none of its governors" in problem:
+        return UsageError(f"{device}: {problem}", hint="name one of them, or leave --governor out")
+    return DeviceError(
+        f"{device} cannot be set to the governor {governor}: {problem}",
+        hint="log in as a user who may write that file (a udev rule can allow it), or leave --governor out: "
+        "edgekit never uses sudo",
     )
 
 

@@ -3,8 +3,9 @@
 The client reads the user's ``~/.ssh/config``, agent and ``known_hosts`` as it does everywhere else. It never
 asks (BatchMode) and host keys are never waved through: an unknown one is an error that says how to look at it.
 
-The master connection runs ``agent/far/connect.py``, which makes a private folder and then waits on its stdin;
-when this process dies, so does the master. Every other command is a channel of the master (ControlPath).
+The master connection runs ``agent/far/connect.py``, which makes a private folder and then listens on its stdin;
+when this process dies, so does the master, and the folder with it. Every other command is a channel of the master
+(ControlPath).
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from edgekit.types import sha256_file
 _FAR = Path(__file__).parent / "agent" / "far"
 _ALIVE = ("-oServerAliveInterval=3", "-oServerAliveCountMax=2")
 """A dead link is found within about nine seconds."""
+
+_BEAT_S = 5.0
+"""The far side gives up a session from which it has heard nothing for nine of these."""
 
 MINIMUM_PYTHON = (3, 8)
 
@@ -74,6 +78,7 @@ class SshTransport:
         self._root = ""
         self._boot = ""
         self._master: subprocess.Popen[bytes] | None = None
+        self._beat: _Beat | None = None
         try:
             self._open()
         except BaseException:
@@ -154,13 +159,16 @@ class SshTransport:
     def reopen(self) -> None:
         """Connect again and go on in the same folder."""
         boot, root = self._boot, self._root
-        self._disconnect()
+        self._disconnect(keep=True)
         self._open()
         if self._boot != boot or self._root != root:
-            raise DeviceError(
-                f"{self.name} was restarted while it was in use: what was measured on it is lost with its folder",
-                hint="look at its power supply, then run it again",
-            )
+            raise self._restarted()
+
+    def _restarted(self) -> DeviceError:
+        return DeviceError(
+            f"{self.name} was restarted while it was in use: what it had not sent yet is lost",
+            hint="look at its power supply, then run it again",
+        )
 
     def close(self) -> None:
         """Remove the private folder, end the connection."""
@@ -194,7 +202,9 @@ class SshTransport:
         return f"{self._sockets}/{self._opened}"
 
     def _command(self, argv: Sequence[str]) -> list[str]:
-        return [*self._base(), "-oControlMaster=no", "--", self._options.host, shlex.join(argv)]
+        # Without its master a client would connect anew by itself, unknown to us: it must fail instead.
+        channel = ["-oControlMaster=no", "-oProxyCommand=false"]
+        return [*self._base(), *channel, "--", self._options.host, shlex.join(argv)]
 
     def _open(self) -> None:
         """Start the master and read what the far side says of itself."""
@@ -225,6 +235,7 @@ class SshTransport:
                 status = self._master.returncode
                 self._master = None
                 raise explain(255 if watchdog.fired else status, text, self.name, self.python)
+        self._beat = _Beat(self._master)
         self._accept(report)
 
     def _accept(self, report: dict[str, Any]) -> None:
@@ -241,10 +252,7 @@ class SshTransport:
             )
         if self._root and not report["exists"]:
             self._root = ""
-            raise DeviceError(
-                f"{self.name} was restarted while it was in use: what was measured on it is lost with its folder",
-                hint="look at its power supply, then run it again",
-            )
+            raise self._restarted()
         self._root, self._boot = report["root"], report["boot_id"]
 
     def _alive(self) -> bool:
@@ -281,11 +289,16 @@ class SshTransport:
             raise explain(child.returncode, text, self.name, argv[0])
         return answer
 
-    def _disconnect(self) -> None:
+    def _disconnect(self, *, keep: bool = False) -> None:
+        """End the session; ``keep``: the folder stays for the next one."""
         if self._master is None:
             return
+        if self._beat is not None:
+            self._beat.stop()
+        assert self._master.stdin is not None
         with suppress(OSError):
-            assert self._master.stdin is not None
+            if keep:
+                os.write(self._master.stdin.fileno(), b"keep\n")
             self._master.stdin.close()
         with suppress(subprocess.TimeoutExpired):
             self._master.wait(1)
@@ -315,6 +328,27 @@ class _Watchdog:
 
     def stop(self) -> None:
         """It ended by itself, or an error did it."""
+        self._stop.set()
+        self._thread.join()
+
+
+class _Beat:
+    """Tells the far side every few seconds that we are there."""
+
+    def __init__(self, master: subprocess.Popen[bytes]) -> None:
+        assert master.stdin is not None
+        self._descriptor = master.stdin.fileno()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._tell, daemon=True)
+        self._thread.start()
+
+    def _tell(self) -> None:
+        with suppress(OSError):  # the master has ended
+            while not self._stop.wait(_BEAT_S):
+                os.write(self._descriptor, b"\n")
+
+    def stop(self) -> None:
+        """Before its descriptor is closed."""
         self._stop.set()
         self._thread.join()
 

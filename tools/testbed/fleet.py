@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from testbed.sshd import MissingToolError, Sshd, _find
 
@@ -21,6 +22,7 @@ from testbed.sshd import MissingToolError, Sshd, _find
 class NetworkDevice(Sshd):
     """The ``number``-th device, at 10.77.NUMBER.2."""
 
+    shares_network: ClassVar[bool] = False
     number: int
 
     def __post_init__(self) -> None:

@@ -38,10 +38,11 @@ class Link:
 
     def reset(self) -> None:
         """Every connection ends with a RST, as after a router's restart."""
+        self._dead |= set(self._sockets)
         for end in self._sockets:
             with contextlib.suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                end.shutdown(socket.SHUT_RDWR) if end in self._dead else None
+                end.shutdown(socket.SHUT_RD)  # wakes the thread that reads: only then is it really closed
                 end.close()
         self._sockets.clear()
 

@@ -18,9 +18,11 @@ import sys
 import sysconfig
 import tempfile
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 USER, UID = "bench", 20_321
 
@@ -32,12 +34,16 @@ class MissingToolError(Exception):
 @dataclass(kw_only=True)
 class Sshd:
     """Start with ``with``. ``environment`` is set for every session on the device; ``login_noise`` is what its
-    log-in scripts print; ``tmp_size`` (root only) makes its temporary folder a disk of that size."""
+    log-in scripts print. As root only: ``tmp_size`` makes its temporary folder a disk of that size, ``read_only``
+    names what cannot be written there (``home``, or ``all``), ``own_boot_id`` lets :meth:`restart` be told."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
     login_noise: str = ""
     server_options: tuple[str, ...] = ()
     tmp_size: str = ""
+    read_only: str = ""
+    own_boot_id: bool = False
+    shares_network: ClassVar[bool] = True
     address: str = field(init=False, default="127.0.0.1")
     base: Path = field(init=False)
     port: int = field(init=False)
@@ -100,9 +106,14 @@ class Sshd:
                 found.append(line)
         return found
 
+    @property
+    def disk(self) -> Path:
+        """The device's folder for temporary files as the device sees it: with ``tmp_size``, a disk of its own."""
+        return Path(f"/proc/{self._server.pid}/root{self.tmp}") if self.tmp_size else self.tmp
+
     def left_over(self) -> list[str]:
         """What remains in the device's temporary folder."""
-        return sorted(p.name for p in self.tmp.iterdir())
+        return sorted(p.name for p in self.disk.iterdir())
 
     def settled(self, seconds: float = 10.0) -> tuple[list[str], list[str]]:
         """Processes and folders left, once they are gone or the time is over."""
@@ -122,6 +133,11 @@ class Sshd:
                 os.killpg(self._server.pid, signal.SIGKILL)
                 self._server.wait()
         _kill(sessions)
+
+    def restart(self) -> None:
+        """What a power cut looks like from outside: the sessions are gone, and the next start's id is another."""
+        (self.base / "boot_id").write_text(f"{uuid.uuid4()}\n")
+        self.drop_sessions()
 
     def drop_sessions(self) -> None:
         """End every session's server process: the client sees its connection reset."""
@@ -182,7 +198,10 @@ class Sshd:
             os.chown(path, UID, UID)
 
     def _server_config(self) -> str:
-        environment = {"TMPDIR": str(self.tmp), "PYTHONPATH": self._packages(), **self.environment}
+        environment = {"TMPDIR": str(self.tmp), "PYTHONPATH": self._packages()}
+        if self.shares_network:  # or devices of tests that run side by side would find each other busy
+            environment["EDGEKIT_LOCK"] = self.base.name
+        environment |= self.environment
         if os.geteuid() == 0:
             environment["LD_LIBRARY_PATH"] = str(self.base / "python" / "lib")  # of a shared build
         quoted = " ".join(f'"{k}={v}"' for k, v in environment.items())
@@ -251,14 +270,17 @@ class Sshd:
             (sys.base_prefix, base / "python"),
             (sysconfig.get_paths()["purelib"], base / "packages"),
         ]
+        if self.own_boot_id:
+            (base / "boot_id").write_text(f"{uuid.uuid4()}\n")
+            mounts.append((base / "boot_id", "/proc/sys/kernel/random/boot_id"))
+        sealed = {"": [], "home": [base / "home"], "all": ["/tmp", "/var/tmp"]}[self.read_only]
+        steps = [["mount", "--bind", place, place] for place in sealed]
+        steps += [["mount", "-o", "remount,bind,ro", place] for place in sealed]
+        steps += [["mount", "--bind", a, b] for a, b in mounts]
         if self.tmp_size:
             size = f"size={self.tmp_size},mode=1777"
-            extra = f"mount -t tmpfs -o {size} tmpfs {shlex.quote(str(self.tmp))} && "
-        else:
-            extra = ""
-        script = extra + "".join(
-            f"mount --bind {shlex.quote(str(a))} {shlex.quote(str(b))} && " for a, b in mounts
-        )
+            steps.append(["mount", "-t", "tmpfs", "-o", size, "tmpfs", self.tmp])
+        script = "".join(f"{shlex.join(map(str, step))} && " for step in steps)
         drop = [_find("setpriv"), f"--reuid={UID}", f"--regid={UID}", "--clear-groups", *server]
         return [
             *(_find("unshare"), "--mount", "--propagation", "private", "sh", "-c"),

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import resource
 import time
-from typing import Dict, Optional
+from typing import Dict, List, Optional
+
+
+def affinity() -> List[int]:
+    """The processors that this process may use, in order."""
+    try:
+        return sorted(os.sched_getaffinity(0))
+    except AttributeError:
+        return list(range(os.cpu_count() or 1))
 
 
 def usable_processors() -> int:
     """How many processors this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
+    return len(affinity())
 
 
 def _pressure() -> Optional[int]:

@@ -47,6 +47,7 @@ def facts() -> Dict[str, Any]:
         "boot_id": boot_id(),
         "governors": governors(),
         "max_khz": _numbers("devices/system/cpu/cpu[0-9]*/cpufreq/cpuinfo_max_freq"),
+        "trips_celsius": trips(),
         "emulated": emulated(),
     }
 
@@ -58,6 +59,7 @@ def sample() -> Dict[str, Any]:
         "load": os.getloadavg()[0],
         "khz": _numbers("devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"),
         "cap_khz": _numbers("devices/system/cpu/cpu[0-9]*/cpufreq/scaling_max_freq"),
+        "governors": governors(),
         "celsius": temperatures(),
         "cooling": cooling(),
         "throttled": throttled(),
@@ -87,6 +89,18 @@ def temperatures() -> Dict[str, float]:
         if value is not None:
             name = _text(zone + "/type") or os.path.basename(zone)
             found[name] = max(value / 1000.0, found.get(name, -273.0))
+    return found
+
+
+def trips() -> Dict[str, float]:
+    """Degrees Celsius from which the kernel slows the processor, by thermal zone that has such a trip point."""
+    found: Dict[str, float] = {}
+    for kind in glob.glob(root() + "/class/thermal/thermal_zone*/trip_point_*_type"):
+        value = _number(kind[: -len("_type")] + "_temp")
+        if _text(kind) in ("passive", "hot") and value is not None and value > 0:
+            zone = os.path.dirname(kind)
+            name = _text(zone + "/type") or os.path.basename(zone)
+            found[name] = min(value / 1000.0, found.get(name, 1e9))
     return found
 
 
@@ -128,6 +142,11 @@ def rails() -> Dict[str, float]:
         )
         if volts is not None and amperes is not None:
             found[_text(label)] = volts * amperes / 1000.0
+    for label in sorted(glob.glob(root() + "/bus/i2c/drivers/ina3221x/*/iio:device*/rail_name_*")):
+        folder, number = os.path.split(label)[0], label.rsplit("_", 1)[1]  # JetPack 4
+        value = _number("%s/in_power%s_input" % (folder, number))
+        if value is not None:
+            found[_text(label)] = float(value)
     for power in sorted(glob.glob(root() + "/class/hwmon/hwmon*/power*_input")):
         value = _number(power)
         if value is not None:

@@ -7,10 +7,11 @@ link the same plan, sent again, gives what was measured already and goes on from
 
 Plan: ``tasks`` (``id``, ``argv``, ``job``, ``timeout`` in seconds), ``journal`` (a path), ``heartbeat``
 (seconds without a sign of life after which the host counts as gone), ``lock`` (who asks, or null: no lock),
-``state_s`` (seconds between two looks at the device's state, 0: none).
+``state_s`` (seconds between two looks at the device's state, 0: none), ``governor`` (for the time of the plan).
 
-Events: ``busy`` (and who holds the device), ``started``, ``line`` (one of the task's own events), ``ended``,
-``state``, ``beat``, ``bye`` (last; its ``why`` is done, cancelled, host-gone or heartbeat-lost).
+Events: ``busy`` (and who holds the device), ``refused`` (the governor cannot be set), ``started``, ``line`` (one of
+the task's own events), ``ended``, ``state``, ``beat``, ``bye`` (last; its ``why`` is done, cancelled, host-gone or
+heartbeat-lost).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any, Deque, Dict, Iterator, List, Optional, Tuple
 
 from . import lock, state
 from .channel import Channel, encode
+from .governor import GovernorError, Keeper
 
 _BEAT_S = 2.0
 _MAX_LINE = 64 * 1024 * 1024
@@ -46,9 +48,17 @@ def main() -> int:
         if held is None:
             channel.send("busy", holder=lock.holder())
             return 4
+    keeper = None
     try:
+        if plan.get("governor"):
+            keeper = Keeper(plan["governor"])
         why = Supervisor(channel, plan, rest).work()
+    except GovernorError as error:
+        channel.send("refused", problem=str(error))
+        return 5
     finally:
+        if keeper is not None:
+            keeper.release()
         if held is not None:
             held.release()
     channel.send("bye", why=why)
@@ -154,7 +164,9 @@ class Supervisor:
             "stderr": child.tail(),
             "timed_out": child.timed_out,
         }
-        append_journal(self.plan["journal"], {"id": task["id"], "lines": child.kept, "ended": outcome})
+        entry = {"id": task["id"], "lines": child.kept, "ended": outcome}
+        with suppress(OSError):  # a full disk: the host still gets it, only a broken link would cost it
+            append_journal(self.plan["journal"], entry)
         self._say("ended", id=task["id"], **outcome)
 
     def _say(self, event: str, **fields: Any) -> None:

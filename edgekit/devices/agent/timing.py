@@ -12,7 +12,7 @@ import statistics
 import time
 from typing import Any, Callable, Dict, List
 
-from .contention import Contention, usable_processors
+from .contention import Contention, affinity
 from .worker import JobError, Worker, _describe, _milliseconds
 
 
@@ -56,7 +56,7 @@ def bench(worker: Worker, session: Any) -> None:
         memory=dict(worker.phases.summary(), device=_device_memory(session)),
         seconds=worker.seconds,
         threads=worker.options()["threads"],
-        processors=usable_processors(),
+        affinity=affinity(),
     )
 
 

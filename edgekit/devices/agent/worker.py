@@ -5,22 +5,25 @@ the host is gone and so is this process, whatever a runtime is doing at that mom
 
 Events: ``phase`` (what is being tried, so that a crash can be placed), ``ready`` (versions, inputs and
 outputs), ``result`` (last line of a job that went well), ``error`` (last line of one that did not; its
-``kind`` is missing, unusable, load, input, invoke or internal).
+``kind`` is processors, missing, unusable, load, input, invoke, disk or internal).
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import threading
 import time
 import traceback
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 from . import memory
 from .channel import Channel
-from .contention import usable_processors
+from .contention import affinity, usable_processors
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, None)  # None: of numpy's tofile, cut short
 
 
 class JobError(Exception):
@@ -46,7 +49,9 @@ def main() -> int:
         channel.send("error", kind=error.kind, message=error.message, traceback=trace)
         return 1
     except BaseException as error:  # noqa: BLE001 - the host must hear of it, whatever it was
-        channel.send("error", kind="internal", message=_describe(error), traceback=_trace(error))
+        full = isinstance(error, OSError) and error.errno in _DISK
+        kind = "disk" if full else "internal"
+        channel.send("error", kind=kind, message=_describe(error), traceback=_trace(error))
         return 1
     return 0
 
@@ -82,7 +87,9 @@ class Worker:
         self.phases = memory.Phases()
 
     def work(self) -> None:
-        """Do what the job's ``action`` says."""
+        """Do what the job's ``action`` says, on the processors that its ``cpus`` names (none: as it is)."""
+        if self.job.get("cpus"):
+            self._bind(self.job["cpus"])
         runner = self._import()
         if self.job["action"] == "probe":
             self.channel.send("result", probe=runner.probe(), versions=runner.versions())
@@ -98,6 +105,16 @@ class Worker:
             from . import timing
 
             timing.bench(self, session)
+
+    def _bind(self, cpus: List[int]) -> None:
+        """Before the import: the threads that a runtime makes inherit it."""
+        try:
+            os.sched_setaffinity(0, cpus)
+        except (AttributeError, OSError) as error:
+            raise JobError("processors", str(getattr(error, "strerror", None) or error)) from error
+        lacking = sorted(set(cpus) - set(affinity()))  # Linux takes those that exist and says nothing
+        if lacking:
+            raise JobError("processors", "there is no processor %s" % ", ".join(map(str, lacking)))
 
     def phase(self, name: str) -> None:
         """Say what comes next."""

@@ -1,12 +1,16 @@
 """Opens a session on the device. Argument: the private folder to go on with, or an empty string.
 
 Makes the private folder, removes stale ones of the same user, says where it is and what this machine is, then
-waits until the host hangs up.
+listens: the host sends a line every few seconds. When its end of stdin is closed while the connection still stands,
+the host has ended (it may have been killed) and the folder goes with it. When the connection broke, when nothing
+was heard for a while, or when the host said ``keep``, the folder stays: a host that comes back goes on in it.
 """
 
+import contextlib
 import fcntl
 import json
 import os
+import select
 import shutil
 import sys
 import tempfile
@@ -14,6 +18,7 @@ import time
 
 MARKER = ".edgekit"
 STALE_S = 15 * 60  # longer than any host tries to come back
+QUIET_S = 45  # nine of the host's lines
 
 
 def boot() -> str:
@@ -27,7 +32,9 @@ def boot() -> str:
 
 def base() -> str:
     """The first folder that can be written: on some boards the temporary one is read-only."""
-    places = (os.environ.get("TMPDIR"), tempfile.gettempdir(), "/var/tmp", os.path.expanduser("~"))  # noqa: S108
+    places = [os.environ.get("TMPDIR"), "/var/tmp", os.path.expanduser("~")]  # noqa: S108
+    with contextlib.suppress(OSError):  # it found none that can be written
+        places.insert(1, tempfile.gettempdir())
     for place in places:
         if place and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):
             return place
@@ -55,8 +62,11 @@ def clean(place: str) -> None:
 
 
 def hold(folder: str) -> bool:
-    """Mark the folder as in use until this process ends; False if another session does."""
-    descriptor = os.open(os.path.join(folder, MARKER), os.O_RDWR)
+    """Mark the folder as in use until this process ends; False if another session does, or if it is gone."""
+    try:
+        descriptor = os.open(os.path.join(folder, MARKER), os.O_RDWR)
+    except OSError:
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -64,6 +74,45 @@ def hold(folder: str) -> bool:
         return False
     os.utime(descriptor)
     return True  # the descriptor stays open: it is the lock
+
+
+def listen(folder: str) -> bool:
+    """Until the host is gone. True if it ended with the connection standing, and did not say ``keep``."""
+    said, held = b"", hold(folder)
+    while select.select([0], [], [], QUIET_S)[0]:
+        data = os.read(0, 4096)
+        if not data:
+            if b"keep" in said or not os.path.isdir(folder):
+                return False
+            ear = select.poll()
+            ear.register(1, 0)
+            return not ear.poll(500)  # sshd closes its end at once when the connection breaks
+        said = said[-8:] + data
+        held = held or hold(folder)  # the session before this one may have held it
+        with contextlib.suppress(OSError):
+            os.utime(os.path.join(folder, MARKER))  # should the connection break now, it is not stale yet
+    return False
+
+
+def remove(folder: str) -> None:
+    """What is still at work in it is ending, and gets a moment."""
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(folder):
+            return
+        time.sleep(0.1)
+
+
+def made(place: str) -> str:
+    """A new private folder with our marker; a disk that is full leaves none."""
+    folder = tempfile.mkdtemp(prefix="edgekit-", dir=place)
+    try:
+        with open(os.path.join(folder, MARKER), "w") as file:
+            json.dump({"boot": boot()}, file)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
 
 
 def main() -> None:
@@ -79,11 +128,7 @@ def main() -> None:
         if not folder:
             place = base()
             clean(place)
-            folder = tempfile.mkdtemp(prefix="edgekit-", dir=place)
-            with open(os.path.join(folder, MARKER), "w") as file:
-                json.dump({"boot": boot()}, file)
-        if os.path.isfile(os.path.join(folder, MARKER)):
-            hold(folder)
+            folder = made(place)
         report["exists"] = os.path.isfile(os.path.join(folder, MARKER))
         report["root"] = folder
     except OSError as error:
@@ -91,8 +136,8 @@ def main() -> None:
         report["errno"] = error.errno
     sys.stdout.write(json.dumps(report) + "\n")
     sys.stdout.flush()
-    while os.read(0, 4096):
-        pass
+    if report.get("exists") and listen(folder):
+        remove(folder)
 
 
 main()

@@ -28,11 +28,15 @@ __all__ = ["FORMATS", "Format", "Package", "PackageSpec", "is_bundle", "package"
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """One kind of package: the module that writes it, and the backends whose artifacts it can carry."""
+    """One kind of package: the module that writes it, and the backends whose artifacts it can carry.
+
+    ``one_file``: what loads the model there takes its main file only.
+    """
 
     module: str
     backends: tuple[str, ...]
     help: str
+    one_file: bool = True
 
 
 FORMATS: Mapping[str, Format] = {
@@ -40,6 +44,7 @@ FORMATS: Mapping[str, Format] = {
         module="bundle",
         backends=("onnxruntime", "tflite", "openvino", "tensorrt", "tensorrt_rtx"),
         help="model, contract, labels, golden vectors, SBOM and checksums in a folder and a zip",
+        one_file=False,
     ),
     "android-aar": Format(
         module="android_aar",
@@ -115,7 +120,7 @@ def package(artifact: Artifact, spec: PackageSpec, out: Path) -> Package:
     if out.exists() or out.is_symlink():
         raise UsageError(f"{out} exists", hint="name a folder that does not exist yet (--out)")
     writer = importlib.import_module(f"edgekit.package.{chosen.module}")
-    contents = collect(artifact, spec)
+    contents = collect(artifact, spec, one_file=chosen.one_file)
     out = out.absolute()
     with scratch(out.parent) as work:
         writer.write(contents, work)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from edgekit import __version__, manifest
-from edgekit.errors import GateFailedError, UsageError
+from edgekit.errors import GateFailedError, SourceError, UnsupportedError, UsageError
 from edgekit.manifest import Artifact
 from edgekit.package import golden
 from edgekit.package.descriptor import (
@@ -41,6 +42,7 @@ RUNTIME_NAMES = {
     "tensorrt": "TensorRT",
     "tensorrt_rtx": "TensorRT-RTX",
 }
+_TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CONVERTERS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxsim")
 
 
@@ -61,8 +63,10 @@ class Contents:
         return self.artifact.model
 
 
-def collect(artifact: Artifact, spec: PackageSpec) -> Contents:
+def collect(artifact: Artifact, spec: PackageSpec, *, one_file: bool = False) -> Contents:
     """Check the artifact, replay its golden vectors on the real runtime, and describe it.
+
+    ``one_file``: the format's wrapper loads the main file and nothing beside it.
 
     Raises:
         GateFailedError: a gate failed or was not run and ``allow_failed`` is not set, or the golden
@@ -70,16 +74,17 @@ def collect(artifact: Artifact, spec: PackageSpec) -> Contents:
         SourceError: files changed since the build, or there are no golden vectors.
         UsageError: the labels are not those of any output.
         ConfigError: the preprocessing contract does not give what the model takes.
+        UnsupportedError: the model needs several files and the format takes one.
     """
     _check_gates(artifact, spec)
     manifest.check_files(artifact)
+    _check_target(artifact)
+    names = _model_files(artifact, spec, one_file)
     contract = _contract(artifact)
     labels = _labels(artifact, spec)
     output = _labelled_output(artifact, labels)
     cases = golden.make_cases(artifact, contract)
-    files: dict[str, Content] = {
-        f"model/{f.name}": artifact.directory / f.name for f in artifact.manifest.files
-    }
+    files: dict[str, Content] = {f"model/{name}": artifact.directory / name for name in names}
     record = None
     if output is not None:
         text = "".join(f"{label}\n" for label in labels).encode()
@@ -87,9 +92,13 @@ def collect(artifact: Artifact, spec: PackageSpec) -> Contents:
         record = LabelsRecord(
             file="labels.txt", count=len(labels), sha256=sha256_bytes(text), output=output.name
         )
-    described = tuple(_stored(case, files, output, labels) for case in cases)
-    vectors = Golden(cases=described, tolerance=TOLERANCES[arithmetic(artifact.manifest.target.precision)])
-    descriptor = _describe(artifact, spec, contract, record, vectors)
+    tolerance = TOLERANCES[arithmetic(artifact.manifest.target.precision)]
+    clear = 2 * max(tolerance.values())
+    described = tuple(_stored(case, files, _label(case, output, labels, clear)) for case in cases)
+    vectors = Golden(cases=described, tolerance=tolerance)
+    descriptor = replace(
+        _describe(artifact, spec, contract, record, vectors), files=tuple(f"model/{name}" for name in names)
+    )
     files["edgekit.json"] = encode(descriptor)
     return Contents(
         artifact=artifact, spec=spec, descriptor=descriptor, labels=labels, cases=cases, files=files
@@ -106,6 +115,28 @@ def _check_gates(artifact: Artifact, spec: PackageSpec) -> None:
         hint="build an artifact that passes, or take this one knowingly with --allow-failed",
         gates=tuple(g.name for g in named) or (artifact.manifest.status,),
     )
+
+
+def _check_target(artifact: Artifact) -> None:
+    """The target's name goes into sources and READMEs as it is, and an artifact may come from anybody."""
+    if not _TARGET.fullmatch(artifact.target):
+        raise SourceError(
+            f"{artifact.directory} names the target {artifact.target!r}", hint="do not trust this artifact"
+        )
+
+
+def _model_files(artifact: Artifact, spec: PackageSpec, one_file: bool) -> tuple[str, ...]:
+    main, *beside = (f.name for f in artifact.manifest.files)
+    if not one_file:
+        return (main, *beside)
+    # Another form of the same model (--set ort_format=true): the main file does without it.
+    needed = [name for name in beside if not name.endswith(".ort")]
+    if needed:
+        raise UnsupportedError(
+            f"{spec.format} takes a model in one file; {main} needs {', '.join(needed)} beside it",
+            hint="use the bundle format, or a target whose weights are smaller",
+        )
+    return (main,)
 
 
 def _contract(artifact: Artifact) -> Preprocessing | None:
@@ -142,17 +173,24 @@ def _labelled_output(artifact: Artifact, labels: tuple[str, ...]) -> TensorSpec 
     )
 
 
-def _stored(
-    case: golden.Case, files: dict[str, Content], output: TensorSpec | None, labels: tuple[str, ...]
-) -> GoldenCase:
+def _label(case: golden.Case, output: TensorSpec | None, labels: tuple[str, ...], clear: float) -> str:
+    """The class that every accelerator has to find; empty where two are so close that within its tolerance
+    one may find the other. ``clear`` is the lead that is beyond that, as a part of the largest value."""
+    if output is None or case.outputs[output.name].size != len(labels):
+        return ""
+    scores = golden.dequantized(output, case.outputs[output.name]).astype("f8").reshape(-1)
+    best = int(scores.argmax())
+    lead = float(scores[best]) - max((float(s) for i, s in enumerate(scores) if i != best), default=-1e300)
+    return labels[best] if lead > clear * float(abs(scores).max()) else ""
+
+
+def _stored(case: golden.Case, files: dict[str, Content], label: str) -> GoldenCase:
     """Put a case's arrays into ``files`` and describe it."""
-    folder, image, label = f"golden/{case.name}", None, ""
+    folder, image = f"golden/{case.name}", None
     if case.image is not None:
         name = f"{folder}/image.rgb"
         files[name] = case.image.tobytes()
         image = ImageFile(file=name, height=case.image.shape[0], width=case.image.shape[1])
-    if output is not None and case.outputs[output.name].size == len(labels):
-        label = labels[int(case.outputs[output.name].argmax())]
     return GoldenCase(
         name=case.name,
         inputs=_tensor_files(case.inputs, f"{folder}/input", files),
@@ -196,7 +234,7 @@ def _describe(
         precision=m.target.precision,
         status=m.status,
         runtime=need,
-        files=tuple(f"model/{f.name}" for f in m.files),
+        files=(f"model/{m.files[0].name}",),
         model_sha256=m.files[0].sha256,
         inputs=m.inputs,
         outputs=m.outputs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -18,10 +19,8 @@ import package_tools as tools
 import pytest
 
 from edgekit.errors import BackendError, ToolMissingError
-from edgekit.package import PackageSpec, android_aar, android_contract, package
+from edgekit.package import PackageSpec, android_aar, android_contract, package, writing
 from edgekit.package.golden import drawn_image
-
-pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent / "android"
 JNA = Path("/usr/share/java/jna.jar")
@@ -93,6 +92,14 @@ def host_classes(built: Built, work: Path) -> list[Path]:
     return [host, javac([HERE / "litert"], [JNA], work / "litert", "8"), JNA]
 
 
+def litert_library() -> Path:
+    """LiteRT's native library, from its wheel."""
+    spec = importlib.util.find_spec("ai_edge_litert")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "libLiteRt.so"
+
+
 def dexed(built: Built, host: list[Path], work: Path) -> Path:
     """The library and the driver as ``classes.dex``."""
     driver = javac([HERE / "app" / "Driver.java"], [built.jar, *host], work / "driver", "7")
@@ -138,9 +145,8 @@ def drive(signed: Path, host: list[Path], work: Path, *arguments: str | Path) ->
     with zipfile.ZipFile(signed) as archive:
         (work / "from-apk.dex").write_bytes(archive.read("classes.dex"))
     run("enjarify", "-f", "-o", "back.jar", "from-apk.dex", cwd=work, path="/usr/bin:/bin")
-    litert = Path(__import__("ai_edge_litert").__file__).parent / "libLiteRt.so"
     joined = os.pathsep.join(map(str, [work / "back.jar", *host]))
-    command = ["java", "-noverify", f"-Dlitert.library={litert}", "-cp", joined, "Driver", signed]
+    command = ["java", "-noverify", f"-Dlitert.library={litert_library()}", "-cp", joined, "Driver", signed]
     return run(*command, *arguments, cwd=work).splitlines()
 
 
@@ -184,6 +190,27 @@ def test_the_dex_of_a_signed_apk_gives_the_golden_vectors(built: Built, tmp_path
         entry = next(i for i in archive.infolist() if i.filename.endswith((".tflite", ".onnx")))
         assert entry.compress_type == zipfile.ZIP_DEFLATED
     check_driver(drive(compressed, host, tmp_path, *picture), image)
+
+
+def test_an_accelerator_that_computes_wrongly_is_passed_over(built: Built, tmp_path: Path) -> None:
+    """The GPU of this host answers, and wrongly: the self-test finds out, and the CPU is taken."""
+    if built.flavour != "tflite":
+        pytest.skip("ONNX Runtime's NNAPI cannot be stood in for: its classes are the real ones")
+    tools.need(JNA)
+    host = host_classes(built, tmp_path)
+    driver = javac([HERE / "app" / "Driver.java"], [built.jar, *host], tmp_path / "driver", "8")
+    assets = tmp_path / "assets.zip"
+    with zipfile.ZipFile(assets, "w") as archive:
+        for path in sorted((built.unpacked / "assets").rglob("*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(built.unpacked).as_posix())
+    joined = os.pathsep.join(map(str, [driver, built.jar, *host]))
+    command = ["java", f"-Dlitert.library={litert_library()}", "-cp", joined]
+    right = run(*command, "-Dlitert.gpu=right", "Driver", assets, cwd=tmp_path).splitlines()
+    assert right[0] == "accelerator GPU"
+    wrong = run(*command, "-Dlitert.gpu=wrong", "Driver", assets, cwd=tmp_path).splitlines()
+    assert wrong[0] == "accelerator CPU"
+    assert all(line.split(" ")[2] == "true" for line in wrong if line.startswith("case "))
 
 
 def test_kotlin_compiles_against_the_library(built: Built, tmp_path: Path) -> None:
@@ -236,20 +263,52 @@ def test_maven_resolves_it_from_the_folder(built: Built, tmp_path: Path) -> None
 
 
 GRADLE = """
-repositories {{ maven {{ url uri("{folder}") }} }}
-configurations {{ wanted {{ transitive = false }} }}
-dependencies {{ wanted "com.example:digits:1.0.0@aar" }}
-task resolve {{ doLast {{ configurations.wanted.files.each {{ println "file " + it }} }} }}
+repositories {{
+    maven {{ url uri("{folder}") }}
+    maven {{ url uri("{runtime}") }}
+}}
+configurations {{ wanted }}
+dependencies {{ wanted "com.example:digits:{version}" }}
+task resolve {{
+    doLast {{
+        configurations.wanted.incoming.resolutionResult.allDependencies.each {{ println "needs " + it.requested }}
+        configurations.wanted.files.each {{ println "file " + it }}
+    }}
+}}
 """
+
+
+def gradle(built: Built, work: Path, version: str) -> list[str]:
+    """What Gradle makes of the coordinates, offline; the runtime that they need is an empty stand-in.
+
+    Debian's Gradle is older than Gradle module metadata (6.0): it reads the POM.
+    """
+    module = json.loads((built.aar.parent / "digits-1.0.0.module").read_text())
+    (need,) = next(v for v in module["variants"] if "dependencies" in v)["dependencies"]
+    group, name, wanted = need["group"], need["module"], need["version"]["requires"]
+    folder = work / "runtime" / group.replace(".", "/") / name / wanted
+    folder.mkdir(parents=True, exist_ok=True)
+    writing.write_zip({"classes.jar": b""}, folder / f"{name}-{wanted}.aar")
+    (folder / f"{name}-{wanted}.pom").write_text(
+        "<project><modelVersion>4.0.0</modelVersion>"
+        f"<groupId>{group}</groupId><artifactId>{name}</artifactId><version>{wanted}</version>"
+        "<packaging>aar</packaging></project>"
+    )
+    (work / "settings.gradle").write_text('rootProject.name = "resolve"\n')
+    script = GRADLE.format(folder=built.out / "maven", runtime=work / "runtime", version=version)
+    (work / "build.gradle").write_text(script)
+    command = ["gradle", "--offline", "--no-daemon", "-g", work / "home", "-q", "resolve"]
+    return run(*command, cwd=work).splitlines()
 
 
 def test_gradle_resolves_it_from_the_folder(built: Built, tmp_path: Path) -> None:
     tools.need("gradle")
-    (tmp_path / "settings.gradle").write_text('rootProject.name = "resolve"\n')
-    (tmp_path / "build.gradle").write_text(GRADLE.format(folder=built.out / "maven"))
-    out = run("gradle", "--offline", "--no-daemon", "-g", tmp_path / "home", "-q", "resolve", cwd=tmp_path)
-    (line,) = (line for line in out.splitlines() if line.startswith("file "))
-    assert Path(line.removeprefix("file ")).read_bytes() == built.aar.read_bytes()
+    lines = gradle(built, tmp_path, "1.+")
+    files = [Path(line.removeprefix("file ")) for line in lines if line.startswith("file ")]
+    assert files[0].read_bytes() == built.aar.read_bytes()
+    runtime = {"tflite": "com.google.ai.edge.litert:litert", "onnxruntime": "com.microsoft.onnxruntime:"}
+    assert [line for line in lines if line.startswith(f"needs {runtime[built.flavour]}")], lines
+    assert len(files) == 2
 
 
 REPLAY = """

@@ -90,7 +90,6 @@ def self_test(program: Path, assets: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([program, assets], capture_output=True, text=True, env=environment, check=False)
 
 
-@pytest.mark.slow
 def test_the_c_core_gives_the_golden_vectors(written: Path, program: Path) -> None:
     done = self_test(program, written / "Sources" / "Digits" / "assets")
     lines = [line.split(" ", 3) for line in done.stdout.splitlines()]
@@ -99,7 +98,6 @@ def test_the_c_core_gives_the_golden_vectors(written: Path, program: Path) -> No
     assert all(line[1] == "1" and float(line[2]) < 1e-6 for line in lines)
 
 
-@pytest.mark.slow
 def test_changed_vectors_fail(written: Path, program: Path, tmp_path: Path) -> None:
     assets = tmp_path / "assets"
     shutil.copytree(written / "Sources" / "Digits" / "assets", assets)

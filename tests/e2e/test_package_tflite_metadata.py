@@ -99,7 +99,6 @@ def classify(model: Path, images: list[Path]) -> list[dict[str, float]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.slow
 def test_mediapipe_gives_the_golden_scores(written: Path, tmp_path: Path) -> None:
     tools.need(tools.MEDIAPIPE)
     pixels = support.images(6)[0]
@@ -113,7 +112,6 @@ def test_mediapipe_gives_the_golden_scores(written: Path, tmp_path: Path) -> Non
         np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
-@pytest.mark.slow
 def test_mediapipe_applies_a_normalisation_that_was_not_folded(written: Path, tmp_path: Path) -> None:
     """The same model told that its input is ``(value - 10) / 2``: MediaPipe must do just that."""
     tools.need(tools.MEDIAPIPE)

@@ -170,7 +170,6 @@ def verdict(dom: str) -> bool:
     return found[1] == "true"
 
 
-@pytest.mark.slow
 def test_selftest_passes_in_the_browser(site: Path, tmp_path: Path) -> None:
     with served(site / "node_modules") as running:
         dom = browse(running, f"{NAME}/selftest.html", tmp_path)
@@ -186,7 +185,6 @@ MUTANTS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mutant", [*MUTANTS, "labels"])
 def test_mutants_fail_the_selftest(site: Path, tmp_path: Path, mutant: str) -> None:
     modules = tmp_path / "node_modules"
@@ -210,7 +208,6 @@ def test_mutants_fail_the_selftest(site: Path, tmp_path: Path, mutant: str) -> N
     assert wanted in dom
 
 
-@pytest.mark.slow
 def test_strict_typescript_and_a_bundled_app(site: Path, tmp_path: Path) -> None:
     tools.need("chromium")
     (site / "app.ts").write_text(APP)
@@ -278,7 +275,6 @@ export const InferenceSession = {
 """
 
 
-@pytest.mark.slow
 def test_react_native_modules_pass_the_selftest(tmp_path: Path) -> None:
     tools.need(tools.NODE_MODULES, "chromium")
     spec = PackageSpec(format="react-native", name=NAME, version="1.0.0")

@@ -16,7 +16,10 @@ public final class Interpreter implements InterpreterApi {
     private static final int WRITE = 1;
 
     public static class Options extends InterpreterApi.Options {
+        private boolean delegated;
+
         public Options addDelegate(Delegate delegate) {
+            delegated = true;
             return this;
         }
     }
@@ -41,6 +44,7 @@ public final class Interpreter implements InterpreterApi {
         }
     }
 
+    private final boolean wrong;
     private final Memory model;
     private final Pointer environment;
     private final Pointer compiled;
@@ -49,6 +53,7 @@ public final class Interpreter implements InterpreterApi {
 
     public Interpreter(ByteBuffer data, Options options) {
         LiteRt api = LiteRt.API;
+        wrong = options.delegated && "wrong".equals(System.getProperty("litert.gpu"));
         model = new Memory(data.remaining());
         byte[] bytes = new byte[data.remaining()];
         data.get(bytes);
@@ -129,7 +134,16 @@ public final class Interpreter implements InterpreterApi {
                 "run");
         for (Map.Entry<Integer, Object> entry : found.entrySet()) {
             Slot slot = outputs.get(entry.getKey());
-            ((ByteBuffer) entry.getValue()).put(lock(slot, READ).getByteArray(0, slot.bytes));
+            byte[] bytes = lock(slot, READ).getByteArray(0, slot.bytes);
+            if (wrong) {
+                for (int i = 0; i < bytes.length / 2; i++) { // the values in reverse
+                    byte kept = bytes[i];
+                    int other = (bytes.length / 4 - 1 - i / 4) * 4 + i % 4;
+                    bytes[i] = bytes[other];
+                    bytes[other] = kept;
+                }
+            }
+            ((ByteBuffer) entry.getValue()).put(bytes);
             api.LiteRtUnlockTensorBuffer(slot.buffer);
         }
     }

@@ -28,6 +28,9 @@ MAX_ELEMENTS = 1 << 21
 MAX_LANES = 4096
 MAX_MAGNITUDE = (1 << 40) - 1
 _VECTOR_COLUMNS = 64
+_SMALL = 1 << 15
+"""Coded bytes below which every byte counts more than the time."""
+_SPREAD_OF_SMALL = 0.25
 _STREAM_LIMIT = 1 << 31
 
 
@@ -87,9 +90,10 @@ def encode_group(parts: Sequence[Part], family: Family, mantissa: int, spread: f
     modelled = min(1, int(buckets.width.max()))
     out.uint(signs)
     out.uint(modelled)
-    geometries = _plan(
-        parts, _entropy(histogram) + float((histogram * buckets.width).sum() / len(bucket)), spread
-    )
+    bits = _entropy(histogram) + float((histogram * buckets.width).sum() / len(bucket))
+    if bits * len(bucket) < 8 * _SMALL:
+        spread = min(spread, _SPREAD_OF_SMALL)
+    geometries = _plan(parts, bits, spread)
     out.uint(len(geometries))
     for g in geometries:
         for value in (g.plane.rows, g.plane.columns, g.plane.kernel, g.plane.lanes, g.pieces):

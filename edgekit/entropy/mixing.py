@@ -70,37 +70,52 @@ class Mixer:
         self._base = (np.arange(inputs, dtype=np.int64) * contexts)[:, None]
         self._wbase = (np.arange(inputs, dtype=np.int64) * _CONFIDENCE)[:, None]
         self._wstep = inputs * _CONFIDENCE
-        self._limit, self._rate = limit, rate
-        self._squash, self._stretch, self._confidence = squash_table(), stretch_table(), _confidence_table()
+        self._full, self._rate = ((limit + 1) << 32) - 1, rate
+        self._squash, self._stretch = squash_table(), stretch_table()
+        # A batch may count far beyond the limit before it is halved.
+        seen = np.arange(limit + _LEARN + 1)
+        self._confidence = _confidence_table().take(np.minimum(seen, 255))
+        self._twice = seen * 2 + 1.6
 
     def code(self, coder: BitCoder, context: Ints, selector: Ints, bits: Ints | None) -> Ints:
         """Code one decision a column. ``context``: int64 [inputs, n]; ``selector``: int64 [n]."""
         at = context + self._base
         state = self._counts.take(at)
         seen = state >> 32
-        ones = state & 0xFFFFFFFF
-        p = ((ones * 8192 + 3277) / (seen * 2 + 1.6)).astype(np.int64)
+        state &= 0xFFFFFFFF
+        state *= 8192
+        state += 3277
+        p = (state / self._twice.take(seen)).astype(np.int64)
         st = self._stretch.take(p)
-        wat = (selector * self._wstep + self._wbase) + self._confidence.take(np.minimum(seen, 255))
-        mixed = (self._weights.take(wat) * st).sum(axis=0) >> 16
+        wat = self._confidence.take(seen)
+        wat += selector * self._wstep + self._wbase
+        mixed = (self._weights.take(wat) * st).sum(axis=0)
+        mixed >>= 16
         np.minimum(mixed, STRETCH_LIMIT, out=mixed)
         np.maximum(mixed, -STRETCH_LIMIT, out=mixed)
-        final = self._squash.take(mixed + STRETCH_LIMIT)
+        mixed += STRETCH_LIMIT
+        final = self._squash.take(mixed)
         bits = coder.code(bits, final)
-        learn = slice(None, None, -(-len(bits) // _LEARN))
-        self._learn(at[:, learn], wat[:, learn], st[:, learn], bits[learn], final[learn])
+        count = len(bits)
+        if count <= _LEARN:
+            self._learn(at, wat, st, bits, final)
+        else:
+            some = slice(None, None, -(-count // _LEARN))
+            self._learn(at[:, some], wat[:, some], st[:, some], bits[some], final[some])
         return bits
 
     def _learn(self, at: Ints, wat: Ints, st: Ints, bits: Ints, final: Ints) -> None:
         error = (bits << 16) - final
-        delta = (error * st * self._rate) // (1 << 20)
+        error *= self._rate
+        delta = st * error
+        delta >>= 20
         np.add.at(self._weights, wat.ravel(), delta.ravel())
-        seen_one = np.empty_like(at)
-        seen_one[:] = bits + (1 << 32)
+        news = np.empty_like(at)
+        news[:] = bits + (1 << 32)
         at = at.ravel()
-        np.add.at(self._counts, at, seen_one.ravel())
+        np.add.at(self._counts, at, news.ravel())
         state = self._counts.take(at)
-        over = np.flatnonzero(state >> 32 > self._limit)
+        over = (state > self._full).nonzero()[0]
         if len(over):
             state = state[over]
             self._counts[at[over]] = (state >> 33) << 32 | (state & 0xFFFFFFFF) >> 1

@@ -117,6 +117,8 @@ class Decoder:
             return self._decode_scalar(p)
         if not len(self._x):
             raise _corrupt("an entropy-coded stream is empty")
+        if self._turn + len(p) <= len(self._x):
+            return self._decode_vector(p)
         out = np.empty(len(p), np.int64)
         done = 0
         while done < len(p):
@@ -147,18 +149,22 @@ class Decoder:
             raise _corrupt("an entropy-coded stream does not end where it should")
 
     def _decode_vector(self, p: Ints) -> Ints:
-        at = slice(self._turn, self._turn + len(p))
-        x = self._x[at]
+        x = self._x[self._turn : self._turn + len(p)]
         low = x & 0xFFFF
         one = low < p
-        x = np.where(one, p, LOW - p) * (x >> 16) + low - np.where(one, 0, p)
-        need = np.flatnonzero(x < LOW)
+        # (p or its complement) · high + the distance of ``low`` from the start of the decision's interval
+        high = x >> 16
+        start = p * ~one
+        high *= np.where(one, p, LOW - p)
+        np.add(high, low, out=x)
+        x -= start
+        need = (x < LOW).nonzero()[0]
         if len(need):
-            if self._at + len(need) > len(self._words):
+            end = self._at + len(need)
+            if end > len(self._words):
                 raise _corrupt("an entropy-coded stream is truncated")
-            x[need] = x[need] << 16 | self._words[self._at : self._at + len(need)]
-            self._at += len(need)
-        self._x[at] = x
+            x[need] = x[need] << 16 | self._words[self._at : end]
+            self._at = end
         self._turn = (self._turn + len(p)) % len(self._x)
         return one.astype(np.int64)
 

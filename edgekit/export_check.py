@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,10 @@ _RANDOM_INPUTS = 3
 _LIMIT = 1e-3
 """Relative L2 distance of an output from the module's. Reordered float32 sums stay below 1e-5 in the
 architectures measured; a wrong operator is above 1e-2."""
+_WRONG = 1e-2
+_ALLOWANCE = 4.0
+"""Between the limit and ``_WRONG``, a distance up to this multiple of PyTorch's own rounding (its float32 against
+its float64) is rounding too: blocked sums are two orders of summation, and some kernels round more coarsely."""
 _QUANTIZED_LIMIT = 2e-2
 """The same for modules that round inside (fake quantization): one last bit may flip."""
 
@@ -54,13 +59,28 @@ def compare(model: TorchModel, exported: OnnxModel) -> tuple[float, int, tuple[s
         for (name, tensor), got in zip(expected.items(), results.values(), strict=True):
             distance = _distance(name, tensor.detach().numpy(), got)
             worst = max(worst, distance)
-            if distance > limit:
+            unsure = _noise(model.module, inputs, name) if limit < distance < _WRONG else 0.0
+            if distance > max(limit, _ALLOWANCE * unsure):
                 raise ExportError(
                     f"the ONNX computes something else: {name!r} is {distance:.2g} away (relative L2) on {which}",
                     hint="look for control flow that depends on values, and random or in-place operations in forward",
                 )
+            if distance > limit:
+                notes.append(
+                    f"{name!r} is ill-conditioned: PyTorch's float32 is {unsure:.1g} from its float64"
+                )
         checked += 1
     return worst, checked, tuple(dict.fromkeys(notes))
+
+
+def _noise(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor], name: str) -> float:
+    """How far the module's float32 output is from its float64 one (relative L2); 0 where it cannot run in it."""
+    wide = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
+    try:
+        exact = call(copy.deepcopy(module).double(), wide)[name]
+        return _distance(name, exact.detach().numpy(), call(module, inputs)[name].detach().numpy())
+    except Exception:  # noqa: BLE001 - fixed dtypes inside, modules that do not copy: no excuse, then
+        return 0.0
 
 
 def run_onnx(session: Any, inputs: Mapping[str, torch.Tensor], which: str) -> dict[str, Array]:
@@ -119,17 +139,28 @@ def _finite(outputs: Mapping[str, torch.Tensor]) -> bool:
 
 
 def _random_like(example: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Values of the example's kind: its mean and spread, its range for integers, its share of True."""
+    """Values of the example's kind: its mean and spread, its range for integers, its share of True.
+
+    What looks like a mask (0 and 1) keeps its first place: attention over nothing is not defined, and PyTorch
+    and its exporter fill it differently.
+    """
     if example.numel() == 0:
         return example.clone()
     if example.dtype == torch.bool:
-        return torch.rand(example.shape, generator=generator) < example.float().mean()
+        return _first_kept(torch.rand(example.shape, generator=generator) < example.float().mean(), example)
     if example.is_floating_point():
         spread = float(example.std()) if example.numel() > 1 else 0.0
         noise = torch.randn(example.shape, generator=generator) * (spread or 1.0) + float(example.mean())
         return noise.clamp(float(example.min()) - spread, float(example.max()) + spread) if spread else noise
     low, high = int(example.min()), int(example.max())
-    return torch.randint(low, high + 1, example.shape, generator=generator, dtype=example.dtype)
+    values = torch.randint(low, high + 1, example.shape, generator=generator, dtype=example.dtype)
+    return _first_kept(values, example) if (low, high) == (0, 1) else values
+
+
+def _first_kept(mask: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
+    if mask.ndim:
+        mask[..., 0] = example[..., 0]
+    return mask
 
 
 def _distance(name: str, expected: Array, got: Array) -> float:

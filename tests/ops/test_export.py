@@ -150,6 +150,42 @@ def test_random_outputs_are_noted(tmp_path: Path) -> None:
     assert report.checked == 0
 
 
+def test_rounding_of_an_ill_conditioned_module_is_no_wrong_export(tmp_path: Path) -> None:
+    class Cancels(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(256, 64), torch.nn.Linear(256, 64)
+            order = torch.randperm(256)
+            self.second.weight.data = self.first.weight.data[:, order]
+            self.second.bias.data = self.first.bias.data + 1e-4
+            self.register_buffer("order", order)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.first(x * 3.0) - self.second(x.index_select(1, self.order) * 3.0)
+
+    torch.manual_seed(0)
+    _, report = export.export_with_report(
+        load.from_module(Cancels(), torch.randn(4, 256)), tmp_path / "a.onnx"
+    )
+    assert report.error > 1e-3  # or this shows nothing
+    assert any("ill-conditioned" in n for n in report.notes)
+
+
+def test_random_masks_keep_their_first_place(tmp_path: Path) -> None:
+    class Causal(torch.nn.Module):
+        """Over nothing PyTorch's attention gives something, its ONNX zeros."""
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            seen = torch.tril(torch.ones(8, 8, dtype=torch.bool)) & (mask[:, None, :] > 0)
+            h = x[:, None]
+            return torch.nn.functional.scaled_dot_product_attention(h, h, h, attn_mask=seen[:, None])
+
+    example = {"x": torch.randn(2, 8, 4), "mask": torch.ones(2, 8, dtype=torch.int64)}
+    example["mask"][:, 6:] = 0
+    _, report = export.export_with_report(load.from_module(Causal(), example), tmp_path / "a.onnx")
+    assert report.checked == 4
+
+
 def test_axes_that_cannot_be_dynamic_are_noted(tmp_path: Path) -> None:
     class Fixed(torch.nn.Module):
         def __init__(self) -> None:

@@ -19,6 +19,7 @@ from edgekit.quantize.options import WEIGHTED_MSE, QuantizeOptions, QuantizeRepo
 from edgekit.quantize.place import place
 from edgekit.quantize.plan import Plan, Ranges, make_plan
 from edgekit.quantize.rules import table
+from edgekit.quantize.trained import Trained, apart
 from edgekit.quantize.weights import quantize_weights
 from edgekit.types import OnnxModel, Samples, Scheme, Target
 
@@ -63,18 +64,20 @@ def quantize(
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        floats = FloatModels(model, calibration, samples, Path(folder))
+        plain, trained = apart(model, Path(folder))
+        options = trained.allowed(options)
+        floats = FloatModels(plain, calibration, samples, Path(folder))
 
         def attempt(candidate: QuantizeOptions) -> OnnxModel:
-            return _quantize(floats, scheme, candidate, Path(folder) / "candidate.onnx")[0]
+            return _quantize(floats, scheme, candidate, Path(folder) / "candidate.onnx", trained)[0]
 
         options, notes = settle(model, options, samples, attempt)
-        quantized, report = _quantize(floats, scheme, options, out)
+        quantized, report = _quantize(floats, scheme, options, out, trained)
     return quantized, dataclasses.replace(report, notes=report.notes + notes)
 
 
 def _quantize(
-    floats: FloatModels, scheme: Scheme, options: QuantizeOptions, out: Path
+    floats: FloatModels, scheme: Scheme, options: QuantizeOptions, out: Path, trained: Trained
 ) -> tuple[OnnxModel, QuantizeReport]:
     """Quantize with settled options."""
     floats.require_samples(options)
@@ -84,11 +87,11 @@ def _quantize(
     weighted = options.method == WEIGHTED_MSE
     layers = floats.layer_ranges(model, ir_model.graph, calibration) if weighted else None
     calibration = prepare.spell_pooling(ir_model.graph, rules, calibration)
-    ranges = Ranges(calibration=calibration, options=options, layers=layers)
+    ranges = Ranges(calibration=calibration, options=options, layers=layers, trained=trained)
     plan = make_plan(ir_model.graph, ranges, scheme, rules, options)
     if "rounding" in options.corrections:
         plan.weights.update(floats.rounded(model, plan, options))
-    report = _report(plan, options, notes)
+    report = _report(plan, options, (*trained.notes, *plan.notes, *notes))
     if rules.embedding == "rows":
         report = _with_embeddings(report, quantize_embeddings(ir_model.graph))
     place(ir_model.graph, plan, scheme, rules, options.weight_bits)
@@ -98,12 +101,17 @@ def _quantize(
 def _without_calibration(
     model: OnnxModel, scheme: Scheme, options: QuantizeOptions, out: Path
 ) -> tuple[OnnxModel, QuantizeReport]:
-    ir_model = prepare.load(model, _needed_opset(scheme, options))
-    if scheme.quantizer == "dynamic":
-        report = quantize_dynamic(ir_model.graph, options)
-    else:
-        report = quantize_weights(ir_model.graph, scheme.weight, options)
-    return graphs.save(ir_model, out), report
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        plain, trained = apart(model, Path(folder))
+        ir_model = prepare.load(plain, _needed_opset(scheme, options))
+        if scheme.quantizer == "dynamic":
+            trained.refuse_dynamic()
+            report = quantize_dynamic(ir_model.graph, options)
+        else:
+            report = quantize_weights(ir_model.graph, scheme.weight, options, trained.weights)
+        report = dataclasses.replace(report, notes=report.notes + trained.without_ranges())
+        return graphs.save(ir_model, out), report
 
 
 def _check(scheme: Scheme, target: Target) -> None:

@@ -12,12 +12,14 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.calibrate import Calibration
+from edgekit.errors import UnsupportedError
 from edgekit.quantize.bias import input_mean
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, select
 from edgekit.quantize.inputs import LayerRanges
 from edgekit.quantize.options import WEIGHTED_MSE, QuantizeOptions
 from edgekit.quantize.params import Affine, Floats, Stored, affine, fixed_affine
 from edgekit.quantize.rules import OpRule, Rules
+from edgekit.quantize.trained import Trained, on_grid
 from edgekit.types import Scheme
 
 Edge = tuple[Block, ir.Value]
@@ -25,14 +27,19 @@ Edge = tuple[Block, ir.Value]
 
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
-    """Where tensors are clipped: by the method asked for, and by ``layers`` where that knows better."""
+    """Where tensors are clipped: where they were ``trained`` to be, by ``layers`` where that knows better, else by
+    the method asked for."""
 
     calibration: Calibration
     options: QuantizeOptions
     layers: LayerRanges | None = None
+    trained: Trained = field(default_factory=Trained)
 
     def of(self, tensor: str, *, wide: bool, symmetric: bool) -> tuple[float, float]:
         """``(low, high)``; 16 bits (``wide``) are enough for all that was seen."""
+        kept = self.trained.ranges.get(tensor)
+        if kept is not None:
+            return kept.low, kept.high
         bits = 16 if wide else 8
         found = (
             self.layers.range(tensor, bits=bits, symmetric=symmetric) if self.layers and not wide else None
@@ -59,7 +66,7 @@ class Plan:
     not ``own``'s. ``raw``: inputs that a quantized block reads unquantized (fused additions) or already
     quantized (behind operators that move values). ``weights``: integers already chosen, by the weight's
     name; others are rounded to nearest. ``means``: mean inputs of the blocks whose bias is corrected.
-    ``hybrid``: blocks with integer weights that read and give floats.
+    ``hybrid``: blocks with integer weights that read and give floats. ``notes`` are for the report.
     """
 
     blocks: list[Block]
@@ -72,6 +79,7 @@ class Plan:
     weights: dict[str, Stored] = field(default_factory=dict)
     means: dict[Block, Floats] = field(default_factory=dict)
     hybrid: set[Block] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
 
     def quantized(self, block: Block) -> bool:
         """Whether a block computes on integers."""
@@ -107,6 +115,9 @@ class _Planner:
         self.groups = _Groups()
         self.cache: dict[tuple[frozenset[ir.Value], str], Affine] = {}
         self.centred: set[ir.Value] = set()
+        self.trained = ranges.trained
+        self.refused: dict[str, str] = {}
+        self.joined: dict[str, None] = {}
 
     def plan(self) -> Plan:
         """All decisions, in the order in which they depend on each other."""
@@ -120,6 +131,8 @@ class _Planner:
             if plan.quantized(block):
                 self._mark(plan, block)
         self._assign(plan)
+        if self.trained:
+            self._keep_weights(plan)
         if "bias" in self.options.corrections:
             self._find_means(plan)
         return plan
@@ -291,7 +304,8 @@ class _Planner:
             return self._shared(value, dtype)
         if self.rule(block).symmetric and block.weight is None:
             return self._measure(frozenset({value}), "int8", symmetric=True)
-        return self._own(value, dtype)
+        kept = self._kept(value, dtype) if block.weight is not None else None
+        return self._own(value, dtype) if kept is None else kept
 
     def _shared(self, value: ir.Value, dtype: str) -> Affine:
         members = frozenset(self.groups.members(value))
@@ -303,6 +317,9 @@ class _Planner:
     def _measure(self, members: frozenset[ir.Value], dtype: str, *, symmetric: bool) -> Affine:
         """One scale for a group: the fixed one if that covers all, else the hull of the members' ranges."""
         lows, highs, fixed = [], [], None
+        kept = self._kept_of(members, dtype, symmetric=symmetric)
+        if kept is not None:
+            return kept
         for value in members:
             source = self.producer.get(value)
             if source is not None and self.rule(source).fixed is not None:
@@ -323,8 +340,83 @@ class _Planner:
         limits = source.limits if source is not None else None
         return (max(low, limits[0]), min(high, limits[1])) if limits is not None else (low, high)
 
+    # --- what was trained ---------------------------------------------------------------------------------
+
+    def _kept(self, value: ir.Value, dtype: str) -> Affine | None:
+        """The trained range of a tensor in the target's type; where it has none, that is refused in the end."""
+        found = self.trained.ranges.get(value.name or "")
+        if found is None:
+            return None
+        kept = on_grid(found, dtype, symmetric=self._symmetric(dtype))
+        if kept is None:
+            self.refused[value.name or ""] = found.dtype if found.dtype == "int16" else "zero point"
+        return kept
+
+    def _kept_of(self, members: frozenset[ir.Value], dtype: str, *, symmetric: bool) -> Affine | None:
+        """The one trained range among tensors that share a scale."""
+        known = sorted(v.name or "" for v in members if v.name in self.trained.ranges)
+        fixed = any(
+            self.rule(s).fixed is not None for v in members if (s := self.producer.get(v)) is not None
+        )
+        if not known or fixed:
+            return None
+        kept = {self._kept(v, dtype) for v in members if v.name in known}
+        if len(kept) > 1:
+            self.joined.update(dict.fromkeys(known))
+            return None
+        one = kept.pop()
+        return one if one is not None and (not symmetric or one.zero_point == 0 or dtype == "uint8") else None
+
+    def _keep_weights(self, plan: Plan) -> None:
+        """The trained integers. Raises :class:`UnsupportedError` for what the target's scheme cannot have."""
+        top = (1 << (self.options.weight_bits - 1)) - 1
+        for block in plan.blocks:
+            stored = self.trained.weights.get(block.weight.name or "") if block.weight is not None else None
+            if stored is None or not plan.quantized(block):
+                continue
+            if top < 127 and abs(stored.values.astype(np.int16)).max(initial=0) > top:
+                self.refused[block.name] = f"{self.options.weight_bits} bits"
+            elif stored.axis is not None and (
+                not self.scheme.per_channel or stored.axis != block.weight_axis
+            ):
+                self.refused[block.name] = "scales"
+        if self.refused:
+            raise _refusal(self.refused, self.scheme)
+        plan.weights.update(self.trained.weights)
+        if self.joined:
+            plan.notes.append(f"trained apart, on one scale here: {', '.join(self.joined)}")
+        rows = [b for b in plan.hybrid if b.activations[0].name in self.trained.ranges]
+        if rows:
+            plan.notes.append(
+                f"{len(rows)} fully connected layers quantize their input row by row as they run, "
+                "not with the range that was trained"
+            )
+
     def _symmetric(self, dtype: str) -> bool:
         return self.scheme.activation_symmetric or dtype == "int16"
+
+
+_WHY = {
+    "int16": (
+        "was trained with INT16",
+        "this target computes on {activation}: take one with INT16 activations",
+    ),
+    "zero point": ("was trained with a zero point", "this target has none: train with qat(symmetric=true)"),
+    "scales": ("was trained with a scale a channel", "this target has one a layer: qat(per_channel=false)"),
+    "7 bits": ("was trained with 8 bits", "7 bits are asked for: train with qat(weights=7)"),
+}
+
+
+def _refusal(refused: Mapping[str, str], scheme: Scheme) -> UnsupportedError:
+    """What was trained in a way that the scheme does not have, and what to do."""
+    kinds = dict.fromkeys(refused.values())
+    parts = []
+    for kind in kinds:
+        names = [n for n, k in refused.items() if k == kind]
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        parts.append(f"{shown} {_WHY[kind][0]}")
+    hints = [_WHY[kind][1].format(activation=scheme.activation.upper()) for kind in kinds]
+    return UnsupportedError("; ".join(parts), hint="; ".join(hints))
 
 
 class _Groups:

@@ -7,6 +7,8 @@ weights are cast.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +24,13 @@ from edgekit.quantize.params import Stored, quantize_weight
 _SMALLEST = 1024  # elements: smaller weights are not worth a node
 
 
-def quantize_weights(graph: ir.Graph, dtype: str, options: QuantizeOptions) -> QuantizeReport:
+def quantize_weights(
+    graph: ir.Graph, dtype: str, options: QuantizeOptions, trained: Mapping[str, Stored] | None = None
+) -> QuantizeReport:
     """Store the weights of convolutions and products as ``int8``, ``int4`` or ``float16``, in place.
 
     Where INT4 does not fit (convolutions, inputs not a multiple of the block) INT8 is used, and said.
+    Integers that were ``trained`` (by the weight's name) stay what they are, with a scale a channel.
     """
     blocks = find_blocks(graph)
     excluded = select(blocks, options.exclude)
@@ -36,8 +41,11 @@ def quantize_weights(graph: ir.Graph, dtype: str, options: QuantizeOptions) -> Q
         reports += report(block, reason, "")
         if reason:
             continue
+        kept = (trained or {}).get(block.weight.name or "") if block.weight is not None else None
         if dtype == "float16":
             _halve(editor, block)
+        elif kept is not None:
+            _trained(editor, block, kept, dtype)
         elif dtype == "int4" and _fits_int4(block, options.block_size):
             _four_bits(editor, block, options.block_size)
         else:
@@ -68,6 +76,16 @@ def _eight_bits(editor: Editor, block: Block) -> None:
     array = constant(weight)
     assert array is not None
     stored = quantize_weight(array, block.weight_axis, 8)
+    block.core.replace_input_with(1, editor.dequantize(block.core, weight.name or "", stored))
+
+
+def _trained(editor: Editor, block: Block, kept: Stored, dtype: str) -> None:
+    """Integers as they are; in half a byte each where INT4 is asked for and they fit."""
+    weight = block.weight
+    assert weight is not None
+    fits = dtype == "int4" and abs(kept.values.astype(np.int16)).max(initial=0) <= 7
+    values = kept.values.astype(ml_dtypes.int4) if fits else kept.values
+    stored = Stored(values=values, scale=kept.scale, axis=kept.axis)
     block.core.replace_input_with(1, editor.dequantize(block.core, weight.name or "", stored))
 
 

@@ -281,7 +281,7 @@ class Quantization:
     method: str = "auto"
     exclude: tuple[str, ...] = ()
     int16: tuple[str, ...] = ()
-    corrections: tuple[str, ...] = ("bias",)
+    corrections: tuple[str, ...] = ("smooth", "bias")
 
     @classmethod
     def of(cls, options: Options) -> Quantization:

@@ -20,7 +20,8 @@ from edgekit.quantize.smooth import smooth
 from edgekit.types import OnnxModel, Samples
 
 _STEPS = ("equalize", "smooth")
-_MEASURED = frozenset({*_STEPS, "rounding"})
+MEASURED = frozenset({*_STEPS, "rounding"})
+"""What runs the model."""
 
 
 class FloatModels:
@@ -38,7 +39,7 @@ class FloatModels:
 
     def require_samples(self, options: QuantizeOptions) -> None:
         """Raises :class:`UsageError` where the options need samples and there are none."""
-        asked = sorted(_MEASURED & set(options.corrections))
+        asked = sorted(MEASURED & set(options.corrections))
         if options.method == WEIGHTED_MSE:
             asked.append(f"method {WEIGHTED_MSE}")
         if self.samples is None and asked:

@@ -11,11 +11,11 @@ from edgekit.calibrate import Calibration
 from edgekit.errors import CalibrationRequiredError, UnsupportedError
 from edgekit.quantize import prepare
 from edgekit.quantize.auto import settle
-from edgekit.quantize.corrections import FloatModels
+from edgekit.quantize.corrections import MEASURED, FloatModels
 from edgekit.quantize.dynamic import quantize_dynamic
 from edgekit.quantize.dynamic import report as report_block
 from edgekit.quantize.embedding import quantize_embeddings
-from edgekit.quantize.options import WEIGHTED_MSE, QuantizeOptions, QuantizeReport
+from edgekit.quantize.options import STANDARD, WEIGHTED_MSE, QuantizeOptions, QuantizeReport
 from edgekit.quantize.place import place
 from edgekit.quantize.plan import Plan, Ranges, make_plan
 from edgekit.quantize.rules import table
@@ -66,6 +66,7 @@ def quantize(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         plain, trained = apart(model, Path(folder))
         options = trained.allowed(options)
+        options = _possible(options, samples)
         floats = FloatModels(plain, calibration, samples, Path(folder))
 
         def attempt(candidate: QuantizeOptions) -> OnnxModel:
@@ -74,6 +75,13 @@ def quantize(
         options, notes = settle(model, options, samples, attempt)
         quantized, report = _quantize(floats, scheme, options, out, trained)
     return quantized, dataclasses.replace(report, notes=report.notes + notes)
+
+
+def _possible(options: QuantizeOptions, samples: Samples | None) -> QuantizeOptions:
+    """The standard corrections that need no samples, where there are none; what was asked for stays."""
+    if samples is not None or options.corrections != STANDARD:
+        return options
+    return dataclasses.replace(options, corrections=tuple(c for c in STANDARD if c not in MEASURED))
 
 
 def _quantize(

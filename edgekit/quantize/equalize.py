@@ -24,7 +24,7 @@ def equalize(graph: ir.Graph, calibration: Calibration) -> int:
     blocks = find_blocks(graph)
     readers = core_blocks(blocks)
     for block in blocks:
-        if not _takes_factors(block):
+        if not takes_factors(block):
             continue
         output = block.outputs[0]
         users = [readers.get(u.node) for u in output.uses()]
@@ -37,7 +37,7 @@ def equalize(graph: ir.Graph, calibration: Calibration) -> int:
         factors = _factors(output, [b for b in users if b is not None], calibration)
         if factors is None or factors.size != _width(block):
             continue
-        _scale_outputs(block, 1.0 / factors)
+        scale_outputs(block, 1.0 / factors)
         for user in users:
             if user is not None:
                 scale_inputs(user, factors)
@@ -50,7 +50,7 @@ def core_blocks(blocks: list[Block]) -> dict[ir.Node, Block]:
     return {b.core: b for b in blocks}
 
 
-def _takes_factors(block: Block) -> bool:
+def takes_factors(block: Block) -> bool:
     """Whether a block's output channels can be rescaled through its weights: what it clips to is 0 or nothing."""
     if block.op not in ("Conv", "Gemm", "MatMul") or not _own_weight(block) or block.weight_axis is None:
         return False
@@ -160,7 +160,8 @@ def scale_inputs(block: Block, factors: Floats) -> None:
     store(block.weight, array * (factors[None, :] if transposed else factors[:, None]))
 
 
-def _scale_outputs(block: Block, factors: Floats) -> None:
+def scale_outputs(block: Block, factors: Floats) -> None:
+    """Multiply the weights and the bias that write each output channel."""
     array = weight_of(block)
     shape = [1] * array.ndim
     assert block.weight_axis is not None

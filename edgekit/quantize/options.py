@@ -18,6 +18,10 @@ RANGES = (*METHODS, WEIGHTED_MSE)
 CORRECTIONS = ("equalize", "smooth", "bias", "rounding")
 """Weight corrections in the order in which they are applied."""
 
+STANDARD = ("smooth", "bias")
+"""The corrections that are applied unless told otherwise: cheap, and without risk. Smoothing leaves alone what does
+not gain 2 dB by it, convolutional networks always."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions:
@@ -26,7 +30,8 @@ class QuantizeOptions:
     ``method`` is a range estimator of :data:`RANGES`, or ``auto``. ``exclude`` keeps
     nodes in float and ``int16`` gives nodes INT16 activations (targets that have them): names of nodes,
     module paths (with everything below), operator types or output tensors, ``*`` and ``?`` allowed.
-    ``corrections`` are of :data:`CORRECTIONS`, or ``auto``. ``weight_bits`` 7 halves the range of INT8
+    ``corrections`` are of :data:`CORRECTIONS`, or ``auto``; of :data:`STANDARD`, what needs samples is left
+    out where there are none. ``weight_bits`` 7 halves the range of INT8
     weights for x86 CPUs without VNNI, whose UINT8 x INT8 products saturate in 16 bits. ``block_size`` is
     the number of INT4 weights that share a scale.
     """
@@ -35,7 +40,7 @@ class QuantizeOptions:
     percentile: float = 99.99
     exclude: tuple[str, ...] = ()
     int16: tuple[str, ...] = ()
-    corrections: tuple[str, ...] = ("bias",)
+    corrections: tuple[str, ...] = STANDARD
     weight_bits: int = 8
     block_size: int = 32
 

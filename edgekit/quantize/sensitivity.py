@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgekit.calibrate import Calibration
 from edgekit.quantize.auto import probes, run, snr
+from edgekit.quantize.corrections import FloatModels
 from edgekit.quantize.driver import quantize
 from edgekit.quantize.options import QuantizeOptions
 from edgekit.types import OnnxModel, Samples, Target
@@ -50,7 +51,8 @@ def sensitivity(
 ) -> tuple[LayerSensitivity, ...]:
     """Every layer that multiplies, the most harmful first.
 
-    Takes one quantization and a few inferences a layer, in ONNX Runtime on the calibration samples.
+    Takes one quantization and a few inferences a layer, in ONNX Runtime on the calibration samples. Corrections
+    that rescale the float model are made once, before.
     ``folder`` holds the candidates while it runs.
     """
     plain = dataclasses.replace(
@@ -63,13 +65,15 @@ def sensitivity(
     reference = run(job.model.path, chosen)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".sensitivity.") as temporary:
         out = Path(temporary) / "model.onnx"
-        _, report = quantize(job.model, job.calibration, job.target, plain, out)
+        floats = FloatModels(job.model, job.calibration, job.samples, Path(temporary))
+        model, calibration, _ = floats.corrected(job.options.corrections)
+        _, report = quantize(model, calibration, job.target, plain, out)
         cores = [n for n in report.quantized if n.macs]
         found = []
         for i, layer in enumerate(cores):
             others = tuple(n.node for n in cores if n.node != layer.node)
             alone = dataclasses.replace(plain, exclude=(*plain.exclude, *others))
-            candidate, _ = quantize(job.model, job.calibration, job.target, alone, out)
+            candidate, _ = quantize(model, calibration, job.target, alone, out)
             figure = snr(reference, run(candidate.path, chosen))
             found.append(
                 LayerSensitivity(

@@ -6,8 +6,9 @@ exponents of least noise at the outputs of the products that read it, which need
 known from the steps, and what the weights make of it from their norms (within 0.2 dB of the measured noise of
 MiniLM's layers, a few outputs of its GELUs excepted). A tensor where little is gained is left alone.
 
-Where a layer normalization alone writes the tensor, its scale and bias take the factors; elsewhere a product
-is put before the layers.
+Where a layer normalization or another product alone writes the tensor, its parameters take the factors; elsewhere
+a product is put before the layers. What a convolution wrote is left alone, also behind pooling: it is stored as
+integers already, and a division behind that would come too late.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from edgekit.quantize.equalize import (
     core_blocks,
     reach_of,
     scale_inputs,
+    scale_outputs,
     store,
+    takes_factors,
     takes_input_factors,
     weight_of,
 )
@@ -37,13 +40,20 @@ _ACTIVATION, _WEIGHT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), (0.0, 0.2, 0.5)
 """Exponents that are tried: of the activation's largest value, and of the weight's."""
 _WORTH = 2.0  # dB at the products' outputs: below that a product more is not worth its time
 _LEVELS, _TOP = 255, 127
+_ONWARD = frozenset(
+    ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout", "Relu", "Clip", "HardSwish",
+     "LeakyRelu", "Sigmoid", "GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool", "ReduceMean", "ReduceMax"]
+)  # fmt: skip
+"""Operators behind which a tensor still is what a convolution wrote."""
 
 Doubles = npt.NDArray[np.float64]
 
 
 def smooth(graph: ir.Graph, calibration: Calibration, inputs: LayerInputs) -> int:
     """Smooth tensors before matrix products, in place; how many."""
-    products = _products(graph)
+    blocks = find_blocks(graph)
+    products = _products(graph, blocks)
+    writers = {b.outputs[0]: b for b in blocks}
     names = [v.name or "" for v in products if v.name in calibration.tensors]
     squares = inputs.squares(names)
     editor, done = Editor(graph), 0
@@ -54,7 +64,7 @@ def smooth(graph: ir.Graph, calibration: Calibration, inputs: LayerInputs) -> in
         if factors is None:
             continue
         inverse = (1.0 / factors).astype(np.float32)
-        if not _fold(value, users, inverse):
+        if not _fold(value, users, writers, inverse):
             _divide(editor, value, users, inverse)
         for user in users:
             scale_inputs(user, factors)
@@ -62,16 +72,25 @@ def smooth(graph: ir.Graph, calibration: Calibration, inputs: LayerInputs) -> in
     return done
 
 
-def _products(graph: ir.Graph) -> dict[ir.Value, list[Block]]:
+def _products(graph: ir.Graph, blocks: list[Block]) -> dict[ir.Value, list[Block]]:
     """The matrix products with weights of their own, by what they read."""
-    readers = core_blocks(find_blocks(graph))
+    readers = core_blocks(blocks)
     found = {}
     for value in [o for n in graph for o in n.outputs]:
         users = [b for u in value.uses() if (b := readers.get(u.node)) and takes_input_factors(b, value)]
         users = [b for b in users if b.op in ("Gemm", "MatMul")]
-        if users and len({_matrix(b).shape[0] for b in users}) == 1:
+        if users and len({_matrix(b).shape[0] for b in users}) == 1 and not _convolved(value):
             found[value] = users
     return found
+
+
+def _convolved(value: ir.Value) -> bool:
+    """Whether a convolution wrote the tensor, perhaps before operators with one data input."""
+    node = value.producer()
+    while node is not None and not node.domain and node.op_type in _ONWARD:
+        source = node.inputs[0]
+        node = source.producer() if source is not None else None
+    return node is not None and not node.domain and node.op_type in ("Conv", "ConvTranspose")
 
 
 def _matrix(block: Block) -> Floats:
@@ -123,8 +142,8 @@ def _factors(
     return best
 
 
-def _fold(value: ir.Value, users: list[Block], inverse: Floats) -> bool:
-    """Let the layer normalization that writes the tensor take the factors, where only ``users`` read it."""
+def _fold(value: ir.Value, users: list[Block], writers: dict[ir.Value, Block], inverse: Floats) -> bool:
+    """Let what alone writes the tensor take the factors, where only ``users`` read it."""
     if len(value.uses()) != len(users) or value.is_graph_output():
         return False
     node = value.producer()
@@ -132,9 +151,19 @@ def _fold(value: ir.Value, users: list[Block], inverse: Floats) -> bool:
         source = node.inputs[0]
         if source is None or len(source.uses()) != 1 or source.is_graph_output():
             return False
-        node = source.producer()
-    if node is None or node.op_type != "LayerNormalization" or node.domain:
+        value, node = source, source.producer()
+    if node is not None and node.op_type == "LayerNormalization" and not node.domain:
+        return _into_normalization(node, inverse)
+    writer = writers.get(value)
+    if writer is None or writer.op not in ("Gemm", "MatMul") or not takes_factors(writer):
         return False
+    if weight_of(writer).shape[writer.weight_axis or 0] != inverse.size:
+        return False
+    scale_outputs(writer, inverse)
+    return True
+
+
+def _into_normalization(node: ir.Node, inverse: Floats) -> bool:
     operands = [v for v in node.inputs[1:] if v is not None]
     arrays = [constant(v) for v in operands]
     alone = all(len(v.uses()) == 1 and not v.is_graph_output() for v in operands)

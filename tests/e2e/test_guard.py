@@ -12,7 +12,7 @@ def build(root, out, *more):
     sources = f"{root}/tests/e2e/sources.py"
     return edgekit(
         "build", f"{sources}:outlier", "-t", "ort-int8", "--calib", f"{sources}:wide",
-        "--eval", f"{sources}:outlier_labels", "--method", "minmax", "-o", out, "--json", *more,
+        "--eval", f"{sources}:outlier_labels", "--method", "minmax", "--correct", "bias", "-o", out, "--json", *more,
     )  # fmt: skip
 
 

@@ -80,6 +80,62 @@ def test_balanced_channels_are_left_alone(tmp_path: Path) -> None:
     assert smooth(graph.load(model.path).graph, calibration, LayerInputs(model, items)) == 0
 
 
+class Convolved(nn.Module):
+    """A classifier behind a convolution and pooling, with channels of very different size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 64, 3), nn.Linear(64, 10)
+        with torch.no_grad():
+            self.conv.weight[5::16] *= 60.0
+            self.head.weight[:, 5::16] /= 60.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(nn.functional.hardswish(self.conv(x)).mean((2, 3)))
+
+
+def test_convolutional_networks_are_left_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, items, calibration = calibrated(Convolved(), torch.randn(16, 3, 12, 12), tmp_path)
+    assert smooth(graph.load(model.path).graph, calibration, LayerInputs(model, items)) == 0
+
+
+class Chain(nn.Sequential):
+    """With a name for its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
+
+
+def test_a_product_takes_the_factors_of_the_next(tmp_path: Path) -> None:
+    """Products one behind the other, a ReLU between them: the first one's weights and bias take the factors."""
+    torch.manual_seed(0)
+    module = Chain(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 8))
+    with torch.no_grad():
+        for parameter in (module[0].weight, module[0].bias):
+            parameter[5::16] *= 60.0
+        module[2].weight[:, 5::16] /= 60.0
+    model, items, calibration = calibrated(module, torch.randn(16, 10, 64), tmp_path)
+    ir_model = graph.load(model.path)
+    assert smooth(ir_model.graph, calibration, LayerInputs(model, items)) == 1
+    smoothed = graph.save(ir_model, tmp_path / "smooth.onnx")
+    assert operators(smoothed.path) == operators(model.path)
+    assert snr(run(model.path, items), run(smoothed.path, items)) > 100
+
+
+def test_the_standard_corrections_do_without_samples(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, items, calibration = calibrated(Normalized(residual=False), torch.randn(16, 10, 64), tmp_path)
+    for samples, wanted in ((None, ("bias",)), (items, ("smooth", "bias"))):
+        options = QuantizeOptions(method="minmax")
+        _, report = quantize(model, calibration, target("ort"), options, tmp_path / "q.onnx", samples)
+        assert report.corrections == wanted
+    with pytest.raises(UsageError, match="smooth"):
+        quantize(
+            model, calibration, target("ort"), QuantizeOptions(corrections=("smooth",)), tmp_path / "q.onnx"
+        )
+
+
 class Heavy(nn.Module):
     """Channel 0 of what the layer reads has rare outliers, and meets weights of the given size."""
 

@@ -64,9 +64,9 @@ def quantize(
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        options = _possible(options, samples)
         plain, trained = apart(model, Path(folder))
         options = trained.allowed(options)
-        options = _possible(options, samples)
         floats = FloatModels(plain, calibration, samples, Path(folder))
 
         def attempt(candidate: QuantizeOptions) -> OnnxModel:

@@ -183,7 +183,7 @@ def test_random_masks_keep_their_first_place(tmp_path: Path) -> None:
     example = {"x": torch.randn(6, 8, 4), "mask": torch.ones(6, 8, dtype=torch.int64)}
     example["mask"][:, 6:] = 0
     _, report = export.export_with_report(load.from_module(Causal(), example), tmp_path / "a.onnx")
-    assert report.checked == 4
+    assert (report.strategy, report.checked) == ("torch.export", 4)
 
 
 def test_axes_that_cannot_be_dynamic_are_noted(tmp_path: Path) -> None:

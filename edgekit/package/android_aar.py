@@ -43,7 +43,7 @@ def write(contents: Contents, out: Path) -> None:
     """``maven/``, ``sample/``, README, LICENSE and bill of materials in ``out``."""
     described = contents.descriptor
     _check_dtypes(described)
-    template = templates.load(described.backend, "android-aar")
+    template = templates.load(described.backend, "android-aar").for_runtime(described.runtime.minimum)
     here = coordinates(described)
     needs = maven.Coordinates(
         group=template.values["RUNTIME_GROUP"],
@@ -182,12 +182,12 @@ def _usage(described: Descriptor, template: templates.Template, here: maven.Coor
         call = "val outputs = model.predict(bitmap)"
         if described.labels is not None:
             call = "val best = model.classify(bitmap, 3)     // label and score"
-    optional = template.values["OPTIONAL"]
+    optional = template.values["OPTIONAL"].split()
     return _USAGE.format(
         coordinates=f"{here.group}:{here.artifact}:{here.version}",
         runtime=f"{template.values['RUNTIME_GROUP']}:{template.values['RUNTIME_ARTIFACT']}:"
         f"{template.values['RUNTIME_VERSION']}",
-        optional=f'\nimplementation("{optional}")   // for the GPU' if optional else "",
+        optional="".join(f'\nimplementation("{o}")   // for the GPU' for o in optional),
         cls=class_name(described),
         call=call,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgekit import plugins
@@ -24,11 +24,20 @@ _BINARY = frozenset({".jar", ".png"})
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """The files of one format for one backend, placeholders unfilled."""
+    """The files of one format for one backend, placeholders unfilled.
+
+    ``newer`` has other values for artifacts whose minimum runtime, spelt as in the manifest, is beyond that of
+    ``values``.
+    """
 
     version: int
     values: Mapping[str, str]
     files: Mapping[str, bytes]
+    newer: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def for_runtime(self, minimum: str) -> Template:
+        """The template with the values for an artifact that needs ``minimum``."""
+        return replace(self, values={**self.values, **self.newer.get(minimum, {})})
 
     def filled(self, values: Mapping[str, str]) -> dict[str, bytes]:
         """The files with every placeholder replaced, in names too."""
@@ -45,15 +54,15 @@ def load(backend: str, format_: str) -> Template:
             f"there is no {format_} template for {backend}", hint="edgekit package --help lists the formats"
         )
     record = tomllib.loads((own / RECORD).read_text(encoding="utf-8"))
-    if set(record) - {"values"} != {"version"}:
+    if set(record) - {"values", "newer"} != {"version"}:
         raise PluginError(
-            f"{own / RECORD} has the keys {', '.join(record)}", hint="it needs version and [values]"
+            f"{own / RECORD} has the keys {', '.join(record)}", hint="it has version, [values] and [newer]"
         )
     common = plugins.data_dir() / "targets" / "common" / "package" / format_
     files = {**_files(common), **_files(own)}
     files.pop(RECORD)
-    values = {k: str(v) for k, v in record.get("values", {}).items()}
-    return Template(version=int(record["version"]), values=values, files=files)
+    values, newer = record.get("values", {}), record.get("newer", {})
+    return Template(version=int(record["version"]), values=values, files=files, newer=newer)
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:

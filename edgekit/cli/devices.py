@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 def devices(ctx: click.Context) -> None:
     """List, add, check and prepare the devices that artifacts are verified and measured on.
 
-    A device is a machine that you reach with ssh, by the same name: your ~/.ssh/config, agent, ProxyJump
-    and known_hosts count. What is copied there is removed again; only prepare installs, and asks first.
+    A device is a machine that you reach with ssh, by the same name (your ~/.ssh/config, agent, ProxyJump and
+    known_hosts count), or a phone or board that adb sees. What is copied there is removed again; only prepare
+    installs, and asks first.
     """
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_)
@@ -49,8 +50,14 @@ def list_(kinds: bool = False, as_json: bool = False) -> None:
 
 @devices.command()
 @click.argument("name")
-@click.option("--ssh", "address", required=True, metavar="USER@HOST", help="What you would type after ssh.")
-@click.option("--kind", default="linux-ssh", show_default=True, help="See edgekit devices list --kinds.")
+@click.option("--ssh", "host", metavar="USER@HOST", help="What you would type after ssh.")
+@click.option(
+    "--adb",
+    "serial",
+    metavar="SERIAL",
+    help="Its serial number in adb devices, or HOST:PORT; auto: the only one.",
+)
+@click.option("--kind", help="See edgekit devices list --kinds (default: linux-ssh; over adb by its maker).")
 @click.option(
     "--port", type=click.IntRange(1, 65535), help="Where its sshd listens, if not in ~/.ssh/config."
 )
@@ -58,30 +65,42 @@ def list_(kinds: bool = False, as_json: bool = False) -> None:
     "--python", default="", metavar="PATH", help="The interpreter with the runtimes, if not python3."
 )
 @click.option("--config", default="", metavar="FILE", help="An ssh configuration to use in place of yours.")
-def add(name: str, address: str, kind: str, port: int | None, python: str, config: str) -> None:
+@click.option(
+    "--folder", default="", metavar="DIR", help="What adb's user can write, if not /data/local/tmp."
+)
+@click.option(
+    "--benchmark-model", default="", metavar="PATH", help="LiteRT's program to time with, for its ABI."
+)
+@click.option("--onnxruntime-perf-test", default="", metavar="PATH", help="ONNX Runtime's.")
+@click.option(
+    "--trtexec", default="", metavar="PATH", help="TensorRT's. device:PATH is one that is there already."
+)
+def add(name: str, host: str | None, serial: str | None, kind: str | None, **fields: Any) -> None:
     """Connect to a device, look at it, and keep it as NAME."""
     from edgekit.devices import catalogue
     from edgekit.devices.checkup import check
-    from edgekit.errors import UnknownNameError, UnreachableError
+    from edgekit.errors import UnknownNameError, UnreachableError, UsageError
     from edgekit.types import Device
 
     catalogue.check_name(name)
-    if kind not in catalogue.kinds():
+    if (host is None) == (serial is None):
+        raise UsageError("a device is reached in one way", hint="give --ssh USER@HOST or --adb SERIAL")
+    if kind is not None and kind not in catalogue.kinds():
         raise UnknownNameError("kind of device", kind, catalogue.kinds())
-    options = {k: v for k, v in {"port": port, "python": python, "config": config}.items() if v}
-    seen = check(Device(name=name, transport="ssh", address=address, options=options))
+    transport, address = ("ssh", host) if host is not None else ("adb", "" if serial == "auto" else serial)
+    assert address is not None
+    options = {key: value for key, value in fields.items() if value}
+    seen = check(Device(name=name, transport=transport, address=address, options=options))
     if seen.error:
         raise UnreachableError(seen.error, hint=seen.hint)
     row = catalogue.Row(
         name=name,
         address=address,
-        kind=kind,
+        kind=kind or catalogue.kind_of(transport, seen.facts),
         arch=str(seen.facts["arch"]),
         os=str(seen.facts["os"]).split()[0].lower(),
-        port=port,
-        python=python,
-        config=config,
         emulated=bool(seen.facts.get("emulated")),
+        **fields,
     )
     path = catalogue.write(row)
     _show(seen)
@@ -207,9 +226,8 @@ def _show(seen: Checkup) -> None:
         console.print(f"        → {seen.hint}", markup=False)
         return
     facts = seen.facts
-    about = (
-        f"{facts['model'] or facts['processor']}, {facts['arch']}, {facts['os']}, Python {facts['python']}"
-    )
+    python = f"Python {facts['python']}" if facts["python"] else "no Python: only timed, by a maker's program"
+    about = f"{facts['model'] or facts['processor']}, {facts['arch']}, {facts['os']}, {python}"
     console.print(f"[green]ok     [/] [bold]{seen.device}[/]  ", end="")
     console.print(about + (", emulated" if facts.get("emulated") else ""), markup=False)
     for runtime in seen.runtimes:

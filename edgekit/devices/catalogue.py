@@ -1,7 +1,7 @@
 """Devices by name: kinds that edgekit knows (``devices/*.toml``) and the user's own (a row each).
 
 A user's row lies in ``~/.config/edgekit/devices/NAME.toml`` or the project's ``.edgekit/devices/NAME.toml``: an
-``address`` for SSH and a ``kind``, whose fields it inherits.
+``address`` for SSH or adb and a ``kind``, whose fields it inherits.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -22,6 +23,11 @@ from edgekit.structure import structure
 from edgekit.types import Device, Option
 
 LOCAL = Device(name="local")
+
+PROGRAMS = ("benchmark_model", "onnxruntime_perf_test", "trtexec")
+"""Options of a device that name a program to time with."""
+
+_TAKEN_OVER = ("port", "python", "config", "folder", "emulated")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -45,16 +51,25 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A user's device. Empty fields come from its kind. ``emulated``: its latency is not a device's."""
+    """A user's device. Empty fields come from its kind. ``emulated``: its latency is not a device's.
+
+    ``address`` is what SSH takes, or adb's serial number (empty: the only one connected). ``folder`` can be
+    written by adb's user. ``benchmark_model``, ``onnxruntime_perf_test`` and ``trtexec`` are programs of the
+    runtimes' makers (see :mod:`edgekit.devices.vendor`).
+    """
 
     name: str
-    address: str
+    address: str = ""
     kind: str = "linux-ssh"
     arch: str = ""
     os: str = ""
     port: int | None = None
     python: str = ""
     config: str = ""
+    folder: str = ""
+    benchmark_model: str = ""
+    onnxruntime_perf_test: str = ""
+    trtexec: str = ""
     cool_down_celsius: float | None = None
     emulated: bool = False
 
@@ -111,6 +126,22 @@ def folders() -> tuple[Path, Path]:
     return user_dir() / "devices", Path.cwd() / ".edgekit" / "devices"
 
 
+def kind_of(transport: str, facts: Mapping[str, Any]) -> str:
+    """The kind of a device that says of itself what it is; the general one where it is none that we know."""
+    if transport == "ssh":
+        return "linux-ssh"
+    if not str(facts.get("os", "")).startswith("Android"):
+        return "linux-adb"
+    model = str(facts.get("model", "")).lower()
+    return (
+        "pixel"
+        if model.startswith("google pixel")
+        else "galaxy"
+        if model.startswith("samsung")
+        else "android"
+    )
+
+
 def write(row: Row) -> Path:
     """Keep a device in the user's folder; one of the same name is replaced."""
     known = kinds()
@@ -140,7 +171,7 @@ def _device(row: Row, known: Mapping[str, Kind], path: Path) -> Device:
         raise UnknownNameError("kind of device", row.kind, known, where=str(path))
     kind = known[row.kind]
     options: dict[str, Option] = {"kind": kind.name}
-    for name in ("port", "python", "config", "emulated"):
+    for name in (*_TAKEN_OVER, *PROGRAMS):
         if getattr(row, name):
             options[name] = getattr(row, name)
     cool = row.cool_down_celsius if row.cool_down_celsius is not None else kind.cool_down_celsius

@@ -8,11 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.devices.connect import connect, send_agent
+from edgekit.devices import android
+from edgekit.devices.connect import connect, send_agent, without_python
 from edgekit.devices.job import Transcript, run_job
 from edgekit.devices.pack import pack
 from edgekit.devices.plan import look
-from edgekit.errors import BackendError, DeviceError, MissingExtraError, NotRunnableError
+from edgekit.errors import (
+    BackendError,
+    DeviceError,
+    MissingExtraError,
+    NotRunnableError,
+    ToolMissingError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from edgekit.devices.transport import Transport
@@ -49,12 +57,18 @@ class Checkup:
 
 
 def check(device: Device, backends: Sequence[str] = BACKENDS) -> Checkup:
-    """Look at one device; a device that cannot be reached is a result, not an exception."""
+    """Look at one device; a device that cannot be reached is a result, not an exception.
+
+    One without Python has no runtimes of its own: what it has is told, and that artifacts can be timed there.
+    """
     try:
         with connect(device) as transport, tempfile.TemporaryDirectory(prefix="edgekit-check-") as folder:
+            if without_python(device):
+                bare = android.look(transport)
+                return Checkup(device=device.name, facts=bare.facts, state=bare.state)
             seen = look(transport, send_agent(transport, pack(backends[0]), Path(folder)))
             runtimes = tuple(probe(transport, backend, Path(folder)) for backend in backends)
-    except DeviceError as error:
+    except (DeviceError, ToolMissingError, UsageError) as error:
         return Checkup(device=device.name, error=error.message, hint=error.hint)
     return Checkup(device=device.name, facts=seen.facts, state=seen.state, runtimes=runtimes)
 

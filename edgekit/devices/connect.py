@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from edgekit.devices.adb import AdbTransport, adb_options
 from edgekit.devices.local import LocalTransport
 from edgekit.devices.ssh import SshOptions, SshTransport
 from edgekit.errors import BackendError, UnknownNameError, UsageError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from edgekit.devices.transport import Transport
     from edgekit.types import Device
 
-TRANSPORTS = ("local", "ssh")
+TRANSPORTS = ("local", "ssh", "adb")
 
 
 def open_transport(device: Device) -> Transport:
@@ -26,7 +27,14 @@ def open_transport(device: Device) -> Transport:
         return LocalTransport(device.name, python=str(device.options.get("python", sys.executable)))
     if device.transport == "ssh":
         return SshTransport(device.name, ssh_options(device))
+    if device.transport == "adb":
+        return AdbTransport(device.name, adb_options(device.address, device.options))
     raise UnknownNameError("transport", device.transport, TRANSPORTS, where=f"device {device.name}")
+
+
+def without_python(device: Device) -> bool:
+    """Whether no agent can run there: a phone, unless its row names an interpreter."""
+    return device.transport == "adb" and not device.options.get("python")
 
 
 def ssh_options(device: Device) -> SshOptions:

@@ -20,7 +20,7 @@ def test_every_kind_is_whole():
     kinds = catalogue.kinds()
     assert "linux-ssh" in kinds
     for kind in kinds.values():
-        assert kind.transport == "ssh"
+        assert kind.transport in ("ssh", "adb")
         assert kind.title
         assert kind.why
         assert all((catalogue.data_dir() / "targets" / b).is_dir() for b in kind.backends)

@@ -15,7 +15,7 @@ flock -w 300 9 || { echo "test-bed: another run holds $cache/lock" >&2; exit 0; 
 
 debian() {
     local -A of=([sshd]=openssh-server [ssh]=openssh-client [qemu-aarch64-static]=qemu-user-static
-        [debootstrap]=debootstrap [ip]=iproute2)
+        [debootstrap]=debootstrap [ip]=iproute2 [adb]=adb [mksh]=mksh)
     local program wanted=()
     for program in "${!of[@]}"; do
         PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || wanted+=("${of[$program]}")

@@ -31,8 +31,8 @@ class Pixels:
     """The contract that is in the graph, bound to the source's input, and the type of the artifact's.
 
     Float pixels are taken as they are, between two whole numbers too. Those of a ``uint8`` artifact are
-    rounded and cut off at 0 and 255, and the source is then compared on what the contract makes of *these*:
-    what an artifact cannot be given must not count as its error.
+    rounded and cut off at 0 and 255, greys are rounded inside; the source is then compared on what the contract
+    makes of *these*: what an artifact cannot be given must not count as its error.
     """
 
     contract: Preprocessing
@@ -40,7 +40,7 @@ class Pixels:
 
     @property
     def left(self) -> Preprocessing:
-        """What remains for the app to do: resize, crop, colour to grey."""
+        """What remains for the app to do: resize and crop."""
         return self.contract.folded(self.contract.input, self.dtype)
 
     def declared(self, lowered: Lowered) -> Lowered:
@@ -67,23 +67,19 @@ class Pixels:
 
     def asked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The source's inputs that belong to :meth:`fed`."""
-        name = self.contract.input
-        if self.dtype != "uint8":
+        if self._exact:
             return dict(inputs)
-        return {**inputs, name: self.contract.feed(self._pixels(inputs[name]))}
+        return self.restored(self.fed(inputs))
 
     def restored(self, fed: Mapping[str, Array]) -> dict[str, Array]:
         """The source's inputs for the artifact's: the inverse of :meth:`fed`."""
         import numpy as np
 
-        name, c = self.contract.input, self.contract
+        name = self.contract.input
         pixels = fed[name]
-        if pixels.dtype == np.uint8 or np.array_equal(pixels, np.rint(pixels).clip(0, 255)):
-            return {**fed, name: c.feed(pixels.astype(np.uint8))}
-        ordered = pixels[..., ::-1] if c.color == "bgr" else pixels
-        real = (ordered.astype(np.float64) * c.scale - np.asarray(c.mean)) / np.asarray(c.std)
-        real = real.transpose(0, 3, 1, 2) if c.layout == "NCHW" else real
-        return {**fed, name: np.ascontiguousarray(real, dtype=np.float32)}
+        if np.array_equal(pixels, np.rint(pixels).clip(0, 255)):
+            pixels = pixels.astype(np.uint8)
+        return {**fed, name: self.contract.feed(pixels)}
 
     def samples_fed(self, samples: SampleSet) -> SampleSet:
         """:meth:`fed` of every sample."""
@@ -91,7 +87,12 @@ class Pixels:
 
     def samples_asked(self, samples: SampleSet) -> SampleSet:
         """:meth:`asked` of every sample."""
-        return self._each(samples, self.asked, "asked") if self.dtype == "uint8" else samples
+        return samples if self._exact else self._each(samples, self.asked, "asked")
+
+    @property
+    def _exact(self) -> bool:
+        """Whether the artifact computes with whatever it is fed, without rounding."""
+        return self.dtype != "uint8" and self.contract.color != "gray"
 
     def _pixels(self, fed: Array) -> Array:
         import numpy as np

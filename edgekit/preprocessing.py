@@ -22,6 +22,9 @@ from edgekit.structure import structure, to_builtins
 if TYPE_CHECKING:
     from edgekit.types import Array, TensorSpec
 
+LUMA = (19595, 38470, 7471)
+"""The parts of red, green and blue in grey, of 65536 (ITU-R 601-2)."""
+
 FILTERS = ("nearest", "box", "bilinear", "bicubic")
 _CHOICES = {
     "fit": ("stretch", "pad"),
@@ -157,8 +160,7 @@ class Preprocessing:
                 hint="convert it to RGB, 8 bits a channel",
             )
         if self.color == "gray":
-            weights = np.array([19595, 38470, 7471], np.int64)
-            image = ((image.astype(np.int64) @ weights + 0x8000) >> 16).astype(np.uint8)[..., None]
+            image = luma(image)
         image = self._resized(image)
         if self.crop is not None:
             image = _cropped(image, self.crop, self.crop_rounding)
@@ -192,7 +194,8 @@ class Preprocessing:
         return image if np.array_equal(self.apply(image, spec), fed) else None
 
     def unapply(self, fed: Array) -> Array:
-        """The pixels behind a float tensor: float32 ``[N, h, w, C]`` in RGB order, 0 to 255.
+        """The pixels behind a float tensor: float32 ``[N, h, w, 3]`` in RGB order, 0 to 255; greys are three times
+        the same.
 
         For models whose preprocessing was folded into the graph. Values within a thousandth of a whole
         number become that number, so that tensors made of 8-bit pixels give these pixels back.
@@ -205,24 +208,30 @@ class Preprocessing:
         whole = np.rint(pixels)
         pixels = np.where(np.abs(pixels - whole) < 1e-3, whole, pixels)
         pixels = pixels[..., ::-1] if self.color == "bgr" else pixels
+        pixels = pixels.repeat(3, axis=-1) if self.color == "gray" else pixels
         return np.ascontiguousarray(pixels, dtype=np.float32)
 
     def feed(self, pixels: Array) -> Array:
-        """What the model is fed for 8-bit pixels: uint8 ``[N, h, w, C]`` in RGB order to float32 in its layout.
+        """What the model is fed for pixels: ``[N, h, w, 3]`` in RGB order, 0 to 255, to float32 in its layout.
 
-        The inverse of :meth:`unapply` for such pixels, and the second half of :meth:`apply`.
+        The inverse of :meth:`unapply` for 8-bit pixels, and the second half of :meth:`apply`. Floats may lie
+        between two bytes, or outside of them; greys become whole numbers all the same.
         """
         import numpy as np
 
-        table = self.table().astype(np.float32)
-        ordered = pixels[..., ::-1] if self.color == "bgr" else pixels
-        fed = np.stack([table[c][ordered[..., c]] for c in range(self.channels)], axis=-1)
+        ordered = luma(pixels) if self.color == "gray" else pixels
+        ordered = ordered[..., ::-1] if self.color == "bgr" else ordered
+        if ordered.dtype == np.uint8:
+            table = self.table().astype(np.float32)
+            fed = np.stack([table[c][ordered[..., c]] for c in range(self.channels)], axis=-1)
+        else:
+            real = ordered.astype(np.float64) * self.scale - np.asarray(self.mean)
+            fed = (real / np.asarray(self.std)).astype(np.float32)
         return np.ascontiguousarray(fed.transpose(0, 3, 1, 2) if self.layout == "NCHW" else fed)
 
     def folded(self, input_name: str, dtype: str = "float32") -> Preprocessing:
-        """The contract that is left once colour order, table and layout are part of the graph."""
-        color = "gray" if self.color == "gray" else "rgb"
-        plain = replace(self, color=color, scale=1.0, mean=(0.0,), std=(1.0,), layout="NHWC")
+        """The contract that is left once colour, table and layout are part of the graph."""
+        plain = replace(self, color="rgb", scale=1.0, mean=(0.0,), std=(1.0,), layout="NHWC")
         return replace(plain, input=input_name, dtype=dtype)
 
     @property
@@ -273,6 +282,17 @@ class Preprocessing:
         if to_width * height <= to_height * width:
             return max(1, (2 * height * to_width + width) // (2 * width)), to_width
         return to_height, max(1, (2 * width * to_height + height) // (2 * height))
+
+
+def luma(pixels: Array) -> Array:
+    """RGB ``[..., 3]`` to grey ``[..., 1]``, rounded to whole numbers: bytes to bytes, floats to float32."""
+    import numpy as np
+
+    if pixels.dtype == np.uint8:
+        whole = (pixels.astype(np.int64) @ np.array(LUMA, np.int64) + 0x8000) >> 16
+        return whole.astype(np.uint8)[..., None]
+    sums = (pixels.astype(np.float32) * (np.array(LUMA, np.float32) / (1 << 16))).sum(-1, dtype=np.float32)
+    return np.asarray(np.floor(sums + np.float32(0.5)))[..., None]
 
 
 def from_mapping(mapping: Mapping[str, Any], *, base: Path | None = None) -> Preprocessing | None:

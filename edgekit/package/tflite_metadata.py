@@ -112,7 +112,7 @@ def _check_expressible(spec: TensorSpec, contract: Preprocessing) -> None:
     if contract.color == "gray":
         raise UnsupportedError(
             f"MediaPipe Tasks feeds three colour channels; {spec.name} takes one",
-            hint="export a model that takes RGB and converts to grey itself, or use another format",
+            hint="build the artifact with --set fold_preprocessing=true, which takes RGB and converts it to grey",
         )
     fold = "build the artifact with --set fold_preprocessing=true, which leaves RGB pixels as its input"
     if contract.layout != "NHWC" or contract.color == "bgr":

@@ -1,8 +1,8 @@
 """The preprocessing contract as part of the graph: the model then takes pixels as they are.
 
-What is folded is colour order, ``(pixel * scale - mean) / std`` and the layout; resizing and cropping stay
-outside, because they depend on the image's size. The input becomes ``[N, H, W, C]`` with values 0 to 255,
-float32 or uint8, which is what cameras, canvases and MediaPipe Tasks give. Not in
+What is folded is colour to grey or colour order, ``(pixel * scale - mean) / std`` and the layout; resizing and
+cropping stay outside, because they depend on the image's size. The input becomes ``[N, H, W, 3]`` with values 0
+to 255, float32 or uint8, which is what cameras, canvases and MediaPipe Tasks give. Not in
 :data:`edgekit.passes.PASSES`: it changes what the model takes, so it is applied on request only, after
 quantization: the added nodes stay in float and what follows them is the same to the bit.
 """
@@ -17,12 +17,14 @@ import onnx_ir as ir
 from edgekit import graph
 from edgekit.errors import ConfigError
 from edgekit.passes._edit import add_constant
-from edgekit.preprocessing import Preprocessing
+from edgekit.preprocessing import LUMA, Preprocessing
 from edgekit.types import OnnxModel
 
 
 class FoldPreprocessing(ir.passes.InPlacePass):
-    """``x`` → ``Cast (uint8), Transpose, Gather (BGR), Mul, Add`` in front of everything that reads ``x``.
+    """``x`` → ``Cast (uint8), luma (grey), Transpose, Gather (BGR), Mul, Add`` in front of what reads ``x``.
+
+    Luma is ``Floor(ReduceSum(x * weights) + 0.5)`` with 16-bit fixed-point weights: exact in float32.
 
     ``pixel * (scale / std) - mean / std`` with both constants computed in double and rounded once: within
     three units in the last place of the table that :meth:`Preprocessing.table` gives.
@@ -46,7 +48,7 @@ class FoldPreprocessing(ir.passes.InPlacePass):
         if nodes and first is not None:
             model.graph.insert_before(first, nodes)
         batch = value.shape[0] if value.shape is not None else 1
-        value.shape = ir.Shape([batch, *self.contract.size, self.contract.channels])
+        value.shape = ir.Shape([batch, *self.contract.size, 3])
         value.dtype = self.dtype
         return ir.passes.PassResult(model, modified=True)
 
@@ -88,6 +90,11 @@ class FoldPreprocessing(ir.passes.InPlacePass):
         shift = (-mean / std).astype(np.float32).reshape(ones)
         if self.dtype != ir.DataType.FLOAT:
             add("Cast", to=int(ir.DataType.FLOAT))
+        if c.color == "gray":
+            add("Mul", add_constant(g, np.array(LUMA, np.float32) / (1 << 16), "preprocessing_luma"))
+            add("ReduceSum", add_constant(g, np.array([3]), "preprocessing_axis"), keepdims=1)
+            add("Add", add_constant(g, np.array(0.5, np.float32), "preprocessing_half"))
+            add("Floor")
         if c.layout == "NCHW":
             add("Transpose", perm=[0, 3, 1, 2])
         if c.color == "bgr":

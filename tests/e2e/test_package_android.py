@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
 import struct
-import subprocess
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +15,12 @@ import numpy as np
 import package_support as support
 import package_tools as tools
 import pytest
+from package_jvm import HERE, JNA, host_classes, javac, litert_library, run
 
 from edgekit.errors import BackendError, ToolMissingError
 from edgekit.package import PackageSpec, android_aar, android_contract, package, writing
 from edgekit.package.golden import drawn_image
 
-HERE = Path(__file__).parent / "android"
-JNA = Path("/usr/share/java/jna.jar")
 FRAMEWORK = Path("/usr/share/android-framework-res/framework-res.apk")
 DX = (
     tools.NODE_MODULES
@@ -65,39 +62,6 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     with zipfile.ZipFile(aar) as archive:
         archive.extractall(root / "aar")
     return Built(flavour=request.param, out=out, aar=aar, unpacked=root / "aar")
-
-
-def run(*command: str | Path, cwd: Path, path: str | None = None) -> str:
-    environment = {**os.environ, "PATH": path or os.environ["PATH"]}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, f"{command[0]}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
-    return done.stdout
-
-
-def javac(sources: list[Path], classpath: list[Path], out: Path, release: str) -> Path:
-    out.mkdir(exist_ok=True)
-    files = [p for s in sources for p in ([s] if s.is_file() else sorted(s.rglob("*.java")))]
-    joined = os.pathsep.join(map(str, classpath))
-    run("javac", "-nowarn", "--release", release, "-cp", joined, "-d", out, *files, cwd=out)
-    return out
-
-
-def host_classes(built: Built, work: Path) -> list[Path]:
-    """What stands in for Android, and the real runtime: LiteRT through JNA, or ONNX Runtime for the JVM."""
-    host = javac([HERE / "host"], [JNA], work / "host", "8")
-    if built.flavour == "onnxruntime":
-        tools.need(tools.ORT_JVM)
-        return [host, tools.ORT_JVM]
-    tools.need(JNA)
-    return [host, javac([HERE / "litert"], [JNA], work / "litert", "8"), JNA]
-
-
-def litert_library() -> Path:
-    """LiteRT's native library, from its wheel."""
-    spec = importlib.util.find_spec("ai_edge_litert")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "libLiteRt.so"
 
 
 def dexed(built: Built, host: list[Path], work: Path) -> Path:
@@ -171,7 +135,7 @@ def test_the_dex_of_a_signed_apk_gives_the_golden_vectors(built: Built, tmp_path
     image = support.images(3)[0][2].repeat(2, axis=0)
     (tmp_path / "image.rgb").write_bytes(image.tobytes())
     picture = (tmp_path / "image.rgb", str(image.shape[1]), str(image.shape[0]))
-    host = host_classes(built, tmp_path)
+    host = host_classes(built.flavour, tmp_path)
     dex = dexed(built, host, tmp_path)
     signed = apk(built, dex, tmp_path, stored=True)
     with zipfile.ZipFile(signed) as archive:
@@ -197,7 +161,7 @@ def test_an_accelerator_that_computes_wrongly_is_passed_over(built: Built, tmp_p
     if built.flavour != "tflite":
         pytest.skip("ONNX Runtime's NNAPI cannot be stood in for: its classes are the real ones")
     tools.need(JNA)
-    host = host_classes(built, tmp_path)
+    host = host_classes(built.flavour, tmp_path)
     driver = javac([HERE / "app" / "Driver.java"], [built.jar, *host], tmp_path / "driver", "8")
     assets = tmp_path / "assets.zip"
     with zipfile.ZipFile(assets, "w") as archive:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import package_support as support
+import package_tools as tools
 import pytest
 import torch
+from package_mediapipe import mediapipe_scores
 from torch import nn
 
 import edgekit
@@ -183,11 +186,39 @@ def test_bytes_as_input(target: str, tmp_path: Path) -> None:
     assert report.descriptor.preprocessing.dtype == "uint8"
 
 
-def test_grey_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pixels", ["float32", "uint8"])
+def test_a_grey_model_takes_colour(pixels: str, tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    grey = Preprocessing(crop=(16, 16), color="gray", mean=(0.2,), std=(0.4,))
+    made = built(tmp_path / "grey", ("ort-fp32", "tflite-int8"), grey, pixels=pixels)
+    module = model(grey).module
+    for artifact in made:
+        assert artifact.manifest.inputs[0].shape == (1, 16, 16, 3)
+        assert artifact.manifest.preprocessing["color"] == "rgb"
+    image = images()[5]
+    fed = {"image": image[None].astype(pixels)}
+    (found,) = edgekit.predict(made[0], [fed])
+    with torch.inference_mode():
+        wanted = module(torch.from_numpy(grey.apply(image)))
+    np.testing.assert_allclose(next(iter(found.values())), wanted, atol=1e-5)
+
+
+def test_mediapipe_takes_a_grey_model(tmp_path: Path) -> None:
+    tools.need(tools.MEDIAPIPE)
+    pytest.importorskip("ai_edge_litert")
     grey = Preprocessing(resize=(16, 16), color="gray", mean=(0.2,), std=(0.4,))
-    made = built(tmp_path / "grey", ("ort-fp32",), grey)[0].manifest
-    assert made.inputs[0].shape == (1, 16, 16, 1)
-    assert made.preprocessing["color"] == "gray"
+    (made,) = built(tmp_path / "grey", ("tflite-fp32",), grey)
+    spec = PackageSpec(format="tflite-metadata", name="com.example.seven", version="1.0.0")
+    labels = tmp_path / "labels"
+    labels.write_text("".join(f"{c}\n" for c in "abcdefg"))
+    out = package(made, replace(spec, labels=labels), tmp_path / "out").directory
+    files = [tmp_path / f"{i}.npy" for i in range(3)]
+    for file, image in zip(files, images(), strict=False):
+        np.save(file, image)
+    with torch.inference_mode():
+        wanted = [model(grey).module(torch.from_numpy(grey.apply(i)))[0] for i in images()[:3]]
+    for scores, expected in zip(mediapipe_scores(out / "seven.tflite", files), wanted, strict=True):
+        np.testing.assert_allclose([scores[c] for c in "abcdefg"], expected, atol=1e-4)
 
 
 def test_a_source_without_contract_is_refused(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import subprocess
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import package_support as support
 import package_tools as tools
 import pytest
+from package_mediapipe import mediapipe_scores
 
 from edgekit.errors import UnsupportedError
 from edgekit.manifest import Artifact
@@ -22,20 +21,6 @@ from edgekit.package.tflite_metadata import ENTRY, with_metadata
 pytest.importorskip("ai_edge_litert")
 
 SPEC = PackageSpec(format="tflite-metadata", name="com.example.digits", version="1.2.0", license="MIT")
-
-CLASSIFY = """
-import json, sys
-import numpy as np
-import mediapipe as mp
-from mediapipe.tasks.python import BaseOptions, vision
-
-options = vision.ImageClassifierOptions(base_options=BaseOptions(model_asset_path=sys.argv[1]))
-with vision.ImageClassifier.create_from_options(options) as classifier:
-    for name in sys.argv[2:]:
-        pixels = np.load(name)
-        found = classifier.classify(mp.Image(image_format=mp.ImageFormat.SRGB, data=pixels))
-        print(json.dumps({c.category_name: c.score for c in found.classifications[0].categories}))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +76,6 @@ def test_other_backends_are_refused(tmp_path: Path) -> None:
     assert "bundle" in raised.value.hint
 
 
-def classify(model: Path, images: list[Path]) -> list[dict[str, float]]:
-    done = subprocess.run(
-        [tools.MEDIAPIPE, "-c", CLASSIFY, model, *images], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 def test_mediapipe_gives_the_golden_scores(written: Path, tmp_path: Path) -> None:
     tools.need(tools.MEDIAPIPE)
     pixels = support.images(6)[0]
@@ -106,7 +83,7 @@ def test_mediapipe_gives_the_golden_scores(written: Path, tmp_path: Path) -> Non
     for file, image in zip(files, pixels, strict=True):
         np.save(file, image)
     want = support.reference(support.feed(pixels))
-    for scores, expected in zip(classify(written / "digits.tflite", files), want, strict=True):
+    for scores, expected in zip(mediapipe_scores(written / "digits.tflite", files), want, strict=True):
         assert set(scores) == set(support.LABELS)
         got = np.array([scores[label] for label in support.LABELS])
         np.testing.assert_allclose(got, expected, atol=2e-5)
@@ -128,6 +105,6 @@ def test_mediapipe_applies_a_normalisation_that_was_not_folded(written: Path, tm
     # 2 v + 10 is undone by the normalisation.
     dark = (support.images(1)[0][0] // 3).astype(np.uint8)
     np.save(tmp_path / "x.npy", 2 * dark + 10)
-    (scores,) = classify(tmp_path / "m.tflite", [tmp_path / "x.npy"])
+    (scores,) = mediapipe_scores(tmp_path / "m.tflite", [tmp_path / "x.npy"])
     expected = support.reference(support.feed(dark[None]))[0]
     np.testing.assert_allclose([scores[label] for label in support.LABELS], expected, atol=2e-5)

@@ -78,7 +78,29 @@ def test_a_contract_that_changes_nothing_adds_nothing(tmp_path: Path) -> None:
     assert left.input == "image"
 
 
-def test_gray(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_colour_becomes_grey_in_the_graph_to_the_bit(tmp_path: Path, layout: str, dtype: str) -> None:
+    shape = (1, 1, 16, 16) if layout == "NCHW" else (1, 16, 16, 1)
+    node = helper.make_node("Identity", ["image"], ["y"])
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("image", "y")]
+    made = helper.make_graph([node], "g", values[:1], values[1:])
+    path = tmp_path / "b.onnx"
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    # Powers of two, so that scaling is exact and every bit of the luma shows.
+    exact = {"scale": 1 / 256, "mean": (0.25,), "std": (0.5,)}
+    contract = Preprocessing(crop=(16, 16), color="gray", layout=layout, **exact)
+    after, left = fold_preprocessing(graph.describe(path), contract, tmp_path / "a.onnx", dtype=dtype)
+    assert (left.color, left.dtype, after.inputs[0].shape) == ("rgb", dtype, (1, 16, 16, 3))
+    for seed in range(20):
+        image = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        got = run(after.path, left.apply(image))
+        np.testing.assert_array_equal(got, contract.apply(image))
+        np.testing.assert_array_equal(contract.feed(image[None]), contract.apply(image))
+        np.testing.assert_array_equal(contract.feed(image[None].astype("f4")), contract.apply(image))
+
+
+def test_a_grey_contract_needs_one_channel(tmp_path: Path) -> None:
     contract = Preprocessing(resize=(6, 5), color="gray", scale=1 / 16)
     with pytest.raises(ConfigError, match=r"\[1, 1, 6, 5\]"):
         fold_preprocessing(model(tmp_path / "b.onnx", "NCHW"), contract, tmp_path / "a.onnx")

@@ -28,7 +28,7 @@ from edgekit.store import Key, Store, canonical_json, scratch
 from edgekit.types import SourceSpec, sha256_file
 
 if TYPE_CHECKING:
-    from edgekit.compress.analysis import Layer
+    from edgekit.compress.analysis import Findings
     from edgekit.compress.recipes import Recipe
     from edgekit.compress.train import Task
 
@@ -237,8 +237,9 @@ def _spelled(recipe: Recipe) -> list[dict[str, Any]]:
     return [{"name": s.NAME, **options(s)} for s in recipe.steps]
 
 
-def deliver(compressed: Compressed, recipe: Recipe, source: Source, out: Path) -> Path:
-    """Copy the plan to ``out``, the path of its source now relative to it, with the recipe beside it.
+def deliver(compressed: Compressed, recipe: Recipe, source: Source, out: Path, *, comment: str = "") -> Path:
+    """Copy the plan to ``out``, the path of its source now relative to it, with the recipe (``comment`` at its head)
+    beside it.
 
     What else is in ``out`` stays; each file appears as a whole.
     """
@@ -252,7 +253,7 @@ def deliver(compressed: Compressed, recipe: Recipe, source: Source, out: Path) -
         for name in (WEIGHTS, TENSORS):
             shutil.copyfile(compressed.folder / name, work / name)
         (work / PLAN).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        recipes.write(recipe, work / "recipe.toml")
+        recipes.write(recipe, work / "recipe.toml", comment=comment)
         for name in (TENSORS, WEIGHTS, "recipe.toml", PLAN):  # the plan last: it makes the folder one
             (work / name).replace(out / name)
     plan.remember(out)
@@ -263,13 +264,14 @@ _OBSERVED = 8
 """Batches whose activations the analysis looks at."""
 
 
-def analyze(shop: Workshop, source: Source) -> tuple[Layer, ...]:
+def analyze(shop: Workshop, source: Source, work: Work | None = None) -> Findings:
     """The layers' distributions; activations over the task's data, else ``--calib`` or ``--eval``, else the example."""
     from edgekit.compress import analysis, step
+    from edgekit.compress.structured.depth import influences
 
     model, options = source.torch(), shop.options
-    data = options.train or options.calib or options.eval
-    work = Work(source, options, shop.store)
+    data = "" if work is not None else options.train or options.calib or options.eval
+    work = work or Work(source, options, shop.store)
 
     def run(module: Any) -> None:
         import torch
@@ -281,11 +283,12 @@ def analyze(shop: Workshop, source: Source) -> tuple[Layer, ...]:
             with torch.no_grad():
                 for _, batch in zip(range(_OBSERVED), loaded.batches(32), strict=False):
                     module(**batch.inputs)
-        elif work.given:
+        elif work.given and work.open().steps():
             step.Context(task=work.open()).observe(module, _OBSERVED, step="analysis")
         else:
             with torch.no_grad():
                 step.forward(module, model.example_inputs)
 
     with shop.progress.task("analyze"):
-        return analysis.analyze(copy.deepcopy(model.module), run)
+        layers = analysis.analyze(copy.deepcopy(model.module), run)
+        return analysis.findings(layers, influences(copy.deepcopy(model.module), model.example_inputs))

@@ -38,6 +38,8 @@ from edgekit.stages import Workshop
 
 NEAR = 1.1
 """Candidates whose estimate is within this factor of the winner's are coded too before it is called the smallest."""
+_SAID = 3
+"""So many layers are named for each step."""
 RESERVE = 0.2
 """The share of the time that is kept for confirming the winner."""
 
@@ -57,6 +59,7 @@ class Found:
     points: tuple[Point, ...]
     front: tuple[Point, ...]
     rejected: tuple[str, ...]
+    why: tuple[str, ...]
     interrupted: bool
 
 
@@ -119,7 +122,8 @@ def confirmed(bench: Bench, results: Sequence[tuple[Candidate, Point]], run: Sea
     rejected: list[str] = []
     for checked in _best_first(_holding(bench, results, rejected), bench.budget):
         try:
-            recipe, shipped = _delivered(bench, checked)
+            why = _why(bench, checked, points)
+            recipe, shipped = _delivered(bench, checked, why)
         except EdgekitError as error:
             rejected.append(f"{checked.point.name}: {error.message}")
             continue
@@ -137,9 +141,10 @@ def confirmed(bench: Bench, results: Sequence[tuple[Candidate, Point]], run: Sea
             points=every,
             front=tuple(front(every)),
             rejected=tuple(rejected),
+            why=why,
             interrupted=run.interrupted,
         )
-        document = {"budget": str(bench.budget), "front": found.front, "winner": point}
+        document = {"budget": str(bench.budget), "front": found.front, "winner": point, "why": why}
         write_json(document, Path(bench.options.out) / "pareto.json")
         return found
     raise no_candidate(bench.budget, points, rejected)
@@ -186,7 +191,31 @@ def _plan(bench: Bench, shop: Workshop, candidate: Candidate) -> tuple[Source, R
     return made.source, recipe, made
 
 
-def _delivered(bench: Bench, checked: Checked) -> tuple[Recipe, Shipped]:
+def _why(bench: Bench, checked: Checked, points: Sequence[Point]) -> tuple[str, ...]:
+    """What speaks for each step of the winner: what it gave alone, and what the distributions say."""
+    from edgekit.compress.analysis import reasons
+
+    if not checked.candidate.steps:
+        return ()
+    work = compressing.Work(bench.source, bench.options, bench.shop.store, task=bench.task)
+    found = compressing.analyze(bench.shop, bench.source, work)
+    out = []
+    for step in checked.candidate.steps:
+        alone = [p for p in points if p.line.partition("(")[0] == step.NAME and ")" not in p.line[:-1]]
+        held = [p for p in alone if not p.error and bench.budget.holds(p.bound, p.size, p.latency_ms)]
+        if held:
+            best = min(held, key=lambda p: p.size)
+            out.append(f"{step.NAME}: alone {best.size:,} bytes, as {best.name}")
+        said = reasons(found, step.NAME)
+        out += [f"{step.NAME}: {line}" for line in said[:_SAID]]
+        if len(said) > _SAID:
+            out.append(f"{step.NAME}: and {len(said) - _SAID} more layers like these")
+        elif not said:
+            out.append(f"{step.NAME}: no distribution speaks for it; that it pays was measured")
+    return tuple(out)
+
+
+def _delivered(bench: Bench, checked: Checked, why: Sequence[str]) -> tuple[Recipe, Shipped]:
     """Plan, recipe and gated artifact in the folder that the user named.
 
     Raises ``GateFailedError`` when the artifact is not what was measured, byte for byte, and does not hold.
@@ -196,7 +225,7 @@ def _delivered(bench: Bench, checked: Checked) -> tuple[Recipe, Shipped]:
     out, candidate = Path(bench.options.out), checked.candidate
     source, recipe, made = _plan(bench, bench.shop, candidate)
     if made is not None:
-        compressing.deliver(made, recipe, bench.source, out)
+        compressing.deliver(made, recipe, bench.source, out, comment="\n".join(why))
     else:
         recipes.write(recipe, out / "recipe.toml")
     shipped = ship(bench.shop, source, Ship(target=candidate.target))

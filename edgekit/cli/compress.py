@@ -140,6 +140,7 @@ def _search(shop: Workshop, source: Source, budget: str, limits: Limits, as_json
                 "tried": len(found.points),
                 "front": found.front,
                 "rejected": found.rejected,
+                "why": found.why,
                 "interrupted": found.interrupted,
             }
         )
@@ -147,6 +148,8 @@ def _search(shop: Workshop, source: Source, budget: str, limits: Limits, as_json
     table(
         "no other is smaller and better", ("recipe", "target", "bytes", "drop", "p50 ms", ""), _front(found)
     )
+    for line in found.why:
+        click.echo(line, err=True)
     for line in found.rejected:
         click.echo(f"not confirmed: {line}", err=True)
     click.echo(
@@ -162,9 +165,11 @@ def _analyze(shop: Workshop, source: Source, as_json: bool) -> None:
     from edgekit.cli._output import print_json, table
     from edgekit.compressing import analyze
 
-    layers = analyze(shop, source)
+    found = analyze(shop, source)
+    layers = found.layers
     if as_json:
-        print_json({"source": source.spec.text, "layers": layers})
+        document = {"layers": layers, "blocks": found.blocks, "advice": found.advice}
+        print_json({"source": source.spec.text, **document})
         return
     rows = []
     for layer in layers:
@@ -202,6 +207,8 @@ def _analyze(shop: Workshop, source: Source, as_json: bool) -> None:
     for layer in layers:
         for advice in layer.advice:
             click.echo(f"{layer.name}: {advice.method}: {advice.why}", err=True)
+    for advice in found.advice:
+        click.echo(f"the whole model: {advice.method}: {advice.why}", err=True)
 
 
 def _front(found: Found) -> list[tuple[str, ...]]:

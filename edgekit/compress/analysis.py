@@ -33,6 +33,12 @@ HEAVY_TAIL = 6.0
 """Excess kurtosis from which few outliers set the range that all others share (a Laplace distribution has 3)."""
 PEAKED = 20.0
 """Peak over root mean square from which INT8 keeps fewer than four bits for what is ordinary."""
+FAINT = 0.3
+"""Output channels whose norm is below this share of the usual one carry little."""
+IDLE = 0.1
+"""A block that turns its input by less than this (1 - cosine) does little."""
+DENSE = 0.12
+"""Up to this share of small weights (a normal distribution has 8 %) nothing is near zero for prune to take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +53,7 @@ class Weights:
     bits: float
     rank: float
     dead_outputs: int
+    faint: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +71,7 @@ class Activations:
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """A step that suits a layer, and why in one sentence with the numbers."""
+    """A step (or a precision) that suits a layer or the whole model, and why in one sentence with the numbers."""
 
     method: str
     why: str
@@ -82,6 +89,66 @@ class Layer:
     weights: Weights
     activations: Activations | None = None
     advice: tuple[Advice, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Layers, the influence (``1 - cos(in, out)``) of each block that could be taken out, and what all of it speaks
+    for beside the layers' own advice."""
+
+    layers: tuple[Layer, ...]
+    blocks: Mapping[str, float]
+    advice: tuple[Advice, ...]
+
+
+def findings(layers: tuple[Layer, ...], blocks: Mapping[str, float]) -> Findings:
+    """Layers and blocks seen together."""
+    out = []
+    idle = {name: value for name, value in blocks.items() if value < IDLE}
+    if idle:
+        least = min(idle, key=lambda name: idle[name])
+        out.append(
+            Advice(
+                method="depth",
+                why=f"{len(idle)} of {len(blocks)} blocks turn their input by less than {IDLE:g}, {least} by "
+                f"{idle[least]:.3f}",
+            )
+        )
+    small = sum(layer.share * layer.weights.small for layer in layers) / max(
+        1e-9, sum(x.share for x in layers)
+    )
+    if small <= DENSE:
+        out.append(
+            Advice(
+                method="sparsify",
+                why=f"only {small:.0%} of the weights are near zero: a penalty in training makes more of them, "
+                "for prune to take",
+            )
+        )
+    structural = sorted({a.method for layer in layers for a in layer.advice} & {"shrink", "low-rank"})
+    if idle or structural:
+        named = ", ".join([*(["depth"] if idle else []), *structural])
+        out.append(
+            Advice(
+                method="distill", why=f"{named} cut into the function: the original can teach what is left"
+            )
+        )
+    return Findings(layers=layers, blocks=blocks, advice=tuple(out))
+
+
+_EVEN = "INT8 quantization"
+
+
+def reasons(found: Findings, method: str) -> tuple[str, ...]:
+    """What speaks for the step ``method``: of the whole model, then of its layers, the largest first."""
+    alike = {method, _EVEN} if method == "qat" else {method}
+    whole = [a.why for a in found.advice if a.method in alike]
+    rows = sorted(
+        ((layer.share, f"{layer.name}: {a.why}") for layer in found.layers for a in layer.advice
+         if a.method in alike),
+        key=lambda row: (-row[0], row[1]),
+    )  # fmt: skip
+    return (*whole, *(text for _, text in rows))
 
 
 def analyze(
@@ -140,6 +207,7 @@ def of_weight(weight: torch.Tensor) -> Weights:
         bits=float(-(p[p > 0] * p[p > 0].log2()).sum()),
         rank=_rank(matrix),
         dead_outputs=int((matrix == 0).all(1).sum()),
+        faint=_faint(matrix),
     )
 
 
@@ -156,12 +224,19 @@ def advise(
                 why=f"{activations.dead} of {activations.channels} channels never answer: cutting them costs nothing",
             )
         )
-    if weights.rank < LOW_RANK and small_side >= 32:
-        method = "data-aware low rank" if kind == "Embedding" else "low rank"
+    elif weights.faint >= 0.1 and kind != "Embedding":
         out.append(
             Advice(
-                method=method,
-                why=f"effective rank {weights.rank:.0%} of {small_side}: two factors hold what one matrix does",
+                method="shrink",
+                why=f"{weights.faint:.0%} of the channels have less than {FAINT:.0%} of the usual norm",
+            )
+        )
+    if weights.rank < LOW_RANK and small_side >= 32:
+        aware = ", weighed by how often its tokens occur" if kind == "Embedding" else ""
+        out.append(
+            Advice(
+                method="low-rank",
+                why=f"effective rank {weights.rank:.0%} of {small_side}: two factors hold what one matrix does{aware}",
             )
         )
     if weights.small >= SMALL or weights.density < 0.9:
@@ -182,14 +257,15 @@ def advise(
     if activations is not None and activations.peak >= PEAKED:
         out.append(
             Advice(
-                method="quantization-aware training or INT16 activations",
-                why=f"activations peak at {activations.peak:.0f} times their root mean square: INT8 loses the rest",
+                method="qat",
+                why=f"activations peak at {activations.peak:.0f} times their root mean square: INT8 after training "
+                "loses the rest; train with it, or take INT16 activations",
             )
         )
-    if not out or not any(a.method in ("cluster", "prune", "low rank") for a in out):
+    if not out or not any(a.method in ("cluster", "prune", "low-rank") for a in out):
         out.append(
             Advice(
-                method="INT8 quantization",
+                method=_EVEN,
                 why=f"{weights.bits:.1f} bits of entropy on an 8-bit grid, kurtosis {weights.kurtosis:.1f}: "
                 "nothing stands out, the even grid fits",
             )
@@ -222,6 +298,12 @@ def _rank(matrix: torch.Tensor) -> float:
     p = energy / energy.sum()
     p = p[p > 0]
     return float(torch.exp(-(p * p.log()).sum())) / len(energy)
+
+
+def _faint(matrix: torch.Tensor) -> float:
+    """The share of rows whose norm is far below the usual one."""
+    norms = matrix.norm(dim=1)
+    return float((norms < FAINT * norms.median()).float().mean())
 
 
 def _sampled(values: torch.Tensor) -> torch.Tensor:

@@ -49,6 +49,11 @@ _DEFAULT: Mapping[str, Space] = {
         "training.epochs": (0.0, 1.0),
         "bias": (0.0, 0.02, 0.05),
     },
+    "qat": {
+        "weights": (8, 7, 6, 5, 4, 3, 2),
+        "activations": (0, 8),
+        "training.epochs": _EPOCHS,
+    },
 }
 _AIDS = ("distill",)
 
@@ -132,7 +137,7 @@ def space(name: str) -> Space:
     return declared
 
 
-_LOOKS = ("aware",)
+_LOOKS = ("aware", "activations")
 """Options that look at the task's training data when they are set."""
 
 

@@ -30,6 +30,8 @@ _OPTIONS = 12
 _FEW = 4
 """So many where four methods meet."""
 _LATEST = 3
+_REFUSALS = 2
+"""So many settings of methods that cannot be combined are tried before the rest are left alone."""
 _STEEP = 0.01
 """The drop that one strength more costs at least, where nothing stronger was measured."""
 
@@ -97,11 +99,15 @@ class Surrogate:
         self._base: dict[str, Point] = {}
         self._alone: dict[tuple[str, tuple[tuple[str, Scalar], ...]], _Alone] = {}
         self._off: dict[Signature, list[tuple[float, float]]] = {}
+        self._refused: dict[tuple[tuple[str, ...], str], int] = {}
 
     def learn(self, candidate: Candidate, point: Point) -> None:
         """Take a result into account."""
+        names = tuple(s.NAME for s in candidate.steps), candidate.target
         if point.error:
+            self._refused[names] = self._refused.get(names, 0) + 1
             return
+        self._refused[names] = -_REFUSALS
         if not candidate.steps:
             self._base[candidate.target] = point
             return
@@ -149,7 +155,8 @@ class Surrogate:
             grids = np.meshgrid(*(np.arange(len(parts)) for parts in group), indexing="ij")
             flat = [g.ravel() for g in grids]
             for target in self.targets:
-                if target not in self._base:
+                names = tuple(parts[0].method.name for parts in group)
+                if target not in self._base or self._refused.get((names, target), 0) >= _REFUSALS:
                     continue
                 drop, size, time = self._grid(group, flat, target)
                 order = self._value(drop, size, goal)

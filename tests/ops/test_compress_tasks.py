@@ -296,7 +296,7 @@ def test_the_analysis_finds_what_was_planted() -> None:
         for layer in analysis.analyze(model, lambda m: m(torch.randn(32, 64, generator=random)))
     }
     assert layers["low"].weights.rank < 0.1
-    assert layers["low"].advice[0].method == "low rank"
+    assert layers["low"].advice[0].method == "low-rank"
     assert layers["sparse"].weights.density == pytest.approx(0.4, abs=0.05)
     assert "prune" in [a.method for a in layers["sparse"].advice]
     assert layers["heavy"].weights.kurtosis > 20
@@ -311,6 +311,50 @@ def test_the_analysis_finds_what_was_planted() -> None:
     assert all(layer.activations is None for layer in quiet)
     with pytest.raises(SourceError):
         analysis.analyze(torch.nn.ReLU())
+
+
+def test_every_method_that_can_be_searched_has_reasons() -> None:
+    """A model in which something speaks for each step."""
+    random = torch.Generator().manual_seed(0)
+
+    class Block(torch.nn.Module):
+        def __init__(self, share: float) -> None:
+            super().__init__()
+            self.inner, self.share = torch.nn.Sequential(torch.nn.Linear(64, 64)), share
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.share * self.inner(x)
+
+    class Many(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = torch.nn.Sequential(Block(0.01), Block(1.0))
+            self.low, self.heavy, self.sparse, self.peaked = (torch.nn.Linear(64, 64) for _ in range(4))
+            self.wide = torch.nn.Linear(64, 8192)
+            with torch.no_grad():
+                for layer in (self.peaked, self.wide, *(b.inner[0] for b in self.blocks)):
+                    layer.weight.copy_(torch.randn(layer.weight.shape, generator=random) / 8)
+                self.low.weight.copy_(torch.ones(64, 1) @ torch.randn(1, 64, generator=random) / 8)
+                self.heavy.weight.copy_(torch.randn(64, 64, generator=random) ** 5 / 99)
+                self.heavy.weight[:10] *= 1e-3
+                self.sparse.weight.mul_(torch.rand(64, 64, generator=random) > 0.6)
+                self.peaked.bias[0] = 1e3
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.heavy(self.blocks(x)) + self.low(x) + self.sparse(x)
+            return self.wide(self.peaked(x))
+
+    from edgekit.compress import space
+    from edgekit.compress.step import registry
+    from edgekit.compress.structured.depth import influences
+
+    model, x = Many(), torch.randn(32, 64, generator=random)
+    found = analysis.findings(analysis.analyze(model, lambda m: m(x)), influences(model, {"x": x}))
+    assert list(found.blocks) == ["blocks.0", "blocks.1"]
+    searched = [name for name in registry() if space.space(name)]
+    assert set(searched) == set(registry())
+    for name in searched:
+        assert analysis.reasons(found, name), name
 
 
 def test_activation_statistics_are_those_of_all_values() -> None:

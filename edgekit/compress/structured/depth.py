@@ -137,6 +137,16 @@ def _influence(model: torch.nn.Module, context: Context) -> dict[str, _Layer]:
     return {n: v for n, v in fitting.items() if not any(n.startswith(f"{o}.") for o in fitting)}
 
 
+def influences(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """How much each block that could be taken out turns its input, ``1 - cos(in, out)``, on ``inputs``."""
+    from edgekit.compress.step import Context
+
+    if not inputs:
+        return {}
+    found = _influence(model.eval(), Context(example_inputs=inputs))
+    return {name: layer.influence for name, layer in found.items()}
+
+
 def _stacked(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
     """Members of lists and sequences that consist of several layers and have parameters."""
     import torch

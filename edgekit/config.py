@@ -64,10 +64,12 @@ class Options:
 
 
 def load(flags: Mapping[str, Any], *, project: Path | None = None) -> Options:
-    """The options in force: file, environment, then ``flags`` (``None`` and empty values are not given)."""
+    """The options in force: file, environment, then ``flags`` (``None`` and empty values are not given, nor is
+    ``False`` but for an option that is on unless it is switched off)."""
     options = structure(Options, _from_file(project or Path.cwd()), where="edgekit.toml")
     options = replace(options, **_from_environment())
-    given = {k: v for k, v in flags.items() if v not in (None, "", (), {}, False)}
+    on = {option.name for option in fields(Options) if option.default is True}
+    given = {k: v for k, v in flags.items() if v not in (None, "", (), {}, False) or (v is False and k in on)}
     if "set" in given:
         given["set"] = {**options.set, **given["set"]}
     return replace(options, **given)

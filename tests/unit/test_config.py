@@ -82,3 +82,10 @@ def test_a_setting_that_no_target_knows_is_refused():
     with pytest.raises(UnknownNameError) as error:
         config.refuse_unknown_settings([target(LAYOUT)], {"io_layuot": "nhwc"})
     assert error.value.nearest == ("io_layout",)
+
+
+def test_an_option_that_is_on_can_be_switched_off_from_python(tmp_path):
+    (tmp_path / "edgekit.toml").write_text("accept_data = true\n")
+    settings = config.load({"speed_gate": False, "accept_data": False}, project=tmp_path)
+    assert not settings.speed_gate
+    assert settings.accept_data

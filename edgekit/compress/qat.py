@@ -89,10 +89,13 @@ class Qat:
         Raises ``SourceError`` if it has no layer to quantize, and ``UsageError`` without a task where there are
         activations to quantize or weights to train.
         """
+        import torch
+
         from edgekit.compress import qat_batch_norm as norms
 
         bits = self._bits(model)
         run = _runner(context, bits)
+        torch.manual_seed(context.seed)  # a run that goes on after a kill finds the same ranges
         pairs = norms.pairs(model.eval(), bits, run)
         if self.batch_norm == "fold":
             norms.fold(model, pairs)

@@ -12,7 +12,7 @@ TEST_ENV := OMP_NUM_THREADS=1 ORT_DISABLE_TELEMETRY=1 HF_HUB_OFFLINE=1 TF_CPP_MI
 PYTEST   := $(TEST_ENV) $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-unit test-all lint format types imports package-tools package-tools-quiet docs bench-startup zoo-packages clean
+.PHONY: help venv demo test test-unit test-all lint format types imports package-tools package-tools-quiet testbed docs bench-startup zoo-packages clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,13 +37,13 @@ demo: $(STAMP)  ## build, verify, benchmark and report the digits example
 
 # --- tests ------------------------------------------------------------------------------------------
 
-test: lint types imports package-tools-quiet  ## what CI runs: style, types, import rules, every test but the slow ones
+test: lint types imports package-tools-quiet testbed  ## what CI runs: style, types, import rules, every test but the slow ones
 	$(PYTEST) -n $(JOBS) -m "not slow" tests
 
 test-unit: $(STAMP)  ## the tests without heavy imports (seconds)
 	$(PYTEST) -n $(JOBS) -m "not slow" tests/unit
 
-test-all: lint types imports package-tools-quiet  ## every test, the slow ones too
+test-all: lint types imports package-tools-quiet testbed  ## every test, the slow ones too
 	$(PYTEST) -n $(JOBS) tests
 
 lint: $(STAMP)  ## ruff: rules and format
@@ -65,6 +65,9 @@ package-tools:  ## install what the package tests need: Android packagers, Chrom
 
 package-tools-quiet:  ## the same as far as this machine allows; tests that miss something skip with the reason
 	@PYTHON=$(PYTHON) bash tools/package_tools.sh --optional
+
+testbed: $(STAMP)  ## devices to test against, as far as this machine allows (EDGEKIT_TESTBED=none: none)
+	@PYTHON=$(PY) bash tools/testbed/setup.sh
 
 # --- upkeep -----------------------------------------------------------------------------------------
 

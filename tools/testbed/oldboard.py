@@ -5,21 +5,22 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import venv
 from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from testbed.cache import folder, why_not
 
 PACKAGES = ("tflite-runtime==2.14.0", "numpy==1.26.4")
 
 
 def root() -> Path:
     """Where the environment is kept between runs."""
-    cache = os.environ.get("EDGEKIT_TESTBED") or Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    )
-    return Path(cache) / "edgekit-testbed" / "oldboard"
+    return folder() / "oldboard"
 
 
 def python() -> Path:
@@ -29,17 +30,20 @@ def python() -> Path:
 
 def problem() -> str:
     """Why there is none here; empty if there is."""
-    return (
-        "" if (root() / "ready").exists() else "the old board is not made: python tools/testbed/oldboard.py"
-    )
+    if (root() / "ready").exists():
+        return ""
+    return why_not("oldboard", "the old board", "python tools/testbed/oldboard.py")
 
 
 def make() -> None:
     """A virtual environment of this interpreter (tflite-runtime has wheels up to Python 3.11)."""
     if not problem():
         return
+    if sys.version_info >= (3, 12):
+        raise SystemExit("old board: tflite-runtime has no wheels for Python 3.12 and newer")
     venv.create(root(), with_pip=True, clear=True)
-    subprocess.run([python(), "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
+    install = ["-m", "pip", "install", "--quiet", "--timeout=30", "--retries=1", *PACKAGES]
+    subprocess.run([python(), *install], check=True, stdin=subprocess.DEVNULL)
     (root() / "ready").touch()
 
 

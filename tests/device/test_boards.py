@@ -1,4 +1,4 @@
-"""The aarch64 board: real aarch64 runtimes, over SSH, give the numbers that they give here."""
+"""Arm boards: real Arm runtimes, over SSH, give the numbers that they give here."""
 
 import numpy as np
 import pytest
@@ -10,19 +10,29 @@ from edgekit.devices.execute import RunSettings, run_artifact
 from edgekit.types import Device
 from edgekit.verify import compare
 
-pytestmark = [pytest.mark.device, pytest.mark.slow]
+pytestmark = pytest.mark.device
 
 
 @pytest.fixture(scope="module")
-def board():
-    from testbed.arm64 import Arm64
+def make_board():
+    """A board of this kind, started once."""
+    from testbed.boards import KINDS, Board
     from testbed.sshd import MissingToolError
 
-    try:
-        with Arm64() as server:
-            yield server
-    except MissingToolError as error:
-        pytest.skip(str(error))
+    running = {}
+
+    def start(name):
+        if name not in running:
+            board = Board(kind=KINDS[name])
+            try:
+                running[name] = board.__enter__()
+            except MissingToolError as error:
+                pytest.skip(str(error))
+        return running[name]
+
+    yield start
+    for board in running.values():
+        board.__exit__()
 
 
 def device(board):
@@ -30,8 +40,12 @@ def device(board):
     return Device(name="arm", transport="ssh", address="device", options=options)
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "tflite"])
-def test_every_runtime_runs_there(backend, board, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [("arm64", "onnxruntime"), ("arm64", "openvino"), ("arm64", "tflite"), ("armhf", "tflite")],
+)
+def test_every_runtime_runs_there(kind, backend, make_board, tmp_path):
+    board = make_board(kind)
     x = np.random.default_rng(1).normal(size=(1, 3, 6, 6)).astype("f")
     if backend == "tflite":
         model, inputs = write_tflite(tmp_path / "m.tflite"), {"x": x.transpose(0, 2, 3, 1)}
@@ -44,24 +58,32 @@ def test_every_runtime_runs_there(backend, board, tmp_path):
     ) as result:
         assert compare([{"y": reference(x)}], result.outputs).relative_error < 1e-5
         assert result.placement["nodes"]
+        if kind == "armhf":
+            assert result.versions["tflite_runtime"] == "2.14.0"
+            assert result.versions["numpy"].startswith("1.")
     assert board.settled() == ([], [])
 
 
-def test_it_is_known_for_what_it_is(board):
-    seen = check(device(board), ("onnxruntime",))
-    assert seen.facts["arch"] == "aarch64"
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "machine"), [("arm64", "aarch64"), ("armhf", "armv7l")])
+def test_it_is_known_for_what_it_is(kind, machine, make_board):
+    seen = check(device(make_board(kind)), ("tflite",))
+    assert seen.facts["arch"] == machine
     assert seen.facts["emulated"] is True
     assert seen.usable
 
 
-def test_its_latency_is_never_valid(board, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["arm64", "armhf"])
+def test_its_latency_is_never_valid(kind, make_board, tmp_path):
+    board = make_board(kind)
     variant = Variant(
         backend="tflite",
         model=write_tflite(tmp_path / "m.tflite"),
         inputs={"x": np.ones((1, 6, 6, 3), "f")},
         options={"threads": 1},
     )
-    settings = BenchSettings(processes=2, seconds=0.05, iterations=3, warmup_s=0.1)
+    settings = BenchSettings(processes=1, seconds=0.05, iterations=3, warmup_s=0.1)
     measured = bench_artifact(variant, device=device(board), settings=settings)
     assert measured.validity == "INVALID"
     assert any("emulated" in reason for reason in measured.reasons)

@@ -100,6 +100,7 @@ class Bench:
             [t.name for t in tried],
             str(self.budget),
             self.limits.epochs,
+            sorted(self.limits.steps),
             math.isfinite(self.limits.seconds),
         ]
         o = self.options

@@ -30,7 +30,7 @@ from edgekit.compress.recipes import Recipe, Ship
 from edgekit.compress.search import Search
 from edgekit.compress.space import methods
 from edgekit.config import Options
-from edgekit.errors import EdgekitError, GateFailedError
+from edgekit.errors import EdgekitError, GateFailedError, UnknownNameError
 from edgekit.records import write_json
 from edgekit.shipping import Runnable, Shipped, ship
 from edgekit.source import Source
@@ -80,8 +80,9 @@ def search(shop: Workshop, source: Source, budget: Budget, limits: Limits) -> Fo
     )
     for point in journal.known.values():
         bench.saw(point)
+    able = methods(max_epochs=journal.setup.epochs, rate=journal.setup.rate)
     run = Search(
-        methods(max_epochs=journal.setup.epochs, rate=journal.setup.rate),
+        [m for m in able if not limits.steps or m.name in limits.steps],
         [t.name for t in tried],
         budget,
         replace(limits, seconds=limits.seconds * (1 - RESERVE)),
@@ -254,6 +255,18 @@ def parse_limits(
         seed=0 if seed is None else seed,
         epochs=epochs,
     )
+
+
+def step_names(text: str | None) -> tuple[str, ...]:
+    """``--steps``. Raises ``UnknownNameError``."""
+    from edgekit.compress.step import registry
+
+    known = registry()
+    names = tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("step", name, known)
+    return names
 
 
 def search_options(options: Options) -> Options:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 @click.option("--eval", "evaluate", metavar="DATA", help="Labelled inputs to judge by.")
 @click.option("--calib", metavar="DATA", help="Calibration inputs, where the search may quantize.")
 @click.option("--target", "-t", metavar="T[,T…]", help="Targets among which the search may choose.")
+@click.option("--steps", metavar="S[,S…]", help="Steps among which the search may choose (default: all).")
 @click.option("--time", "seconds", metavar="10m", help="How long to search (default: 10m).")
 @click.option("--trials", type=click.IntRange(min=1), help="How many recipes to try at most.")
 @click.option(
@@ -60,6 +61,7 @@ def compress(
     budget: str | None,
     analyze: bool,
     evaluate: str | None,
+    steps: str | None,
     seconds: str | None,
     trials: int | None,
     epochs: float | None,
@@ -73,11 +75,13 @@ def compress(
     DIR gets the plan (plan.json and safetensors, no code), the recipe as a file, and is itself a source:
     edgekit build DIR. The same recipe and seed give the same bytes. A run that was killed goes on.
     """
+    from dataclasses import replace
+
     from edgekit import config
     from edgekit.cli._output import progress
     from edgekit.errors import UsageError
     from edgekit.load import parse
-    from edgekit.searching import parse_limits, search_options
+    from edgekit.searching import parse_limits, search_options, step_names
     from edgekit.source import Source
     from edgekit.stages import Workshop
     from edgekit.store import Store
@@ -95,7 +99,8 @@ def compress(
         if recipe:
             _run(shop, opened, recipe, seed, as_json)
         elif budget:
-            _search(shop, opened, budget, parse_limits(seconds, trials, seed, epochs), as_json)
+            limits = parse_limits(seconds, trials, seed, epochs)
+            _search(shop, opened, budget, replace(limits, steps=step_names(steps)), as_json)
         else:
             _analyze(shop, opened, as_json)
 

@@ -60,12 +60,14 @@ class Point:
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """How long to search: seconds, and number of candidates. Those in the journal count, with the time that they
-    took. ``epochs`` is how long one candidate may train; ``None`` lets the time decide."""
+    took. ``epochs`` is how long one candidate may train; ``None`` lets the time decide. ``steps`` names the steps that
+    may be chosen; empty for all."""
 
     seconds: float = math.inf
     trials: int = 1000
     seed: int = 0
     epochs: float | None = None
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -447,14 +447,33 @@ def test_a_killed_host(sshd, call, artifact, tmp_path):
     assert raw["why"] == "the run was killed"
 
 
-def start_host(artifact, tmp_path):
+def test_a_killed_host_leaves_the_governor_as_it_was(make_sshd, artifact, tmp_path):
+    server = make_sshd(environment={"EDGEKIT_SYS": "{base}/sys"})
+    governor = server.base / "sys/devices/system/cpu/cpufreq/policy0/scaling_governor"
+    governor.parent.mkdir(parents=True)
+    governor.write_text("ondemand")
+    governor.chmod(0o666)
+    know(server)
+    host = start_host(artifact, tmp_path, "--governor", "performance", "--cpus", "0")
+    wait_for(lambda: lines(artifact) >= 1)
+    assert governor.read_text() == "performance"
+    host.kill()
+    host.communicate()
+    assert server.settled() == ([], [])
+    assert governor.read_text() == "ondemand"
+    entry = json.loads((artifact / JOURNAL).read_text().splitlines()[0])
+    assert entry["result"]["affinity"] == [0]
+
+
+def start_host(artifact, tmp_path, *options):
     """``edgekit bench`` with the fake runtime, in a process that can be interrupted."""
+    argv = ["edgekit", "bench", str(artifact), "--device", "board", "--processes", "50", *options]
     script = tmp_path / "host.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\nfrom edgekit import bench, cli\n"
         "from edgekit.devices.pack import pack_runner\n"
         f"bench.pack = lambda backend: pack_runner(Path({str(FAKE)!r}))\n"
-        f"sys.argv = ['edgekit', 'bench', {str(artifact)!r}, '--device', 'board', '--processes', '50']\n"
+        f"sys.argv = {argv!r}\n"
         "cli.main()\n"
     )
     return subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True)

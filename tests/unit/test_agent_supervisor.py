@@ -280,6 +280,12 @@ def test_a_look_at_the_device(agent, tmp_path, monkeypatch):
         "devices/system/cpu/cpu0/cpufreq/scaling_governor": "ondemand",
         "devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "1500000",
         "devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq": "1800000",
+        "class/thermal/thermal_zone0/trip_point_0_type": "passive",
+        "class/thermal/thermal_zone0/trip_point_0_temp": "85000",
+        "class/thermal/thermal_zone0/trip_point_1_type": "critical",
+        "class/thermal/thermal_zone0/trip_point_1_temp": "110000",
+        "bus/i2c/drivers/ina3221x/6-0040/iio:device0/rail_name_0": "POM_5V_IN",
+        "bus/i2c/drivers/ina3221x/6-0040/iio:device0/in_power0_input": "2400",
         "class/hwmon/hwmon3/in1_label": "VDD_IN",
         "class/hwmon/hwmon3/in1_input": "5000",
         "class/hwmon/hwmon3/curr1_input": "1200",
@@ -300,7 +306,9 @@ def test_a_look_at_the_device(agent, tmp_path, monkeypatch):
     assert seen.facts["boot_id"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert seen.state["celsius"] == {"cpu-thermal": 61.234}
     assert seen.state["cooling"] == {"cpufreq-cpu0 (cooling_device0)": 2}
-    assert seen.state["rails_mw"] == {"VDD_IN": 6000.0}
+    assert seen.facts["trips_celsius"] == {"cpu-thermal": 85.0}
+    assert seen.state["governors"] == ["ondemand"]
+    assert seen.state["rails_mw"] == {"POM_5V_IN": 2400.0, "VDD_IN": 6000.0}
     assert seen.state["throttled"] == 0x50005
     assert "battery" not in seen.state
 

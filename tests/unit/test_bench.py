@@ -1,5 +1,7 @@
 """The benchmark's host side over a fake runtime, and its judgement of a run."""
 
+import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from edgekit.bench import BenchSettings, Variant, bench_artifact, compare_artifa
 from edgekit.devices.health import assess
 from edgekit.devices.pack import pack_runner
 from edgekit.devices.replicates import Replicate, judge, model_memory, peak_memory
-from edgekit.errors import RuntimeCrashError, UsageError
+from edgekit.errors import BackendError, RuntimeCrashError, UsageError
 from edgekit.types import Device
 
 FAKE = Path(__file__).with_name("fake_runner.py")
@@ -155,6 +157,65 @@ def test_a_run_starts_when_the_device_is_cool(variant, sys_, monkeypatch):
     assert measured.facts["states"][0]["celsius"] == {"cpu-thermal": 44.0}
 
 
+def test_a_device_that_will_not_cool_is_told(variant, sys_, monkeypatch):
+    (sys_ / "class/thermal/thermal_zone0/temp").write_text("70000")
+    monkeypatch.setattr(bench, "COOL_DOWN_S", 0.0)
+    device = Device(name="local", options={"cool_down_celsius": 45})
+    measured = bench_artifact(variant(), device=device, settings=QUICK)
+    assert "it began at 70 °C and would not cool to 45 °C" in measured.reasons
+    assert measured.validity != "VALID"
+
+
+def test_a_device_that_gets_hot_while_it_runs(variant, sys_):
+    zone = sys_ / "class/thermal/thermal_zone0"
+    (zone / "trip_point_0_type").write_text("passive")
+    (zone / "trip_point_0_temp").write_text("80000")
+    (zone / "trip_point_1_type").write_text("active")  # a fan starts: nothing is slowed
+    (zone / "trip_point_1_temp").write_text("30000")
+    assert not any("slows" in r for r in bench_artifact(variant(), settings=QUICK).reasons)
+    heat = lambda *_: (zone / "temp").write_text("81000")  # noqa: E731
+    settings = replace(QUICK, processes=2, seconds=1.2, on_progress=heat)
+    measured = bench_artifact(variant("slow"), settings=settings)
+    assert any("cpu-thermal came to 81 °C: from 80 °C on the kernel slows" in r for r in measured.reasons)
+
+
+def test_processors_and_threads_are_part_of_the_measurement(variant):
+    settings = replace(QUICK, cpus=(0,), threads=3)
+    measured = bench_artifact(variant(), settings=settings)
+    assert measured.facts["affinity"] == [0]
+    assert measured.threads == 3
+    assert bench_artifact(variant(), settings=QUICK).facts["affinity"] == sorted(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("cpus", [(9999,), (0, 9999)])
+def test_processors_that_it_does_not_have(cpus, variant):
+    with pytest.raises(UsageError, match="processors") as caught:
+        bench_artifact(variant(), settings=replace(QUICK, cpus=cpus))
+    assert "--cpus" in caught.value.hint
+
+
+def test_what_was_measured_before_a_crash_is_told_and_kept(variant, tmp_path, monkeypatch):
+    real = bench.run_plan
+
+    def break_third(transport, tasks, watch):
+        broken = replace(tasks[2], job={**tasks[2].job, "model": "/nowhere"})
+        return real(transport, [*tasks[:2], broken, *tasks[3:]], watch)
+
+    monkeypatch.setattr(bench, "run_plan", break_third)
+    partial = []
+    settings = replace(QUICK, processes=4, on_partial=partial.append, keep=tmp_path / "journal")
+    with pytest.raises(BackendError, match="load"):
+        bench_artifact(variant(), settings=settings)
+    (found,) = partial
+    assert found.facts["partial"]["processes"] == len(found.samples) == 2
+    assert found.reasons[0].startswith("cut short after 2 of 4 processes")
+    lines = [json.loads(x) for x in (tmp_path / "journal").read_text().splitlines()]
+    assert [tuple(x["result"]["samples_ms"]) for x in lines] == list(found.samples)
+    with pytest.raises(BackendError):  # A B | B: one pair is no comparison, but there is something of B
+        compare_artifacts(variant(), variant("int8x"), settings=settings)
+    assert len(partial[1].samples) == 1
+
+
 def test_energy_is_power_times_latency(variant, sys_):
     measured = bench_artifact(variant("slow"), settings=replace(QUICK, seconds=2.5, processes=1))
     rail = measured.facts["energy"]["VDD_IN"]
@@ -172,12 +233,22 @@ def test_energy_is_power_times_latency(variant, sys_):
         ({}, {"cooling": {"pwm-fan (cooling_device0)": 2}}, "", ""),  # a fan slows nothing
         ({"max_khz": [2_000_000]}, {"cap_khz": [1_000_000]}, "", "capped at 50%"),
         ({"max_khz": [2_000_000]}, {"cap_khz": [2_000_000]}, "", ""),
+        ({"max_khz": [2_000_000, 1_000_000]}, {"khz": [600_000, 600_000], "time": 5}, "", "faster than 60%"),
+        (
+            {"max_khz": [2_000_000, 1_000_000]},
+            {"khz": [600_000, 600_000], "time": 11},
+            "",
+            "",
+        ),  # idle by then
+        ({"max_khz": [2_000_000, 1_000_000]}, {"khz": [1_600_000, 600_000], "time": 5}, "", ""),
+        ({"trips_celsius": {"a": 80.0}}, {"celsius": {"a": 80.0, "b": 99.0}}, "", "a came to 80"),
+        ({"trips_celsius": {"a": 80.0}}, {"celsius": {"a": 79.0}}, "", ""),
         ({}, {"battery": {"status": "Discharging", "percent": 50}}, "", "battery"),
         ({"emulated": True}, {}, "emulated", ""),
     ],
 )
 def test_health(facts, state, invalid, noisy):
-    health = assess(facts, [{}, state])
+    health = assess(facts, [{}, state], [(4.0, 6.0)])
     assert invalid in "".join(health.invalid)
     assert bool(invalid) == bool(health.invalid)
     assert noisy in "".join(health.noisy)

@@ -33,9 +33,10 @@ class MissingToolError(Exception):
 
 @dataclass(kw_only=True)
 class Sshd:
-    """Start with ``with``. ``environment`` is set for every session on the device; ``login_noise`` is what its
-    log-in scripts print. As root only: ``tmp_size`` makes its temporary folder a disk of that size, ``read_only``
-    names what cannot be written there (``home``, or ``all``), ``own_boot_id`` lets :meth:`restart` be told."""
+    """Start with ``with``. ``environment`` is set for every session on the device (``{base}`` is its own folder);
+    ``login_noise`` is what its log-in scripts print. As root only: ``tmp_size`` makes its temporary folder a disk of
+    that size, ``read_only`` names what cannot be written there (``home``, or ``all``), ``own_boot_id`` lets
+    :meth:`restart` be told."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
     login_noise: str = ""
@@ -201,7 +202,7 @@ class Sshd:
         environment = {"TMPDIR": str(self.tmp), "PYTHONPATH": self._packages()}
         if self.shares_network:  # or devices of tests that run side by side would find each other busy
             environment["EDGEKIT_LOCK"] = self.base.name
-        environment |= self.environment
+        environment |= {k: v.replace("{base}", str(self.base)) for k, v in self.environment.items()}
         if os.geteuid() == 0:
             environment["LD_LIBRARY_PATH"] = str(self.base / "python" / "lib")  # of a shared build
         quoted = " ".join(f'"{k}={v}"' for k, v in environment.items())

@@ -19,6 +19,13 @@ import click
 @click.option("--license-file", type=click.Path(path_type=Path), help="The text of the model's licence.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Class names, one a line.")
 @click.option("--sign-key", type=click.Path(path_type=Path), help="Ed25519 private key (PEM) to sign with.")
+@click.option(
+    "--compress",
+    type=click.Choice(("zip", "ekz")),
+    default="zip",
+    show_default=True,
+    help="A bundle's archive: ekz codes its tensors without loss, smaller and slower.",
+)
 @click.option("--allow-failed", is_flag=True, help="Package an artifact whose gates did not pass.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def package(
@@ -31,6 +38,7 @@ def package(
     license_file: Path | None,
     labels: Path | None,
     sign_key: Path | None,
+    compress: str,
     allow_failed: bool,
     as_json: bool,
 ) -> None:
@@ -49,6 +57,7 @@ def package(
         labels=labels,
         sign_key=sign_key,
         allow_failed=allow_failed,
+        compress=compress,
     )
     made = write(manifest.read(artifact), spec, out or Path(f"{name}-{version}-{format_}"))
     if as_json:

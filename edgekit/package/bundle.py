@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from edgekit.errors import SourceError, UntrustedSourceError
+from edgekit import entropy
+from edgekit.errors import ContainerError, SourceError, UntrustedSourceError
 from edgekit.package import descriptor, readme, sbom, signing, writing
 from edgekit.package.contents import Content, Contents
 from edgekit.package.descriptor import Descriptor
@@ -23,6 +24,7 @@ from edgekit.types import sha256_file
 MAX_BYTES = 16 << 30
 """Unpacked size above which an archive is refused: more than any model for an edge device."""
 
+_EKZ = b"EKZ"
 _REFUSE = "do not use this bundle; ask its sender for a new one"
 _USAGE = """
 ```sh
@@ -61,23 +63,29 @@ def bundle_files(contents: Contents, *, usage: str = _USAGE) -> dict[str, Conten
 
 
 def write(contents: Contents, out: Path) -> None:
-    """``out/<name>-<version>/`` and the same as ``out/<name>-<version>.zip``."""
+    """``out/<name>-<version>/`` and the same as ``out/<name>-<version>.zip``, or ``.ekz`` where that was asked
+    for: slower to write and to open, and smaller."""
     files = bundle_files(contents)
     stem = f"{contents.spec.name}-{contents.spec.version}"
     writing.write_tree(files, out / stem)
+    if contents.spec.compress == "ekz":
+        entropy.pack(out / stem, out / f"{stem}.ekz")
+        return
     writing.write_zip(
         files, out / f"{stem}.zip", stored=tuple(PurePosixPath(f).suffix for f in _models(files))
     )
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether ``path`` looks like a bundle: a zip archive, or a folder with ``edgekit.json``."""
-    return zipfile.is_zipfile(path) if path.is_file() else (path / descriptor.FILE_NAME).is_file()
+    """Whether ``path`` looks like a bundle: a zip archive, a ``.ekz``, or a folder with ``edgekit.json``."""
+    if path.is_file():
+        return zipfile.is_zipfile(path) or _is_ekz(path)
+    return (path / descriptor.FILE_NAME).is_file()
 
 
 @contextlib.contextmanager
 def opened(path: Path, *, public_key: Path | None = None) -> Iterator[Bundle]:
-    """Open and check a bundle, a folder or a zip archive; an archive is unpacked to a temporary folder.
+    """Open and check a bundle: a folder, a zip archive or a ``.ekz``; an archive is unpacked to a temporary folder.
 
     Raises:
         SourceError: it is no bundle, or a file is missing, added or changed.
@@ -87,7 +95,8 @@ def opened(path: Path, *, public_key: Path | None = None) -> Iterator[Bundle]:
     with contextlib.ExitStack() as stack:
         directory = path
         if not path.is_dir():
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgekit-bundle-")))
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgekit-bundle-")))
+            directory = work / "bundle"
             _unpack(path, directory)
         has_signature = (directory / signing.SIGNATURE).is_file()
         if public_key is not None:
@@ -101,18 +110,29 @@ def opened(path: Path, *, public_key: Path | None = None) -> Iterator[Bundle]:
         )
 
 
+def _is_ekz(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_EKZ)) == _EKZ
+    except OSError:
+        return False
+
+
 def _models(files: Mapping[str, Content]) -> list[str]:
     return [name for name in files if name.startswith("model/") and PurePosixPath(name).suffix]
 
 
 def _unpack(path: Path, directory: Path) -> None:
     try:
+        if _is_ekz(path):
+            entropy.unpack(path, directory, max_output=MAX_BYTES)
+            return
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             _check_entries(path, entries)
             for entry in entries:
                 archive.extract(entry, directory)
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as e:
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ContainerError) as e:
         raise SourceError(f"{path} cannot be read as a bundle: {e}", hint=_REFUSE) from e
 
 

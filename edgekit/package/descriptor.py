@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgekit.errors import SourceError
+from edgekit.errors import SourceError, UnknownNameError, UsageError
 from edgekit.package import coordinates
 from edgekit.preprocessing import Preprocessing
 from edgekit.structure import structure
@@ -34,6 +34,7 @@ class PackageSpec:
     ``name`` is a dotted identifier valid on every platform (``com.example.digits``), ``version`` a
     semantic version, ``license`` an SPDX expression for the model, ``sign_key`` a PEM file with an
     Ed25519 private key, ``labels`` a file with one class name a line that replaces the artifact's.
+    ``compress`` is the bundle's archive, ``"zip"`` or ``"ekz"`` (see docs/ekz.md).
     """
 
     format: str
@@ -44,8 +45,16 @@ class PackageSpec:
     labels: Path | None = None
     sign_key: Path | None = None
     allow_failed: bool = False
+    compress: str = "zip"
 
     def __post_init__(self) -> None:
+        if self.compress not in ("zip", "ekz"):
+            raise UnknownNameError("compression", self.compress, ("zip", "ekz"))
+        if self.compress != "zip" and self.format != "bundle":
+            raise UsageError(
+                f"{self.format} has no archive that could be {self.compress}: phones and browsers read its files",
+                hint="--compress is for the bundle format",
+            )
         coordinates.check_name(self.name)
         coordinates.check_version(self.version)
         coordinates.check_license(self.license)

@@ -137,6 +137,20 @@ def test_a_damaged_archive_is_refused(written: Path) -> None:
         verify_bundle(path)
 
 
+def test_an_ekz_archive_replays_and_is_smaller(artifact: Artifact, written: Path, tmp_path: Path) -> None:
+    made = package(artifact, spec(compress="ekz"), tmp_path / "ekz").directory
+    assert sorted(p.name for p in made.iterdir()) == [f"{NAME}-1.0.0", f"{NAME}-1.0.0.ekz"]
+    path = made / f"{NAME}-1.0.0.ekz"
+    assert is_bundle(path)
+    assert verify_bundle(path).passed
+    assert path.stat().st_size < (written / f"{NAME}-1.0.0.zip").stat().st_size
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(SourceError):
+        verify_bundle(path)
+
+
 def test_signature(artifact: Artifact, tmp_path: Path) -> None:
     pytest.importorskip("cryptography")
     private, public, other = (tmp_path / n for n in ("key.pem", "key.pub", "other.pub"))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import ctypes
 import plistlib
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import package_support as support
-import package_tools as tools
 import pytest
+from package_core import compile_core, link_options, self_test
 
 from edgekit.package import PackageSpec, ios_spm, package
 from edgekit.package.descriptor import Descriptor, read
@@ -20,25 +19,6 @@ from edgekit.package.golden import drawn_image
 from edgekit.preprocessing import Preprocessing
 
 SPEC = PackageSpec(format="ios-spm", name="com.example.digits", version="1.0.0", license="MIT")
-HEADERS = "com.github.asus4.onnxruntime/Plugins/iOS~/onnxruntime.xcframework/ios-arm64/onnxruntime.framework/Headers"
-
-MAIN = """
-#include "DigitsCore.h"
-#include <stdio.h>
-int main(int argc, char **argv) {
-    char error[512] = "";
-    com_example_digits_model *m = com_example_digits_load(argv[argc - 1], error, sizeof error);
-    if (!m) { printf("error %s\\n", error); return 1; }
-    int passed = 1;
-    for (size_t i = 0; i < com_example_digits_case_count(); i++) {
-        com_example_digits_case c;
-        passed &= com_example_digits_self_test(m, i, &c);
-        printf("%s %d %.17g %s\\n", c.name, c.passed, c.error, c.message);
-    }
-    com_example_digits_free(m);
-    return passed ? 0 : 2;
-}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -47,47 +27,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return package(support.onnx_artifact(root / "artifact"), SPEC, root / "out").directory
 
 
-def compile_core(core: Path, out: Path, *more: str | Path) -> None:
-    tools.need("gcc")
-    flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
-    done = subprocess.run(
-        ["gcc", *flags, "-I", core / "include", "-o", out, *more, "-lm"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
 def program(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import onnxruntime
-
-    headers = tools.NODE_MODULES / HEADERS
-    tools.need(headers)
     work = tmp_path_factory.mktemp("build")
-    library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so*"))
-    (work / "main.c").write_text(MAIN)
     core = written / "Sources" / "DigitsCore"
-    options = [
-        "-I",
-        headers,
-        work / "main.c",
-        *sorted(core.glob("*.c")),
-        library,
-        f"-Wl,-rpath,{library.parent}",
-    ]
-    compile_core(core, work / "run", *options)
-    soname = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
-    if f"[{library.name}]" not in soname:  # the wheel carries the file under its full version only
-        name = soname.split("SONAME")[1].split("[")[1].split("]")[0]
-        (work / name).symlink_to(library)
+    compile_core(core, work / "run", *link_options(core, "com_example_digits", work))
     return work / "run"
-
-
-def self_test(program: Path, assets: Path) -> subprocess.CompletedProcess[str]:
-    environment = {"LD_LIBRARY_PATH": str(program.parent), "ORT_DISABLE_TELEMETRY": "1"}
-    return subprocess.run([program, assets], capture_output=True, text=True, env=environment, check=False)
 
 
 def test_the_c_core_gives_the_golden_vectors(written: Path, program: Path) -> None:

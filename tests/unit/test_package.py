@@ -92,6 +92,13 @@ def test_what_is_no_license_expression_is_refused(license_: str) -> None:
         spec(license=license_)
 
 
+def test_only_bundles_are_archives() -> None:
+    with pytest.raises(UsageError, match="web has no archive"):
+        spec(format="web", compress="ekz")
+    with pytest.raises(UnknownNameError, match="compression"):
+        spec(compress="rar")
+
+
 def test_valid_ids() -> None:
     assert spec(name="org.acme_1.net2").short_name == "net2"
     for version in ("1.2.3-beta.1", "0.0.0", "10.20.30-rc-1", "1.0.0-0a"):

@@ -28,6 +28,7 @@ REFUSED = {
 """What a runtime cannot take: a typed error that says so, and nothing written."""
 
 CASES = [(name, target) for name, kind in models.KINDS.items() for target in kind.targets]
+QUICK = {("squeeze_folded", "tflite-int8"), ("text", "ort-fp32"), ("two", "tflite-fp32")}
 
 DRIVER = """
 import android.content.res.AssetManager;
@@ -67,7 +68,14 @@ def written(
     return name, artifact, made
 
 
-each = pytest.mark.parametrize("written", CASES, indirect=True, ids=[f"{n}-{t}" for n, t in CASES])
+each = pytest.mark.parametrize(
+    "written",
+    [
+        pytest.param((n, t), id=f"{n}-{t}", marks=() if (n, t) in QUICK else pytest.mark.slow)
+        for n, t in CASES
+    ],
+    indirect=True,
+)
 
 
 @each

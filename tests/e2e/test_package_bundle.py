@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -241,3 +242,43 @@ def test_a_bundle_without_images_or_labels(artifact: Artifact, tmp_path: Path) -
     report = verify_bundle(made / f"{NAME}-1.0.0")
     assert report.passed
     assert {c.preprocessed for c in report.cases} == {None}
+
+
+def edgekit(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edgekit", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_the_command_line_packages_verifies_and_refuses(artifact: Artifact, tmp_path: Path) -> None:
+    named = ("--name", NAME, "--version", "1.0.0")
+    first = edgekit("package", artifact.directory, "--format", "bundle", *named, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / f"{NAME}-1.0.0-bundle"
+    archive = folder / f"{NAME}-1.0.0.zip"
+    verified = edgekit("verify", archive, "--json", cwd=tmp_path)
+    assert verified.returncode == 0, verified.stderr
+    assert json.loads(verified.stdout)["artifacts"][0]["status"] == "passed"
+    before = sorted(tmp_path.rglob("*"))
+    again = edgekit("package", artifact.directory, "--format", "bundle", *named, cwd=tmp_path)
+    assert (again.returncode, "exists" in again.stderr) == (2, True)
+    wrong = edgekit(
+        "package",
+        artifact.directory,
+        "--format",
+        "web",
+        "--name",
+        "Digits",
+        "--version",
+        "1.0.0",
+        cwd=tmp_path,
+    )
+    assert (wrong.returncode, "package id" in wrong.stderr) == (2, True)
+    unknown = edgekit("package", artifact.directory, "--format", "coreml", *named, cwd=tmp_path)
+    assert (unknown.returncode, "coreml" in unknown.stderr) == (2, True)
+    missing = edgekit("package", tmp_path / "nowhere", "--format", "bundle", *named, cwd=tmp_path)
+    assert missing.returncode == 3
+    assert sorted(tmp_path.rglob("*")) == before
+    with archive.open("r+b") as file:
+        file.seek(archive.stat().st_size // 2)
+        file.write(b"\0\0\0\0")
+    assert edgekit("verify", archive, cwd=tmp_path).returncode == 3

@@ -1,7 +1,8 @@
 """Our p50 beside the runtime's own benchmark tool, on one artifact, interleaved: ``bench_peers.py MODEL [ROUNDS]``.
 
 .onnx and .xml go against OpenVINO's benchmark_app, .tflite against ai-edge-litert's litert-benchmark, each with
-one thread. Prints a line a round and the ratio of the medians.
+one thread. Prints a line a round and the ratio of the medians. (litert-benchmark rounds to 10 µs: take a model of
+milliseconds.)
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +26,39 @@ from edgekit.devices.process import Patience
 RUNS = 300
 
 
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Medians of the rounds' p50, in milliseconds, and how much the rounds of the restless side scatter."""
+
+    peer: str
+    ours: float
+    theirs: float
+    scatter: float
+
+    @property
+    def ratio(self) -> float:
+        """Ours over theirs."""
+        return self.ours / self.theirs
+
+    def __str__(self) -> str:
+        return (
+            f"edgekit {self.ours:.4f} ms, {self.peer} {self.theirs:.4f} ms: ratio {self.ratio:.3f} "
+            f"(rounds scatter by {self.scatter:.1%})"
+        )
+
+
 def main() -> None:
-    model, rounds = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 6
+    print(compare(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 6))
+
+
+def compare(model: Path, rounds: int) -> Comparison:
+    """Both tools in turn, the first of a round changing; at least two rounds."""
     lite = model.suffix == ".tflite"
     backend, peer = ("tflite", litert_benchmark) if lite else ("openvino", benchmark_app)
     variant = Variant(backend=backend, model=model, inputs=inputs(backend, model), options={"threads": 1})
-    settings = BenchSettings(processes=1, seconds=1.0, iterations=RUNS)
-    ours, theirs = [], []
+    settings = BenchSettings(processes=1, seconds=1.0, iterations=RUNS, wait_s=600)
+    ours: list[float] = []
+    theirs: list[float] = []
     for i in range(rounds):
         for side in ("ours", "theirs") if i % 2 == 0 else ("theirs", "ours"):
             if side == "ours":
@@ -38,9 +66,12 @@ def main() -> None:
             else:
                 theirs.append(peer(model))
         print(f"{i + 1}: edgekit {ours[-1]:.4f} ms, {peer.__name__} {theirs[-1]:.4f} ms", flush=True)
-    ratio = statistics.median(ours) / statistics.median(theirs)
-    spread = max(statistics.stdev(x) / statistics.mean(x) for x in (ours, theirs)) if rounds > 1 else 0.0
-    print(f"median of {rounds}: edgekit / {peer.__name__} = {ratio:.3f} (rounds scatter by {spread:.1%})")
+    return Comparison(
+        peer=peer.__name__,
+        ours=statistics.median(ours),
+        theirs=statistics.median(theirs),
+        scatter=max(statistics.stdev(x) / statistics.mean(x) for x in (ours, theirs)),
+    )
 
 
 def inputs(backend: str, model: Path) -> dict[str, np.ndarray]:

@@ -77,16 +77,22 @@ def test_more_than_two_artifacts_are_refused(variant):
         bench_devices([variant] * 3, [])
 
 
+def host_seconds():
+    """CPU time of this process and of its clients that have ended (the devices' servers have not)."""
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+
 @pytest.mark.slow
-def test_sixteen_at_once(make_fleet, variant):
+def test_sixteen_at_once(make_fleet, variant, record_property):
     servers = make_fleet(16)
     boards = [board(s, f"b{i:02}") for i, s in enumerate(servers)]
     settings = BenchSettings(processes=2, seconds=10.0, iterations=3, warmup_s=0.1)
-    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
+    start, before = time.monotonic(), host_seconds()
     found = bench_devices([variant], boards, settings=settings)
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    share = (host_seconds() - before) / (time.monotonic() - start)
+    record_property("host share of a core", share)
     assert [name for name, m in found.items() if isinstance(m, Measurement)] == [b.name for b in boards]
     assert all(len(m.samples) == 2 for m in found.values())
-    assert busy / (time.monotonic() - start) < 0.5
+    assert share < 0.5
     assert all(server.settled() == ([], []) for server in servers)

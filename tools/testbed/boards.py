@@ -22,7 +22,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from testbed.cache import folder, why_not
-from testbed.sshd import UID, USER, MissingToolError, Sshd, _find
+from testbed.sshd import UID, USER, MissingToolError, Sshd, _find, call
 
 SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
 PYTHON_VERSION = "3.11"  # the suite's
@@ -119,7 +119,7 @@ def _debian(kind: Kind, work: Path) -> None:
     whose post-install scripts would take seven minutes under emulation."""
     argv = [_find("debootstrap"), f"--arch={kind.name}", "--foreign", "--variant=minbase"]
     argv += [f"--include={','.join(kind.packages)}", SUITE, str(work), MIRROR]
-    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    call(*argv)
     unpack = [_find("tar"), "-xf", "-", "-C", str(work), "--keep-directory-symlink"]
     unpack += [f"--exclude=./usr/share/{name}/*" for name in ("doc", "man", "locale", "i18n")]
     for package in sorted((work / "var/cache/apt/archives").glob("*.deb")):
@@ -154,20 +154,13 @@ def _wheels(kind: Kind, work: Path) -> None:
     argv += [f"--python-version={PYTHON_VERSION}", f"--target={work / 'opt/rt'}"]
     if kind is ARMHF:
         argv.append("--no-deps")  # numpy is Debian's
-    subprocess.run([*argv, *kind.wheels], check=True, stdin=subprocess.DEVNULL)
+    call(*argv, *kind.wheels)
 
 
 def register(kind: Kind) -> None:
     """Let the kernel hand the board's programs to qemu, as Debian's qemu-user-static does at boot."""
     if not _BINFMT.joinpath("register").exists():
-        done = subprocess.run(
-            [_find("mount"), "-t", "binfmt_misc", "none", str(_BINFMT)],
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise MissingToolError(f"this machine cannot emulate (binfmt_misc): {done.stderr.strip()}")
+        call(_find("mount"), "-t", "binfmt_misc", "none", _BINFMT)
     if not _BINFMT.joinpath(kind.qemu).exists():
         rule = Path(f"/usr/lib/binfmt.d/{kind.qemu}.conf")
         if not rule.exists():
@@ -236,5 +229,5 @@ if __name__ == "__main__":
             make(chosen)
             register(chosen)
         except (MissingToolError, subprocess.CalledProcessError) as error:
-            raise SystemExit(f"{chosen.machine} board: {error}") from error
+            raise SystemExit(str(error)) from error
         print(f"made: {chosen.root}")

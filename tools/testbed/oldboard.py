@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import venv
 from pathlib import Path
@@ -14,6 +13,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from testbed.cache import folder, why_not
+from testbed.sshd import MissingToolError, call
 
 PACKAGES = ("tflite-runtime==2.14.0", "numpy==1.26.4")
 
@@ -40,16 +40,15 @@ def make() -> None:
     if not problem():
         return
     if sys.version_info >= (3, 12):
-        raise SystemExit("old board: tflite-runtime has no wheels for Python 3.12 and newer")
+        raise MissingToolError("tflite-runtime has no wheels for Python 3.12 and newer")
     venv.create(root(), with_pip=True, clear=True)
-    install = ["-m", "pip", "install", "--quiet", "--timeout=30", "--retries=1", *PACKAGES]
-    subprocess.run([python(), *install], check=True, stdin=subprocess.DEVNULL)
+    call(python(), "-m", "pip", "install", "--quiet", "--timeout=30", "--retries=1", *PACKAGES)
     (root() / "ready").touch()
 
 
 if __name__ == "__main__":
     try:
         make()
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"old board: {error}")
+    except MissingToolError as error:
+        sys.exit(str(error))
     print(f"made: {root()}")

@@ -307,6 +307,23 @@ def _find(program: str) -> str:
     return path
 
 
+def call(*argv: str | Path) -> None:
+    """Run a program; its failure is a :class:`MissingToolError` with its last words."""
+    done = subprocess.run(
+        argv,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        said = [line for line in done.stdout.splitlines() if line.strip()]
+        raise MissingToolError(
+            f"{Path(argv[0]).name} failed: {said[-1].strip() if said else done.returncode}"
+        )
+
+
 def _kill(processes: list[int]) -> None:
     for pid in processes:
         with contextlib.suppress(ProcessLookupError):

@@ -21,7 +21,7 @@ from edgekit.compress.points import Candidate, Limits, Point, Setup, refused
 from edgekit.compress.recipes import Ship
 from edgekit.config import target_options
 from edgekit.data import user_samples
-from edgekit.errors import CalibrationRequiredError, EdgekitError, UsageError
+from edgekit.errors import CalibrationRequiredError, DataError, EdgekitError, UsageError
 from edgekit.shipping import Judge, Runnable, estimate, estimate_weights, pack
 from edgekit.source import MODULE, Source
 from edgekit.stages import Workshop
@@ -75,6 +75,11 @@ class Bench:
         self._unseen = Judge(scorer(self.task, held=True), self.model)
         self.base = margin.checked(self._seen.base, name)
         self.held_base = margin.checked(self._unseen.base, f"{name} on the data that is held out")
+        if budget.drop is not None and min(self.base.value, self.held_base.value) <= budget.drop:
+            raise DataError(
+                f"the {name or 'metric'} of the source itself is {self.base.value:.4f}: anything holds {budget}",
+                hint="look whether labels, preprocessing and task fit the model",
+            )
         self.smallest = math.inf
         self._begin = begin
 
@@ -325,7 +330,7 @@ def scorer(task: Any, *, held: bool) -> Callable[[Any], Score]:
         import torch
 
         each = getattr(task, "holdout_scores" if held else "scores", None)
-        with usercode.guarded("the task's metric"), torch.no_grad():
+        with torch.no_grad():
             if callable(each):
                 return margin.of_values(each(model))
             return Score(value=float((task.holdout_metric if held else task.metric)(model)))

@@ -70,4 +70,9 @@ def _classes(
                 hint="one label for each row of scores",
             )
         counts = flat != IGNORED
+        if counts.any() and not 0 <= int(flat[counts].min()) <= int(flat[counts].max()) < scores.shape[-1]:
+            raise DataError(
+                f"labels from {int(flat[counts].min())} to {int(flat[counts].max())} with {scores.shape[-1]} scores",
+                hint="labels are class numbers from 0; name the right output with output=… of the task",
+            )
         yield guess[counts], flat[counts]

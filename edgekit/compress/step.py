@@ -20,13 +20,14 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from edgekit.errors import ConfigError, SourceError, UnknownNameError, UsageError
+from edgekit.errors import ConfigError, DataError, SourceError, UnknownNameError, UsageError
 from edgekit.structure import structure
 
 if TYPE_CHECKING:
@@ -236,8 +237,18 @@ def measure(model: torch.nn.Module, context: Context) -> Size:
         nonzero=sum(int(torch.count_nonzero(p)) for p in model.parameters()),
         macs=counting.count(model, context.example_inputs),
         bytes=sum(w.numel() * w.element_size() for w in weights),
-        metric=context.task.metric(model) if context.task is not None else None,
+        metric=_metric(model, context.task) if context.task is not None else None,
     )
+
+
+def _metric(model: torch.nn.Module, task: Task) -> float:
+    value = float(task.metric(model))
+    if not math.isfinite(value):
+        raise DataError(
+            f"the {task.metric_name or 'metric'} is {value}",
+            hint="look for bad values in the evaluation data and in what the model gives for them",
+        )
+    return value
 
 
 def options(step: Any) -> dict[str, Scalar]:

@@ -334,6 +334,40 @@ class OwnFunctions:
         return self.data(**{k: v for k, v in given.items() if k in wanted})
 
 
+class Guarded:
+    """The user's task: what their code raises is theirs (``FactoryError``), whenever it is called."""
+
+    def __init__(self, task: Task, text: str) -> None:
+        self._task, self._text = task, text
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        with usercode.guarded(f"{self._text}: {name}"):
+            known = hasattr(self._task, name)
+            value = getattr(self._task, name, None)
+        if not known:
+            raise AttributeError(name)
+        return self._called(name, value) if callable(value) else value
+
+    def _called(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with usercode.guarded(f"{self._text}: {name}"):
+                found = function(*args, **kwargs)
+                return self._each(iter(found)) if name == "batches" else found
+
+        return call
+
+    def _each(self, batches: Iterator[Any]) -> Iterator[Any]:
+        done = object()
+        while True:
+            with usercode.guarded(f"{self._text}: batches"):
+                batch = next(batches, done)
+            if batch is done:
+                return
+            yield batch
+
+
 def parse(text: str) -> BuiltIn:
     """The built-in task that ``name(option=value;…)`` spells. Raises ``ConfigError``, ``UnknownNameError``."""
     name, _, rest = text.strip().partition("(")
@@ -360,7 +394,8 @@ def open_task(text: str, model: TorchModel, *, data: str = "", evaluation: str =
     Raises ``UsageError`` for data that is missing, ``DataError``, ``SourceError`` and ``FactoryError``.
     """
     if usercode.split(text) is not None:
-        return usercode.run(text, lambda value: _own(value, text))
+        own: Any = Guarded(usercode.run(text, lambda value: _own(value, text)), text)
+        return own  # type: ignore[no-any-return]
     kind = parse(text)
     if not evaluation:
         raise UsageError(f"{kind.NAME} needs data to be judged on", hint="pass --eval file.py:callable")

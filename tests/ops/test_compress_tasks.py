@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ torch = pytest.importorskip("torch")
 from edgekit.compress import analysis, dataset, plan, scoring, tasks  # noqa: E402
 from edgekit.compress.engine import _cut  # noqa: E402
 from edgekit.compress.prune import Prune  # noqa: E402
-from edgekit.compress.step import Context, Origin, run, save  # noqa: E402
+from edgekit.compress.step import Context, Origin, from_options, run, save  # noqa: E402
 from edgekit.compress.train import Training, fit  # noqa: E402
 from edgekit.errors import (  # noqa: E402
     ConfigError,
     DataError,
+    FactoryError,
     SourceError,
     UnknownNameError,
     UntrustedSourceError,
@@ -267,6 +269,56 @@ def test_plans_are_the_same_bytes_and_hold_no_code(user: Path, tmp_path: Path) -
     (tmp_path / "m.onnx").write_bytes(b"")
     with pytest.raises(SourceError, match="not a PyTorch module"):
         plan.origin(parse(str(tmp_path / "m.onnx")), tmp_path)
+
+
+class Broken:
+    """The user's task; each part raises when it is asked to."""
+
+    metric_name = "accuracy"
+    fingerprint = "broken"
+
+    def __init__(self, where: str = "") -> None:
+        self.where = where
+
+    def said(self, name: str, value: object) -> object:
+        if self.where == name:
+            raise KeyError("no such column")
+        return value
+
+    def steps(self) -> int:
+        return 1
+
+    def batches(self, epoch: int, seed: int) -> Iterator[torch.Tensor]:
+        yield torch.ones(4, 2)
+        self.said("batches", None)
+
+    def loss(self, model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        self.said("loss", None)
+        return model(batch).square().mean()
+
+    def metric(self, model: torch.nn.Module) -> float:
+        return float("nan") if self.where == "nan" else float(str(self.said("metric", 0.5)))
+
+
+@pytest.mark.parametrize("where", ["", "batches", "loss", "metric", "nan"])
+def test_what_the_users_task_raises_is_theirs(where: str) -> None:
+    guarded = tasks.Guarded(Broken(where), "own.py:Broken")
+    assert not hasattr(guarded, "split")
+    assert guarded.metric_name == "accuracy"
+    steps = (from_options("prune", {"training.epochs": 2.0}),)
+    context = Context(task=guarded)  # type: ignore[arg-type]
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    if not where:
+        assert run(model, steps, context)[1].steps[0].after.metric == 0.5
+        return
+    wanted = DataError if where == "nan" else FactoryError
+    with pytest.raises(wanted, match="nan" if where == "nan" else f"own.py:Broken: {where} raised KeyError"):
+        run(model, steps, context)
+
+
+def test_labels_that_no_score_stands_for_are_refused() -> None:
+    with pytest.raises(DataError, match="labels from 0 to 7 with 4 scores"):
+        scoring.accuracy([torch.rand(3, 4)], [torch.tensor([0, 7, -100])])
 
 
 def test_the_analysis_finds_what_was_planted() -> None:

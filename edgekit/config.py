@@ -47,7 +47,7 @@ class Options:
     method: str = "auto"
     exclude: tuple[str, ...] = ()
     int16: tuple[str, ...] = ()
-    corrections: tuple[str, ...] = ("smooth", "bias")
+    corrections: tuple[str, ...] = ("smooth", "bias", "gptq")
     speed_gate: bool = True
     samples: int = 512
     accept_data: bool = False

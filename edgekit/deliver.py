@@ -156,7 +156,7 @@ def refusal(artifact: Artifact, *, allow_not_run: bool) -> EdgekitError | None:
 
 def _calibration(product: Product) -> CalibrationRecord | None:
     calibrated = product.calibrated
-    if calibrated is None or not product.target.needs_calibration:
+    if calibrated is None or not product.target.uses_calibration:
         return None
     return CalibrationRecord(
         fingerprint=calibrated.samples.fingerprint,

@@ -177,7 +177,7 @@ def prepare(request: Request, shop: Workshop) -> Prepared:
     data = gather(request, shop, exported)
     calibrated: Calibrated | None = None
     suspicions: tuple[Suspicion, ...] = ()
-    if data.calibration is not None and any(t.needs_calibration for t in request.targets):
+    if data.calibration is not None and any(t.uses_calibration for t in request.targets):
         calibrated = stages.calibrate(shop, optimized, data.calibration)
         suspicions = examine(shop, calibrated, data, exported)
     return Prepared(
@@ -329,13 +329,19 @@ def candidate(shop: Workshop, prepared: Prepared, target: Target, quantization: 
     steps, report = list(prepared.steps), None
     model = prepared.optimized
     if target.scheme is not None:
-        calibrated = prepared.calibrated if target.needs_calibration else None
+        calibrated = usable(prepared.calibrated, target)
         steps += [calibrated.step] if calibrated else []
         model, step, report = stages.quantize(shop, model, target, calibrated, quantization)
         steps.append(step)
     subject, more = lowered(shop, prepared, target, model)
     verified = verify(shop, subject, prepared.source, prepared.exported, prepared.data.verification)
     return Candidate(subject=subject, verified=verified, steps=(*steps, *more), quantization=report)
+
+
+def usable(calibrated: Calibrated | None, target: Target) -> Calibrated | None:
+    """The calibration where it serves the target; random inputs only where ranges have to come from somewhere."""
+    random = calibrated is not None and calibrated.samples.origin == RANDOM
+    return calibrated if target.needs_calibration or (target.uses_calibration and not random) else None
 
 
 def lowered(

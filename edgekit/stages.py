@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import plugins, versions
-from edgekit.config import Options
+from edgekit.config import Options, target_options
 from edgekit.data import SampleSet, unit_example
 from edgekit.devices.arrays import ArrayFile, write_arrays
 from edgekit.devices.catalogue import LOCAL
@@ -281,7 +281,8 @@ class Quantization:
     method: str = "auto"
     exclude: tuple[str, ...] = ()
     int16: tuple[str, ...] = ()
-    corrections: tuple[str, ...] = ("smooth", "bias")
+    corrections: tuple[str, ...] = ("smooth", "bias", "gptq")
+    block_size: int = 32
 
     @classmethod
     def of(cls, options: Options) -> Quantization:
@@ -298,6 +299,8 @@ def quantize(
     shop: Workshop, model: OnnxModel, target: Target, calibrated: Calibrated | None, choice: Quantization
 ) -> tuple[OnnxModel, StepRecord, Any]:
     """Q/DQ as the target's scheme wants it. Also gives the quantizer's report."""
+    settings = target_options(target, shop.options.set)
+    choice = replace(choice, block_size=int(settings.get("block_size", choice.block_size)))
 
     def produce(out: Path) -> None:
         from edgekit.calibrate import Calibration
@@ -313,6 +316,7 @@ def quantize(
                 int16=choice.int16,
                 corrections=choice.corrections,
                 weight_bits=target.scheme.weight_bits if target.scheme else 8,
+                block_size=choice.block_size,
             )
             quantized, report = run(model, calibration, target, wanted, out / "model.onnx", samples)
         write_model(ModelRecord(model=quantized), out)

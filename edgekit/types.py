@@ -265,6 +265,13 @@ class Target:
         """Whether building this target needs ``--calib``."""
         return self.scheme is not None and self.scheme.needs_calibration
 
+    @property
+    def uses_calibration(self) -> bool:
+        """Whether ``--calib`` makes this target's artifact better: INT4 weights are rounded with regard to inputs."""
+        scheme = self.scheme
+        four_bits = scheme is not None and scheme.quantizer == "weights" and scheme.weight == "int4"
+        return self.needs_calibration or four_bits
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device:

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from edgekit import graph as graphs
-from edgekit.quantize.options import CORRECTIONS, RANGES, WEIGHTED_MSE, QuantizeOptions
-from edgekit.types import OnnxModel, Sample, Samples
+from edgekit.quantize.options import CORRECTIONS, RANGES, WEIGHTED_MSE, QuantizeOptions, applicable
+from edgekit.types import OnnxModel, Sample, Samples, Scheme
 
 _PROBES = 48
 _GAIN = 0.1  # dB: less is noise, and every correction is one more thing to explain
@@ -53,16 +53,18 @@ def snr(reference: Sequence[dict[str, np.ndarray]], got: Sequence[dict[str, np.n
 
 
 def settle(
-    model: OnnxModel, options: QuantizeOptions, samples: Samples | None, make: Make
+    model: OnnxModel, options: QuantizeOptions, samples: Samples | None, make: Make, scheme: Scheme
 ) -> tuple[QuantizeOptions, tuple[str, ...]]:
-    """Replace ``auto`` in method and corrections; the options to use, and what was measured, a note each."""
+    """Replace ``auto`` in method and corrections by what suits the scheme; the options to use, and what was
+    measured, a note each."""
+    can = applicable(scheme)
     asked = tuple(c for c in options.corrections if c != "auto")
     corrections = asked != options.corrections
     if options.method != "auto" and not corrections:
         return options, ()
     if samples is None or len(samples) == 0:
         method = "mse" if options.method == "auto" else options.method
-        kept = _ordered((*asked, "bias")) if corrections else asked
+        kept = tuple(c for c in _ordered((*asked, "bias")) if c in can) if corrections else asked
         return dataclasses.replace(options, method=method, corrections=kept), ()
     chosen = probes(samples)
     reference = run(model.path, chosen)
@@ -70,18 +72,18 @@ def settle(
     def measure(candidate: QuantizeOptions) -> float:
         return snr(reference, run(make(candidate).path, chosen))
 
-    return _search(dataclasses.replace(options, corrections=asked), corrections, measure)
+    return _search(dataclasses.replace(options, corrections=asked), can if corrections else (), measure)
 
 
 def _search(
-    options: QuantizeOptions, corrections: bool, measure: Callable[[QuantizeOptions], float]
+    options: QuantizeOptions, corrections: Sequence[str], measure: Callable[[QuantizeOptions], float]
 ) -> tuple[QuantizeOptions, tuple[str, ...]]:
     """Corrections one after the other on the method that is best most often, then the other methods."""
     free = options.method == "auto"
     best = dataclasses.replace(options, method=WEIGHTED_MSE) if free else options
     figure = measure(best)
     notes = []
-    for name in CORRECTIONS if corrections else ():
+    for name in corrections:
         if name in best.corrections:
             continue
         candidate = dataclasses.replace(best, corrections=_ordered((*best.corrections, name)))

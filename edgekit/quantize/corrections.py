@@ -20,8 +20,20 @@ from edgekit.quantize.smooth import smooth
 from edgekit.types import OnnxModel, Samples
 
 _STEPS = ("equalize", "smooth")
-MEASURED = frozenset({*_STEPS, "rounding"})
+MEASURED = frozenset({*_STEPS, "rounding", "gptq"})
 """What runs the model."""
+
+
+def require_samples(options: QuantizeOptions, samples: Samples | None) -> None:
+    """Raises :class:`UsageError` where the options need samples and there are none."""
+    asked = sorted(MEASURED & set(options.corrections))
+    if options.method == WEIGHTED_MSE:
+        asked.append(f"method {WEIGHTED_MSE}")
+    if samples is None and asked:
+        raise UsageError(
+            f"these run the model: {', '.join(asked)}",
+            hint="pass the calibration samples (--calib), or leave them out",
+        )
 
 
 class FloatModels:
@@ -36,17 +48,6 @@ class FloatModels:
         }
         self._rounding: dict[str, Rounding] = {}
         self._ranges: dict[str, LayerRanges] = {}
-
-    def require_samples(self, options: QuantizeOptions) -> None:
-        """Raises :class:`UsageError` where the options need samples and there are none."""
-        asked = sorted(MEASURED & set(options.corrections))
-        if options.method == WEIGHTED_MSE:
-            asked.append(f"method {WEIGHTED_MSE}")
-        if self.samples is None and asked:
-            raise UsageError(
-                f"these run the model: {', '.join(asked)}",
-                hint="pass the calibration samples, or leave them out",
-            )
 
     def corrected(self, corrections: tuple[str, ...]) -> tuple[OnnxModel, Calibration, tuple[str, ...]]:
         """The model with the float corrections among ``corrections``, its calibration, and notes."""

@@ -11,11 +11,12 @@ from edgekit.calibrate import Calibration
 from edgekit.errors import CalibrationRequiredError, UnsupportedError
 from edgekit.quantize import prepare
 from edgekit.quantize.auto import settle
-from edgekit.quantize.corrections import MEASURED, FloatModels
+from edgekit.quantize.corrections import MEASURED, FloatModels, require_samples
 from edgekit.quantize.dynamic import quantize_dynamic
 from edgekit.quantize.dynamic import report as report_block
 from edgekit.quantize.embedding import quantize_embeddings
-from edgekit.quantize.options import STANDARD, WEIGHTED_MSE, QuantizeOptions, QuantizeReport
+from edgekit.quantize.inputs import LayerInputs
+from edgekit.quantize.options import STANDARD, WEIGHTED_MSE, QuantizeOptions, QuantizeReport, applicable
 from edgekit.quantize.place import place
 from edgekit.quantize.plan import Plan, Ranges, make_plan
 from edgekit.quantize.rules import table
@@ -56,15 +57,16 @@ def quantize(
             f"target {target.name} has no scheme", hint="choose one of its quantized siblings"
         )
     _check(scheme, target)
+    options, told = _possible(options, scheme, samples)
+    out.parent.mkdir(parents=True, exist_ok=True)
     if scheme.quantizer != "qdq":
-        return _without_calibration(model, scheme, options, out)
+        quantized, report = _in_float(model, scheme, options, out, samples)
+        return quantized, dataclasses.replace(report, notes=report.notes + told)
     if calibration is None:
         raise CalibrationRequiredError(
             f"{target.name} needs calibration data", hint="pass --calib with a few hundred typical inputs"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        options = _possible(options, samples)
         plain, trained = apart(model, Path(folder))
         options = trained.allowed(options)
         floats = FloatModels(plain, calibration, samples, Path(folder))
@@ -72,23 +74,34 @@ def quantize(
         def attempt(candidate: QuantizeOptions) -> OnnxModel:
             return _quantize(floats, scheme, candidate, Path(folder) / "candidate.onnx", trained)[0]
 
-        options, notes = settle(model, options, samples, attempt)
+        options, notes = settle(model, options, samples, attempt, scheme)
         quantized, report = _quantize(floats, scheme, options, out, trained)
-    return quantized, dataclasses.replace(report, notes=report.notes + notes)
+    return quantized, dataclasses.replace(report, notes=report.notes + told + notes)
 
 
-def _possible(options: QuantizeOptions, samples: Samples | None) -> QuantizeOptions:
-    """The standard corrections that need no samples, where there are none; what was asked for stays."""
-    if samples is not None or options.corrections != STANDARD:
-        return options
-    return dataclasses.replace(options, corrections=tuple(c for c in STANDARD if c not in MEASURED))
+def _possible(
+    options: QuantizeOptions, scheme: Scheme, samples: Samples | None
+) -> tuple[QuantizeOptions, tuple[str, ...]]:
+    """The corrections that suit the scheme, and notes on those asked for that do not. Of the standard ones, those
+    that need samples are left out where there are none."""
+    can = (*applicable(scheme), "auto")
+    kept = tuple(c for c in options.corrections if c in can)
+    if options.corrections == STANDARD:
+        kept = tuple(c for c in kept if samples is not None or c not in MEASURED)
+        return dataclasses.replace(options, corrections=kept), ()
+    notes = tuple(
+        f"correction {c} is not for {scheme.weight} weights with {scheme.activation} activations: left out"
+        for c in options.corrections
+        if c not in can
+    )
+    return dataclasses.replace(options, corrections=kept), notes
 
 
 def _quantize(
     floats: FloatModels, scheme: Scheme, options: QuantizeOptions, out: Path, trained: Trained
 ) -> tuple[OnnxModel, QuantizeReport]:
     """Quantize with settled options."""
-    floats.require_samples(options)
+    require_samples(options, floats.samples)
     model, calibration, notes = floats.corrected(options.corrections)
     rules = table(scheme.rules)
     ir_model = prepare.load(model, _needed_opset(scheme, options))
@@ -106,20 +119,29 @@ def _quantize(
     return graphs.save(ir_model, out), report
 
 
-def _without_calibration(
-    model: OnnxModel, scheme: Scheme, options: QuantizeOptions, out: Path
+def _in_float(
+    model: OnnxModel, scheme: Scheme, options: QuantizeOptions, out: Path, samples: Samples | None
 ) -> tuple[OnnxModel, QuantizeReport]:
-    out.parent.mkdir(parents=True, exist_ok=True)
+    """Schemes whose activations are stored as floats: dynamic and weight-only ones."""
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         plain, trained = apart(model, Path(folder))
-        ir_model = prepare.load(plain, _needed_opset(scheme, options))
-        if scheme.quantizer == "dynamic":
-            trained.refuse_dynamic()
-            report = quantize_dynamic(ir_model.graph, options)
-        else:
-            report = quantize_weights(ir_model.graph, scheme.weight, options, trained.weights)
-        report = dataclasses.replace(report, notes=report.notes + trained.without_ranges())
-        return graphs.save(ir_model, out), report
+        inputs = LayerInputs(plain, samples) if samples is not None else None
+
+        def attempt(candidate: QuantizeOptions, path: Path) -> tuple[OnnxModel, QuantizeReport]:
+            require_samples(candidate, samples)
+            ir_model = prepare.load(plain, _needed_opset(scheme, candidate))
+            if scheme.quantizer == "dynamic":
+                trained.refuse_dynamic()
+                report = quantize_dynamic(ir_model.graph, candidate)
+            else:
+                report = quantize_weights(ir_model.graph, scheme.weight, candidate, trained.weights, inputs)
+            return graphs.save(ir_model, path), report
+
+        trial = Path(folder) / "candidate.onnx"
+        options = dataclasses.replace(options, method="minmax")  # there are no ranges to choose
+        options, notes = settle(model, options, samples, lambda o: attempt(o, trial)[0], scheme)
+        quantized, report = attempt(options, out)
+        return quantized, dataclasses.replace(report, notes=report.notes + trained.without_ranges() + notes)
 
 
 def _check(scheme: Scheme, target: Target) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgekit.calibrate import METHODS
 from edgekit.errors import UnknownNameError, UsageError
+from edgekit.types import Scheme
 
 WEIGHTED_MSE = "weighted-mse"
 """Least squared error at the outputs of the layers that read a tensor: see :mod:`edgekit.quantize.inputs`."""
@@ -15,12 +16,20 @@ WEIGHTED_MSE = "weighted-mse"
 RANGES = (*METHODS, WEIGHTED_MSE)
 """The range estimators: those of calibration, and the one that needs the weights too."""
 
-CORRECTIONS = ("equalize", "smooth", "bias", "rounding")
-"""Weight corrections in the order in which they are applied."""
+CORRECTIONS = ("equalize", "smooth", "bias", "rounding", "gptq")
+"""Weight corrections in the order in which they are applied. ``rounding`` is for INT8 weights, ``gptq`` the same for
+INT4 weights in blocks."""
 
-STANDARD = ("smooth", "bias")
-"""The corrections that are applied unless told otherwise: cheap, and without risk. Smoothing leaves alone what does
-not gain 2 dB by it, convolutional networks always."""
+STANDARD = ("smooth", "bias", "gptq")
+"""The corrections that are applied unless told otherwise, where they fit the scheme: cheap for what they give, and
+without risk. Smoothing leaves alone what does not gain 2 dB by it, convolutional networks always."""
+
+
+def applicable(scheme: Scheme) -> tuple[str, ...]:
+    """The corrections that can do something for a scheme."""
+    if scheme.quantizer == "qdq":
+        return tuple(c for c in CORRECTIONS if c != "gptq")
+    return ("gptq",) if scheme.quantizer == "weights" and scheme.weight == "int4" else ()
 
 
 @dataclass(frozen=True, kw_only=True)

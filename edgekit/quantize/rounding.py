@@ -1,14 +1,16 @@
 """Rounding weights with regard to the inputs they meet: layer-wise reconstruction.
 
-Weights are rounded one input after the other; what one rounding does to the layer's output is made up for
-in the weights not yet rounded. After Frantar et al., "GPTQ" (ICLR 2023), on Hassibi and Stork's "Optimal
-Brain Surgeon" (1993): for the error E = |W X - Wq X|² the compensation follows from the inverse of
-H = X Xᵀ. Nagel et al., "Up or Down? Adaptive Rounding" (ICML 2020), state the same objective.
+Weights are rounded one input after the other; what one rounding does to the layer's output is made up for in the
+weights not yet rounded. After Frantar et al., "GPTQ" (ICLR 2023, arXiv 2210.17323), on Hassibi
+and Stork's "Optimal Brain Surgeon" (1993): for the error E = |W X - Wq X|² the compensation follows from the inverse
+of H = X Xᵀ, by way of its Cholesky factor. Nagel et al., "Up or Down? Adaptive Rounding" (ICML 2020), state the same
+objective. Scales are settled before, a channel's or a block's each, so that the order of the inputs is free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -19,37 +21,32 @@ from edgekit.quantize.params import Floats, Stored, quantize_weight, weight_scal
 from edgekit.quantize.plan import Plan
 
 _POSITIONS = 1024  # columns of X a layer and sample
-_WIDEST = 4608  # inputs of a layer: H is float32 [K, K]
-_DAMPING = 0.01
+_WIDEST = 4608  # inputs of a layer: H is [K, K]
+_ROOM = 1 << 26  # elements of all H that are gathered at once (512 MiB)
+_DAMPING = 0.01  # of the mean of H's diagonal
+_LAZY = 128  # inputs whose compensation is carried to the rest together
+
+Doubles = npt.NDArray[np.float64]
 
 
 class Rounding:
-    """Second moments of the inputs of a model's weighted layers, gathered as they are asked for."""
+    """Integer weights of a model's layers, each rounded once however often it is asked for."""
 
     def __init__(self, inputs: LayerInputs) -> None:
         self.inputs = inputs
-        self._moments: dict[str, npt.NDArray[np.float64]] = {}
+        self._done: dict[tuple[str, int], Stored] = {}
 
     def weights(self, plan: Plan, bits: int) -> dict[str, Stored]:
         """Integer weights by name for the quantized layers of a plan; shared weights are left to nearest."""
-        blocks = [b for b in plan.blocks if plan.quantized(b) and _fits(b)]
-        self._gather([b for b in blocks if b.name not in self._moments])
-        found = {}
-        for block in blocks:
-            assert block.weight is not None
-            found[block.weight.name or ""] = _round(block, self._moments[block.name], bits)
-        return found
-
-    def _gather(self, blocks: Sequence[Block]) -> None:
-        tensors = list(dict.fromkeys(b.activations[0].name or "" for b in blocks))
-        for values in self.inputs.values(tensors):
-            for block in blocks:
-                moment = _second_moment(block, values[block.activations[0].name or ""])
-                total = self._moments.get(block.name)
-                self._moments[block.name] = moment if total is None else total + moment
+        blocks = [b for b in plan.blocks if plan.quantized(b) and fits(b)]
+        left = [b for b in blocks if (b.name, bits) not in self._done]
+        for block, moment in moments(self.inputs, left):
+            self._done[block.name, bits] = _round(block, moment, bits)
+        return {b.weight.name or "": self._done[b.name, bits] for b in blocks if b.weight is not None}
 
 
-def _fits(block: Block) -> bool:
+def fits(block: Block) -> bool:
+    """Whether a block's weight can be rounded so: constant, its own, not too wide."""
     weight = block.weight
     if weight is None or block.op not in ("Conv", "Gemm", "MatMul") or len(weight.uses()) != 1:
         return False
@@ -58,8 +55,31 @@ def _fits(block: Block) -> bool:
         return False
     if block.op == "Conv":
         plain = array.ndim == 4 and attribute(block.core, "auto_pad", "NOTSET") == "NOTSET"
-        return plain and bool(np.prod(array.shape[1:]) <= _WIDEST)
+        return plain and bool(prod(array.shape[1:]) <= _WIDEST)
     return bool(_matrix(block, array).shape[1] <= _WIDEST)
+
+
+def moments(inputs: LayerInputs, blocks: Sequence[Block]) -> Iterator[tuple[Block, Doubles]]:
+    """H = X Xᵀ over the calibration inputs of each block, ``[groups, K, K]``; as many at a time as memory allows."""
+    waiting = list(blocks)
+    while waiting:
+        room, batch = _ROOM, list[Block]()
+        while waiting and (not batch or _elements(waiting[0]) <= room):
+            room -= _elements(waiting[0])
+            batch.append(waiting.pop(0))
+        sums: dict[Block, Doubles] = {}
+        for values in inputs.values(list(dict.fromkeys(b.activations[0].name or "" for b in batch))):
+            for block in batch:
+                moment = _second_moment(block, values[block.activations[0].name or ""])
+                sums[block] = sums[block] + moment if block in sums else moment
+        yield from sums.items()
+
+
+def _elements(block: Block) -> int:
+    array = constant(block.weight) if block.weight is not None else None
+    assert array is not None
+    groups = int(attribute(block.core, "group", 1)) if block.op == "Conv" else 1
+    return groups * int(_matrix(block, array).shape[1]) ** 2
 
 
 def _matrix(block: Block, array: Floats) -> Floats:
@@ -69,12 +89,12 @@ def _matrix(block: Block, array: Floats) -> Floats:
     return array if block.op == "Gemm" and attribute(block.core, "transB", 0) else array.T
 
 
-def _second_moment(block: Block, x: Floats) -> npt.NDArray[np.float64]:
+def _second_moment(block: Block, x: Floats) -> Doubles:
     """X Xᵀ by group, ``[groups, K, K]``, over at most :data:`_POSITIONS` positions."""
     columns = _columns(block, x) if block.op == "Conv" else x.reshape(-1, x.shape[-1])[None]
     step = max(1, columns.shape[1] // _POSITIONS)
     thin = columns[:, ::step].astype(np.float32)
-    moment: npt.NDArray[np.float64] = np.matmul(thin.transpose(0, 2, 1), thin).astype(np.float64)
+    moment: Doubles = np.matmul(thin.transpose(0, 2, 1), thin).astype(np.float64)
     return moment
 
 
@@ -98,7 +118,7 @@ def _columns(block: Block, x: Floats) -> Floats:
     return np.ascontiguousarray(grouped.transpose(1, 0, 2))
 
 
-def _round(block: Block, moment: npt.NDArray[np.float64], bits: int) -> Stored:
+def _round(block: Block, moment: Doubles, bits: int) -> Stored:
     assert block.weight is not None
     array = constant(block.weight)
     assert array is not None
@@ -107,11 +127,10 @@ def _round(block: Block, moment: npt.NDArray[np.float64], bits: int) -> Stored:
     rows = _matrix(block, array)
     groups, outputs = moment.shape[0], rows.shape[0]
     size = outputs // groups
+    top = (1 << (bits - 1)) - 1
+    parts = (slice(g * size, (g + 1) * size) for g in range(groups))
     integers = np.concatenate(
-        [
-            compensated(rows[g * size : (g + 1) * size], moment[g], scale[g * size : (g + 1) * size], bits)
-            for g in range(groups)
-        ]
+        [compensated(rows[p], moment[g], scale[p, None], (-top, top)) for g, p in enumerate(parts)]
     )
     nearest = quantize_weight(array, axis, bits, scale)
     if block.op == "Conv" or (block.op == "Gemm" and attribute(block.core, "transB", 0)):
@@ -122,18 +141,50 @@ def _round(block: Block, moment: npt.NDArray[np.float64], bits: int) -> Stored:
 
 
 def compensated(
-    weight: Floats, moment: npt.NDArray[np.float64], scale: Floats, bits: int
-) -> npt.NDArray[np.float64]:
-    """Integers ``[outputs, K]`` for ``weight`` on ``scale`` ``[outputs]``, given X Xᵀ ``[K, K]``."""
-    top = (1 << (bits - 1)) - 1
-    left = weight.astype(np.float64).copy()
-    step = scale.astype(np.float64)
-    damp = _DAMPING * float(np.mean(np.diag(moment))) + 1e-12
-    inverse = np.linalg.inv(moment + damp * np.eye(len(moment)))
-    upper = np.linalg.cholesky(inverse).T  # row k: how an error at k spreads over the inputs after it
+    weight: Floats, moment: Doubles, scale: Floats, limits: tuple[int, int]
+) -> npt.NDArray[np.int8]:
+    """Integers ``[outputs, K]`` between ``limits`` for ``weight`` on ``scale`` ``[outputs, K or 1]``, given
+    X Xᵀ ``[K, K]``.
+
+    An output takes the better of two orders of its inputs: the largest first, which trained layers mostly favour, and
+    as they come, which keeps neighbours together.
+    """
+    steps = np.broadcast_to(scale, weight.shape).astype(np.float64)
+    best, least = np.zeros(weight.shape, np.int8), np.full(len(weight), np.inf)
+    for order in (np.argsort(-np.diag(moment), kind="stable"), np.arange(len(moment))):
+        integers = np.empty(weight.shape, np.int8)
+        upper = _spread(moment[np.ix_(order, order)])
+        integers[:, order] = _in_turn(weight[:, order].astype(np.float64), steps[:, order], upper, limits)
+        error = integers * steps - weight
+        squares = np.einsum("ok,ok->o", error @ moment, error)
+        better = squares < least
+        best[better], least[better] = integers[better], squares[better]
+    return best
+
+
+def _in_turn(left: Doubles, steps: Doubles, upper: Doubles, limits: tuple[int, int]) -> Doubles:
+    """Integers for ``left`` ``[outputs, K]``, which is used up, one input after the other."""
     integers = np.zeros_like(left)
-    for k in range(left.shape[1]):
-        integers[:, k] = np.clip(np.rint(left[:, k] / step), -top, top)
-        error = (left[:, k] - integers[:, k] * step) / upper[k, k]
-        left[:, k + 1 :] -= np.outer(error, upper[k, k + 1 :])
+    for start in range(0, left.shape[1], _LAZY):
+        end = min(start + _LAZY, left.shape[1])
+        errors = np.zeros((len(left), end - start))
+        for k in range(start, end):
+            integers[:, k] = np.clip(np.rint(left[:, k] / steps[:, k]), *limits)
+            error = (left[:, k] - integers[:, k] * steps[:, k]) / upper[k, k]
+            left[:, k + 1 : end] -= np.outer(error, upper[k, k + 1 : end])
+            errors[:, k - start] = error
+        left[:, end:] -= errors @ upper[start:end, end:]
     return integers
+
+
+def _spread(moment: Doubles) -> Doubles:
+    """The upper Cholesky factor of H⁻¹: row k tells how an error at k is made up for by the inputs after it."""
+    damping = _DAMPING * float(np.mean(np.diag(moment))) + 1e-12
+    while True:
+        damped = moment + damping * np.eye(len(moment))
+        try:
+            factor: Doubles = np.linalg.cholesky(np.linalg.inv(damped)).T
+        except np.linalg.LinAlgError:  # float32 sums of inputs of very different size
+            damping *= 10.0
+        else:
+            return factor

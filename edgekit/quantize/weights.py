@@ -18,36 +18,47 @@ from edgekit.quantize.blocks import WEIGHTED, Block, attribute, constant, find_b
 from edgekit.quantize.dynamic import gemm_bias, mark, matrix, report
 from edgekit.quantize.edit import Editor
 from edgekit.quantize.embedding import quantize_embeddings
+from edgekit.quantize.inputs import LayerInputs
 from edgekit.quantize.options import QuantizeOptions, QuantizeReport
 from edgekit.quantize.params import Stored, quantize_weight
+from edgekit.quantize.rounding import compensated, fits, moments
 
 _SMALLEST = 1024  # elements: smaller weights are not worth a node
 
 
 def quantize_weights(
-    graph: ir.Graph, dtype: str, options: QuantizeOptions, trained: Mapping[str, Stored] | None = None
+    graph: ir.Graph,
+    dtype: str,
+    options: QuantizeOptions,
+    trained: Mapping[str, Stored] | None = None,
+    inputs: LayerInputs | None = None,
 ) -> QuantizeReport:
     """Store the weights of convolutions and products as ``int8``, ``int4`` or ``float16``, in place.
 
     Where INT4 does not fit (convolutions, inputs not a multiple of the block) INT8 is used, and said.
-    Integers that were ``trained`` (by the weight's name) stay what they are, with a scale a channel.
+    Integers that were ``trained`` (by the weight's name) stay what they are, with a scale a channel. With the
+    correction ``gptq`` INT4 weights are rounded with regard to the layers' ``inputs``.
     """
     blocks = find_blocks(graph)
     excluded = select(blocks, options.exclude)
     editor = Editor(graph)
+    left = [b for b in blocks if b not in excluded and not _impossible(b) and not _kept(b, trained)]
+    gptq = dtype == "int4" and "gptq" in options.corrections and inputs is not None
+    rounded = _rounded(left, options.block_size, inputs) if gptq and inputs is not None else {}
     reports, notes, eight = [], [], 0
     for block in blocks:
         reason = f"excluded by {excluded[block]!r}" if block in excluded else _impossible(block)
         reports += report(block, reason, "")
         if reason:
             continue
-        kept = (trained or {}).get(block.weight.name or "") if block.weight is not None else None
+        kept = _kept(block, trained)
         if dtype == "float16":
             _halve(editor, block)
         elif kept is not None:
             _trained(editor, block, kept, dtype)
         elif dtype == "int4" and _fits_int4(block, options.block_size):
-            _four_bits(editor, block, options.block_size)
+            stored = rounded.get(block) or quantize_blocks(matrix(block), options.block_size)
+            _four_bits(editor, block, stored, options.block_size)
         else:
             eight += dtype == "int4"
             _eight_bits(editor, block)
@@ -55,8 +66,28 @@ def quantize_weights(
     editor.drop_unused()
     if eight:
         notes.append(f"{eight} weights that do not divide into blocks of {options.block_size} are INT8")
+    if gptq:
+        notes.append(f"gptq rounded the weights of {len(rounded)} products with regard to their inputs")
     nodes = tuple(mark(n, tables) for n in reports)
-    return QuantizeReport(method="weights", corrections=(), nodes=nodes, notes=tuple(notes))
+    done = ("gptq",) if gptq else ()
+    return QuantizeReport(method="weights", corrections=done, nodes=nodes, notes=tuple(notes))
+
+
+def _kept(block: Block, trained: Mapping[str, Stored] | None) -> Stored | None:
+    """The integers that a block's weight was trained to."""
+    return (trained or {}).get(block.weight.name or "") if block.weight is not None else None
+
+
+def _rounded(blocks: list[Block], size: int, inputs: LayerInputs) -> dict[Block, Stored]:
+    """INT4 weights rounded as in :mod:`edgekit.quantize.rounding`, on the scales of :func:`quantize_blocks`."""
+    found = {}
+    for block, moment in moments(inputs, [b for b in blocks if _fits_int4(b, size) and fits(b)]):
+        weight = matrix(block)
+        nearest = quantize_blocks(weight, size)
+        steps = np.repeat(nearest.scale, size, axis=0)
+        values = compensated(weight.T, moment[0], steps.T, (-8, 7)).T
+        found[block] = Stored(values=values.astype(ml_dtypes.int4), scale=nearest.scale, axis=0)
+    return found
 
 
 def _impossible(block: Block) -> str:
@@ -128,9 +159,8 @@ def quantize_blocks(weight: npt.NDArray[np.float32], size: int) -> Stored:
     return Stored(values=values.astype(ml_dtypes.int4), scale=scale[:, 0, :], axis=0)
 
 
-def _four_bits(editor: Editor, block: Block, size: int) -> None:
+def _four_bits(editor: Editor, block: Block, stored: Stored, size: int) -> None:
     node = block.core
-    stored = quantize_blocks(matrix(block), size)
     weight = editor.dequantize(node, f"{block.name}_weight", stored, block_size=size)
     product = editor.node("MatMul", block.name, [node.inputs[0], weight])
     bias = gemm_bias(editor, block)

@@ -367,7 +367,7 @@ def test_compensated_rounding_beats_rounding_to_nearest() -> None:
     weight = rng.standard_normal((8, 24)).astype(np.float32)
     scale = weight_scale(weight, 0, 4)
     nearest = quantize_weight(weight, 0, 4).values * scale[:, None]
-    better = compensated(weight, (x @ x.T).astype(np.float64), scale, 4) * scale[:, None]
+    better = compensated(weight, (x @ x.T).astype(np.float64), scale[:, None], (-7, 7)) * scale[:, None]
     error = [np.square((w - weight) @ x).sum() for w in (nearest, better)]
     assert error[1] < 0.7 * error[0]
 

@@ -74,8 +74,9 @@ def judge(
 
     INVALID: the process had less than half a CPU where it should have had one, the machine was stolen from
     for a tenth of the time, or no warm-up became stable. NOISY: a tenth of the CPU or 2 % stolen, other
-    work waited for the CPU for a tenth of the time, half the warm-ups unstable, or the processes' medians
-    scatter by more than 10 %. ``health`` is what the device's state says.
+    work waited for the CPU for a tenth of the time, half the warm-ups unstable, the processes' medians
+    scatter by more than 10 %, or there were more threads than processors. ``health`` is what the device's
+    state says.
     """
     health = health or Health()
     invalid: list[str] = list(health.invalid)
@@ -86,6 +87,9 @@ def judge(
         target = invalid if share < 0.5 else noisy if share < 0.9 else None
         if target is not None:
             target.append(f"the process had {share:.0%} of a CPU")
+    threads, places = replicates[0].threads, len(replicates[0].affinity)
+    if places and threads > places:
+        noisy.append(f"{threads} threads shared {places} processor{'s' if places > 1 else ''}")
     steal = statistics.median([_figure(r, "steal") or 0.0 for r in replicates])
     if steal > 0.02:
         (invalid if steal > 0.1 else noisy).append(f"the hypervisor took {steal:.0%} of the time")

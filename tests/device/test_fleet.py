@@ -84,14 +84,14 @@ def host_seconds():
 
 
 @pytest.mark.slow
-def test_sixteen_at_once(make_fleet, variant, record_property):
+def test_sixteen_at_once(make_fleet, variant):
     servers = make_fleet(16)
     boards = [board(s, f"b{i:02}") for i, s in enumerate(servers)]
     settings = BenchSettings(processes=2, seconds=10.0, iterations=3, warmup_s=0.1)
     start, before = time.monotonic(), host_seconds()
     found = bench_devices([variant], boards, settings=settings)
     share = (host_seconds() - before) / (time.monotonic() - start)
-    record_property("host share of a core", share)
+    print(f"the host side of 16 devices took {share:.1%} of a core")
     assert [name for name, m in found.items() if isinstance(m, Measurement)] == [b.name for b in boards]
     assert all(len(m.samples) == 2 for m in found.values())
     assert share < 0.5

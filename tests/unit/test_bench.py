@@ -184,6 +184,7 @@ def test_processors_and_threads_are_part_of_the_measurement(variant):
     measured = bench_artifact(variant(), settings=settings)
     assert measured.facts["affinity"] == [0]
     assert measured.threads == 3
+    assert "3 threads shared 1 processor" in measured.reasons
     assert bench_artifact(variant(), settings=QUICK).facts["affinity"] == sorted(os.sched_getaffinity(0))
 
 

@@ -213,7 +213,6 @@ def _tidy(exported: ir.Model, model: TorchModel, names: tuple[str, ...]) -> None
     """Names as promised, adapters out of the module paths, no stack traces, symbolic axes as declared."""
     prefix = "module." * (unwrap(model.module)[1] + 1)
     graph.strip_metadata(exported)
-    _name_integers(exported)
     for subgraph in exported.graphs():
         for value in list(subgraph.initializers.values()):
             if value.name and value.name.startswith(prefix):
@@ -226,6 +225,7 @@ def _tidy(exported: ir.Model, model: TorchModel, names: tuple[str, ...]) -> None
             owner = _owner(node)
             if owner and graph.module_path(node) != owner:  # the exporter names a folded batch norm instead
                 node.metadata_props[graph.SCOPES] = repr(["", owner, node.name or node.op_type])
+    _name_integers(exported)
     for value, name in zip(exported.graph.outputs, names, strict=True):
         value.name = name
     for value in exported.graph.inputs:

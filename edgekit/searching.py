@@ -140,7 +140,7 @@ def confirmed(bench: Bench, results: Sequence[tuple[Candidate, Point]], run: Sea
             unseen=checked.unseen,
             metric=bench.task.metric_name,
             points=every,
-            front=tuple(front(every)),
+            front=_front(every, point),
             rejected=tuple(rejected),
             why=why,
             interrupted=run.interrupted,
@@ -190,6 +190,14 @@ def _plan(bench: Bench, shop: Workshop, candidate: Candidate) -> tuple[Source, R
     )
     made = compressing.compress(shop, bench.source, recipe, work)
     return made.source, recipe, made
+
+
+def _front(points: Sequence[Point], winner: Point) -> tuple[Point, ...]:
+    """What nothing beats, and the winner: what beats it in the search's eyes was not confirmed."""
+    kept = front(points)
+    if winner not in kept:
+        kept = sorted([*kept, winner], key=lambda p: (p.size, p.drop, p.line))
+    return tuple(kept)
 
 
 def _why(bench: Bench, checked: Checked, points: Sequence[Point]) -> tuple[str, ...]:

@@ -39,6 +39,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
+    def length(self, row: int) -> int:
+        """So many numbers the inputs of one sample have."""
+        return sum(values[row].numel() for values in self.inputs.values())
+
     def batch(self, rows: Sequence[int] | torch.Tensor) -> Batch:
         """The samples at ``rows`` as one batch."""
         picked = rows if isinstance(rows, list | tuple) else [int(r) for r in rows]

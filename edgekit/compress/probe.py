@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+_FEW = (1e-4, 1e-3)
 SHARE = 8
 """One candidate may train for this part of the time."""
 LONGEST = 4.0
@@ -46,25 +47,37 @@ def setup(task: Task, model: torch.nn.Module, limits: Limits) -> Setup:
     if epochs is None:
         fits = limits.seconds / SHARE / (step_s * total) if timed else LONGEST
         epochs = float(2.0 ** max(-6, min(6, math.floor(math.log2(fits)))))
+    rates: tuple[float, ...] = RATES
     steps = _STEPS[1]
     if timed:
         steps = int(limits.seconds / _TRYING / len(RATES) / step_s)
-    rate = best_rate(task, model, max(_STEPS[0], min(_STEPS[1], steps, total)))
+        if steps < _STEPS[0]:
+            steps, rates = int(limits.seconds / _TRYING / len(_FEW) / step_s), _FEW
+    rate = usual_rate(model)
+    if steps >= _STEPS[0]:
+        rate = best_rate(task, model, min(_STEPS[1], steps, total), rates)
     return Setup(epochs=epochs, rate=rate, seconds=round(time.monotonic() - begin, 2))
 
 
-def best_rate(task: Task, model: torch.nn.Module, steps: int) -> float:
+def usual_rate(model: torch.nn.Module) -> float:
+    """Where there is no time to try: transformers are tuned at a tenth of what convolutions take."""
+    import torch
+
+    return 1e-4 if any(isinstance(m, torch.nn.LayerNorm) for m in model.modules()) else 1e-3
+
+
+def best_rate(task: Task, model: torch.nn.Module, steps: int, rates: tuple[float, ...] = RATES) -> float:
     """The rate at which ``steps`` updates heal a damaged copy of ``model`` the most; of equal ones the lowest."""
     damaged = _damaged(task, model)
     losses = {}
-    for rate in RATES:
+    for rate in rates:
         tried = copy.deepcopy(damaged)
         try:
             fit(tried, task, Training(epochs=steps / task.steps(), rate=rate), seed=0)
         except DataError:  # the loss is not finite any more
             break
         losses[rate] = _loss(task, tried)
-    return min(losses, key=lambda r: (losses[r], r)) if losses else RATES[0]
+    return min(losses, key=lambda r: (losses[r], r)) if losses else rates[0]
 
 
 def _damaged(task: Task, model: torch.nn.Module) -> torch.nn.Module:

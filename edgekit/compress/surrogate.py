@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 HEALED = 0.5
 """The part of an earlier drop that is left after a step that trains."""
+OTHER = 0.3
+"""The part of the smaller saving that is left where few values meet an integer grid."""
 _COARSE = frozenset({"cluster", "qat"})
-"""Methods that leave few values: an integer grid on top saves nothing more."""
+"""Methods that leave few values, which an integer grid on top hardly makes fewer."""
 _OPTIONS = 12
 """So many settings of one method are combined with others, the strongest that hold alone."""
 _FEW = 4
@@ -195,7 +197,7 @@ class Surrogate:
             else:
                 size = size + s
         gain = self._gain(target)
-        size = size + np.minimum(coarse, gain) if gain < 0 else size + coarse + gain
+        size = size + _together(coarse, np.full_like(coarse, gain))
         drop = drop + max(0.0, self._base[target].bound - self._base[self.targets[0]].bound)
         signatures = self._signatures(group, columns, target)
         for signature, where in signatures:
@@ -218,6 +220,8 @@ class Surrogate:
 
     def _plain(self, parts: Sequence[Part], target: str) -> tuple[float, float]:
         """The guess without a correction."""
+        import numpy as np
+
         drop = size = coarse = 0.0
         for part in parts:
             drop = (HEALED * drop if part.trains else drop) + part.drop
@@ -226,7 +230,7 @@ class Surrogate:
             else:
                 size += part.size
         gain = self._gain(target)
-        size = size + min(coarse, gain) if gain < 0 else size + coarse + gain
+        size += float(_together(np.array(coarse), np.array(gain)))
         lost = self._base[target].bound - self._base[self.targets[0]].bound if target in self._base else 0.0
         return drop + max(0.0, lost), size
 
@@ -296,6 +300,16 @@ def heap_of(
 ) -> list[tuple[float, tuple[Part, ...], str]]:
     """The best first; of equal ones the first with fewer steps."""
     return sorted(guesses, key=lambda g: (g[0], len(g[1])))
+
+
+def _together(coarse: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """Few values and an integer grid, as logarithms of what remains: the better of the two, and a part of the other,
+    for layers that only one of them reaches."""
+    import numpy as np
+
+    low, high = np.minimum(coarse, gain), np.maximum(coarse, gain)
+    found: np.ndarray = np.where(high < 0, low + OTHER * high, low + high)
+    return found
 
 
 def _signature(parts: Sequence[Part], target: str) -> Signature:

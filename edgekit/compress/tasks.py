@@ -225,17 +225,21 @@ class DataTask:
         return self._metric(model, self.held)
 
     def split(self) -> DataTask:
-        """The same task with every second evaluation sample (of each class) held out."""
+        """The same task with every second evaluation sample (of each class) held out.
+
+        Samples of like length stand together: a batch is padded to its longest.
+        """
         labels, count = self.evaluation.labels, len(self.evaluation)
         plain = hasattr(labels, "dim") and labels.dim() == 1 and not labels.is_floating_point()
         keys = labels.tolist() if plain else [0] * count
         order = sorted(range(count), key=lambda i: (keys[i], i))
         if len(order) < 2:
             raise DataError("one evaluation sample cannot be split", hint="give more with --eval")
+        size = self.evaluation.length
         return dataclasses.replace(
             self,
-            evaluation=self.evaluation.subset(sorted(order[0::2]), "search"),
-            held=self.evaluation.subset(sorted(order[1::2]), "held out"),
+            evaluation=self.evaluation.subset(sorted(order[0::2], key=lambda i: (size(i), i)), "search"),
+            held=self.evaluation.subset(sorted(order[1::2], key=lambda i: (size(i), i)), "held out"),
         )
 
     def outputs(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,9 +39,11 @@ def labelled(tmp_path: Path, digits: Path) -> str:
 
 
 def edgekit(
-    *arguments: str, cwd: Path, launcher: tuple[str, ...] = ("-m", "edgekit")
+    *arguments: str, cwd: Path, launcher: tuple[str, ...] = ("-m", "edgekit"), cache: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if cache is not None:
+        environment["EDGEKIT_CACHE"] = str(cache)
     return subprocess.run(
         [sys.executable, *launcher, *arguments],
         cwd=cwd,
@@ -194,8 +199,16 @@ def test_a_budget_is_held_and_its_recipe_gives_the_same_bytes(
     assert max(found["winner"]["drop"], found["unseen"]["drop"]) <= 0.01 + 1e-9
     journal = [json.loads(x) for x in (tmp_path / "out" / "search.jsonl").read_text().splitlines()[1:]]
     assert len(journal) == 14
-    holding = [p for p in journal if p["line"].count("(") <= 1 and p["exact"] and p["drop"] <= 0.01]
-    assert found["winner"]["size"] <= min(p["size"] for p in holding)
+    singles = [p for p in journal if p["line"].count("(") <= 1 and p["exact"]]
+    holding = [p["size"] for p in singles if p["drop"] + p["margin"] <= 0.01]
+    rejected = {line.split(" → ")[0] for line in found["rejected"]}
+    assert found["winner"]["size"] <= min(holding) or rejected
+    pareto = json.loads((tmp_path / "out" / "pareto.json").read_text())
+    assert pareto["winner"] == found["winner"]
+    assert found["winner"] in found["front"]
+    assert pareto["why"] == found["why"]
+    sizes = [p["size"] for p in found["front"]]
+    assert sizes == sorted(sizes)
     assert not (tmp_path / "out" / ".search").exists()
 
     packed = Path(tmp_path / found["packed"])
@@ -207,6 +220,81 @@ def test_a_budget_is_held_and_its_recipe_gives_the_same_bytes(
     # A second search reads its journal and measures nothing anew.
     second = edgekit("compress", source, *limits, "--trials", "14", *data, "--json", cwd=tmp_path)
     assert json.loads(second.stdout)["winner"] == found["winner"]
+    # So does one into another folder: the journal is in the cache.
+    elsewhere = edgekit(
+        "compress", source, *limits, "--trials", "14", *data[:-1], "else", "--json", cwd=tmp_path
+    )
+    assert json.loads(elsewhere.stdout)["winner"] == found["winner"]
+    assert (tmp_path / "else" / packed.name).read_bytes() == bytes_before
+    journals = [(tmp_path / name / "search.jsonl").read_bytes() for name in ("out", "else")]
+    assert journals[0] == journals[1]
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_the_best_and_the_search_goes_on_to_the_same_end(
+    tmp_path: Path, digits: Path, labelled: str
+) -> None:
+    pytest.importorskip("optuna")
+    limits = ("--budget", "drop<=2pt", "--trials", "9", "--epochs", "0.5", "--steps", "prune,cluster")
+    data = (
+        "--task",
+        "classification(batch=64)",
+        "--train",
+        labelled,
+        "--eval",
+        f"{digits}/data.py:evaluation",
+    )
+    command = ("compress", f"{digits}/model.py:digits", *limits, *data, "-t", "ort-fp32", "--json", "--out")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "EDGEKIT_CACHE": str(tmp_path / "cache")}
+    journal = tmp_path / "cut" / "search.jsonl"
+    with subprocess.Popen(
+        [sys.executable, "-m", "edgekit", *command, "cut"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        while running.poll() is None and not (journal.is_file() and len(_lines(journal)) > 4):
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)
+        out, err = running.communicate(timeout=300)
+    assert running.returncode == 0, err[-3000:]
+    first = json.loads(out)
+    assert first["interrupted"]
+    assert 4 <= first["tried"] < 9
+    assert Path(tmp_path / first["packed"]).is_file()
+    assert not [p for p in _lines(journal)[1:] if json.loads(p)["error"]]
+    assert re.search(r"\d candidates left", err)
+
+    went_on = edgekit(*command, "cut", cwd=tmp_path, cache=tmp_path / "cache")
+    whole = edgekit(*command, "whole", cwd=tmp_path, cache=tmp_path / "other")
+    ends = [json.loads(done.stdout) for done in (went_on, whole)]
+    assert not ends[0]["interrupted"]
+    assert [end["tried"] for end in ends] == [9, 9]
+    assert (tmp_path / ends[0]["packed"]).read_bytes() == (tmp_path / ends[1]["packed"]).read_bytes()
+    assert (tmp_path / "cut" / "recipe.toml").read_bytes() == (
+        tmp_path / "whole" / "recipe.toml"
+    ).read_bytes()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def test_a_source_that_knows_nothing_holds_every_budget_and_is_refused(tmp_path: Path, digits: Path) -> None:
+    file = tmp_path / "wrong.py"
+    file.write_text(
+        f"import sys\nsys.path.insert(0, {str(digits)!r})\nfrom data import evaluation\n\n\n"
+        "def shifted():\n    for inputs, label in evaluation():\n        yield inputs, (int(label) + 1) % 10\n"
+    )
+    done = edgekit(
+        "compress", f"{digits}/model.py:digits", "--budget", "drop<=2pt", "--task", "classification",
+        "--eval", f"{file}:shifted", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "anything holds" in done.stderr
 
 
 @pytest.mark.slow

@@ -172,8 +172,9 @@ def _preprocessing(product: Product) -> dict[str, Any]:
     if product.pixels is not None:
         return product.pixels.left.to_mapping()
     record = product.exported.record
-    contract = completed(product.options.preprocessing or record.preprocessing, record.model.inputs)
-    return contract.to_mapping() if contract is not None else {}
+    stated = product.options.preprocessing or record.preprocessing
+    contract = completed(stated, record.model.inputs)
+    return contract.to_mapping() if contract is not None else dict(stated)
 
 
 def _same(manifest: Manifest, final: Path) -> bool:

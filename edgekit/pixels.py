@@ -125,7 +125,7 @@ def asked_for(settings: Mapping[str, Any], record: ModelRecord, table: Mapping[s
         return None
     if contract is None:
         raise ConfigError(
-            "fold_preprocessing: there is no preprocessing contract to fold",
+            "fold_preprocessing: there is no preprocessing contract of an image to fold",
             hint="write a [preprocessing] table into edgekit.toml, or return TorchModel(preprocessing=…)",
         )
     contract = bound(contract, record.model.inputs)

@@ -12,7 +12,7 @@ The order is: grey conversion (if any), resize, crop, colour order, table, layou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -320,12 +320,19 @@ def completed(
     mapping: Mapping[str, Any], inputs: Sequence[TensorSpec], *, base: Path | None = None
 ) -> Preprocessing | None:
     """:func:`from_mapping`, with size, layout and grey taken from the model's input where the table, which
-    then names no file either, leaves them open. ``None`` for an empty table; raises as that does."""
+    then names no file either, leaves them open.
+
+    ``None`` for a table that is not about images (a tokenizer, say), and for a model without an input of four
+    axes. Raises as :func:`from_mapping` does.
+    """
     from edgekit import preprocessing_files
 
+    known = {f.name for f in fields(Preprocessing)} | preprocessing_files.READERS.keys()
     wanted = mapping.get("input")
     spec = next((s for s in inputs if len(s.shape) == 4 and wanted in (None, "", s.name)), None)
-    if spec is None or not mapping or preprocessing_files.READERS.keys() & mapping.keys():
+    if spec is None or not known & mapping.keys():
+        return None
+    if preprocessing_files.READERS.keys() & mapping.keys():
         return from_mapping(mapping, base=base)
     shape = tuple(d if isinstance(d, int) else 0 for d in spec.shape)
     channels_last = spec.layout == "NHWC" or (shape[3] in (1, 3) and shape[1] not in (1, 3))

@@ -279,7 +279,11 @@ def _contract(mapping: Mapping[str, Any], spec: TensorSpec) -> Preprocessing:
             f"{spec} is no image input of four axes", hint="write a callable that yields what the model takes"
         )
     contract = completed(mapping, (spec,))
-    assert contract is not None
+    if contract is None:
+        raise DataError(
+            f"the preprocessing says nothing about images: {', '.join(mapping)}",
+            hint="give size, crop, colour, mean, std and layout, or write a callable that yields inputs",
+        )
     return contract
 
 

@@ -26,7 +26,7 @@ from edgekit.package.descriptor import (
     arithmetic,
     encode,
 )
-from edgekit.preprocessing import Preprocessing, bound, from_mapping
+from edgekit.preprocessing import Preprocessing, bound, completed
 from edgekit.types import TensorSpec, Verdict, sha256_bytes
 
 if TYPE_CHECKING:
@@ -140,9 +140,11 @@ def _model_files(artifact: Artifact, spec: PackageSpec, one_file: bool) -> tuple
 
 
 def _contract(artifact: Artifact) -> Preprocessing | None:
-    """The manifest's contract, bound to the input that it feeds and to that input's layout."""
-    contract = from_mapping(artifact.manifest.preprocessing, base=artifact.directory)
-    return None if contract is None else bound(contract, artifact.manifest.inputs)
+    """The manifest's contract, bound to the input that it feeds and to that input's layout; ``None`` where the
+    manifest says nothing about images."""
+    m = artifact.manifest
+    contract = completed(m.preprocessing, m.inputs, base=artifact.directory)
+    return None if contract is None else bound(contract, m.inputs)
 
 
 def _labels(artifact: Artifact, spec: PackageSpec) -> tuple[str, ...]:
@@ -239,6 +241,7 @@ def _describe(
         inputs=m.inputs,
         outputs=m.outputs,
         preprocessing=contract,
+        stated={} if contract is not None else m.preprocessing,
         labels=labels,
         golden=vectors,
         gates=m.gates,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -129,7 +130,8 @@ class Golden:
 
 @dataclass(frozen=True, kw_only=True)
 class Descriptor:
-    """Everything in ``edgekit.json``. ``files`` are the model's, the main one first."""
+    """Everything in ``edgekit.json``. ``files`` are the model's, the main one first; ``stated`` is what the model's
+    author says about its inputs where they are no images (the tokenizer, the sampling rate)."""
 
     schema: int = SCHEMA_VERSION
     name: str
@@ -145,6 +147,7 @@ class Descriptor:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     preprocessing: Preprocessing | None = None
+    stated: Mapping[str, Any] = field(default_factory=dict)
     labels: LabelsRecord | None = None
     golden: Golden
     gates: tuple[Gate, ...] = ()

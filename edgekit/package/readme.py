@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from edgekit.errors import UsageError
 from edgekit.package.contents import Contents
 from edgekit.package.descriptor import Descriptor
@@ -50,6 +52,9 @@ def readme(contents: Contents, *, usage: str) -> bytes:
         lines += ["", f"`labels.txt` names the {d.labels.count} values of `{d.labels.output}`, one a line."]
     if d.preprocessing:
         lines += ["", "## Preprocessing", "", *_contract(d.preprocessing)]
+    elif d.stated:
+        stated = (f"- {name}: `{json.dumps(value)}`" for name, value in d.stated.items())
+        lines += ["", "## Preprocessing", "", "As stated by the model's author:", "", *stated]
     lines += ["", "## Gates", "", *_gates(d), "", "## Golden vectors", "", *_golden(d), ""]
     return "\n".join(lines).encode()
 

@@ -282,3 +282,14 @@ def test_the_command_line_packages_verifies_and_refuses(artifact: Artifact, tmp_
         file.seek(archive.stat().st_size // 2)
         file.write(b"\0\0\0\0")
     assert edgekit("verify", archive, cwd=tmp_path).returncode == 3
+
+
+def test_what_the_author_says_of_other_inputs_is_carried_along(artifact: Artifact, tmp_path: Path) -> None:
+    stated = {"tokenizer": "bert-wordpiece-uncased", "max_tokens": 64}
+    made = package(
+        support.changed(artifact, preprocessing=stated, labels=()), spec(), tmp_path / "out"
+    ).directory
+    folder = made / f"{NAME}-1.0.0"
+    assert json.loads((folder / "edgekit.json").read_bytes())["stated"] == stated
+    assert '- tokenizer: `"bert-wordpiece-uncased"`' in (folder / "README.md").read_text()
+    assert verify_bundle(folder).passed

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgekit import resampling
 from edgekit.errors import ConfigError, DataError, UnknownNameError
-from edgekit.preprocessing import Preprocessing, from_mapping
+from edgekit.preprocessing import Preprocessing, bound, completed, from_mapping
 from edgekit.types import TensorSpec
 
 PIL_FILTERS = {"box": 4, "bilinear": 2, "bicubic": 3}
@@ -229,3 +229,37 @@ def test_missing_or_broken_processor_file(tmp_path) -> None:
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ConfigError, match="not JSON"):
         from_mapping({"timm": "x.json"}, base=tmp_path)
+
+
+def spec(*shape: int | str) -> TensorSpec:
+    return TensorSpec(name="x", dtype="float32", shape=shape)
+
+
+def test_what_a_table_leaves_open_comes_from_the_models_input() -> None:
+    made = completed({"mean": [0.5]}, (spec(1, 5), spec("n", 3, 8, 9)))
+    assert made is not None
+    assert (made.resize, made.layout, made.color) == ((8, 9), "NCHW", "rgb")
+    grey = completed({"scale": 1.0, "crop": [8, 9]}, (spec(1, 8, 9, 1),))
+    assert grey is not None
+    assert (grey.resize, grey.crop, grey.layout, grey.color) == (None, (8, 9), "NHWC", "gray")
+
+
+def test_tables_about_other_things_than_images_are_none() -> None:
+    image = (spec(1, 3, 8, 8),)
+    assert completed({"tokenizer": "wordpiece", "max_tokens": 64}, image) is None
+    assert completed({}, image) is None
+    assert completed({"mean": [0.5]}, (spec(1, 784),)) is None
+    with pytest.raises(UnknownNameError, match="sclae"):
+        completed({"mean": [0.5], "sclae": 1.0}, image)
+
+
+def test_a_contract_finds_its_input_and_its_layout() -> None:
+    inputs = (spec(1, 4), TensorSpec(name="y", dtype="uint8", shape=(1, 8, 9, 3)))
+    made = bound(Preprocessing(resize=(8, 9)), inputs)
+    assert (made.input, made.layout, made.dtype) == ("y", "NHWC", "uint8")
+    with pytest.raises(ConfigError, match=r"\[1, 3, 9, 9\]"):
+        bound(Preprocessing(resize=(9, 9)), inputs)
+    with pytest.raises(ConfigError, match="no input 'z'"):
+        bound(Preprocessing(resize=(8, 9), input="z"), inputs)
+    with pytest.raises(ConfigError, match="int64"):
+        bound(Preprocessing(resize=(8, 9)), (TensorSpec(name="i", dtype="int64", shape=(1, 3, 8, 9)),))

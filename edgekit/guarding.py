@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import versions
+from edgekit.errors import UnsupportedError
 from edgekit.records import read_json, write_json
 from edgekit.stages import Calibrated, Quantization, Workshop
 from edgekit.store import Key
@@ -20,10 +21,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What the guard settled on, and its account for the manifest."""
+    """What the guard settled on, and its account for the manifest. ``in_float``: the same layers in float, where it
+    settled on INT16 activations."""
 
     choice: Quantization
     account: Mapping[str, Any]
+    in_float: Quantization | None = None
+
+    def as_float(self, drop: float, why: str) -> Found:
+        """The outcome with the layers in float instead."""
+        assert self.in_float is not None
+        restored = [layer | {"precision": "float32"} for layer in self.account["restored"]]
+        account = {**self.account, "drop": drop, "precision": "float32", "restored": restored, "instead": why}
+        return Found(choice=self.in_float, account=account)
 
 
 def drop_of(parity: Parity) -> tuple[str, float]:
@@ -48,9 +58,13 @@ def search(
 ) -> Found:
     """Find the quantization that holds ``budget``; ``measure`` builds, runs and compares one.
 
-    Ctrl-C ends the search with the best so far.
+    Where the runtime has INT16 activations among INT8 ones, layers get these first, and float where they do not
+    suffice. Ctrl-C ends the search with the best so far.
     """
     from edgekit.quantize import QuantizeOptions, guard
+    from edgekit.quantize.rules import table
+
+    int16 = target.scheme is not None and table(target.scheme.rules).int16
 
     start = Quantization.of(shop.options)
     options = QuantizeOptions(
@@ -59,7 +73,13 @@ def search(
     kinds: list[str] = []
 
     def drop(candidate: QuantizeOptions) -> float:
-        parity = measure(_choice(candidate))
+        try:
+            parity = measure(_choice(candidate))
+        except UnsupportedError as error:  # a kernel that has no INT16 form
+            if candidate.int16 == options.int16:
+                raise
+            shop.progress.note(f"guard: not with INT16 activations: {error.message}")
+            return float("inf")
         if parity is None:
             return float("inf")
         kind, value = drop_of(parity)
@@ -74,20 +94,29 @@ def search(
             shop.progress.note(f"guard: {done} evaluations, at most {remaining} remain, best drop {best:.4g}")
 
         ranking = sensitivities(shop, model, target, calibrated, options)
-        found = guard(drop, ranking, budget, options, progress=progressed)
+        found = guard(drop, ranking, budget, options, int16=int16, progress=progressed)
     account = {
         "budget": budget,
         "held_against": kinds[-1] if kinds else "",
         "drop": found.drop,
+        "precision": found.precision,
         "met": found.met,
         "finished": found.finished,
         "evaluations": [to_builtins(e) for e in found.trail],
         "restored": [
-            to_builtins(layer) | {"why": f"alone in integers it leaves {layer.snr_db:.1f} dB at the outputs"}
+            to_builtins(layer)
+            | {
+                "precision": found.precision,
+                "why": f"alone in integers it leaves {layer.snr_db:.1f} dB at the outputs",
+            }
             for layer in found.restored
         ],
     }
-    return Found(choice=_choice(found.options), account=account)
+    in_float = None
+    if found.precision == "int16" and found.restored:
+        names = tuple(layer.node for layer in found.restored)
+        in_float = replace(start, exclude=(*start.exclude, *names))
+    return Found(choice=_choice(found.options), account=account, in_float=in_float)
 
 
 def sensitivities(

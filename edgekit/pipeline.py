@@ -35,7 +35,7 @@ from edgekit.progress import Silent
 from edgekit.source import MODULE, Source
 from edgekit.stages import Calibrated, Exported, Quantization, Suspicion, Workshop
 from edgekit.store import Store
-from edgekit.types import Gate, OnnxModel, Parity, SourceSpec, Target, TorchModel
+from edgekit.types import Gate, OnnxModel, Parity, SourceSpec, Target, TorchModel, Verdict
 from edgekit.verification import CALIBRATION_SAMPLES, RANDOM_SAMPLES, Subject, Verified, verify
 
 if TYPE_CHECKING:
@@ -268,8 +268,7 @@ def make(request: Request, shop: Workshop, prepared: Prepared, target: Target) -
         shop.site.refuse(target)
     made = within_budget(shop, prepared, target)
     verdicts = judge(target, made, request.options)
-    timed = request.options.speed_gate and not (shop.site and shop.site.emulated)
-    swiftness = against_sibling(shop, prepared, made) if timed else None
+    swiftness = against_sibling(shop, prepared, made)
     if swiftness is not None:
         verdicts = (*verdicts, speed.gate(swiftness, made.verified.placement))
     return deliver(
@@ -310,7 +309,19 @@ def within_budget(shop: Workshop, prepared: Prepared, target: Target) -> Candida
 
     found = guarding.search(shop, prepared.optimized, target, prepared.calibrated, budget, measure)
     made = candidate(shop, prepared, target, found.choice)
+    if found.in_float is not None and (slow := too_slow(shop, prepared, made)):
+        other = candidate(shop, prepared, target, found.in_float)
+        drop = guarding.drop_of(other.verified.parity)[1] if other.verified.parity else float("inf")
+        if drop <= max(budget, found.account["drop"]):
+            found, made = found.as_float(drop, f"with INT16 activations: {slow}"), other
     return replace(made, guard=found.account)
+
+
+def too_slow(shop: Workshop, prepared: Prepared, made: Candidate) -> str:
+    """Why the artifact would not pass the speed gate; empty where it would."""
+    swiftness = against_sibling(shop, prepared, made)
+    verdict = speed.gate(swiftness, made.verified.placement) if swiftness is not None else None
+    return verdict.message if verdict is not None and verdict.verdict is Verdict.FAIL else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,9 +374,11 @@ def lowered(
 
 
 def against_sibling(shop: Workshop, prepared: Prepared, made: Candidate) -> speed.Speed | None:
-    """The quantized artifact's speed against the float target of the same backend, where there is one."""
+    """The quantized artifact's speed against the float target of the same backend, where there is one; timed only
+    where speed is to be judged."""
     row = speed.sibling(made.subject.target, catalog.targets())
-    if row is None or made.verified.not_run:
+    timed = shop.options.speed_gate and not (shop.site and shop.site.emulated)
+    if not timed or row is None or made.verified.not_run:
         return None
     against, _ = lowered(shop, prepared, row, prepared.optimized)
     example = prepared.exported.example_inputs()
@@ -383,16 +396,19 @@ def judge(target: Target, made: Candidate, options: Options) -> tuple[Gate, ...]
     if options.max_drop:
         tolerance = replace(tolerance, metric_drop=config.parse_fraction(options.max_drop, what="--max-drop"))
     if tolerance.placement is not None:
-        tolerance = replace(tolerance, placement=tolerance.placement * asked_share(made.quantization))
+        tolerance = replace(tolerance, placement=tolerance.placement * asked_share(made.quantization, target))
     evidence = Evidence(parity=verified.parity, placement=verified.placement, not_run=verified.not_run)
     return gates(evidence, tolerance)
 
 
-def asked_share(report: Any) -> float:
-    """The part of the multiply-accumulates that was not taken out of integers on purpose (0 to 1)."""
+def asked_share(report: Any, target: Target) -> float:
+    """The part of the multiply-accumulates that was not given another precision on purpose (0 to 1)."""
     nodes = report["nodes"] if report else []
     total = sum(n["macs"] for n in nodes)
-    kept_out = sum(n["macs"] for n in nodes if n["reason"].startswith("excluded by"))
+    wide = "int16" if target.scheme is not None and target.scheme.activation != "int16" else "none"
+    kept_out = sum(
+        n["macs"] for n in nodes if n["reason"].startswith("excluded by") or n["activation"] == wide
+    )
     return 1.0 - kept_out / total if total else 1.0
 
 

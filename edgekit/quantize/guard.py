@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from edgekit.quantize.options import QuantizeOptions
 from edgekit.quantize.sensitivity import LayerSensitivity
 
+FLOAT, INT16 = "float32", "int16"
+
 Measure = Callable[[QuantizeOptions], float]
 """Builds the artifact with these options, runs it on the real runtime, gives the drop (0 is none)."""
 
@@ -19,15 +21,18 @@ Progress = Callable[[int, int, float], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One artifact that was measured: the layers that were not INT8 in it, and its drop."""
+    """One artifact that was measured: the layers that were not INT8 in it, what they had instead (``float32`` or
+    ``int16``), and its drop."""
 
     restored: tuple[str, ...]
     drop: float
+    precision: str = FLOAT
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guarded:
-    """The outcome. ``options`` give the best artifact; ``restored`` are its layers in float (or INT16).
+    """The outcome. ``options`` give the best artifact; ``restored`` are its layers that are not INT8, and
+    ``precision`` is what they are in.
 
     ``met``: the budget holds. ``finished`` is false where the search was interrupted: the result is the
     best so far. ``trail`` has every evaluation in order.
@@ -39,6 +44,7 @@ class Guarded:
     met: bool
     finished: bool
     trail: tuple[Evaluation, ...]
+    precision: str = FLOAT
 
 
 def guard(
@@ -55,12 +61,13 @@ def guard(
     ``ranking`` is :func:`edgekit.quantize.sensitivity`'s. First the shortest harmful-first prefix that
     suffices, by doubling and bisection; then, the most expensive first, each restored layer is tried in
     integers again. At most about 2 log2(n) + k evaluations for n layers of which k are restored.
-    With ``int16`` layers get INT16 activations instead of float. Ctrl-C ends the search and keeps its best.
+    With ``int16`` layers get INT16 activations; where that does not hold the budget, float as without. Ctrl-C
+    ends the search and keeps its best.
     """
-    search = _Search(measure, ranking, budget, options, int16, progress)
+    search = _Search(measure, ranking, budget, options, progress)
     finished = True
     try:
-        search.run()
+        search.run_all((INT16, FLOAT) if int16 else (FLOAT,))
     except KeyboardInterrupt:
         finished = False
         if not search.trail:
@@ -75,19 +82,27 @@ class _Search:
         ranking: Sequence[LayerSensitivity],
         budget: float,
         options: QuantizeOptions,
-        int16: bool,
         progress: Progress | None,
     ) -> None:
         self.measure, self.ranking, self.budget = measure, tuple(ranking), budget
-        self.options, self.int16, self.progress = options, int16, progress
-        self.known: dict[frozenset[str], float] = {}
+        self.options, self.progress = options, progress
+        self.precision, self.later = FLOAT, 0
+        self.known: dict[tuple[str, frozenset[str]], float] = {}
         self.trail: list[Evaluation] = []
+
+    def run_all(self, precisions: Sequence[str]) -> None:
+        """One precision after the other until one holds the budget."""
+        for i, precision in enumerate(precisions):
+            self.precision, self.later = precision, len(precisions) - i - 1
+            self.run()
+            if self.best().drop <= self.budget:
+                return
 
     def run(self) -> None:
         """Find the prefix, then thin it out."""
         layers = len(self.ranking)
         steps = math.ceil(math.log2(layers + 1)) + 1
-        if self.holds((), 2 * steps + layers) or not layers:
+        if self.holds((), (2 * steps + layers) * (1 + self.later)) or not layers:
             return
         short, long, doublings = 0, 1, 1
         while not self.holds(self.ranking[:long], 2 * steps - doublings + layers):
@@ -110,20 +125,21 @@ class _Search:
 
     def holds(self, restored: Sequence[LayerSensitivity], remaining: int) -> bool:
         """Whether the budget holds with these layers restored; every set is measured once."""
-        key = frozenset(s.node for s in restored)
+        names = tuple(s.node for s in restored)
+        key = (self.precision if names else "", frozenset(names))
         if key not in self.known:
-            self.known[key] = self.measure(self.with_restored(restored))
-            self.trail.append(Evaluation(restored=tuple(s.node for s in restored), drop=self.known[key]))
+            self.known[key] = self.measure(self.with_restored(names, self.precision))
+            precision = self.precision if names else FLOAT
+            self.trail.append(Evaluation(restored=names, drop=self.known[key], precision=precision))
             if not restored and self.known[key] <= self.budget:
                 remaining = 0
             if self.progress is not None:
                 self.progress(len(self.trail), max(remaining, 0), self.best().drop)
         return self.known[key] <= self.budget
 
-    def with_restored(self, restored: Sequence[LayerSensitivity]) -> QuantizeOptions:
+    def with_restored(self, names: tuple[str, ...], precision: str) -> QuantizeOptions:
         """The options with layers taken out of INT8."""
-        names = tuple(s.node for s in restored)
-        if self.int16:
+        if precision == INT16:
             return dataclasses.replace(self.options, int16=(*self.options.int16, *names))
         return dataclasses.replace(self.options, exclude=(*self.options.exclude, *names))
 
@@ -144,8 +160,9 @@ class _Search:
         best = self.best()
         restored = tuple(s for s in self.ranking if s.node in set(best.restored))
         return Guarded(
-            options=self.with_restored(restored),
+            options=self.with_restored(best.restored, best.precision),
             restored=restored,
+            precision=best.precision,
             drop=best.drop,
             met=best.drop <= self.budget,
             finished=finished,

@@ -50,6 +50,7 @@ class Rules:
     weights alone; the runtime quantizes its input anew on every run, row by row, and gives floats. A static
     result would be rounded to a scale for the whole tensor only to be dequantized at once, which is where
     transformers lose most: the residual stream has a few channels that are far larger than the rest.
+    ``int16``: single layers can have INT16 activations among INT8 ones.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Rules:
     whole: bool = False
     embedding: str = "float"
     hybrid: bool = False
+    int16: bool = False
 
 
 _MOVES = (
@@ -119,6 +121,7 @@ _TFLITE = Rules(
     whole=True,
     embedding="rows",
     hybrid=True,
+    int16=True,
     ops={
         **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), OpRule(force=True, writes=True, constant=True)),
         "MatMul": OpRule(force=True, writes=True, centred=True),

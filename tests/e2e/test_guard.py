@@ -8,10 +8,10 @@ from cli_process import edgekit
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("guard")]
 
 
-def build(root, out, *more):
+def build(root, out, *more, target="ort-int8"):
     sources = f"{root}/tests/e2e/sources.py"
     return edgekit(
-        "build", f"{sources}:outlier", "-t", "ort-int8", "--calib", f"{sources}:wide",
+        "build", f"{sources}:outlier", "-t", target, "--calib", f"{sources}:wide",
         "--eval", f"{sources}:outlier_labels", "--method", "minmax", "--correct", "bias", "-o", out, "--json", *more,
     )  # fmt: skip
 
@@ -34,6 +34,24 @@ def test_the_guard_takes_the_fragile_layers_out_of_int8(root, tmp_path):
     assert restored <= {"fragile", "last"}
     assert all("dB" in layer["why"] for layer in guard["restored"])
     assert "evaluations" in result.err
+
+
+def test_in_litert_layers_get_int16_activations(root, tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    # Not timed: LiteRT's CPU kernels for INT16 are slower than float ones, which the speed gate would act on.
+    result = build(root, tmp_path, "--max-drop", "2%", "--no-speed-gate", target="tflite-int8")
+    assert result.code == 0, result.err
+    manifest = result.json["targets"][0]["manifest"]
+    assert manifest["parity"]["metric"] >= 0.98
+    guard = manifest["details"]["guard"]
+    assert (guard["met"], guard["precision"]) == (True, "int16")
+    restored = {layer["node"] for layer in guard["restored"]}
+    assert {layer["precision"] for layer in guard["restored"]} == {"int16"}
+    activations = {n["node"]: n["activation"] for n in manifest["details"]["quantization"]["nodes"]}
+    assert {n for n, kind in activations.items() if kind == "int16"} == restored
+    assert "int8" in activations.values()
+    verdicts = {g["name"]: g["verdict"] for g in manifest["gates"]}
+    assert verdicts["placement"] == "pass"  # INT16 was asked for there
 
 
 def test_a_user_can_name_the_layers(root, tmp_path):

@@ -71,6 +71,33 @@ def test_a_budget_that_cannot_hold_gives_the_least_drop() -> None:
     assert len(result.restored) == 2
 
 
+def test_int16_activations_come_first() -> None:
+    harm = {"n0": 0.0, "n1": 5.0, "n2": 0.0}
+    ranking = [layer(i, 0.3 - 0.1 * i) for i in range(3)]
+    result = guard(additive(harm, "int16"), ranking, 1.0, QuantizeOptions(), int16=True)
+    assert (result.met, result.precision) == (True, "int16")
+    assert (result.options.int16, result.options.exclude) == (("n1",), ())
+    assert {e.precision for e in result.trail if e.restored} == {"int16"}
+
+
+def test_float_is_the_way_where_int16_does_not_suffice() -> None:
+    """One layer is harmed by its weights, which stay INT8 under INT16 activations."""
+    harm = {"n0": 0.5, "n1": 5.0, "n2": 0.5}
+    ranking = [layer(i, 0.3 - 0.1 * i) for i in range(3)]
+    told = []
+
+    def measure(options: QuantizeOptions) -> float:
+        return sum(
+            h for n, h in harm.items() if n not in options.exclude and (n == "n1" or n not in options.int16)
+        )
+
+    result = guard(measure, ranking, 1.0, QuantizeOptions(), int16=True, progress=lambda *a: told.append(a))
+    assert (result.met, result.precision) == (True, "float32")
+    assert (result.options.exclude, result.options.int16) == (("n1",), ())
+    assert {e.precision for e in result.trail} == {"int16", "float32"}
+    assert all(done + remaining >= len(result.trail) for done, remaining, _ in told)
+
+
 def test_interruption_keeps_the_best_so_far() -> None:
     harm = {f"n{i}": 1.0 for i in range(16)}
     calls = 0

@@ -1,0 +1,215 @@
+"""How sure a drop is, what a search is told before it begins, and what it guesses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+import torch
+
+from edgekit.candidates import scorer
+from edgekit.compress import margin, probe
+from edgekit.compress.budget import Budget
+from edgekit.compress.dataset import Dataset
+from edgekit.compress.margin import Drop, Score
+from edgekit.compress.points import Candidate, Limits, Point
+from edgekit.compress.space import methods
+from edgekit.compress.step import from_options
+from edgekit.compress.surrogate import Surrogate
+from edgekit.compress.tasks import Classification, DataTask, Regression
+from edgekit.errors import DataError
+
+
+def rights(count: int, *, worse: float, better: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which samples the source and a compressed model get right."""
+    random = torch.rand(count, generator=torch.Generator().manual_seed(seed))
+    before = torch.ones(count)
+    before[random > 1 - better] = 0
+    after = before.clone()
+    after[random < worse] = 0
+    after[random > 1 - better] = 1
+    return before, after
+
+
+def test_the_error_of_a_drop_is_that_of_paired_samples() -> None:
+    before, after = rights(2000, worse=0.04, better=0.02, seed=0)
+    found = margin.drop(margin.of_values(before), margin.of_values(after))
+    each = before - after
+    assert found.value == pytest.approx(float(each.mean()))
+    assert found.error == pytest.approx(float(each.std()) / math.sqrt(2000), rel=0.3)
+    # Both are right in 94 of 100: without pairing the error would be more than that.
+    assert found.error < 0.5 * 2 * math.sqrt(0.25 / 2000)
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.9])
+def test_the_bound_covers_as_often_as_it_says(confidence: float) -> None:
+    factor, held = margin.factor(confidence), 0
+    for seed in range(400):
+        before, after = rights(800, worse=0.05, better=0.02, seed=seed)
+        found = margin.drop(margin.of_values(before), margin.of_values(after))
+        held += found.value + factor * found.error >= 0.03
+    assert held / 400 == pytest.approx(confidence, abs=0.06)
+
+
+def test_two_halves_are_as_sure_as_the_whole() -> None:
+    before, after = rights(4000, worse=0.05, better=0.02, seed=3)
+    halves = [margin.drop(margin.of_values(before[at::2]), margin.of_values(after[at::2])) for at in (0, 1)]
+    whole = margin.drop(margin.of_values(before), margin.of_values(after))
+    both = margin.both(*halves)
+    assert both.value == pytest.approx(whole.value)
+    assert both.error == pytest.approx(whole.error, rel=0.3)
+
+
+def test_one_number_has_no_margin_and_no_number_is_refused() -> None:
+    assert margin.drop(Score(value=0.9), Score(value=0.8)) == Drop(value=pytest.approx(0.1))
+    assert margin.factor(0.5) == 0
+    with pytest.raises(DataError, match="nan"):
+        margin.checked(Score(value=math.nan), "accuracy")
+    with pytest.raises(DataError):
+        margin.of_values([])
+
+
+def toy(kind: Classification | Regression, count: int = 200) -> DataTask:
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 3, generator=random)
+    y = (x[:, 0] > 0).long() if isinstance(kind, Classification) else x[:, :1] * 2
+    data = Dataset(inputs={"x": x}, labels=y, fingerprint="toy")
+    return DataTask(kind=kind, train=data, evaluation=data).split()
+
+
+class Net(torch.nn.Module):
+    def __init__(self, out: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = torch.nn.Linear(3, 16), torch.nn.Linear(16, out)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.first(x)))
+
+
+@pytest.mark.parametrize("kind", [Classification(), Regression()])
+def test_a_built_in_task_judges_with_its_metric(kind: Classification | Regression) -> None:
+    task, model = toy(kind), Net(2 if isinstance(kind, Classification) else 1).eval()
+    for held in (False, True):
+        score = scorer(task, held=held)(model)
+        wanted = task.holdout_metric(model) if held else task.metric(model)
+        assert score.value == pytest.approx(wanted)
+        assert len(score.without) == margin.PARTS
+        assert score.without != (score.value,) * margin.PARTS
+
+
+class Own:
+    metric_name = fingerprint = "own"
+    data = torch.rand(50, 3, generator=torch.Generator().manual_seed(1))
+
+    def metric(self, model: torch.nn.Module) -> float:
+        return float(self.scores(model).mean())
+
+    holdout_metric = metric
+
+    def scores(self, model: torch.nn.Module) -> torch.Tensor:
+        return (model(self.data)[:, 0] > 0).float()
+
+
+def test_a_task_of_ones_own_has_a_margin_where_it_gives_scores() -> None:
+    model = Net(2).eval()
+    score = scorer(Own(), held=False)(model)
+    assert score.value == pytest.approx(Own().metric(model))
+    assert len(score.without) == margin.PARTS
+    assert scorer(Own(), held=True)(model).without == ()
+
+
+def test_the_rate_that_heals_is_taken_and_no_clock_is_asked_for_trials() -> None:
+    task, model = toy(Classification(batch=16)), Net(2)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for epoch in range(20):
+        for batch in task.batches(epoch, 0):
+            optimizer.zero_grad()
+            task.loss(model, batch).backward()
+            optimizer.step()
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    first, second = (probe.setup(task, model.eval(), Limits(trials=5)) for _ in range(2))
+    assert (first.epochs, first.rate) == (second.epochs, second.rate) == (probe.LONGEST, 3e-3)
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    assert probe.setup(task, model, Limits(epochs=0.0)).epochs == 0
+    assert probe.setup(task, model, Limits(epochs=0.5)).epochs == 0.5
+    assert 0 < probe.setup(task, model, Limits(seconds=1.0)).epochs <= 64
+    assert probe.usual_rate(torch.nn.LayerNorm(3)) == 1e-4
+
+
+def points() -> Iterator[tuple[Candidate, Point]]:
+    """Two methods, one trained too; what they cost alone on the first of two targets, and both targets as they are."""
+    yield Candidate(steps=(), target="fp32"), Point(line="", target="fp32", drop=0, size=100_000)
+    yield Candidate(steps=(), target="int8"), Point(line="", target="int8", drop=0.001, size=40_000)
+    for name, option, rows in (
+        ("prune", "sparsity", ((0.4, 0.001, 70_000), (0.6, 0.004, 50_000), (0.8, 0.03, 30_000))),
+        ("shrink", "macs", ((0.8, 0.002, 80_000), (0.6, 0.006, 60_000), (0.4, 0.05, 40_000))),
+    ):
+        for value, drop, size in rows:
+            made = Candidate(steps=(from_options(name, {option: value}),), target="fp32")
+            yield made, Point(line=made.line, target="fp32", drop=drop, size=size)
+
+
+def test_guesses_combine_what_holds_alone_and_learn_from_what_came_out() -> None:
+    able = [m for m in methods(max_epochs=0.0) if m.name in ("prune", "shrink")]
+    model = Surrogate(able, ["fp32", "int8"], Budget(drop=0.01))
+    known = {}
+    for candidate, point in points():
+        model.learn(candidate, point)
+        known[candidate.line, candidate.target] = point
+    first = model.propose(known, 40_000, math.inf)
+    assert first is not None
+    assert first.target == "int8"
+    assert [s.NAME for s in first.steps] == ["shrink", "prune"]
+    # It came out far worse than guessed: milder settings, or another target, are proposed next.
+    point = Point(line=first.line, target="int8", drop=0.03, size=20_000)
+    model.learn(first, point)
+    known[first.line, first.target] = point
+    second = model.propose(known, 40_000, math.inf)
+    assert second is not None
+    assert (second.line, second.target) not in known
+    # Nothing is proposed that is guessed to be no better than what there is, or that has no time left.
+    assert model.propose(known, 1_000, math.inf) is None
+    for candidate, point in points():
+        slow = Point(line=point.line, target=point.target, drop=point.drop, size=point.size, seconds=9.0)
+        model.learn(candidate, slow)
+    assert model.propose(known, 40_000, 5.0) is None
+
+
+def test_what_cannot_be_combined_is_left_alone() -> None:
+    able = [m for m in methods(max_epochs=0.0) if m.name in ("prune", "shrink")]
+    model = Surrogate(able, ["fp32"], Budget(drop=0.01))
+    known = {}
+    for candidate, point in points():
+        model.learn(candidate, point)
+        known[candidate.line, candidate.target] = point
+    for _ in range(2):
+        found = model.propose(known, 100_000, math.inf)
+        assert found is not None
+        error = Point(line=found.line, target=found.target, drop=1, size=1 << 62, error="no")
+        model.learn(found, error)
+        known[found.line, found.target] = error
+    assert model.propose(known, 100_000, math.inf) is None
+
+
+def test_the_journal_survives_being_cut_off(tmp_path: Path) -> None:
+    from edgekit.compress.points import Journal, Setup
+
+    path, kept = tmp_path / "out" / "search.jsonl", tmp_path / "cache" / "s.jsonl"
+    first = Journal(path, {"search": "a"}, lambda: Setup(epochs=1.0, rate=3e-4, seconds=2.0), kept)
+    for number in range(3):
+        first.add(Point(line=f"prune({number})", target="t", drop=0.0, size=number))
+    path.write_text(path.read_text()[:-9])
+    second = Journal(path, {"search": "a"}, Setup, kept)
+    assert len(second.known) == 2
+    assert second.setup == Setup(epochs=1.0, rate=3e-4, seconds=2.0)
+    second.add(Point(line="cluster", target="t", drop=0.0, size=9))
+    assert len(Journal(path, {"search": "a"}, Setup, kept).known) == 3
+    second.keep()
+    other = Journal(tmp_path / "elsewhere" / "search.jsonl", {"search": "a"}, Setup, kept)
+    assert other.known == second.known
+    assert not Journal(tmp_path / "third" / "search.jsonl", {"search": "b"}, Setup, kept).known

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from edgekit.devices import vendor_run
 from edgekit.devices.arrays import write_arrays
 from edgekit.devices.connect import connect, send_agent, send_model
 from edgekit.devices.execute import LOCAL
@@ -253,6 +254,8 @@ def _run(
     device: Device, variants: Sequence[Variant], order: str, settings: BenchSettings
 ) -> Measurement | Comparison:
     """Run fresh processes in ``order`` (its letters stand for the variants), again if the device throttled."""
+    if vendor_run.applies(device):
+        return _by_program(device, variants, order, settings)
     with connect(device) as transport, tempfile.TemporaryDirectory(prefix="edgekit-bench-") as folder:
         prepared = {
             letter: mended(transport, partial(_send, transport, variant, settings, Path(folder) / letter))
@@ -273,6 +276,30 @@ def _run(
     whole = _outcome(device, run)
     assert whole is not None
     return whole
+
+
+def _by_program(
+    device: Device, variants: Sequence[Variant], order: str, settings: BenchSettings
+) -> Measurement | Comparison:
+    """Where no Python runs: the runtime's maker's program is timed, see :mod:`edgekit.devices.vendor`."""
+    subjects = [
+        vendor_run.Timed(backend=v.backend, model=v.model, files=v.files, options=v.options) for v in variants
+    ]
+    asked = vendor_run.VendorSettings(
+        seconds=settings.seconds,
+        iterations=settings.iterations,
+        warmup_s=settings.warmup_s,
+        timeout=settings.timeout,
+        threads=settings.threads,
+        cpus=settings.cpus,
+        on_progress=settings.on_progress,
+        cancel=settings.cancel,
+    )
+    found = vendor_run.measure(device, subjects, order, asked)
+    if "B" not in found:
+        return found["A"]
+    difference = paired_difference(found["A"].samples, found["B"].samples)
+    return Comparison(first=found["A"], second=found["B"], difference=difference)
 
 
 def _outcome(device: Device, run: Run) -> Measurement | Comparison | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,12 @@ if TYPE_CHECKING:
 @click.option(
     "--device", default="local", show_default=True, metavar="D[,D…]", help="Where; devices run side by side."
 )
+@click.option(
+    "--binary",
+    default="",
+    metavar="PATH",
+    help="Time with the maker's program (benchmark_model, onnxruntime_perf_test, trtexec), as where no Python runs.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def bench(
     artifacts: tuple[Path, ...],
@@ -58,9 +65,10 @@ def bench(
     governor: str,
     timeout: float,
     device: str,
+    binary: str,
     as_json: bool,
 ) -> None:
-    """Measure latency and memory of ARTIFACTS, here or on devices over SSH.
+    """Measure latency and memory of ARTIFACTS, here or on devices over SSH or adb.
 
     Every replicate is a fresh process. Load, first inference and steady state are kept apart; raw samples
     are kept beside the manifest. With --vs the verdict is faster, slower or no detectable difference.
@@ -86,6 +94,8 @@ def bench(
             "there is no artifact to measure", hint="name artifact directories: edgekit bench build/*"
         )
     chosen_devices = catalogue.select(device)
+    if binary:
+        chosen_devices = tuple(replace(d, options={**d.options, "binary": binary}) for d in chosen_devices)
     settings = BenchSettings(
         processes=processes,
         seconds=seconds,

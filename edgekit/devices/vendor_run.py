@@ -1,0 +1,304 @@
+"""Times artifacts with a maker's program on a device: fresh processes, interleaved, watched, one at a time.
+
+The program runs under a small shell that ends it when the host is gone; what phones say of heat and battery is
+looked at between processes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from edgekit.devices import android
+from edgekit.devices.connect import connect, send_model, without_python
+from edgekit.devices.health import Health, assess, hottest
+from edgekit.devices.plan import Look
+from edgekit.devices.process import Patience
+from edgekit.devices.statistics import summarize
+from edgekit.devices.vendor import Program, Reading, Timing, median_of, merged_notes, program_of
+from edgekit.errors import DeviceBusyError, DeviceError, RuntimeCrashError, UsageError
+from edgekit.types import Measurement, Option
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+    from edgekit.devices.transport import Transport
+    from edgekit.types import Device
+
+_COOL_DOWN_S = 300.0
+_LINES = 4000
+
+_WATCHED = """
+exec 3<&0
+"$@" </dev/null 3<&- &
+p=$!
+(exec <&3 3<&- >/dev/null 2>&1; while read -r x; do :; done; kill -9 $p) &
+w=$!
+exec 3<&-
+wait $p; s=$?
+kill -9 $w 2>/dev/null
+exit $s
+"""
+"""Ends the program when stdin does: the host is gone. The watcher keeps neither of our outputs open (a redirection of
+the whole group would, in mksh), and is a shell without children: nothing of it stays behind."""
+
+_HOLD = """
+lock=$1/edgekit-lock; read -r boot process rest < "$2/.edgekit"
+if ! mkdir "$lock" 2>/dev/null; then
+  read -r its_boot its_process who < "$lock/holder"
+  if [ "$its_boot" = "$boot" ] && [ -d "/proc/$its_process" ]; then echo "held $who"; exit 0; fi
+  rm -rf "$lock"; mkdir "$lock" || exit 1
+fi
+echo "$boot $process $3" > "$lock/holder"
+echo "ours"
+"""
+"""A folder is the lock; it is free when the shell of the session that made it is no more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """A model to time. ``files`` must lie beside it; ``options`` are its runtime's."""
+
+    backend: str
+    model: Path
+    files: tuple[Path, ...] = ()
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VendorSettings:
+    """As :class:`edgekit.bench.BenchSettings`, what a maker's program can be told of it."""
+
+    seconds: float
+    iterations: int
+    warmup_s: float
+    timeout: float
+    threads: int = 0
+    cpus: tuple[int, ...] = ()
+    on_progress: Callable[[int, int], None] | None = None
+    cancel: threading.Event | None = None
+
+
+def applies(device: Device) -> bool:
+    """Whether the device is timed this way: it has no Python, or the user named a program."""
+    return without_python(device) or bool(device.options.get("binary"))
+
+
+def measure(
+    device: Device, subjects: Sequence[Timed], order: str, settings: VendorSettings
+) -> dict[str, Measurement]:
+    """Fresh processes in ``order``, whose letters A and B stand for ``subjects``; by letter.
+
+    Raises :class:`UsageError` when no program is known, :class:`RuntimeCrashError`,
+    :class:`~edgekit.errors.BackendError` when its output cannot be read, and :class:`DeviceError`.
+    """
+    with connect(device) as transport, _held(transport, device):
+        before, hot = _cooled(transport, device)
+        run = _Run(transport=transport, device=device, settings=settings, facts=before.facts)
+        prepared = {
+            letter: run.prepare(letter, subject) for letter, subject in zip("AB", subjects, strict=False)
+        }
+        readings: dict[str, list[Reading]] = {letter: [] for letter in prepared}
+        states = [before.state]
+        for done, letter in enumerate(order, 1):
+            readings[letter].append(run.once(prepared[letter]))
+            states.append(android.sample(transport))
+            if settings.on_progress is not None:
+                settings.on_progress(done, len(order))
+    health = assess(before.facts, states)
+    health = replace(health, noisy=(*health.noisy, hot)) if hot else health
+    return {
+        letter: _measurement(run, prepared[letter], found, states, health)
+        for letter, found in readings.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    program: Program
+    argv: tuple[str, ...]
+    file: str
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    transport: Transport
+    device: Device
+    settings: VendorSettings
+    facts: Mapping[str, Any]
+
+    @property
+    def threads(self) -> int:
+        """As asked for, else as many as there are processors: what our own runners do."""
+        return self.settings.threads or len(self.settings.cpus) or int(self.facts.get("usable_processors", 1))
+
+    def prepare(self, letter: str, subject: Timed) -> _Prepared:
+        """Put the program and the model there."""
+        program = program_of(subject.backend)
+        path = self._program(program)
+        model = str(send_model(self.transport, subject.model, subject.files, folder=letter))
+        file = f"{letter}-times"
+        threads = self.settings.threads or int(subject.options.get("threads", 0)) or self.threads
+        timing = Timing(
+            seconds=self.settings.seconds,
+            iterations=self.settings.iterations,
+            warmup_s=self.settings.warmup_s,
+            threads=threads,
+        )
+        argv = [path, *program.argv(model, subject.options, timing, str(self.transport.root / file))]
+        if self.settings.cpus:
+            mask = sum(1 << cpu for cpu in self.settings.cpus)
+            argv = ["taskset", f"{mask:x}", *argv]
+        return _Prepared(program=program, argv=tuple(argv), file=file, threads=threads)
+
+    def _program(self, program: Program) -> str:
+        """The path there of the program that the user named: sent, or with ``device:`` there already."""
+        named = str(self.device.options.get("binary") or self.device.options.get(program.name) or "")
+        if not named:
+            raise UsageError(
+                f"{self.device.name} has no Python, and no {program.name} was named to time with",
+                hint=f"--binary PATH to {program.name} for its ABI ({self.facts.get('abi') or self.facts['arch']}), or "
+                f"{program.name} = … in the device's row; device:PATH is one that is there already",
+            )
+        if named.startswith("device:"):
+            return named.removeprefix("device:")
+        here = Path(named).expanduser()
+        if not here.is_file():
+            raise UsageError(f"there is no {here}", hint=f"give the path of {program.name} on this machine")
+        there = str(self.transport.put(here, program.name))
+        if self.transport.remote:
+            _short(self.transport, ["chmod", "700", there])
+        return there
+
+    def once(self, prepared: _Prepared) -> Reading:
+        """One fresh process."""
+        lines: list[str] = []
+        argv = ["sh", "-c", _WATCHED, "edgekit", *prepared.argv]
+        patience = Patience(whole=self.settings.timeout, cancel=self.settings.cancel)
+        # Some print their figures on stderr: both are read.
+        done = self.transport.run(argv, stdin=b"", on_line=lines.append, patience=patience)
+        text = "\n".join([*lines[-_LINES:], done.stderr])
+        if done.returncode or done.timed_out:
+            how = (
+                f"gave no answer within {self.settings.timeout:g} s"
+                if done.timed_out
+                else f"ended with {done.returncode}"
+            )
+            raise RuntimeCrashError(
+                f"{prepared.program.name} on {self.device.name} {how}; its last output:\n{text.strip()[-1500:]}",
+                hint="run it by hand there; a program for another version of the runtime may refuse the model",
+            )
+        return prepared.program.read(text, self._file(prepared.file))
+
+    def _file(self, name: str) -> str:
+        lines: list[str] = []
+        path = str(self.transport.root / name)
+        argv = ["sh", "-c", 'if [ -f "$1" ]; then cat "$1"; echo; rm -f "$1"; fi', "edgekit", path]
+        self.transport.run(argv, stdin=b"", on_line=lines.append, patience=Patience(whole=60))
+        return "\n".join(lines)
+
+
+def _measurement(
+    run: _Run,
+    prepared: _Prepared,
+    readings: Sequence[Reading],
+    states: Sequence[Mapping[str, Any]],
+    health: Health,
+) -> Measurement:
+    samples = [r.steady_ms for r in readings]
+    summary = summarize(samples)
+    noisy = [
+        *health.noisy,
+        *([f"the processes' medians scatter by {summary.cv:.0%}"] if summary.cv > 0.1 else []),
+    ]
+    validity = "INVALID" if health.invalid else "NOISY" if noisy else "VALID"
+    raw = all(r.samples_ms for r in readings)
+    p90 = summary.p90 if raw else median_of([r.p90_ms for r in readings])
+    costs = median_of([r.model_memory for r in readings])
+    peaks = median_of([r.peak_memory for r in readings])
+    notes = merged_notes(prepared.program, readings)
+    if p90 is None:
+        notes = (*notes, "p90 is that of the processes' figures")
+    return Measurement(
+        device=run.device.name,
+        threads=prepared.threads,
+        samples=tuple(samples),
+        import_ms=0.0,
+        load_ms=median_of([r.load_ms for r in readings]) or 0.0,
+        first_ms=median_of([r.first_ms for r in readings]) or 0.0,
+        p50_ms=summary.p50,
+        p90_ms=summary.p90 if p90 is None else p90,
+        p99_ms=summary.p99 if raw else median_of([r.p99_ms for r in readings]),
+        mad_ms=summary.mad,
+        peak_memory=None if peaks is None else int(peaks),
+        model_memory=None if costs is None else int(costs),
+        validity=validity,
+        reasons=(*health.invalid, *noisy, *notes),
+        facts={
+            "device": dict(run.facts),
+            "states": [dict(s) for s in states],
+            "program": prepared.program.name,
+            "p50_interval_ms": [summary.interval.low, summary.interval.high],
+            "p50_interval_method": summary.interval.method,
+            "process_cv": summary.cv,
+            "mean_ms": statistics.fmean(v for s in samples for v in s),
+        },
+    )
+
+
+def _cooled(transport: Transport, device: Device) -> tuple[Look, str]:
+    """Wait until it is as cool as its row wants, five minutes at most; what there is to say of it."""
+    limit, end = device.options.get("cool_down_celsius"), time.monotonic() + _COOL_DOWN_S
+    known = {"emulated": True} if device.options.get("emulated") else {}
+    while True:
+        seen = android.look(transport)
+        heat = hottest(seen.state)
+        cool = limit is None or heat is None or heat <= float(limit)
+        if cool or time.monotonic() > end:
+            told = replace(seen, facts={**seen.facts, **known})
+            return told, "" if cool else f"it began at {heat:.0f} °C and would not cool to {limit} °C"
+        time.sleep(5)
+
+
+@contextmanager
+def _held(transport: Transport, device: Device) -> Iterator[None]:
+    """The device for ourselves. Only where there is no Python: elsewhere the agent's lock is the one that counts.
+
+    Raises :class:`DeviceBusyError` that says who has it.
+    """
+    if not without_python(device):
+        yield
+        return
+    base = str(PurePosixPath(transport.root).parent)
+    user = os.environ.get("USER") or str(os.getuid())
+    who = f"{user} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}"
+    said = _short(transport, ["sh", "-c", _HOLD, "edgekit", base, str(transport.root), who])
+    if said.startswith("held"):
+        raise DeviceBusyError(
+            f"{device.name} is busy: {said.removeprefix('held').strip()} is benchmarking",
+            hint="wait for it to finish, or choose another device",
+        )
+    try:
+        yield
+    finally:
+        with suppress(DeviceError):
+            _short(transport, ["rm", "-rf", f"{base}/edgekit-lock"])
+
+
+def _short(transport: Transport, argv: Sequence[str]) -> str:
+    lines: list[str] = []
+    done = transport.run(argv, stdin=b"", on_line=lines.append, patience=Patience(whole=60))
+    if done.returncode or done.timed_out:
+        raise DeviceError(
+            f"{transport.name}: {argv[0]} failed: {done.stderr.strip()[-300:]}", hint="run it again"
+        )
+    return "\n".join(lines)

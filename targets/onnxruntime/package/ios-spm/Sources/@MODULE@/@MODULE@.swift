@@ -1,32 +1,35 @@
 import CoreGraphics
 import Foundation
+#if SWIFT_PACKAGE
 import @MODULE@Core
-
-/// What went wrong, in words.
-public struct ModelError: Error, CustomStringConvertible {
-    public let description: String
-}
-
-/// One class. The score is the model's own value.
-public struct Category {
-    public let index: Int
-    public let label: String
-    public let score: Float
-}
-
-/// One golden vector.
-public struct SelfTestCase {
-    public let name: String
-    public let passed: Bool
-    public let error: Double
-    public let limit: Double
-    public let message: String
-}
+#endif
 
 /// @NAME@ @VERSION@ (@TARGET@): the model with its preprocessing, labels and self-test.
 ///
-/// Use one instance a thread.
+/// Use one instance a thread. Its types are nested, so that an app can take two models and none of the names is
+/// that of another module.
 public final class @MODULE@ {
+    /// What went wrong, in words.
+    public struct ModelError: Error, CustomStringConvertible {
+        public let description: String
+    }
+
+    /// One class. The score is the model's own value.
+    public struct Category {
+        public let index: Int
+        public let label: String
+        public let score: Float
+    }
+
+    /// One golden vector.
+    public struct SelfTestCase {
+        public let name: String
+        public let passed: Bool
+        public let error: Double
+        public let limit: Double
+        public let message: String
+    }
+
     /// Class names in output order; empty where the model has none.
     public let labels: [String]
     private let model: OpaquePointer
@@ -34,7 +37,7 @@ public final class @MODULE@ {
 
     /// Load from the package's resources, or from a folder with the same files.
     public init(assets folder: URL? = nil) throws {
-        assets = folder ?? Bundle.module.bundleURL.appendingPathComponent("assets")
+        assets = folder ?? @MODULE@.resources().appendingPathComponent("assets")
         var message = [CChar](repeating: 0, count: 512)
         guard let loaded = @C_PREFIX@_load(assets.path, &message, message.count) else {
             throw ModelError(description: String(cString: message))
@@ -43,6 +46,18 @@ public final class @MODULE@ {
         let file = assets.appendingPathComponent("labels.txt")
         let text = (try? String(contentsOf: file, encoding: .utf8)) ?? ""
         labels = text.split(separator: "\n").map(String.init)
+    }
+
+    /// Where the package's resources are: SwiftPM makes a bundle of its own, CocoaPods one that the podspec names.
+    private static func resources() -> URL {
+        #if SWIFT_PACKAGE
+        let bundle = Bundle.module
+        #else
+        let around = Bundle(for: @MODULE@.self)
+        let inside = around.url(forResource: "@MODULE@_@MODULE@", withExtension: "bundle")
+        let bundle = inside.flatMap { Bundle(url: $0) } ?? around
+        #endif
+        return bundle.resourceURL ?? bundle.bundleURL
     }
 
     deinit {

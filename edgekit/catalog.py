@@ -6,11 +6,12 @@ import functools
 import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgekit import plugins
-from edgekit.errors import ConfigError, UnknownNameError, UsageError
+from edgekit.errors import ConfigError, UnknownNameError, UnsupportedError, UsageError
 from edgekit.structure import structure
 from edgekit.types import Target
 
@@ -23,11 +24,36 @@ def targets() -> Mapping[str, Target]:
 
 
 def target(name: str) -> Target:
-    """One target; an unknown name raises :class:`UnknownNameError` with the nearest."""
+    """One target; an unknown name raises :class:`UnknownNameError` with the nearest, one that the runtime is known
+    not to be able to do :class:`UnsupportedError` with the reason."""
     table = targets()
     if name not in table:
+        for row in impossible():
+            if row.name == name:
+                raise UnsupportedError(f"{name} is not possible: {row.why}", hint=f"use {row.instead}")
         raise UnknownNameError("target", name, table)
     return table[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Impossible:
+    """A combination of backend and precision that somebody may ask for, and why there is no such target."""
+
+    name: str
+    why: str
+    instead: str
+
+
+def impossible() -> tuple[Impossible, ...]:
+    """What there is no target for, with the measured reason."""
+    found: list[Impossible] = []
+    for plugin in plugins.plugins():
+        for backend in plugin.backends:
+            path = plugin.data / backend / "target.toml"
+            if path.is_file():
+                rows = _document(path).get("impossible", ())
+                found += [structure(Impossible, row, where=f"{path}: impossible") for row in rows]
+    return tuple(found)
 
 
 def select(text: str) -> tuple[Target, ...]:
@@ -47,16 +73,21 @@ def user_dir() -> Path:
 
 def read_rows(path: Path, owner: str) -> tuple[Target, ...]:
     """The targets of one ``target.toml``. File-level ``backend``, ``extra``, ``runs_on`` are defaults."""
+    document = _document(path)
+    defaults = {k: document[k] for k in _INHERITED if k in document}
+    return tuple(_row(defaults | row | {"owner": owner}, path) for row in document.get("target", ()))
+
+
+def _document(path: Path) -> dict[str, Any]:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: {e}", hint="correct the TOML") from e
-    known = {*_INHERITED, "target"}
+    known = {*_INHERITED, "target", "impossible"}
     for key in document:
         if key not in known:
             raise UnknownNameError("key", key, known, where=str(path))
-    defaults = {k: document[k] for k in _INHERITED if k in document}
-    return tuple(_row(defaults | row | {"owner": owner}, path) for row in document.get("target", ()))
+    return document
 
 
 @functools.cache

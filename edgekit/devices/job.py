@@ -172,7 +172,7 @@ def _missing(backend: str, message: str, far: Far) -> EdgekitError:
     return RuntimeMissingError(
         f"{name} {'cannot be loaded' if foreign else 'is not installed'} on {far.device}: {message}",
         hint=("what is installed there is for another architecture or system; " if foreign else "")
-        + f"edgekit devices prepare {far.device} puts the right wheels there",
+        + f"edgekit devices prepare {far.device} --backend {backend} puts the right wheels there",
         extra=extra,
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edgekit.devices.checkup import check
-from edgekit.errors import ToolMissingError, UnreachableError
+from edgekit.errors import RuntimeMissingError, UnreachableError
 from edgekit.types import Adaptation, Target
 
 if TYPE_CHECKING:
@@ -53,12 +53,14 @@ class Site:
         return found | ({"emulated": True} if self.emulated else {})
 
     def refuse(self, target: Target) -> None:
-        """Raise :class:`ToolMissingError` if the target's runtime is not installed there."""
+        """Raise :class:`RuntimeMissingError` if the target's runtime is not installed there."""
         runtime = self.runtimes.get(target.backend)
         if runtime is None or runtime.versions:
             return
-        raise ToolMissingError(
-            f"{target.name} cannot be verified on {self.device.name}: {runtime.problem}", hint=runtime.hint
+        raise RuntimeMissingError(
+            f"{target.name} cannot be verified on {self.device.name}: {runtime.problem}",
+            hint=runtime.hint,
+            extra=target.extra or target.backend,
         )
 
 

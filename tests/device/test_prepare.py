@@ -158,7 +158,7 @@ def test_an_emulated_board_without_any_runtime(name, packages, tmp_path):
         keep(board, kind="raspberry-pi-4")
         device = catalogue.device("board")
         bare = check(device, (name,)).runtimes[0]
-        assert bare.hint == f"edgekit devices prepare board --backend {name}"
+        assert f"edgekit devices prepare board --backend {name}" in bare.hint
         try:
             shown = call("-b", name, "--yes")
         except AssertionError as error:

@@ -6,7 +6,7 @@ from edgekit import catalog
 from edgekit.devices.agent.state import isa
 from edgekit.devices.checkup import RuntimeCheck
 from edgekit.devices.site import Site, adaptation, adapted
-from edgekit.errors import ConfigError, ToolMissingError
+from edgekit.errors import ConfigError, RuntimeMissingError
 from edgekit.structure import structure
 from edgekit.types import Adaptation, Device, Precision, Scheme, Target
 
@@ -85,7 +85,7 @@ def test_a_row_with_a_mistake_is_refused():
 def test_what_is_not_installed_there_is_refused_with_the_way_to_mend_it():
     check = RuntimeCheck(backend="onnxruntime", problem="missing", hint="edgekit devices prepare board")
     there = site("aarch64", runtimes={"onnxruntime": check})
-    with pytest.raises(ToolMissingError, match="board") as caught:
+    with pytest.raises(RuntimeMissingError, match="board") as caught:
         there.refuse(row())
     assert caught.value.hint == "edgekit devices prepare board"
     no_gpu = RuntimeCheck(backend="onnxruntime", versions={"x": "1"}, problem="no GPU")

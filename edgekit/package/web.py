@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgekit.errors import UnsupportedError
 from edgekit.package import readme, sbom, templates, writing
-from edgekit.package.contents import Content, Contents
+from edgekit.package.contents import RUNTIME_NAMES, Content, Contents
 from edgekit.package.descriptor import Descriptor
 
 _DTYPES = {
@@ -82,9 +82,11 @@ def check_dtypes(described: Descriptor) -> None:
     taken = _DTYPES[described.backend]
     for spec in (*described.inputs, *described.outputs):
         if spec.dtype not in taken:
+            able = [b for b, dtypes in _DTYPES.items() if spec.dtype in dtypes]
+            other = f", or for {RUNTIME_NAMES[able[0]]}, which takes {spec.dtype}" if able else ""
             raise UnsupportedError(
                 f"{described.runtime.name} in JavaScript does not take {spec.dtype} ({spec})",
-                hint="build the artifact with float32 inputs and outputs (the default)",
+                hint=f"build the artifact with float32 inputs and outputs{other}",
             )
 
 

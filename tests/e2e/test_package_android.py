@@ -156,6 +156,15 @@ def test_the_dex_of_a_signed_apk_gives_the_golden_vectors(built: Built, tmp_path
     check_driver(drive(compressed, host, tmp_path, *picture), image)
 
 
+def assets_only(built: Built, path: Path) -> Path:
+    """The library's assets as an APK has them."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted((built.unpacked / "assets").rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(built.unpacked).as_posix())
+    return path
+
+
 def test_an_accelerator_that_computes_wrongly_is_passed_over(built: Built, tmp_path: Path) -> None:
     """The GPU of this host answers, and wrongly: the self-test finds out, and the CPU is taken."""
     if built.flavour != "tflite":
@@ -163,11 +172,7 @@ def test_an_accelerator_that_computes_wrongly_is_passed_over(built: Built, tmp_p
     tools.need(JNA)
     host = host_classes(built.flavour, tmp_path)
     driver = javac([HERE / "app" / "Driver.java"], [built.jar, *host], tmp_path / "driver", "8")
-    assets = tmp_path / "assets.zip"
-    with zipfile.ZipFile(assets, "w") as archive:
-        for path in sorted((built.unpacked / "assets").rglob("*")):
-            if path.is_file():
-                archive.write(path, path.relative_to(built.unpacked).as_posix())
+    assets = assets_only(built, tmp_path / "assets.zip")
     joined = os.pathsep.join(map(str, [driver, built.jar, *host]))
     command = ["java", f"-Dlitert.library={litert_library()}", "-cp", joined]
     right = run(*command, "-Dlitert.gpu=right", "Driver", assets, cwd=tmp_path).splitlines()
@@ -175,6 +180,29 @@ def test_an_accelerator_that_computes_wrongly_is_passed_over(built: Built, tmp_p
     wrong = run(*command, "-Dlitert.gpu=wrong", "Driver", assets, cwd=tmp_path).splitlines()
     assert wrong[0] == "accelerator CPU"
     assert all(line.split(" ")[2] == "true" for line in wrong if line.startswith("case "))
+
+
+START = """
+package com.example.digits.sample;
+
+public final class Start {
+    public static void main(String[] arguments) {
+        new MainActivity().onCreate(null);
+    }
+}
+"""
+
+
+def test_the_sample_app_shows_a_passed_self_test(built: Built, tmp_path: Path) -> None:
+    host = host_classes(built.flavour, tmp_path)
+    (tmp_path / "Start.java").write_text(START)
+    sources = [built.out / "sample/app/src/main/java", tmp_path / "Start.java"]
+    classes = javac(sources, [built.jar, *host], tmp_path / "classes", "8")
+    joined = os.pathsep.join(map(str, [classes, built.jar, *host]))
+    apk_ = assets_only(built, tmp_path / "assets.zip")
+    command = ["java", f"-Dlitert.library={litert_library()}", f"-Dapk={apk_}", "-cp", joined]
+    shown = run(*command, "com.example.digits.sample.Start", cwd=tmp_path)
+    assert shown.startswith("running the self-test\nCPU passed"), shown
 
 
 def test_kotlin_compiles_against_the_library(built: Built, tmp_path: Path) -> None:

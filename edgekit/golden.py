@@ -128,7 +128,7 @@ def adopt(artifact: Artifact, result: Replay) -> Artifact:
         parity=result.parity,
         golden=replace(artifact.manifest.golden, parity=result.parity),
         runtime_versions=result.runtime_versions,
-        machine=versions.machine(),
+        machine=versions.machine() if result.device == LOCAL.name else {"device": result.device},
     )
     manifests.write(manifest, artifact.directory)
     return replace(artifact, manifest=manifest)

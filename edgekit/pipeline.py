@@ -142,8 +142,11 @@ def on_site(request: Request, shop: Workshop) -> tuple[Request, Workshop]:
     for target in request.targets:
         if (choice := adaptation(target, site)) is not None:
             shop.progress.note(f"{target.name} on {where.name}: {choice.why}")
-    targets = tuple(adapted(t, site) for t in request.targets)
-    return replace(request, targets=targets), replace(shop, site=site)
+    request = replace(request, targets=tuple(adapted(t, site) for t in request.targets))
+    if not site.verifies:
+        shop.progress.note(f"{where.name} has no Python: verified here; edgekit bench times it there")
+        return request, shop
+    return request, replace(shop, site=site)
 
 
 def check(request: Request) -> None:

@@ -28,6 +28,11 @@ class Site:
     runtimes: Mapping[str, RuntimeCheck] = field(default_factory=dict)
 
     @property
+    def verifies(self) -> bool:
+        """Whether artifacts can be run there and compared: a phone without Python only times them."""
+        return bool(self.facts.get("python"))
+
+    @property
     def arch(self) -> str:
         """As ``uname -m`` says it."""
         return str(self.facts.get("arch") or self.device.arch)

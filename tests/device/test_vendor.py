@@ -222,6 +222,10 @@ def test_the_command(phone, server, tmp_path, monkeypatch):
     assert entry["measurement"]["device"] == "pixel"
     kept = json.loads((made.directory / "manifest.json").read_text())["measurements"]
     assert [m["device"] for m in kept] == ["pixel"]
+    options = {"device": "pixel", "speed_gate": False}
+    (again,) = build(torch.nn.Linear(4, 2).eval(), torch.ones(1, 4), targets=["tflite-fp32"], options=options)
+    assert again.manifest.status == "passed"  # here: the phone cannot tell what it computed
+    assert "device" not in again.manifest.machine
     refused = CliRunner().invoke(cli, ["verify", str(made.directory), "--device", "pixel"])
     assert "has no Python" in str(refused.exception)
 

@@ -215,12 +215,18 @@ def bootstrap_medians(ordered: Array, count: int, generator: object) -> Array:
 SIGNIFICANCE = 0.02
 """Two-sided error of an A/B verdict: 100 comparisons of equals give 2 false verdicts on average."""
 
+RELEVANT = 0.01
+"""A smaller relative change is no verdict, however sure. Two copies of one artifact, each in a place of its own,
+differ by tenths of a percent that last as long as the comparison does (where their pages lie; Mytkowicz et al. 2009):
+more processes only make that surer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
     """Whether B is faster than A. ``ratio`` is B's latency over A's; ``p_value`` is the sign-flip test's.
 
-    ``detectable`` is the smallest relative change that this comparison finds with 80 % power.
+    ``detectable`` is the smallest relative change that this comparison finds with 80 % power, at least
+    :data:`RELEVANT`.
     """
 
     verdict: str
@@ -251,7 +257,7 @@ def paired_difference(first: Sequence[Sequence[float]], second: Sequence[Sequenc
     p_value = _sign_flip(logs)
     ratio = math.exp(float(logs.mean()))
     verdict = "no detectable difference"
-    if p_value < SIGNIFICANCE:
+    if p_value < SIGNIFICANCE and abs(math.log(ratio)) >= math.log1p(RELEVANT):
         verdict = "faster" if ratio < 1 else "slower"
     n = logs.size
     error = float(logs.std(ddof=1)) / math.sqrt(n)
@@ -261,7 +267,7 @@ def paired_difference(first: Sequence[Sequence[float]], second: Sequence[Sequenc
         ratio=ratio,
         interval=_ratio_interval(first, second),
         p_value=p_value,
-        detectable=math.expm1(detectable),
+        detectable=max(math.expm1(detectable), RELEVANT),
     )
 
 

@@ -178,6 +178,15 @@ def test_a_true_difference_of_1_3_never_flips(ratio, verdict):
     assert np.median([d.ratio for d in found]) == pytest.approx(ratio, rel=0.03)
 
 
+@pytest.mark.parametrize(("ratio", "verdict"), [(1.008, "no detectable difference"), (1.012, "slower")])
+def test_a_change_below_one_percent_is_no_verdict_however_sure(ratio, verdict):
+    first = [[1.0 + 1e-5 * i] * 20 for i in range(10)]
+    found = paired_difference(first, [[ratio * x for x in process] for process in first])
+    assert found.p_value < 0.01
+    assert (found.verdict, found.ratio) == (verdict, pytest.approx(ratio))
+    assert found.detectable == 0.01
+
+
 def test_the_detectable_change_is_detected():
     generator = np.random.default_rng(5)
     detectable = float(

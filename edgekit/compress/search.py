@@ -2,8 +2,8 @@
 
 First every method alone: its strongest setting that holds the metric's limit is found by bisection, without training
 and with. Then combinations, in turns: what a model of the single results guesses to be the smallest within the limit
-(:mod:`edgekit.compress.surrogate`), and what a multi-objective Parzen estimator (Bergstra et al. 2011, as in Optuna)
-proposes, which was told everything.
+(:mod:`edgekit.compress.surrogate`), or the best with one setting changed; and what a multi-objective Parzen estimator
+(Bergstra et al. 2011, as in Optuna) proposes, which was told everything.
 
 What a candidate costs is measured by the caller. Time is counted as the sum of the seconds that the results took, and
 these are kept with them: the same seed and the same results give the same proposals and the same end, so a search that
@@ -13,7 +13,7 @@ is run again over its journal goes the same way, and ends the same way, without 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ _SINGLE = 0.6
 """The share of the time in which methods are tried alone; combinations of what was found by then get the rest."""
 _TURN = 4
 """One of so many combinations is the estimator's."""
+_BESIDE = 3
+"""So many of the best are changed in one setting when nothing more is guessed to be better."""
 _IDLE = 40
 """So many proposals in a row that were all tried before: the space is exhausted."""
 
@@ -155,11 +157,10 @@ class Search:
         idle = turn = 0
         while idle < _IDLE:
             turn += 1
-            best = self.best
-            size = math.inf if best is None else best.size
             proposed = None
             if turn % _TURN:
-                proposed = self._surrogate.propose(self.points, size, self.seconds_left)
+                size = math.inf if self.best is None else self.best.size
+                proposed = self._surrogate.propose(self.points, size, self.seconds_left) or self._beside()
             if proposed is not None:
                 self._told(study, proposed, self._try(proposed))
                 idle = 0
@@ -168,6 +169,30 @@ class Search:
             candidate = self._proposed(trial)
             idle = idle + 1 if (candidate.line, candidate.target) in self.points else 0
             self._finish(study, trial, self._try(candidate))
+
+    def _beside(self) -> Candidate | None:
+        """The best few with one setting changed: stronger by one, another choice, another target."""
+        named = {m.name: m for m in self.methods}
+        for candidate, _ in ranked(self.points.values(), self.budget)[:_BESIDE]:
+            for steps, target in self._changed(candidate, named):
+                found = Candidate(steps=steps, target=target)
+                if (found.line, found.target) not in self.points:
+                    return found
+        return None
+
+    def _changed(
+        self, candidate: Candidate, named: Mapping[str, Method]
+    ) -> Iterator[tuple[tuple[Step, ...], str]]:
+        for number, step in enumerate(candidate.steps):
+            method = named[step.NAME]
+            at, chosen = method.place(step)
+            other = [(at + 1, chosen)] if at + 1 < len(method.strengths) else []
+            other += [(at, chosen | {k: v}) for k, values in method.choices.items() for v in values]
+            for strength, choices in other:
+                made = method.step(strength, choices)
+                yield (*candidate.steps[:number], made, *candidate.steps[number + 1 :]), candidate.target
+        for target in self.targets if candidate.steps else ():
+            yield candidate.steps, target
 
     def _opened(self) -> optuna.Study:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,10 @@ _OPTIONS = 12
 _FEW = 4
 """So many where four methods meet."""
 _LATEST = 3
+_LITTLE = 0.002
+"""Drops below this are chance: it is added to both before they are compared."""
+HOPE = (0.25, 0.3)
+"""Combinations of which none was measured may lose so much less (of the limit) and be so much smaller (logarithm)."""
 _REFUSALS = 2
 """So many settings of methods that cannot be combined are tried before the rest are left alone."""
 _STEEP = 0.01
@@ -62,33 +66,42 @@ class Part:
 
 @dataclass
 class _Alone:
-    """What one method with one set of choices costs alone, by strength."""
+    """What one method with one set of choices costs alone, by strength; ``other`` is the method without training,
+    whose sizes are nearly the same and whose drops are no smaller."""
 
     method: Method
     chosen: tuple[tuple[str, Scalar], ...]
     points: dict[int, tuple[float, float, float]] = field(default_factory=dict)
+    other: _Alone | None = None
 
     def part(self, at: int) -> Part:
         """Measured, or between what was measured."""
-        drop, size, seconds = self._guess(at)
+        drop, size, seconds = self.points.get(at) or self._guess(at)
         return Part(method=self.method, at=at, chosen=self.chosen, drop=drop, size=size, seconds=seconds)
 
     def _guess(self, at: int) -> tuple[float, float, float]:
-        if at in self.points:
-            return self.points[at]
-        below = max((i for i in self.points if i < at), default=-1)
-        above = min((i for i in self.points if i > at), default=-1)
-        one = self.points.get(below, (0.0, 0.0, self._seconds()))
-        if above < 0:
-            further = at - below
-            slope = max(_STEEP, one[0] / (below + 2))
-            return one[0] + slope * further, one[1] * (1 + 0.1 * further), one[2]
-        other = self.points[above]
-        t = (at - below) / (above - below)
-        return one[0] + t * (other[0] - one[0]), one[1] + t * (other[1] - one[1]), max(one[2], other[2])
+        drops = {i: p[0] for i, p in self.points.items()}
+        sizes = {i: p[1] for i, p in self.points.items()}
+        if self.other is not None:
+            sizes = {i: p[1] for i, p in self.other.points.items()} | sizes
+        drop = _between(drops, at, _STEEP)
+        if self.other is not None and at in self.other.points:
+            drop = min(drop, self.other.points[at][0])
+        return drop, _between(sizes, at, -0.1), max((p[2] for p in self.points.values()), default=0.0)
 
-    def _seconds(self) -> float:
-        return max((p[2] for p in self.points.values()), default=0.0)
+
+def _between(known: Mapping[int, float], at: int, slope: float) -> float:
+    """Linear between what is known, from 0 before the first strength; beyond the last by its slope, at least
+    ``slope`` a strength."""
+    below = max((i for i in known if i <= at), default=-1)
+    above = min((i for i in known if i >= at), default=-1)
+    low = known.get(below, 0.0)
+    if above < 0:
+        mean = low / (below + 1) if below >= 0 else 0.0
+        return low + (at - below) * (max(slope, mean) if slope > 0 else min(slope, mean))
+    if above == below:
+        return low
+    return low + (at - below) / (above - below) * (known[above] - low)
 
 
 class Surrogate:
@@ -123,6 +136,7 @@ class Surrogate:
             key = (step.NAME, tuple(chosen.items()))
             size = math.log(max(1, point.size) / base.size)
             known = self._alone.setdefault(key, _Alone(method, key[1]))
+            known.other = self._alone.get((step.NAME, tuple(method.variants()[0].items())))
             known.points[at] = (max(0.0, point.bound), size, point.seconds)
             return
         parts = self._parts(candidate)
@@ -130,7 +144,7 @@ class Surrogate:
             drop, size = self._plain(parts, candidate.target)
             real = math.log(max(1, point.size) / base.size)
             self._off.setdefault(_signature(parts, candidate.target), []).append(
-                (point.bound - drop, real - size)
+                (_ratio(point.bound, drop), real - size)
             )
 
     def propose(self, known: Iterable[tuple[str, str]], best: float, seconds: float) -> Candidate | None:
@@ -153,6 +167,7 @@ class Surrogate:
         if base is None:
             return
         goal = math.log(best / base.size) if math.isfinite(best) else math.inf
+        limit = self.budget.drop or 0.0
         for group in self._groups():
             grids = np.meshgrid(*(np.arange(len(parts)) for parts in group), indexing="ij")
             flat = [g.ravel() for g in grids]
@@ -160,8 +175,9 @@ class Surrogate:
                 names = tuple(parts[0].method.name for parts in group)
                 if target not in self._base or self._refused.get((names, target), 0) >= _REFUSALS:
                     continue
-                drop, size, time = self._grid(group, flat, target)
-                order = self._value(drop, size, goal)
+                drop, size, time, known = self._grid(group, flat, target)
+                hope = 1 / (1 + known)
+                order = self._value(drop - HOPE[0] * limit * hope, size - HOPE[1] * hope, goal)
                 order[time > seconds] = np.inf
                 for at in np.argsort(order, kind="stable")[:24]:
                     if not np.isfinite(order[at]):
@@ -179,8 +195,9 @@ class Surrogate:
         worth = (drop <= self.budget.drop) & (size < goal)
         return np.where(worth, size, np.inf)
 
-    def _grid(self, group: Sequence[Sequence[Part]], flat: Any, target: str) -> tuple[Any, Any, Any]:
-        """Drop, logarithm of the size and seconds of every combination of a group's parts."""
+    def _grid(self, group: Sequence[Sequence[Part]], flat: Any, target: str) -> tuple[Any, Any, Any, Any]:
+        """Drop, logarithm of the size and seconds of every combination of a group's parts, and how many like it are
+        known."""
         import numpy as np
 
         columns = [
@@ -199,11 +216,13 @@ class Surrogate:
         gain = self._gain(target)
         size = size + _together(coarse, np.full_like(coarse, gain))
         drop = drop + max(0.0, self._base[target].bound - self._base[self.targets[0]].bound)
-        signatures = self._signatures(group, columns, target)
-        for signature, where in signatures:
+        known = np.zeros(len(flat[0]))
+        for signature, where in self._signatures(group, columns, target):
+            known[where] = len(self._off.get(signature, ()))
             d, s = self._correction(signature)
-            drop, size = np.where(where, drop + d, drop), np.where(where, size + s, size)
-        return drop, size, seconds
+            drop = np.where(where, (drop + _LITTLE) * math.exp(d) - _LITTLE, drop)
+            size = np.where(where, size + s, size)
+        return drop, size, seconds, known
 
     def _signatures(
         self, group: Sequence[Sequence[Part]], columns: Any, target: str
@@ -240,7 +259,7 @@ class Surrogate:
         return math.log(self._base[target].size / self._base[self.targets[0]].size)
 
     def _correction(self, signature: Signature) -> tuple[float, float]:
-        """By how much guesses for such combinations are off."""
+        """By how much guesses for such combinations are off: logarithms of a factor of the drop and of the size."""
         own = self._off.get(signature, [])[-_LATEST:]
         if own:
             return _mean(own)
@@ -310,6 +329,10 @@ def _together(coarse: np.ndarray, gain: np.ndarray) -> np.ndarray:
     low, high = np.minimum(coarse, gain), np.maximum(coarse, gain)
     found: np.ndarray = np.where(high < 0, low + OTHER * high, low + high)
     return found
+
+
+def _ratio(real: float, guessed: float) -> float:
+    return math.log((max(0.0, real) + _LITTLE) / (guessed + _LITTLE))
 
 
 def _signature(parts: Sequence[Part], target: str) -> Signature:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -159,6 +160,25 @@ def test_the_winner_is_never_larger_than_the_best_single_method(tmp_path: Path) 
     # Bisection: the strongest single setting that holds was found, and the next stronger does not hold.
     alone = {c.steps[0].sparsity for c, p in results if len(c.steps) == 1 and isinstance(c.steps[0], Prune)}
     assert len(alone) < 11
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_forty_five_candidates_find_the_best_of_all(tmp_path: Path, seed: int) -> None:
+    pytest.importorskip("optuna")
+    world, budget = World(), Budget(drop=0.01)
+    able = [m for m in methods(max_epochs=1.0) if m.name in ("prune", "cluster")]
+    settings = [
+        [(), *((m.step(at, v),) for at in range(len(m.strengths)) for v in m.variants())] for m in able
+    ]
+    every = [
+        world.evaluate(Candidate(steps=(*a, *b), target=t))
+        for a, b in itertools.product(*settings)
+        for t in ("fp32", "int8")
+    ]
+    best = min(p.size for p in every if budget.holds(p.drop, p.size, None))
+    assert len(every) > 10 * 45
+    results, _ = searched(tmp_path, World(), trials=45, seed=seed)
+    assert ranked(results, budget)[0][1].size <= 1.05 * best
 
 
 def test_the_same_seed_tries_the_same(tmp_path: Path) -> None:

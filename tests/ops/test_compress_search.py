@@ -15,9 +15,9 @@ from edgekit.compress import budget as budgets
 from edgekit.compress import recipes
 from edgekit.compress.budget import Budget
 from edgekit.compress.cluster import Cluster
+from edgekit.compress.points import Candidate, Journal, Limits, Point, Setup, front, ranked
 from edgekit.compress.prune import Prune
 from edgekit.compress.recipes import Ship
-from edgekit.compress.points import Candidate, Journal, Limits, Point, Setup, front, ranked
 from edgekit.compress.search import Search
 from edgekit.compress.space import methods
 from edgekit.compress.step import options

@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))  # the environment of the peers need not have edge
 from real_networks import DATA, NETWORKS, Inputs, Items, Network, agreement  # noqa: E402
 from time_artifact import RUNS  # noqa: E402
 
-from edgekit import catalog, export, graph, passes  # noqa: E402
+from edgekit import catalog, export, graph, passes, plugins  # noqa: E402
 from edgekit.calibrate import Calibration, calibrate  # noqa: E402
 from edgekit.quantize import QuantizeOptions, quantize  # noqa: E402
 from edgekit.types import OnnxModel  # noqa: E402
@@ -214,7 +214,7 @@ def make(key: str, folder: Path, runtimes: list[str], limit: int) -> None:
         files = ours(model, calibration, samples, RUNTIMES[name], folder)
         peers = made(name, RUNTIMES[name], (model.path, network, folder), missing)
         candidates = [("edgekit", *files), *(("peer", s, p) for s, p in peers)]
-        rows += [judged(network, name, candidate, reference) for candidate in candidates]
+        rows += [judged(network, name, candidate, reference, folder) for candidate in candidates]
     document = {"rows": [dataclasses.asdict(r) for r in rows], "missing": missing}
     (folder / "rows.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
 
@@ -249,22 +249,24 @@ def ours(
     options = QuantizeOptions(method="auto", corrections=("auto",))
     out = folder / f"{runtime.target}.onnx"
     quantized, report = quantize(model, calibration, target, options, out, samples)
-    path = (
-        compiled(quantized.path, folder / "edgekit.tflite")
-        if runtime.target == "tflite-int8"
-        else quantized.path
-    )
-    return f"auto: {', '.join((report.method, *report.corrections))}", path
+    made = folder / runtime.target
+    made.mkdir(exist_ok=True)
+    settings = {o.name: o.default for o in target.options}
+    lowered = plugins.backend(target.backend).lower(quantized, target, settings, made)
+    return f"auto: {', '.join((report.method, *report.corrections))}", made / lowered.files[0]
 
 
-def judged(network: Network, runtime: str, candidate: tuple[str, str, Path], reference: np.ndarray) -> Row:
+def judged(
+    network: Network, runtime: str, candidate: tuple[str, str, Path], reference: np.ndarray, folder: Path
+) -> Row:
     """One file's score and SNR over the evaluation inputs."""
     quantizer, setting, path = candidate
     run = RUNS[runtime](path)
     outputs = np.concatenate([run(i) for i in network.evaluation])
     noise = float(np.square(outputs.astype(np.float64) - reference).sum())
     row = Row(
-        network=network.name, runtime=runtime, quantizer=quantizer, setting=setting, file=path.name,
+        network=network.name, runtime=runtime, quantizer=quantizer, setting=setting,
+        file=str(path.relative_to(folder)),
         score=network.score(outputs, reference),
         snr=10 * float(np.log10(np.square(reference, dtype=np.float64).sum() / max(noise, 1e-30))),
     )  # fmt: skip

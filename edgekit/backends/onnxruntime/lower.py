@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit import graph
+from edgekit.backends.onnxruntime.fusions import keep_normalizations_apart
 from edgekit.backends.onnxruntime.kernels import refuse_unsupported
 from edgekit.types import Lowered, OnnxModel, Option, Precision, Target
 
@@ -34,6 +35,7 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     onnx_model = graph.load(model.path)
     refuse_unsupported(onnx_model, target)
     notes = list(_to_half(onnx_model)) if target.precision is Precision.FP16 else []
+    keep_normalizations_apart(onnx_model.graph)
     _strip(onnx_model)
     written = graph.save(onnx_model, out / target.file)
     files = [target.file, *(f.name for f in graph.external_files(written.path))]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import DataError, GateFailedError, SourceError
+from edgekit.layout import from_runtime, to_runtime
 from edgekit.manifest import Artifact
 from edgekit.types import TensorSpec
 
@@ -45,7 +46,8 @@ def make_cases(artifact: Artifact, contract: Preprocessing | None) -> tuple[Case
         GateFailedError: what the runtime computes now is further from the stored outputs than at the build.
     """
     stored = _read(artifact)
-    inputs = [_feed(artifact.manifest.inputs, sample) for sample, _ in stored]
+    moved = artifact.manifest.channels_moved
+    inputs = [_feed(artifact.manifest.inputs, to_runtime(sample, moved)) for sample, _ in stored]
     outputs = run(artifact, inputs)
     _check_reproduces(artifact, [o for _, o in stored], outputs)
     cases = [
@@ -139,17 +141,15 @@ def _part(archive: Any, kind: str, index: int) -> dict[str, Array]:
 
 
 def _feed(specs: Sequence[TensorSpec], sample: Mapping[str, Array]) -> dict[str, Array]:
-    """A stored sample as the runtime takes it: channels last and quantized where the input asks for it."""
+    """A stored sample in the runtime's layout, quantized where the input asks for it."""
     import numpy as np
 
     fed: dict[str, Array] = {}
     for spec in specs:
         array = sample[spec.name]
-        if not _fits(spec, array.shape) and array.ndim == 4 and spec.layout in ("NHWC", "NCHW"):
-            array = array.transpose((0, 2, 3, 1) if spec.layout == "NHWC" else (0, 3, 1, 2))
         if not _fits(spec, array.shape):
             raise DataError(
-                f"the golden input {spec.name} has shape {list(sample[spec.name].shape)}, the model takes {spec}",
+                f"the golden input {spec.name} has shape {list(array.shape)}, the model takes {spec}",
                 hint="build the artifact again",
             )
         dtype = np.dtype(spec.dtype)
@@ -172,9 +172,10 @@ def _check_reproduces(
     manifest = artifact.manifest
     record = manifest.golden
     assert record is not None
+    restored = (from_runtime(row, manifest.channels_moved) for row in actual)
     pairs = [
         (dequantized(spec, a[spec.name]), e[spec.name])
-        for a, e in zip(actual, expected, strict=True)
+        for a, e in zip(restored, expected, strict=True)
         for spec in manifest.outputs
     ]
     if any(a.shape != e.shape for a, e in pairs):

@@ -107,6 +107,17 @@ class Listen(nn.Module):
         return self.head(self.lstm(features)[0][:, -1])
 
 
+class Segment(nn.Module):
+    """A class for every pixel: the output is an image too, and its channels are the inputs' number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        return self.layers(picture)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """One kind of model and how it is built."""
@@ -124,6 +135,8 @@ KINDS = {
     "squeeze_int8_io": Kind(
         model=Squeeze, targets=("tflite-int8",), settings={"io_dtype": "int8", "io_layout": "nhwc"}
     ),
+    # Every axis is 3 long at some place where a moved layout could go unnoticed by its shape.
+    "segment": Kind(model=Segment, targets=("tflite-int8",), settings={"io_layout": "nhwc"}),
     "text": Kind(model=Text, targets=("ort-fp32", "ort-int8-dynamic", "tflite-fp32")),
     "two": Kind(model=Two, targets=("ort-fp32", "tflite-fp32")),
     "listen": Kind(model=Listen, targets=("ort-fp32", "tflite-fp32")),
@@ -138,6 +151,8 @@ def samples(model: type[nn.Module], processor: Path) -> Iterator[dict[str, np.nd
         if model is Squeeze:
             large = image.repeat(3, axis=0).repeat(3, axis=1)
             yield {"pixel_values": contract.apply(large)}
+        elif model is Segment:
+            yield {"picture": image[None, :3, :3].transpose(0, 3, 1, 2).astype(np.float32) / 255}
         elif model is Text:
             length = int(generator.integers(3, 13))
             ids, mask = np.zeros((1, 12), np.int64), np.zeros((1, 12), np.int64)

@@ -28,7 +28,12 @@ REFUSED = {
 """What a runtime cannot take: a typed error that says so, and nothing written."""
 
 CASES = [(name, target) for name, kind in models.KINDS.items() for target in kind.targets]
-QUICK = {("squeeze_folded", "tflite-int8"), ("text", "ort-fp32"), ("two", "tflite-fp32")}
+QUICK = {
+    ("squeeze_folded", "tflite-int8"),
+    ("segment", "tflite-int8"),
+    ("text", "ort-fp32"),
+    ("two", "tflite-fp32"),
+}
 
 DRIVER = """
 import android.content.res.AssetManager;

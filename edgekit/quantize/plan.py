@@ -365,7 +365,7 @@ class _Planner:
             self.joined.update(dict.fromkeys(known))
             return None
         one = kept.pop()
-        return one if one is not None and (not symmetric or one.zero_point == 0 or dtype == "uint8") else None
+        return one if one is not None and (not symmetric or one.zero_point == 0) else None
 
     def _keep_weights(self, plan: Plan) -> None:
         """The trained integers. Raises :class:`UnsupportedError` for what the target's scheme cannot have."""

@@ -20,7 +20,11 @@ from edgekit.types import TensorSpec
 
 ENTRY = "TFLITE_METADATA"
 
-_USAGE = """
+_OTHER = """
+`{file}` names its tensors and their files for tools that read TFLite Metadata. MediaPipe Tasks has no task that takes
+it as it is ({why}): run it with LiteRT's own API."""
+
+_CLASSIFIER = """
 `{file}` goes into an app as it is. With MediaPipe Tasks:
 
 ```python
@@ -42,7 +46,23 @@ def write(contents: Contents, out: Path) -> None:
     if described.labels is not None:
         assert isinstance(labels, bytes)
         model = with_files(model, {described.labels.file: labels})
-    rewritten.write(contents, file, model, out, usage=_USAGE.format(file=file))
+    why = _no_classifier(described)
+    usage = _OTHER.format(file=file, why=why) if why else _CLASSIFIER.format(file=file)
+    rewritten.write(contents, file, model, out, usage=usage)
+
+
+def _no_classifier(described: Descriptor) -> str:
+    """Why MediaPipe's ImageClassifier does not take the model; empty where it does."""
+    if described.preprocessing is None:
+        return "no input is an image with a preprocessing contract"
+    if len(described.inputs) > 1:
+        return f"it has {len(described.inputs)} inputs"
+    if described.labels is None:
+        return "no output has labels"
+    scores = next(o for o in described.outputs if o.name == described.labels.output)
+    if any(d != 1 for d in scores.shape[:-1]):
+        return f"{scores.name} is not one row of scores"
+    return ""
 
 
 def model_info(described: Descriptor) -> tflite_schema.ModelInfo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import package_tools as tools
 import pytest
 from package_mediapipe import mediapipe_scores
 
+from edgekit import manifest
 from edgekit.errors import UnsupportedError
 from edgekit.manifest import Artifact
 from edgekit.package import PackageSpec, package, verify_bundle
@@ -68,6 +70,26 @@ def test_a_model_that_takes_channels_first_is_refused(tmp_path: Path) -> None:
         package(plain, SPEC, tmp_path / "out")
     assert "fold_preprocessing" in raised.value.hint
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [({"labels": ()}, "no output has labels"), ({"preprocessing": {}}, "no input is an image")],
+)
+def test_the_readme_promises_mediapipe_only_what_it_takes(
+    artifact: Artifact, tmp_path: Path, fields: dict[str, object], why: str
+) -> None:
+    copied = tmp_path / "artifact"
+    shutil.copytree(artifact.directory, copied)
+    made = package(support.changed(manifest.read(copied), **fields), SPEC, tmp_path / "out").directory
+    readme = (made / "README.md").read_text()
+    assert why in readme
+    assert "ImageClassifier" not in readme
+    assert verify_bundle(made).passed
+
+
+def test_the_readme_shows_the_classifier(written: Path) -> None:
+    assert "vision.ImageClassifier.create_from_options" in (written / "README.md").read_text()
 
 
 def test_other_backends_are_refused(tmp_path: Path) -> None:

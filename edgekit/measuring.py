@@ -12,7 +12,7 @@ from edgekit import golden
 from edgekit import manifest as manifests
 from edgekit.bench import BenchSettings, Comparison, Variant, bench_devices
 from edgekit.devices.execute import LOCAL
-from edgekit.errors import EdgekitError, SourceError
+from edgekit.errors import EdgekitError, SourceError, UsageError
 from edgekit.layout import to_runtime
 from edgekit.manifest import Artifact
 from edgekit.records import read_json, write_json
@@ -94,6 +94,11 @@ def _bench(
     settings: BenchSettings | None,
 ) -> tuple[Results, Partial]:
     """The results by device, and what was measured on those that failed, with a note on their errors."""
+    if not os.access(artifact.directory, os.W_OK):
+        raise UsageError(
+            f"{artifact.directory} cannot be written: the figures would find no place",
+            hint="copy the artifact to a folder of yours, or make this one writable",
+        )
     _recover(artifact)
     partial: Partial = {}
     journal = artifact.directory / JOURNAL

@@ -6,7 +6,9 @@ that is delivered; where it does not, the next candidate is tried. A drop is hel
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +38,7 @@ from edgekit.shipping import Runnable, Shipped, ship
 from edgekit.source import Source
 from edgekit.stages import Workshop
 
+PARETO = "pareto.json"
 NEAR = 1.1
 """Candidates whose estimate is within this factor of the winner's are coded too before it is called the smallest."""
 _SAID = 3
@@ -121,42 +124,53 @@ def confirmed(bench: Bench, results: Sequence[tuple[Candidate, Point]], run: Sea
     """The best candidate that holds the budget on both halves of the data, delivered and gated."""
     points = tuple(p for _, p in results)
     rejected: list[str] = []
-    for checked in _best_first(_holding(bench, results, rejected), bench.budget):
-        try:
-            why = _why(bench, checked, points)
-            recipe, shipped = _delivered(bench, checked, why)
-        except EdgekitError as error:
-            rejected.append(f"{checked.point.name}: {error.message}")
-            continue
-        point = checked.point
-        every = tuple(point if (p.line, p.target) == (point.line, point.target) else p for p in points)
-        found = Found(
-            recipe=recipe,
-            point=point,
-            shipped=shipped,
-            base_metric=bench.base.value,
-            held_base=bench.held_base.value,
-            seen=checked.seen,
-            unseen=checked.unseen,
-            metric=bench.task.metric_name,
-            points=every,
-            front=_front(every, point),
-            rejected=tuple(rejected),
-            why=why,
-            interrupted=run.interrupted,
-        )
-        document = {"budget": str(bench.budget), "front": found.front, "winner": point, "why": why}
-        write_json(document, Path(bench.options.out) / "pareto.json")
-        return found
+    tried: set[str] = set()
+    while held := _holding(bench, [r for r in results if r[1].name not in tried], rejected, tried):
+        for checked in _best_first(held, bench.budget):
+            try:
+                return _found(bench, checked, points, rejected, run)
+            except EdgekitError as error:
+                rejected.append(f"{checked.point.name}: {error.message}")
     raise no_candidate(bench.budget, points, rejected)
 
 
-def _holding(bench: Bench, results: Sequence[tuple[Candidate, Point]], rejected: list[str]) -> list[Checked]:
-    """Candidates in order until one holds, and those whose estimated size is near its."""
+def _found(
+    bench: Bench, checked: Checked, points: Sequence[Point], rejected: Sequence[str], run: Search
+) -> Found:
+    """Deliver and tell. Raises what a build raises."""
+    why = _why(bench, checked, points)
+    recipe, shipped = _delivered(bench, checked, why)
+    point = checked.point
+    every = tuple(point if p.name == point.name else p for p in points)
+    found = Found(
+        recipe=recipe,
+        point=point,
+        shipped=shipped,
+        base_metric=bench.base.value,
+        held_base=bench.held_base.value,
+        seen=checked.seen,
+        unseen=checked.unseen,
+        metric=bench.task.metric_name,
+        points=every,
+        front=_front(every, point),
+        rejected=tuple(rejected),
+        why=why,
+        interrupted=run.interrupted,
+    )
+    document = {"budget": str(bench.budget), "front": found.front, "winner": point, "why": why}
+    write_json(document, Path(bench.options.out) / PARETO)
+    return found
+
+
+def _holding(
+    bench: Bench, results: Sequence[tuple[Candidate, Point]], rejected: list[str], tried: set[str]
+) -> list[Checked]:
+    """Candidates in order until one holds, and those whose estimated size is near its; ``tried`` gets all of them."""
     held: list[Checked] = []
     for candidate, point in ranked(results, bench.budget):
         if held and (point.exact or point.size > NEAR * min(c.point.size for c in held)):
             break
+        tried.add(point.name)
         with bench.shop.progress.task(f"confirm {point.name}"):
             try:
                 checked = bench.check(candidate, point)
@@ -233,23 +247,36 @@ def _delivered(bench: Bench, checked: Checked, why: Sequence[str]) -> tuple[Reci
 
     out, candidate = Path(bench.options.out), checked.candidate
     source, recipe, made = _plan(bench, bench.shop, candidate)
+    shipped = ship(bench.shop, source, Ship(target=candidate.target))
+    artifact = shipped.artifact
+    if tuple(f.sha256 for f in artifact.manifest.files) != checked.files:
+        seen, unseen = bench.drops(Runnable.of(artifact), artifact.manifest.inputs)
+        drop = max(seen.value, unseen.value)
+        if not bench.budget.holds(drop, shipped.size, checked.point.latency_ms):
+            raise GateFailedError(
+                f"the delivered artifact has {shipped.size:,} bytes and loses {100 * drop:.2f} pt",
+                hint="a step gives other weights each time: please report the recipe",
+                gates=("budget",),
+            )
+    _clear(out, candidate.target, planned=made is not None)
     if made is not None:
         compressing.deliver(made, recipe, bench.source, out, comment="\n".join(why))
     else:
         recipes.write(recipe, out / "recipe.toml")
-    shipped = ship(bench.shop, source, Ship(target=candidate.target))
-    artifact = shipped.artifact
-    if tuple(f.sha256 for f in artifact.manifest.files) == checked.files:
-        return recipe, shipped
-    seen, unseen = bench.drops(Runnable.of(artifact), artifact.manifest.inputs)
-    drop = max(seen.value, unseen.value)
-    if not bench.budget.holds(drop, shipped.size, checked.point.latency_ms):
-        raise GateFailedError(
-            f"the delivered artifact has {shipped.size:,} bytes and loses {100 * drop:.2f} pt",
-            hint="a step gives other weights each time: please report the recipe",
-            gates=("budget",),
-        )
     return recipe, shipped
+
+
+def _clear(out: Path, target: str, *, planned: bool) -> None:
+    """Remove what an earlier search left in ``out`` and this one does not replace."""
+    for name in () if planned else (compressing.PLAN, compressing.WEIGHTS, compressing.TENSORS):
+        (out / name).unlink(missing_ok=True)
+    try:
+        before = str(json.loads((out / PARETO).read_text(encoding="utf-8"))["winner"]["target"])
+    except (OSError, ValueError, KeyError, TypeError):  # there was none, or not ours
+        return
+    if before != target and before in catalog.targets():
+        shutil.rmtree(out / before, ignore_errors=True)
+        (out / f"{before}.ekz").unlink(missing_ok=True)
 
 
 def parse_limits(

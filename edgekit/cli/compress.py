@@ -91,6 +91,13 @@ def compress(
             "say what to do: exactly one of --recipe, --budget and --analyze",
             hint="edgekit compress SOURCE --recipe 'prune(sparsity=0.5)'",
         )
+    given = {"--steps": steps, "--time": seconds, "--trials": trials, "--epochs": epochs}
+    idle = [flag for flag, value in given.items() if value is not None and not budget]
+    if idle:
+        raise UsageError(
+            f"{', '.join(idle)} limit{'s' if len(idle) == 1 else ''} a search, and no --budget is given",
+            hint="say what the model may cost: --budget 'drop<=1pt'",
+        )
     options = search_options(config.load({**flags, "eval": evaluate, "out": out or "build/compressed"}))
     store = Store()
     opened = Source(parse(source), store, trust=options.trust, network=options.network)

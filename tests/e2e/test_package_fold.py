@@ -258,6 +258,14 @@ def test_diff_walks_from_the_source_to_it(artifacts: dict[str, Artifact], target
     assert walked.output_db > (100 if target in FLOAT else 25)
 
 
+def test_a_search_feeds_it_with_the_sources_inputs(artifacts: dict[str, Artifact]) -> None:
+    from edgekit.shipping import Runnable
+
+    artifact = artifacts["tflite-int8"]
+    stored, _ = golden.read(artifact.directory / "golden.npz")
+    np.testing.assert_array_equal(Runnable.of(artifact).fed(samples()[0])["image"], stored[0]["image"])
+
+
 def test_a_contract_that_leaves_the_size_open_is_written_out(tmp_path: Path) -> None:
     example = {"image": model().example_inputs["image"]}
     options = {"preprocessing": {"mean": [0.5], "std": [0.5]}}

@@ -181,8 +181,8 @@ def peers(options: argparse.Namespace) -> int:
 
     os.environ.pop("EDGEKIT_LOCK", None)
     with tempfile.TemporaryDirectory() as folder:
-        onnx = chain(Path(folder) / "chain.onnx", 10).model
-        models = [options.model] if options.model else [onnx, tflite(onnx)]
+        short, long = (chain(Path(folder) / f"{n}.onnx", n).model for n in (10, 20))
+        models = [options.model] if options.model else [short, tflite(long)]
         found = [bench_peers.compare(model, options.count or 9) for model in models]
     for comparison in found:
         print(comparison)

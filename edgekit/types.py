@@ -215,6 +215,7 @@ class Adaptation:
     has: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     activation: str = ""
+    activation_symmetric: bool | None = None
     weight_bits: int = 0
 
     def fits(self, arch: str, isa: Collection[str]) -> bool:

@@ -82,9 +82,12 @@ def adapted(target: Target, site: Site) -> Target:
     choice = adaptation(target, site)
     if choice is None or target.scheme is None:
         return target
+    symmetric = choice.activation_symmetric
+    symmetric = target.scheme.activation_symmetric if symmetric is None else symmetric
     scheme = replace(
         target.scheme,
         activation=choice.activation or target.scheme.activation,
+        activation_symmetric=symmetric,
         weight_bits=choice.weight_bits or target.scheme.weight_bits,
         why=choice.why,
     )

@@ -260,6 +260,8 @@ def _busy(device: str, holder: Mapping[str, Any]) -> DeviceBusyError:
 def _refused(device: str, governor: str, problem: str) -> DeviceError | UsageError:
     if "is none of its governors" in problem:
         return UsageError(f"{device}: {problem}", hint="name one of them, or leave --governor out")
+    if "offers no governors" in problem:
+        return DeviceError(f"{device}: {problem}", hint="leave --governor out: nobody can set one there")
     return DeviceError(
         f"{device} cannot be set to the governor {governor}: {problem}",
         hint="log in as a user who may write that file (a udev rule can allow it), or leave --governor out: "

@@ -44,7 +44,7 @@ def write(contents: Contents, out: Path) -> None:
     """The Swift package's folder, with a podspec."""
     described = contents.descriptor
     _check(described)
-    template = templates.load(described.backend, "ios-spm")
+    template = templates.load(described.backend, "ios-spm").for_runtime(described.runtime.minimum)
     module = module_name(described)
     values = {
         "MODULE": module,

@@ -32,7 +32,7 @@ def write(contents: Contents, out: Path) -> None:
     """The package's folder, ready for ``npm pack`` or ``npm publish``."""
     described = contents.descriptor
     web.check_dtypes(described)
-    template = templates.load(described.backend, "react-native")
+    template = templates.load(described.backend, "react-native").for_runtime(described.runtime.minimum)
     shared = templates.load(described.backend, "web").filled({"NAME": described.name})
     files: dict[str, Content] = {name: shared[name] for name in _SHARED}
     files |= template.filled({})

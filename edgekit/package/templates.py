@@ -22,6 +22,13 @@ _PLACEHOLDER = re.compile(r"@([A-Z][A-Z_]*)@")
 _BINARY = frozenset({".jar", ".png"})
 
 
+_NUMBER = re.compile(r"\d+(\.\d+)+")
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Template:
     """The files of one format for one backend, placeholders unfilled.
@@ -36,8 +43,18 @@ class Template:
     newer: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def for_runtime(self, minimum: str) -> Template:
-        """The template with the values for an artifact that needs ``minimum``."""
-        return replace(self, values={**self.values, **self.newer.get(minimum, {})})
+        """The template with the values for an artifact that needs ``minimum``.
+
+        Raises :class:`UnsupportedError` where that is newer than the runtime that the template depends on.
+        """
+        values = {**self.values, **self.newer.get(minimum, {})}
+        given = values.get("RUNTIME_VERSION", "").removeprefix("^")
+        if _NUMBER.fullmatch(minimum) and _NUMBER.fullmatch(given) and _parts(minimum) > _parts(given):
+            raise UnsupportedError(
+                f"the model needs version {minimum} of its runtime, and this format depends on {given}",
+                hint="export it with an older operator set, or use the bundle format",
+            )
+        return replace(self, values=values)
 
     def filled(self, values: Mapping[str, str]) -> dict[str, bytes]:
         """The files with every placeholder replaced, in names too."""

@@ -38,7 +38,7 @@ def write(contents: Contents, out: Path) -> None:
     """The package's folder, ready for ``npm pack`` or ``npm publish``."""
     described = contents.descriptor
     check_dtypes(described)
-    template = templates.load(described.backend, "web")
+    template = templates.load(described.backend, "web").for_runtime(described.runtime.minimum)
     values = {"NAME": contents.spec.name}
     files: dict[str, Content] = {f"assets/{name}": content for name, content in contents.files.items()}
     files |= template.filled(values)

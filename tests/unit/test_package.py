@@ -9,9 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.errors import SourceError, UnknownNameError, UntrustedSourceError, UsageError
+from edgekit.errors import (
+    SourceError,
+    UnknownNameError,
+    UnsupportedError,
+    UntrustedSourceError,
+    UsageError,
+)
 from edgekit.manifest import Artifact, Manifest, SourceRecord
-from edgekit.package import FORMATS, PackageSpec, bundle, golden, package, writing
+from edgekit.package import FORMATS, PackageSpec, bundle, golden, package, templates, writing
 from edgekit.types import Precision, Target, sha256_bytes
 
 
@@ -236,6 +242,24 @@ def test_zips_have_the_same_bytes_whatever_the_clock(tmp_path: Path, monkeypatch
     path.write_bytes(first)
     kinds = {i.filename: i.compress_type for i in zipfile.ZipFile(path).infolist()}
     assert kinds == {"a.txt": zipfile.ZIP_DEFLATED, "b/model.tflite": zipfile.ZIP_STORED}
+
+
+def test_a_template_depends_on_a_runtime_that_is_new_enough() -> None:
+    own = {"RUNTIME_VERSION": "^1.23.0"}
+    made = templates.Template(
+        version=1, values=own, files={}, newer={"LiteRT 2.1": {"RUNTIME_VERSION": "2.1.5"}}
+    )
+    for minimum in ("1.9", "1.23.0", "1.23", "", "LiteRT 2.1 (TensorFlow Lite 2.17)"):
+        assert made.for_runtime(minimum).values == own
+    assert made.for_runtime("LiteRT 2.1").values == {"RUNTIME_VERSION": "2.1.5"}
+    with pytest.raises(UnsupportedError, match=r"needs version 1\.24\.1"):
+        made.for_runtime("1.24.1")
+
+
+@pytest.mark.parametrize("format_", ["android-aar", "ios-spm", "web", "react-native"])
+@pytest.mark.parametrize("minimum", ["1.12", "1.23", "1.24"])
+def test_every_template_has_a_runtime_for_every_operator_set(format_: str, minimum: str) -> None:
+    assert templates.load("onnxruntime", format_).for_runtime(minimum).values["RUNTIME_VERSION"]
 
 
 def test_relative_error_is_of_the_largest_value() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -113,8 +113,10 @@ def _bench(
         for outcome in partial.values():
             measured = _measured(artifact, outcome)
             artifact = measured.artifact
-            error.add_note(_note(measured))
-        journal.unlink(missing_ok=True)
+            error.add_note(_note(artifact, measured.measurement.device, _cut(measured.measurement)))
+        # A second Ctrl-C does not wait for the devices to say what they have: the journal has it.
+        for device, count in _recover(artifact, known=partial).items():
+            error.add_note(_note(artifact, device, f"{count} processes"))
         raise
     for name, outcome in partial.items():
         failed = results[name]
@@ -143,11 +145,8 @@ def _cut(measurement: Measurement) -> str:
     return f"{told['processes']} of {told['of']} processes"
 
 
-def _note(measured: Measured) -> str:
-    place = measured.artifact.directory / RAW
-    return (
-        f"{_cut(measured.measurement)} on {measured.measurement.device} are kept in {place}, marked partial"
-    )
+def _note(artifact: Artifact, device: str, what: str) -> str:
+    return f"{what} on {device} are kept in {artifact.directory / RAW}, marked partial"
 
 
 def record(artifact: Artifact, measurement: Measurement) -> Artifact:
@@ -189,13 +188,14 @@ def _figures(measurement: Measurement) -> dict[str, object]:
     return {k: v for k, v in measurement.facts.items() if k not in per_process}
 
 
-def _recover(artifact: Artifact) -> None:
-    """Keep what a run that was killed had measured of this artifact (the last variant of its journal)."""
+def _recover(artifact: Artifact, *, known: Collection[str] = ()) -> dict[str, int]:
+    """Keep what a run that ended without a word had measured of this artifact (the last variant of its journal),
+    but for the devices that are ``known``. Returns how many processes, by device."""
     journal = artifact.directory / JOURNAL
     try:
         lines = journal.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        return
+        return {}
     rows: dict[str, dict[str, list[list[float]]]] = {}
     for line in lines:
         with suppress(ValueError, KeyError, TypeError):  # a line that was cut short
@@ -203,8 +203,8 @@ def _recover(artifact: Artifact) -> None:
             attempt = (entry["task"].partition("-")[0], entry["variant"])
             times = [float(x) for x in entry["result"]["samples_ms"]]
             rows.setdefault(entry["device"], {}).setdefault("/".join(attempt), []).append(times)
-    for device, attempts in rows.items():
-        samples = attempts[max(attempts)]
-        why = {"processes": len(samples), "why": "the run was killed"}
-        _write_raw(artifact, device, samples, why)
+    found = {device: attempts[max(attempts)] for device, attempts in rows.items() if device not in known}
+    for device, samples in found.items():
+        _write_raw(artifact, device, samples, {"processes": len(samples), "why": "the run was killed"})
     journal.unlink()
+    return {device: len(samples) for device, samples in found.items()}

@@ -82,6 +82,27 @@ def test_the_journal_of_a_killed_run_is_kept(artifact):
     measuring._recover(artifact)
 
 
+def test_an_interrupt_that_does_not_wait_loses_nothing(artifact, monkeypatch):
+    """Ctrl-C twice: the devices' threads do not come to say what they have."""
+
+    def bench_devices(variants, devices, *, settings):
+        settings.on_partial(measured(of=10))
+        for device in ("pi", "nuc"):
+            entry = {"device": device, "task": "0-0-A", "variant": "A", "result": {"samples_ms": [3.0]}}
+            with settings.keep.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "variant", lambda artifact: None)
+    monkeypatch.setattr(measuring, "bench_devices", bench_devices)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        measuring.measure([artifact])
+    found = raw(artifact)[measuring.PARTIAL]
+    assert (found["pi"]["samples"], found["nuc"]["samples"]) == ([[1.0, 1.1]], [[3.0]])
+    assert "1 of 10 processes on pi" in caught.value.__notes__[0]
+    assert "1 processes on nuc" in caught.value.__notes__[1]
+
+
 @pytest.mark.parametrize(
     ("text", "numbers"), [("0", (0,)), ("0-3", (0, 1, 2, 3)), ("4-5,0, 4", (0, 4, 5)), ("7-7", (7,))]
 )

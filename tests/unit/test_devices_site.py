@@ -69,8 +69,10 @@ def test_the_catalogue_narrows_weights_where_products_saturate():
     }
     assert found
     assert set(found.values()) == {7}
-    arm = adapted(catalog.target("openvino-int8"), site("aarch64", "dotprod")).scheme
-    assert (arm.activation, arm.activation_symmetric, arm.weight_bits) == ("int8", True, 8)
+    openvino = catalog.target("openvino-int8")
+    old = adapted(openvino, site("aarch64", "fp16")).scheme
+    assert (old.activation, old.activation_symmetric, old.weight_bits) == ("int8", True, 8)
+    assert adapted(openvino, site("aarch64", "dotprod")) is openvino
     tflite = catalog.target("tflite-int8")
     assert adaptation(tflite, site("x86_64", "avx2")) is None
 

@@ -8,7 +8,7 @@ from edgekit import build, manifest
 from edgekit.cli import cli
 from edgekit.devices import catalogue, site
 from edgekit.devices.catalogue import Row
-from edgekit.errors import RuntimeMissingError, UnknownNameError, UnreachableError
+from edgekit.errors import GateFailedError, RuntimeMissingError, UnknownNameError, UnreachableError
 
 pytestmark = pytest.mark.device
 
@@ -22,11 +22,11 @@ def own_folders(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def arm64():
-    from testbed.arm64 import Arm64
+    from testbed.boards import ARM64, Board
     from testbed.sshd import MissingToolError
 
     try:
-        with Arm64() as server:
+        with Board(kind=ARM64) as server:
             yield server
     except MissingToolError as error:
         pytest.skip(str(error))
@@ -130,9 +130,18 @@ def test_unknown_and_unreachable_devices_end_the_build_at_once(sshd, tmp_path):
 @pytest.mark.slow
 def test_on_an_emulated_board_the_result_says_so(arm64):
     keep(arm64, emulated=True)
-    for artifact in made(["tflite-int8", "ort-int8", "openvino-int8"], speed_gate=True):
+    for artifact in made(["tflite-int8", "ort-int8"], speed_gate=True):
         machine = artifact.manifest.machine
         assert (machine["machine"], machine["emulated"]) == ("aarch64", True)
         assert artifact.manifest.status == "passed"
         assert any("emulated" in note for note in artifact.manifest.notes)
         assert "speed" not in {g.name for g in artifact.manifest.gates}
+
+
+@pytest.mark.slow
+def test_integers_that_the_boards_processor_does_not_compute_with_are_found_out_there(arm64):
+    """A Cortex-A72 has no dot products: OpenVINO takes the model, and multiplies in float."""
+    keep(arm64, emulated=True)
+    with pytest.raises(GateFailedError) as caught:
+        made(["openvino-int8"])
+    assert caught.value.gates == ("placement",)

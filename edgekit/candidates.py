@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit import catalog, compressing, plugins, shipping, stages, usercode, versions
 from edgekit.compress import margin
 from edgekit.compress.budget import Budget
+from edgekit.compress.fold import foldable
 from edgekit.compress.margin import Drop, Score
 from edgekit.compress.points import Candidate, Limits, Point, Setup, refused
 from edgekit.compress.recipes import Ship
@@ -80,6 +81,7 @@ class Bench:
                 f"the {name or 'metric'} of the source itself is {self.base.value:.4f}: anything holds {budget}",
                 hint="look whether labels, preprocessing and task fit the model",
             )
+        self.folds = bool(foldable(copy.deepcopy(self.model.module).eval(), self.model.example_inputs))
         self.smallest = math.inf
         self._begin = begin
 

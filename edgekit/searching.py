@@ -90,6 +90,7 @@ def search(shop: Workshop, source: Source, budget: Budget, limits: Limits) -> Fo
         budget,
         replace(limits, seconds=limits.seconds * (1 - RESERVE)),
         journal,
+        folds=bench.folds,
     )
     with shop.progress.task("search", total=None) as shown:
 
@@ -224,7 +225,11 @@ def _why(bench: Bench, checked: Checked, points: Sequence[Point]) -> tuple[str, 
     found = compressing.analyze(bench.shop, bench.source, work)
     out = []
     for step in checked.candidate.steps:
-        alone = [p for p in points if p.line.partition("(")[0] == step.NAME and ")" not in p.line[:-1]]
+        if step.NAME == "fold":
+            out.append("fold: the export does it anyway, and few values times a factor a channel are many")
+            continue
+        lines = {p: p.line.removeprefix("fold;") for p in points}
+        alone = [p for p in points if lines[p].partition("(")[0] == step.NAME and ")" not in lines[p][:-1]]
         held = [p for p in alone if not p.error and bench.budget.holds(p.bound, p.size, p.latency_ms)]
         if held:
             best = min(held, key=lambda p: p.size)

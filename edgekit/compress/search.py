@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.compress.budget import Budget
 from edgekit.compress.points import Candidate, Journal, Limits, Point, ranked
-from edgekit.compress.space import Method
+from edgekit.compress.space import Method, apart, completed
 from edgekit.compress.step import Scalar, Step
 from edgekit.compress.surrogate import Surrogate
 from edgekit.errors import MissingExtraError
@@ -51,8 +51,11 @@ class Search:
         budget: Budget,
         limits: Limits,
         journal: Journal,
+        *,
+        folds: bool = False,
     ) -> None:
         self.methods, self.targets, self.budget, self.limits = methods, targets, budget, limits
+        self._folds = folds
         self.journal = journal
         self.points: dict[tuple[str, str], tuple[Candidate, Point]] = {}
         self.interrupted = False
@@ -96,6 +99,9 @@ class Search:
         held = ranked(self.points.values(), self.budget)
         return held[0][1] if held else None
 
+    def _candidate(self, steps: Sequence[Step], target: str) -> Candidate:
+        return Candidate(steps=completed(steps, folds=self._folds), target=target)
+
     def _try(self, candidate: Candidate) -> Point:
         key = (candidate.line, candidate.target)
         if key in self.points:
@@ -136,13 +142,13 @@ class Search:
         count = len(single.method.strengths)
         if self.budget.drop is None:
             for at in sorted({count // 4, count // 2, (3 * count) // 4, count - 1}):
-                self._try(Candidate(steps=(single.step(at),), target=self.targets[0]))
+                self._try(self._candidate((single.step(at),), self.targets[0]))
                 yield
             return
         low, high = single.best, count
         while high - low > 1:
             middle = (low + high) // 2
-            point = self._try(Candidate(steps=(single.step(middle),), target=self.targets[0]))
+            point = self._try(self._candidate((single.step(middle),), self.targets[0]))
             if point.error or point.bound > self.budget.drop + 1e-9:
                 high = middle
             else:
@@ -160,7 +166,8 @@ class Search:
             proposed = None
             if turn % _TURN:
                 size = math.inf if self.best is None else self.best.size
-                proposed = self._surrogate.propose(self.points, size, self.seconds_left) or self._beside()
+                proposed = self._surrogate.propose(self.points, size, self.seconds_left, self._candidate)
+                proposed = proposed or self._beside()
             if proposed is not None:
                 self._told(study, proposed, self._try(proposed))
                 idle = 0
@@ -175,7 +182,7 @@ class Search:
         named = {m.name: m for m in self.methods}
         for candidate, _ in ranked(self.points.values(), self.budget)[:_BESIDE]:
             for steps, target in self._changed(candidate, named):
-                found = Candidate(steps=steps, target=target)
+                found = self._candidate(steps, target)
                 if (found.line, found.target) not in self.points:
                     return found
         return None
@@ -183,16 +190,17 @@ class Search:
     def _changed(
         self, candidate: Candidate, named: Mapping[str, Method]
     ) -> Iterator[tuple[tuple[Step, ...], str]]:
-        for number, step in enumerate(candidate.steps):
+        own = [s for s in candidate.steps if s.NAME in named]
+        for number, step in enumerate(own):
             method = named[step.NAME]
             at, chosen = method.place(step)
             other = [(at + 1, chosen)] if at + 1 < len(method.strengths) else []
             other += [(at, chosen | {k: v}) for k, values in method.choices.items() for v in values]
             for strength, choices in other:
                 made = method.step(strength, choices)
-                yield (*candidate.steps[:number], made, *candidate.steps[number + 1 :]), candidate.target
-        for target in self.targets if candidate.steps else ():
-            yield candidate.steps, target
+                yield (*own[:number], made, *own[number + 1 :]), candidate.target
+        for target in self.targets if own else ():
+            yield tuple(own), target
 
     def _opened(self) -> optuna.Study:
         try:
@@ -205,15 +213,16 @@ class Search:
 
     def _proposed(self, trial: optuna.Trial) -> Candidate:
         target = trial.suggest_categorical("target", list(self.targets))
-        steps = []
+        steps: list[Step] = []
         for m in self.methods:
             if trial.suggest_categorical(f"use {m.name}", [False, True]):
                 at = trial.suggest_int(m.name, 0, len(m.strengths) - 1)
                 chosen: dict[str, Any] = {
                     k: trial.suggest_categorical(f"{m.name} {k}", list(v)) for k, v in m.choices.items()
                 }
-                steps.append(m.step(at, chosen))
-        return Candidate(steps=tuple(steps), target=target)
+                if not apart([m.name, *(s.NAME for s in steps)]):
+                    steps.append(m.step(at, chosen))
+        return self._candidate(steps, target)
 
     def _told(self, study: optuna.Study, candidate: Candidate, point: Point) -> None:
         """A result that the study did not ask for."""

@@ -9,7 +9,7 @@ entry below is not searched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgekit.compress.step import Scalar, Step, from_options, options, registry
@@ -56,6 +56,10 @@ _DEFAULT: Mapping[str, Space] = {
     },
 }
 _AIDS = ("distill",)
+FOLDED = ("cluster",)
+"""Steps before which batch norms are folded, where there are any."""
+APART = (frozenset({"qat", "cluster"}),)
+"""Steps that undo one another, or find nothing left to do."""
 
 _ORDER = ("depth", "shrink", "low-rank", "sparsify", "distill", "", "prune", "qat", "cluster")
 """Structure first, then what training of all weights would undo. Steps that are not named stand at ``""``."""
@@ -101,6 +105,21 @@ class Method:
         """The strength's number and the choices of a step that this method made."""
         flat = options(step)
         return self.strengths.index(flat[self.strength]), {k: flat[k] for k in self.choices}
+
+
+def completed(steps: Sequence[Step], *, folds: bool) -> tuple[Step, ...]:
+    """``steps`` with what has to come before some of them: ``fold`` where the model has something to fold."""
+    out: list[Step] = []
+    for step in steps:
+        if folds and step.NAME in FOLDED:
+            out.append(from_options("fold", {}))
+        out.append(step)
+    return tuple(out)
+
+
+def apart(names: Collection[str]) -> bool:
+    """Whether two of these steps do not go together."""
+    return any(pair <= set(names) for pair in APART)
 
 
 def methods(*, max_epochs: float, rate: float | None = None) -> tuple[Method, ...]:

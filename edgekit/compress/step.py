@@ -121,6 +121,7 @@ def registry() -> dict[str, type[Any]]:
     """The built-in steps by name."""
     from edgekit.compress.cluster import Cluster
     from edgekit.compress.distill import Distill
+    from edgekit.compress.fold import Fold
     from edgekit.compress.low_rank import LowRank
     from edgekit.compress.prune import Prune
     from edgekit.compress.qat import Qat
@@ -128,7 +129,7 @@ def registry() -> dict[str, type[Any]]:
     from edgekit.compress.structured.depth import Depth
     from edgekit.compress.structured.shrink import Shrink
 
-    return {s.NAME: s for s in (Prune, Cluster, Distill, LowRank, Qat, Shrink, Sparsify, Depth)}
+    return {s.NAME: s for s in (Prune, Cluster, Distill, Fold, LowRank, Qat, Shrink, Sparsify, Depth)}
 
 
 def run(

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgekit.compress.budget import Budget
 from edgekit.compress.points import Candidate, Point
-from edgekit.compress.space import Method
-from edgekit.compress.step import Scalar
+from edgekit.compress.space import Method, apart
+from edgekit.compress.step import Scalar, Step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,7 +118,8 @@ class Surrogate:
 
     def learn(self, candidate: Candidate, point: Point) -> None:
         """Take a result into account."""
-        names = tuple(s.NAME for s in candidate.steps), candidate.target
+        steps = [s for s in candidate.steps if s.NAME in self.methods]
+        names = tuple(s.NAME for s in steps), candidate.target
         if point.error:
             self._refused[names] = self._refused.get(names, 0) + 1
             return
@@ -127,10 +128,10 @@ class Surrogate:
             self._base[candidate.target] = point
             return
         base = self._base.get(self.targets[0])
-        if base is None or any(s.NAME not in self.methods for s in candidate.steps):
+        if base is None or not steps:
             return
-        if len(candidate.steps) == 1 and candidate.target == self.targets[0]:
-            (step,) = candidate.steps
+        if len(steps) == 1 and candidate.target == self.targets[0]:
+            (step,) = steps
             method = self.methods[step.NAME]
             at, chosen = method.place(step)
             key = (step.NAME, tuple(chosen.items()))
@@ -139,7 +140,7 @@ class Surrogate:
             known.other = self._alone.get((step.NAME, tuple(method.variants()[0].items())))
             known.points[at] = (max(0.0, point.bound), size, point.seconds)
             return
-        parts = self._parts(candidate)
+        parts = self._parts(steps)
         if parts is not None:
             drop, size = self._plain(parts, candidate.target)
             real = math.log(max(1, point.size) / base.size)
@@ -147,14 +148,19 @@ class Surrogate:
                 (_ratio(point.bound, drop), real - size)
             )
 
-    def propose(self, known: Iterable[tuple[str, str]], best: float, seconds: float) -> Candidate | None:
+    def propose(
+        self,
+        known: Iterable[tuple[str, str]],
+        best: float,
+        seconds: float,
+        make: Callable[[Sequence[Step], str], Candidate],
+    ) -> Candidate | None:
         """The combination that is guessed to be the best within the budget, was not tried (``known``) and takes at
         most ``seconds``; ``None`` where none is guessed to be better than ``best`` bytes."""
         tried = set(known)
         ranked = heap_of(self._guesses(best, seconds))
         for _, parts, target in ranked:
-            steps = tuple(p.method.step(p.at, dict(p.chosen)) for p in parts)
-            candidate = Candidate(steps=steps, target=target)
+            candidate = make([p.method.step(p.at, dict(p.chosen)) for p in parts], target)
             if (candidate.line, target) not in tried:
                 return candidate
         return None
@@ -286,7 +292,7 @@ class Surrogate:
         for count in (1, 2, 3, 4):
             for names in itertools.combinations(able, count):
                 cutting = [n for n in names if not self.methods[n].aid]
-                if len(cutting) < 1 or (count == 1 and len(self.targets) < 2):
+                if not cutting or apart(names) or (count == 1 and len(self.targets) < 2):
                     continue
                 few = _OPTIONS if count < 4 else _FEW
                 yield tuple(able[n][:few] for n in names)
@@ -296,10 +302,10 @@ class Surrogate:
         found = [p[2] for a in self._alone.values() for p in a.points.values() if a.part(0).trains]
         return max(found, default=0.0)
 
-    def _parts(self, candidate: Candidate) -> list[Part] | None:
+    def _parts(self, steps: Sequence[Step]) -> list[Part] | None:
         """What the steps cost alone; ``None`` where one was never tried with such choices."""
         out = []
-        for step in candidate.steps:
+        for step in steps:
             method = self.methods[step.NAME]
             at, chosen = method.place(step)
             if method.aid:

@@ -117,6 +117,7 @@ OPTIONS: dict[str, dict[str, bool | int | float | str]] = {
     "shrink": {"macs": 0.6, "training.epochs": 0.5},
     "sparsify": {"training.epochs": 0.5},
     "depth": {"share": 0.3},
+    "fold": {},
     "qat": {"weights": 8, "training.epochs": 0.5},
 }
 SMALLER = {"low-rank", "shrink", "depth", "qat"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from edgekit.compress.dataset import Dataset
 from edgekit.compress.margin import Drop, Score
 from edgekit.compress.points import Candidate, Limits, Point
 from edgekit.compress.space import methods
-from edgekit.compress.step import from_options
+from edgekit.compress.step import Step, from_options
 from edgekit.compress.surrogate import Surrogate
 from edgekit.compress.tasks import Classification, DataTask, Regression
 from edgekit.errors import DataError
@@ -141,6 +141,10 @@ def test_the_rate_that_heals_is_taken_and_no_clock_is_asked_for_trials() -> None
     assert probe.usual_rate(torch.nn.LayerNorm(3)) == 1e-4
 
 
+def made(steps: Sequence[Step], target: str) -> Candidate:
+    return Candidate(steps=tuple(steps), target=target)
+
+
 def points() -> Iterator[tuple[Candidate, Point]]:
     """Two methods, one trained too; what they cost alone on the first of two targets, and both targets as they are."""
     yield Candidate(steps=(), target="fp32"), Point(line="", target="fp32", drop=0, size=100_000)
@@ -150,8 +154,8 @@ def points() -> Iterator[tuple[Candidate, Point]]:
         ("shrink", "macs", ((0.8, 0.002, 80_000), (0.6, 0.006, 60_000), (0.4, 0.05, 40_000))),
     ):
         for value, drop, size in rows:
-            made = Candidate(steps=(from_options(name, {option: value}),), target="fp32")
-            yield made, Point(line=made.line, target="fp32", drop=drop, size=size)
+            one = made((from_options(name, {option: value}),), "fp32")
+            yield one, Point(line=one.line, target="fp32", drop=drop, size=size)
 
 
 def test_guesses_combine_what_holds_alone_and_learn_from_what_came_out() -> None:
@@ -161,7 +165,7 @@ def test_guesses_combine_what_holds_alone_and_learn_from_what_came_out() -> None
     for candidate, point in points():
         model.learn(candidate, point)
         known[candidate.line, candidate.target] = point
-    first = model.propose(known, 40_000, math.inf)
+    first = model.propose(known, 40_000, math.inf, made)
     assert first is not None
     assert first.target == "int8"
     assert [s.NAME for s in first.steps] == ["shrink", "prune"]
@@ -169,15 +173,15 @@ def test_guesses_combine_what_holds_alone_and_learn_from_what_came_out() -> None
     point = Point(line=first.line, target="int8", drop=0.03, size=20_000)
     model.learn(first, point)
     known[first.line, first.target] = point
-    second = model.propose(known, 40_000, math.inf)
+    second = model.propose(known, 40_000, math.inf, made)
     assert second is not None
     assert (second.line, second.target) not in known
     # Nothing is proposed that is guessed to be no better than what there is, or that has no time left.
-    assert model.propose(known, 1_000, math.inf) is None
+    assert model.propose(known, 1_000, math.inf, made) is None
     for candidate, point in points():
         slow = Point(line=point.line, target=point.target, drop=point.drop, size=point.size, seconds=9.0)
         model.learn(candidate, slow)
-    assert model.propose(known, 40_000, 5.0) is None
+    assert model.propose(known, 40_000, 5.0, made) is None
 
 
 def test_what_cannot_be_combined_is_left_alone() -> None:
@@ -188,12 +192,12 @@ def test_what_cannot_be_combined_is_left_alone() -> None:
         model.learn(candidate, point)
         known[candidate.line, candidate.target] = point
     for _ in range(2):
-        found = model.propose(known, 100_000, math.inf)
+        found = model.propose(known, 100_000, math.inf, made)
         assert found is not None
         error = Point(line=found.line, target=found.target, drop=1, size=1 << 62, error="no")
         model.learn(found, error)
         known[found.line, found.target] = error
-    assert model.propose(known, 100_000, math.inf) is None
+    assert model.propose(known, 100_000, math.inf, made) is None
 
 
 def test_the_journal_survives_being_cut_off(tmp_path: Path) -> None:

@@ -404,7 +404,7 @@ def test_every_method_that_can_be_searched_has_reasons() -> None:
     found = analysis.findings(analysis.analyze(model, lambda m: m(x)), influences(model, {"x": x}))
     assert list(found.blocks) == ["blocks.0", "blocks.1"]
     searched = [name for name in registry() if space.space(name)]
-    assert set(searched) == set(registry())
+    assert set(searched) == set(registry()) - {"fold"}  # which comes before others where it has to
     for name in searched:
         assert analysis.reasons(found, name), name
 

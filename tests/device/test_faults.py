@@ -319,7 +319,7 @@ def test_busy(sshd, call, tmp_path):
     assert sshd.settled() == ([], [])
 
 
-def wait_for(condition, seconds=20.0):
+def wait_for(condition, seconds=120.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come to that"
@@ -364,7 +364,7 @@ def test_a_link_that_breaks_is_mended_and_the_run_finishes(fault, sshd, link, ca
     assert "partial" not in entry.facts
     assert len(json.loads((artifact / RAW).read_text())["board"]) == 5
     link.reset()  # of a black hole the old session's server would learn in hours
-    assert sshd.settled(20) == ([], [])
+    assert sshd.settled(60) == ([], [])
 
 
 def test_a_link_that_breaks_during_an_upload_is_mended(sshd, link, call, monkeypatch):
@@ -422,7 +422,7 @@ def test_ctrl_c_keeps_what_was_measured(sshd, artifact, tmp_path):
     host = start_host(artifact, tmp_path)
     wait_for(lambda: lines(artifact) >= 2)
     host.send_signal(signal.SIGINT)
-    _, text = host.communicate(timeout=30)
+    _, text = host.communicate(timeout=120)
     assert host.returncode == 130, text
     assert "of 50 processes on board are kept" in text
     (entry,) = manifest.read(artifact).manifest.measurements

@@ -218,7 +218,7 @@ def test_a_device_is_busy_for_the_second(sshd, tmp_path):
         kwargs={"device": board(sshd), "settings": slow},
     )
     first.start()
-    for _ in range(200):
+    for _ in range(2000):
         if any("supervisor" in line for line in sshd.processes()):
             break
         time.sleep(0.05)
@@ -301,7 +301,7 @@ def test_a_killed_host_leaves_no_process(sshd, tmp_path):
         f"execute.run_artifact('fake', Path({str(tmp_path / 'hang')!r}), inputs=[{{'x': np.ones(3)}}], device=board)\n"
     )
     host = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL)
-    for _ in range(400):
+    for _ in range(2000):
         if any("agent-" in line and "supervisor" not in line for line in sshd.processes()):
             break
         time.sleep(0.05)
@@ -315,7 +315,7 @@ def test_a_killed_host_leaves_no_process(sshd, tmp_path):
 def test_what_a_lost_session_left_goes_with_the_next_once_it_is_stale(sshd):
     lost = open_transport(board(sshd))
     sshd.drop_sessions()  # this host never comes back
-    for _ in range(100):
+    for _ in range(600):
         if not sshd.processes():
             break
         time.sleep(0.1)
@@ -337,7 +337,7 @@ def test_a_session_that_hears_nothing_ends(sshd, monkeypatch, tmp_path):
         (tmp_path / name).write_text((ssh._FAR / name).read_text())
     monkeypatch.setattr(ssh, "_FAR", tmp_path)
     transport = open_transport(board(sshd))
-    for _ in range(100):
+    for _ in range(600):
         if not sshd.processes():
             break
         time.sleep(0.1)

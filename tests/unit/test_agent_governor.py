@@ -53,7 +53,7 @@ def variant(tmp_path, monkeypatch):
 
 
 def until(condition):
-    for _ in range(200):
+    for _ in range(2000):
         if condition():
             return
         time.sleep(0.05)

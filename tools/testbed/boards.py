@@ -7,6 +7,7 @@ marks it ``emulated``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shlex
@@ -165,7 +166,8 @@ def register(kind: Kind) -> None:
         rule = Path(f"/usr/lib/binfmt.d/{kind.qemu}.conf")
         if not rule.exists():
             raise MissingToolError("qemu-user-static is not installed: apt install qemu-user-static")
-        _BINFMT.joinpath("register").write_text(rule.read_text())
+        with contextlib.suppress(FileExistsError):  # another process was quicker
+            _BINFMT.joinpath("register").write_text(rule.read_text())
 
 
 @dataclass(kw_only=True)

@@ -116,7 +116,7 @@ class Sshd:
         """What remains in the device's temporary folder."""
         return sorted(p.name for p in self.disk.iterdir())
 
-    def settled(self, seconds: float = 10.0) -> tuple[list[str], list[str]]:
+    def settled(self, seconds: float = 30.0) -> tuple[list[str], list[str]]:
         """Processes and folders left, once they are gone or the time is over."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and (self.processes() or self.left_over()):

@@ -171,13 +171,18 @@ class Session:
         """
         placed = self.placement()
         library = _library(self._package)
-        if library is None:
-            notes = ["%s tells no times by operator: only where each runs" % self._package]
-            return {"operators": _untimed(placed), "whole_us": _whole(self.invoke, runs), "notes": notes}
+        why = "" if library else "%s has no profiler" % self._package
         inputs = [self._interpreter.get_tensor(s["index"]) for s in self.inputs]
-        model = Compiled(library, self._path, self._threads, self._xnnpack)
-        for warm in (2, 0):
-            whole, events = model.run(inputs, warm or runs)
+        try:
+            if library:
+                model = Compiled(library, self._path, self._threads, self._xnnpack)
+                for warm in (2, 0):
+                    whole, events = model.run(inputs, warm or runs)
+        except (RuntimeError, AttributeError) as error:  # another version's interface
+            why = str(error)
+        if why:
+            notes = ["no times by operator, only where each runs: %s" % why]
+            return {"operators": _untimed(placed), "whole_us": _whole(self.invoke, runs), "notes": notes}
         found = _matched(placed, _by_operator(events, runs))
         notes = ["LiteRT's profiler counts whole microseconds, rounded down"]
         return {"operators": found, "whole_us": whole, "notes": notes}

@@ -98,3 +98,22 @@ def test_events_by_operator(litert):
         (1, "Conv", [4, 4]),
     ]
     assert litert._by_operator(run, 2) == []  # an event that was dropped: no half truths
+
+
+def test_a_litert_whose_interface_is_another_tells_the_placement_and_why(litert, monkeypatch):
+    session = litert.Session.__new__(litert.Session)
+    session.inputs, session._path, session._threads, session._xnnpack = [], "m", 1, True
+    session._package, session._interpreter = "ai_edge_litert", None
+    tensor = {"name": "body.0/relu", "dtype": "float32"}
+    node = {"index": 0, "op": "CONV_2D", "outputs": [7], "delegate": 0}
+    monkeypatch.setattr(
+        session, "placement", lambda: {"nodes": [node], "tensors": {"7": tensor}, "delegates": 1}
+    )
+    monkeypatch.setattr(session, "invoke", lambda: None)
+    monkeypatch.setattr(litert, "_library", lambda package: object())
+    found = session.profile(3)
+    assert [(o["name"], o["us"], o["placed"]) for o in found["operators"]] == [
+        ("body.0/relu", None, "XNNPACK")
+    ]
+    assert len(found["whole_us"]) == 3
+    assert "only where each runs" in found["notes"][0]

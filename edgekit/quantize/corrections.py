@@ -71,11 +71,11 @@ class FloatModels:
         again = calibrate(corrected, self.samples, out=self.folder / f"{name}.calibration")
         return corrected, again, (*notes, f"{key[-1]} rescaled {changed} tensors")
 
-    def rounded(self, model: OnnxModel, plan: Plan, options: QuantizeOptions) -> dict[str, Stored]:
+    def rounded(self, model: OnnxModel, plan: Plan, bits: int, *, per_channel: bool) -> dict[str, Stored]:
         """Weights of the plan's quantized layers, rounded with regard to their inputs."""
         if model.sha256 not in self._rounding:
             self._rounding[model.sha256] = Rounding(self._seen(model))
-        return self._rounding[model.sha256].weights(plan, options.weight_bits)
+        return self._rounding[model.sha256].weights(plan, bits, per_channel=per_channel)
 
     def layer_ranges(self, model: OnnxModel, graph: ir.Graph, calibration: Calibration) -> LayerRanges:
         """Ranges that regard the weights which tensors meet; ``graph`` is the model's."""

@@ -111,7 +111,8 @@ def _quantize(
     ranges = Ranges(calibration=calibration, options=options, layers=layers, trained=trained)
     plan = make_plan(ir_model.graph, ranges, scheme, rules, options)
     if "rounding" in options.corrections:
-        plan.weights.update(floats.rounded(model, plan, options))
+        integers = floats.rounded(model, plan, options.weight_bits, per_channel=scheme.per_channel)
+        plan.weights.update(integers)
     report = _report(plan, options, (*trained.notes, *plan.notes, *notes))
     if rules.embedding == "rows":
         report = _with_embeddings(report, quantize_embeddings(ir_model.graph))

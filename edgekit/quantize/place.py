@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,13 +99,18 @@ class _Placer:
     def _rounded(self, block: Block, real: Floats, bias: Floats | None, activation: float | None) -> Stored:
         assert block.weight is not None
         stored = self.plan.weights.get(block.weight.name or "")
-        if stored is not None:
-            return stored
         axis = block.weight_axis if self.scheme.per_channel else None
-        scale = weight_scale(real, axis, self.weight_bits)
+        scale = weight_scale(real, axis, self.weight_bits) if stored is None else stored.scale
+        raised = scale
         if bias is not None and activation is not None:
-            scale = room_for_bias(scale, bias if axis is not None else np.abs(bias).max(), activation)
-        return quantize_weight(real, axis, self.weight_bits, scale)
+            raised = room_for_bias(scale, bias if scale.ndim else np.abs(bias).max(), activation)
+        if stored is not None and not (raised > scale).any():
+            return stored
+        nearest = quantize_weight(real, axis if stored is None else stored.axis, self.weight_bits, raised)
+        if stored is None:
+            return nearest
+        kept = np.broadcast_to(nearest.spread <= stored.spread, real.shape)
+        return dataclasses.replace(nearest, values=np.where(kept, stored.values, nearest.values))
 
     def _bias(self, block: Block, old: ir.Value | None, bias: Floats, scale: Floats | None) -> None:
         """Store a block's bias as INT32 on ``scale``, or as float without one."""

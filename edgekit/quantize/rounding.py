@@ -36,12 +36,14 @@ class Rounding:
         self.inputs = inputs
         self._done: dict[tuple[str, int], Stored] = {}
 
-    def weights(self, plan: Plan, bits: int) -> dict[str, Stored]:
+    def weights(self, plan: Plan, bits: int, *, per_channel: bool) -> dict[str, Stored]:
         """Integer weights by name for the quantized layers of a plan; shared weights are left to nearest."""
         blocks = [b for b in plan.blocks if plan.quantized(b) and fits(b)]
         left = [b for b in blocks if (b.name, bits) not in self._done]
         for block, moment in moments(self.inputs, left):
-            self._done[block.name, bits] = _round(block, moment, bits)
+            self._done[block.name, bits] = _round(
+                block, moment, bits, block.weight_axis if per_channel else None
+            )
         return {b.weight.name or "": self._done[b.name, bits] for b in blocks if b.weight is not None}
 
 
@@ -118,19 +120,19 @@ def _columns(block: Block, x: Floats) -> Floats:
     return np.ascontiguousarray(grouped.transpose(1, 0, 2))
 
 
-def _round(block: Block, moment: Doubles, bits: int) -> Stored:
+def _round(block: Block, moment: Doubles, bits: int, axis: int | None) -> Stored:
     assert block.weight is not None
     array = constant(block.weight)
     assert array is not None
-    axis = block.weight_axis
     scale = weight_scale(array, axis, bits)
     rows = _matrix(block, array)
     groups, outputs = moment.shape[0], rows.shape[0]
     size = outputs // groups
     top = (1 << (bits - 1)) - 1
     parts = (slice(g * size, (g + 1) * size) for g in range(groups))
+    steps = np.broadcast_to(scale, outputs)[:, None]
     integers = np.concatenate(
-        [compensated(rows[p], moment[g], scale[p, None], (-top, top)) for g, p in enumerate(parts)]
+        [compensated(rows[p], moment[g], steps[p], (-top, top)) for g, p in enumerate(parts)]
     )
     nearest = quantize_weight(array, axis, bits, scale)
     if block.op == "Conv" or (block.op == "Gemm" and attribute(block.core, "transB", 0)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from quantize_support import Items, exported, snr, target
@@ -139,6 +140,35 @@ def test_what_does_not_suit_a_scheme_is_left_out_and_said(network, tmp_path: Pat
     _, report = quantize(model, calibration, target("ort"), options, tmp_path / "q.onnx", items)
     assert report.corrections == ("bias",)
     assert any("gptq is not for int8 weights" in n for n in report.notes)
+
+
+class Dead(nn.Module):
+    """A convolution one of whose channels has almost no weights, and a bias that matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+        with torch.no_grad():
+            self.conv.weight[2] *= 1e-9
+            self.conv.bias[2] = 3.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_rounded_int8_weights_leave_room_for_biases(per_channel: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(16, 1, 3, 10, 10)
+    model = exported(Dead(), {"x": inputs[0]}, tmp_path)
+    items = Items([{"x": x.numpy()} for x in inputs])
+    calibration = calibrate(model, items, out=tmp_path / "calibration")
+    row = target("tflite", per_channel=per_channel)
+    options = QuantizeOptions(method="minmax", corrections=("rounding",))
+    made, _ = quantize(model, calibration, row, options, tmp_path / "q.onnx", items)
+    assert snr(run(model.path, items), run(made.path, items)) > 25
+    scales = [i for i in onnx.load(made.path).graph.initializer if i.name.startswith("conv.weight_scale")]
+    assert [list(s.dims) for s in scales] == ([[8]] if per_channel else [[]])
 
 
 def test_in_litert(network, tmp_path: Path) -> None:

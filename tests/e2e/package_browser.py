@@ -66,16 +66,15 @@ def served(folder: Path) -> Iterator[Site]:
         thread.join()
 
 
-def browse(site: Site, page: str, profile: Path) -> str:
+SOFTWARE_GPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"]
+"""WebGPU on SwiftShader, Chromium's own Vulkan driver in software."""
+
+
+def browse(site: Site, page: str, profile: Path, *, gpu: bool = False) -> str:
     """The page's document when it has given its verdict, in headless Chromium."""
     tools.need("chromium")
-    command = [
-        "chromium",
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-    ]
+    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-background-networking"]
+    command += SOFTWARE_GPU if gpu else ["--disable-gpu"]
     command += [f"--user-data-dir={profile}", f"http://127.0.0.1:{site.server_port}/watch#/{page}"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as browser:
         try:

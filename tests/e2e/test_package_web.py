@@ -95,6 +95,26 @@ def test_selftest_passes_in_the_browser(site: Path, tmp_path: Path) -> None:
     assert dom.count('"passed": true') == 7  # the report and its six cases
 
 
+def test_webgpu_is_taken_where_it_passes_and_the_cpu_where_not(site: Path, tmp_path: Path) -> None:
+    """LiteRT passes on WebGPU. ONNX Runtime's WebGPU kernel refuses a convolution that leaves its dilations to the
+    default, as this model's does: the CPU has to take over."""
+    folder = site / "node_modules" / NAME
+    page = (folder / "selftest.html").read_text()
+    asked = page.replace("Model.load({ accelerator, wasmUrl", "Model.loadVerified({ wasmUrl")
+    assert asked != page
+    (folder / "verified.html").write_text(asked)
+    with served(site / "node_modules") as running:
+        forced = browse(running, f"{NAME}/selftest.html?accelerator=gpu", tmp_path / "forced", gpu=True)
+        chosen = browse(running, f"{NAME}/verified.html", tmp_path / "chosen", gpu=True)
+    (folder / "verified.html").unlink()
+    if "adapter" in forced:
+        pytest.skip("this Chromium has no WebGPU in software")
+    lite = "litert" in (folder / "package.json").read_text()
+    assert verdict(forced) == lite, forced
+    assert verdict(chosen), chosen
+    assert f'"accelerator": "{"gpu" if lite else "cpu"}"' in chosen
+
+
 MUTANTS = {
     "BGR": {"color": "bgr"},
     "divided by 255 only": {"mean": [0.0], "std": [1.0]},

@@ -125,11 +125,13 @@ class Qat:
             layer, _, kind = key.rpartition(".")
             if kind != "bits":
                 continue
-            module = model.get_submodule(layer)
+            module = _layer(model, layer)
             weights, axis, number, activations = (int(v) for v in facts)
             if f"{layer}.batch_norm" in tensors:
+                norm = bytes(tensors[f"{layer}.batch_norm"].tolist()).decode()
+                _layer(model, norm)
                 norms.add_bias(module)
-                norms.drop(model, bytes(tensors[f"{layer}.batch_norm"].tolist()).decode())
+                norms.drop(model, norm)
             weight = module.get_parameter("weight")
             shape = (weight.shape[axis],) if axis >= 0 else ()
             zeros = torch.zeros_like(weight, dtype=torch.int8)
@@ -252,6 +254,19 @@ def _runner(context: Context, bits: Mapping[str, Bits]) -> Callable[[torch.nn.Mo
         return torch.cat(outputs)
 
     return on_example if context.example_inputs else on_batch
+
+
+def _layer(model: torch.nn.Module, name: str) -> torch.nn.Module:
+    """The layer that was quantized, or the batch norm behind it. Raises ``SourceError`` when there is none."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    known = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)} | prunable(model)
+    if name not in known:
+        raise SourceError(
+            f"the plan quantizes {name!r}, and the model has no such layer",
+            hint="the source has changed since it was compressed: compress it again",
+        )
+    return known[name]
 
 
 def _settle(model: torch.nn.Module, bits: Mapping[str, Bits]) -> None:

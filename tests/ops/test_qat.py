@@ -287,6 +287,22 @@ def test_what_cannot_be_done_is_refused(trained: nn.Module) -> None:
     assert parse_bits("a=8,b*=4/16") == [("a", (8, None)), ("b*", (4, 16))]
 
 
+def test_a_plan_of_another_model_is_refused(trained: nn.Module) -> None:
+    made, context = applied(trained, Qat())
+    other = nn.Sequential(nn.Linear(3, 3))
+    with pytest.raises(SourceError, match="no such layer"):
+        rebuilt(other, (Qat(),), context.tensors, made.state_dict())
+    with pytest.raises(SourceError, match="do not fit"):
+        rebuilt(Net(width=16), (Qat(),), context.tensors, made.state_dict())
+
+
+def test_mixed_precision_trains_on_the_same_grid(trained: nn.Module) -> None:
+    pytest.importorskip("lightning_fabric")
+    made, _ = applied(trained, Qat(weights=4, training=Training(epochs=2.0, rate=1e-3, precision="bf16")))
+    assert Stripes().metric(made) > 0.9
+    assert {p.dtype for p in made.parameters()} == {torch.float32, torch.int8}
+
+
 def test_weights_alone_need_no_data(trained: nn.Module) -> None:
     made = Qat(weights=8, activations=0).apply(copy.deepcopy(trained), Context(example_inputs=EXAMPLE))
     assert torch.allclose(flat(made), flat(trained.eval()), atol=0.15)

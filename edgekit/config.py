@@ -69,7 +69,9 @@ def load(flags: Mapping[str, Any], *, project: Path | None = None) -> Options:
     options = structure(Options, _from_file(project or Path.cwd()), where="edgekit.toml")
     options = replace(options, **_from_environment())
     on = {option.name for option in fields(Options) if option.default is True}
-    given = {k: v for k, v in flags.items() if v not in (None, "", (), {}, False) or (v is False and k in on)}
+    given: dict[str, Any] = {
+        k: v for k, v in flags.items() if v not in (None, "", (), {}, False) or (v is False and k in on)
+    }
     if "set" in given:
         given["set"] = {**options.set, **given["set"]}
     return replace(options, **given)

@@ -83,7 +83,10 @@ def export(path: Path) -> None:
     from edgekit.types import TorchModel
 
     def conv(i: int, o: int, k: int, stride: int = 1, groups: int = 1, *, act: bool = True) -> nn.Sequential:
-        layers = [nn.Conv2d(i, o, k, stride, k // 2, groups=groups, bias=False), nn.BatchNorm2d(o, momentum=None)]
+        layers = [
+            nn.Conv2d(i, o, k, stride, k // 2, groups=groups, bias=False),
+            nn.BatchNorm2d(o, momentum=None),
+        ]
         return nn.Sequential(*layers, nn.ReLU6() if act else nn.Identity())
 
     class Inverted(nn.Module):

@@ -7,7 +7,8 @@
               machine that does nothing else.
 
 The statistics are the product's: ten fresh processes a side, interleaved, and its verdict. Replicates are shortened
-(``--seconds``, ``--warmup``). With ``--out FILE`` a comparison is one JSON line, and a run that was cut off goes on.
+(``--seconds``, ``--warmup``). With ``--out FILE`` a comparison is one JSON line, and a run that was cut off goes on;
+what was kept is judged again by the method as it is now.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["EDGEKIT_LOCK"] = f"-harness-{os.getpid()}"  # its load is part of it: it need not wait for others
 
 import numpy as np
 
 from edgekit.bench import BenchSettings, Variant, compare_artifacts
-from edgekit.devices.statistics import wilson
+from edgekit.devices.statistics import paired_difference, wilson
 
 SAME = "no detectable difference"
 
@@ -77,14 +79,8 @@ def ratio(options: argparse.Namespace) -> int:
     return int("faster" in found)
 
 
-def comparisons(
-    options: argparse.Namespace, count: int, *, layers: tuple[int, int]
-) -> list[dict[str, object]]:
-    rows = (
-        [json.loads(x) for x in options.out.read_text().splitlines()]
-        if options.out and options.out.exists()
-        else []
-    )
+def comparisons(options: argparse.Namespace, count: int, *, layers: tuple[int, int]) -> list[dict[str, Any]]:
+    rows = [judged_again(x) for x in kept(options.out)]
     settings = BenchSettings(processes=options.processes, seconds=options.seconds, warmup_s=options.warmup)
     with tempfile.TemporaryDirectory() as folder, synthetic_load(options.load):
         first, second = (
@@ -114,6 +110,17 @@ def comparisons(
                 flush=True,
             )
     return rows
+
+
+def kept(out: Path | None) -> list[dict[str, Any]]:
+    return [json.loads(x) for x in out.read_text().splitlines()] if out is not None and out.exists() else []
+
+
+def judged_again(row: dict[str, Any]) -> dict[str, Any]:
+    """A kept comparison by today's method: the medians of its processes are all that a verdict rests on."""
+    difference = paired_difference(*([[median] for median in side] for side in row["samples"]))
+    found = {n: getattr(difference, n) for n in ("verdict", "ratio", "p_value", "detectable")}
+    return row | found
 
 
 def chain(path: Path, layers: int) -> Variant:

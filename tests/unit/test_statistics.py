@@ -196,6 +196,24 @@ def test_the_detectable_change_is_detected():
     assert sum(v == "slower" for v in found) >= 60
 
 
+def test_processes_that_were_kept_waiting_do_not_move_the_ratio():
+    generator = np.random.default_rng(7)
+    first, second = _machine(generator, 10, 1.3)
+    first[3] = [3 * x for x in first[3]]
+    second[8] = [6 * x for x in second[8]]
+    found = paired_difference(first, second)
+    assert found.ratio == pytest.approx(1.3, rel=0.06)
+    assert found.interval.low < 1.3 < found.interval.high
+
+
+def test_the_signed_rank_test_against_the_published_table():
+    # Darwin's maize (Fisher 1935, The Design of Experiments, ch. III): T = 24; two-sided exact p = 0.0413.
+    cross = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
+    found = paired_difference([[1.0]] * 15, [[math.exp(d / 1000)] for d in cross])
+    assert found.p_value == pytest.approx(0.0413, abs=2e-4)
+    assert math.log(found.ratio) * 1000 == pytest.approx(24.5, abs=1.0)
+
+
 def test_many_pairs_use_random_flips():
     generator = np.random.default_rng(6)
     difference = paired_difference(*_machine(generator, 20, 1.3))

@@ -269,7 +269,7 @@ def _entropy(array: Array) -> float:
 
     if array.nbytes < 64:
         return float(array.nbytes)
-    if array.dtype.kind not in "iufb" or array.dtype.itemsize not in (1, 2, 4, 8):
+    if array.dtype.hasobject or array.dtype.itemsize not in (1, 2, 4, 8):
         return float(array.nbytes)
     flat = np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
     values, counts = np.unique(flat, return_counts=True)

@@ -217,3 +217,15 @@ def test_the_journal_survives_being_cut_off(tmp_path: Path) -> None:
     other = Journal(tmp_path / "elsewhere" / "search.jsonl", {"search": "a"}, Setup, kept)
     assert other.known == second.known
     assert not Journal(tmp_path / "third" / "search.jsonl", {"search": "b"}, Setup, kept).known
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4", "int8", "float32"])
+def test_few_values_are_estimated_by_their_entropy_in_any_type(name: str) -> None:
+    import ml_dtypes
+    import numpy as np
+
+    from edgekit.shipping import _entropy
+
+    values = np.random.default_rng(0).integers(0, 8, 80_000)
+    array = values.astype(np.dtype(getattr(ml_dtypes, name, name)))
+    assert _entropy(array) == pytest.approx(80_000 * 3 / 8, rel=0.02)

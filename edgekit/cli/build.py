@@ -42,7 +42,13 @@ if TYPE_CHECKING:
 @click.option(
     "--device", metavar="NAME", help="Quantize for this device's processor, and run and gate there."
 )
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the target.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the target, or fold_preprocessing=true, pixels=uint8.",
+)
 @click.option("--allow-not-run", is_flag=True, help="Accept artifacts that this machine cannot run.")
 @click.option(
     "--accept-data", is_flag=True, help="Calibrate even with samples that the calibration doctor refuses."

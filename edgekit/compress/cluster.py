@@ -4,14 +4,18 @@ Han, Mao & Dally, "Deep Compression" (ICLR 2016): one-dimensional k-means over a
 table is trained by the sum of its members' gradients. Zeros stay zero and take no entry. ``bias`` moves
 the boundaries between values towards the rarer one, in the sense of entropy-constrained quantization
 (Chou, Lookabaugh & Gray 1989): the cost of a weight is ``(w - c)² + bias · σ² · bits(c)``, because what is
-stored in the end is the entropy of the indices, not their width.
+stored in the end is the entropy of the indices, not their width. With ``bits`` the loss itself is weighed against the
+coded size, over all layers together (:mod:`edgekit.compress.cluster_coded`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from edgekit.compress import cluster_coded
+from edgekit.compress.curvature import curvature
 from edgekit.compress.prune import prunable
 from edgekit.compress.train import Training, fit
 from edgekit.errors import ConfigError, SourceError
@@ -29,8 +33,10 @@ class Cluster:
     """Let the weights of each linear and convolution layer share ``values`` distinct values besides zero.
 
     ``layers``: other numbers for single layers, ``"conv1=16,fc*=6"``. ``bias`` ≥ 0 trades precision for
-    entropy. ``bias_bits`` > 0 rounds the layers' biases to so many bits of mantissa in the end: in a small
-    net they are a quarter of the file. Training moves the tables and the biases of the layers, never the assignment.
+    entropy. ``bits`` > 0 is what a weight may cost when it is coded, tables included, on average over all layers:
+    values and assignments are then those of least loss on ``batches`` of the task's training data, ``values`` the most
+    that a table may have. ``bias_bits`` > 0 rounds the layers' biases to so many bits of mantissa in the end: in a
+    small net they are a quarter of the file. Training moves the tables and the layers' biases, never the assignment.
     """
 
     NAME: ClassVar[str] = "cluster"
@@ -38,6 +44,8 @@ class Cluster:
     values: int = 15
     layers: str = ""
     bias: float = 0.0
+    bits: float = 0.0
+    batches: int = 8
     bias_bits: int = 0
     training: Training = field(default_factory=lambda: Training(epochs=0.0))
 
@@ -47,17 +55,25 @@ class Cluster:
                 f"cluster with {self.values} values, bias {self.bias} and bias_bits {self.bias_bits}",
                 hint="1 to 4096 values, a bias that is not negative, 0 to 23 bits",
             )
+        if self.bits < 0 or self.batches < 1 or (self.bits and self.bias):
+            raise ConfigError(
+                f"cluster with {self.bits} bits a weight, {self.batches} batches and bias {self.bias}",
+                hint="bits that are not negative, at least one batch; bits or bias, not both",
+            )
         parse_values(self.layers)
 
     def apply(self, model: torch.nn.Module, context: Context) -> torch.nn.Module:
-        """Cluster in place and return ``model``. Raises ``SourceError`` if no layer can be clustered."""
+        """Cluster in place and return ``model``.
+
+        Raises ``SourceError`` if no layer can be clustered, ``UsageError`` with ``bits`` and no task.
+        """
         import torch
         from torch.nn.utils import parametrize
 
         targets = prunable(model)
         if not targets:
             raise SourceError("the model has no linear or convolution layer", hint="leave this step out")
-        tables = {name: self._share(name, m) for name, m in targets.items()}
+        tables = self._coded(model, targets, context) if self.bits else self._nearest(targets)
         for name, module in targets.items():
             parametrize.register_parametrization(module, "weight", tables[name])
             module.get_parameter("parametrizations.weight.original").requires_grad_(False)
@@ -76,12 +92,34 @@ class Cluster:
         )
         return model
 
-    def _share(self, name: str, module: torch.nn.Module) -> torch.nn.Module:
+    def _nearest(self, targets: Mapping[str, torch.nn.Module]) -> dict[str, torch.nn.Module]:
+        """Layer by layer, from the weights alone."""
+        return {
+            name: _shared(*kmeans(m.get_parameter("weight").detach(), self._count(name), self.bias))
+            for name, m in targets.items()
+        }
+
+    def _coded(
+        self, model: torch.nn.Module, targets: Mapping[str, torch.nn.Module], context: Context
+    ) -> dict[str, torch.nn.Module]:
+        """All layers together, by what the loss minds. The biases take up what they can."""
+        import torch
+
+        seen = curvature(model, targets, context, self.batches, step=self.NAME)
+        weights = {name: m.get_parameter("weight").detach() for name, m in targets.items()}
+        counts = {name: self._count(name) for name in targets}
+        out = {}
+        for name, found in cluster_coded.share(weights, seen, counts, self.bits).items():
+            device, bias = weights[name].device, targets[name].bias
+            if isinstance(bias, torch.nn.Parameter) and found.shift is not None:
+                bias.data += found.shift.to(device)
+            out[name] = _shared(found.table.to(device), found.index.to(device))
+        return out
+
+    def _count(self, name: str) -> int:
         import fnmatch
 
-        count = next((v for p, v in parse_values(self.layers) if fnmatch.fnmatchcase(name, p)), self.values)
-        table, index = kmeans(module.get_parameter("weight").detach(), count, self.bias)
-        return _shared(table, index)
+        return next((v for p, v in parse_values(self.layers) if fnmatch.fnmatchcase(name, p)), self.values)
 
 
 def round_mantissa(x: torch.Tensor, bits: int) -> torch.Tensor:

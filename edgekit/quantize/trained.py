@@ -118,8 +118,10 @@ def _weight(graph: ir.Graph, node: ir.Node, parts: _Parts) -> None:
     stored = _stored(node, values, scale, zero)
     real = stored.real if stored is not None else _dequantized(node, values, scale, zero)
     _put(graph, node, real, stored if values.dtype.name in _STORED else None, parts)
-    if stored is None:
-        parts.notes.append("weights in blocks or with a zero point a channel are rounded anew")
+    wide = values.dtype.name not in _STORED and values.ndim > 1
+    if stored is None or wide:
+        kind = f"in {values.dtype.name.upper()}" if wide else "in blocks or with a zero point a channel"
+        parts.notes.append(f"weights {kind} are rounded anew")
 
 
 def _put(graph: ir.Graph, node: ir.Node, real: Any, stored: Stored | None, parts: _Parts) -> None:

@@ -134,6 +134,11 @@ def _reported(backend: str, error: Mapping[str, Any], far: Far) -> EdgekitError:
     kind, message = error.get("kind"), str(error.get("message", ""))
     if kind == "missing":
         return _missing(backend, message, far)
+    if kind == "program":
+        return RuntimeCrashError(
+            f"on {far.device} {message}",
+            hint="run it by hand there; a program for another version of the runtime may refuse the model",
+        )
     if kind == "unusable":
         return NotRunnableError(
             f"{name} cannot run on {far.device}: {message}",

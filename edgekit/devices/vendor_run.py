@@ -9,17 +9,20 @@ from __future__ import annotations
 import os
 import socket
 import statistics
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from edgekit.devices import android
-from edgekit.devices.connect import connect, send_model, without_python
+from edgekit.devices.connect import connect, send_agent, send_model, without_python
 from edgekit.devices.health import Health, assess, hottest
-from edgekit.devices.plan import Look
+from edgekit.devices.pack import pack
+from edgekit.devices.plan import Look, Task, Watch, look, run_plan
 from edgekit.devices.process import Patience
 from edgekit.devices.statistics import summarize
 from edgekit.devices.vendor import Program, Reading, Timing, median_of, merged_notes, program_of
@@ -28,7 +31,6 @@ from edgekit.types import Measurement, Option
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
 
     from edgekit.devices.transport import Transport
     from edgekit.types import Device
@@ -100,24 +102,13 @@ def measure(
     Raises :class:`UsageError` when no program is known, :class:`RuntimeCrashError`,
     :class:`~edgekit.errors.BackendError` when its output cannot be read, and :class:`DeviceError`.
     """
-    with connect(device) as transport, _held(transport, device):
-        before, hot = _cooled(transport, device)
-        run = _Run(transport=transport, device=device, settings=settings, facts=before.facts)
-        prepared = {
-            letter: run.prepare(letter, subject) for letter, subject in zip("AB", subjects, strict=False)
-        }
-        readings: dict[str, list[Reading]] = {letter: [] for letter in prepared}
-        states = [before.state]
-        for done, letter in enumerate(order, 1):
-            readings[letter].append(run.once(prepared[letter]))
-            states.append(android.sample(transport))
-            if settings.on_progress is not None:
-                settings.on_progress(done, len(order))
-    health = assess(before.facts, states)
-    health = replace(health, noisy=(*health.noisy, hot)) if hot else health
+    with connect(device) as transport, tempfile.TemporaryDirectory(prefix="edgekit-program-") as folder:
+        run = _Run(transport=transport, device=device, settings=settings, folder=Path(folder))
+        found = run.bare(subjects, order) if without_python(device) else run.supervised(subjects, order)
+    health = assess(found.facts, found.states)
+    health = replace(health, noisy=(*health.noisy, found.hot)) if found.hot else health
     return {
-        letter: _measurement(run, prepared[letter], found, states, health)
-        for letter, found in readings.items()
+        letter: _measurement(device, prepared, found, health) for letter, prepared in found.prepared.items()
     }
 
 
@@ -130,24 +121,81 @@ class _Prepared:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What came of a run: readings by letter, and the device before, between and after. ``hot``: it began so."""
+
+    prepared: Mapping[str, _Prepared]
+    readings: Mapping[str, list[Reading]]
+    facts: Mapping[str, Any]
+    states: Sequence[Mapping[str, Any]]
+    hot: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Run:
     transport: Transport
     device: Device
     settings: VendorSettings
-    facts: Mapping[str, Any]
+    folder: Path
 
-    @property
-    def threads(self) -> int:
-        """As asked for, else as many as there are processors: what our own runners do."""
-        return self.settings.threads or len(self.settings.cpus) or int(self.facts.get("usable_processors", 1))
+    def bare(self, subjects: Sequence[Timed], order: str) -> _Found:
+        """Without Python there: one shell command after the other."""
+        with _held(self.transport, self.device):
+            before, hot = _cooled(self.device, partial(android.look, self.transport))
+            mask = sum(1 << cpu for cpu in self.settings.cpus)
+            bound = ("taskset", f"{mask:x}") if mask else ()
+            prepared = self._all(subjects, before.facts)
+            readings: dict[str, list[Reading]] = {letter: [] for letter in prepared}
+            states = [before.state]
+            for done, letter in enumerate(order, 1):
+                readings[letter].append(self.once(prepared[letter], bound))
+                states.append(android.sample(self.transport))
+                if self.settings.on_progress is not None:
+                    self.settings.on_progress(done, len(order))
+        return _Found(prepared=prepared, readings=readings, facts=before.facts, states=states, hot=hot)
 
-    def prepare(self, letter: str, subject: Timed) -> _Prepared:
-        """Put the program and the model there."""
+    def supervised(self, subjects: Sequence[Timed], order: str) -> _Found:
+        """With Python there: the agent runs the program, with its lock, heartbeat and journal."""
+        agents = {s.backend: send_agent(self.transport, pack(s.backend), self.folder) for s in subjects}
+        agent = agents[subjects[0].backend]
+        before, hot = _cooled(self.device, partial(look, self.transport, agent))
+        prepared = self._all(subjects, before.facts)
+        tasks = [
+            Task(
+                id=f"{number}-{letter}",
+                backend=prepared[letter].program.backend,
+                agent=agents[prepared[letter].program.backend],
+                job={
+                    "action": "program",
+                    "scratch": str(self.transport.root),
+                    "argv": prepared[letter].argv,
+                    "file": str(self.transport.root / prepared[letter].file),
+                    "cpus": self.settings.cpus,
+                },
+                timeout=self.settings.timeout,
+            )
+            for number, letter in enumerate(order)
+        ]
+        watch = Watch(on_done=self.settings.on_progress, cancel=self.settings.cancel)
+        results = run_plan(self.transport, tasks, watch)
+        readings: dict[str, list[Reading]] = {letter: [] for letter in prepared}
+        for task in tasks:
+            said, letter = results[task.id].result, task.id[-1]
+            readings[letter].append(prepared[letter].program.read(said["text"], said["file"]))
+        states = [before.state, *watch.states]
+        return _Found(prepared=prepared, readings=readings, facts=before.facts, states=states, hot=hot)
+
+    def _all(self, subjects: Sequence[Timed], facts: Mapping[str, Any]) -> dict[str, _Prepared]:
+        return {x: self.prepare(x, subject, facts) for x, subject in zip("AB", subjects, strict=False)}
+
+    def prepare(self, letter: str, subject: Timed, facts: Mapping[str, Any]) -> _Prepared:
+        """Put the program and the model there. As many threads as processors, as our own runners have them."""
         program = program_of(subject.backend)
-        path = self._program(program)
+        path = self._program(program, facts)
         model = str(send_model(self.transport, subject.model, subject.files, folder=letter))
         file = f"{letter}-times"
-        threads = self.settings.threads or int(subject.options.get("threads", 0)) or self.threads
+        asked = self.settings.threads or int(subject.options.get("threads", 0))
+        threads = asked or len(self.settings.cpus) or int(facts.get("usable_processors", 1))
         timing = Timing(
             seconds=self.settings.seconds,
             iterations=self.settings.iterations,
@@ -155,18 +203,15 @@ class _Run:
             threads=threads,
         )
         argv = [path, *program.argv(model, subject.options, timing, str(self.transport.root / file))]
-        if self.settings.cpus:
-            mask = sum(1 << cpu for cpu in self.settings.cpus)
-            argv = ["taskset", f"{mask:x}", *argv]
         return _Prepared(program=program, argv=tuple(argv), file=file, threads=threads)
 
-    def _program(self, program: Program) -> str:
+    def _program(self, program: Program, facts: Mapping[str, Any]) -> str:
         """The path there of the program that the user named: sent, or with ``device:`` there already."""
         named = str(self.device.options.get("binary") or self.device.options.get(program.name) or "")
         if not named:
             raise UsageError(
                 f"{self.device.name} has no Python, and no {program.name} was named to time with",
-                hint=f"--binary PATH to {program.name} for its ABI ({self.facts.get('abi') or self.facts['arch']}), or "
+                hint=f"--binary PATH to {program.name} for its ABI ({facts.get('abi') or facts['arch']}), or "
                 f"{program.name} = … in the device's row; device:PATH is one that is there already",
             )
         if named.startswith("device:"):
@@ -179,10 +224,10 @@ class _Run:
             _short(self.transport, ["chmod", "700", there])
         return there
 
-    def once(self, prepared: _Prepared) -> Reading:
-        """One fresh process."""
+    def once(self, prepared: _Prepared, bound: Sequence[str]) -> Reading:
+        """One fresh process, ``bound`` to processors."""
         lines: list[str] = []
-        argv = ["sh", "-c", _WATCHED, "edgekit", *prepared.argv]
+        argv = ["sh", "-c", _WATCHED, "edgekit", *bound, *prepared.argv]
         patience = Patience(whole=self.settings.timeout, cancel=self.settings.cancel)
         # Some print their figures on stderr: both are read.
         done = self.transport.run(argv, stdin=b"", on_line=lines.append, patience=patience)
@@ -207,13 +252,9 @@ class _Run:
         return "\n".join(lines)
 
 
-def _measurement(
-    run: _Run,
-    prepared: _Prepared,
-    readings: Sequence[Reading],
-    states: Sequence[Mapping[str, Any]],
-    health: Health,
-) -> Measurement:
+def _measurement(device: Device, prepared: _Prepared, found: _Found, health: Health) -> Measurement:
+    letter = next(x for x, p in found.prepared.items() if p is prepared)
+    readings = found.readings[letter]
     samples = [r.steady_ms for r in readings]
     summary = summarize(samples)
     noisy = [
@@ -229,7 +270,7 @@ def _measurement(
     if p90 is None:
         notes = (*notes, "p90 is that of the processes' figures")
     return Measurement(
-        device=run.device.name,
+        device=device.name,
         threads=prepared.threads,
         samples=tuple(samples),
         import_ms=0.0,
@@ -244,8 +285,8 @@ def _measurement(
         validity=validity,
         reasons=(*health.invalid, *noisy, *notes),
         facts={
-            "device": dict(run.facts),
-            "states": [dict(s) for s in states],
+            "device": dict(found.facts),
+            "states": [dict(s) for s in found.states],
             "program": prepared.program.name,
             "p50_interval_ms": [summary.interval.low, summary.interval.high],
             "p50_interval_method": summary.interval.method,
@@ -255,12 +296,12 @@ def _measurement(
     )
 
 
-def _cooled(transport: Transport, device: Device) -> tuple[Look, str]:
+def _cooled(device: Device, seen_now: Callable[[], Look]) -> tuple[Look, str]:
     """Wait until it is as cool as its row wants, five minutes at most; what there is to say of it."""
     limit, end = device.options.get("cool_down_celsius"), time.monotonic() + _COOL_DOWN_S
     known = {"emulated": True} if device.options.get("emulated") else {}
     while True:
-        seen = android.look(transport)
+        seen = seen_now()
         heat = hottest(seen.state)
         cool = limit is None or heat is None or heat <= float(limit)
         if cool or time.monotonic() > end:
@@ -271,13 +312,7 @@ def _cooled(transport: Transport, device: Device) -> tuple[Look, str]:
 
 @contextmanager
 def _held(transport: Transport, device: Device) -> Iterator[None]:
-    """The device for ourselves. Only where there is no Python: elsewhere the agent's lock is the one that counts.
-
-    Raises :class:`DeviceBusyError` that says who has it.
-    """
-    if not without_python(device):
-        yield
-        return
+    """The device for ourselves; raises :class:`DeviceBusyError` that says who has it."""
     base = str(PurePosixPath(transport.root).parent)
     user = os.environ.get("USER") or str(os.getuid())
     who = f"{user} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}"

@@ -234,4 +234,42 @@ def test_a_program_on_this_machine(tmp_path):
     where = Device(name="local", options={"binary": program(tmp_path)})
     found = bench_artifact(variant(tmp_path, 2500), device=where, settings=SETTINGS)
     assert found.p50_ms == 2.5
-    assert found.threads == len(os.sched_getaffinity(0)) or found.threads >= 1
+    assert found.threads == len(os.sched_getaffinity(0))
+    where = Device(name="local", options={"binary": program(tmp_path, "echo cannot load; exit 3")})
+    with pytest.raises(RuntimeCrashError, match="ended with 3") as caught:
+        bench_artifact(variant(tmp_path, 1), device=where, settings=SETTINGS)
+    assert "cannot load" in caught.value.message
+
+
+def test_a_program_over_ssh_runs_under_the_agents_lock(sshd, tmp_path):
+    """As on a Jetson whose Python has no TensorRT: trtexec is there already."""
+    tool = sshd.base / "trtexec"
+    line = "median = 7.5 ms, mean = 7.6 ms, percentile(90%) = 9 ms, percentile(99%) = 12 ms"
+    script = f"""#!/bin/sh
+for a in "$@"; do case $a in --exportTimes=*) out=${{a#--exportTimes=}};; esac; done
+echo '[{{"computeMs": 7.0}}, {{"computeMs": 8.0}}]' > "$out"
+sleep 0.3
+echo "[I] GPU Compute Time: min = 7 ms, max = 8 ms, {line}"
+"""
+    tool.write_text(script)
+    tool.chmod(0o755)
+    options = {"config": str(sshd.config), "python": sshd.python, "binary": f"device:{tool}"}
+    board = Device(name="board", transport="ssh", address="device", options=options)
+    subject = variant(tmp_path, 1, "tensorrt")
+    results = {}
+
+    def first():
+        results["first"] = bench_artifact(subject, device=board, settings=replace(SETTINGS, processes=8))
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    for _ in range(200):
+        if any("trtexec" in line for line in sshd.processes()):
+            break
+        time.sleep(0.05)
+    with pytest.raises(DeviceBusyError):
+        bench_artifact(subject, device=board, settings=SETTINGS)
+    thread.join()
+    assert results["first"].samples == ((7.0, 8.0),) * 8
+    assert any("without copies" in reason for reason in results["first"].reasons)
+    assert sshd.settled() == ([], [])

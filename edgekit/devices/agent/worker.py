@@ -5,7 +5,7 @@ the host is gone and so is this process, whatever a runtime is doing at that mom
 
 Events: ``phase`` (what is being tried, so that a crash can be placed), ``ready`` (versions, inputs and
 outputs), ``result`` (last line of a job that went well), ``error`` (last line of one that did not; its
-``kind`` is processors, missing, unusable, load, input, invoke, disk or internal).
+``kind`` is processors, program, missing, unusable, load, input, invoke, disk or internal).
 """
 
 from __future__ import annotations
@@ -90,6 +90,11 @@ class Worker:
         """Do what the job's ``action`` says, on the processors that its ``cpus`` names (none: as it is)."""
         if self.job.get("cpus"):
             self._bind(self.job["cpus"])
+        if self.job["action"] == "program":
+            from . import program
+
+            program.run(self)
+            return
         runner = self._import()
         if self.job["action"] == "probe":
             self.channel.send("result", probe=runner.probe(), versions=runner.versions())

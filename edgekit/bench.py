@@ -200,10 +200,15 @@ class _Bench:
     order: str
     settings: BenchSettings
     run: Run | None = None
+    began_celsius: float | None = None
 
     def attempt(self, number: int) -> Run:
         """One go through all processes. What they gave is in :attr:`run`, also when an error ends it."""
-        before, hot = cool_down(self.transport, self.prepared["A"].agent, self.device)
+        before, hot = cool_down(
+            self.transport, self.prepared["A"].agent, self.device, at_most=self.began_celsius
+        )
+        if self.began_celsius is None:
+            self.began_celsius = hottest(before.state)
         tasks = [replace(self.prepared[x], id=f"{number}-{i}-{x}") for i, x in enumerate(self.order)]
         watch = Watch(
             on_done=self.settings.on_progress,
@@ -317,13 +322,16 @@ def _outcome(device: Device, run: Run) -> Measurement | Comparison | None:
     )
 
 
-def cool_down(transport: Transport, agent: PurePosixPath, device: Device) -> tuple[Look, str]:
-    """Wait until the device is as cool as its row wants (``cool_down_celsius``), five minutes at most.
+def cool_down(
+    transport: Transport, agent: PurePosixPath, device: Device, *, at_most: float | None = None
+) -> tuple[Look, str]:
+    """Wait until the device is as cool as its row wants (``cool_down_celsius``), or else as it was when it first
+    began (``at_most``: a run is done again), five minutes at most.
 
     Returns the last look at it, where the temperature is that which the run begins with, and what there is to
     say of it.
     """
-    limit = device.options.get("cool_down_celsius")
+    limit = device.options.get("cool_down_celsius", at_most)
     known = {"emulated": True} if device.options.get("emulated") else {}
     end = time.monotonic() + COOL_DOWN_S
     while True:
@@ -332,7 +340,10 @@ def cool_down(transport: Transport, agent: PurePosixPath, device: Device) -> tup
         cool = limit is None or heat is None or heat <= float(limit)
         if cool or time.monotonic() > end:
             told = replace(seen, facts={**seen.facts, **known})
-            return told, "" if cool else f"it began at {heat:.0f} °C and would not cool to {limit} °C"
+            return (
+                told,
+                "" if cool else f"it began at {heat:.0f} °C and would not cool to {float(limit or 0):.0f} °C",
+            )
         time.sleep(2)
 
 

@@ -140,6 +140,28 @@ def test_a_throttled_run_is_done_again_twice_and_then_invalid(variant, sys_):
     assert any("cooling slowed the processor" in r for r in measured.reasons)
 
 
+def test_what_throttled_is_done_again_once_it_has_cooled(variant, sys_, monkeypatch):
+    zone, fan = sys_ / "class/thermal/thermal_zone0/temp", sys_ / "class/thermal/cooling_device0/cur_state"
+    waits = []
+
+    def heat(*_):
+        if not waits:
+            zone.write_text("85000")
+            fan.write_text("2")
+
+    def cool(seconds):
+        waits.append(seconds)
+        fan.write_text("0")
+        zone.write_text("60000" if len(waits) == 1 else "40000")
+
+    monkeypatch.setattr(bench, "time", SimpleNamespace(sleep=cool, monotonic=time.monotonic))
+    settings = replace(QUICK, processes=2, seconds=1.2, on_progress=heat)
+    measured = bench_artifact(variant("slow"), settings=settings)
+    assert measured.facts["attempts"] == 2
+    assert len(waits) == 2  # until it was as cool as at first
+    assert not any("cooling" in r for r in measured.reasons)
+
+
 def test_a_run_starts_when_the_device_is_cool(variant, sys_, monkeypatch):
     zone = sys_ / "class/thermal/thermal_zone0/temp"
     zone.write_text("70000")

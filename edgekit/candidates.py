@@ -146,7 +146,7 @@ class Bench:
         if candidate.steps:
             lost = self._lost(scorer(self.task, held=False)(module))
             weights = estimate_weights(module)
-            if self._is_enough(target, lost, weights):
+            if self._is_enough(candidate, lost, weights):
                 return self._point(candidate, lost, weights, begin)
         runnable, exported, optimized = self._lowered(module, target)
         if target.scheme is not None or not candidate.steps:
@@ -164,10 +164,12 @@ class Bench:
         self.saw(point)
         return point
 
-    def _is_enough(self, target: Target, lost: Drop, weights: int) -> bool:
+    def _is_enough(self, candidate: Candidate, lost: Drop, weights: int) -> bool:
         """Whether what PyTorch says decides already, without a build."""
-        if self.budget.drop is not None and self._bound(lost) > self.budget.drop + 1e-9:
+        bound = lost.value + self._expected(lost, candidate)
+        if self.budget.drop is not None and bound > self.budget.drop + 1e-9:
             return True  # quantizing it will not bring the metric back
+        target = catalog.select(candidate.target)[0]
         if target.scheme is not None or self.budget.latency_ms is not None:
             return False
         return weights > min(PROMISING * self.smallest, 2 * EXACT_BELOW)
@@ -175,12 +177,16 @@ class Bench:
     def _lost(self, got: Score) -> Drop:
         return margin.drop(self.base, margin.checked(got, self.task.metric_name))
 
-    def _margin(self, drop: Drop) -> float:
-        return margin.factor(self.budget.confidence) * drop.error
+    def _margin(self, drop: Drop, candidate: Candidate) -> float:
+        """For chance; what computes as the source does needs none."""
+        target = catalog.select(candidate.target)[0]
+        if not candidate.steps and target.scheme is None:
+            return 0.0
+        return margin.margin(drop, self.budget.confidence)
 
-    def _bound(self, drop: Drop) -> float:
-        """With the margin that the drop would have on both halves of the data."""
-        return drop.value + self._margin(drop) / math.sqrt(2)
+    def _expected(self, drop: Drop, candidate: Candidate) -> float:
+        """The margin that the drop would have on both halves of the data."""
+        return self._margin(margin.both(drop, drop), candidate)
 
     def saw(self, point: Point) -> None:
         """Remember the smallest that was built and holds: what is clearly larger need not be built."""
@@ -206,7 +212,7 @@ class Bench:
             shutil.rmtree(self.folder / "cache", ignore_errors=True)
         whole = margin.both(seen, unseen)
         exact = replace(
-            point, size=size, exact=True, built=True, drop=whole.value, margin=self._margin(whole)
+            point, size=size, exact=True, built=True, drop=whole.value, margin=self._margin(whole, candidate)
         )
         return Checked(candidate=candidate, point=exact, seen=seen, unseen=unseen, files=digests)
 
@@ -222,7 +228,7 @@ class Bench:
             line=candidate.line,
             target=candidate.target,
             drop=lost.value,
-            margin=self._bound(lost) - lost.value,
+            margin=self._expected(lost, candidate),
             size=size,
             seconds=round(time.monotonic() - begin, 2),
         )

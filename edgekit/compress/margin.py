@@ -24,18 +24,21 @@ PARTS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A metric over some data, and over the data without each part; no parts where only one number is known."""
+    """A metric over some data of ``count`` samples, and over the data without each part; no parts and no count where
+    only one number is known."""
 
     value: float
     without: tuple[float, ...] = ()
+    count: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drop:
-    """What was lost, and the standard error of that; 0 where it is not known."""
+    """What was lost, over ``count`` samples, and the standard error of that; 0 where it is not known."""
 
     value: float
     error: float = 0.0
+    count: int = 0
 
 
 def members(count: int) -> list[int]:
@@ -58,7 +61,7 @@ def of_values(values: torch.Tensor | Sequence[float]) -> Score:
     part = torch.tensor(members(len(each)))
     kept = [each[part != p] for p in range(int(part.max()) + 1)]
     without = tuple(float(k.mean()) for k in kept if len(k)) if len(kept) > 1 else ()
-    return Score(value=float(each.mean()), without=without)
+    return Score(value=float(each.mean()), without=without, count=len(each))
 
 
 def drop(base: Score, got: Score) -> Drop:
@@ -69,17 +72,34 @@ def drop(base: Score, got: Score) -> Drop:
     each = [b - g for b, g in zip(base.without, got.without, strict=True)]
     mean = math.fsum(each) / count
     variance = (count - 1) / count * math.fsum((d - mean) ** 2 for d in each)
-    return Drop(value=base.value - got.value, error=math.sqrt(variance))
+    return Drop(value=base.value - got.value, error=math.sqrt(variance), count=got.count)
 
 
 def both(one: Drop, other: Drop) -> Drop:
     """The drop over two equal halves of the data."""
-    return Drop(value=(one.value + other.value) / 2, error=math.hypot(one.error, other.error) / 2)
+    return Drop(
+        value=(one.value + other.value) / 2,
+        error=math.hypot(one.error, other.error) / 2,
+        count=one.count + other.count,
+    )
 
 
 def factor(confidence: float) -> float:
     """So many standard errors above the measured drop is the bound that holds with ``confidence`` (one-sided)."""
     return max(0.0, NormalDist().inv_cdf(confidence))
+
+
+def margin(drop: Drop, confidence: float) -> float:
+    """What is added to a drop so that the sum is a bound with ``confidence``.
+
+    Where no sample, or hardly one, was lost, the spread says nothing: the bound is then what none lost of so many
+    says, ``-ln(1 - confidence) / count`` ("rule of three"; Hanley & Lippman-Hand 1983).
+    """
+    times = factor(confidence)
+    if not times:
+        return 0.0
+    none_lost = -math.log(1 - confidence) / drop.count if drop.count else -math.inf
+    return max(times * drop.error, none_lost - drop.value)
 
 
 def checked(score: Score, name: str) -> Score:

@@ -270,7 +270,8 @@ class DataTask:
             )
             for keep in (kept if len(kept) > 1 else ())
         ]
-        return margin.Score(value=self.kind.score(outputs, labels), without=tuple(without))
+        value = self.kind.score(outputs, labels)
+        return margin.Score(value=value, without=tuple(without), count=len(data))
 
     def _metric(self, model: torch.nn.Module, data: Dataset) -> float:
         return self.kind.score(*self._answers(model, data))

@@ -55,6 +55,18 @@ def test_the_bound_covers_as_often_as_it_says(confidence: float) -> None:
     assert held / 400 == pytest.approx(confidence, abs=0.06)
 
 
+def test_none_lost_of_few_says_little() -> None:
+    same = margin.of_values(torch.ones(100))
+    none = margin.drop(same, same)
+    assert none == Drop(value=0.0, count=100)
+    # With a loss of 2.3 in 100 none of 100 is lost in one of ten draws.
+    assert margin.margin(none, 0.9) == pytest.approx(0.023, abs=1e-3)
+    assert (1 - margin.margin(none, 0.9)) ** 100 == pytest.approx(0.1, abs=0.01)
+    better = Drop(value=-0.01, error=0.001, count=100)
+    assert better.value + margin.margin(better, 0.9) == pytest.approx(0.023, abs=1e-3)
+    assert margin.margin(none, 0.5) == 0
+
+
 def test_two_halves_are_as_sure_as_the_whole() -> None:
     before, after = rights(4000, worse=0.05, better=0.02, seed=3)
     halves = [margin.drop(margin.of_values(before[at::2]), margin.of_values(after[at::2])) for at in (0, 1)]
@@ -65,8 +77,9 @@ def test_two_halves_are_as_sure_as_the_whole() -> None:
 
 
 def test_one_number_has_no_margin_and_no_number_is_refused() -> None:
-    assert margin.drop(Score(value=0.9), Score(value=0.8)) == Drop(value=pytest.approx(0.1))
-    assert margin.factor(0.5) == 0
+    plain = margin.drop(Score(value=0.9), Score(value=0.8))
+    assert plain == Drop(value=pytest.approx(0.1))
+    assert margin.margin(plain, 0.9) == 0
     with pytest.raises(DataError, match="nan"):
         margin.checked(Score(value=math.nan), "accuracy")
     with pytest.raises(DataError):

@@ -25,6 +25,7 @@ import commands  # noqa: E402
 import pareto  # noqa: E402
 
 DISTILLED = HERE.parent / "sentiment_distill" / "distilled.toml"
+SMALL = HERE.parent / "sst2" / "small.toml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ METHODS = (
     Method(name="quantized", recipe=None, target="ort-int8"),
     Method(name="low rank, not trained", recipe=HERE / "low_rank.toml"),
     Method(name="low rank, distilled", recipe=HERE / "low_rank_distilled.toml"),
+    Method(name="low-rank embeddings, INT4 weights", recipe=SMALL, target="ort-int4-weights"),
     Method(name="heads and units pruned", recipe=HERE / "pruned.toml"),
     Method(name="distilled student", recipe=DISTILLED),
     Method(name="distilled student, quantized", recipe=DISTILLED, target="ort-int8"),

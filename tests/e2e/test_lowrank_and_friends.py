@@ -76,6 +76,47 @@ class Row:
 
 
 @pytest.mark.usefixtures("path")
+def test_every_method_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = importlib.import_module("lowrank_and_friends")
+    sizes = {"before": {"parameters": 20, "macs": 40}, "after": {"parameters": 10, "macs": 30}}
+    manifest = {"files": [{"name": "model.onnx"}], "parity": {"metric": 0.875}}
+    compressed, timed = [], []
+    monkeypatch.setattr(
+        example.commands,
+        "compress",
+        lambda recipe, out: compressed.append((recipe, out)) or {"steps": [sizes]},
+    )
+    monkeypatch.setattr(example.commands, "build", lambda source, target, out: manifest)
+    monkeypatch.setattr(example.commands, "pack", lambda file: {"original_bytes": 9, "packed_bytes": 5})
+
+    def bench(folders: list[Path], against: Path) -> list[dict[str, dict[str, float]]]:
+        timed.extend([*folders, against])
+        return [{"measurement": {"p50_ms": 1.25}} for _ in folders]
+
+    monkeypatch.setattr(example.commands, "bench", bench)
+    rows = example.compared(tmp_path)
+
+    assert [r.name for r in rows] == [m.name for m in example.METHODS]
+    assert len({(r.name, r.target) for r in rows}) == len(rows) == len(set(timed[:-1]))
+    assert timed[-1] == timed[0] == tmp_path / "whole-built" / "ort-fp32"
+    assert rows[0].parameters == 20
+    assert {r.parameters for r in rows[2:]} == {10}
+    assert len(compressed) == len({recipe for recipe, _ in compressed})
+    assert all(recipe.is_file() for recipe, _ in compressed)
+    assert "| as it is | ort-fp32 | 0.00 M | 0 M | 87.50 |" in example.table(rows)
+
+
+@pytest.mark.usefixtures("path")
+def test_recipes_are_valid() -> None:
+    from edgekit.compress import recipes
+
+    example = importlib.import_module("lowrank_and_friends")
+    for method in example.METHODS:
+        if method.recipe is not None:
+            assert recipes.read(str(method.recipe)).steps
+
+
+@pytest.mark.usefixtures("path")
 def test_front_leaves_out_what_another_beats() -> None:
     pareto = importlib.import_module("pareto")
     points = [(90.0, 88.0), (23.0, 88.0), (25.0, 86.0), (14.0, 87.0), (14.0, 85.0)]

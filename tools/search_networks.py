@@ -50,6 +50,20 @@ def _rows(images: torch.Tensor | np.ndarray, labels: Any, name: str) -> Samples:
         yield {name: image[None]}, int(label)
 
 
+def _named(model: nn.Module) -> nn.Module:
+    class Named(nn.Module):
+        """The input is called ``image``."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = copy.deepcopy(model)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.net(image)
+
+    return Named().eval()
+
+
 # --- LeNet-5 on MNIST -------------------------------------------------------------------------------------
 
 
@@ -69,7 +83,9 @@ def lenet5() -> TorchModel:
     torch.manual_seed(0)
     model = _kept("lenet5", lenet_5(), lambda m: fit(m, _digits(), Training(epochs=5.0, rate=1.5e-3), seed=0))
     return TorchModel(
-        module=model, example_inputs={"image": torch.zeros(1, 1, 28, 28)}, dynamic_axes={"image": {0: "n"}}
+        module=_named(model),
+        example_inputs={"image": torch.zeros(1, 1, 28, 28)},
+        dynamic_axes={"image": {0: "n"}},
     )
 
 
@@ -155,20 +171,6 @@ def squeezenet() -> TorchModel:
     model.load_state_dict(load_file(DATA / "squeezenet" / "squeezenet1_0.safetensors"))
     example = {"image": torch.zeros(1, 3, 227, 227)}
     return TorchModel(module=_named(model.eval()), example_inputs=example, dynamic_axes={"image": {0: "n"}})
-
-
-def _named(model: nn.Module) -> nn.Module:
-    class Named(nn.Module):
-        """The input is called ``image``."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = copy.deepcopy(model)
-
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
-            return self.net(image)
-
-    return Named().eval()
 
 
 def _thousand(part: slice) -> Samples:

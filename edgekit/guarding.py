@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import versions
-from edgekit.errors import UnsupportedError
+from edgekit.errors import BackendError, UnsupportedError
 from edgekit.records import read_json, write_json
 from edgekit.stages import Calibrated, Quantization, Workshop
 from edgekit.store import Key
@@ -75,7 +75,7 @@ def search(
     def drop(candidate: QuantizeOptions) -> float:
         try:
             parity = measure(_choice(candidate))
-        except UnsupportedError as error:  # a kernel that has no INT16 form
+        except (UnsupportedError, BackendError) as error:  # a kernel that has no INT16 form
             if candidate.int16 == options.int16:
                 raise
             shop.progress.note(f"guard: not with INT16 activations: {error.message}")

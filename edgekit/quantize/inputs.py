@@ -48,7 +48,8 @@ class LayerInputs:
         session = _session(self.model, fetched)
         for sample in probes(self.samples):
             feed = {n: sample.inputs[n] for n in self.model.input_names}
-            yield dict(zip(fetched, session.run(fetched, feed), strict=True)) | feed
+            found = session.run(fetched, feed) if fetched else []  # asked for nothing, it gives everything
+            yield dict(zip(fetched, found, strict=True)) | feed
 
     def squares(self, tensors: Sequence[str]) -> dict[str, Doubles]:
         """E[x²] of each entry of the last axis, by tensor."""

@@ -48,9 +48,11 @@ class Rounding:
 
 
 def fits(block: Block) -> bool:
-    """Whether a block's weight can be rounded so: constant, its own, not too wide."""
+    """Whether a block's weight can be rounded so: constant, its own, not too wide, and it meets activations."""
     weight = block.weight
     if weight is None or block.op not in ("Conv", "Gemm", "MatMul") or len(weight.uses()) != 1:
+        return False
+    if not block.activations:
         return False
     array = constant(weight)
     if array is None or array.dtype != np.float32 or block.weight_axis is None:

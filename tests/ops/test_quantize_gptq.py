@@ -112,6 +112,29 @@ def test_memory_bounds_how_many_layers_are_gathered_at_once(network, tmp_path: P
     assert made[0] == made[1]
 
 
+def test_products_of_constants_are_left_to_nearest(tmp_path: Path) -> None:
+    """Learned queries times their projection: nothing to gather inputs of."""
+    rng = np.random.default_rng(0)
+    constants = {n: rng.standard_normal((64, 64)).astype(np.float32) for n in ("queries", "project", "read")}
+    nodes = [
+        onnx.helper.make_node("MatMul", ["queries", "project"], ["q"]),
+        onnx.helper.make_node("MatMul", ["x", "read"], ["k"]),
+        onnx.helper.make_node("Add", ["q", "k"], ["y"]),
+    ]
+    ends = [[onnx.helper.make_tensor_value_info(n, 1, [64, 64])] for n in "xy"]
+    weights = [onnx.numpy_helper.from_array(a, n) for n, a in constants.items()]
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "g", *ends, weights),
+        opset_imports=[onnx.helper.make_opsetid("", 21)],
+        ir_version=10,
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    items = Items([{"x": rng.standard_normal((64, 64)).astype(np.float32)} for _ in range(4)])
+    model = graph.describe(tmp_path / "m.onnx")
+    _, report = quantize(model, None, target("int4-weights"), QuantizeOptions(), tmp_path / "q.onnx", items)
+    assert any("gptq rounded the weights of 1 products" in n for n in report.notes)
+
+
 def test_it_is_standard_where_there_are_samples(network, tmp_path: Path) -> None:
     model, items = network
     row = target("int4-weights")

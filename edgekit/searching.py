@@ -32,7 +32,7 @@ from edgekit.compress.recipes import Recipe, Ship
 from edgekit.compress.search import Search
 from edgekit.compress.space import methods
 from edgekit.config import Options
-from edgekit.errors import EdgekitError, GateFailedError, UnknownNameError
+from edgekit.errors import EdgekitError, GateFailedError, SourceError, UnknownNameError
 from edgekit.records import write_json
 from edgekit.shipping import Runnable, Shipped, ship
 from edgekit.source import Source
@@ -92,15 +92,15 @@ def search(shop: Workshop, source: Source, budget: Budget, limits: Limits) -> Fo
         journal,
         folds=bench.folds,
     )
-    with shop.progress.task("search", total=None) as shown:
-
-        def show(point: Point, state: Search) -> None:
-            shown.advance()
-            shop.progress.note(told(point, budget, state))
-
-        results = run.run(bench.evaluate, show)
-    journal.keep()
     try:
+        with shop.progress.task("search", total=None) as shown:
+
+            def show(point: Point, state: Search) -> None:
+                shown.advance()
+                shop.progress.note(told(point, budget, state))
+
+            results = run.run(bench.evaluate, show)
+        journal.keep()
         return confirmed(bench, results, run)
     finally:
         bench.clean()
@@ -217,12 +217,15 @@ def _front(points: Sequence[Point], winner: Point) -> tuple[Point, ...]:
 
 def _why(bench: Bench, checked: Checked, points: Sequence[Point]) -> tuple[str, ...]:
     """What speaks for each step of the winner: what it gave alone, and what the distributions say."""
-    from edgekit.compress.analysis import reasons
+    from edgekit.compress.analysis import Findings, reasons
 
     if not checked.candidate.steps:
         return ()
     work = compressing.Work(bench.source, bench.options, bench.shop.store, task=bench.task)
-    found = compressing.analyze(bench.shop, bench.source, work)
+    try:
+        found = compressing.analyze(bench.shop, bench.source, work)
+    except SourceError:  # no layer of a kind whose distribution is looked at
+        found = Findings(layers=(), blocks={}, advice=())
     out = []
     for step in checked.candidate.steps:
         if step.NAME == "fold":

@@ -131,7 +131,7 @@ def test_the_same_plan_again_goes_on_from_the_journal(agent, make, tmp_path):
 
 @pytest.mark.parametrize("way", ["eof", "cancel", "silence", "killed"])
 def test_no_task_outlives_its_host(agent, make, way):
-    child = start(agent, make("hang", heartbeat=1 if way == "silence" else 30))
+    child = start(agent, make("hang", heartbeat=8 if way == "silence" else 60))
     pid = running(child)
     if way == "eof":
         child.stdin.close()

@@ -215,62 +215,56 @@ def advise(
     kind: str, shape: tuple[int, ...], weights: Weights, activations: Activations | None
 ) -> tuple[Advice, ...]:
     """Which steps suit a layer of these statistics, the most telling first."""
-    out = []
-    small_side = min(shape[0], _product(shape[1:]))
-    if activations is not None and activations.dead:
-        out.append(
-            Advice(
-                method="shrink",
-                why=f"{activations.dead} of {activations.channels} channels never answer: cutting them costs nothing",
-            )
-        )
-    elif weights.faint >= 0.1 and kind != "Embedding":
-        out.append(
-            Advice(
-                method="shrink",
-                why=f"{weights.faint:.0%} of the channels have less than {FAINT:.0%} of the usual norm",
-            )
-        )
-    if weights.rank < LOW_RANK and small_side >= 32:
-        aware = ", weighed by how often its tokens occur" if kind == "Embedding" else ""
-        out.append(
-            Advice(
-                method="low-rank",
-                why=f"effective rank {weights.rank:.0%} of {small_side}: two factors hold what one matrix does{aware}",
-            )
-        )
-    if weights.small >= SMALL or weights.density < 0.9:
-        out.append(
-            Advice(
-                method="prune",
-                why=f"{weights.small:.0%} of the weights are below a tenth of the root mean square"
-                + (f", {1 - weights.density:.0%} are zero already" if weights.density < 1 else ""),
-            )
-        )
-    if weights.kurtosis >= HEAVY_TAIL:
-        out.append(
-            Advice(
-                method="cluster",
-                why=f"kurtosis {weights.kurtosis:.1f}: outliers waste an even grid, trained values follow the mass",
-            )
-        )
+    found = [*_of_structure(kind, shape, weights, activations), *_of_values(weights)]
     if activations is not None and activations.peak >= PEAKED:
-        out.append(
-            Advice(
-                method="qat",
-                why=f"activations peak at {activations.peak:.0f} times their root mean square: INT8 after training "
+        found.append(
+            (
+                "qat",
+                f"activations peak at {activations.peak:.0f} times their root mean square: INT8 after training "
                 "loses the rest; train with it, or take INT16 activations",
             )
         )
-    if not out or not any(a.method in ("cluster", "prune", "low-rank") for a in out):
-        out.append(
-            Advice(
-                method=_EVEN,
-                why=f"{weights.bits:.1f} bits of entropy on an 8-bit grid, kurtosis {weights.kurtosis:.1f}: "
+    if not any(method in ("cluster", "prune", "low-rank") for method, _ in found):
+        found.append(
+            (
+                _EVEN,
+                f"{weights.bits:.1f} bits of entropy on an 8-bit grid, kurtosis {weights.kurtosis:.1f}: "
                 "nothing stands out, the even grid fits",
             )
         )
-    return tuple(out)
+    return tuple(Advice(method=method, why=why) for method, why in found)
+
+
+def _of_structure(
+    kind: str, shape: tuple[int, ...], weights: Weights, activations: Activations | None
+) -> Iterator[tuple[str, str]]:
+    """What can be cut out of the layer as a whole: channels, ranks."""
+    side = min(shape[0], _product(shape[1:]))
+    if activations is not None and activations.dead:
+        yield (
+            "shrink",
+            f"{activations.dead} of {activations.channels} channels never answer: cutting them costs nothing",
+        )
+    elif weights.faint >= 0.1 and kind != "Embedding":
+        yield "shrink", f"{weights.faint:.0%} of the channels have less than {FAINT:.0%} of the usual norm"
+    if weights.rank < LOW_RANK and side >= 32:
+        aware = ", weighed by how often its tokens occur" if kind == "Embedding" else ""
+        yield (
+            "low-rank",
+            f"effective rank {weights.rank:.0%} of {side}: two factors hold what one matrix does{aware}",
+        )
+
+
+def _of_values(weights: Weights) -> Iterator[tuple[str, str]]:
+    """What can be done to single weights."""
+    if weights.small >= SMALL or weights.density < 0.9:
+        zero = f", {1 - weights.density:.0%} are zero already" if weights.density < 1 else ""
+        yield "prune", f"{weights.small:.0%} of the weights are below a tenth of the root mean square{zero}"
+    if weights.kurtosis >= HEAVY_TAIL:
+        yield (
+            "cluster",
+            f"kurtosis {weights.kurtosis:.1f}: outliers waste an even grid, trained values follow the mass",
+        )
 
 
 def _weight(module: torch.nn.Module) -> torch.Tensor | None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _TRIES = 3
 _TOLERANCE = 0.02
-_MORE_PASSES = 2
+_PASSES = 3
 _ENTRY = 40
 """Bits of one entry of a table: a float, and what a coder takes to learn how often it comes."""
 _SAMPLE = 1 << 13
@@ -78,17 +78,14 @@ def share(
     for _ in range(_TRIES):
         asked = _price(matrices, importance, counts, wish)
         tried = {name: _nearest(w, importance[name], asked, counts[name]) for name, w in matrices.items()}
-        _pass(tried, matrices, curvatures, asked)
+        for _ in range(_PASSES):
+            _pass(tried, matrices, curvatures, asked)
         found = sum(c.total() for c in tried.values()) / whole
         if abs(found / bits - 1) < nearest:
-            nearest, price, coded = abs(found / bits - 1), asked, tried
+            nearest, coded = abs(found / bits - 1), tried
         if nearest < _TOLERANCE:
             break
-        wish *= (
-            bits / found
-        ) ** 0.5  # the feedback moves the rate; half-way, as a layer may drop out at once
-    for _ in range(_MORE_PASSES):
-        _pass(coded, matrices, curvatures, price)
+        wish *= (bits / found) ** 0.5  # the feedback moves the rate; half-way: layers may drop out at once
     return {name: _shares(coded[name], w, weights[name], curvatures[name]) for name, w in matrices.items()}
 
 

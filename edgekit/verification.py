@@ -19,7 +19,7 @@ from edgekit.source import Source
 from edgekit.stages import Exported, LoweredFiles, Workshop
 from edgekit.store import Key
 from edgekit.structure import structure, to_builtins
-from edgekit.types import OnnxModel, Parity, Placement, Target, names, sha256_file
+from edgekit.types import OnnxModel, Option, Parity, Placement, Target, names, sha256_file
 
 if TYPE_CHECKING:
     from edgekit.verify import Metric, Task
@@ -178,7 +178,7 @@ def _measure(shop: Workshop, case: Case) -> Verified:
             subject.target.backend,
             subject.main,
             inputs=(to_runtime(s.inputs, lowered.channels_moved) for s in _kept(samples, chosen)),
-            options=lowered.runtime,
+            options={**lowered.runtime, **_alone(shop)},
             device=shop.device,
             settings=settings,
         ) as run:
@@ -199,6 +199,11 @@ def _measure(shop: Workshop, case: Case) -> Verified:
                 runtime_versions=run.versions,
                 skipped=len(chosen) - sum(chosen),
             )
+
+
+def _alone(shop: Workshop) -> dict[str, Option]:
+    """One thread on an emulated processor, where threads that spin for work keep each other from it."""
+    return {"threads": 1} if shop.site is not None and shop.site.emulated else {}
 
 
 def _fitting(subject: Subject, samples: SampleSet) -> list[bool]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit import graph
-from edgekit.backends.onnxruntime.fusions import keep_normalizations_apart
 from edgekit.backends.onnxruntime.kernels import refuse_unsupported
 from edgekit.types import Lowered, OnnxModel, Option, Precision, Target
 
@@ -32,6 +31,8 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
 
     Raises :class:`UnsupportedOperatorsError` with every node for which the installed runtime has no kernel.
     """
+    from edgekit.backends.onnxruntime.fusions import keep_normalizations_apart
+
     onnx_model = graph.load(model.path)
     refuse_unsupported(onnx_model, target)
     notes = list(_to_half(onnx_model)) if target.precision is Precision.FP16 else []

@@ -7,11 +7,10 @@ and with what any such data looks like; the ranges of one half with those of the
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,8 @@ import numpy.typing as npt
 from edgekit.calibrate.calibration import Calibration
 from edgekit.calibrate.profile import Floats, InputProfile, exchange, profile
 from edgekit.types import Sample
+
+_T = TypeVar("_T")
 
 
 class Severity(StrEnum):
@@ -41,7 +42,7 @@ class Finding:
 
 
 LIMIT = 256
-"""How many samples of each set are looked at."""
+"""How many samples of each set are looked at, spread over all of it: sets are often sorted by class."""
 
 _FEW = 8  # reference samples below which only gross differences count
 
@@ -56,8 +57,8 @@ def diagnose(
 
     ``calibration`` adds the split-half stability of the ranges. Looks at :data:`LIMIT` samples of each.
     """
-    taken = list(itertools.islice(samples, LIMIT))
-    known: list[Sample | Mapping[str, npt.NDArray[Any]]] = list(itertools.islice(reference, LIMIT))
+    taken = _spread(samples)
+    known: list[Sample | Mapping[str, npt.NDArray[Any]]] = _spread(reference)
     right = [r.inputs if isinstance(r, Sample) else r for r in known]
     findings: list[Finding] = []
     for name in sorted({n for s in taken for n in s.inputs}):
@@ -69,6 +70,21 @@ def diagnose(
     if calibration is not None:
         findings += _stability(calibration)
     return tuple(sorted(findings, key=lambda f: (f.severity != Severity.ERROR, f.tensor, f.code)))
+
+
+def _spread(items: Iterable[_T]) -> list[_T]:
+    """Up to :data:`LIMIT` items, evenly spaced over all of an iterable whose length is not known."""
+    kept: list[_T] = []
+    stride = 1
+    for index, item in enumerate(items):
+        if index % stride:
+            continue
+        if len(kept) == LIMIT:
+            kept, stride = kept[::2], stride * 2
+            if index % stride:
+                continue
+        kept.append(item)
+    return kept
 
 
 def _values(mine: InputProfile, theirs: InputProfile | None) -> list[Finding]:

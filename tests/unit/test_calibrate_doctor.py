@@ -82,6 +82,17 @@ def test_clean_data_raises_no_alarm(photographs) -> None:
     assert sum(bool(t) for t in told) <= 1
 
 
+def test_sets_sorted_by_class_raise_no_alarm(photographs) -> None:
+    """The first class has red and blue the other way round from the second: seen alone, it is another set."""
+    rng = np.random.default_rng(3)
+    first = [normal(i[:, ::-1]) for i in crops(photographs, rng, 300)]
+    second = [normal(i) for i in crops(photographs, rng, 900)]
+    mixed = [Sample(inputs={"x": x}) for x in (*first[:32], *second[:96])]
+    order = rng.permutation(len(mixed))
+    known = (Sample(inputs={"x": x}) for x in (*first, *second))
+    assert diagnose([mixed[i] for i in order], reference=known) == ()
+
+
 def test_a_single_example_input_finds_gross_faults_and_no_others(photographs) -> None:
     for fault in ("scale", "bytes", "zeros", "noise", "not-finite"):
         assert findings(photographs, fault, 3, references=1), fault

@@ -28,6 +28,7 @@ from resnet import resnet20
 from safetensors.torch import load_file, save_file
 
 import edgekit
+from edgekit.compress.distill import Distill
 from edgekit.compress.step import Context, run, save
 from edgekit.compress.structured.shrink import Shrink
 from edgekit.compress.train import Training, fit
@@ -48,10 +49,15 @@ class Row:
     latency_ms: float
 
 
-def shrink(epochs: float) -> Shrink:
-    """Half of the parameters and of the arithmetic, by first-order Taylor scores; then training."""
+def recipe(epochs: float) -> tuple[Shrink, Distill]:
+    """Half of the parameters and of the arithmetic, by first-order Taylor scores; then the net as it was teaches.
+
+    Only what lies inside the blocks is cut: the residual stream goes through all of them, and what is taken from
+    it is not learned again in three epochs (3.9 points were lost, against 1.9 with the stream left whole).
+    """
     training = Training(epochs=epochs, rate=0.03, optimizer="sgd", weight_decay=5e-4)
-    return Shrink(macs=0.5, parameters=0.5, criterion="taylor", multiple=4, training=training)
+    half = Shrink(macs=0.505, parameters=0.505, criterion="taylor", multiple=4, leave="bn1,*.bn2")
+    return half, Distill(temperature=4.0, training=training)
 
 
 def baseline(task: Objects, data: Path, out: Path, epochs: float) -> tuple[torch.nn.Module, float]:
@@ -67,17 +73,23 @@ def baseline(task: Objects, data: Path, out: Path, epochs: float) -> tuple[torch
 
 
 def compress(
-    task: Objects, data: Path, out: Path, *, tune: float, step: Shrink, targets: Sequence[str]
+    task: Objects,
+    data: Path,
+    out: Path,
+    *,
+    tune: float,
+    steps: Sequence[Shrink | Distill],
+    targets: Sequence[str],
 ) -> list[Row]:
     """Tune the baseline, cut it, and build every target for what is left."""
     out.mkdir(parents=True, exist_ok=True)
     model, published = baseline(task, data, out, tune)
     whole = copy.deepcopy(model)
     context = Context(task=task, example_inputs=EXAMPLE)
-    model, report = run(model, (step,), context, work=out / "work")
-    save(out / "plan", model, (step,), report, context)
+    model, report = run(model, steps, context, work=out / "work")
+    save(out / "plan", model, steps, report, context)
     rows = _built("baseline", whole, task, out, report.steps[0].before.macs, ("ort-fp32",))
-    rows += _built("pruned", model, task, out, report.steps[0].after.macs, targets)
+    rows += _built("pruned", model, task, out, report.steps[-1].after.macs, targets)
     document = {"published": round(100 * published, 2), "rows": [asdict(r) for r in rows]}
     (out / "results.json").write_text(json.dumps(document, indent=2) + "\n")
     return rows
@@ -147,8 +159,10 @@ def main() -> None:
     parser.add_argument("--targets", default="ort-fp32,ort-int8")
     args = parser.parse_args()
     task = objects(args.data, args.out / "cifar10.npz")
-    step, targets = shrink(args.epochs), args.targets.split(",")
-    for row in compress(task, args.data, args.out, tune=args.tune, step=step, targets=targets):
+    targets = args.targets.split(",")
+    for row in compress(
+        task, args.data, args.out, tune=args.tune, steps=recipe(args.epochs), targets=targets
+    ):
         print(json.dumps(asdict(row)), flush=True)
 
 

@@ -29,7 +29,7 @@ def test_reduced(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     task = example.objects(data, tmp_path / "cifar10.npz", train=2_560, test=300)
     rows = example.compress(
-        task, data, tmp_path, tune=0.5, step=example.shrink(1.0), targets=("ort-fp32", "ort-int8")
+        task, data, tmp_path, tune=0.5, steps=example.recipe(1.0), targets=("ort-fp32", "ort-int8")
     )
 
     whole, pruned, quantized = rows
@@ -41,5 +41,5 @@ def test_reduced(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert quantized.accuracy > pruned.accuracy - 8
     assert quantized.bytes < 0.5 * pruned.bytes
     plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
-    assert [s["name"] for s in plan["steps"]] == ["shrink"]
+    assert [s["name"] for s in plan["steps"]] == ["shrink", "distill"]
     assert json.loads((tmp_path / "results.json").read_text())["rows"][1]["macs"] == pruned.macs

@@ -38,13 +38,13 @@ demo: $(STAMP)  ## build, verify, benchmark and report the digits example
 # --- tests ------------------------------------------------------------------------------------------
 
 test: lint types imports package-tools-quiet testbed  ## what CI runs: style, types, import rules, every test but the slow ones
-	$(PYTEST) -n $(JOBS) -m "not slow" tests
+	$(PYTEST) -n $(JOBS) --dist worksteal -m "not slow" tests
 
 test-unit: $(STAMP)  ## the tests without heavy imports (seconds)
 	$(PYTEST) -n $(JOBS) -m "not slow" tests/unit
 
 test-all: lint types imports package-tools-quiet testbed  ## every test, the slow ones too
-	$(PYTEST) -n $(JOBS) tests
+	$(PYTEST) -n $(JOBS) --dist worksteal tests
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(PY) -m ruff check .

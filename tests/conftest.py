@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -18,6 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["EDGEKIT_SPEED_GATE"] = (
     "false"  # no timed assertions; tests/e2e/test_plugin.py tests the gate itself
 )
+# A shell starts what it puts into the background deaf to Ctrl-C, and its children inherit that: tests send it to them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Workers of one run share it (the controller sets it before they start); two runs do not.
 os.environ.setdefault("EDGEKIT_CACHE", tempfile.mkdtemp(prefix="edgekit-tests-"))
 # A benchmark takes the device's lock; tests that run side by side must not find each other busy.

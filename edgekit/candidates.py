@@ -27,7 +27,7 @@ from edgekit.shipping import Judge, Runnable, estimate, estimate_weights, pack
 from edgekit.source import MODULE, Source
 from edgekit.stages import Workshop
 from edgekit.store import Store, canonical_json
-from edgekit.types import SourceSpec, Target, TorchModel, sha256_bytes, sha256_file
+from edgekit.types import OnnxModel, SourceSpec, Target, TorchModel, sha256_bytes, sha256_file
 
 if TYPE_CHECKING:
     import torch
@@ -254,21 +254,7 @@ class Bench:
         exported = stages.export(shop, source)
         model, _ = stages.optimize(shop, exported.model, exported.example_inputs())
         if target.scheme is not None:
-            calibrated = None
-            if target.needs_calibration:
-                data = shipping.calibration(options)
-                if data is None:
-                    raise CalibrationRequiredError(
-                        f"{target.name} needs calibration data", hint="pass --calib"
-                    )
-                samples = user_samples(
-                    self.shop.store,
-                    data,
-                    exported.model.inputs,
-                    origin="calibration",
-                    preprocessing=options.preprocessing or exported.record.preprocessing,
-                )
-                calibrated = stages.calibrate(shop, model, samples.first(options.samples))
+            calibrated = self._calibrated(shop, target, model, exported) if target.uses_calibration else None
             choice = stages.Quantization.of(options)
             model, _, _ = stages.quantize(shop, model, target, calibrated, choice)
         if target.fixed_shapes:
@@ -281,6 +267,24 @@ class Bench:
             lowered=files.lowered,
         )
         return runnable, model.inputs, model
+
+    def _calibrated(
+        self, shop: Workshop, target: Target, model: OnnxModel, exported: stages.Exported
+    ) -> stages.Calibrated | None:
+        options = shop.options
+        data = shipping.calibration(options)
+        if data is None:
+            if target.needs_calibration:
+                raise CalibrationRequiredError(f"{target.name} needs calibration data", hint="pass --calib")
+            return None
+        samples = user_samples(
+            self.shop.store,
+            data,
+            exported.model.inputs,
+            origin="calibration",
+            preprocessing=options.preprocessing or exported.record.preprocessing,
+        )
+        return stages.calibrate(shop, model, samples.first(options.samples))
 
     def _latency(self, runnable: Runnable) -> float:
         from edgekit.bench import BenchSettings, Variant, bench_devices

@@ -14,6 +14,11 @@ from dataclasses import dataclass
 from edgekit.devices.statistics import share_below, wilson
 from edgekit.types import Gate, Measurement, Parity, Placement, Tolerance, Verdict
 
+_EQUAL = 1e-9
+"""What two shares may differ by that are the same on paper: 0.91 - 0.90 is not 0.01 in binary."""
+_MOST_TIMES = 30.0
+"""Beyond 900 times the rows nobody is helped by a number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -128,11 +133,13 @@ def _drop(parity: Parity | None, limit: float | None, why: str) -> Gate | None:
     value, interval = parity.metric_drop, parity.drop_interval
     text = f"{parity.metric_name} {parity.reference_metric:.4g} → {parity.metric:.4g}, at most {limit:.4g} lost wanted"
     if interval is None:
-        verdict = Verdict.PASS if value <= limit else Verdict.FAIL
+        verdict = Verdict.PASS if value <= limit + _EQUAL else Verdict.FAIL
         text += "; no interval known"
         return Gate(name=name, verdict=verdict, limit=limit, value=value, message=text)
     low, high = interval
-    verdict = Verdict.PASS if value <= limit else Verdict.FAIL if low > limit else Verdict.INCONCLUSIVE
+    verdict = (
+        Verdict.PASS if value <= limit + _EQUAL else Verdict.FAIL if low > limit else Verdict.INCONCLUSIVE
+    )
     text += f"; loss {low:.4g} to {high:.4g} ({parity.drop_method}, 90 %)"
     if verdict is Verdict.INCONCLUSIVE:
         text += f": {parity.rows} rows are too few to decide" + _enough(parity, limit)
@@ -146,7 +153,7 @@ def _enough(parity: Parity, limit: float) -> str:
     low, high = parity.drop_interval
     margin = limit - parity.metric_drop
     width = high - parity.metric_drop if margin > 0 else parity.metric_drop - low
-    if margin == 0 or width == 0 or not parity.rows:
+    if abs(margin) <= width / _MOST_TIMES or not parity.rows:
         return ""
     return f"; about {math.ceil(parity.rows * (width / margin) ** 2)} would do"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekit.diff.forms import INPUT, MODULE, Form, Layer
-from edgekit.diff.views import View, alike, likeliest, views
+from edgekit.diff.views import Rescaled, View, alike, likeliest, views
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -105,7 +105,16 @@ def _anchor(match: Layer, layer: Layer, seen: Pass) -> Anchor | None:
     if not other.size or other.dtype.kind != "f":
         return None
     ways = views(value.shape, other.shape)
-    return Anchor(a=match, b=layer, view=likeliest(ways, value, other)) if ways else None
+    return (
+        Anchor(a=match, b=layer, view=_noted(match, layer, likeliest(ways, value, other))) if ways else None
+    )
+
+
+def _noted(match: Layer, layer: Layer, view: View) -> View:
+    """The view through the factors that the later form states and the earlier one does not."""
+    if layer.factors is None or match.factors is not None or view.perm is not None:
+        return view
+    return Rescaled(axis=layer.factors.axis, factors=layer.factors.values)
 
 
 def _by_value(a: Form, b: Form, seen: Pass, known: Mapping[str, Anchor]) -> dict[str, Anchor]:

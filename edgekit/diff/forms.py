@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from edgekit.quantize.rescaled import Factors
     from edgekit.types import Array
 
 
@@ -24,7 +25,8 @@ class Layer:
     ``names`` are what the same tensor may be called in an earlier form, the likeliest first. ``bits`` is the
     width of its integers (0: it is float). ``owner`` is the node that a user would blame: of a tensor
     behind ``Conv → Relu`` the convolution. ``activated`` names the tensor behind a Relu or Clip that is this
-    one's only reader: quantized forms leave it out where the integers' range clips already.
+    one's only reader: quantized forms leave it out where the integers' range clips already. ``factors`` is
+    what a correction multiplied its channels by.
     """
 
     tensor: str
@@ -36,6 +38,7 @@ class Layer:
     owner: str = ""
     owner_module: str = ""
     activated: str = ""
+    factors: Factors | None = None
 
 
 class Form(Protocol):

@@ -20,6 +20,7 @@ from onnx import TensorProto, numpy_helper
 from edgekit import graph as graphs
 from edgekit.diff.forms import INPUT, Layer
 from edgekit.errors import SourceError
+from edgekit.quantize import rescaled
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -206,6 +207,7 @@ class OnnxForm:
             owner=owner.name,
             owner_module=self._module(owner) or self._module(producer),
             activated=self._activated(name),
+            factors=rescaled.read(producer),
         )
 
     def _module(self, node: onnx.NodeProto) -> str:

@@ -205,7 +205,8 @@ def _kept(artifact: Artifact, shop: Workshop, notes: list[str]) -> OnnxModel | N
             if record.model.sha256 == step.output_sha256:
                 return record.model
     notes.append(
-        "the quantized ONNX is no longer in the cache: the runtime is compared with the optimized graph"
+        "the quantized ONNX is no longer in the cache: the runtime is compared with the optimized graph, and"
+        " layers between which scales were moved may seem wrong (build again to fill the cache)"
     )
     return None
 

@@ -1,4 +1,4 @@
-"""One tensor in two layouts: axes of size 1 come and go, the others may be permuted."""
+"""One tensor in two layouts: axes of size 1 come and go, the others may be permuted, and channels rescaled."""
 
 from __future__ import annotations
 
@@ -35,6 +35,40 @@ class View:
         inner = [d for d in shape if d != 1]
         lying = value.reshape([inner[p] for p in self.perm])
         return lying.transpose(np.argsort(self.perm)).reshape(shape)
+
+    def spread(self, shape: tuple[int, ...]) -> Array:
+        """What 1 in the later form is in the earlier one, to be broadcast to ``shape``."""
+        return np.ones([1] * len(shape))
+
+
+@dataclass(frozen=True)
+class Rescaled(View):
+    """A view of a tensor whose channels the later form holds ``factors`` times as large.
+
+    Equalization and smoothing move scales between neighbouring layers: the reader divides by what the writer
+    multiplied with. ``axis`` is one of the earlier form's.
+    """
+
+    axis: int = 0
+    factors: tuple[float, ...] = ()
+
+    def forward(self, value: Array, shape: tuple[int, ...]) -> Array:
+        """The earlier form's ``value`` as the later form's, of ``shape``."""
+        return super().forward((value * self._along(value.shape)).astype(value.dtype), shape)
+
+    def back(self, value: Array, shape: tuple[int, ...]) -> Array:
+        """The later form's ``value`` as the earlier form's, of ``shape``."""
+        return np.asarray((super().back(value, shape) / self._along(shape)).astype(value.dtype))
+
+    def spread(self, shape: tuple[int, ...]) -> Array:
+        """What 1 in the later form is in the earlier one, to be broadcast to ``shape``."""
+        return 1.0 / self._along(shape)
+
+    def _along(self, shape: tuple[int, ...]) -> Array:
+        axis = self.axis % len(shape)
+        if shape[axis] != len(self.factors):
+            return np.ones([1] * len(shape))
+        return np.asarray(self.factors).reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
 def views(before: tuple[int, ...], after: tuple[int, ...]) -> list[View]:

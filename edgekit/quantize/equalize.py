@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.calibrate import Calibration
+from edgekit.quantize import rescaled
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks
 from edgekit.quantize.params import Floats
 
@@ -161,7 +162,7 @@ def scale_inputs(block: Block, factors: Floats) -> None:
 
 
 def scale_outputs(block: Block, factors: Floats) -> None:
-    """Multiply the weights and the bias that write each output channel."""
+    """Multiply the weights and the bias that write each output channel; noted on the block's nodes."""
     array = weight_of(block)
     shape = [1] * array.ndim
     assert block.weight_axis is not None
@@ -173,6 +174,8 @@ def scale_outputs(block: Block, factors: Floats) -> None:
         assert old is not None
         wide = old if old.size == factors.size else np.broadcast_to(old, (*old.shape[:-1], factors.size))
         store(bias, wide * factors.reshape((1,) * (wide.ndim - 1) + (-1,)))
+    for node in block.nodes:
+        rescaled.note(node, factors, 1 if block.op == "Conv" else -1)
 
 
 def weight_of(block: Block) -> Floats:

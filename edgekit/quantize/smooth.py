@@ -21,6 +21,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgekit.calibrate import Calibration
+from edgekit.quantize import rescaled
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks
 from edgekit.quantize.edit import Editor
 from edgekit.quantize.equalize import (
@@ -151,7 +152,15 @@ def _fold(value: ir.Value, users: list[Block], writers: dict[ir.Value, Block], i
         source = node.inputs[0]
         if source is None or len(source.uses()) != 1 or source.is_graph_output():
             return False
-        value, node = source, source.producer()
+        if not _into_writer(source, writers, inverse):
+            return False
+        rescaled.note(node, inverse, -1)
+        return True
+    return _into_writer(value, writers, inverse)
+
+
+def _into_writer(value: ir.Value, writers: dict[ir.Value, Block], inverse: Floats) -> bool:
+    node = value.producer()
     if node is not None and node.op_type == "LayerNormalization" and not node.domain:
         return _into_normalization(node, inverse)
     writer = writers.get(value)
@@ -172,6 +181,7 @@ def _into_normalization(node: ir.Node, inverse: Floats) -> bool:
     for operand, array in zip(operands, arrays, strict=True):
         assert array is not None
         store(operand, array * inverse)
+    rescaled.note(node, inverse, -1)
     return True
 
 

@@ -18,8 +18,9 @@ from edgekit.diff import Form, Walk, walk
 from edgekit.diff.onnx_form import OnnxForm
 from edgekit.diff.tflite_form import TfliteForm
 from edgekit.diff.torch_form import TorchForm
-from edgekit.diff.views import View, views
+from edgekit.diff.views import Rescaled, View, views
 from edgekit.errors import UsageError
+from edgekit.quantize import rescaled
 
 pytest.importorskip("ai_edge_litert")
 
@@ -50,6 +51,10 @@ def _optimized(built: models.Built) -> list[Form]:
     return [OnnxForm("optimized", built.optimized.path)]
 
 
+def _quantized_for_tflite(built: models.Built) -> list[Form]:
+    return [*_optimized(built), OnnxForm("quantized", built.tflite_quantized.path)]
+
+
 KINDS = {
     "float ONNX": Kind(
         before=_from_torch,
@@ -70,7 +75,7 @@ KINDS = {
         read=lambda p: OnnxForm("ONNX Runtime", p, kernels=True),
     ),
     "LiteRT": Kind(
-        before=_optimized,
+        before=_quantized_for_tflite,
         file=lambda b: b.tflite,
         spoil=models.spoil_tflite,
         read=lambda p: TfliteForm("LiteRT", p),
@@ -254,3 +259,36 @@ def test_views_lead_there_and_back() -> None:
         for view in views(value.shape, shape):
             assert np.array_equal(view.back(view.forward(value, shape), value.shape), value)
     assert views((2, 3), (4, 2)) == []
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 4, 5), (3, 6), (2, 4, 6)])
+def test_rescaled_channels_lead_there_and_back(shape: tuple[int, ...]) -> None:
+    value = np.random.default_rng(0).standard_normal(shape)
+    factors = tuple(2.0 ** np.arange(6))
+    view = Rescaled(axis=1 if len(shape) == 4 else -1, factors=factors)
+    moved = view.forward(value, shape)
+    axis = 1 if len(shape) == 4 else len(shape) - 1
+    assert np.array_equal(np.take(moved, 3, axis), 8 * np.take(value, 3, axis))
+    assert np.allclose(view.back(moved, shape), value)
+    assert view.spread(shape).ravel()[3] == 1 / 8
+
+
+def test_what_corrections_moved_is_written_down(zoo: Callable[[str], models.Built]) -> None:
+    """Layer 6 of the small network is smoothed; its tensor is so many times the float model's."""
+    built = zoo("mlp")
+    form, before = OnnxForm("quantized", built.quantized.path), OnnxForm("optimized", built.optimized.path)
+    noted = {layer.module: layer for layer in form.layers if layer.factors is not None}
+    assert set(noted) == {"6"}
+    factors = np.asarray(noted["6"].factors.values)
+    ours, theirs = before.free(built.inputs[0])["relu_2"], form.free(built.inputs[0])[noted["6"].tensor]
+    assert np.abs(theirs - ours * factors).max() < 0.03 * np.abs(theirs).max()
+
+
+def test_a_note_that_edgekit_never_wrote_is_not_read() -> None:
+    for text in ("", "1", "1:", "2:AACAPw==", "1:not base64", "1:AADAfw==", "-1:AACAvw==", "1:AACA"):
+        node = onnx.NodeProto()
+        node.metadata_props.add(key="edgekit.rescaled", value=text)
+        assert rescaled.read(node) is None
+    node = onnx.NodeProto()
+    node.metadata_props.add(key="edgekit.rescaled", value="-1:AACAPw==")
+    assert rescaled.read(node) == rescaled.Factors(axis=-1, values=(1.0,))

@@ -94,6 +94,23 @@ def test_enough_rows_are_estimated():
     assert "about 1600 would do" in gate.message  # half the width takes four times the 400 rows
 
 
+def test_a_drop_that_equals_the_limit_passes_though_binary_fractions_differ():
+    drop = 0.98 - 0.975
+    assert drop > 0.005
+    evidence = Evidence(parity=parity(metric=0.975, reference_metric=0.98, metric_drop=drop))
+    (gate,) = [g for g in gates(evidence, Tolerance(metric_drop=0.005)) if g.name == "metric-drop"]
+    assert gate.verdict is Verdict.PASS
+
+
+def test_no_number_of_rows_is_promised_where_the_drop_is_next_to_the_limit():
+    evidence = Evidence(
+        parity=parity(metric=0.98, reference_metric=0.98, metric_drop=0.00501, drop_interval=(0.0, 0.02))
+    )
+    (gate,) = [g for g in gates(evidence, Tolerance(metric_drop=0.005)) if g.name == "metric-drop"]
+    assert gate.verdict is Verdict.INCONCLUSIVE
+    assert "would do" not in gate.message
+
+
 def test_placement():
     full = Placement(precision="int8", share=0.97, operators=10)
     assert verdicts(Evidence(placement=full), Tolerance(placement=0.95))["placement"] is Verdict.PASS

@@ -284,7 +284,7 @@ class Bench:
             origin="calibration",
             preprocessing=options.preprocessing or exported.record.preprocessing,
         )
-        return stages.calibrate(shop, model, samples.first(options.samples))
+        return stages.calibrate(shop, model, samples.spread(options.samples))
 
     def _latency(self, runnable: Runnable) -> float:
         from edgekit.bench import BenchSettings, Variant, bench_devices

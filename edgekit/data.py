@@ -45,17 +45,17 @@ class SampleSet:
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.open())
 
-    def first(self, count: int) -> SampleSet:
-        """The first ``count`` samples as a set of their own."""
+    def spread(self, count: int) -> SampleSet:
+        """``count`` samples, evenly spaced over all of them: data is often sorted by class."""
         if count >= self.count:
             return self
         return SampleSet(
             origin=self.origin,
             text=self.text,
-            fingerprint=versions.digest(self.fingerprint, f"first {count}"),
+            fingerprint=versions.digest(self.fingerprint, f"spread {count}"),
             count=count,
             labelled=self.labelled,
-            open=lambda: _take(self.open(), count),
+            open=lambda: _spread(self.open(), self.count, count),
         )
 
 
@@ -187,11 +187,14 @@ def _described(samples: Samples, *, origin: str, text: str) -> SampleSet:
     )
 
 
-def _take(samples: Iterable[Sample], count: int) -> Iterator[Sample]:
+def _spread(samples: Iterable[Sample], total: int, count: int) -> Iterator[Sample]:
+    taken = 0
     for index, sample in enumerate(samples):
-        if index == count:
+        if index == taken * total // count:
+            yield sample
+            taken += 1
+        if taken == count:
             return
-        yield sample
 
 
 def _like(array: Array, generator: Any) -> Array:

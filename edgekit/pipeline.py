@@ -243,8 +243,8 @@ def gather(request: Request, shop: Workshop, exported: Exported) -> Data:
     calibration = named(request.calibration, "calibration")
     evaluation = named(request.evaluation, "evaluation")
     if calibration is not None:
-        calibration = calibration.first(request.options.samples)
-    fallback = calibration.first(CALIBRATION_SAMPLES) if calibration is not None else None
+        calibration = calibration.spread(request.options.samples)
+    fallback = calibration.spread(CALIBRATION_SAMPLES) if calibration is not None else None
     return Data(
         calibration=calibration,
         evaluation=evaluation,

@@ -37,7 +37,11 @@ if TYPE_CHECKING:
     "--correct", "corrections", multiple=True, metavar="NAME", help="Weight corrections: auto, equalize …"
 )
 @click.option("--no-speed-gate", is_flag=True, help="Do not time INT8 artifacts against their fp32 siblings.")
-@click.option("--samples", type=click.IntRange(min=1), help="How many calibration samples to use at most.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    help="How many calibration samples to use at most, spread over all of them.",
+)
 @click.option("--out", "-o", metavar="DIR", help="Where artifacts go: DIR/<target>/ (default: build).")
 @click.option(
     "--device", metavar="NAME", help="Quantize for this device's processor, and run and gate there."

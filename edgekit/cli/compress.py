@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--epochs",
     type=click.FloatRange(min=0),
-    help="How long a recipe may train (default: an eighth of the time).",
+    help="How many epochs a candidate may train (default: what fits into 1/32 of the time).",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), help="Seed of everything random (default: the recipe's, 0)."

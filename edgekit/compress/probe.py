@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 _FEW = (1e-4, 1e-3)
-SHARE = 8
+SHARE = 32
 """One candidate may train for this part of the time."""
 LONGEST = 4.0
 """Epochs, where the number of candidates is what ends the search."""

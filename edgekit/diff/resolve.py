@@ -223,7 +223,7 @@ def _samples(
     rows: list[Mapping[str, Array]]
     if data:
         chosen = user_samples(shop.store, data, inputs, origin="comparison", preprocessing=preprocessing)
-        rows = [sample.inputs for sample in chosen.first(SAMPLES)]
+        rows = [sample.inputs for sample in chosen.spread(SAMPLES)]
     elif artifact is not None and artifact.manifest.golden is not None:
         pixels = recorded(artifact.manifest)
         stored = golden.read(artifact.directory / artifact.manifest.golden.file)[0]

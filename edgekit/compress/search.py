@@ -1,9 +1,10 @@
 """The search for a recipe under a budget: what is tried, in which order, and what is kept.
 
 First every method alone: its strongest setting that holds the metric's limit is found by bisection, without training
-and with. Then combinations, in turns: what a model of the single results guesses to be the smallest within the limit
-(:mod:`edgekit.compress.surrogate`), or the best with one setting changed; and what a multi-objective Parzen estimator
-(Bergstra et al. 2011, as in Optuna) proposes, which was told everything.
+and with; what came out is quantized for the other targets. Then combinations, in turns: what a model of the single
+results guesses to be the smallest within the limit (:mod:`edgekit.compress.surrogate`), or the best with one setting
+changed; and what a multi-objective Parzen estimator (Bergstra et al. 2011, as in Optuna) proposes, which was told
+everything.
 
 What a candidate costs is measured by the caller. Time is counted as the sum of the seconds that the results took, and
 these are kept with them: the same seed and the same results give the same proposals and the same end, so a search that
@@ -33,6 +34,8 @@ _TURN = 4
 """One of so many combinations is the estimator's."""
 _BESIDE = 3
 """So many of the best are changed in one setting when nothing more is guessed to be better."""
+_NEAR = 1.2
+"""A guessed size within this factor of the best is worth a build."""
 _IDLE = 40
 """So many proposals in a row that were all tried before: the space is exhausted."""
 
@@ -74,6 +77,7 @@ class Search:
             for target in self.targets:
                 self._try(Candidate(steps=(), target=target))
             self._alone()
+            self._elsewhere()
             self._together()
             self.exhausted = True
         except _Stop:
@@ -154,6 +158,23 @@ class Search:
             else:
                 single.best = low = middle
             yield
+
+    def _elsewhere(self) -> None:
+        """The smallest of each method on the other targets, as long as it may come near the best."""
+        found: dict[str, Point] = {}
+        candidates: dict[str, Candidate] = {}
+        for candidate, point in ranked(self.points.values(), self.budget):
+            own = [s.NAME for s in candidate.steps if s.NAME in {m.name for m in self.methods}]
+            if len(own) == 1 and candidate.target == self.targets[0] and own[0] not in found:
+                found[own[0]], candidates[own[0]] = point, candidate
+        guesses = sorted(
+            (self._surrogate.elsewhere(point, name, target), name, target)
+            for name, point in found.items()
+            for target in self.targets[1:]
+        )
+        for size, name, target in guesses:
+            if self.best is not None and size < _NEAR * self.best.size:
+                self._try(Candidate(steps=candidates[name].steps, target=target))
 
     def _together(self) -> None:
         """Combinations until the time is over or nothing new is proposed."""

@@ -116,6 +116,14 @@ class Surrogate:
         self._off: dict[Signature, list[tuple[float, float]]] = {}
         self._refused: dict[tuple[tuple[str, ...], str], int] = {}
 
+    def elsewhere(self, point: Point, name: str, target: str) -> float:
+        """The size that what method ``name`` made for the first target would have on another, in bytes."""
+        base, other = self._base.get(self.targets[0]), self._base.get(target)
+        if base is None or other is None:
+            return math.inf
+        saving = math.log(other.size / base.size) * (OTHER if name in _COARSE else 1.0)
+        return point.size * math.exp(saving)
+
     def learn(self, candidate: Candidate, point: Point) -> None:
         """Take a result into account."""
         steps = [s for s in candidate.steps if s.NAME in self.methods]

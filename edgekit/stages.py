@@ -283,6 +283,7 @@ class Quantization:
     int16: tuple[str, ...] = ()
     corrections: tuple[str, ...] = ("smooth", "bias", "gptq")
     block_size: int = 32
+    float_outputs: bool = True
 
     @classmethod
     def of(cls, options: Options) -> Quantization:
@@ -300,7 +301,11 @@ def quantize(
 ) -> tuple[OnnxModel, StepRecord, Any]:
     """Q/DQ as the target's scheme wants it. Also gives the quantizer's report."""
     settings = target_options(target, shop.options.set)
-    choice = replace(choice, block_size=int(settings.get("block_size", choice.block_size)))
+    choice = replace(
+        choice,
+        block_size=int(settings.get("block_size", choice.block_size)),
+        float_outputs=settings.get("io_dtype", target.io_dtype) == "float32",
+    )
 
     def produce(out: Path) -> None:
         from edgekit.calibrate import Calibration
@@ -316,6 +321,7 @@ def quantize(
                 int16=choice.int16,
                 corrections=choice.corrections,
                 weight_bits=target.scheme.weight_bits if target.scheme else 8,
+                float_outputs=choice.float_outputs,
                 block_size=choice.block_size,
             )
             quantized, report = run(model, calibration, target, wanted, out / "model.onnx", samples)

@@ -42,7 +42,8 @@ class QuantizeOptions:
     ``corrections`` are of :data:`CORRECTIONS`, or ``auto``; of :data:`STANDARD`, what needs samples is left
     out where there are none. ``weight_bits`` 7 halves the range of INT8
     weights for x86 CPUs without VNNI, whose UINT8 x INT8 products saturate in 16 bits. ``block_size`` is
-    the number of INT4 weights that share a scale.
+    the number of INT4 weights that share a scale. ``float_outputs``: the model's outputs are read as float, so an
+    average that ends there need not be cut to 8 bits.
     """
 
     method: str = "auto"
@@ -52,6 +53,7 @@ class QuantizeOptions:
     corrections: tuple[str, ...] = STANDARD
     weight_bits: int = 8
     block_size: int = 32
+    float_outputs: bool = True
 
     def __post_init__(self) -> None:
         if self.method not in (*RANGES, "auto"):

@@ -24,6 +24,8 @@ from edgekit.types import Scheme
 
 Edge = tuple[Block, ir.Value]
 
+_AVERAGES = frozenset({"ReduceMean", "GlobalAveragePool"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
@@ -199,6 +201,8 @@ class _Planner:
                 feeding.update(block.outputs)
         if not self.rules.whole:
             self._cut_tails(reasons)
+        elif self.options.float_outputs:
+            self._cut_averages(reasons)
         return reasons
 
     def _impossible(self, block: Block) -> str:
@@ -234,6 +238,30 @@ class _Planner:
             readers = [r for o in block.outputs for r in self.readers.get(o, ())]
             if all(r in reasons for r in readers):
                 reasons[block] = "only float operators read it"
+
+    def _cut_averages(self, reasons: dict[Block, str]) -> None:
+        """Back to float: averages that end at the model's outputs. An average is finer than what it is made of;
+        cut to 8 bits again, the scores of neighbouring classes often become the same."""
+        for block in self.blocks:
+            if block.op in _AVERAGES and block not in reasons:
+                moved = self._moved_out(block)
+                if moved is not None:
+                    reasons[block] = "its average leaves the model as float"
+                    reasons.update(dict.fromkeys(moved, "its inputs are float"))
+
+    def _moved_out(self, block: Block) -> list[Block] | None:
+        """The blocks that move a block's result to the model's outputs; ``None`` if others read it."""
+        found: list[Block] = []
+        for output in block.outputs:
+            readers = self.readers.get(output, [])
+            if not readers and not output.is_graph_output():
+                return None
+            for reader in readers:
+                further = self._moved_out(reader) if self._only_moves(reader) else None
+                if further is None:
+                    return None
+                found += [reader, *further]
+        return found
 
     # --- which tensors --------------------------------------------------------------------------------
 

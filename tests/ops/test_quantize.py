@@ -10,8 +10,9 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import torch
 from onnx import numpy_helper
-from quantize_support import CALIBRATED, SCHEMES, Items, attention, operators, residual, snr, target
+from quantize_support import CALIBRATED, SCHEMES, Items, attention, exported, operators, residual, snr, target
 
 from edgekit import graph
 from edgekit.calibrate import METHODS, Calibration, calibrate
@@ -397,3 +398,48 @@ def test_sensitivity_names_the_layer_that_was_made_hard(tmp_path: Path) -> None:
     assert victim.name in [s.node for s in ranking[:3]]
     assert told[-1] == (len(ranking), len(ranking))
     assert len(ranking) == 9
+
+
+class Pooled(torch.nn.Module):
+    """Scores are the average of a convolution's places, as in SqueezeNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = torch.nn.Conv2d(3, 12, 3, padding=1), torch.nn.Conv2d(12, 9, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.stem(x))).mean((2, 3), keepdim=True).flatten(1)
+
+
+def with_images(module: torch.nn.Module, folder: Path) -> Network:
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.3)
+    images = torch.randn(16, 3, 16, 16)
+    model = exported(module, {"x" if isinstance(module, Pooled) else "input": images[:1]}, folder)
+    items = Items([{model.inputs[0].name: i[None].numpy()} for i in images])
+    return model, items, calibrate(model, items, out=folder / "calibration")
+
+
+def test_an_average_that_ends_the_model_is_not_cut_to_eight_bits(tmp_path: Path) -> None:
+    network = with_images(Pooled(), tmp_path)
+    fine, report = quantized(network, "tflite", tmp_path)
+    (tmp_path / "cut").mkdir()
+    coarse, plain = quantized(network, "tflite", tmp_path / "cut", QuantizeOptions(float_outputs=False))
+    assert {n.op for n in report.floats} == {"ReduceMean", "Reshape"}
+    assert not plain.floats
+    assert report.share == plain.share == 1.0
+    want = run(network[0].path, network[1])
+    assert snr(want, run(fine.path, network[1])) > snr(want, run(coarse.path, network[1])) + 1
+    assert len(np.unique(run(fine.path, network[1]))) > len(np.unique(run(coarse.path, network[1])))
+
+
+def test_an_average_that_something_reads_stays_integers(tmp_path: Path) -> None:
+    layers = [
+        torch.nn.Conv2d(3, 8, 3),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, 4),
+    ]
+    _, report = quantized(with_images(torch.nn.Sequential(*layers), tmp_path), "tflite", tmp_path)
+    assert not report.floats

@@ -44,9 +44,8 @@ ALIASING = frozenset(
 )
 """Operators whose output holds only values of their input: its range serves."""
 
-OUTPUTS = ("edgekit.values", "edgekit.channels", "edgekit.sizes")
+OUTPUTS = ("edgekit.values", "edgekit.sizes")
 """The extra graph outputs, see :class:`Tapped`."""
-_COUNTS = ("channels", "sizes")
 
 _MINIMUM_OPSET = 13
 _STEPS = (3, 5, 7)
@@ -62,23 +61,27 @@ _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 @dataclass(frozen=True, kw_only=True)
 class Tap:
-    """One tensor under observation. ``axis`` is the channel axis counted from the end, 0 for none.
+    """One tensor under observation. ``axis`` is the channel axis counted from the end, 0 for none, ``channels`` its
+    size (1 without).
 
-    ``rectified``: a Relu, or a Clip at zero, writes it; its least value is taken to be 0.
+    ``rectified``: a Relu, or a Clip at zero, writes it; its least value is taken to be 0. ``pooled``: it is reduced
+    by pooling, which does not tell the least value.
     """
 
     tensor: str
     axis: int
+    channels: int = 1
     rectified: bool = False
+    pooled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tapped:
-    """The model with taps: serialized, with three extra outputs.
+    """The model with taps: serialized, with two extra outputs.
 
-    ``edgekit.values``, float32, holds tap after tap its channels' least values, their largest, their means, and
-    the subsample. ``edgekit.channels`` and ``edgekit.sizes`` (int64, one a tap) give the number of channels and
-    the length of the subsample: see :func:`separate`.
+    ``edgekit.values``, float32, holds tap after tap its channels' least values (not of a pooled one), their largest,
+    their means, and the subsample. ``edgekit.sizes`` (int64, one a tap) gives the length of the subsample: see
+    :class:`Layout`.
     """
 
     model: bytes
@@ -86,15 +89,32 @@ class Tapped:
     aliases: dict[str, str]
 
 
-def separate(
-    values: npt.NDArray[np.float32], channels: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
-) -> dict[str, npt.NDArray[Any]]:
-    """What the extra outputs hold: ``low``, ``high`` and ``mean`` with all taps' channels end to end,
-    ``sample`` with all subsamples end to end, and both counts."""
-    lengths = np.stack([channels, channels, channels, sizes], axis=1).reshape(-1)
-    parts = np.split(values, np.cumsum(lengths)[:-1])
-    kinds = {kind: np.concatenate(parts[i::4]) for i, kind in enumerate(("low", "high", "mean", "sample"))}
-    return kinds | {"channels": channels, "sizes": sizes}
+class Layout:
+    """Where the statistics of ``taps`` lie in what a run gives."""
+
+    def __init__(self, taps: tuple[Tap, ...]) -> None:
+        self.channels = np.array([t.channels for t in taps], np.int64)
+        pooled = np.array([t.pooled for t in taps], bool)
+        self._fixed = np.where(pooled, 2, 3) * self.channels
+        self._owner = np.repeat(np.arange(len(taps)), self.channels)
+        first = np.cumsum(self.channels) - self.channels
+        self._within = np.arange(self.channels.sum()) - first[self._owner]
+        self._to_high = np.where(pooled, 0, self.channels)[self._owner]
+        self._pooled = pooled[self._owner]
+
+    def separate(self, values: npt.NDArray[np.float32], sizes: npt.NDArray[np.int64]) -> dict[str, Any]:
+        """``low``, ``high`` and ``mean`` with all taps' channels end to end, and ``samples``, a list."""
+        ends = np.cumsum(self._fixed + sizes)
+        starts = ends - self._fixed - sizes
+        at = starts[self._owner] + self._within
+        high = values[at + self._to_high]
+        samples = [values[e - n : e] for e, n in zip(ends.tolist(), sizes.tolist(), strict=True)]
+        return {
+            "low": np.where(self._pooled, np.minimum(high, np.float32(0)), values[at]),
+            "high": high,
+            "mean": values[at + self._to_high + self.channels[self._owner]],
+            "samples": samples,
+        }
 
 
 def tap(model: OnnxModel, cap: int) -> Tapped:
@@ -173,10 +193,15 @@ def _choose(
                     continue
             chosen.append(name)
     rectified = _rectified(graph)
-    taps = [
-        Tap(tensor=n, axis=_channel_axis(shapes[n]), rectified=n in rectified) for n in dict.fromkeys(chosen)
-    ]
+    taps = [_tap(n, shapes[n], rectified=n in rectified) for n in dict.fromkeys(chosen)]
     return tuple(taps), aliases
+
+
+def _tap(name: str, shape: tuple[int | None, ...] | None, *, rectified: bool) -> Tap:
+    axis = _channel_axis(shape)
+    channels = (shape[axis] or 1) if axis and shape is not None else 1
+    pooled = rectified and axis != 0 and shape is not None and len(shape) == 4
+    return Tap(tensor=name, axis=axis, channels=channels, rectified=rectified, pooled=pooled)
 
 
 def _rectified(graph: onnx.GraphProto) -> set[str]:
@@ -209,9 +234,8 @@ class _Builder:
 
     def __init__(self, graph: onnx.GraphProto, cap: int, *, axes_as_input: bool) -> None:
         self.graph, self.cap, self.axes_as_input = graph, cap, axes_as_input
-        self.parts: dict[str, list[str]] = {
-            k: [] for k in ("low", "high", "mean", "channels", "sample", "sizes")
-        }
+        self.parts: list[list[str]] = []
+        self.sizes: list[str] = []
         self.constants: dict[str, str] = {}
         graph.input.append(helper.make_tensor_value_info(OFFSET, TensorProto.INT64, [1]))
 
@@ -220,48 +244,45 @@ class _Builder:
         sizes = tuple(d for d in shape or () if d)
         known = shape is not None and len(sizes) == len(shape)
         source = tap.tensor
-        if tap.rectified and tap.axis and shape is not None and len(shape) == 4:
-            self._pool(tap.tensor)
+        if tap.pooled:
             step = _thinning(sizes, self.cap) if known else 1
             if step > 1:
                 thin = {"kernel_shape": [1, 1], "strides": [step, step]}
                 source = self.node("MaxPool", [tap.tensor], thin)
                 sizes = (*sizes[:2], *(-(-d // step) for d in sizes[2:]))
+            parts = self._pool(tap.tensor, one=sizes[0] == 1 if known else False)
             flat = self.node("Reshape", [source, self.constant([-1])])
         else:
             flat = self.node("Reshape", [source, self.constant([-1])])
-            self._reduce(tap, shape, flat)
+            parts = self._reduce(tap, shape, flat)
         stride = self.constant([_stride(prod(sizes), self.cap)]) if known else self._dynamic_stride(flat)
         start = self.once("Mod", [OFFSET, stride])
         end, axis = self.constant([np.iinfo(np.int64).max]), self.constant([0])
         part = self.node("Slice", [flat, start, end, axis, stride])
-        self.parts["sample"].append(part)
-        self.parts["sizes"].append(self.node("Shape", [part]))
+        self.parts.append([*parts, part])
+        self.sizes.append(self.node("Shape", [part]))
 
-    def _pool(self, tensor: str) -> None:
-        """Reduce a rectified image-like tensor by operators that read ONNX Runtime's blocked layout as it is.
+    def _pool(self, tensor: str, *, one: bool) -> list[str]:
+        """Largest values and means of a rectified image-like tensor (``one``: a single image) by operators that
+        read ONNX Runtime's blocked layout as it is.
 
         Others would have every activation reordered first, which costs as much as all reductions.
         """
-        for kind, op, over in (
-            ("high", "GlobalMaxPool", "ReduceMax"),
-            ("mean", "GlobalAveragePool", "ReduceMean"),
-        ):
-            reduced = self.reduce(over, self.node(op, [tensor]), [0, 2, 3])
-            self.parts[kind].append(self.node("Reshape", [reduced, self.constant([-1])]))
-        high = self.parts["high"][-1]
-        self.parts["low"].append(self.node("Min", [high, self.zero()]))
-        self.parts["channels"].append(self.node("Shape", [high]))
+        found = []
+        for op, over in (("GlobalMaxPool", "ReduceMax"), ("GlobalAveragePool", "ReduceMean")):
+            pooled = self.node(op, [tensor])
+            flat = self.node("Reshape", [pooled, self.constant([-1])]) if one else ""
+            found.append(flat or self.reduce(over, pooled, [0, 2, 3], keep=False))
+        return found
 
-    def _reduce(self, tap: Tap, shape: tuple[int | None, ...] | None, flat: str) -> None:
+    def _reduce(self, tap: Tap, shape: tuple[int | None, ...] | None, flat: str) -> list[str]:
+        """Least and largest values and means, ``[channels]``."""
         tensor, axes = flat, [0]
         if tap.axis and shape is not None:
             tensor = tap.tensor
             axes = [i for i in range(len(shape)) if i != len(shape) + tap.axis]
-        for kind, op in (("low", "ReduceMin"), ("high", "ReduceMax"), ("mean", "ReduceMean")):
-            reduced = self.reduce(op, tensor, axes)
-            self.parts[kind].append(self.node("Reshape", [reduced, self.constant([-1])]))
-        self.parts["channels"].append(self.node("Shape", [self.parts["low"][-1]]))
+        ops = ("ReduceMin", "ReduceMax", "ReduceMean")
+        return [self.reduce(op, tensor, axes, keep=not tap.axis) for op in ops]
 
     def _dynamic_stride(self, flat: str) -> str:
         """The stride from the size at run time: a prime from a table."""
@@ -271,20 +292,14 @@ class _Builder:
         return self.node("Gather", [table, place])
 
     def finish(self) -> None:
-        """Join the parts into three extra outputs, so that one run does not return thousands.
+        """Join the parts into two extra outputs, so that one run does not return thousands.
 
         ONNX Runtime runs nodes in the order in which the last Concat asks for them: what belongs to one tap is
         joined first, so that it is reduced while it still is in cache, and its memory is free for the next.
         """
-        kinds = ("low", "high", "mean", "sample")
-        taps = zip(*(self.parts[k] for k in kinds), strict=True)
-        joined = [self.node("Concat", list(parts), {"axis": 0}) for parts in taps]
-        outputs = (
-            ("values", joined, TensorProto.FLOAT),
-            *((k, self.parts[k], TensorProto.INT64) for k in _COUNTS),
-        )
-        for kind, names, dtype in outputs:
-            output = f"edgekit.{kind}"
+        joined = [self.node("Concat", parts, {"axis": 0}) for parts in self.parts]
+        kinds = (TensorProto.FLOAT, TensorProto.INT64)
+        for output, names, dtype in zip(OUTPUTS, (joined, self.sizes), kinds, strict=True):
             self.graph.node.append(helper.make_node("Concat", names, [output], axis=0))
             self.graph.output.append(helper.make_tensor_value_info(output, dtype, [None]))
 
@@ -294,21 +309,13 @@ class _Builder:
         self.graph.node.append(helper.make_node(op, inputs, [output], **(attributes or {})))
         return output
 
-    def zero(self) -> str:
-        """The float32 zero."""
-        if "zero" not in self.constants:
-            zero = numpy_helper.from_array(np.zeros(1, np.float32), "edgekit.zero")
-            self.graph.initializer.append(zero)
-            self.constants["zero"] = zero.name
-        return self.constants["zero"]
-
-    def reduce(self, op: str, tensor: str, axes: list[int]) -> str:
+    def reduce(self, op: str, tensor: str, axes: list[int], *, keep: bool) -> str:
         """A reduction over ``axes``, which opset 18 made an input."""
         output = f"edgekit.{len(self.graph.node)}"
         if self.axes_as_input:
-            node = helper.make_node(op, [tensor, self.constant(axes)], [output], keepdims=0)
+            node = helper.make_node(op, [tensor, self.constant(axes)], [output], keepdims=int(keep))
         else:
-            node = helper.make_node(op, [tensor], [output], keepdims=0, axes=axes)
+            node = helper.make_node(op, [tensor], [output], keepdims=int(keep), axes=axes)
         self.graph.node.append(node)
         return output
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import random
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 from edgekit.errors import EdgekitError, FactoryError, SourceError, UnknownNameError
@@ -154,6 +155,15 @@ def _advice(error: BaseException) -> str:
     return "the error is in that file or what it calls; the traceback shows where"
 
 
+class _Uncached(importlib.machinery.SourceFileLoader):
+    """Compiles what is in the file now: bytecode in ``__pycache__`` passes for fresh when a file of the same length
+    was written within the same second."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def _import_file(path: Path) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
@@ -162,7 +172,7 @@ def _import_file(path: Path) -> ModuleType:
     name = f"{_PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Uncached(name, str(path)))
     if spec is None or spec.loader is None:
         raise SourceError(f"{path} is not a Python file", hint="give a file that ends in .py")
     module = importlib.util.module_from_spec(spec)

@@ -509,3 +509,11 @@ def test_from_module_with_dataclass_outputs() -> None:
 
     model = load.from_module(Net(), torch.ones(1, 3))
     assert list(call(model.module, model.example_inputs)) == ["a", "b_0"]
+
+
+def test_a_file_that_changes_within_a_second_is_read_anew(tmp_path: Path) -> None:
+    """Same length, same second: Python's own cache would give the old one."""
+    for width in (2, 5):
+        text = source(tmp_path, f"def factory():\n    return nn.Linear(3, {width}), torch.ones(1, 3)")
+        os.utime(text.partition(":")[0], ns=(10**18 + width, 10**18 + width))
+        assert loaded(text).module.out_features == width

@@ -511,8 +511,11 @@ def test_from_module_with_dataclass_outputs() -> None:
     assert list(call(model.module, model.example_inputs)) == ["a", "b_0"]
 
 
-def test_a_file_that_changes_within_a_second_is_read_anew(tmp_path: Path) -> None:
+def test_a_file_that_changes_within_a_second_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Same length, same second: Python's own cache would give the old one."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     for width in (2, 5):
         text = source(tmp_path, f"def factory():\n    return nn.Linear(3, {width}), torch.ones(1, 3)")
         os.utime(text.partition(":")[0], ns=(10**18 + width, 10**18 + width))

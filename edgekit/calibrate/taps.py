@@ -64,14 +64,13 @@ class Tap:
     """One tensor under observation. ``axis`` is the channel axis counted from the end, 0 for none, ``channels`` its
     size (1 without).
 
-    ``rectified``: a Relu, or a Clip at zero, writes it; its least value is taken to be 0. ``pooled``: it is reduced
-    by pooling, which does not tell the least value.
+    ``pooled``: an image-like tensor that a Relu, or a Clip at zero, writes. It is reduced by pooling, which does not
+    tell the least value: that is taken to be 0.
     """
 
     tensor: str
     axis: int
     channels: int = 1
-    rectified: bool = False
     pooled: bool = False
 
 
@@ -201,7 +200,7 @@ def _tap(name: str, shape: tuple[int | None, ...] | None, *, rectified: bool) ->
     axis = _channel_axis(shape)
     channels = (shape[axis] or 1) if axis and shape is not None else 1
     pooled = rectified and axis != 0 and shape is not None and len(shape) == 4
-    return Tap(tensor=name, axis=axis, channels=channels, rectified=rectified, pooled=pooled)
+    return Tap(tensor=name, axis=axis, channels=channels, pooled=pooled)
 
 
 def _rectified(graph: onnx.GraphProto) -> set[str]:

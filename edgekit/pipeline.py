@@ -83,6 +83,7 @@ class Prepared:
     calibrated: Calibrated | None
     suspicions: tuple[Suspicion, ...]
     steps: tuple[StepRecord, ...]
+    refused: Mapping[str, EdgekitError]
     pixels: Pixels | None = None
 
 
@@ -180,7 +181,9 @@ def prepare(request: Request, shop: Workshop) -> Prepared:
     data = gather(request, shop, exported)
     calibrated: Calibrated | None = None
     suspicions: tuple[Suspicion, ...] = ()
-    if data.calibration is not None and any(t.uses_calibration for t in request.targets):
+    quantized = [t for t in request.targets if t.uses_calibration]
+    refused = refusals(shop, quantized, optimized, exported)
+    if data.calibration is not None and any(t.name not in refused for t in quantized):
         calibrated = stages.calibrate(shop, optimized, data.calibration)
         suspicions = examine(shop, calibrated, data, exported)
     return Prepared(
@@ -191,8 +194,24 @@ def prepare(request: Request, shop: Workshop) -> Prepared:
         calibrated=calibrated,
         suspicions=suspicions,
         steps=(*compress_steps, exported.step, optimize_step),
+        refused=refused,
         pixels=folded,
     )
+
+
+def refusals(
+    shop: Workshop, targets: Sequence[Target], model: OnnxModel, exported: Exported
+) -> dict[str, EdgekitError]:
+    """What is known to be impossible before minutes go into calibration, by target."""
+    found: dict[str, EdgekitError] = {}
+    for target in targets:
+        try:
+            refuse_missing_runtime(shop, target)
+            fixed, _ = fixed_shapes(shop, target, model, exported)
+            stages.check(shop, fixed, target, config.target_options(target, shop.options.set))
+        except EdgekitError as error:
+            found[target.name] = error
+    return found
 
 
 def compressed(request: Request, shop: Workshop, source: Source) -> tuple[Source, tuple[StepRecord, ...]]:
@@ -266,9 +285,9 @@ def attempt(request: Request, shop: Workshop, prepared: Prepared, target: Target
 
 def make(request: Request, shop: Workshop, prepared: Prepared, target: Target) -> Artifact:
     """Quantize, lower, run on the real runtime, gate, and put the artifact in its place."""
-    refuse_missing_backend(target)
-    if shop.site is not None:
-        shop.site.refuse(target)
+    if target.name in prepared.refused:
+        raise prepared.refused[target.name]
+    refuse_missing_runtime(shop, target)
     made = within_budget(shop, prepared, target)
     verdicts = judge(target, made, request.options)
     swiftness = against_sibling(shop, prepared, made)
@@ -363,9 +382,8 @@ def lowered(
 ) -> tuple[Subject, tuple[StepRecord, ...]]:
     """Shapes fixed where the target needs it, preprocessing folded in where asked, then the runtime's own files."""
     steps: list[StepRecord] = []
-    if target.fixed_shapes:
-        model, fixed = stages.fix_shapes(shop, model, prepared.exported.example_inputs())
-        steps += [fixed] if fixed else []
+    model, fixed = fixed_shapes(shop, target, model, prepared.exported)
+    steps += [fixed] if fixed else []
     if prepared.pixels is not None:
         model, fold = stages.fold_preprocessing(shop, model, prepared.pixels)
         steps.append(fold)
@@ -374,6 +392,15 @@ def lowered(
         files = replace(files, lowered=prepared.pixels.declared(files.lowered))
     subject = Subject(target=target, model=model, files=files, pixels=prepared.pixels)
     return subject, (*steps, files.step)
+
+
+def fixed_shapes(
+    shop: Workshop, target: Target, model: OnnxModel, exported: Exported
+) -> tuple[OnnxModel, StepRecord | None]:
+    """The model as the target wants it: dynamic axes set to the example's sizes, or left alone."""
+    if not target.fixed_shapes:
+        return model, None
+    return stages.fix_shapes(shop, model, exported.example_inputs())
 
 
 def against_sibling(shop: Workshop, prepared: Prepared, made: Candidate) -> speed.Speed | None:
@@ -415,8 +442,15 @@ def asked_share(report: Any, target: Target) -> float:
     return 1.0 - kept_out / total if total else 1.0
 
 
+def refuse_missing_runtime(shop: Workshop, target: Target) -> None:
+    """A runtime that is missing, here or on the device, is known before anything is quantized for it."""
+    refuse_missing_backend(target)
+    if shop.site is not None:
+        shop.site.refuse(target)
+
+
 def refuse_missing_backend(target: Target) -> None:
-    """A backend that is not installed is known before anything is quantized for it."""
+    """Raise :class:`MissingExtraError` for a backend that is not installed."""
     available = plugins.backend(target.backend).available()
     if not available.installed:
         raise MissingExtraError(f"the runtime of {target.name}", target.extra or target.backend)

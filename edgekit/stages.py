@@ -25,7 +25,7 @@ from edgekit.records import ModelRecord, read_json, read_model, write_json, writ
 from edgekit.source import Source
 from edgekit.store import Key, StepResult, Store, scratch
 from edgekit.structure import structure, to_builtins
-from edgekit.types import Device, Lowered, OnnxModel, Option, Target, TorchModel, sha256_file
+from edgekit.types import Checks, Device, Lowered, OnnxModel, Option, Target, TorchModel, sha256_file
 
 if TYPE_CHECKING:
     from edgekit.devices.site import Site
@@ -202,6 +202,25 @@ def fold_preprocessing(shop: Workshop, model: OnnxModel, pixels: Pixels) -> tupl
         versions=versions.of("onnx", "onnx-ir", "numpy"),
     )
     return _model_step(shop, key, produce)
+
+
+def check(shop: Workshop, model: OnnxModel, target: Target, options: Mapping[str, Option]) -> None:
+    """Raise what the backend can say of ``model`` before it is quantized; backends that cannot say nothing."""
+    backend = plugins.backend(target.backend)
+    if not isinstance(backend, Checks):
+        return
+
+    def produce(out: Path) -> None:
+        del out
+        backend.check(model, target, options)
+
+    key = Key(
+        name="check",
+        inputs=(model.sha256,),
+        options={"target": to_builtins(target), "options": dict(options)},
+        versions=versions.of("onnx", "onnx-ir"),
+    )
+    _run(shop, key, produce)
 
 
 @dataclass(frozen=True, kw_only=True)

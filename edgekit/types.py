@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from edgekit.errors import ConfigError
 
@@ -435,6 +435,16 @@ class Backend(Protocol):
         self, model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[str, Any]
     ) -> Placement:
         """Interpret what the runner reported (``raw``, see ``targets/<backend>/runner.py``)."""
+        ...
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """What a :class:`Backend` may offer besides: to say early what it cannot express."""
+
+    def check(self, model: OnnxModel, target: Target, options: Mapping[str, Option]) -> None:
+        """Raise what ``lower`` would raise for the operators of ``model``, which is not quantized yet. Fast:
+        it is asked before minutes are spent on calibration."""
         ...
 
 

@@ -149,7 +149,8 @@ def export_key(name: str) -> str:
     versions = [
         importlib.metadata.version(p) for p in ("torch", "transformers", "onnxscript", "onnxsim", "onnx")
     ]
-    return _digest(sources, [name, *versions])
+    calm = _calm(name)
+    return _digest(sources, [name, *versions, *([calm] if calm else [])])
 
 
 def compiler_key() -> str:
@@ -162,6 +163,12 @@ def _digest(files: list[Path], texts: list[str]) -> str:
     for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _calm(name: str) -> str:
+    from zoo_models import registry
+
+    return registry()[name].calm
 
 
 def _names() -> list[str]:

@@ -120,3 +120,26 @@ def test_import_is_light():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "[]\n"
     )
+
+
+def test_what_a_target_cannot_express_is_said_before_calibration(tmp_path, monkeypatch):
+    import torch
+
+    import edgekit
+    from edgekit import stages
+    from edgekit.errors import UnsupportedOperatorsError
+
+    class Places(torch.nn.Module):
+        def forward(self, x):
+            return torch.nonzero(x).float().sum(0)
+
+    def calibrate(*_):
+        raise AssertionError("calibrated for a target that cannot be built")
+
+    monkeypatch.setattr(stages, "calibrate", calibrate)
+    with pytest.raises(UnsupportedOperatorsError, match="ReduceSum") as caught:
+        edgekit.build(
+            Places(), torch.randn(1, 3, 8, 8), targets=["tflite-int8"], calibration=samples(), out=tmp_path
+        )
+    assert caught.value.exit_code == 4
+    assert "ort-fp32" in caught.value.supported_by

@@ -112,12 +112,15 @@ def _sized(origin: str, name: str, make: Callable[[str], Callable[[], torch.nn.M
     return Architecture(name=f"{origin}/{name}", build=make(name), inputs=_image(3, size, size))
 
 
-def _wrapped(name: str, wrapper: type[torch.nn.Module], *shape: int, settle_batch: int = 2) -> Architecture:
+def _wrapped(
+    name: str, wrapper: type[torch.nn.Module], *shape: int, settle_batch: int = 2, calm: str = ""
+) -> Architecture:
     return Architecture(
         name=f"torchvision/{name}",
         build=lambda: wrapper(_torchvision(name)()),  # type: ignore[call-arg]
         inputs=_image(*shape),
         settle_batch=settle_batch,
+        calm=calm,
     )
 
 
@@ -146,8 +149,9 @@ ARCHITECTURES = (
     *(_sized("torchvision", name, _torchvision) for name in _TORCHVISION.split()),
     *(
         _wrapped(name, _Pick, 3, 256, 256)
-        for name in ("deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large")
+        for name in ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
     ),
+    _wrapped("fcn_resnet50", _Pick, 3, 256, 256, calm="*.bn3"),
     _video("r3d_18"),
     _video("mc3_18"),
     Architecture(

@@ -61,12 +61,16 @@ def export(name: str, folder: Path) -> dict[str, Any]:
 def compare(name: str, folder: Path, precision: str) -> dict[str, Any]:
     """Compile, run in LiteRT, compare with PyTorch's outputs."""
     from edgekit import graph
-    from edgekit.backends.tflite.compiler import compile_onnx
+    from edgekit.backends.tflite.compiler import check_onnx, compile_onnx
 
     inputs, reference = _load(folder / "inputs.npz"), list(_load(folder / "outputs.npz").values())
     facts: dict[str, Any] = {}
     path = folder / "model.onnx"
     if precision == "int8":
+        try:
+            check_onnx(graph.load(path))
+        except EdgekitError as error:
+            return _refused(error)
         try:
             path = quantize(name, folder)
         except EdgekitError as error:
@@ -77,7 +81,7 @@ def compare(name: str, folder: Path, precision: str) -> dict[str, Any]:
     try:
         compiled = compile_onnx(model)
     except EdgekitError as error:
-        return _failure("refused" if error.exit_code == 4 else "error", error) | _nodes(error)
+        return _refused(error)
     except Exception as error:  # noqa: BLE001 - an error of the compiler is a result of the zoo
         return _failure("error", error)
     seconds = time.perf_counter() - start
@@ -215,8 +219,9 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         return {k: archive[k] for k in archive.files}
 
 
-def _nodes(error: EdgekitError) -> dict[str, Any]:
-    return {"nodes": error.to_json().get("nodes", [])}
+def _refused(error: EdgekitError) -> dict[str, Any]:
+    status = "refused" if error.exit_code == 4 else "error"
+    return _failure(status, error) | {"nodes": error.to_json().get("nodes", [])}
 
 
 def _failure(status: str, error: BaseException) -> dict[str, Any]:

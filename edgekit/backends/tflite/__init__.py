@@ -66,13 +66,19 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     from edgekit.backends.tflite.compiler import compile_onnx
 
     origin = sha256_bytes(canonical_json([model.sha256, target, dict(options)]))
-    if any(spec.layout == "NHWC" for spec in model.inputs):  # channels are last already: TensorFlow's models
-        options = {**options, "io_layout": "nchw"}
-    chosen = _options(target, {**options, f"metadata.{ORIGIN}": origin})
+    chosen = _options(model, target, {**options, f"metadata.{ORIGIN}": origin})
     compiled = compile_onnx(read_model(model.path), options=chosen)
     write_file(out / FILE, compiled.data)
     written = _as_declared(lowered(compiled, FILE), model)
     return replace(written, details={**written.details, ORIGIN: origin})
+
+
+def check(model: OnnxModel, target: Target, options: Mapping[str, Option]) -> None:
+    """Raise what :func:`lower` would raise for the model's operators. ``model`` need not be quantized yet."""
+    from edgekit.backends.tflite.artifact import read_model
+    from edgekit.backends.tflite.compiler import check_onnx
+
+    check_onnx(read_model(model.path), options=_options(model, target, options))
 
 
 def _as_declared(written: Lowered, model: OnnxModel) -> Lowered:
@@ -94,9 +100,11 @@ def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[s
     return read_placement(target, lowered, raw)
 
 
-def _options(target: Target, options: Mapping[str, Option]) -> Any:
+def _options(model: OnnxModel, target: Target, options: Mapping[str, Option]) -> Any:
     from edgekit.backends.tflite.compiler import CompileOptions
 
+    if any(spec.layout == "NHWC" for spec in model.inputs):  # channels are last already: TensorFlow's models
+        options = {**options, "io_layout": "nchw"}
     choices: dict[str, tuple[Option, ...]] = {
         "io_layout": ("nchw", "nhwc"),
         "io_dtype": ("float32", "int8", "uint8"),

@@ -74,11 +74,7 @@ def compile_onnx(model: ir.Model, *, options: CompileOptions = _DEFAULT) -> Comp
         UnsupportedOperatorsError: with every node that LiteRT cannot express, at once.
         UnsupportedError: an input with a symbolic dimension, an opset that is too old, or a file over 2 GiB.
     """
-    _check(model)
-    lowering = Lowering(model, options.io_layout, options.io_dtype, options.kernels)
-    lowering.run()
-    if lowering.unsupported:
-        raise UnsupportedOperatorsError(options.target, lowering.unsupported)
+    lowering = _lowering(model, options)
     fusions = rewrite(lowering, fuse=options.fuse, kernels=options.kernels)
     for graph in lowering.graphs:
         expand_weights(graph, dynamic=options.quantized_weights == "dynamic")
@@ -92,6 +88,20 @@ def compile_onnx(model: ir.Model, *, options: CompileOptions = _DEFAULT) -> Comp
     data = write(lowering.graphs, signature, description=f"edgekit {options.target}", metadata=metadata)
     report = make_report(lowering.graphs, fusions, lowering.left_in_float)
     return Compiled(data=data, inputs=lowering.inputs, outputs=lowering.outputs, report=report)
+
+
+def check_onnx(model: ir.Model, *, options: CompileOptions = _DEFAULT) -> None:
+    """Raise what :func:`compile_onnx` would raise for operators and shapes, without writing a file."""
+    _lowering(model, options)
+
+
+def _lowering(model: ir.Model, options: CompileOptions) -> Lowering:
+    _check(model)
+    lowering = Lowering(model, options.io_layout, options.io_dtype, options.kernels)
+    lowering.run()
+    if lowering.unsupported:
+        raise UnsupportedOperatorsError(options.target, lowering.unsupported)
+    return lowering
 
 
 def _check(model: ir.Model) -> None:

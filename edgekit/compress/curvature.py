@@ -124,7 +124,7 @@ class _Watcher:
 
     def _inputs(self, x: torch.Tensor) -> None:
         if self.module.weight.ndim > 2:
-            rows, each = _patches(self.module, x)
+            rows, each = patches(self.module, x)
         else:
             rows = x.reshape(-1, 1, self.width)
             each = -(-len(rows) // _ROWS)
@@ -174,7 +174,7 @@ def _cuts(width: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def _patches(module: Any, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+def patches(module: Any, x: torch.Tensor) -> tuple[torch.Tensor, int]:
     """What a convolution of any number of dimensions multiplies, ``[positions, groups, columns]``: every so
     many-th position (the second result), so that there are not more than ``_ROWS``."""
     import torch

@@ -470,6 +470,61 @@ def test_rounds_with_training_between(criterion: str) -> None:
     assert torch.equal(fresh(task.x), model(task.x))
 
 
+class Answers(Blobs):
+    """Any inputs; only what the net makes of them counts."""
+
+    def __init__(self, *shape: int) -> None:
+        random = torch.Generator().manual_seed(5)
+        self.x, self.y = torch.randn(300, *shape, generator=random), torch.zeros(300, dtype=torch.int64)
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return model(batch[0]).square().mean()
+
+    def metric(self, model: nn.Module) -> float:
+        return 0.0
+
+
+def test_what_cut_channels_said_is_told_from_the_others() -> None:
+    """Twelve of 24 channels are mixtures of the other twelve: without them nothing is lost."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 5, 3, stride=2, padding=1, dilation=2)
+    )
+    with torch.no_grad():
+        mix = torch.randn(12, 12) / 12
+        model[0].weight[12:] = torch.einsum("oi,ichw->ochw", mix, model[0].weight[:12])
+        model[0].bias[12:] = mix @ model[0].bias[:12]
+    whole, task = copy.deepcopy(model).eval(), Answers(3, 9, 9)
+    seen = torch.randn(20, 3, 9, 9)
+    wanted = whole(seen)
+    errors = {}
+    for refit in (False, True):
+        context = Context(task=task, example_inputs={"input": seen[:1]})
+        cut = Shrink(macs=0.5, multiple=1, refit=refit).apply(copy.deepcopy(whole), context)
+        assert cut[1].in_channels == 12
+        errors[refit] = float((cut(seen) - wanted).detach().norm() / wanted.detach().norm())
+    assert errors[False] > 0.05
+    assert errors[True] < 0.01
+
+
+def test_refitting_follows_the_order_of_the_run_and_leaves_the_rest() -> None:
+    torch.manual_seed(0)
+    task, model = Answers(8), Residual()
+    for p in model.parameters():
+        p.data.mul_(1.5)
+    inputs = {"x": task.x[:2]}
+    lost = {}
+    for refit in (False, True):
+        step = Shrink(macs=0.6, multiple=2, leave="stem", refit=refit)
+        cut = step.apply(copy.deepcopy(model), Context(task=task, example_inputs=inputs))
+        lost[refit] = float((cut(task.x) - model.eval()(task.x)).detach().norm())
+        for name, tensor in cut.named_parameters():
+            read = name.startswith("blocks") and name.endswith(("3.weight", "3.bias"))
+            if not read and tensor.shape == model.get_parameter(name).shape:
+                assert torch.equal(tensor, model.get_parameter(name)), name
+    assert lost[True] < 0.6 * lost[False]
+
+
 @pytest.mark.parametrize("criterion", ["similarity", "metric"])
 def test_depth_takes_out_the_layers_that_do_least(criterion: str) -> None:
     torch.manual_seed(0)

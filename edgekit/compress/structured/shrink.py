@@ -31,8 +31,9 @@ class Shrink:
     ``taylor`` (needs a task), ``bn`` or ``random``. ``scope``: ``global`` or ``layer``. ``multiple``: what is
     kept of a layer is a multiple of so many channels. ``most``: largest share of one group to cut. ``leave``:
     layers not to touch, ``"head*,stem*"``. ``widths``: also cut what a layer norm or a softmax counts (the
-    width of a transformer), which changes more than setting it to zero would. ``rounds``: cut a part, train,
-    cut the next; ``training`` is divided among them.
+    width of a transformer), which changes more than setting it to zero would. ``refit``: on ``batches`` of the
+    task's data the layers that lost inputs learn to answer as before, by least squares; without a task they
+    stay as they were cut. ``rounds``: cut a part, train, cut the next; ``training`` is divided among them.
     """
 
     NAME: ClassVar[str] = "shrink"
@@ -46,6 +47,8 @@ class Shrink:
     leave: str = ""
     widths: bool = False
     rounds: int = 1
+    refit: bool = True
+    batches: int = 16
     training: Training = field(default_factory=lambda: Training(epochs=0.0))
 
     def __post_init__(self) -> None:
@@ -59,10 +62,9 @@ class Shrink:
                 f"shrink to {self.macs} of the MACs and {self.parameters} of the parameters, most {self.most}",
                 hint="macs and parameters are shares above 0 up to 1, most is a share between 0 and 1",
             )
-        if self.multiple < 1 or self.rounds < 1:
-            raise ConfigError(
-                f"shrink with multiple {self.multiple} and {self.rounds} rounds", hint="both are 1 or more"
-            )
+        for name in ("multiple", "rounds", "batches"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"shrink with {name}={getattr(self, name)}", hint=f"{name} is 1 or more")
 
     def apply(self, model: torch.nn.Module, context: Context) -> torch.nn.Module:
         """Cut in place and return ``model``.
@@ -114,7 +116,7 @@ class Shrink:
 
     def _round(self, model: torch.nn.Module, context: Context, analysis: Analysis, goal: Goal) -> Plan:
         """Cut until the goal is met; what was cut."""
-        from edgekit.compress.structured import cut, importance, select, verify
+        from edgekit.compress.structured import cut, importance, refit, select, verify
 
         candidates = self._candidates(analysis)
         scores = importance.score(model, analysis, self.criterion, context)
@@ -131,7 +133,10 @@ class Shrink:
                 )
         checker.refine(alive)
         plan = cut.plan(model, analysis, alive, checker.leave)
+        fits = self.refit and context.task is not None
+        fitted = refit.fit(model, plan, context, self.batches, step=self.NAME) if fits else {}
         cut.apply(model, plan)
+        refit.install(model, fitted)
         return plan
 
     def _candidates(self, analysis: Analysis) -> tuple[Group, ...]:

@@ -6,11 +6,12 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from onnx import helper
 
+from edgekit.backends.tflite.boundary import is_spatial
 from edgekit.backends.tflite.builder import Builder, Type
 from edgekit.backends.tflite.ir import FLOAT32, INT4, INT8, INT16, UINT8, Tensor
 from edgekit.backends.tflite.ops import integer
 from edgekit.backends.tflite.registry import Refusal, Rule, lookup, op
-from edgekit.backends.tflite.view import View
+from edgekit.backends.tflite.view import View, channels_last
 
 
 @op("QuantizeLinear", since=10, rule=Rule.ANY)
@@ -45,7 +46,29 @@ def quantize_linear(
     if x.dtype == kind.dtype and x.quant is not None and _prescribed(g):
         # Prescribed parameters cover the function's whole range: converting would only lose precision.
         return x
+    if _is_thin_image(g, x):
+        last = channels_last(x.rank)
+        x = View(g.layout(x, last), last)
     return x.with_tensor(g.quantize(x.tensor, kind))
+
+
+_THIN = 4
+"""Channels up to which XNNPACK moves floats quicker than bytes: its tiles are 4 wide for floats and 16 for bytes.
+Measured for [1, 3, 224, 224]: 0.042 ms and 0.070 ms."""
+
+
+def _is_thin_image(g: Builder, x: View) -> bool:
+    """Whether ``x`` is an image in the order of PyTorch that convolutions will want channels last."""
+    value = g.node.inputs[0] if g.node is not None else None
+    return (
+        value is not None
+        and value.is_graph_input()
+        and x.is_plain
+        and x.dtype == FLOAT32
+        and x.rank in (4, 5)
+        and 1 < x.shape[1] <= _THIN
+        and is_spatial(value)
+    )
 
 
 def _prescribed(g: Builder) -> bool:

@@ -178,7 +178,7 @@ def page(rows: list[Row]) -> str:
         "nncodec 2.1.3 (DeepCABAC), Zstandard level 22, xz -9e. Speeds are those of the Python decoder on the",
         "machine that ran the script, one thread, in 10⁶ elements a second. Huffman is edgekit's own, `--coder huffman`.",
         "",
-        "| set | elements | plain | edgekit | NNCodec | edgekit / NNCodec | zstd | xz | Huffman | decode | Huffman's |",
+        "| set | elements | plain | edgekit | NNCodec | edgekit / NNCodec | zstd | xz | Huffman | decode | its |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for r in rows:

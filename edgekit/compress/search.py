@@ -195,8 +195,19 @@ class Search:
                 continue
             trial = study.ask()
             candidate = self._proposed(trial)
-            idle = idle + 1 if (candidate.line, candidate.target) in self.points else 0
-            self._finish(study, trial, self._try(candidate))
+            hopeless = self._refused(candidate)
+            idle = idle + 1 if hopeless or (candidate.line, candidate.target) in self.points else 0
+            self._finish(study, trial, None if hopeless else self._try(candidate))
+
+    def _refused(self, candidate: Candidate) -> bool:
+        """Whether it has a method that the model refused whenever it was tried alone."""
+        own = {m.name for m in self.methods}
+        outcomes: dict[str, set[bool]] = {}
+        for known, point in self.points.values():
+            names = [s.NAME for s in known.steps if s.NAME in own]
+            if len(names) == 1:
+                outcomes.setdefault(names[0], set()).add(bool(point.error))
+        return any(outcomes.get(s.NAME) == {True} for s in candidate.steps)
 
     def _beside(self) -> Candidate | None:
         """The best few with one setting changed: stronger by one, another choice, another target."""
@@ -259,9 +270,13 @@ class Search:
         self._proposed(trial)
         self._finish(study, trial, point)
 
-    def _finish(self, study: optuna.Study, trial: optuna.Trial, point: Point) -> None:
+    def _finish(self, study: optuna.Study, trial: optuna.Trial, point: Point | None) -> None:
+        """Tell the study what came out; without a point, that it did not."""
         import optuna
 
+        if point is None:
+            study.tell(trial, None, state=optuna.trial.TrialState.FAIL)
+            return
         for number, excess in enumerate(self.budget.excess(point.bound, point.size, point.latency_ms)):
             trial.set_constraint(f"limit {number}", excess)
         state = optuna.trial.TrialState.FAIL if point.error else optuna.trial.TrialState.COMPLETE

@@ -15,13 +15,13 @@ from edgekit.compress import budget as budgets
 from edgekit.compress import recipes
 from edgekit.compress.budget import Budget
 from edgekit.compress.cluster import Cluster
-from edgekit.compress.points import Candidate, Journal, Limits, Point, Setup, front, ranked
+from edgekit.compress.points import Candidate, Journal, Limits, Point, Setup, front, ranked, refused
 from edgekit.compress.prune import Prune
 from edgekit.compress.recipes import Ship
 from edgekit.compress.search import Search
 from edgekit.compress.space import methods
 from edgekit.compress.step import options
-from edgekit.errors import ConfigError, EdgekitError, UnknownNameError, UsageError
+from edgekit.errors import ConfigError, EdgekitError, SourceError, UnknownNameError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -241,3 +241,25 @@ def test_steps_that_cannot_train_are_tried_without(tmp_path: Path) -> None:
     untrained = {m.name: m for m in methods(max_epochs=0.0)}
     assert untrained["prune"].choices["training.epochs"] == (0.0,)
     assert len(untrained["prune"].variants()) == 1
+
+
+def test_what_a_model_refuses_alone_is_in_no_combination(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+
+    no = {"depth", "shrink", "low-rank", "sparsify"}
+
+    class Refuses(World):
+        def evaluate(self, candidate: Candidate) -> Point:
+            point = super().evaluate(candidate)
+            if any(s.NAME in no for s in candidate.steps):
+                return refused(candidate, SourceError("no blocks", hint=""), 1.0)
+            return point
+
+    found = tuple(m for m in methods(max_epochs=1.0) if m.name in {"prune", "cluster"} | no)
+    journal = Journal(tmp_path / "j.jsonl", {"search": "x"}, lambda: Setup(epochs=1.0))
+    search = Search(
+        found, ["fp32", "int8"], Budget(drop=0.01), Limits(seconds=900, trials=150, seed=0), journal
+    )
+    results = search.run(Refuses().evaluate, lambda *_: None)
+    assert any(len(c.steps) == 2 for c, _ in results)
+    assert all(len(c.steps) == 1 for c, _ in results if any(s.NAME in no for s in c.steps))

@@ -103,7 +103,7 @@ class _Watcher:
         self.moments = torch.zeros(self.weight.shape[1], self.weight.shape[1], dtype=torch.float64)
         self.wanted = torch.zeros_like(self.weight)
         self.calls = 0
-        self.handle = module.register_forward_hook(self.look)
+        self.handle = module.register_forward_hook(self.look, with_kwargs=True)
 
     def _now(self) -> torch.Tensor:
         """The weights after the cut alone, ``[outputs, columns]``."""
@@ -116,16 +116,18 @@ class _Watcher:
             weight = torch.cat([weight, self.module.bias.detach()[self.made.to(self.device), None]], 1)
         return torch.as_tensor(weight, dtype=torch.float64, device="cpu")
 
-    def look(self, module: Any, args: tuple[Any, ...], output: torch.Tensor) -> None:
+    def look(self, module: Any, args: tuple[Any, ...], named: Any, output: torch.Tensor) -> None:
+        """Add up what one call shows."""
+        given = args[0] if args else named["input"]
         read, made = self.read.to(output.device), self.made.to(output.device)
         if module.weight.ndim > 2:
             dims = module.weight.ndim - 2
-            x, y = (t[None] if t.ndim == dims + 1 else t for t in (args[0], output))
+            x, y = (t[None] if t.ndim == dims + 1 else t for t in (given, output))
             rows, each = patches(module, x[:, read])
             inputs = rows[:, 0]
             outputs = y[:, made].movedim(1, -1).reshape(-1, len(made))[::each]
         else:
-            inputs = args[0][..., read].reshape(-1, len(read))
+            inputs = given[..., read].reshape(-1, len(read))
             outputs = output[..., made].reshape(-1, len(made))
         inputs, outputs = inputs.float(), outputs.float()
         if module.bias is not None:

@@ -27,7 +27,7 @@ from edgekit.backends.tflite.ir import (
     Tensor,
 )
 from edgekit.backends.tflite.registry import Refusal
-from edgekit.backends.tflite.view import Perm, View, compose, inverse, reshape_groups, reshape_order
+from edgekit.backends.tflite.view import Items, Perm, View, compose, inverse, reshape_groups, reshape_order
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -159,6 +159,8 @@ class Builder:
 
     def layout(self, view: View, perm: Sequence[int]) -> Tensor:
         """The tensor with ONNX axis ``perm[i]`` as its axis ``i``; transposes if it lies otherwise."""
+        if isinstance(view, Items):
+            raise Refusal("a sequence of tensors: TFLite has none, and its length is not known here")
         want = tuple(perm)
         if view.perm == want:
             return view.tensor

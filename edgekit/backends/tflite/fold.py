@@ -17,7 +17,12 @@ _GROWTH_LIMIT = 1 << 20
 _RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
-_STRUCTURAL = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "If", "Loop", "Scan"})
+_STRUCTURAL = frozenset(
+    {
+        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "If", "Loop", "Scan"),
+        *("SequenceEmpty", "SequenceConstruct", "SplitToSequence"),
+    }
+)
 
 
 class NotFoldable(Exception):  # noqa: N818 - a signal, not an error

@@ -8,7 +8,7 @@ only composes permutations. A TRANSPOSE operator appears where somebody needs a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -87,6 +87,18 @@ class View:
     def with_tensor(self, tensor: Tensor) -> View:
         """The same order of axes on another tensor of the same rank."""
         return View(tensor, self.perm, self.scramble)
+
+
+@dataclass(frozen=True, slots=True)
+class Items(View):
+    """A sequence of values, known while the graph is lowered; ``tensor`` stands for nothing."""
+
+    items: tuple[View, ...] = ()
+
+    @classmethod
+    def of_views(cls, items: Iterable[View]) -> Items:
+        """The sequence of some values."""
+        return cls(Tensor((0,), np.dtype(np.float32)), (0,), None, tuple(items))
 
 
 def inverse(perm: Sequence[int]) -> Perm:

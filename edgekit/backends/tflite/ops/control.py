@@ -74,7 +74,7 @@ def scan(
         ordered = (
             list(reversed(parts)) if scan_output_directions and scan_output_directions[k] else list(parts)
         )
-        stacked.append(_stack(g, ordered, scan_output_axes[k] if scan_output_axes else 0))
+        stacked.append(stack(g, ordered, scan_output_axes[k] if scan_output_axes else 0))
     return [*states, *stacked]
 
 
@@ -96,7 +96,7 @@ def scan_8(
         items.append(
             scan(g, *parts, body=body, num_scan_inputs=num_scan_inputs, scan_input_directions=directions)
         )
-    return [_stack(g, parts, 0) for parts in zip(*items, strict=True)]
+    return [stack(g, parts, 0) for parts in zip(*items, strict=True)]
 
 
 @op("Loop", rule=Rule.ANY)
@@ -106,7 +106,7 @@ def loop(
     """Every iteration in place if their number is known, else WHILE."""
     going = True if condition is None else _truth(condition)
     known_trip = trip is None or trip.const is not None
-    if going is None or not known_trip or not _countable(body):
+    if going is None or not known_trip or not _countable(g, body, initial):
         return _while(g, trip, condition, initial, body)
     limit = None if trip is None or trip.const is None else int(trip.const.reshape(-1)[0])
     states = list(initial)
@@ -116,30 +116,47 @@ def loop(
         count = View.of(g.constant(len(rows), INT64))
         results = g.lowering.inline(body, [count, View.of(g.constant(True, BOOL)), *states])
         going = _truth(results[0])
-        assert going is not None
+        if going is None:
+            raise Refusal("a condition that is not known though all that it is made of is")
         states = results[1 : 1 + len(initial)]
         rows.append(results[1 + len(initial) :])
     if not rows and len(body.outputs) > 1 + len(initial):
         raise Refusal("a loop that never runs, with an output of every iteration")
-    return [*states, *(_stack(g, list(parts), 0) for parts in zip(*rows, strict=True))]
+    return [*states, *(stack(g, list(parts), 0) for parts in zip(*rows, strict=True))]
 
 
-def _countable(body: ir.Graph) -> bool:
-    """Whether the body's condition follows from the iteration number and constants alone."""
-    front: list[ir.Value | None] = [body.outputs[0]]
-    states = set(body.inputs[2:])
+def _countable(g: Builder, body: ir.Graph, initial: Sequence[View]) -> bool:
+    """Whether the body's condition follows from the iteration number, constants, and states that start as constants
+    and follow from these alone."""
+    known = {k for k, v in enumerate(initial) if v.tensor.data is not None}
+    while True:
+        unknown = {body.inputs[2 + k] for k in range(len(initial)) if k not in known}
+        left = {k for k in known if _follows(g, body, body.outputs[1 + k], unknown)}
+        if left == known:
+            return _follows(g, body, body.outputs[0], unknown)
+        known = left
+
+
+def _follows(g: Builder, body: ir.Graph, value: ir.Value | None, unknown: set[ir.Value]) -> bool:
+    """Whether ``value`` is computed within ``body`` from constants and from inputs that are not ``unknown``."""
+    front: list[ir.Value | None] = [value]
     seen: set[ir.Value] = set()
     while front:
         value = front.pop()
-        if value is None or value in seen:
+        if value is None or value in seen or value in body.inputs[:2]:
             continue
         seen.add(value)
-        if value in states:
+        if value in unknown:
             return False
         producer = value.producer()
-        if producer is not None:
-            if producer.graph is not body:
+        if producer is None or producer.graph is not body:
+            if value not in body.inputs and not g.lowering.is_constant(value):
                 return False
+        elif any(
+            a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in producer.attributes.values()
+        ):
+            return False  # what its subgraphs read is not followed
+        else:
             front += producer.inputs
     return True
 
@@ -229,7 +246,8 @@ def _row(g: Builder, x: View, axis: int, index: int) -> View:
     return View.of(g.reshape(part, [n for i, n in enumerate(t.shape) if i != axis]))
 
 
-def _stack(g: Builder, parts: Sequence[View], axis: int) -> View:
+def stack(g: Builder, parts: Sequence[View], axis: int) -> View:
+    """Values of one shape along a new axis."""
     tensors = [g.plain(p) for p in parts]
     shape = list(tensors[0].shape)
     axis %= len(shape) + 1

@@ -71,7 +71,8 @@ def compare(
         for name, ref in expected.items():
             out = _matching(name, ref, got, samples)
             tally = tallies.setdefault(name, _Tally())
-            tally.add(ref, out, scores=_holds_scores(name, ref, task))
+            scores = _could_hold_scores(name, ref, task)
+            tally.add(ref, out, scores=scores, embedded=scores and _looks_embedded(ref, task))
         judge.add(expected, got, samples)
         samples += 1
     if not samples:
@@ -113,21 +114,25 @@ def _matching(name: str, ref: Array, got: Mapping[str, Array], sample: int) -> A
     return out
 
 
-def _holds_scores(name: str, ref: Array, task: Task) -> bool:
-    """Whether rows of ``ref`` are scores of classes: said so, or 2-D, no embedding by task or unit length."""
-    import numpy as np
-
+def _could_hold_scores(name: str, ref: Array, task: Task) -> bool:
+    """Whether rows of ``ref`` can be scores of classes: said so, or 2-D floats of a task that is no other."""
     if task.scores is not None:
         return name in task.scores
     if ref.dtype.kind != "f" or ref.ndim != 2 or ref.shape[1] < 2:
         return False
-    if any(t in task.name for t in _OTHER_TASKS):
+    return not any(t in task.name for t in _OTHER_TASKS)
+
+
+def _looks_embedded(ref: Array, task: Task) -> bool:
+    """Whether the rows have unit length and are no probabilities; never where the task says what they are. One sample's
+    scores may have unit length by chance."""
+    import numpy as np
+
+    if task.scores is not None or any(t in task.name for t in _SCORE_TASKS):
         return False
-    if any(t in task.name for t in _SCORE_TASKS):
-        return True
     lengths = np.linalg.norm(ref.astype(np.float64), axis=1)
     probabilities = bool((ref >= 0).all()) and bool(np.allclose(ref.sum(axis=1), 1, atol=1e-3))
-    return probabilities or not bool(np.allclose(lengths, 1, atol=1e-3))
+    return not probabilities and bool(np.allclose(lengths, 1, atol=1e-3))
 
 
 @dataclass(kw_only=True)
@@ -145,12 +150,14 @@ class _Tally:
     nonfinite: int = 0
     compared: int = 0
     agreeing: int = 0
+    embedded: bool = True
 
-    def add(self, ref: Array, out: Array, *, scores: bool) -> None:
-        """One sample."""
+    def add(self, ref: Array, out: Array, *, scores: bool, embedded: bool) -> None:
+        """One sample. It takes only embeddings, all through, to make the output one."""
         import numpy as np
 
         self.integer = ref.dtype.kind in "iub"
+        self.embedded &= embedded
         rows = ref.shape[0] if ref.ndim >= 2 else 1
         self.rows += rows
         if self.integer:
@@ -187,7 +194,7 @@ class _Tally:
     def summary(self) -> dict[str, float]:
         """The figures of one output."""
         figures = {"rows": float(self.rows), "max_abs": self.max_abs, "nonfinite": float(self.nonfinite)}
-        if self.compared:
+        if self.compared and not self.embedded:
             figures["agreement"] = self.agreeing / self.compared
         if self.integer:
             return figures
@@ -216,6 +223,8 @@ class _Judge:
     task: Task
     first: list[Any] = field(default_factory=list)
     second: list[Any] = field(default_factory=list)
+    classes: str = ""
+    embedded: bool = True
 
     def add(self, expected: Mapping[str, Array], got: Mapping[str, Array], index: int) -> None:
         """Score one sample, or keep it for a metric over the whole set."""
@@ -228,7 +237,8 @@ class _Judge:
             )
         label = labels[index]
         if metric is None:
-            name = self._classes(expected)
+            name = self.classes = self.classes or self._classes(expected)
+            self.embedded &= expected[name].dtype.kind == "f" and _looks_embedded(expected[name], self.task)
             self.first.extend(_right(expected[name], label, index))
             self.second.extend(_right(got[name], label, index))
         elif metric.whole:
@@ -239,13 +249,12 @@ class _Judge:
             self.second.append(float(metric.score(got, label)))
 
     def _classes(self, expected: Mapping[str, Array]) -> str:
-        scores = [n for n, a in expected.items() if _holds_scores(n, a, self.task)]
+        scores = [n for n, a in expected.items() if _could_hold_scores(n, a, self.task)]
+        if len(scores) > 1:
+            scores = [n for n in scores if not _looks_embedded(expected[n], self.task)]
         found = scores or [n for n, a in expected.items() if a.dtype.kind in "iu"]
         if len(found) != 1:
-            raise DataError(
-                f"there are labels, and {len(found)} outputs that could hold the classes",
-                hint="pass a metric, or name the output that holds the class scores",
-            )
+            raise _no_classes(len(found))
         return found[0]
 
     def result(self) -> tuple[float, float, Interval | None] | None:
@@ -259,6 +268,8 @@ class _Judge:
                 float(metric.score(self.second, list(labels))),
                 None,
             )
+        if metric is None and self.classes and self.embedded:
+            raise _no_classes(0)
         count = len(self.first)
         first, second = sum(self.first) / count, sum(self.second) / count
         if metric is not None:
@@ -267,6 +278,13 @@ class _Judge:
         both = sum(a and b for a, b in zip(self.first, self.second, strict=True))
         one, two = sum(self.first) - both, sum(self.second) - both
         return first, second, paired_proportions(both, one, two, count - both - one - two)
+
+
+def _no_classes(found: int) -> DataError:
+    return DataError(
+        f"there are labels, and {found} outputs that could hold the classes",
+        hint="pass a metric, or name the output that holds the class scores",
+    )
 
 
 def _right(array: Array, label: Any, index: int) -> list[bool]:

@@ -111,6 +111,18 @@ def test_what_looks_like_class_scores(array, task, expected):
     assert (parity.top1_agreement is not None) is expected
 
 
+def test_one_sample_of_unit_length_is_no_embedding():
+    rows = [scores(1, 2) * 3 for _ in range(5)]
+    rows[0] = rows[0] / np.linalg.norm(rows[0])
+    outputs = [{"y": r} for r in rows]
+    parity = compare(outputs, outputs, task=Task(labels=[int(r.argmax()) for r in rows]))
+    assert parity.metric == parity.top1_agreement == 1
+    units = [{"y": r / np.linalg.norm(r)} for r in rows]
+    assert compare(units, units).top1_agreement is None
+    with pytest.raises(DataError, match="0 outputs"):
+        compare(units, units, task=Task(labels=[0] * 5))
+
+
 def test_scores_by_name():
     y = scores()
     parity = compare([{"a": y, "b": y}], [{"a": y, "b": -y}], task=Task(scores=["a"]))

@@ -53,18 +53,19 @@ def normalized(images: np.ndarray) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Objects:
-    """An :class:`edgekit.compress.train.Task`: random crops of the padded image, and flips."""
+    """An :class:`edgekit.compress.train.Task`: images moved by up to ``reach`` pixels, half of them flipped."""
 
     images: np.ndarray
     labels: torch.Tensor
     test_images: torch.Tensor
     test_labels: torch.Tensor
     batch: int = 128
+    reach: int = 4
 
     @property
     def fingerprint(self) -> str:
         """Data and loss in one line."""
-        return f"cifar10-jpeg-{len(self.images)}-{len(self.test_images)}-{self.batch}"
+        return f"cifar10-jpeg-{len(self.images)}-{len(self.test_images)}-{self.batch}-{self.reach}"
 
     @property
     def metric_name(self) -> str:
@@ -76,14 +77,17 @@ class Objects:
         return len(self.images) // self.batch
 
     def batches(self, epoch: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Every image once, moved by up to 4 pixels, half of them flipped."""
+        """Every image once."""
+        reach = self.reach
         random = np.random.default_rng((seed, epoch))
         order = random.permutation(len(self.images))
         for i in range(self.steps()):
             pick = order[i * self.batch : (i + 1) * self.batch]
-            padded = np.pad(self.images[pick], ((0, 0), (0, 0), (4, 4), (4, 4)))
+            padded = np.pad(self.images[pick], ((0, 0), (0, 0), (reach, reach), (reach, reach)))
             moved = np.empty_like(self.images[pick])
-            for n, (y, x, flip) in enumerate(random.integers(0, (9, 9, 2), (len(pick), 3))):
+            for n, (y, x, flip) in enumerate(
+                random.integers(0, (2 * reach + 1, 2 * reach + 1, 2), (len(pick), 3))
+            ):
                 crop = padded[n, :, y : y + 32, x : x + 32]
                 moved[n] = crop[:, :, ::-1] if flip else crop
             yield normalized(moved), self.labels[pick]

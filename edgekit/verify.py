@@ -250,9 +250,10 @@ class _Judge:
 
     def _classes(self, expected: Mapping[str, Array]) -> str:
         scores = [n for n, a in expected.items() if _could_hold_scores(n, a, self.task)]
-        if len(scores) > 1:
+        classes = [n for n, a in expected.items() if a.dtype.kind in "iu"]
+        if len(scores) + len(classes) > 1:
             scores = [n for n in scores if not _looks_embedded(expected[n], self.task)]
-        found = scores or [n for n, a in expected.items() if a.dtype.kind in "iu"]
+        found = scores or classes
         if len(found) != 1:
             raise _no_classes(len(found))
         return found[0]

@@ -123,6 +123,13 @@ def test_one_sample_of_unit_length_is_no_embedding():
         compare(units, units, task=Task(labels=[0] * 5))
 
 
+def test_classes_beside_an_embedding():
+    rows = scores(4, 6)
+    outputs = [{"vector": rows / np.linalg.norm(rows, axis=1, keepdims=True), "class": np.arange(4)}]
+    parity = compare(outputs, outputs, task=Task(labels=[np.array([0, 1, 2, 0])]))
+    assert parity.reference_metric == 0.75
+
+
 def test_scores_by_name():
     y = scores()
     parity = compare([{"a": y, "b": y}], [{"a": y, "b": -y}], task=Task(scores=["a"]))

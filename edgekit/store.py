@@ -118,19 +118,19 @@ def scratch(parent: Path) -> Iterator[Path]:
         work = parent / f".part-{os.getpid()}-{secrets.token_hex(4)}"
         work.mkdir(mode=0o700)
     except OSError as e:
-        raise _unwritable(parent, e) from e
+        raise unwritable(parent, e) from e
     try:
         yield work
     except OSError as e:
         if not disk_is_full(e):
             raise
-        raise _unwritable(parent, e) from e
+        raise unwritable(parent, e) from e
     except EdgekitError:
         raise
     except Exception as e:
         if shutil.disk_usage(parent).free > _ALMOST_NOTHING:
             raise
-        raise _unwritable(parent, e) from e
+        raise unwritable(parent, e) from e
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -144,7 +144,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _ALMOST_NOTHING = 1 << 20
 
 
-def _unwritable(parent: Path, error: Exception) -> UsageError:
+def unwritable(parent: Path, error: Exception) -> UsageError:
+    """What to raise when the operating system refuses to write below ``parent``."""
     why = getattr(error, "strerror", None) or "the disk is full"
     return UsageError(
         f"cannot write to {parent}: {why}",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.errors import ContainerError, SourceError, UnknownNameError, UsageError
+from edgekit.store import unwritable
 
 if TYPE_CHECKING:
     from edgekit.entropy.container import Container
@@ -70,7 +71,7 @@ def pack(path: Path, out: Path, *, coder: str = "adaptive") -> PackReport:
     ``coder``: ``adaptive`` (context model and rANS), the smallest; ``huffman``, which decodes at a hundred times the
     speed; ``zstd``, Zstandard for everything, which needs its package to decode, too. Empty directories,
     permissions and times are not kept. Raises ``SourceError`` if ``path`` cannot be packed (missing, a link or
-    special file inside), ``UnknownNameError`` for another coder.
+    special file inside), ``UnknownNameError`` for another coder, ``UsageError`` where ``out`` cannot be written.
     """
     from edgekit.entropy import packing
 
@@ -81,16 +82,12 @@ def pack(path: Path, out: Path, *, coder: str = "adaptive") -> PackReport:
         files = {name: _map(stack, file) for name, file in _collect(path).items()}
         data = packing.build(files, single=not path.is_dir(), coder=packing.CODERS[coder])
         encoded = time.perf_counter()
-        temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
         try:
-            temporary.write_bytes(data)
-            tensors = _verify(temporary, files)
-            temporary.replace(out)
-        finally:
-            temporary.unlink(missing_ok=True)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            tensors = _written(data, out, files)
+        except OSError as e:
+            raise unwritable(out.parent, e) from e
         original = sum(len(v) for v in files.values())
-        for view in files.values():
-            view.release()
     return PackReport(
         path=out,
         original=original,
@@ -166,7 +163,21 @@ def _map(stack: ExitStack, path: Path) -> memoryview:
     if path.stat().st_size == 0:
         return memoryview(b"")
     f = stack.enter_context(path.open("rb"))
-    return memoryview(stack.enter_context(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)))
+    view = memoryview(stack.enter_context(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)))
+    stack.callback(view.release)  # before the map is closed, which would else hide what happened
+    return view
+
+
+def _written(data: bytes, out: Path, files: dict[str, memoryview]) -> int:
+    """Verify what is written before it gets its name; how many tensors it holds."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(data)
+        tensors = _verify(temporary, files)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return tensors
 
 
 def _verify(packed: Path, files: dict[str, memoryview]) -> int:

@@ -335,3 +335,14 @@ def test_missing_source(tmp_path: Path) -> None:
         entropy.pack(tmp_path / "nothing", tmp_path / "x.ekz")
     with pytest.raises(SourceError):
         entropy.unpack(tmp_path / "nothing", tmp_path / "x")
+
+
+def test_packing_where_nothing_can_be_written_says_so(tmp_path: Path) -> None:
+    source, blocked = tmp_path / "weights.bin", tmp_path / "file"
+    source.write_bytes(bytes(range(256)) * 8)
+    blocked.write_text("a file where a folder is wanted")
+    with pytest.raises(UsageError, match="cannot write"):
+        entropy.pack(source, blocked / "weights.ekz")
+    made = entropy.pack(source, tmp_path / "new" / "folder" / "weights.ekz")
+    assert made.path.is_file()
+    assert sorted(p.name for p in made.path.parent.iterdir()) == ["weights.ekz"]

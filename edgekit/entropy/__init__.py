@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.errors import ContainerError, SourceError, UnknownNameError, UsageError
-from edgekit.store import unwritable
 
 if TYPE_CHECKING:
     from edgekit.entropy.container import Container
@@ -74,6 +73,7 @@ def pack(path: Path, out: Path, *, coder: str = "adaptive") -> PackReport:
     special file inside), ``UnknownNameError`` for another coder, ``UsageError`` where ``out`` cannot be written.
     """
     from edgekit.entropy import packing
+    from edgekit.store import unwritable
 
     if coder not in packing.CODERS:
         raise UnknownNameError("coder", coder, packing.CODERS)

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from edgekit.pipeline import build as build
-    from edgekit.prediction import predict as predict
+    from edgekit.artifact.run import predict as predict
+    from edgekit.pipeline.build import build as build
     from edgekit.types import TorchModel as TorchModel
 
 _LAZY = {
-    "build": "edgekit.pipeline",
-    "predict": "edgekit.prediction",
-    "Artifact": "edgekit.manifest",
-    "Manifest": "edgekit.manifest",
+    "build": "edgekit.pipeline.build",
+    "predict": "edgekit.artifact.run",
+    "Artifact": "edgekit.artifact.manifest",
+    "Manifest": "edgekit.artifact.manifest",
     "EdgekitError": "edgekit.errors",
     "Measurement": "edgekit.types",
     "OnnxModel": "edgekit.types",

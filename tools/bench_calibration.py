@@ -28,8 +28,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import numpy as np
 
-from edgekit import graph
-from edgekit.calibrate import calibrate
+from edgekit.graph import io
+from edgekit.quantize.calibrate import calibrate
 from edgekit.types import Sample
 
 Array = np.ndarray
@@ -79,7 +79,7 @@ def export(path: Path) -> None:
     import torch
     from torch import nn
 
-    from edgekit import export, passes
+    from edgekit.graph import export, passes
     from edgekit.types import TorchModel
 
     def conv(i: int, o: int, k: int, stride: int = 1, groups: int = 1, *, act: bool = True) -> nn.Sequential:
@@ -144,8 +144,8 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 def rounds(model: Path, given: tuple[Array, ...], count: int) -> dict[str, list[tuple[float, float]]]:
     """Inference alone and calibration in turns, ``count`` times after a warm-up."""
-    described = graph.describe(model)
-    session = graph.session(model)
+    described = io.describe(model)
+    session = io.session(model)
     samples = Images(len(given), given)
 
     def infer() -> None:
@@ -175,7 +175,7 @@ def peak_memory(model: Path, count: int) -> int:
 
 def child(model: Path, count: int) -> None:
     """Calibrate, then tell this process's own peak."""
-    calibrate(graph.describe(model), Images(count), out=model.with_name(f"calibration-{count}"))
+    calibrate(io.describe(model), Images(count), out=model.with_name(f"calibration-{count}"))
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     print(next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")))
 

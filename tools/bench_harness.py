@@ -31,7 +31,7 @@ os.environ["EDGEKIT_LOCK"] = f"-harness-{os.getpid()}"  # its load is part of it
 
 import numpy as np
 
-from edgekit.bench import BenchSettings, Variant, compare_artifacts
+from edgekit.devices.bench import BenchSettings, Variant, compare_artifacts
 from edgekit.devices.statistics import paired_difference, wilson
 
 SAME = "no detectable difference"
@@ -198,11 +198,12 @@ def peers(options: argparse.Namespace) -> int:
 
 def tflite(model: Path) -> Path:
     """The same model as our compiler makes it for LiteRT."""
-    from edgekit import catalog, graph
     from edgekit.backends import tflite
+    from edgekit.core import targets
+    from edgekit.graph import io
 
-    target = catalog.targets()["tflite-fp32"]
-    lowered = tflite.lower(graph.describe(model), target, {}, model.parent)
+    target = targets.known()["tflite-fp32"]
+    lowered = tflite.lower(io.describe(model), target, {}, model.parent)
     return model.parent / lowered.files[0]
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit.bench import BenchSettings, Variant, bench_artifact
-from edgekit.devices.local import LocalTransport
+from edgekit.devices.bench import BenchSettings, Variant, bench_artifact
 from edgekit.devices.pack import pack
-from edgekit.devices.process import Patience
+from edgekit.devices.transports.local import LocalTransport
+from edgekit.devices.transports.process import Patience
 
 RUNS = 300
 

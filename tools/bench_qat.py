@@ -27,10 +27,10 @@ from safetensors.torch import load_file
 
 import edgekit
 from edgekit.compress.plan import rebuilt
-from edgekit.compress.qat import Qat
 from edgekit.compress.step import Context, run, save
-from edgekit.compress.train import Training
-from edgekit.export import export
+from edgekit.compress.steps.qat import Qat
+from edgekit.compress.training.train import Training
+from edgekit.graph.export import export
 from edgekit.types import TorchModel
 
 ENDS = "conv1=8,linear=8"

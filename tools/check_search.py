@@ -106,7 +106,7 @@ def checked(net: str, args: argparse.Namespace) -> Row:
 
 def steps() -> list[str]:
     """Steps that make something smaller by themselves."""
-    from edgekit.compress.space import methods
+    from edgekit.search.space import methods
 
     return [m.name for m in methods(max_epochs=1.0) if not m.aid]
 

@@ -116,10 +116,10 @@ def lenet(folder: Path) -> Tensors:
     import torch
     from mnist import digits, lenet_300_100
 
-    from edgekit.compress.cluster import Cluster
-    from edgekit.compress.prune import Prune
     from edgekit.compress.step import Context
-    from edgekit.compress.train import Training
+    from edgekit.compress.steps.cluster import Cluster
+    from edgekit.compress.steps.prune import Prune
+    from edgekit.compress.training.train import Training
 
     torch.manual_seed(0)
     context = Context(task=digits(folder), seed=0)

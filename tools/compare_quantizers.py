@@ -34,9 +34,10 @@ sys.path.insert(0, str(ROOT))  # the environment of the peers need not have edge
 from real_networks import DATA, NETWORKS, Inputs, Items, Network, agreement  # noqa: E402
 from time_artifact import RUNS  # noqa: E402
 
-from edgekit import catalog, export, graph, passes, plugins  # noqa: E402
-from edgekit.calibrate import Calibration, calibrate  # noqa: E402
+from edgekit.core import plugins, targets  # noqa: E402
+from edgekit.graph import export, io, passes  # noqa: E402
 from edgekit.quantize import QuantizeOptions, quantize  # noqa: E402
+from edgekit.quantize.calibrate import Calibration, calibrate  # noqa: E402
 from edgekit.types import OnnxModel  # noqa: E402
 
 Peers = Mapping[str, Callable[[], Path]]
@@ -143,7 +144,7 @@ def litert_signatures(path: Path) -> list[str]:
 def compiled(model: Path, out: Path) -> Path:
     from edgekit.backends.tflite.compiler import compile_onnx
 
-    out.write_bytes(bytes(compile_onnx(graph.load(model)).data))
+    out.write_bytes(bytes(compile_onnx(io.load(model)).data))
     return out
 
 
@@ -245,7 +246,7 @@ def ours(
     model: OnnxModel, calibration: Calibration, samples: Items, runtime: Runtime, folder: Path
 ) -> tuple[str, Path]:
     """edgekit's artifact with everything on auto."""
-    target = catalog.target(runtime.target)
+    target = targets.find(runtime.target)
     options = QuantizeOptions(method="auto", corrections=("auto",))
     out = folder / f"{runtime.target}.onnx"
     quantized, report = quantize(model, calibration, target, options, out, samples)

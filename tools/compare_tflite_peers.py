@@ -55,7 +55,7 @@ def make(name: str, folder: Path, onnx2tf: Path | None, litert_torch: Path | Non
     """The ONNX file, the weights, calibration inputs, and every tool's two files."""
     from safetensors.torch import save_file
 
-    from edgekit import export, passes
+    from edgekit.graph import export, passes
     from edgekit.types import TorchModel
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,27 +92,27 @@ def make(name: str, folder: Path, onnx2tf: Path | None, litert_torch: Path | Non
 
 def ours(model: object, samples: list[dict[str, np.ndarray]], folder: Path) -> None:
     """edgekit's fp32 and int8 files with the options that a build has."""
-    from edgekit import catalog
-    from edgekit.calibrate import calibrate
+    from edgekit.core import targets
+    from edgekit.load.samples import from_iterable
     from edgekit.quantize import QuantizeOptions, quantize
-    from edgekit.samples import from_iterable
+    from edgekit.quantize.calibrate import calibrate
     from edgekit.types import OnnxModel
 
     assert isinstance(model, OnnxModel)
     lower(model.path, folder, "fp32")
     calibrated = calibrate(model, from_iterable(samples, model.inputs), out=folder / "calibration")
-    target = catalog.target("tflite-int8")
+    target = targets.find("tflite-int8")
     quantized, _ = quantize(model, calibrated, target, QuantizeOptions(), folder / "int8.onnx")
     lower(quantized.path, folder, "int8")
 
 
 def lower(path: Path, folder: Path, precision: str) -> None:
     """As a build does by default, and for an app that has its images with channels last."""
-    from edgekit import graph
     from edgekit.backends.tflite.compiler import CompileOptions, compile_onnx
+    from edgekit.graph import io
 
     for name, layout in (("edgekit", "nchw"), ("edgekit-nhwc", "nhwc")):
-        made = compile_onnx(graph.load(path), options=CompileOptions(io_layout=layout))
+        made = compile_onnx(io.load(path), options=CompileOptions(io_layout=layout))
         (folder / f"{name}-{precision}.tflite").write_bytes(bytes(made.data))
 
 
@@ -144,7 +144,7 @@ def timed(name: str, folder: Path, rounds: int) -> list[Row]:
     """Every tool's files of one network, in turns (and backwards in every other round)."""
     from bench_peers import inputs
 
-    from edgekit.bench import BenchSettings, Variant, bench_artifact
+    from edgekit.devices.bench import BenchSettings, Variant, bench_artifact
     from edgekit.errors import BackendError
 
     rows = []

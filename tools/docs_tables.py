@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from edgekit import catalog
+from edgekit.core import targets
 from edgekit.types import Target
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +26,7 @@ def targets_table() -> str:
         "|---|---|---|---|---|---|",
     ]
     for path in sorted((ROOT / "targets").glob("*/target.toml")):
-        lines += [_target_line(row) for row in catalog.read_rows(path, "edgekit")]
+        lines += [_target_line(row) for row in targets.read_rows(path, "edgekit")]
     return "\n".join(lines)
 
 

@@ -125,13 +125,14 @@ def litert_cpu(file: bytes, x: Array, _: str, folder: Path) -> tuple[Array, str]
     """edgekit's float16 file (float16 weights behind DEQUANTIZE): XNNPACK's kernels compute in float32."""
     from ai_edge_litert.interpreter import Interpreter
 
-    from edgekit import catalog, graph
     from edgekit.backends import tflite
+    from edgekit.core import targets
+    from edgekit.graph import io
 
     (folder / "plain.onnx").write_bytes(file)
-    row = catalog.target("tflite-fp16")
+    row = targets.find("tflite-fp16")
     options = {o.name: o.default for o in row.options}
-    lowered = tflite.lower(graph.describe(folder / "plain.onnx"), row, options, folder)
+    lowered = tflite.lower(io.describe(folder / "plain.onnx"), row, options, folder)
     interpreter = Interpreter(str(folder / lowered.files[0]), num_threads=1)
     y = next(iter(interpreter.get_signature_runner()(x=x).values())).copy()
     kinds = {d["dtype"].__name__ for d in interpreter.get_tensor_details() if d["name"]}

@@ -35,7 +35,7 @@ from edgekit.compress.step import Context, forward
 from edgekit.compress.structured import attention
 from edgekit.compress.structured.cut import Plan
 from edgekit.compress.structured.shrink import Shrink
-from edgekit.nested import flatten
+from edgekit.graph.nested import flatten
 
 ROOT = Path(__file__).resolve().parent.parent
 Built = tuple[nn.Module, dict[str, torch.Tensor]]
@@ -230,15 +230,15 @@ def _settle(model: nn.Module) -> None:
 
 def _exported(model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, int]:
     """Parameters (entries of floating-point initialisers) and MACs of the exported file."""
-    from edgekit import graph
-    from edgekit.export import export
+    from edgekit.graph import io
+    from edgekit.graph.export import export
+    from edgekit.graph.macs import count_macs
     from edgekit.load.module import bind
-    from edgekit.macs import count_macs
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export(bind(model, inputs, what="the zoo"), path)
-        proto = graph.read_proto(path)
+        proto = io.read_proto(path)
         sizes = [_count(t.dims) for t in proto.graph.initializer if t.data_type == 1]
         return {"parameters": sum(sizes), "macs": sum(n.macs or 0 for n in count_macs(path))}
 

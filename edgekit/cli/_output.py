@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
-    from edgekit.manifest import Artifact
-    from edgekit.progress import Progress, Task
+    from edgekit.artifact.manifest import Artifact
+    from edgekit.core.progress import Progress, Task
 
 
 _PIPE_WIDTH = 240
@@ -41,7 +41,7 @@ def print_json(document: Any) -> None:
     """One JSON document on stdout."""
     import msgspec
 
-    from edgekit.structure import to_builtins
+    from edgekit.core.structure import to_builtins
 
     click.echo(msgspec.json.format(msgspec.json.encode(to_builtins(document)), indent=2).decode())
 

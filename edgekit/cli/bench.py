@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgekit.measuring import Measured
+    from edgekit.artifact.measure import Measured
 
 
 @click.command()
@@ -75,12 +75,12 @@ def bench(
     What a run that is cut short has measured is kept, and marked partial. Directories that hold no
     artifact, and artifacts that cannot run here, are named and left out.
     """
-    from edgekit import manifest
-    from edgekit.bench import BenchSettings, processors
+    from edgekit.artifact import manifest
+    from edgekit.artifact.measure import measure
     from edgekit.cli._output import print_json, progress, show_error
     from edgekit.devices import catalogue
+    from edgekit.devices.bench import BenchSettings, processors
     from edgekit.errors import UsageError
-    from edgekit.measuring import measure
 
     chosen = [manifest.read(p) for p in artifacts if p.is_dir() and p.suffix != ".failed"]
     runnable = [a for a in chosen if a.manifest.status != "not-run"]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from edgekit.config import Options
-    from edgekit.pipeline import Outcome, Request
+    from edgekit.core.config import Options
+    from edgekit.pipeline.build import Outcome, Request
 
 
 @click.command()
@@ -77,11 +77,11 @@ def build(
     directory or a .keras/.h5 file. Each artifact is run on its real runtime and compared with the source;
     what does not pass its gates ends in DIR/<target>.failed and a non-zero exit.
     """
-    from edgekit import config
     from edgekit.cli._output import progress
-    from edgekit.pipeline import check, run
-    from edgekit.stages import Workshop
-    from edgekit.store import Store
+    from edgekit.core import config
+    from edgekit.core.store import Store
+    from edgekit.pipeline.build import check, run
+    from edgekit.pipeline.stages import Workshop
 
     options = config.load(
         {**flags, "target": target, "eval": evaluate, "set": config.parse_settings(settings)}
@@ -99,13 +99,13 @@ def build(
 
 
 def _request(source: str, options: Options) -> Request:
-    from edgekit import catalog
+    from edgekit.core import targets
     from edgekit.load import parse
-    from edgekit.pipeline import Request
+    from edgekit.pipeline.build import Request
 
     return Request(
         source=parse(source),
-        targets=catalog.select(options.target),
+        targets=targets.select(options.target),
         options=options,
         calibration=options.calib or None,
         evaluation=options.eval or None,
@@ -113,8 +113,8 @@ def _request(source: str, options: Options) -> Request:
 
 
 def _plan(request: Request, as_json: bool) -> None:
-    from edgekit import plugins
     from edgekit.cli._output import print_json, table
+    from edgekit.core import plugins
 
     rows = [(t, plugins.backend(t.backend).available()) for t in request.targets]
     if as_json:
@@ -139,7 +139,7 @@ def _plan(request: Request, as_json: bool) -> None:
 
 def _finish(outcomes: tuple[Outcome, ...], options: Options, as_json: bool) -> None:
     from edgekit.cli._output import print_json, show_error, summary
-    from edgekit.pipeline import failure
+    from edgekit.pipeline.build import failure
 
     errors = [(o, failure(o, options)) for o in outcomes]
     if as_json:
@@ -154,7 +154,7 @@ def _finish(outcomes: tuple[Outcome, ...], options: Options, as_json: bool) -> N
 
 
 def _entry(outcome: Outcome, error: Any) -> dict[str, Any]:
-    from edgekit.structure import to_builtins
+    from edgekit.core.structure import to_builtins
 
     entry: dict[str, Any] = {"target": outcome.target.name, "status": "error"}
     if outcome.artifact is not None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from edgekit.compress.points import Limits
     from edgekit.compress.recipes import Recipe
-    from edgekit.compressing import Compressed
-    from edgekit.searching import Found
-    from edgekit.shipping import Shipped
-    from edgekit.source import Source
-    from edgekit.stages import Workshop
+    from edgekit.load.source import Source
+    from edgekit.pipeline.compress import Compressed
+    from edgekit.pipeline.stages import Workshop
+    from edgekit.search.points import Limits
+    from edgekit.search.run import Found
+    from edgekit.search.ship import Shipped
 
 
 @click.command()
@@ -77,14 +77,14 @@ def compress(
     """
     from dataclasses import replace
 
-    from edgekit import config
     from edgekit.cli._output import progress
+    from edgekit.core import config
+    from edgekit.core.store import Store
     from edgekit.errors import UsageError
     from edgekit.load import parse
-    from edgekit.searching import parse_limits, search_options, step_names
-    from edgekit.source import Source
-    from edgekit.stages import Workshop
-    from edgekit.store import Store
+    from edgekit.load.source import Source
+    from edgekit.pipeline.stages import Workshop
+    from edgekit.search.run import parse_limits, search_options, step_names
 
     if sum(map(bool, (recipe, budget, analyze))) != 1:
         raise UsageError(
@@ -114,9 +114,9 @@ def compress(
 
 def _run(shop: Workshop, source: Source, text: str, seed: int | None, as_json: bool) -> None:
     from edgekit.compress import recipes
-    from edgekit.compress.resume import is_first_process
-    from edgekit.compressing import compress as run
-    from edgekit.compressing import deliver
+    from edgekit.compress.training.resume import is_first_process
+    from edgekit.pipeline.compress import compress as run
+    from edgekit.pipeline.compress import deliver
 
     recipe = recipes.read(text, seed=seed)
     made = run(shop, source, recipe)
@@ -125,7 +125,7 @@ def _run(shop: Workshop, source: Source, text: str, seed: int | None, as_json: b
     folder = deliver(made, recipe, source, Path(shop.options.out))
     shipped = None
     if recipe.ship is not None:
-        from edgekit.shipping import ship
+        from edgekit.search.ship import ship
 
         shipped = ship(shop, made.source, recipe.ship)
     _show(made, recipe, folder, shipped, as_json)
@@ -133,8 +133,8 @@ def _run(shop: Workshop, source: Source, text: str, seed: int | None, as_json: b
 
 def _search(shop: Workshop, source: Source, budget: str, limits: Limits, as_json: bool) -> None:
     from edgekit.cli._output import print_json, table
-    from edgekit.compress.budget import parse
-    from edgekit.searching import search
+    from edgekit.search.budget import parse
+    from edgekit.search.run import search
 
     found = search(shop, source, parse(budget), limits)
     out = Path(shop.options.out)
@@ -175,7 +175,7 @@ def _search(shop: Workshop, source: Source, budget: str, limits: Limits, as_json
 
 def _analyze(shop: Workshop, source: Source, as_json: bool) -> None:
     from edgekit.cli._output import print_json, table
-    from edgekit.compressing import analyze
+    from edgekit.pipeline.compress import analyze
 
     found = analyze(shop, source)
     layers = found.layers

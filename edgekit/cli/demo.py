@@ -16,15 +16,15 @@ def demo(target: str, out: str) -> None:
     Trains a small network on scikit-learn's digits (seconds), takes it to each target, runs every
     artifact on its real runtime, and ends with one table.
     """
-    from edgekit import catalog, config, plugins
-    from edgekit.bench import BenchSettings
+    from edgekit.artifact.measure import measure
     from edgekit.cli._output import progress, show_error, summary
+    from edgekit.core import config, plugins, targets
+    from edgekit.core.store import Store
+    from edgekit.devices.bench import BenchSettings
     from edgekit.errors import SourceError
     from edgekit.load import parse
-    from edgekit.measuring import measure
-    from edgekit.pipeline import Request, failure, run
-    from edgekit.stages import Workshop
-    from edgekit.store import Store
+    from edgekit.pipeline.build import Request, failure, run
+    from edgekit.pipeline.stages import Workshop
 
     example = plugins.data_dir() / "examples" / "digits"
     if not example.is_dir():
@@ -32,7 +32,7 @@ def demo(target: str, out: str) -> None:
     options = config.load({"target": target, "out": out})
     request = Request(
         source=parse(f"{example}/model.py:digits"),
-        targets=catalog.select(options.target),
+        targets=targets.select(options.target),
         options=options,
         calibration=f"{example}/data.py:calibration",
         evaluation=f"{example}/data.py:evaluation",

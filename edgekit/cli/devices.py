@@ -142,8 +142,8 @@ def prepare(name: str, backends: tuple[str, ...], yes: bool, remove: bool, dry_r
     from pathlib import Path
 
     from edgekit.devices import catalogue
-    from edgekit.devices.connect import connect
     from edgekit.devices.prepare import Preparation, scratch
+    from edgekit.devices.transports.connect import connect
 
     device = catalogue.device(name)
     with connect(device) as transport, scratch() as folder:
@@ -200,8 +200,9 @@ def _ask(question: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask: you have compared the fingerprints.")
 def trust(name: str, yes: bool) -> None:
     """Show a device's SSH fingerprints and, if you say so, trust them. NAME may also be USER@HOST."""
-    from edgekit.devices import catalogue, hostkeys
-    from edgekit.devices.connect import ssh_options
+    from edgekit.devices import catalogue
+    from edgekit.devices.transports import hostkeys
+    from edgekit.devices.transports.connect import ssh_options
     from edgekit.types import Device
 
     known = catalogue.devices()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edgekit.diff.resolve import Chain
     from edgekit.diff.suggest import Suggestion
     from edgekit.errors import EdgekitError
-    from edgekit.stages import Workshop
+    from edgekit.pipeline.stages import Workshop
 
 _ROWS = 5
 _SAME_DB = 100.0
@@ -62,14 +62,14 @@ def diff(
 
     Exits with 0 when rounding explains every difference, with 5 when it does not.
     """
-    from edgekit import config
     from edgekit.cli._output import print_json, progress
+    from edgekit.core import config
+    from edgekit.core.store import Store
     from edgekit.diff import walk
     from edgekit.diff.apply import Rebuild
     from edgekit.diff.resolve import resolve
     from edgekit.diff.suggest import suggest
-    from edgekit.stages import Workshop
-    from edgekit.store import Store
+    from edgekit.pipeline.stages import Workshop
 
     options = config.load({"trust": trust, "network": network, "calib": calib, "eval": evaluate})
     with progress() as shown:

@@ -10,7 +10,7 @@ import click
 def doctor(as_json: bool) -> None:
     """Check runtimes, versions and tools, and say what to do about each finding."""
     from edgekit.cli._output import print_json, stdout
-    from edgekit.doctor import diagnose
+    from edgekit.core.doctor import diagnose
 
     findings = diagnose()
     if as_json:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from edgekit.inspection import Inspection
-    from edgekit.manifest import Artifact
+    from edgekit.artifact.inspect import Inspection
+    from edgekit.artifact.manifest import Artifact
     from edgekit.types import TensorSpec
 
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def inspect(file: Path, as_json: bool) -> None:
     """Show what is in FILE: an artifact's directory, or a .onnx or .tflite file of any origin."""
-    from edgekit import manifest
+    from edgekit.artifact import manifest
+    from edgekit.artifact.inspect import inspect_file
     from edgekit.cli._output import print_json
-    from edgekit.inspection import inspect_file
 
     if file.is_dir() or file.name == manifest.FILE_NAME:
         artifact = manifest.read(file)

@@ -43,7 +43,7 @@ def package(
     as_json: bool,
 ) -> None:
     """Write ARTIFACT as a package for an app: the model, its preprocessing, and tests that run there."""
-    from edgekit import manifest
+    from edgekit.artifact import manifest
     from edgekit.cli._output import print_json
     from edgekit.package import PackageSpec
     from edgekit.package import package as write

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from edgekit.profiling import Profile
+    from edgekit.artifact.profile import Profile
 
 
 @click.command()
@@ -24,10 +24,10 @@ def profile(artifact: Path, device: str, runs: int, sort: bool, by_module: bool,
     A run of its own, since profilers slow their runtimes down: for how long the model takes, see edgekit
     bench.
     """
-    from edgekit import manifest
+    from edgekit.artifact import manifest
+    from edgekit.artifact.profile import profile_artifact
     from edgekit.cli._output import print_json, progress
     from edgekit.devices import catalogue
-    from edgekit.profiling import profile_artifact
 
     found = manifest.read(artifact)
     with progress() as shown, shown.task(f"profile {found.target}"):

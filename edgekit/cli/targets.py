@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 @click.option("--why", is_flag=True, help="Also say why each row has the settings it has.")
 def targets(as_json: bool, why: bool) -> None:
     """List every target: backend, precision, installed, usable here, why not."""
-    from edgekit import catalog, plugins
     from edgekit.cli._output import print_json, table
+    from edgekit.core import plugins
+    from edgekit.core import targets as catalogue
 
-    rows = catalog.targets()
+    rows = catalogue.known()
     states = {name: plugins.backend(name).available() for name in {t.backend for t in rows.values()}}
     if as_json:
         print_json({"targets": [_entry(t, states[t.backend]) for t in rows.values()]})
@@ -34,7 +35,7 @@ def targets(as_json: bool, why: bool) -> None:
 
 
 def _entry(t: Target, a: Availability) -> dict[str, object]:
-    from edgekit.structure import to_builtins
+    from edgekit.core.structure import to_builtins
 
     return {
         "name": t.name,

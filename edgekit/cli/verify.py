@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from edgekit.golden import Replay
+    from edgekit.artifact.golden import Replay
     from edgekit.package.verifying import BundleReport
     from edgekit.types import Device
 
@@ -69,7 +69,7 @@ def verify(artifacts: tuple[Path, ...], device: str, public_key: Path | None, as
 
 
 def _artifact(path: Path, device: Device) -> Outcome:
-    from edgekit import golden, manifest
+    from edgekit.artifact import golden, manifest
     from edgekit.types import Verdict
 
     artifact = manifest.read(path)

@@ -2,7 +2,8 @@
 
 torch's own counter knows convolutions and matrix products; recurrent layers, attention and transformer layers that run
 as one operator count as nothing with it. Their formulas are here: shapes in, floating point operations out (two for
-each multiply-accumulate). Biases, gates, soft maxima and normalizations are not counted, as in :mod:`edgekit.macs`.
+each multiply-accumulate). Biases, gates, soft maxima and normalizations are not counted, as in
+:mod:`edgekit.graph.macs`.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.compress.step import PLAN, TENSORS, WEIGHTS, Origin, Step, load_steps, rebuild
+from edgekit.core.store import Store
+from edgekit.core.structure import structure
 from edgekit.errors import ConfigError, SourceError, UntrustedSourceError
-from edgekit.store import Store
-from edgekit.structure import structure
 from edgekit.types import SourceSpec, TorchModel, sha256_bytes
 
 if TYPE_CHECKING:

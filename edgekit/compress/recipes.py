@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.compress.step import Scalar, Step, from_options, options, parse, registry, spell
+from edgekit.core.structure import structure
 from edgekit.errors import ConfigError, UnknownNameError, UsageError
-from edgekit.structure import structure
 
 
 @dataclass(frozen=True, kw_only=True)

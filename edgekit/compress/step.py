@@ -10,7 +10,7 @@ Beside ``NAME`` and ``apply`` a step may have:
   module what ``apply`` did to its structure, from nothing but the options and the tensors that ``apply``
   recorded; the weights are loaded afterwards. A step without it leaves every name and shape as it was.
 - ``NEEDS_ORIGINAL = True``: :attr:`Context.original` then holds the model as it was before the first step.
-- ``SPACE``: what the search under a budget tries, option by option (see :mod:`edgekit.compress.space`).
+- ``SPACE``: what the search under a budget tries, option by option (see :mod:`edgekit.search.space`).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from edgekit.core.structure import structure
 from edgekit.errors import ConfigError, DataError, SourceError, UnknownNameError, UsageError
-from edgekit.structure import structure
 
 if TYPE_CHECKING:
     import torch
 
-    from edgekit.compress.train import Task
+    from edgekit.compress.training.train import Task
 
 Scalar = bool | int | float | str
 PLAN, WEIGHTS, TENSORS = "plan.json", "weights.safetensors", "plan.safetensors"
@@ -119,13 +119,13 @@ class CompressionReport:
 
 def registry() -> dict[str, type[Any]]:
     """The built-in steps by name."""
-    from edgekit.compress.cluster import Cluster
-    from edgekit.compress.distill import Distill
-    from edgekit.compress.fold import Fold
-    from edgekit.compress.low_rank import LowRank
-    from edgekit.compress.prune import Prune
-    from edgekit.compress.qat import Qat
-    from edgekit.compress.sparsify import Sparsify
+    from edgekit.compress.steps.cluster import Cluster
+    from edgekit.compress.steps.distill import Distill
+    from edgekit.compress.steps.fold import Fold
+    from edgekit.compress.steps.low_rank import LowRank
+    from edgekit.compress.steps.prune import Prune
+    from edgekit.compress.steps.qat import Qat
+    from edgekit.compress.steps.sparsify import Sparsify
     from edgekit.compress.structured.depth import Depth
     from edgekit.compress.structured.shrink import Shrink
 
@@ -146,7 +146,7 @@ def run(
     on: a run that was killed goes on from there, to the same result. All processes of one run share it.
     Without ``judged`` the metric is not taken.
     """
-    from edgekit.compress import resume
+    from edgekit.compress.training import resume
 
     if context.original is None and any(getattr(s, "NEEDS_ORIGINAL", False) for s in steps):
         context = dataclasses.replace(context, original=_frozen(model))

@@ -16,10 +16,10 @@ from typing import Any
 
 import msgspec
 
-from edgekit.catalog import user_dir
+from edgekit.core.plugins import data_dir
+from edgekit.core.structure import structure
+from edgekit.core.targets import user_dir
 from edgekit.errors import ConfigError, UnknownNameError, UsageError
-from edgekit.plugins import data_dir
-from edgekit.structure import structure
 from edgekit.types import Device, Option
 
 LOCAL = Device(name="local")

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.devices import android
-from edgekit.devices.connect import connect, send_agent, without_python
 from edgekit.devices.job import Transcript, run_job
 from edgekit.devices.pack import pack
 from edgekit.devices.plan import look
+from edgekit.devices.transports import android
+from edgekit.devices.transports.connect import connect, send_agent, without_python
 from edgekit.errors import (
     BackendError,
     DeviceError,
@@ -23,7 +23,7 @@ from edgekit.errors import (
 )
 
 if TYPE_CHECKING:
-    from edgekit.devices.transport import Transport
+    from edgekit.devices.transports.transport import Transport
     from edgekit.types import Device
 
 BACKENDS = ("onnxruntime", "tflite", "openvino", "tensorrt_rtx", "tensorrt")

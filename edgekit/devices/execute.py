@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.devices.arrays import ArrayFile, write_arrays
 from edgekit.devices.catalogue import LOCAL as LOCAL
-from edgekit.devices.connect import connect, send_agent, send_model
 from edgekit.devices.job import Transcript, run_job
 from edgekit.devices.pack import pack
 from edgekit.devices.plan import Task, TaskResult, Watch, mended, run_plan
+from edgekit.devices.transports.connect import connect, send_agent, send_model
 from edgekit.types import Device, Option
 
 if TYPE_CHECKING:
-    from edgekit.devices.transport import Transport
+    from edgekit.devices.transports.transport import Transport
     from edgekit.types import Array
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edgekit.devices.process import Completed, Patience
+from edgekit.devices.transports.process import Completed, Patience
 from edgekit.errors import (
     BackendError,
     DataError,
@@ -22,7 +22,7 @@ from edgekit.errors import (
 )
 
 if TYPE_CHECKING:
-    from edgekit.devices.transport import Transport
+    from edgekit.devices.transports.transport import Transport
 
 _RUNTIMES = {
     "onnxruntime": ("ONNX Runtime", "onnxruntime"),

@@ -8,7 +8,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.plugins import runner
+from edgekit.core.plugins import runner
+from edgekit.core.root import PACKAGE
 from edgekit.types import sha256_bytes
 
 _MAIN = """\
@@ -53,7 +54,7 @@ def pack_runner(file: Path) -> AgentArchive:
 
 @functools.lru_cache(maxsize=32)
 def _pack(runner: bytes) -> AgentArchive:
-    core = Path(__file__).with_name("agent")
+    core = PACKAGE / "devices" / "agent"
     files = {f"edgekit_agent/{p.name}": p.read_bytes() for p in core.glob("*.py")}
     files["edgekit_agent/runner.py"] = runner
     files["__main__.py"] = _MAIN.encode()

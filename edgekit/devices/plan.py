@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgekit.devices.job import Far, Transcript, outcome, protocol_line
-from edgekit.devices.process import CancelledError, Completed, Patience
+from edgekit.devices.transports.process import CancelledError, Completed, Patience
 from edgekit.errors import (
     DeviceBusyError,
     DeviceError,
@@ -26,7 +26,7 @@ from edgekit.errors import (
 if TYPE_CHECKING:
     from pathlib import PurePosixPath
 
-    from edgekit.devices.transport import Transport
+    from edgekit.devices.transports.transport import Transport
 
 HEARTBEAT_S = 10.0
 """After this long without a sign of the host the device ends the run."""

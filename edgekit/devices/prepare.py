@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.devices.catalogue import kinds
 from edgekit.devices.checkup import probe
-from edgekit.devices.connect import send_agent
 from edgekit.devices.job import Transcript
 from edgekit.devices.pack import pack
-from edgekit.devices.process import Patience
+from edgekit.devices.transports.connect import send_agent
+from edgekit.devices.transports.process import Patience
 from edgekit.devices.wheels import CANDIDATES, Interpreter, Resolved, resolve
 from edgekit.errors import DeviceError, UsageError
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from edgekit.devices.checkup import RuntimeCheck
-    from edgekit.devices.transport import Transport
+    from edgekit.devices.transports.transport import Transport
     from edgekit.types import Device
 
 _INSTALL_S = 900.0

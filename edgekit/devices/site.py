@@ -43,7 +43,7 @@ class Site:
         return bool(self.facts.get("emulated") or self.device.options.get("emulated"))
 
     def machine(self) -> dict[str, str | int]:
-        """What can change the numbers that an artifact computes there, as :func:`edgekit.versions.machine`."""
+        """What can change the numbers that an artifact computes there, as :func:`edgekit.core.versions.machine`."""
         system, _, _ = str(self.facts.get("os", "")).partition(" ")
         found: dict[str, str | int] = {
             "device": self.device.name,

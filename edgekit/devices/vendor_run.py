@@ -18,13 +18,13 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from edgekit.devices import android
-from edgekit.devices.connect import connect, send_agent, send_model, without_python
 from edgekit.devices.health import Health, assess, hottest
 from edgekit.devices.pack import pack
 from edgekit.devices.plan import Look, Task, Watch, look, run_plan
-from edgekit.devices.process import Patience
 from edgekit.devices.statistics import summarize
+from edgekit.devices.transports import android
+from edgekit.devices.transports.connect import connect, send_agent, send_model, without_python
+from edgekit.devices.transports.process import Patience
 from edgekit.devices.vendor import Program, Reading, Timing, median_of, merged_notes, program_of
 from edgekit.errors import DeviceBusyError, DeviceError, RuntimeCrashError, UsageError
 from edgekit.types import Measurement, Option
@@ -32,7 +32,7 @@ from edgekit.types import Measurement, Option
 if TYPE_CHECKING:
     import threading
 
-    from edgekit.devices.transport import Transport
+    from edgekit.devices.transports.transport import Transport
     from edgekit.types import Device
 
 _COOL_DOWN_S = 300.0
@@ -77,7 +77,7 @@ class Timed:
 
 @dataclass(frozen=True, kw_only=True)
 class VendorSettings:
-    """As :class:`edgekit.bench.BenchSettings`, what a maker's program can be told of it."""
+    """As :class:`edgekit.devices.bench.BenchSettings`, what a maker's program can be told of it."""
 
     seconds: float
     iterations: int

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit import catalog
+from edgekit.artifact.manifest import Artifact
+from edgekit.core import targets
 from edgekit.diff.suggest import Suggestion
 from edgekit.errors import UsageError
 from edgekit.load import parse
-from edgekit.manifest import Artifact
-from edgekit.pipeline import Outcome, Request, run
-from edgekit.stages import Workshop
+from edgekit.pipeline.build import Outcome, Request, run
+from edgekit.pipeline.stages import Workshop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ def apply(artifact: Artifact, suggestion: Suggestion, rebuild: Rebuild, shop: Wo
     Goes into ``rebuild.out``, by default where the artifact lies. Raises :class:`UsageError` when
     calibration data are needed and none are given, and what the source and its data raise.
     """
-    target = catalog.targets()[suggestion.target] if suggestion.target else artifact.manifest.target
+    target = targets.known()[suggestion.target] if suggestion.target else artifact.manifest.target
     if target.needs_calibration and not rebuild.calibration:
         raise UsageError(
             "to build again, the calibration data are needed",

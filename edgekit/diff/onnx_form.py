@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from edgekit import graph as graphs
 from edgekit.diff.forms import INPUT, Layer
 from edgekit.errors import SourceError
+from edgekit.graph import io as graphs
 from edgekit.quantize import rescaled
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edgekit.diff.forms import Form, Layer
-from edgekit.pixels import Pixels
+from edgekit.pipeline.pixels import Pixels
 
 if TYPE_CHECKING:
     from edgekit.types import Array

@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit import golden, manifest, stages
-from edgekit.data import Given, fits, random_samples, raw_example, unit_example, user_samples
+from edgekit.artifact import golden, manifest
+from edgekit.artifact.manifest import Artifact
 from edgekit.diff.forms import Form
 from edgekit.errors import DataError, EdgekitError, UsageError
 from edgekit.load import parse
-from edgekit.manifest import Artifact
-from edgekit.pixels import recorded
-from edgekit.source import Source
-from edgekit.stages import Exported, Workshop
+from edgekit.load.data import Given, fits, random_samples, raw_example, unit_example, user_samples
+from edgekit.load.source import Source
+from edgekit.pipeline import stages
+from edgekit.pipeline.pixels import recorded
+from edgekit.pipeline.stages import Exported, Workshop
 from edgekit.types import OnnxModel, TensorSpec, TorchModel
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def _artifact_forms(artifact: Artifact, shop: Workshop, notes: list[str]) -> lis
 
 def _kept(artifact: Artifact, shop: Workshop, notes: list[str]) -> OnnxModel | None:
     """The output of the artifact's quantize step, from the cache of steps."""
-    from edgekit.records import MODEL_RECORD, read_model
+    from edgekit.graph.records import MODEL_RECORD, read_model
 
     step = next((s for s in artifact.manifest.steps if s.name == "quantize"), None)
     if step is None:
@@ -252,7 +253,7 @@ def _inputs(text: str, artifact: Artifact | None) -> tuple[TensorSpec, ...]:
         moved, pixels = artifact.manifest.channels_moved, recorded(artifact.manifest)
         inputs = tuple(_unmoved(spec) if spec.name in moved else spec for spec in artifact.manifest.inputs)
         return inputs if pixels is None else pixels.source_inputs(inputs)
-    from edgekit.inspection import inspect_file
+    from edgekit.artifact.inspect import inspect_file
 
     return inspect_file(Path(text)).inputs
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit import catalog
+from edgekit.artifact.manifest import Artifact
+from edgekit.core import targets
 from edgekit.diff import Walk
 from edgekit.diff.report import LayerDiff, StageDiff
-from edgekit.manifest import Artifact
 
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "QUANTIZE"})
 
@@ -90,7 +90,7 @@ def _exclude(layer: LayerDiff, options: Mapping[str, Any], why: str) -> Suggesti
 def _wider(artifact: Artifact) -> list[Suggestion]:
     """A row of the same backend with wider activations, else its half-precision one."""
     own = artifact.manifest.target
-    rows = {t.precision: t for t in catalog.targets().values() if t.backend == own.backend}
+    rows = {t.precision: t for t in targets.known().values() if t.backend == own.backend}
     for precision in ("int16x8", "fp16"):
         row = next((t for p, t in rows.items() if str(p) == precision), None)
         if row is not None and row.name != own.name:

@@ -9,7 +9,7 @@ import torch
 
 from edgekit.diff.forms import MODULE, Layer
 from edgekit.errors import UsageError
-from edgekit.nested import call, unwrap
+from edgekit.graph.nested import call, unwrap
 from edgekit.types import TorchModel
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from edgekit.errors import SourceError, UntrustedSourceError
+from edgekit.graph.nested import Adapter, template, unique
 from edgekit.load import module as modules
-from edgekit.nested import Adapter, template, unique
 from edgekit.types import SourceSpec, TorchModel
 
 _OPERATOR = re.compile(

@@ -10,8 +10,8 @@ import torch
 
 from edgekit.errors import SourceError
 from edgekit.load import module as modules
+from edgekit.load.usercode import run
 from edgekit.types import SourceSpec, TorchModel
-from edgekit.usercode import run
 
 
 def load(spec: SourceSpec, example: Callable[[], Any] | None) -> TorchModel:

@@ -11,8 +11,8 @@ from typing import Any
 
 from edgekit.errors import MissingExtraError, SourceError, UntrustedSourceError
 from edgekit.load import module as modules
+from edgekit.load.usercode import guarded
 from edgekit.types import SourceSpec, TorchModel
-from edgekit.usercode import guarded
 
 _TASKS = {
     "ForSequenceClassification": "text-classification",
@@ -200,7 +200,7 @@ def _preprocessing(folder: Path | None, task: str) -> dict[str, Any]:
         return {}
     if task not in ("image-classification", "object-detection", "semantic-segmentation", "depth-estimation"):
         return {}
-    from edgekit.preprocessing import from_mapping
+    from edgekit.preprocess.contract import from_mapping
 
     contract = from_mapping({"huggingface": str(folder)})
     return contract.to_mapping() if contract is not None else {}

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from edgekit.errors import FactoryError, SourceError
-from edgekit.nested import Adapter, call, template
+from edgekit.graph.nested import Adapter, call, template
+from edgekit.load.usercode import guarded
 from edgekit.types import TorchModel
-from edgekit.usercode import guarded
 
 _ADAPTED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 
@@ -115,7 +115,7 @@ def prepare(module: Any) -> torch.nn.Module:
 def _call(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor] | str:
     with torch.no_grad():
         result = module(**inputs)
-    from edgekit.nested import flatten
+    from edgekit.graph.nested import flatten
 
     try:
         return flatten(result)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgekit import graph
 from edgekit.errors import SourceError
+from edgekit.graph import io
 from edgekit.types import OnnxModel, SourceSpec
 
 
@@ -16,17 +16,17 @@ def load(spec: SourceSpec) -> OnnxModel:
     assert spec.path is not None
     import onnx
 
-    proto = graph.read_proto(spec.path)
+    proto = io.read_proto(spec.path)
     try:
         # By path where weights are outside, so that the checker need not hold more than protobuf can.
-        target = str(spec.path) if graph.external_files(spec.path) else proto
+        target = str(spec.path) if io.external_files(spec.path) else proto
         onnx.checker.check_model(target, full_check=False)
     except Exception as error:
         raise SourceError(
             f"{spec.path} is not a valid ONNX model: {str(error).strip().splitlines()[0]}",
             hint="export it again",
         ) from error
-    model = graph.describe(spec.path)
+    model = io.describe(spec.path)
     if not model.outputs:
         raise SourceError(f"{spec.path} has no output", hint="export it again")
     if not model.inputs:

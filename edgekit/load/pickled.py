@@ -10,8 +10,8 @@ import torch
 from edgekit.errors import SourceError, UntrustedSourceError
 from edgekit.load import factory
 from edgekit.load import module as modules
+from edgekit.load.usercode import guarded
 from edgekit.types import SourceSpec, TorchModel
-from edgekit.usercode import guarded
 
 _WITHOUT = (
     "write a factory that builds the module and calls load_state_dict(torch.load(path, weights_only=True))"

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from edgekit.core.root import PACKAGE
 from edgekit.types import sha256_file
 
 
@@ -155,7 +156,7 @@ def environment_fingerprint() -> str:
 
 def _installed_roots() -> tuple[str, ...]:
     roots = {sysconfig.get_path(k) for k in ("stdlib", "platstdlib", "purelib", "platlib")}
-    roots |= {*site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parents[1])}
+    roots |= {*site.getsitepackages(), site.getusersitepackages(), str(PACKAGE)}
     return tuple(sorted({form + os.sep for r in roots if r for form in (r, os.path.realpath(r))}))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgekit.errors import SourceError
+from edgekit.load.usercode import missing, split
 from edgekit.types import SourceSpec
-from edgekit.usercode import missing, split
 
 _SUFFIXES = {
     ".pt2": "pt2",

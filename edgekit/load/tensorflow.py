@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit import graph
 from edgekit.errors import MissingExtraError, SourceError, UntrustedSourceError
+from edgekit.graph import io
 from edgekit.types import OnnxModel, SourceSpec
 
 if TYPE_CHECKING:
@@ -47,12 +47,12 @@ def load(spec: SourceSpec, *, trust: bool) -> OnnxModel:
         )
     if told.get("error"):
         raise SourceError(f"{spec.text} cannot be converted: {told['error']}", hint=str(told.get("hint", "")))
-    model = graph.load(folder / "converted.onnx")
-    graph.strip_metadata(model)
+    model = io.load(folder / "converted.onnx")
+    io.strip_metadata(model)
     _express_erfc(model)
     _refuse_foreign(model, spec.text)
     _name_axes(model)
-    saved = graph.save(model, folder / "model.onnx")
+    saved = io.save(model, folder / "model.onnx")
     _compare(saved, folder / "converted.npz", spec.text)
     return saved
 
@@ -66,7 +66,7 @@ def _compare(model: OnnxModel, reference: Path, what: str) -> None:
     with np.load(reference, allow_pickle=False) as stored:
         inputs = {k.removeprefix("in:"): stored[k] for k in stored.files if k.startswith("in:")}
         expected = {k.removeprefix("out:"): stored[k] for k in stored.files if k.startswith("out:")}
-    got = graph.run(graph.session(model.path), inputs)
+    got = io.run(io.session(model.path), inputs)
     for name, array in expected.items():
         wide = array.astype(np.float64)
         distance = float(np.linalg.norm(wide - got[name]) / max(float(np.linalg.norm(wide)), 1e-6))
@@ -155,4 +155,4 @@ def _name_axes(model: ir.Model) -> None:
             [d if isinstance(d, int) else n for d, n in zip(value.shape, names, strict=True)]
         )
         if value.is_graph_input() and len(value.shape) == 4 and value.shape[3] in (1, 3, 4):
-            value.metadata_props[graph.LAYOUT] = "NHWC"
+            value.metadata_props[io.LAYOUT] = "NHWC"

@@ -19,7 +19,7 @@ from edgekit.errors import UnknownNameError, UnsupportedError, UsageError
 from edgekit.package.descriptor import PackageSpec
 
 if TYPE_CHECKING:
-    from edgekit.manifest import Artifact
+    from edgekit.artifact.manifest import Artifact
     from edgekit.package.verifying import BundleReport
     from edgekit.types import Device
 
@@ -104,8 +104,8 @@ def package(artifact: Artifact, spec: PackageSpec, out: Path) -> Package:
         UsageError: ``out`` exists.
         and what :func:`edgekit.package.contents.collect` raises.
     """
+    from edgekit.core.store import publish, scratch
     from edgekit.package.contents import collect
-    from edgekit.store import publish, scratch
 
     if spec.format not in FORMATS:
         raise UnknownNameError("package format", spec.format, FORMATS)

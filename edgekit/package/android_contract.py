@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 
 from edgekit.package.descriptor import Descriptor, GoldenCase, TensorFile
-from edgekit.preprocessing import Preprocessing
+from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import TensorSpec
 
 ACCELERATORS = ("cpu", "gpu", "npu")

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from edgekit import __version__, manifest
+from edgekit import __version__
+from edgekit.artifact import manifest
+from edgekit.artifact.manifest import Artifact
 from edgekit.errors import GateFailedError, SourceError, UnsupportedError, UsageError
-from edgekit.manifest import Artifact
 from edgekit.package import golden
 from edgekit.package.descriptor import (
     TOLERANCES,
@@ -26,7 +27,7 @@ from edgekit.package.descriptor import (
     arithmetic,
     encode,
 )
-from edgekit.preprocessing import Preprocessing, bound, completed
+from edgekit.preprocess.contract import Preprocessing, bound, completed
 from edgekit.types import TensorSpec, Verdict, sha256_bytes
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
+from edgekit.core.structure import structure
 from edgekit.errors import SourceError, UnknownNameError, UsageError
 from edgekit.package import coordinates
-from edgekit.preprocessing import Preprocessing
-from edgekit.structure import structure
+from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import Gate, Option, Precision, TensorSpec
 
 SCHEMA_VERSION = 1

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgekit.artifact.layout import from_runtime, to_runtime
+from edgekit.artifact.manifest import Artifact
 from edgekit.errors import DataError, GateFailedError, SourceError
-from edgekit.layout import from_runtime, to_runtime
-from edgekit.manifest import Artifact
 from edgekit.types import TensorSpec
 
 if TYPE_CHECKING:
-    from edgekit.preprocessing import Preprocessing
+    from edgekit.preprocess.contract import Preprocessing
     from edgekit.types import Array
 
 STORED_CASES = 4

@@ -15,7 +15,7 @@ from edgekit.package import readme, sbom, templates, writing
 from edgekit.package.contents import Content, Contents
 from edgekit.package.coordinates import camel_case
 from edgekit.package.descriptor import Descriptor
-from edgekit.preprocessing import Preprocessing
+from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import TensorSpec
 
 _DTYPES = {

@@ -7,7 +7,7 @@ import json
 from edgekit.errors import UsageError
 from edgekit.package.contents import Contents
 from edgekit.package.descriptor import Descriptor
-from edgekit.preprocessing import Preprocessing
+from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import TensorSpec
 
 

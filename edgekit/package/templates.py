@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from edgekit import plugins
+from edgekit.core import plugins
 from edgekit.errors import PluginError, UnsupportedError
 
 RECORD = "template.toml"

@@ -15,7 +15,7 @@ from edgekit.errors import UnsupportedError
 from edgekit.package import rewritten, tflite_schema, writing
 from edgekit.package.contents import Contents
 from edgekit.package.descriptor import Descriptor
-from edgekit.preprocessing import Preprocessing
+from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import TensorSpec
 
 ENTRY = "TFLITE_METADATA"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit import graph as graphs
+from edgekit.graph import io as graphs
 from edgekit.quantize.options import CORRECTIONS, RANGES, WEIGHTED_MSE, QuantizeOptions, applicable
 from edgekit.types import OnnxModel, Sample, Samples, Scheme
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.calibrate import Calibration
 from edgekit.quantize.blocks import Block, attribute
+from edgekit.quantize.calibrate import Calibration
 from edgekit.quantize.params import Floats
 
 

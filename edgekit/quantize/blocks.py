@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgekit import graph as graphs
 from edgekit.errors import UnknownNameError
+from edgekit.graph import io as graphs
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators whose second input is a weight, where it is constant."""

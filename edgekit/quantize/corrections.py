@@ -6,10 +6,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgekit import graph as graphs
-from edgekit.calibrate import Calibration, calibrate
 from edgekit.errors import UsageError
+from edgekit.graph import io as graphs
 from edgekit.quantize import prepare
+from edgekit.quantize.calibrate import Calibration, calibrate
 from edgekit.quantize.equalize import equalize
 from edgekit.quantize.inputs import LayerInputs, LayerRanges
 from edgekit.quantize.options import WEIGHTED_MSE, QuantizeOptions

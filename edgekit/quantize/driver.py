@@ -6,11 +6,11 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-from edgekit import graph as graphs
-from edgekit.calibrate import Calibration
 from edgekit.errors import CalibrationRequiredError, UnsupportedError
+from edgekit.graph import io as graphs
 from edgekit.quantize import prepare
 from edgekit.quantize.auto import settle
+from edgekit.quantize.calibrate import Calibration
 from edgekit.quantize.corrections import MEASURED, FloatModels, require_samples
 from edgekit.quantize.dynamic import quantize_dynamic
 from edgekit.quantize.dynamic import report as report_block

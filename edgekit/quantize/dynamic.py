@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgekit import graph as graphs
+from edgekit.graph import io as graphs
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, select
 from edgekit.quantize.edit import Editor
 from edgekit.quantize.embedding import quantize_embeddings

@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.calibrate import Calibration
 from edgekit.quantize import rescaled
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks
+from edgekit.quantize.calibrate import Calibration
 from edgekit.quantize.params import Floats
 
 _FURTHEST = 32.0

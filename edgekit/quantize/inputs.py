@@ -17,11 +17,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
-from edgekit import graph as graphs
-from edgekit.calibrate import Calibration
-from edgekit.calibrate.ranges import least_squared_error
+from edgekit.graph import io as graphs
 from edgekit.quantize.auto import probes
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks
+from edgekit.quantize.calibrate import Calibration
+from edgekit.quantize.calibrate.ranges import least_squared_error
 from edgekit.quantize.params import Floats
 from edgekit.types import OnnxModel, Samples
 

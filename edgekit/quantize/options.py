@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.calibrate import METHODS
 from edgekit.errors import UnknownNameError, UsageError
+from edgekit.quantize.calibrate import METHODS
 from edgekit.types import Scheme
 
 WEIGHTED_MSE = "weighted-mse"

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.calibrate import Calibration
 from edgekit.errors import UnsupportedError
 from edgekit.quantize.bias import input_mean
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, select
+from edgekit.quantize.calibrate import Calibration
 from edgekit.quantize.inputs import LayerRanges
 from edgekit.quantize.options import WEIGHTED_MSE, QuantizeOptions
 from edgekit.quantize.params import Affine, Floats, Stored, affine, fixed_affine

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgekit.calibrate import Calibration
 from edgekit.quantize import rescaled
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks
+from edgekit.quantize.calibrate import Calibration
 from edgekit.quantize.edit import Editor
 from edgekit.quantize.equalize import (
     core_blocks,

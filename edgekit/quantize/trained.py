@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgekit import graph as graphs
 from edgekit.errors import UnsupportedError
-from edgekit.passes._edit import add_constant, bypass
+from edgekit.graph import io as graphs
+from edgekit.graph.passes._edit import add_constant, bypass
 from edgekit.quantize.blocks import attribute, constant
 from edgekit.quantize.options import QuantizeOptions
 from edgekit.quantize.params import Affine, Stored, affine

@@ -53,7 +53,7 @@ def normalized(images: np.ndarray) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Objects:
-    """An :class:`edgekit.compress.train.Task`: images moved by up to ``reach`` pixels, half of them flipped."""
+    """A training task: images moved by up to ``reach`` pixels, half of them flipped."""
 
     images: np.ndarray
     labels: torch.Tensor

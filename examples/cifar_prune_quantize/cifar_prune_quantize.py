@@ -28,10 +28,10 @@ from resnet import resnet20
 from safetensors.torch import load_file, save_file
 
 import edgekit
-from edgekit.compress.distill import Distill
 from edgekit.compress.step import Context, run, save
+from edgekit.compress.steps.distill import Distill
 from edgekit.compress.structured.shrink import Shrink
-from edgekit.compress.train import Training, fit
+from edgekit.compress.training.train import Training, fit
 
 EXAMPLE = {"image": torch.zeros(1, 3, 32, 32)}
 CALIBRATION = 256
@@ -126,7 +126,7 @@ def _built(
 
 
 def _accuracy(file: Path, task: Objects) -> float:
-    from edgekit.graph import session
+    from edgekit.graph.io import session
 
     running = session(file)
     right = 0

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from edgekit.compress.train import Training, fit
+from edgekit.compress.training.train import Training, fit
 from edgekit.types import TorchModel
 
 TRAINING = Training(epochs=15.0, rate=3e-3, optimizer="adamw", weight_decay=0.01, warmup=0.05)
@@ -51,7 +51,7 @@ class DsCnn(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Digits:
-    """An :class:`edgekit.compress.train.Task`; the metric is the accuracy on the development set."""
+    """An :class:`edgekit.compress.training.train.Task`; the metric is the accuracy on the development set."""
 
     train: speech.Clips
     dev: speech.Clips

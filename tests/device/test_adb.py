@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edgekit.bench import BenchSettings, Variant, bench_artifact
 from edgekit.cli import cli
-from edgekit.devices import adb, adb_client, android, catalogue
-from edgekit.devices.adb import AdbOptions, AdbTransport
+from edgekit.devices import catalogue
+from edgekit.devices.bench import BenchSettings, Variant, bench_artifact
 from edgekit.devices.checkup import check
-from edgekit.devices.connect import connect
 from edgekit.devices.execute import run_artifact
 from edgekit.devices.pack import pack_runner
-from edgekit.devices.process import Patience
+from edgekit.devices.transports import adb, adb_client, android
+from edgekit.devices.transports.adb import AdbOptions, AdbTransport
+from edgekit.devices.transports.connect import connect
+from edgekit.devices.transports.process import Patience
 from edgekit.errors import DeviceError, LinkLostError, ToolMissingError, UnreachableError, UsageError
 from edgekit.types import Device
 
@@ -233,8 +234,7 @@ def test_a_restarted_phone(phone, server):
 
 @pytest.fixture
 def fake(monkeypatch):
-    from edgekit import bench
-    from edgekit.devices import execute
+    from edgekit.devices import bench, execute
 
     for module in (bench, execute):
         monkeypatch.setattr(module, "pack", lambda backend: pack_runner(FAKE))

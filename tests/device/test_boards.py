@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from device_models import reference, write_onnx, write_tflite
 
-from edgekit.bench import BenchSettings, Variant, bench_artifact
+from edgekit.artifact.parity import compare
+from edgekit.devices.bench import BenchSettings, Variant, bench_artifact
 from edgekit.devices.checkup import check
 from edgekit.devices.execute import RunSettings, run_artifact
 from edgekit.types import Device
-from edgekit.verify import compare
 
 pytestmark = pytest.mark.device
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edgekit import build, manifest
+from edgekit import build
+from edgekit.artifact import manifest
 from edgekit.cli import cli
 from edgekit.devices import catalogue, site
 from edgekit.devices.catalogue import Row
@@ -66,7 +67,7 @@ def test_it_is_run_and_gated_there(sshd, tmp_path, monkeypatch):
         facts = {**seen.facts, "isa": ["avx2"]}
         return site.Site(device=device, facts=facts, runtimes=seen.runtimes)
 
-    monkeypatch.setattr("edgekit.pipeline.visit", no_vnni)
+    monkeypatch.setattr("edgekit.pipeline.build.visit", no_vnni)
     onnx, tflite = made(["ort-int8", "tflite-int8"])
     assert onnx.manifest.status == tflite.manifest.status == "passed"
     assert onnx.manifest.machine["device"] == tflite.manifest.machine["device"] == "board"

@@ -20,13 +20,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit import bench, cli, golden, manifest
-from edgekit.bench import BenchSettings, Variant, bench_artifact
-from edgekit.devices import catalogue, execute, ssh
+from edgekit import cli
+from edgekit.artifact import golden, manifest
+from edgekit.artifact.measure import JOURNAL, PARTIAL, RAW
+from edgekit.devices import bench, catalogue, execute
+from edgekit.devices.bench import BenchSettings, Variant, bench_artifact
 from edgekit.devices.pack import pack_runner
 from edgekit.devices.plan import Watch
+from edgekit.devices.transports import ssh
 from edgekit.errors import DeviceError, RunCancelledError
-from edgekit.measuring import JOURNAL, PARTIAL, RAW
 from edgekit.types import Precision, Sample, Target
 
 pytestmark = pytest.mark.device

@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from edgekit import build
+from edgekit.artifact.profile import profile_artifact
 from edgekit.cli import cli
-from edgekit.profiling import profile_artifact
 from edgekit.types import Device
 
 pytestmark = pytest.mark.device

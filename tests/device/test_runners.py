@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from device_models import reference, write_onnx, write_tflite
 
+from edgekit.artifact.parity import compare
 from edgekit.devices.execute import RunSettings, run_artifact
 from edgekit.errors import BackendError, DataError, NotRunnableError
 from edgekit.types import Device
-from edgekit.verify import compare
 
 RNG = np.random.default_rng(0)
 

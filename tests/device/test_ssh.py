@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.bench import BenchSettings, Variant, bench_artifact, compare_artifacts
-from edgekit.devices import ssh
-from edgekit.devices.connect import connect, open_transport
+from edgekit.devices.bench import BenchSettings, Variant, bench_artifact, compare_artifacts
 from edgekit.devices.execute import RunSettings, run_artifact
 from edgekit.devices.pack import pack_runner
-from edgekit.devices.process import Patience
+from edgekit.devices.transports import ssh
+from edgekit.devices.transports.connect import connect, open_transport
+from edgekit.devices.transports.process import Patience
 from edgekit.errors import (
     DeviceBusyError,
     DeviceError,
@@ -35,8 +35,8 @@ QUICK = BenchSettings(processes=2, seconds=0.05, iterations=3, warmup_s=0.05)
 
 @pytest.fixture(autouse=True)
 def fake_runtime(monkeypatch):
-    for module in ("bench", "devices.execute"):
-        monkeypatch.setattr(f"edgekit.{module}.pack", lambda backend: pack_runner(FAKE))
+    for module in ("bench", "execute"):
+        monkeypatch.setattr(f"edgekit.devices.{module}.pack", lambda backend: pack_runner(FAKE))
 
 
 def board(server, **options):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edgekit.bench import BenchSettings, Variant, bench_artifact, compare_artifacts
 from edgekit.cli import cli
 from edgekit.devices import catalogue
+from edgekit.devices.bench import BenchSettings, Variant, bench_artifact, compare_artifacts
 from edgekit.errors import BackendError, DeviceBusyError, LinkLostError, RuntimeCrashError, UsageError
 from edgekit.types import Device
 

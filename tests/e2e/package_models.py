@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 import edgekit
-from edgekit.manifest import Artifact
-from edgekit.preprocessing_files import from_huggingface
+from edgekit.artifact.manifest import Artifact
+from edgekit.preprocess.readers import from_huggingface
 
 PROCESSOR = {
     "image_processor_type": "ConvNextImageProcessor",

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit import catalog, manifest
-from edgekit.manifest import Artifact, GoldenRecord, Manifest, SourceRecord
-from edgekit.preprocessing import Preprocessing
+from edgekit.artifact import manifest
+from edgekit.artifact.manifest import Artifact, GoldenRecord, Manifest, SourceRecord
+from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import Gate, Parity, TensorSpec, Verdict
 
 SIZE = 16
@@ -143,16 +143,16 @@ def onnx_artifact(directory: Path) -> Artifact:
 
 def tflite_artifact(directory: Path, *, folded: bool = True) -> Artifact:
     """An artifact of ``tflite-fp32``; ``folded`` takes pixels, channels last."""
-    from edgekit import graph
     from edgekit.backends import tflite
-    from edgekit.passes.fold_preprocessing import fold_preprocessing
+    from edgekit.graph import io
+    from edgekit.graph.passes.fold_preprocessing import fold_preprocessing
 
     directory.mkdir(parents=True)
     onnx_model(directory / "source.onnx")
-    model = graph.describe(directory / "source.onnx")
+    model = io.describe(directory / "source.onnx")
     if folded:
         model, _ = fold_preprocessing(model, CONTRACT, directory / "folded.onnx")
-    lowered = tflite.lower(model, catalog.target("tflite-fp32"), {}, directory)
+    lowered = tflite.lower(model, catalogue.find("tflite-fp32"), {}, directory)
     return write_artifact(directory, "tflite-fp32", lowered.files[0], folded=folded)
 
 
@@ -165,7 +165,7 @@ def write_artifact(
     arrays = {f"input/{i}/image": taken[i : i + 1] for i in range(len(fed))}
     arrays |= {f"output/{i}/scores": reference(fed[i : i + 1]) for i in range(len(fed))}
     np.savez(directory / "golden.npz", **arrays)
-    row = catalog.target(target)
+    row = catalogue.find(target)
     made = Manifest(
         edgekit="0.1.0",
         status="passed",

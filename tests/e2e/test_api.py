@@ -126,8 +126,8 @@ def test_what_a_target_cannot_express_is_said_before_calibration(tmp_path, monke
     import torch
 
     import edgekit
-    from edgekit import stages
     from edgekit.errors import UnsupportedOperatorsError
+    from edgekit.pipeline import stages
 
     class Places(torch.nn.Module):
         def forward(self, x):

@@ -363,7 +363,7 @@ def test_java_preprocessing_is_bit_for_bit_that_of_python(built: Built, tmp_path
 
 
 def test_the_same_bytes_again(built: Built, tmp_path: Path) -> None:
-    from edgekit import manifest
+    from edgekit.artifact import manifest
 
     again = package(manifest.read(built.out.parent / "artifact"), SPEC, tmp_path / "again").directory
     for path in built.out.rglob("*"):

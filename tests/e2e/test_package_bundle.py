@@ -13,6 +13,7 @@ import numpy as np
 import package_support as support
 import pytest
 
+from edgekit.artifact.manifest import Artifact
 from edgekit.errors import (
     ConfigError,
     GateFailedError,
@@ -20,7 +21,6 @@ from edgekit.errors import (
     UntrustedSourceError,
     UsageError,
 )
-from edgekit.manifest import Artifact
 from edgekit.package import PackageSpec, is_bundle, package, verify_bundle
 from edgekit.types import Gate, Verdict
 

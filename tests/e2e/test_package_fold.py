@@ -15,11 +15,11 @@ from package_mediapipe import mediapipe_scores
 from torch import nn
 
 import edgekit
-from edgekit import golden, manifest
+from edgekit.artifact import golden, manifest
+from edgekit.artifact.manifest import Artifact
 from edgekit.errors import ConfigError
-from edgekit.manifest import Artifact
 from edgekit.package import PackageSpec, package, verify_bundle
-from edgekit.preprocessing import Preprocessing
+from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import TorchModel
 
 CONTRACT = Preprocessing(
@@ -115,7 +115,7 @@ def test_the_artifact_takes_pixels_and_gives_what_the_source_gives(
     assert (spec.shape, spec.dtype, spec.layout) == ((1, 16, 16, 3), "float32", "NHWC")
     assert made.settings["fold_preprocessing"] is True
     assert "fold-preprocessing" in [s.name for s in made.steps]
-    left = edgekit.preprocessing.from_mapping(made.preprocessing)
+    left = edgekit.preprocess.contract.from_mapping(made.preprocessing)
     assert left is not None
     assert left.is_folded
     assert (left.resize, left.crop) == (20, (16, 16))
@@ -243,12 +243,12 @@ def test_impossible_settings(settings: dict[str, object], tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("target", ["ort-fp32", "tflite-int8", "openvino-fp32"])
 def test_diff_walks_from_the_source_to_it(artifacts: dict[str, Artifact], target: str) -> None:
-    from edgekit.config import Options
+    from edgekit.core.config import Options
+    from edgekit.core.progress import Silent
+    from edgekit.core.store import Store
     from edgekit.diff import walk
     from edgekit.diff.resolve import resolve
-    from edgekit.progress import Silent
-    from edgekit.stages import Workshop
-    from edgekit.store import Store
+    from edgekit.pipeline.stages import Workshop
 
     shop = Workshop(store=Store(), options=Options(), progress=Silent())
     chain = resolve(str(artifacts[target].directory), "", None, shop)
@@ -259,7 +259,7 @@ def test_diff_walks_from_the_source_to_it(artifacts: dict[str, Artifact], target
 
 
 def test_a_search_feeds_it_with_the_sources_inputs(artifacts: dict[str, Artifact]) -> None:
-    from edgekit.shipping import Runnable
+    from edgekit.search.ship import Runnable
 
     artifact = artifacts["tflite-int8"]
     stored, _ = golden.read(artifact.directory / "golden.npz")

@@ -16,7 +16,7 @@ from package_core import compile_core, link_options, self_test
 from edgekit.package import PackageSpec, ios_spm, package
 from edgekit.package.descriptor import Descriptor, read
 from edgekit.package.golden import drawn_image
-from edgekit.preprocessing import Preprocessing
+from edgekit.preprocess.contract import Preprocessing
 
 SPEC = PackageSpec(format="ios-spm", name="com.example.digits", version="1.0.0", license="MIT")
 

@@ -13,8 +13,8 @@ from package_browser import browse, served, verdict
 from package_core import compile_core, link_options, self_test
 from package_jvm import host_classes, javac, litert_library, run
 
+from edgekit.artifact.manifest import Artifact
 from edgekit.errors import UnsupportedError
-from edgekit.manifest import Artifact
 from edgekit.package import FORMATS, PackageSpec, is_bundle, package, verify_bundle
 
 pytest.importorskip("ai_edge_litert")

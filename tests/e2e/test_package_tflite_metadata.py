@@ -14,9 +14,9 @@ import package_tools as tools
 import pytest
 from package_mediapipe import mediapipe_scores
 
-from edgekit import manifest
+from edgekit.artifact import manifest
+from edgekit.artifact.manifest import Artifact
 from edgekit.errors import UnsupportedError
-from edgekit.manifest import Artifact
 from edgekit.package import PackageSpec, package, verify_bundle
 from edgekit.package.tflite_metadata import ENTRY, with_metadata
 

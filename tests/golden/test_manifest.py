@@ -13,8 +13,8 @@ from pathlib import Path
 import jsonschema
 import msgspec
 
-from edgekit import manifest
-from edgekit.manifest import FileRecord, GoldenRecord, Manifest, SourceRecord, StepRecord
+from edgekit.artifact import manifest
+from edgekit.artifact.manifest import FileRecord, GoldenRecord, Manifest, SourceRecord, StepRecord
 from edgekit.types import Gate, Parity, Placement, Precision, Target, TensorSpec, Verdict
 
 HERE = Path(__file__).parent

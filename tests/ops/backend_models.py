@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit import graph, plugins
+from edgekit.core import plugins
+from edgekit.graph import io
 from edgekit.types import Lowered, OnnxModel, Precision, Scheme, Target
 
 SCOPES = {"stem": "features.stem", "depthwise": "features.block.depthwise", "head": "classifier"}
@@ -37,7 +38,7 @@ class _Maker:
         node = helper.make_node(op, inputs, [f"{name}_out"], name=name, **attributes)
         if name in SCOPES:
             scopes = repr(["", SCOPES[name], name])
-            node.metadata_props.append(onnx.StringStringEntryProto(key=graph.SCOPES, value=scopes))
+            node.metadata_props.append(onnx.StringStringEntryProto(key=io.SCOPES, value=scopes))
         node.doc_string = "from /home/somebody/secret.py"
         self.nodes.append(node)
         return f"{name}_out"
@@ -59,7 +60,7 @@ class _Maker:
         )
         onnx.checker.check_model(proto, full_check=True)
         onnx.save(proto, path)
-        return graph.describe(path)
+        return io.describe(path)
 
 
 def conv_net(path: Path) -> OnnxModel:
@@ -129,7 +130,7 @@ def quantized(model: OnnxModel, path: Path, *, activation: str, bias: bool = Tru
         weight_type=QuantType.QInt8,
         extra_options={"ActivationSymmetric": symmetric, "QuantizeBias": bias},
     )
-    return graph.describe(path)
+    return io.describe(path)
 
 
 def weights_only(path: Path, *, bits: int) -> OnnxModel:
@@ -181,7 +182,7 @@ def unsupported(path: Path) -> OnnxModel:
         ir_version=9,
     )
     onnx.save(proto, path)
-    return graph.describe(path)
+    return io.describe(path)
 
 
 def runner(backend: str) -> ModuleType:
@@ -205,7 +206,7 @@ def run(target: Target, lowered: Lowered, folder: Path, inputs: Mapping[str, Any
 
 def reference(model: OnnxModel, inputs: Mapping[str, Any]) -> Any:
     """What the ONNX graph answers as written."""
-    return graph.run(graph.session(model.path, optimized=False), inputs)
+    return io.run(io.session(model.path, optimized=False), inputs)
 
 
 def snr_db(expected: Any, found: Any) -> float:

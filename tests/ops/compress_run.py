@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from edgekit.compress.cluster import Cluster
-from edgekit.compress.engine import Loop, looping
-from edgekit.compress.prune import Prune
-from edgekit.compress.resume import is_first_process
 from edgekit.compress.step import Context, run
-from edgekit.compress.train import Training
+from edgekit.compress.steps.cluster import Cluster
+from edgekit.compress.steps.prune import Prune
+from edgekit.compress.training.engine import Loop, looping
+from edgekit.compress.training.resume import is_first_process
+from edgekit.compress.training.train import Training
 
 STEPS_AN_EPOCH = 10
 

@@ -12,11 +12,12 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from edgekit import catalog, passes
-from edgekit.calibrate import calibrate
-from edgekit.export import export
+from edgekit.core import targets
+from edgekit.graph import passes
+from edgekit.graph.export import export
+from edgekit.load.samples import from_iterable
 from edgekit.quantize import QuantizeOptions, quantize
-from edgekit.samples import from_iterable
+from edgekit.quantize.calibrate import calibrate
 from edgekit.types import OnnxModel, TorchModel
 
 COUNT = 4
@@ -148,7 +149,7 @@ def built(name: str, folder: Path, seed: int = 0) -> Built:
     optimized = passes.optimize_with_report(exported, folder / "optimized.onnx", example=inputs[0])[0]
     samples = from_iterable(inputs, optimized.inputs, name="inputs")
     calibration = calibrate(optimized, samples, out=folder / "calibration")
-    rows = catalog.targets()
+    rows = targets.known()
     options = QuantizeOptions(method="minmax")
     made = {}
     for target in ("ort-int8", "tflite-int8"):
@@ -172,7 +173,7 @@ def lowered(model: OnnxModel, folder: Path) -> Path:
 
     out = folder / "tflite"
     out.mkdir(exist_ok=True)
-    result = tflite.lower(model, catalog.targets()["tflite-int8"], {}, out)
+    result = tflite.lower(model, targets.known()["tflite-int8"], {}, out)
     return out / result.files[0]
 
 

@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import nn
 
-from edgekit import export, passes
+from edgekit.graph import export, passes
 from edgekit.types import OnnxModel, Precision, Sample, Scheme, Target, TorchModel
 
 SCHEMES = {

@@ -22,11 +22,12 @@ from backend_models import (
 )
 from onnx import TensorProto, helper
 
-from edgekit import catalog, graph
 from edgekit.backends import onnxruntime as backend
 from edgekit.backends.onnxruntime.kernels import cpu_kernels, why_unsupported
 from edgekit.backends.onnxruntime.ortformat import canonical
+from edgekit.core import targets
 from edgekit.errors import UnsupportedOperatorsError
+from edgekit.graph import io
 
 IMAGE = {"x": np.random.default_rng(1).standard_normal((1, 3, 16, 16), dtype=np.float32)}
 TOKENS = {"x": np.random.default_rng(1).standard_normal((2, 5, 8), dtype=np.float32)}
@@ -34,7 +35,7 @@ TOKENS = {"x": np.random.default_rng(1).standard_normal((2, 5, 8), dtype=np.floa
 
 def lowered(model, target, out, **options):
     out.mkdir(exist_ok=True)
-    return backend.lower(model, catalog.target(target), options, out)
+    return backend.lower(model, targets.find(target), options, out)
 
 
 @pytest.mark.parametrize(("target", "least"), [("ort-fp32", 100.0), ("ort-fp16", 50.0)])
@@ -42,9 +43,9 @@ def lowered(model, target, out, **options):
 def test_float_artifacts_answer_like_the_graph(tmp_path, make, inputs, target, least):
     model = make(tmp_path / "m.onnx")
     result = lowered(model, target, tmp_path / "out")
-    outputs, raw = run(catalog.target(target), result, tmp_path / "out", inputs)
+    outputs, raw = run(targets.find(target), result, tmp_path / "out", inputs)
     assert snr_db(reference(model, inputs)["y"], outputs["y"]) > least
-    placement = backend.placement(model, catalog.target(target), result, raw)
+    placement = backend.placement(model, targets.find(target), result, raw)
     if target == "ort-fp32":
         assert placement.share == 1.0
         assert placement.fallbacks == ()
@@ -53,7 +54,7 @@ def test_float_artifacts_answer_like_the_graph(tmp_path, make, inputs, target, l
 def test_float16_on_this_cpu_is_told_as_it_is(tmp_path):
     """Whatever the share is, the rest is accounted for, and where there are no float16 kernels it is zero."""
     model = conv_net(tmp_path / "m.onnx")
-    target = catalog.target("ort-fp16")
+    target = targets.find("ort-fp16")
     result = lowered(model, "ort-fp16", tmp_path / "out")
     _, raw = run(target, result, tmp_path / "out", IMAGE)
     placement = backend.placement(model, target, result, raw)
@@ -65,7 +66,7 @@ def test_float16_on_this_cpu_is_told_as_it_is(tmp_path):
 
 def test_int8_runs_in_int8(tmp_path):
     model = quantized(conv_net(tmp_path / "m.onnx"), tmp_path / "q.onnx", activation="uint8")
-    target = catalog.target("ort-int8")
+    target = targets.find("ort-int8")
     result = lowered(model, "ort-int8", tmp_path / "out")
     outputs, raw = run(target, result, tmp_path / "out", IMAGE)
     assert snr_db(reference(model, IMAGE)["y"], outputs["y"]) > 25
@@ -76,11 +77,11 @@ def test_int8_runs_in_int8(tmp_path):
 
 def test_a_convolution_left_in_float_is_named_with_its_module_and_share(tmp_path):
     model = conv_net(tmp_path / "m.onnx")
-    target = catalog.target("ort-int8")
+    target = targets.find("ort-int8")
     quantized(model, tmp_path / "q.onnx", activation="uint8")
     proto = _bypass(onnx.load(tmp_path / "q.onnx"), "depthwise", onnx.load(model.path))
     onnx.save(proto, tmp_path / "p.onnx")
-    partial = graph.describe(tmp_path / "p.onnx")
+    partial = io.describe(tmp_path / "p.onnx")
     result = lowered(partial, "ort-int8", tmp_path / "out")
     _, raw = run(target, result, tmp_path / "out", IMAGE)
     placement = backend.placement(partial, target, result, raw)
@@ -108,7 +109,7 @@ def _bypass(proto, name, original):
 def test_without_a_profile_the_share_is_not_known(tmp_path):
     model = conv_net(tmp_path / "m.onnx")
     result = lowered(model, "ort-fp32", tmp_path / "out")
-    placement = backend.placement(model, catalog.target("ort-fp32"), result, {"nodes": None})
+    placement = backend.placement(model, targets.find("ort-fp32"), result, {"nodes": None})
     assert placement.share is None
     assert "profile" in placement.notes[0]
 
@@ -150,7 +151,7 @@ def test_the_mobile_format_runs_and_answers_the_same(tmp_path):
     result = lowered(model, "ort-fp32", tmp_path / "out", ort_format=True)
     assert result.files == ("model.onnx", "model.ort")
     answers = [
-        graph.run(graph.session(tmp_path / "out" / name), IMAGE)["y"] for name in ("model.onnx", "model.ort")
+        io.run(io.session(tmp_path / "out" / name), IMAGE)["y"] for name in ("model.onnx", "model.ort")
     ]
     np.testing.assert_allclose(*answers, rtol=1e-4, atol=1e-5)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.onnx", "model.ort"]
@@ -172,7 +173,7 @@ def test_what_is_not_in_the_mobile_format_is_refused():
 @pytest.mark.parametrize("bits", [8, 4])
 def test_low_bit_weights_are_read_as_they_are(tmp_path, bits):
     model = weights_only(tmp_path / "m.onnx", bits=bits)
-    target = weights_target(catalog.target("ort-fp32"), bits)
+    target = weights_target(targets.find("ort-fp32"), bits)
     (tmp_path / "out").mkdir()
     result = backend.lower(model, target, {}, tmp_path / "out")
     inputs = {"x": np.random.default_rng(1).standard_normal((3, 64), dtype=np.float32)}
@@ -185,7 +186,7 @@ def test_low_bit_weights_are_read_as_they_are(tmp_path, bits):
 def test_weights_widened_at_load_are_told(tmp_path):
     """The same target over a graph whose weights are float: nothing is read in few bits."""
     model = conv_net(tmp_path / "m.onnx")
-    target = weights_target(catalog.target("ort-fp32"), 8)
+    target = weights_target(targets.find("ort-fp32"), 8)
     (tmp_path / "out").mkdir()
     result = backend.lower(model, target, {}, tmp_path / "out")
     _, raw = run(target, result, tmp_path / "out", IMAGE)
@@ -214,7 +215,7 @@ def test_a_type_without_a_kernel_is_refused_before_it_is_run(tmp_path):
     )
     onnx.save(proto, tmp_path / "m.onnx")
     with pytest.raises(UnsupportedOperatorsError) as caught:
-        lowered(graph.describe(tmp_path / "m.onnx"), "ort-fp32", tmp_path / "out")
+        lowered(io.describe(tmp_path / "m.onnx"), "ort-fp32", tmp_path / "out")
     assert [n.node for n in caught.value.nodes] == ["conv", "neg"]
     assert "bfloat16" in caught.value.nodes[0].reason
 

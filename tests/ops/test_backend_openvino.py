@@ -22,9 +22,9 @@ from backend_models import (
     weights_target,
 )
 
-from edgekit import catalog
 from edgekit.backends import openvino as backend
 from edgekit.backends.openvino.lower import runtime
+from edgekit.core import targets
 from edgekit.errors import UnsupportedOperatorsError
 
 if not backend.available().installed:
@@ -38,12 +38,12 @@ TOKENS = {"x": np.random.default_rng(1).standard_normal((2, 5, 8), dtype=np.floa
 
 def lowered(model, target, out, **options):
     out.mkdir(exist_ok=True)
-    return backend.lower(model, catalog.target(target), options, out)
+    return backend.lower(model, targets.find(target), options, out)
 
 
 def placed(model, target, result, folder, inputs):
-    outputs, raw = run(catalog.target(target), result, folder, inputs)
-    return outputs, backend.placement(model, catalog.target(target), result, raw)
+    outputs, raw = run(targets.find(target), result, folder, inputs)
+    return outputs, backend.placement(model, targets.find(target), result, raw)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_float16_weights_computed_in_float32_are_told_as_float32(tmp_path):
 def test_silent_bf16_is_seen(tmp_path):
     """A float32 artifact compiled with the plug-in's own choice of precision."""
     model = conv_net(tmp_path / "m.onnx")
-    target = catalog.target("openvino-fp32")
+    target = targets.find("openvino-fp32")
     result = lowered(model, "openvino-fp32", tmp_path / "out")
     loose = dataclasses.replace(result, runtime={"inference_precision": "default"})
     _, raw = run(target, loose, tmp_path / "out", IMAGE)
@@ -114,7 +114,7 @@ def test_what_ships_tells_nothing_about_the_author(tmp_path):
 def test_names_of_inputs_and_outputs_stay(tmp_path):
     model = attention(tmp_path / "m.onnx")
     result = lowered(model, "openvino-fp32", tmp_path / "out")
-    outputs, _ = run(catalog.target("openvino-fp32"), result, tmp_path / "out", TOKENS)
+    outputs, _ = run(targets.find("openvino-fp32"), result, tmp_path / "out", TOKENS)
     assert list(outputs) == ["y"]
     assert outputs["y"].shape == TOKENS["x"].shape
 
@@ -143,7 +143,7 @@ def test_importing_it_leaves_no_trace_in_the_home_directory(tmp_path):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_low_bit_weights_are_read_as_they_are(tmp_path, bits):
     model = weights_only(tmp_path / "m.onnx", bits=bits)
-    target = weights_target(catalog.target("openvino-fp32"), bits)
+    target = weights_target(targets.find("openvino-fp32"), bits)
     (tmp_path / "out").mkdir()
     result = backend.lower(model, target, {}, tmp_path / "out")
     inputs = {"x": np.random.default_rng(1).standard_normal((3, 64), dtype=np.float32)}
@@ -156,7 +156,7 @@ def test_low_bit_weights_are_read_as_they_are(tmp_path, bits):
 def test_weights_widened_at_load_are_told(tmp_path):
     """The same target over a graph whose weights are float: nothing is read in few bits."""
     model = conv_net(tmp_path / "m.onnx")
-    target = weights_target(catalog.target("openvino-fp32"), 8)
+    target = weights_target(targets.find("openvino-fp32"), 8)
     (tmp_path / "out").mkdir()
     result = backend.lower(model, target, {}, tmp_path / "out")
     _, raw = run(target, result, tmp_path / "out", IMAGE)

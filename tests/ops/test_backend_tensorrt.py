@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from backend_models import attention, conv_net, digests, quantized, reference, snr_db, unsupported
 
-from edgekit import catalog, graph
-from edgekit.backends import tensorrt, tensorrt_rtx
-from edgekit.backends.nvidia import portable, typed, worker
+from edgekit.backends.nvidia import portable, tensorrt, tensorrt_rtx, typed, worker
+from edgekit.core import targets
 from edgekit.errors import BackendError, RuntimeCrashError, UnsupportedOperatorsError
+from edgekit.graph import io
 
 RTX = tensorrt_rtx.available().installed
 needs_rtx = pytest.mark.skipif(not RTX, reason="the extra tensorrt-rtx is not installed")
@@ -20,7 +20,7 @@ IMAGE = {"x": np.random.default_rng(1).standard_normal((1, 3, 16, 16), dtype=np.
 
 def lowered(backend, model, target, out, **options):
     out.mkdir(exist_ok=True)
-    return backend.lower(model, catalog.target(target), options, out)
+    return backend.lower(model, targets.find(target), options, out)
 
 
 def model_for(target, tmp_path):
@@ -88,7 +88,7 @@ def test_tensorrt_gets_the_onnx_and_the_recipe(tmp_path, target):
     recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
     assert recipe["build"][0] == "trtexec"
     assert " ".join(recipe["build"]) in (tmp_path / "out" / "README.md").read_text()
-    shipped = graph.describe(tmp_path / "out" / "model.onnx")
+    shipped = io.describe(tmp_path / "out" / "model.onnx")
     assert snr_db(reference(model, IMAGE)["y"], reference(shipped, IMAGE)["y"]) > 50
     again = lowered(tensorrt, model, target, tmp_path / "again")
     assert digests(result, tmp_path / "out") == digests(again, tmp_path / "again")
@@ -109,12 +109,12 @@ def test_a_library_that_ends_its_process_is_a_typed_error(tmp_path, monkeypatch)
     monkeypatch.setattr(worker, "__file__", str(crash))
     job = portable.Job(module="tensorrt_rtx", onnx=conv_net(tmp_path / "m.onnx").path, profiles={})
     with pytest.raises(RuntimeCrashError, match="-11"):
-        portable.run_worker(job, catalog.target("tensorrt-rtx-fp32"), {})
+        portable.run_worker(job, targets.find("tensorrt-rtx-fp32"), {})
 
 
 def test_without_a_run_the_share_is_not_known_but_what_the_graph_asks_is(tmp_path):
     model = model_for("tensorrt-int8", tmp_path)
-    placement = typed.spelled(model, catalog.target("tensorrt-int8"))
+    placement = typed.spelled(model, targets.find("tensorrt-int8"))
     assert placement.share is None
     assert placement.notes[0] == "the graph asks for int8 in 100.0% of the MACs"
 
@@ -138,7 +138,7 @@ def test_the_inspectors_layers_of_both_generations_are_read(tmp_path):
             layer("reformat", "Reformat", tensor={"Format/Datatype": "Float"}),
         ],
     }
-    placement = typed.executed(model, catalog.target("tensorrt-int8"), raw)
+    placement = typed.executed(model, targets.find("tensorrt-int8"), raw)
     total = 13824 + 4608 + 4096 + 80
     assert placement.share == pytest.approx(1 - 4096 / total)
     assert [f.nodes for f in placement.fallbacks] == [("pointwise",)]
@@ -147,6 +147,6 @@ def test_the_inspectors_layers_of_both_generations_are_read(tmp_path):
 
 def test_an_engine_that_tells_names_only_has_no_share(tmp_path):
     model = conv_net(tmp_path / "m.onnx")
-    placement = typed.executed(model, catalog.target("tensorrt-fp32"), {"layers": ["stem", "head"]})
+    placement = typed.executed(model, targets.find("tensorrt-fp32"), {"layers": ["stem", "head"]})
     assert placement.share is None
     assert "profilingVerbosity" in placement.notes[0]

@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper
 from quantize_support import Items, attention, residual
 
-from edgekit import graph
-from edgekit.calibrate import Calibration, calibrate
 from edgekit.errors import DataError, SourceError
+from edgekit.graph import io
+from edgekit.quantize.calibrate import Calibration, calibrate
 from edgekit.types import OnnxModel
 
 
@@ -125,7 +125,7 @@ def test_large_rectified_images_have_exact_extremes_and_fair_samples(
 
 @pytest.mark.parametrize("step", [1, 3, 5, 7])
 def test_images_are_thinned_where_enough_is_left(step: int) -> None:
-    from edgekit.calibrate.taps import _thinning
+    from edgekit.quantize.calibrate.taps import _thinning
 
     side = {1: 12, 3: 64, 5: 66, 7: 60}[step]
     assert _thinning((1, 64, side, side), 512) == step
@@ -206,9 +206,7 @@ def test_no_samples_and_nothing_to_calibrate_are_told(tmp_path: Path) -> None:
         tmp_path / "i.onnx",
     )
     with pytest.raises(SourceError, match="no float32 activations"):
-        calibrate(
-            graph.describe(tmp_path / "i.onnx"), Items([{"x": np.ones(2, np.int64)}]), out=tmp_path / "c"
-        )
+        calibrate(io.describe(tmp_path / "i.onnx"), Items([{"x": np.ones(2, np.int64)}]), out=tmp_path / "c")
 
 
 @pytest.mark.parametrize("opset", [13, 17, 18, 21])
@@ -227,4 +225,4 @@ def onnx_model(nodes, inputs, outputs, folder: Path, opset: int = 20) -> OnnxMod
         helper.make_graph(nodes, "g", *infos), opset_imports=[helper.make_opsetid("", opset)], ir_version=10
     )
     onnx.save(proto, folder / "m.onnx")
-    return graph.describe(folder / "m.onnx")
+    return io.describe(folder / "m.onnx")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from edgekit.compress.cluster import Cluster, kmeans
 from edgekit.compress.curvature import curvature
-from edgekit.compress.prune import prunable
 from edgekit.compress.step import Context, run
+from edgekit.compress.steps.cluster import Cluster, kmeans
+from edgekit.compress.steps.prune import prunable
 from edgekit.errors import ConfigError, UsageError
 
 

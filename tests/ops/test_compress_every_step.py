@@ -13,10 +13,10 @@ pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 import torch
 
-from edgekit import graph
 from edgekit.compress import plan
 from edgekit.compress.step import Context, from_options, load_steps, registry, run, save
-from edgekit.export import export_with_report
+from edgekit.graph import io
+from edgekit.graph.export import export_with_report
 from edgekit.types import TorchModel
 
 CLASSES = 4
@@ -157,14 +157,14 @@ def test_a_step_reports_and_its_result_exports_small(tmp_path: Path, name: str, 
     model = TorchModel(module=made, example_inputs=example, dynamic_axes={"x": {0: "n"}})
     exported, account = export_with_report(model, tmp_path / "model.onnx")
     assert "torchscript" not in account.strategy.lower()
-    loaded = graph.load(exported.path)
+    loaded = io.load(exported.path)
     stored = sum(
         v.const_value.nbytes for v in loaded.graph.initializers.values() if v.const_value is not None
     )
     assert exported.path.stat().st_size <= 1.05 * stored
     assert stored <= 1.05 * row.after.bytes
     rows = {"x": task.x[:3].numpy()}
-    got = graph.session(exported.path).run(None, rows)[0]
+    got = io.session(exported.path).run(None, rows)[0]
     with torch.no_grad():
         want = made(task.x[:3]).numpy()
     # A value between two integers may be rounded the other way in another order of additions: a step, not an error.

@@ -11,17 +11,18 @@ import pytest
 pytest.importorskip("torch")
 import torch
 
-from edgekit.candidates import scorer
-from edgekit.compress import margin, probe
-from edgekit.compress.budget import Budget
-from edgekit.compress.dataset import Dataset
+from edgekit.compress import margin
 from edgekit.compress.margin import Drop, Score
-from edgekit.compress.points import Candidate, Limits, Point
-from edgekit.compress.space import methods
 from edgekit.compress.step import Step, from_options
-from edgekit.compress.surrogate import Surrogate
-from edgekit.compress.tasks import Classification, DataTask, Regression
+from edgekit.compress.training.dataset import Dataset
+from edgekit.compress.training.tasks import Classification, DataTask, Regression
 from edgekit.errors import DataError
+from edgekit.search import probe
+from edgekit.search.budget import Budget
+from edgekit.search.evaluate import scorer
+from edgekit.search.points import Candidate, Limits, Point
+from edgekit.search.space import methods
+from edgekit.search.surrogate import Surrogate
 
 
 def rights(count: int, *, worse: float, better: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -214,7 +215,7 @@ def test_what_cannot_be_combined_is_left_alone() -> None:
 
 
 def test_the_journal_survives_being_cut_off(tmp_path: Path) -> None:
-    from edgekit.compress.points import Journal, Setup
+    from edgekit.search.points import Journal, Setup
 
     path, kept = tmp_path / "out" / "search.jsonl", tmp_path / "cache" / "s.jsonl"
     first = Journal(path, {"search": "a"}, lambda: Setup(epochs=1.0, rate=3e-4, seconds=2.0), kept)
@@ -237,7 +238,7 @@ def test_few_values_are_estimated_by_their_entropy_in_any_type(name: str) -> Non
     import ml_dtypes
     import numpy as np
 
-    from edgekit.shipping import _entropy
+    from edgekit.search.ship import _entropy
 
     values = np.random.default_rng(0).integers(0, 8, 80_000)
     array = values.astype(np.dtype(getattr(ml_dtypes, name, name)))

@@ -11,17 +11,17 @@ import pytest
 
 pytest.importorskip("torch")
 
-from edgekit.compress import budget as budgets
 from edgekit.compress import recipes
-from edgekit.compress.budget import Budget
-from edgekit.compress.cluster import Cluster
-from edgekit.compress.points import Candidate, Journal, Limits, Point, Setup, front, ranked, refused
-from edgekit.compress.prune import Prune
 from edgekit.compress.recipes import Ship
-from edgekit.compress.search import Search
-from edgekit.compress.space import methods
 from edgekit.compress.step import options
+from edgekit.compress.steps.cluster import Cluster
+from edgekit.compress.steps.prune import Prune
 from edgekit.errors import ConfigError, EdgekitError, SourceError, UnknownNameError, UsageError
+from edgekit.search import budget as budgets
+from edgekit.search.budget import Budget
+from edgekit.search.points import Candidate, Journal, Limits, Point, Setup, front, ranked, refused
+from edgekit.search.space import methods
+from edgekit.search.strategy import Search
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edgekit.compress.cluster import Cluster, kmeans  # noqa: E402
-from edgekit.compress.prune import Prune  # noqa: E402
 from edgekit.compress.step import (  # noqa: E402
     Context,
     cache_key,
@@ -24,7 +22,9 @@ from edgekit.compress.step import (  # noqa: E402
     save,
     spell,
 )
-from edgekit.compress.train import Training, fit  # noqa: E402
+from edgekit.compress.steps.cluster import Cluster, kmeans  # noqa: E402
+from edgekit.compress.steps.prune import Prune  # noqa: E402
+from edgekit.compress.training.train import Training, fit  # noqa: E402
 from edgekit.errors import ConfigError, DataError, SourceError, UnknownNameError, UsageError  # noqa: E402
 
 

@@ -12,11 +12,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edgekit.compress import analysis, dataset, plan, scoring, tasks  # noqa: E402
-from edgekit.compress.engine import _cut  # noqa: E402
-from edgekit.compress.prune import Prune  # noqa: E402
+from edgekit.compress import analysis, plan  # noqa: E402
 from edgekit.compress.step import Context, Origin, from_options, run, save  # noqa: E402
-from edgekit.compress.train import Training, fit  # noqa: E402
+from edgekit.compress.steps.prune import Prune  # noqa: E402
+from edgekit.compress.training import dataset, scoring, tasks  # noqa: E402
+from edgekit.compress.training.engine import _cut  # noqa: E402
+from edgekit.compress.training.train import Training, fit  # noqa: E402
 from edgekit.errors import (  # noqa: E402
     ConfigError,
     DataError,
@@ -396,9 +397,9 @@ def test_every_method_that_can_be_searched_has_reasons() -> None:
             x = self.heavy(self.blocks(x)) + self.low(x) + self.sparse(x)
             return self.wide(self.peaked(x))
 
-    from edgekit.compress import space
     from edgekit.compress.step import registry
     from edgekit.compress.structured.depth import influences
+    from edgekit.search import space
 
     model, x = Many(), torch.randn(32, 64, generator=random)
     found = analysis.findings(analysis.analyze(model, lambda m: m(x)), influences(model, {"x": x}))

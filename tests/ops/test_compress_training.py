@@ -16,10 +16,10 @@ torch = pytest.importorskip("torch")
 from compress_run import Blobs, net, recipe  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from edgekit.compress import resume  # noqa: E402
-from edgekit.compress.engine import Loop, engine, looping  # noqa: E402
 from edgekit.compress.step import Context, run  # noqa: E402
-from edgekit.compress.train import Training, fit  # noqa: E402
+from edgekit.compress.training import resume  # noqa: E402
+from edgekit.compress.training.engine import Loop, engine, looping  # noqa: E402
+from edgekit.compress.training.train import Training, fit  # noqa: E402
 from edgekit.errors import ConfigError, UsageError  # noqa: E402
 
 PROGRAM = Path(__file__).with_name("compress_run.py")

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.compress import distill_synthetic
-from edgekit.compress.distill import Distill, relation_loss, soft_loss
-from edgekit.compress.distill_states import attention_loss, feature_loss, find_pairs, stack
 from edgekit.compress.step import Context, parse, run, spell
-from edgekit.compress.train import Training, fit
+from edgekit.compress.steps import distill_synthetic
+from edgekit.compress.steps.distill import Distill, relation_loss, soft_loss
+from edgekit.compress.steps.distill_states import attention_loss, feature_loss, find_pairs, stack
+from edgekit.compress.training.train import Training, fit
 from edgekit.errors import ConfigError, SourceError, UsageError
 
 

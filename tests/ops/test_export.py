@@ -13,9 +13,10 @@ pytest.importorskip("onnxruntime")
 
 import architectures as zoo  # noqa: E402
 
-from edgekit import export, graph, load, passes  # noqa: E402
+from edgekit import load  # noqa: E402
 from edgekit.errors import ExportError, SourceError  # noqa: E402
-from edgekit.nested import call  # noqa: E402
+from edgekit.graph import export, io, passes  # noqa: E402
+from edgekit.graph.nested import call  # noqa: E402
 
 
 def build(name: str) -> Any:
@@ -43,7 +44,7 @@ def check(name: str, tmp_path: Path) -> None:
     assert (optimized.inputs, optimized.outputs) == (exported.inputs, exported.outputs)
     fixed = passes.fix_shapes(optimized, {k: v.shape for k, v in example.items()}, tmp_path / "c.onnx")
     assert all(s.is_static for s in (*fixed.inputs, *fixed.outputs))
-    results = graph.run(graph.session(fixed.path), example)
+    results = io.run(io.session(fixed.path), example)
     expected = call(model.module, model.example_inputs)
     for got, tensor in zip(results.values(), expected.values(), strict=True):
         np.testing.assert_allclose(got, tensor.numpy(), rtol=1e-3, atol=1e-4)
@@ -91,9 +92,9 @@ def test_same_module_same_bytes(tmp_path: Path) -> None:
 def test_module_paths_and_weights_keep_their_names_and_nothing_else_stays(tmp_path: Path) -> None:
     model = build("mobilenet")
     exported = export.export(model, tmp_path / "a.onnx")
-    loaded = graph.load(exported.path)
+    loaded = io.load(exported.path)
     modules = {n for n, _ in model.module.named_modules()}
-    paths = {graph.module_path(n) for n in loaded.graph}
+    paths = {io.module_path(n) for n in loaded.graph}
     assert "body.1.body.3" in paths
     assert paths <= modules
     assert "head.weight" in loaded.graph.initializers

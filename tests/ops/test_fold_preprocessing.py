@@ -13,10 +13,10 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit import graph
 from edgekit.errors import ConfigError
-from edgekit.passes.fold_preprocessing import fold_preprocessing
-from edgekit.preprocessing import Preprocessing
+from edgekit.graph import io
+from edgekit.graph.passes.fold_preprocessing import fold_preprocessing
+from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import OnnxModel, TensorSpec, sha256_file
 
 SHAPES = {"NCHW": (1, 3, 6, 5), "NHWC": (1, 6, 5, 3)}
@@ -74,7 +74,7 @@ def test_pixels_give_what_the_fed_tensor_gave(
 def test_a_contract_that_changes_nothing_adds_nothing(tmp_path: Path) -> None:
     contract = Preprocessing(resize=(6, 5), scale=1.0, layout="NHWC")
     after, left = fold_preprocessing(model(tmp_path / "b.onnx", "NHWC"), contract, tmp_path / "a.onnx")
-    assert graph.load(after.path).graph.num_nodes() == 2
+    assert io.load(after.path).graph.num_nodes() == 2
     assert left.input == "image"
 
 
@@ -90,7 +90,7 @@ def test_colour_becomes_grey_in_the_graph_to_the_bit(tmp_path: Path, layout: str
     # Powers of two, so that scaling is exact and every bit of the luma shows.
     exact = {"scale": 1 / 256, "mean": (0.25,), "std": (0.5,)}
     contract = Preprocessing(crop=(16, 16), color="gray", layout=layout, **exact)
-    after, left = fold_preprocessing(graph.describe(path), contract, tmp_path / "a.onnx", dtype=dtype)
+    after, left = fold_preprocessing(io.describe(path), contract, tmp_path / "a.onnx", dtype=dtype)
     assert (left.color, left.dtype, after.inputs[0].shape) == ("rgb", dtype, (1, 16, 16, 3))
     for seed in range(20):
         image = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)

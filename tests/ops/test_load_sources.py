@@ -17,9 +17,10 @@ import pytest
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
-from edgekit import graph, load  # noqa: E402
+from edgekit import load  # noqa: E402
 from edgekit.errors import FactoryError, SourceError, UntrustedSourceError  # noqa: E402
-from edgekit.nested import call  # noqa: E402
+from edgekit.graph import io  # noqa: E402
+from edgekit.graph.nested import call  # noqa: E402
 from edgekit.types import OnnxModel, TorchModel  # noqa: E402
 
 MODULE = """
@@ -266,9 +267,9 @@ class Evil:
 
 
 def evil_inputs(marker: Path) -> bytes:
-    import io
+    from io import BytesIO
 
-    buffer = io.BytesIO()
+    buffer = BytesIO()
     torch.save(Evil(marker), buffer)
     return buffer.getvalue()
 
@@ -356,8 +357,8 @@ def test_onnx(tmp_path: Path) -> None:
     assert outside.sha256 != plain.sha256
     (tmp_path / "b.bin").write_bytes(np.zeros((3, 2), np.float32).tobytes())
     assert loaded(str(tmp_path / "b.onnx")).sha256 != outside.sha256
-    copied = graph.save(graph.load(tmp_path / "b.onnx"), tmp_path / "copy" / "c.onnx")
-    assert graph.external_files(copied.path) == ()
+    copied = io.save(io.load(tmp_path / "b.onnx"), tmp_path / "copy" / "c.onnx")
+    assert io.external_files(copied.path) == ()
 
 
 @pytest.mark.parametrize("location", ["/etc/hostname", "../w.bin", "sub/../../w.bin", "..\\w.bin"])
@@ -469,7 +470,7 @@ def test_keras_file() -> None:
     (image,) = model.inputs
     assert (image.shape, image.layout) == (("batch", 32, 32, 3), "NHWC")
     assert model.outputs[0].shape == ("batch", 10)
-    probabilities = graph.run(graph.session(model.path), {image.name: np.zeros((1, 32, 32, 3), np.float32)})
+    probabilities = io.run(io.session(model.path), {image.name: np.zeros((1, 32, 32, 3), np.float32)})
     np.testing.assert_allclose(sum(v.sum() for v in probabilities.values()), 1, rtol=1e-5)
 
 

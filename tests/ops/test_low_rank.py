@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.compress.low_rank import LowRank
-from edgekit.compress.low_rank_factors import cuttable
 from edgekit.compress.step import Context, rebuild, run
+from edgekit.compress.steps.low_rank import LowRank
+from edgekit.compress.steps.low_rank_factors import cuttable
 from edgekit.errors import ConfigError, SourceError, UsageError
 
 

@@ -8,7 +8,7 @@ import pytest
 from backend_models import CONV_MACS, attention, conv_net, quantized
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.macs import Kernel, MacNode, assign, axis_sizes, count_macs, summarize
+from edgekit.graph.macs import Kernel, MacNode, assign, axis_sizes, count_macs, summarize
 
 F = TensorProto.FLOAT
 

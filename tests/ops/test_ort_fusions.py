@@ -12,12 +12,13 @@ import torch
 from quantize_support import attention, exported, operators
 from torch import nn
 
-from edgekit import catalog, graph
 from edgekit.backends import onnxruntime as backend
+from edgekit.core import targets
+from edgekit.graph import io
 
 
-def lowered(model: graph.OnnxModel, folder: Path, name: str = "ort-fp32") -> Path:
-    row = catalog.target(name)
+def lowered(model: io.OnnxModel, folder: Path, name: str = "ort-fp32") -> Path:
+    row = targets.find(name)
     folder.mkdir()
     backend.lower(model, row, {o.name: o.default for o in row.options}, folder)
     return folder / row.file
@@ -54,8 +55,8 @@ def test_the_slow_fusion_does_not_happen(tmp_path: Path) -> None:
     assert operators(path)["Sum"] == 2
     found = kernels(path, tmp_path)
     assert (found["SkipLayerNormalization"], found["LayerNormalization"]) == (0, 2)
-    plain = graph.session(model.path, optimized=False).run(None, {"x": x.numpy()})[0]
-    np.testing.assert_allclose(graph.session(path).run(None, {"x": x.numpy()})[0], plain, atol=1e-5)
+    plain = io.session(model.path, optimized=False).run(None, {"x": x.numpy()})[0]
+    np.testing.assert_allclose(io.session(path).run(None, {"x": x.numpy()})[0], plain, atol=1e-5)
 
 
 def test_other_types_and_other_additions_stay(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from backend_models import attention, conv_net, reference, snr_db
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit import graph
-from edgekit.passes.float16 import MAX, TINY, to_float16
+from edgekit.graph import io
+from edgekit.graph.passes.float16 import MAX, TINY, to_float16
 
 
 def small(
@@ -33,13 +33,13 @@ def small(
     )
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)
-    return graph.describe(path)
+    return io.describe(path)
 
 
 def half(model, path, **options):
-    loaded = graph.load(model.path)
+    loaded = io.load(model.path)
     report = to_float16(loaded, **options)
-    result = graph.save(loaded, path)
+    result = io.save(loaded, path)
     onnx.checker.check_model(onnx.load(path), full_check=True)
     return result, report
 
@@ -162,6 +162,6 @@ def test_sizes_and_scales_of_resize_keep_their_types(tmp_path):
 def test_an_input_that_is_an_output_is_left_alone(tmp_path):
     model = small(tmp_path / "m.onnx", [helper.make_node("Identity", ["x"], ["y"], name="same")])
     result, _ = half(model, tmp_path / "h.onnx")
-    assert isinstance(graph.load(result.path), ir.Model)
+    assert isinstance(io.load(result.path), ir.Model)
     feed = {"x": np.full((2, 3), 2.5, np.float32)}
     np.testing.assert_array_equal(reference(result, feed)["y"], feed["x"])

@@ -12,20 +12,20 @@ pytest.importorskip("onnxruntime")
 
 import onnx_ir as ir
 
-from edgekit import graph, passes
 from edgekit.errors import ConfigError, UnknownNameError
-from edgekit.passes.activations import RecognizeActivations
-from edgekit.passes.affine import FoldAffine
-from edgekit.passes.batch_norm import FoldBatchNorm
-from edgekit.passes.clean_up import CleanUp
-from edgekit.passes.constants import FoldConstants
-from edgekit.passes.einsum import LowerCaseEinsum, spell
-from edgekit.passes.gemm import MatMulAddToGemm
-from edgekit.passes.layer_norm import RecognizeLayerNorm
-from edgekit.passes.reshapes import MergeReshapes
-from edgekit.passes.scales import FoldScale
-from edgekit.passes.softmax_guard import DropSoftmaxGuard
-from edgekit.passes.transposes import MergeTransposes
+from edgekit.graph import io, passes
+from edgekit.graph.passes.activations import RecognizeActivations
+from edgekit.graph.passes.affine import FoldAffine
+from edgekit.graph.passes.batch_norm import FoldBatchNorm
+from edgekit.graph.passes.clean_up import CleanUp
+from edgekit.graph.passes.constants import FoldConstants
+from edgekit.graph.passes.einsum import LowerCaseEinsum, spell
+from edgekit.graph.passes.gemm import MatMulAddToGemm
+from edgekit.graph.passes.layer_norm import RecognizeLayerNorm
+from edgekit.graph.passes.reshapes import MergeReshapes
+from edgekit.graph.passes.scales import FoldScale
+from edgekit.graph.passes.softmax_guard import DropSoftmaxGuard
+from edgekit.graph.passes.transposes import MergeTransposes
 from edgekit.types import OnnxModel
 
 RNG = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def ops(made: ir.Model) -> Counter[str]:
 
 
 def outputs(made: ir.Model, path: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return graph.run(graph.session(graph.save(made, path).path), inputs)
+    return io.run(io.session(io.save(made, path).path), inputs)
 
 
 def apply(rewrite: ir.passes.PassBase, made: ir.Model, tmp_path: Path, **inputs: np.ndarray) -> ir.Model:
@@ -539,7 +539,7 @@ def test_constants_fold_within_bounds(tmp_path: Path) -> None:
 
 
 def saved(made: ir.Model, path: Path) -> OnnxModel:
-    return graph.save(made, path)
+    return io.save(made, path)
 
 
 def block() -> ir.Model:
@@ -554,14 +554,14 @@ def block() -> ir.Model:
 def test_optimize_keeps_names_paths_and_numbers(tmp_path: Path) -> None:
     made = block()
     for node in made.graph:
-        node.metadata_props[graph.SCOPES] = repr(["", "body", f"body.{node.op_type.lower()}", node.op_type])
+        node.metadata_props[io.SCOPES] = repr(["", "body", f"body.{node.op_type.lower()}", node.op_type])
     before = saved(made, tmp_path / "a.onnx")
     after, report = passes.optimize_with_report(before, tmp_path / "b.onnx")
     assert (after.inputs, after.outputs) == (before.inputs, before.outputs)
     assert report.error is not None
     assert report.error < 1e-5
     assert report.nodes_after < report.nodes_before
-    paths = {n.op_type: graph.module_path(n) for n in graph.load(after.path).graph}
+    paths = {n.op_type: io.module_path(n) for n in io.load(after.path).graph}
     assert paths["Relu"] == "body.relu"
     assert paths["Conv"]
 
@@ -576,7 +576,7 @@ def test_optimize_raises_old_operator_sets(tmp_path: Path) -> None:
     made = model("(float[2,9] x) => (float[2,9] y)", GELUS["divide"], opset=13, **used(GELUS["divide"]))
     after = passes.optimize(saved(made, tmp_path / "a.onnx"), tmp_path / "b.onnx")
     assert after.opset == passes.OPSET
-    assert ops(graph.load(after.path)) == {"Gelu": 1}
+    assert ops(io.load(after.path)) == {"Gelu": 1}
 
 
 def test_a_wrong_rewrite_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -590,8 +590,8 @@ def test_a_wrong_rewrite_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(passes, "PASSES", (Wrong(), *passes.PASSES))
     after, report = passes.optimize_with_report(saved(block(), tmp_path / "a.onnx"), tmp_path / "b.onnx")
     assert any("Wrong" in n for n in report.notes)
-    assert ops(graph.load(after.path))["Relu"] == 1
-    assert "BatchNormalization" not in ops(graph.load(after.path))
+    assert ops(io.load(after.path))["Relu"] == 1
+    assert "BatchNormalization" not in ops(io.load(after.path))
 
 
 def test_a_failing_simplifier_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -620,10 +620,10 @@ def test_fix_shapes(tmp_path: Path) -> None:
     after = passes.fix_shapes(before, {"x": (2, 5, 8)}, tmp_path / "b.onnx")
     assert [i.shape for i in after.inputs] == [(2, 5, 8), (2, 5)]
     assert after.outputs[0].shape == (2, 5, 8)
-    assert ops(graph.load(after.path))["Shape"] == 0
+    assert ops(io.load(after.path))["Shape"] == 0
     inputs = {"x": x(2, 5, 8), "k": x(2, 5)}
     np.testing.assert_array_equal(
-        graph.run(graph.session(after.path), inputs)["y"], graph.run(graph.session(before.path), inputs)["y"]
+        io.run(io.session(after.path), inputs)["y"], io.run(io.session(before.path), inputs)["y"]
     )
 
 
@@ -648,15 +648,13 @@ def test_fix_shapes_refuses_two_sizes_for_one_axis_and_unknown_inputs(tmp_path: 
 def test_module_paths_survive_the_simplifier(tmp_path: Path) -> None:
     """Linear layers on three axes become Gemms between reshapes: nodes with new names, of the same module."""
     torch = pytest.importorskip("torch")
-    from edgekit import export
+    from edgekit.graph import export
     from edgekit.types import TorchModel
 
     net = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.GELU(), torch.nn.Linear(6, 4)).eval()
     source = TorchModel(module=net, example_inputs={"input": torch.randn(2, 5, 8)})
     optimized = passes.optimize(export.export(source, tmp_path / "raw.onnx"), tmp_path / "out.onnx")
-    found = {n.op_type: graph.module_path(n) for n in graph.load(optimized.path).graph}
-    products = [
-        graph.module_path(n) for n in graph.load(optimized.path).graph if n.op_type in ("Gemm", "MatMul")
-    ]
+    found = {n.op_type: io.module_path(n) for n in io.load(optimized.path).graph}
+    products = [io.module_path(n) for n in io.load(optimized.path).graph if n.op_type in ("Gemm", "MatMul")]
     assert products == ["0", "2"]
     assert found["Gelu"] == "1"

@@ -11,10 +11,10 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from edgekit.compress import saliency  # noqa: E402
-from edgekit.compress.prune import Prune, parse_pattern  # noqa: E402
-from edgekit.compress.sparsify import Sparsify  # noqa: E402
 from edgekit.compress.step import Context  # noqa: E402
-from edgekit.compress.train import Training  # noqa: E402
+from edgekit.compress.steps.prune import Prune, parse_pattern  # noqa: E402
+from edgekit.compress.steps.sparsify import Sparsify  # noqa: E402
+from edgekit.compress.training.train import Training  # noqa: E402
 from edgekit.errors import ConfigError, UsageError  # noqa: E402
 
 

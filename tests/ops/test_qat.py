@@ -21,15 +21,15 @@ import onnx_ir as ir  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from edgekit import export, graph, passes  # noqa: E402
-from edgekit.compress import qat_batch_norm as norms  # noqa: E402
 from edgekit.compress.plan import rebuilt  # noqa: E402
-from edgekit.compress.prune import Prune  # noqa: E402
-from edgekit.compress.qat import Qat, parse_bits  # noqa: E402
-from edgekit.compress.qat_layers import Levels, quantized  # noqa: E402
 from edgekit.compress.step import Context, parse, run, save, spell  # noqa: E402
-from edgekit.compress.train import Training, fit  # noqa: E402
+from edgekit.compress.steps import qat_batch_norm as norms  # noqa: E402
+from edgekit.compress.steps.prune import Prune  # noqa: E402
+from edgekit.compress.steps.qat import Qat, parse_bits  # noqa: E402
+from edgekit.compress.steps.qat_layers import Levels, quantized  # noqa: E402
+from edgekit.compress.training.train import Training, fit  # noqa: E402
 from edgekit.errors import ConfigError, SourceError, UsageError  # noqa: E402
+from edgekit.graph import export, io, passes  # noqa: E402
 from edgekit.types import TorchModel  # noqa: E402
 
 SHORT = Training(epochs=2.0, rate=1e-3)
@@ -126,7 +126,7 @@ def test_the_gradients_are_those_of_the_paper() -> None:
 
 
 def test_a_step_learns_its_range() -> None:
-    from edgekit.compress.qat_layers import LearnedInput
+    from edgekit.compress.steps.qat_layers import LearnedInput
 
     torch.manual_seed(0)
     x = torch.randn(64, 100)
@@ -370,7 +370,7 @@ def test_the_file_holds_integers_and_computes_the_same(
     assert written.opset == (21 if wide else export.OPSET)
     optimized = passes.optimize(written, tmp_path / "optimized.onnx")
     for model in (written, optimized):
-        found = graph.load(model.path).graph
+        found = io.load(model.path).graph
         stored = {n: v for n, v in found.initializers.items() if n.endswith(".weight_quantized")}
         assert len(stored) == 7
         assert {v.dtype for v in stored.values()} == {weight}
@@ -381,7 +381,7 @@ def test_the_file_holds_integers_and_computes_the_same(
     x = Stripes().x[:64]
     with torch.no_grad():
         expected = made(x).numpy()
-    got = graph.run(graph.session(optimized.path), {"image": x.numpy()})["output"]
+    got = io.run(io.session(optimized.path), {"image": x.numpy()})["output"]
     step_of_head = float(made.head.input_quantizer.scale) * float(made.head.weight.abs().sum(1).max())
     assert np.abs(got - expected).max() <= step_of_head + 1e-4
 

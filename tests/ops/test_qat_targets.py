@@ -14,12 +14,12 @@ import onnx_ir as ir  # noqa: E402
 from quantize_support import SCHEMES, Items, target  # noqa: E402
 from test_qat import EXAMPLE, Net, Stripes  # noqa: E402
 
-from edgekit import export, graph, passes  # noqa: E402
-from edgekit.calibrate import calibrate  # noqa: E402
-from edgekit.compress.qat import Qat  # noqa: E402
 from edgekit.compress.step import Context  # noqa: E402
+from edgekit.compress.steps.qat import Qat  # noqa: E402
 from edgekit.errors import UnsupportedError  # noqa: E402
+from edgekit.graph import export, io, passes  # noqa: E402
 from edgekit.quantize import QuantizeOptions, quantize  # noqa: E402
+from edgekit.quantize.calibrate import calibrate  # noqa: E402
 from edgekit.quantize.params import Affine  # noqa: E402
 from edgekit.quantize.trained import on_grid, take_apart  # noqa: E402
 from edgekit.types import OnnxModel, TorchModel  # noqa: E402
@@ -60,7 +60,7 @@ class Job:
         x = Stripes().x[:32]
         with torch.no_grad():
             want = self.module(x).numpy()
-        got = graph.run(graph.session(model.path), {"image": x.numpy()})["output"]
+        got = io.run(io.session(model.path), {"image": x.numpy()})["output"]
         return float(10 * np.log10(np.square(want).sum() / np.square(got - want).sum()))
 
 
@@ -76,7 +76,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 def integers(model: OnnxModel) -> dict[str, np.ndarray]:
     """The stored weights by the layer's name."""
-    found = graph.load(model.path).graph.initializers
+    found = io.load(model.path).graph.initializers
     suffix = ".weight_quantized"
     return {n.removesuffix(suffix): v.const_value.numpy() for n, v in found.items() if n.endswith(suffix)}
 
@@ -84,7 +84,7 @@ def integers(model: OnnxModel) -> dict[str, np.ndarray]:
 def affines(model: OnnxModel) -> set[tuple[float, int]]:
     """Scale and zero point (as that of UINT8) of every activation."""
     out = set()
-    for node in graph.load(model.path).graph:
+    for node in io.load(model.path).graph:
         if node.op_type == "QuantizeLinear":
             zero = node.inputs[2].const_value.numpy()
             out.add((float(node.inputs[1].const_value.numpy()), int(zero) - GRIDS[zero.dtype.name]))
@@ -128,11 +128,9 @@ def test_symmetric_grids_are_the_same_in_both_types(four: Job) -> None:
 
 def test_weights_alone(four: Job) -> None:
     made, notes = four.quantized("int4-weights")
-    before = {
-        n: v for n, v in graph.load(four.model.path).graph.initializers.items() if n.endswith("quantized")
-    }
-    found = {n: v for n, v in graph.load(made.path).graph.initializers.items() if n.endswith("quantized")}
-    assert not {n.op_type for n in graph.load(made.path).graph} & {"QuantizeLinear"}
+    before = {n: v for n, v in io.load(four.model.path).graph.initializers.items() if n.endswith("quantized")}
+    found = {n: v for n, v in io.load(made.path).graph.initializers.items() if n.endswith("quantized")}
+    assert not {n.op_type for n in io.load(made.path).graph} & {"QuantizeLinear"}
     assert all(np.array_equal(v.const_value.numpy(), before[n].const_value.numpy()) for n, v in found.items())
     assert any("computes them in float" in n for n in notes)
 
@@ -193,12 +191,12 @@ def written(
     )
     proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)])
     proto.ir_version = 10
-    return graph.save(ir.from_proto(proto), path)
+    return io.save(ir.from_proto(proto), path)
 
 
 def same(model: OnnxModel, apart: OnnxModel, tolerance: float) -> None:
     x = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
-    a, b = (graph.run(graph.session(m.path), {"x": x})["y"] for m in (model, apart))
+    a, b = (io.run(io.session(m.path), {"x": x})["y"] for m in (model, apart))
     assert np.abs(a - b).max() <= tolerance
 
 
@@ -227,7 +225,7 @@ def test_unsigned_weights_and_a_transpose_behind_them(tmp_path: Path) -> None:
     model = written(nodes, arrays, tmp_path / "m.onnx")
     apart, trained = take_apart(model, tmp_path / "apart.onnx")
     same(model, apart, 0.5)
-    assert [n.op_type for n in graph.load(apart.path).graph] == ["MatMul"]
+    assert [n.op_type for n in io.load(apart.path).graph] == ["MatMul"]
     (stored,) = trained.weights.values()
     assert stored.axis == 1
     assert np.array_equal(stored.values, (arrays["w"].astype(int) - 128).T)

@@ -14,10 +14,10 @@ import torch
 from onnx import numpy_helper
 from quantize_support import CALIBRATED, SCHEMES, Items, attention, exported, operators, residual, snr, target
 
-from edgekit import graph
-from edgekit.calibrate import METHODS, Calibration, calibrate
 from edgekit.errors import CalibrationRequiredError, UnknownNameError, UnsupportedError, UsageError
+from edgekit.graph import io
 from edgekit.quantize import QuantizeOptions, QuantizeReport, quantize
+from edgekit.quantize.calibrate import METHODS, Calibration, calibrate
 from edgekit.types import OnnxModel
 
 Network = tuple[OnnxModel, Items, Calibration]
@@ -38,7 +38,7 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Network:
 
 
 def run(path: Path, items: Items, *, optimized: bool = True) -> np.ndarray:
-    session = graph.session(path, optimized=optimized)
+    session = io.session(path, optimized=optimized)
     return np.concatenate([session.run(None, dict(s.inputs))[0] for s in items])
 
 
@@ -239,7 +239,7 @@ def test_litert_computes_what_the_graph_says(vision: Network, tmp_path: Path, na
     from edgekit.backends.tflite.compiler import compile_onnx
 
     model, _ = quantized(vision, name, tmp_path)
-    compiled = compile_onnx(graph.load(model.path))
+    compiled = compile_onnx(io.load(model.path))
     lite = interpreter.Interpreter(model_content=bytes(compiled.data))
     lite.allocate_tensors()
     operators = Counter(o["op_name"] for o in lite._get_ops_details())
@@ -335,9 +335,9 @@ def test_equalizing_leaves_the_float_model_as_it_was(
     from edgekit.quantize.equalize import equalize
 
     for network in (vision, language):
-        model = graph.load(network[0].path)
+        model = io.load(network[0].path)
         equalize(model.graph, network[2])
-        saved = graph.save(model, tmp_path / "m.onnx")
+        saved = io.save(model, tmp_path / "m.onnx")
         assert snr(run(network[0].path, network[1]), run(saved.path, network[1])) > 90
 
 
@@ -377,14 +377,14 @@ def test_sensitivity_names_the_layer_that_was_made_hard(tmp_path: Path) -> None:
     from edgekit.quantize import Quantizing, sensitivity
 
     model, items = residual(tmp_path)
-    ir_model = graph.load(model.path)
+    ir_model = io.load(model.path)
     blocks = [n for n in ir_model.graph if n.op_type == "Conv"]
     victim = blocks[5]
     weight = victim.inputs[1]
     array = weight.const_value.numpy().copy()
     array[:, 0] *= 300.0  # one input channel takes the whole range of every output's scale
     weight.const_value = ir.tensor(array, name=weight.name)
-    hard = graph.save(ir_model, tmp_path / "hard.onnx")
+    hard = io.save(ir_model, tmp_path / "hard.onnx")
     calibration = calibrate(hard, items, out=tmp_path / "c")
     job = Quantizing(
         model=hard,

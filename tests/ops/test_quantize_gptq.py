@@ -11,10 +11,11 @@ import torch
 from quantize_support import Items, exported, snr, target
 from torch import nn
 
-from edgekit import catalog, graph
-from edgekit.calibrate import calibrate
+from edgekit.core import targets
 from edgekit.errors import UsageError
+from edgekit.graph import io
 from edgekit.quantize import QuantizeOptions, quantize, rounding
+from edgekit.quantize.calibrate import calibrate
 from edgekit.types import OnnxModel
 
 
@@ -44,7 +45,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> tuple[OnnxModel, Items]
 
 
 def run(path: Path, items: Items) -> np.ndarray:
-    session = graph.session(path)
+    session = io.session(path)
     return np.concatenate([session.run(None, dict(s.inputs))[0] for s in items])
 
 
@@ -130,7 +131,7 @@ def test_products_of_constants_are_left_to_nearest(tmp_path: Path) -> None:
     )
     onnx.save(proto, tmp_path / "m.onnx")
     items = Items([{"x": rng.standard_normal((64, 64)).astype(np.float32)} for _ in range(4)])
-    model = graph.describe(tmp_path / "m.onnx")
+    model = io.describe(tmp_path / "m.onnx")
     _, report = quantize(model, None, target("int4-weights"), QuantizeOptions(), tmp_path / "q.onnx", items)
     assert any("gptq rounded the weights of 1 products" in n for n in report.notes)
 
@@ -199,7 +200,7 @@ def test_in_litert(network, tmp_path: Path) -> None:
     from edgekit.backends import tflite
 
     model, items = network
-    row = catalog.target("tflite-int4-weights")
+    row = targets.find("tflite-int4-weights")
     reference, figures = run(model.path, items), []
     for i, samples in enumerate((None, items)):
         made, _ = quantize(model, None, row, QuantizeOptions(), tmp_path / f"{i}.onnx", samples)

@@ -13,11 +13,12 @@ torch = pytest.importorskip("torch")
 
 from ai_edge_litert.interpreter import Interpreter  # noqa: E402
 
-from edgekit import catalog, export, graph, passes  # noqa: E402
 from edgekit.backends.tflite.compiler import compile_onnx  # noqa: E402
-from edgekit.calibrate import calibrate  # noqa: E402
+from edgekit.core import targets  # noqa: E402
+from edgekit.graph import export, io, passes  # noqa: E402
+from edgekit.load.samples import from_iterable  # noqa: E402
 from edgekit.quantize import QuantizeOptions, quantize, rules  # noqa: E402
-from edgekit.samples import from_iterable  # noqa: E402
+from edgekit.quantize.calibrate import calibrate  # noqa: E402
 from edgekit.types import OnnxModel, TorchModel  # noqa: E402
 
 
@@ -60,11 +61,11 @@ def in_litert(network: tuple[OnnxModel, list[np.ndarray]], folder: Path) -> tupl
     samples = from_iterable([{"tokens": x} for x in inputs], model.inputs)
     calibration = calibrate(model, samples, out=folder / "calibration")
     options = QuantizeOptions(method="minmax", corrections=())
-    target = catalog.target("tflite-int8")
+    target = targets.find("tflite-int8")
     made, _ = quantize(model, calibration, target, options, folder / "int8.onnx")
-    interpreter = Interpreter(model_content=bytes(compile_onnx(graph.load(made.path)).data), num_threads=1)
+    interpreter = Interpreter(model_content=bytes(compile_onnx(io.load(made.path)).data), num_threads=1)
     runner = interpreter.get_signature_runner()
-    session = graph.session(model.path)
+    session = io.session(model.path)
     real = np.concatenate([session.run(None, {"tokens": x})[0] for x in inputs])
     got = np.concatenate([next(iter(runner(tokens=x).values())) for x in inputs])
     noise = np.square(real - got).sum()
@@ -91,13 +92,13 @@ def test_only_where_floats_read_it(network: tuple[OnnxModel, list[np.ndarray]], 
     model, inputs = network
     samples = from_iterable([{"tokens": x} for x in inputs], model.inputs)
     calibration = calibrate(model, samples, out=tmp_path / "calibration")
-    target = catalog.target("tflite-int8")
+    target = targets.find("tflite-int8")
     made, report = quantize(
         model, calibration, target, QuantizeOptions(method="minmax", corrections=()), tmp_path / "q.onnx"
     )
-    nodes = list(graph.load(made.path).graph)
+    nodes = list(io.load(made.path).graph)
     written = {n.inputs[0].name for n in nodes if n.op_type == "QuantizeLinear" and n.inputs[0] is not None}
-    products = {graph.module_path(n): n for n in nodes if n.op_type in ("Gemm", "MatMul")}
+    products = {io.module_path(n): n for n in nodes if n.op_type in ("Gemm", "MatMul")}
     assert all(products[n].outputs[0].name not in written for n in ("up.0", "down.0", "up.1", "down.1"))
     assert all(r.quantized for r in report.nodes if r.op in ("Gemm", "MatMul"))
     assert products["head"].outputs[0].name in written

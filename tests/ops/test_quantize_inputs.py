@@ -10,10 +10,10 @@ import torch
 from quantize_support import Items, exported, operators, snr, target
 from torch import nn
 
-from edgekit import graph
-from edgekit.calibrate import Calibration, calibrate
 from edgekit.errors import UsageError
+from edgekit.graph import io
 from edgekit.quantize import QuantizeOptions, quantize
+from edgekit.quantize.calibrate import Calibration, calibrate
 from edgekit.quantize.inputs import LayerInputs, LayerRanges
 from edgekit.quantize.smooth import smooth
 from edgekit.types import OnnxModel
@@ -46,7 +46,7 @@ def calibrated(module: nn.Module, inputs: torch.Tensor, folder: Path) -> tuple[O
 
 
 def run(path: Path, items: Items) -> np.ndarray:
-    session = graph.session(path, optimized=False)
+    session = io.session(path, optimized=False)
     return np.concatenate([session.run(None, dict(s.inputs))[0] for s in items])
 
 
@@ -54,9 +54,9 @@ def run(path: Path, items: Items) -> np.ndarray:
 def test_outlier_channels_are_smoothed(residual: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, items, calibration = calibrated(Normalized(residual), torch.randn(24, 10, 64), tmp_path)
-    ir_model = graph.load(model.path)
+    ir_model = io.load(model.path)
     assert smooth(ir_model.graph, calibration, LayerInputs(model, items)) >= 1
-    smoothed = graph.save(ir_model, tmp_path / "smooth.onnx")
+    smoothed = io.save(ir_model, tmp_path / "smooth.onnx")
     reference = run(model.path, items)
     assert snr(reference, run(smoothed.path, items)) > 100
     # A normalization that only the layer reads takes the factors; beside a residual a product is needed.
@@ -77,7 +77,7 @@ def test_balanced_channels_are_left_alone(tmp_path: Path) -> None:
     nn.init.ones_(module.norm.weight)
     nn.init.normal_(module.up.weight)
     model, items, calibration = calibrated(module, torch.randn(16, 10, 64), tmp_path)
-    assert smooth(graph.load(model.path).graph, calibration, LayerInputs(model, items)) == 0
+    assert smooth(io.load(model.path).graph, calibration, LayerInputs(model, items)) == 0
 
 
 class Convolved(nn.Module):
@@ -97,7 +97,7 @@ class Convolved(nn.Module):
 def test_convolutional_networks_are_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, items, calibration = calibrated(Convolved(), torch.randn(16, 3, 12, 12), tmp_path)
-    assert smooth(graph.load(model.path).graph, calibration, LayerInputs(model, items)) == 0
+    assert smooth(io.load(model.path).graph, calibration, LayerInputs(model, items)) == 0
 
 
 class Chain(nn.Sequential):
@@ -116,9 +116,9 @@ def test_a_product_takes_the_factors_of_the_next(tmp_path: Path) -> None:
             parameter[5::16] *= 60.0
         module[2].weight[:, 5::16] /= 60.0
     model, items, calibration = calibrated(module, torch.randn(16, 10, 64), tmp_path)
-    ir_model = graph.load(model.path)
+    ir_model = io.load(model.path)
     assert smooth(ir_model.graph, calibration, LayerInputs(model, items)) == 1
-    smoothed = graph.save(ir_model, tmp_path / "smooth.onnx")
+    smoothed = io.save(ir_model, tmp_path / "smooth.onnx")
     assert operators(smoothed.path) == operators(model.path)
     assert snr(run(model.path, items), run(smoothed.path, items)) > 100
 
@@ -159,7 +159,7 @@ def weighted(module: nn.Module, folder: Path) -> tuple[float, float]:
     """Upper ends of the range of what the layer reads: by mse, and by what the layer makes of it."""
     torch.manual_seed(0)
     model, items, calibration = calibrated(module, rare(48), folder)
-    ir_model = graph.load(model.path)
+    ir_model = io.load(model.path)
     (product,) = [n for n in ir_model.graph if n.op_type in ("Gemm", "MatMul")]
     name = product.inputs[0].name
     ranges = LayerRanges(ir_model.graph, LayerInputs(model, items), calibration)

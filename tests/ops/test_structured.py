@@ -20,9 +20,9 @@ from edgekit.compress.structured.depth import Depth  # noqa: E402
 from edgekit.compress.structured.groups import analyse  # noqa: E402
 from edgekit.compress.structured.rules_shape import _factors  # noqa: E402
 from edgekit.compress.structured.shrink import Shrink  # noqa: E402
-from edgekit.compress.train import Training  # noqa: E402
+from edgekit.compress.training.train import Training  # noqa: E402
 from edgekit.errors import ConfigError, SourceError, UsageError  # noqa: E402
-from edgekit.nested import flatten  # noqa: E402
+from edgekit.graph.nested import flatten  # noqa: E402
 
 Inputs = dict[str, Tensor]
 TOLERANCE = 1e-4  # relative to the largest output: the same sums in another order
@@ -271,10 +271,10 @@ def test_cut_equals_masked_and_halves_what_runs(name: str, scope: str) -> None:
 
 @pytest.mark.parametrize("name", ["option A", "lstm", "mobilenet", "bert", "gpt"])
 def test_the_exported_graph_is_halved(name: str, tmp_path: Path) -> None:
-    from edgekit.export import export
-    from edgekit.graph import read_proto
+    from edgekit.graph.export import export
+    from edgekit.graph.io import read_proto
+    from edgekit.graph.macs import count_macs
     from edgekit.load.module import bind
-    from edgekit.macs import count_macs
 
     def exported(model: nn.Module) -> tuple[int, int]:
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.onnx"

@@ -15,8 +15,8 @@ pytest.importorskip("ai_edge_litert")
 from test_tflite_quantized import Quantized, weights
 from tflite_support import graph, single
 
-from edgekit import catalog
 from edgekit.backends import tflite
+from edgekit.core import targets
 from edgekit.errors import ConfigError, UnsupportedError
 from edgekit.types import OnnxModel, sha256_file
 
@@ -47,7 +47,7 @@ def quantized_model() -> onnx.ModelProto:
 
 @pytest.mark.parametrize("external", [False, True])
 def test_lower_and_placement(tmp_path, external):
-    target = catalog.target("tflite-int8")
+    target = targets.find("tflite-int8")
     how = {"save_as_external_data": True, "location": "w.bin", "size_threshold": 0} if external else {}
     model = saved(quantized_model(), tmp_path, **how)
     out = tmp_path / "out"
@@ -65,7 +65,7 @@ def test_lower_and_placement(tmp_path, external):
 
 
 def test_builtin_kernels_are_told(tmp_path):
-    target = catalog.target("tflite-int8")
+    target = targets.find("tflite-int8")
     model = saved(quantized_model(), tmp_path)
     made = tflite.lower(model, target, {}, tmp_path)
     session = runner().load(str(tmp_path / "model.tflite"), {"threads": 1, "xnnpack": False})
@@ -76,7 +76,7 @@ def test_builtin_kernels_are_told(tmp_path):
 
 def placed(model: onnx.ModelProto, name: str, folder: Path):
     """Lower for a target, load, and read the placement."""
-    target = catalog.target(name)
+    target = targets.find(name)
     made = tflite.lower(saved(model, folder), target, {}, folder)
     session = runner().load(str(folder / "model.tflite"), {"threads": 1})
     return tflite.placement(None, target, made, session.placement())
@@ -126,7 +126,7 @@ def test_int16_runs_in_builtin_kernels_and_says_so(tmp_path):
 
 
 def test_same_file_same_bytes(tmp_path):
-    target = catalog.target("tflite-fp32")
+    target = targets.find("tflite-fp32")
     model = saved(single("Conv", [(1, 3, 8, 8)], [weights(4, 3, 3, 3)]), tmp_path)
     first = tflite.lower(model, target, {}, tmp_path)
     before = (tmp_path / first.files[0]).read_bytes()
@@ -137,7 +137,7 @@ def test_same_file_same_bytes(tmp_path):
 def test_impossible_option(tmp_path):
     model = saved(single("Relu", [(1, 3)]), tmp_path)
     with pytest.raises(ConfigError, match="io_layout"):
-        tflite.lower(model, catalog.target("tflite-fp32"), {"io_layout": "chwn"}, tmp_path)
+        tflite.lower(model, targets.find("tflite-fp32"), {"io_layout": "chwn"}, tmp_path)
     assert not (tmp_path / "model.tflite").exists()
 
 
@@ -145,7 +145,7 @@ def test_dynamic_axes_are_refused(tmp_path):
     made = single("Relu", [(1, 3)])
     made.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
     with pytest.raises(UnsupportedError, match="batch") as caught:
-        tflite.lower(saved(made, tmp_path), catalog.target("tflite-fp32"), {}, tmp_path)
+        tflite.lower(saved(made, tmp_path), targets.find("tflite-fp32"), {}, tmp_path)
     assert caught.value.exit_code == 4
 
 
@@ -153,5 +153,5 @@ def test_origins_lead_back_to_modules(tmp_path):
     made = single("Relu", [(1, 3)])
     entry = made.graph.node[0].metadata_props.add()
     entry.key, entry.value = "pkg.torch.onnx.name_scopes", "['', 'features', 'features.0', 'relu']"
-    made = tflite.lower(saved(made, tmp_path), catalog.target("tflite-fp32"), {}, tmp_path)
+    made = tflite.lower(saved(made, tmp_path), targets.find("tflite-fp32"), {}, tmp_path)
     assert made.details["origins"]["y"] == {"node": "node", "op": "Relu", "module": "features.0"}

@@ -72,7 +72,7 @@ def test_embedding_bags_are_rows_and_sums(bags, tmp_path):
     """PyTorch exports them as a loop over the bags that collects a sequence."""
     import torch
 
-    from edgekit import export, passes
+    from edgekit.graph import export, passes
     from edgekit.types import TorchModel
 
     torch.manual_seed(0)

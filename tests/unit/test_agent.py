@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgekit.core.plugins import runner as runner_path
 from edgekit.devices import execute
 from edgekit.devices.execute import RunSettings, run_artifact
 from edgekit.devices.job import Transcript
@@ -24,7 +25,6 @@ from edgekit.errors import (
     RuntimeCrashError,
     UnknownNameError,
 )
-from edgekit.plugins import runner as runner_path
 
 ROOT = Path(__file__).parents[2]
 FAKE = Path(__file__).with_name("fake_runner.py")

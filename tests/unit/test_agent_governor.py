@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit import bench
-from edgekit.bench import BenchSettings, Variant, bench_artifact
+from edgekit.devices import bench
+from edgekit.devices.bench import BenchSettings, Variant, bench_artifact
 from edgekit.devices.pack import pack_runner
 from edgekit.errors import DeviceError, UsageError
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.bench import BenchSettings, Variant, bench_artifact
-from edgekit.devices.local import LocalTransport
+from edgekit.devices.bench import BenchSettings, Variant, bench_artifact
 from edgekit.devices.pack import pack_runner
 from edgekit.devices.plan import Task, Watch, look, run_plan
+from edgekit.devices.transports.local import LocalTransport
 from edgekit.errors import DeviceBusyError, DeviceError, LinkLostError, RuntimeCrashError
 
 FAKE = Path(__file__).with_name("fake_runner.py")
@@ -257,7 +257,7 @@ def test_the_first_failure_ends_the_plan(tmp_path, agent):
 
 
 def test_busy_names_the_holder(tmp_path, agent, make, monkeypatch):
-    monkeypatch.setattr("edgekit.bench.pack", lambda backend: pack_runner(FAKE))
+    monkeypatch.setattr("edgekit.devices.bench.pack", lambda backend: pack_runner(FAKE))
     first = start(agent, make("hang"))
     running(first)
     (tmp_path / "m").write_text("good")

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from edgekit import catalog, plugins
 from edgekit.backends.nvidia import portable
+from edgekit.backends.nvidia.tensorrt.recipe import build_argv
 from edgekit.backends.onnxruntime.lower import minimum_runtime
-from edgekit.backends.tensorrt.recipe import build_argv
+from edgekit.core import plugins, targets
 from edgekit.errors import ConfigError, UnknownNameError
 from edgekit.types import Precision, TensorSpec
 
-OURS = [t for t in catalog.targets().values() if t.owner == "edgekit"]
+OURS = [t for t in targets.known().values() if t.owner == "edgekit"]
 
 
 def test_names_say_backend_and_precision():
@@ -106,13 +106,13 @@ def test_compute_capabilities_are_read_in_both_spellings():
 
 def test_the_recipe_spells_shapes_and_no_precision_flags():
     shapes = {"ids": ((1, 1), (1, 128), (8, 512))}
-    argv = build_argv(catalog.target("tensorrt-int8"), shapes)
+    argv = build_argv(targets.find("tensorrt-int8"), shapes)
     assert argv[0] == "trtexec"
     assert "--minShapes=ids:1x1" in argv
     assert "--optShapes=ids:1x128" in argv
     assert "--maxShapes=ids:8x512" in argv
     assert not {"--fp16", "--int8"} & set(argv)
-    assert "--noTF32" in build_argv(catalog.target("tensorrt-fp32"), {})
+    assert "--noTF32" in build_argv(targets.find("tensorrt-fp32"), {})
 
 
 def _extras() -> set[str]:

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edgekit import bench
-from edgekit.bench import BenchSettings, Variant, bench_artifact, compare_artifacts
+from edgekit.devices import bench
+from edgekit.devices.bench import BenchSettings, Variant, bench_artifact, compare_artifacts
 from edgekit.devices.health import assess
 from edgekit.devices.pack import pack_runner
 from edgekit.devices.replicates import Replicate, judge, model_memory, peak_memory

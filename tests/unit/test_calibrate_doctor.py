@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_calibrate_histogram import calibration
 
-from edgekit.calibrate.doctor import Finding, Severity, diagnose
+from edgekit.quantize.calibrate.doctor import Finding, Severity, diagnose
 from edgekit.types import Sample
 
 MEAN, STD = (np.array(v, np.float32)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))

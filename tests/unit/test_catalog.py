@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from edgekit import catalog
+from edgekit.core import targets
 from edgekit.errors import ConfigError, PluginError, UnknownNameError, UsageError
 from edgekit.types import Precision
 
@@ -28,7 +28,7 @@ def user(tmp_path, monkeypatch):
 
 
 def test_every_row_is_consistent():
-    rows = catalog.targets()
+    rows = targets.known()
     assert {"tflite-int8", "ort-int8", "openvino-int8", "tensorrt-int8", "tensorrt-rtx-fp16"} <= set(rows)
     for row in rows.values():
         assert row.why, row.name
@@ -39,7 +39,7 @@ def test_every_row_is_consistent():
 
 def test_a_users_row_joins_the_catalogue(user):
     (user / "mine.toml").write_text(ROW.format(name="ort-mine"))
-    row = catalog.target("ort-mine")
+    row = targets.find("ort-mine")
     assert row.precision is Precision.FP32
     assert row.owner == str(user / "mine.toml")
 
@@ -47,7 +47,7 @@ def test_a_users_row_joins_the_catalogue(user):
 def test_a_users_row_cannot_replace_another(user):
     (user / "mine.toml").write_text(ROW.format(name="ort-fp32"))
     with pytest.raises(PluginError, match=r"defined twice.*edgekit.*mine\.toml"):
-        catalog.targets()
+        targets.known()
 
 
 @pytest.mark.parametrize(
@@ -63,17 +63,17 @@ def test_a_users_row_cannot_replace_another(user):
 def test_a_wrong_row_is_named(user, change, error, words):
     (user / "mine.toml").write_text(ROW.format(name="ort-mine").replace(*change))
     with pytest.raises(error, match=words):
-        catalog.targets()
+        targets.known()
 
 
 def test_select():
-    assert [t.name for t in catalog.select("ort-int8, ort-fp32,ort-int8")] == ["ort-int8", "ort-fp32"]
-    assert [t.name for t in catalog.select("all")] == list(catalog.targets())
+    assert [t.name for t in targets.select("ort-int8, ort-fp32,ort-int8")] == ["ort-int8", "ort-fp32"]
+    assert [t.name for t in targets.select("all")] == list(targets.known())
     with pytest.raises(UnknownNameError) as error:
-        catalog.select("ort-int9")
+        targets.select("ort-int9")
     assert "ort-int8" in error.value.nearest
     with pytest.raises(UsageError, match="no target"):
-        catalog.select("")
+        targets.select("")
 
 
 def test_listing_the_targets_imports_nothing_heavy():

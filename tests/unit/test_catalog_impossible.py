@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from edgekit import catalog
+from edgekit.core import targets
 from edgekit.errors import UnknownNameError, UnsupportedError
 
 
 @pytest.mark.parametrize("name", ["ort-bf16", "ort-fp8", "openvino-fp8", "tflite-bf16", "tensorrt-rtx-fp8"])
 def test_the_reason_and_what_to_use_instead_are_told(name: str) -> None:
     with pytest.raises(UnsupportedError, match=f"{name} is not possible: ") as raised:
-        catalog.select(f"ort-fp32,{name}")
+        targets.select(f"ort-fp32,{name}")
     assert raised.value.exit_code == 4
     assert raised.value.hint.startswith("use ")
 
 
 def test_no_row_is_both_possible_and_not() -> None:
-    rows = catalog.targets()
-    for row in catalog.impossible():
+    rows = targets.known()
+    for row in targets.impossible():
         assert row.name not in rows
         mentioned = [w for w in row.instead.replace(",", " ").split() if "-" in w]
         assert set(mentioned) <= set(rows), row.name
@@ -26,4 +26,4 @@ def test_no_row_is_both_possible_and_not() -> None:
 
 def test_other_names_are_unknown_as_ever() -> None:
     with pytest.raises(UnknownNameError):
-        catalog.target("ort-int9")
+        targets.find("ort-int9")

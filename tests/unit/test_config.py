@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgekit import config
+from edgekit.core import config
 from edgekit.errors import ConfigError, UnknownNameError
 from edgekit.types import OptionSpec, Precision, Target
 

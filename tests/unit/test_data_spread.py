@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgekit.data import SampleSet
+from edgekit.load.data import SampleSet
 from edgekit.types import Sample
 
 

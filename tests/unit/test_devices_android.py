@@ -2,11 +2,11 @@
 
 import pytest
 
-from edgekit.devices.adb import AdbOptions
-from edgekit.devices.adb_client import parse_devices
-from edgekit.devices.android import facts, state
 from edgekit.devices.catalogue import kind_of
 from edgekit.devices.health import assess
+from edgekit.devices.transports.adb import AdbOptions
+from edgekit.devices.transports.adb_client import parse_devices
+from edgekit.devices.transports.android import facts, state
 from edgekit.errors import UsageError
 
 FACTS = """@ro.product.manufacturer samsung

@@ -4,7 +4,7 @@ import pytest
 
 from edgekit.devices import catalogue
 from edgekit.devices.catalogue import Row
-from edgekit.devices.connect import open_transport, ssh_options
+from edgekit.devices.transports.connect import open_transport, ssh_options
 from edgekit.errors import ConfigError, UnknownNameError, UsageError
 from edgekit.types import Device
 

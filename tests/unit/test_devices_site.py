@@ -2,12 +2,12 @@
 
 import pytest
 
-from edgekit import catalog
+from edgekit.core import targets
+from edgekit.core.structure import structure
 from edgekit.devices.agent.state import isa
 from edgekit.devices.checkup import RuntimeCheck
 from edgekit.devices.site import Site, adaptation, adapted
 from edgekit.errors import ConfigError, RuntimeMissingError
-from edgekit.structure import structure
 from edgekit.types import Adaptation, Device, Precision, Scheme, Target
 
 XEON = "flags\t\t: fpu sse4_2 avx2 avx512f avx512_vnni avx512_bf16 amx_int8\n"
@@ -64,16 +64,16 @@ def test_the_catalogue_narrows_weights_where_products_saturate():
     """UINT8 x INT8 on x86 without VNNI adds pairs in 16 bits."""
     found = {
         t.name: adapted(t, site("x86_64", "avx2")).scheme.weight_bits
-        for t in catalog.targets().values()
+        for t in targets.known().values()
         if t.scheme is not None and t.scheme.activation == "uint8"
     }
     assert found
     assert set(found.values()) == {7}
-    openvino = catalog.target("openvino-int8")
+    openvino = targets.find("openvino-int8")
     old = adapted(openvino, site("aarch64", "fp16")).scheme
     assert (old.activation, old.activation_symmetric, old.weight_bits) == ("int8", True, 8)
     assert adapted(openvino, site("aarch64", "dotprod")) is openvino
-    tflite = catalog.target("tflite-int8")
+    tflite = targets.find("tflite-int8")
     assert adaptation(tflite, site("x86_64", "avx2")) is None
 
 

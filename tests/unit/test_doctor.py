@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.doctor import CHECKS, TOOLS, Finding, Level, Machine, diagnose, judge
+from edgekit.core.doctor import CHECKS, TOOLS, Finding, Level, Machine, diagnose, judge
 from edgekit.types import Availability
 
 GOOD = Machine(

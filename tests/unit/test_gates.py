@@ -2,7 +2,7 @@
 
 import pytest
 
-from edgekit.gates import Evidence, Limits, failed, gates
+from edgekit.artifact.gates import Evidence, Limits, failed, gates
 from edgekit.types import Parity, Placement, Tolerance, Verdict
 
 GOOD = Parity(

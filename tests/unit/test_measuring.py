@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from edgekit import manifest, measuring
-from edgekit.bench import processors
+from edgekit.artifact import manifest, measure
+from edgekit.devices.bench import processors
 from edgekit.errors import UsageError
 from edgekit.types import Measurement, Precision, Target
 
@@ -44,27 +44,27 @@ def measured(device="pi", *, of=0, samples=((1.0, 1.1),)):
 
 
 def raw(artifact):
-    return json.loads((artifact.directory / measuring.RAW).read_text())
+    return json.loads((artifact.directory / measure.RAW).read_text())
 
 
 def test_a_partial_measurement_is_kept_and_gives_way_to_a_complete_one(artifact):
-    artifact = measuring.record(artifact, measured(of=10))
+    artifact = measure.record(artifact, measured(of=10))
     assert artifact.manifest.measurements[0].facts["partial"]["of"] == 10
     expected = {"pi": {"processes": 1, "of": 10, "why": "the link broke", "samples": [[1.0, 1.1]]}}
-    assert raw(artifact) == {measuring.PARTIAL: expected}
-    artifact = measuring.record(artifact, measured(samples=((2.0,),)))
+    assert raw(artifact) == {measure.PARTIAL: expected}
+    artifact = measure.record(artifact, measured(samples=((2.0,),)))
     assert raw(artifact) == {"pi": [[2.0]]}
     (entry,) = manifest.read(artifact.directory).manifest.measurements
     assert "partial" not in entry.facts
 
 
 def test_a_partial_measurement_takes_no_complete_ones_place(artifact):
-    artifact = measuring.record(artifact, measured())
-    artifact = measuring.record(artifact, measured("jetson", of=10))
-    after = measuring.record(artifact, measured(of=10, samples=((9.0,),)))
+    artifact = measure.record(artifact, measured())
+    artifact = measure.record(artifact, measured("jetson", of=10))
+    after = measure.record(artifact, measured(of=10, samples=((9.0,),)))
     assert [("partial" in m.facts) for m in after.manifest.measurements] == [False, True]
     assert raw(after)["pi"] == [[1.0, 1.1]]
-    assert set(raw(after)[measuring.PARTIAL]) == {"pi", "jetson"}
+    assert set(raw(after)[measure.PARTIAL]) == {"pi", "jetson"}
 
 
 def test_the_journal_of_a_killed_run_is_kept(artifact):
@@ -73,13 +73,13 @@ def test_the_journal_of_a_killed_run_is_kept(artifact):
         return json.dumps(entry) + "\n"
 
     text = line("0-0-A", 1.0) + line("0-1-B", 2.0) + line("0-2-B", 3.0) + line("0-0-A", 4.0, device="nuc")
-    (artifact.directory / measuring.JOURNAL).write_text(text + '{"device": "pi", "task": "0-3')
-    measuring._recover(artifact)
-    found = raw(artifact)[measuring.PARTIAL]
+    (artifact.directory / measure.JOURNAL).write_text(text + '{"device": "pi", "task": "0-3')
+    measure._recover(artifact)
+    found = raw(artifact)[measure.PARTIAL]
     assert found["pi"]["samples"] == [[2.0], [3.0]]  # of this artifact: the baseline is not its own
     assert found["nuc"]["samples"] == [[4.0]]
-    assert not (artifact.directory / measuring.JOURNAL).exists()
-    measuring._recover(artifact)
+    assert not (artifact.directory / measure.JOURNAL).exists()
+    measure._recover(artifact)
 
 
 def test_an_interrupt_that_does_not_wait_loses_nothing(artifact, monkeypatch):
@@ -93,11 +93,11 @@ def test_an_interrupt_that_does_not_wait_loses_nothing(artifact, monkeypatch):
                 file.write(json.dumps(entry) + "\n")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measuring, "variant", lambda artifact: None)
-    monkeypatch.setattr(measuring, "bench_devices", bench_devices)
+    monkeypatch.setattr(measure, "variant", lambda artifact: None)
+    monkeypatch.setattr(measure, "bench_devices", bench_devices)
     with pytest.raises(KeyboardInterrupt) as caught:
-        measuring.measure([artifact])
-    found = raw(artifact)[measuring.PARTIAL]
+        measure.measure([artifact])
+    found = raw(artifact)[measure.PARTIAL]
     assert (found["pi"]["samples"], found["nuc"]["samples"]) == ([[1.0, 1.1]], [[3.0]])
     assert "1 of 10 processes on pi" in caught.value.__notes__[0]
     assert "1 processes on nuc" in caught.value.__notes__[1]

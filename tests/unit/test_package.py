@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgekit.artifact.manifest import Artifact, Manifest, SourceRecord
 from edgekit.errors import (
     SourceError,
     UnknownNameError,
@@ -16,7 +17,6 @@ from edgekit.errors import (
     UntrustedSourceError,
     UsageError,
 )
-from edgekit.manifest import Artifact, Manifest, SourceRecord
 from edgekit.package import FORMATS, PackageSpec, bundle, golden, package, templates, writing
 from edgekit.types import Precision, Target, sha256_bytes
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit import resampling
 from edgekit.errors import ConfigError, DataError, UnknownNameError
-from edgekit.preprocessing import Preprocessing, bound, completed, from_mapping
+from edgekit.preprocess import resample
+from edgekit.preprocess.contract import Preprocessing, bound, completed, from_mapping
 from edgekit.types import TensorSpec
 
 PIL_FILTERS = {"box": 4, "bilinear": 2, "bicubic": 3}
@@ -27,7 +27,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_resize_is_pillows_bit_for_bit(height: int, width: int, to_h: int, to_w: int, name: str) -> None:
     image_module = pytest.importorskip("PIL.Image")
     image = noise(height, width, seed=height * 41 + width)
-    ours = resampling.resize(image, to_h, to_w, filter=name, antialias=True)
+    ours = resample.resize(image, to_h, to_w, filter=name, antialias=True)
     # One axis at a time: Pillow 13 runs the vertical pass first where that is quicker.
     pillow = image_module.fromarray(image).resize((to_w, height), PIL_FILTERS[name])
     assert np.array_equal(ours, np.asarray(pillow.resize((to_w, to_h), PIL_FILTERS[name])))
@@ -36,13 +36,13 @@ def test_resize_is_pillows_bit_for_bit(height: int, width: int, to_h: int, to_w:
 def test_without_antialiasing_only_neighbours_count() -> None:
     row = np.zeros((1, 8, 3), np.uint8)
     row[0, 3:5] = 200
-    assert resampling.resize(row, 1, 2, filter="bilinear", antialias=False)[0, :, 0].tolist() == [0, 0]
-    assert resampling.resize(row, 1, 2, filter="bilinear", antialias=True)[0, :, 0].min() > 0
+    assert resample.resize(row, 1, 2, filter="bilinear", antialias=False)[0, :, 0].tolist() == [0, 0]
+    assert resample.resize(row, 1, 2, filter="bilinear", antialias=True)[0, :, 0].min() > 0
 
 
 def test_nearest_takes_the_pixel_under_the_centre() -> None:
     image = np.arange(5, dtype=np.uint8).reshape(1, 5, 1)
-    assert resampling.resize(image, 1, 3, filter="nearest", antialias=True)[0, :, 0].tolist() == [0, 2, 4]
+    assert resample.resize(image, 1, 3, filter="nearest", antialias=True)[0, :, 0].tolist() == [0, 2, 4]
 
 
 def test_gray_is_pillows() -> None:
@@ -83,7 +83,7 @@ def test_quantized_input_rounds_half_to_even_and_saturates() -> None:
 def test_shortest_edge_rounds_down_and_the_crop_is_central() -> None:
     image = noise(10, 17)
     contract = Preprocessing(resize=8, crop=(6, 6), scale=1.0, filter="nearest")
-    scaled = resampling.resize(image, 8, 13, filter="nearest", antialias=True)
+    scaled = resample.resize(image, 8, 13, filter="nearest", antialias=True)
     assert np.array_equal(contract.fit_image(image), scaled[1:7, 3:9])
     even = Preprocessing(resize=8, crop=(6, 6), scale=1.0, filter="nearest", crop_rounding="half-even")
     assert np.array_equal(even.fit_image(image), scaled[1:7, 4:10])  # 3.5 goes to 4

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.profiling import Profile, middle, module_of, read_operators
+from edgekit.artifact.profile import Profile, middle, module_of, read_operators
 
 MODULES = {"node_conv2d": "stem.conv", "relu": "stem.conv", "node_conv2d_1": "body.0", "node_add": "body"}
 

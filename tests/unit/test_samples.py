@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgekit.errors import DataError, FactoryError, SourceError
-from edgekit.samples import from_iterable, open_samples
+from edgekit.load.samples import from_iterable, open_samples
 from edgekit.types import Sample, TensorSpec
 
 X = TensorSpec(name="x", dtype="float32", shape=(1, 3))

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from edgekit.core.store import Key, Store, canonical_json, publish, scratch
 from edgekit.errors import UsageError
-from edgekit.store import Key, Store, canonical_json, publish, scratch
 
 
 def key(**changes):

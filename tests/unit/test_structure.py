@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from edgekit.core.structure import structure
 from edgekit.errors import ConfigError, UnknownNameError
-from edgekit.structure import structure
 
 
 @dataclass(frozen=True, kw_only=True)

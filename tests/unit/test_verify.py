@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from edgekit.artifact.parity import SNR_CAP, Metric, Task, compare
 from edgekit.errors import BackendError, DataError
-from edgekit.verify import SNR_CAP, Metric, Task, compare
 
 RNG = np.random.default_rng(0)
 

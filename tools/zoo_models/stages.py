@@ -29,9 +29,9 @@ def export(name: str, folder: Path) -> dict[str, Any]:
     """Build the module, let batch norms settle, export and optimize; keep inputs and PyTorch's outputs."""
     import torch
 
-    from edgekit import export as exporter
-    from edgekit import passes
-    from edgekit.nested import call
+    from edgekit.graph import export as exporter
+    from edgekit.graph import passes
+    from edgekit.graph.nested import call
     from edgekit.types import TorchModel
     from zoo_models import registry, settle
 
@@ -60,15 +60,15 @@ def export(name: str, folder: Path) -> dict[str, Any]:
 
 def compare(name: str, folder: Path, precision: str) -> dict[str, Any]:
     """Compile, run in LiteRT, compare with PyTorch's outputs."""
-    from edgekit import graph
     from edgekit.backends.tflite.compiler import check_onnx, compile_onnx
+    from edgekit.graph import io
 
     inputs, reference = _load(folder / "inputs.npz"), list(_load(folder / "outputs.npz").values())
     facts: dict[str, Any] = {}
     path = folder / "model.onnx"
     if precision == "int8":
         try:
-            check_onnx(graph.load(path))
+            check_onnx(io.load(path))
         except EdgekitError as error:
             return _refused(error)
         try:
@@ -76,7 +76,7 @@ def compare(name: str, folder: Path, precision: str) -> dict[str, Any]:
         except EdgekitError as error:
             return _failure("not quantized", error)
         facts["onnx_snr_db"] = round(snr(_in_onnxruntime(path, inputs), reference), 1)
-    model = graph.load(path)
+    model = io.load(path)
     start = time.perf_counter()
     try:
         compiled = compile_onnx(model)
@@ -107,11 +107,12 @@ def quantize(name: str, folder: Path) -> Path:
     """The model with Q/DQ by tflite-int8's scheme, calibrated on random inputs."""
     import torch
 
-    from edgekit import catalog, graph
-    from edgekit.calibrate import calibrate
+    from edgekit.core import targets
+    from edgekit.graph import io
+    from edgekit.load.samples import from_iterable
     from edgekit.quantize import QuantizeOptions
     from edgekit.quantize import quantize as insert
-    from edgekit.samples import from_iterable
+    from edgekit.quantize.calibrate import calibrate
     from zoo_models import registry
 
     torch.manual_seed(SEED + 1)
@@ -120,12 +121,12 @@ def quantize(name: str, folder: Path) -> Path:
     items = [
         {k: v.numpy() for k, v in architecture.inputs(module, 1).items()} for _ in range(CALIBRATION_SAMPLES)
     ]
-    model = graph.describe(folder / "model.onnx")
+    model = io.describe(folder / "model.onnx")
     renamed = [dict(zip(model.input_names, item.values(), strict=False)) for item in items]
     samples = from_iterable(renamed, model.inputs)
     calibration = calibrate(model, samples, out=folder / "calibration")
     quantized, _ = insert(
-        model, calibration, catalog.target("tflite-int8"), QuantizeOptions(), folder / "int8.onnx"
+        model, calibration, targets.find("tflite-int8"), QuantizeOptions(), folder / "int8.onnx"
     )
     return quantized.path
 
@@ -136,9 +137,9 @@ def _needs_module(name: str) -> bool:
 
 
 def _in_onnxruntime(path: Path, inputs: Arrays) -> list[np.ndarray]:
-    from edgekit import graph
+    from edgekit.graph import io
 
-    session = graph.session(path)
+    session = io.session(path)
     taken = {i.name for i in session.get_inputs()}
     return list(session.run(None, {k: v for k, v in inputs.items() if k in taken}))
 
@@ -158,7 +159,7 @@ def noise(name: str) -> dict[str, Any]:
     """How far PyTorch's own float32 outputs are from its float64 outputs: what rounding alone does."""
     import torch
 
-    from edgekit.nested import call
+    from edgekit.graph.nested import call
     from zoo_models import registry, settle
 
     torch.manual_seed(SEED)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import graph
 from edgekit.backends.nvidia import worker
 from edgekit.errors import (
     BackendError,
@@ -20,6 +19,7 @@ from edgekit.errors import (
     UnsupportedNode,
     UnsupportedOperatorsError,
 )
+from edgekit.graph import io
 from edgekit.types import OnnxModel, Option, Precision, Target, TensorSpec
 
 if TYPE_CHECKING:
@@ -58,17 +58,17 @@ def gpu_present() -> bool:
 
 def write_portable(model: OnnxModel, target: Target, path: Path) -> Portable:
     """Write the ONNX in the target's precision, float32 at the boundary, without metadata."""
-    source = graph.load(model.path)
-    modules = {node.name: graph.module_path(node) for node in source.graph if node.name}
+    source = io.load(model.path)
+    modules = {node.name: io.module_path(node) for node in source.graph if node.name}
     notes: list[str] = []
     if target.precision is Precision.FP16:
         notes += _to_half(source)
-    graph.strip_metadata(source, keep=())
-    return Portable(model=graph.save(source, path), modules=modules, notes=tuple(notes))
+    io.strip_metadata(source, keep=())
+    return Portable(model=io.save(source, path), modules=modules, notes=tuple(notes))
 
 
 def _to_half(model: ir.Model) -> Iterator[str]:
-    from edgekit.passes.float16 import to_float16
+    from edgekit.graph.passes.float16 import to_float16
 
     report = to_float16(model)
     yield f"{len(report.converted)} nodes in float16, {len(report.kept)} kept in float32"
@@ -117,7 +117,7 @@ def static_problems(path: Path, modules: Mapping[str, str]) -> list[UnsupportedN
     import onnx_ir as ir
 
     problems = []
-    for node in graph.load(path).graph:
+    for node in io.load(path).graph:
         reason = ""
         stored = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
         if node.op_type == "DequantizeLinear" and stored == ir.DataType.INT32:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgekit.macs import Kernel, MacNode, assign, count_macs, summarize
+from edgekit.graph.macs import Kernel, MacNode, assign, count_macs, summarize
 from edgekit.types import OnnxModel, Placement, Precision, Target
 
 _NOT_KNOWN = "which kernels run is known on the GPU only: this artifact was not run here"

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgekit import graph
 from edgekit.errors import UnsupportedNode, UnsupportedOperatorsError
+from edgekit.graph import io
 from edgekit.types import Target
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def refuse_unsupported(model: ir.Model, target: Target) -> None:
             op=f"{node.domain}.{node.op_type}" if node.domain else node.op_type,
             node=node.name or "?",
             reason=reason,
-            module_path=graph.module_path(node),
+            module_path=io.module_path(node),
         )
         for node in RecursiveGraphIterator(model.graph)
         if (reason := why_unsupported(node, model, kernels))

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit import graph
 from edgekit.backends.onnxruntime.kernels import refuse_unsupported
+from edgekit.graph import io
 from edgekit.types import Lowered, OnnxModel, Option, Precision, Target
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     """
     from edgekit.backends.onnxruntime.fusions import keep_normalizations_apart
 
-    onnx_model = graph.load(model.path)
+    onnx_model = io.load(model.path)
     refuse_unsupported(onnx_model, target)
     notes = list(_to_half(onnx_model)) if target.precision is Precision.FP16 else []
     keep_normalizations_apart(onnx_model.graph)
     _strip(onnx_model)
-    written = graph.save(onnx_model, out / target.file)
-    files = [target.file, *(f.name for f in graph.external_files(written.path))]
+    written = io.save(onnx_model, out / target.file)
+    files = [target.file, *(f.name for f in io.external_files(written.path))]
     if options.get("ort_format"):
         from edgekit.backends.onnxruntime.ortformat import write_ort
 
@@ -63,7 +63,7 @@ def minimum_runtime(opset: int) -> str:
 
 
 def _to_half(model: ir.Model) -> Iterator[str]:
-    from edgekit.passes.float16 import to_float16
+    from edgekit.graph.passes.float16 import to_float16
 
     report = to_float16(model)
     yield f"{len(report.converted)} nodes in float16, {len(report.kept)} kept in float32"
@@ -77,7 +77,7 @@ def _strip(model: ir.Model) -> None:
     """Names stay (placement is told by them); documentation, metadata and inferred shapes go."""
     import onnx
 
-    graph.strip_metadata(model, keep=())
+    io.strip_metadata(model, keep=())
     for node in model.graph:
         for value in node.outputs:
             if not value.is_graph_output():

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import graph
 from edgekit.errors import BackendError, MissingExtraError, UnsupportedNode, UnsupportedOperatorsError
+from edgekit.graph import io
 from edgekit.types import Lowered, OnnxModel, Option, Precision, Target
 
 if TYPE_CHECKING:
@@ -44,12 +44,12 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
 
     Raises :class:`UnsupportedOperatorsError` with every node that the ONNX front end cannot convert.
     """
-    source = graph.load(model.path)
-    modules = {node.name: graph.module_path(node) for node in source.graph}
+    source = io.load(model.path)
+    modules = {node.name: io.module_path(node) for node in source.graph}
     _prepare(source)
     half = target.precision in (Precision.FP16, Precision.BF16)
     with tempfile.TemporaryDirectory(dir=out, prefix=".onnx-") as folder:
-        plain = graph.save(source, Path(folder) / "model.onnx")
+        plain = io.save(source, Path(folder) / "model.onnx")
         converted = _convert(plain.path, target, modules)
         _name(converted, {n.name for n in source.graph if n.name} | set(source.graph.initializers))
         _save(converted, out / target.file, compress_to_fp16=half)
@@ -73,7 +73,7 @@ def _prepare(model: ir.Model) -> None:
     """Drop metadata; every node gets a name, by which it is found again in the runtime's graph."""
     from onnx_ir.passes.common import NameFixPass
 
-    graph.strip_metadata(model, keep=())
+    io.strip_metadata(model, keep=())
     NameFixPass()(model)
 
 
@@ -114,7 +114,7 @@ def _unconverted(path: Path, modules: Mapping[str | None, str]) -> list[Unsuppor
             reason="OpenVINO's ONNX front end has no conversion for it",
             module_path=modules.get(node.name, ""),
         )
-        for node in graph.load(path).graph
+        for node in io.load(path).graph
         if node.name in names or any(v.name in names for v in node.outputs)
     ]
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgekit.macs import Kernel, MacNode, assign, axis_sizes, count_macs, plain, summarize
+from edgekit.graph.macs import Kernel, MacNode, assign, axis_sizes, count_macs, plain, summarize
 from edgekit.types import Lowered, OnnxModel, Placement, Precision, Target
 
 _MULTIPLY = frozenset(

@@ -21,8 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgekit.core.store import canonical_json
 from edgekit.errors import ConfigError, MissingExtraError
-from edgekit.store import canonical_json
 from edgekit.types import Availability, Lowered, OnnxModel, Option, Placement, Precision, Target, sha256_bytes
 
 NAME = "tflite"

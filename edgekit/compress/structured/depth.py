@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgekit.compress.train import Training, fit
+from edgekit.compress.training.train import Training, fit
 from edgekit.errors import ConfigError, SourceError, UsageError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import torch
 from edgekit.compress.step import forward
 from edgekit.compress.structured.cut import Attribute, Plan, apply, followers, plan
 from edgekit.compress.structured.groups import Alive, Analysis, Group
-from edgekit.nested import flatten
+from edgekit.graph.nested import flatten
 
 TOLERANCE = 1e-3
 """Largest difference, relative to the largest output. The same sums in another order; float32."""

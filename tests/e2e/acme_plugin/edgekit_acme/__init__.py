@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from edgekit.plugins import Plugin
+from edgekit.core.plugins import Plugin
 
 plugin = Plugin(
     name="acme",

@@ -5,7 +5,7 @@ import java.nio.ByteBuffer;
 /**
  * The preprocessing contract of edgekit.json: an RGB image becomes the tensor that the model is fed.
  *
- * <p>Same arithmetic, bit for bit, as edgekit/preprocessing.py and edgekit/resampling.py: integer resizing
+ * <p>Same arithmetic, bit for bit, as edgekit/preprocess/contract.py and edgekit/preprocess/resample.py: integer resizing
  * with 22-bit weights, then one table of 256 values a channel computed in double precision.
  */
 final class Preprocessor {

@@ -1,6 +1,6 @@
 /* The preprocessing contract: an RGB image becomes the tensor that the model is fed.
 
-   Same arithmetic, bit for bit, as edgekit/preprocessing.py and edgekit/resampling.py: integer resizing with
+   Same arithmetic, bit for bit, as edgekit/preprocess/contract.py and edgekit/preprocess/resample.py: integer resizing with
    22-bit weights, then one table of 256 values a channel computed in double precision. */
 
 #include "contract.h"

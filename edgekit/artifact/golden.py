@@ -1,0 +1,134 @@
+"""Golden vectors: a few real inputs with the reference's outputs, kept beside the artifact.
+
+They let anybody who has the artifact, and nothing else, measure its parity again (:func:`replay`).
+File: ``golden.npz`` with arrays ``input/<i>/<name>`` and ``output/<i>/<name>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.artifact import manifest as manifests
+from edgekit.artifact.gates import Evidence, gates
+from edgekit.artifact.layout import Restored
+from edgekit.artifact.manifest import Artifact
+from edgekit.artifact.run import running
+from edgekit.core import versions
+from edgekit.devices.execute import LOCAL
+from edgekit.errors import SourceError
+from edgekit.types import Device, Gate, Parity, Sample
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
+
+FILE = "golden.npz"
+MOST = 8
+BYTES = 8 << 20
+
+
+def write(samples: Iterable[Sample], reference: Iterable[Mapping[str, Array]], path: Path) -> int:
+    """Keep the first samples (at most :data:`MOST`, about :data:`BYTES`) and their reference outputs.
+
+    Returns how many; at least one.
+    """
+    import numpy as np
+
+    arrays: dict[str, Array] = {}
+    count = 0
+    for sample, outputs in zip(samples, reference, strict=True):
+        size = sum(a.nbytes for a in (*arrays.values(), *sample.inputs.values(), *outputs.values()))
+        if count == MOST or (count and size > BYTES):
+            break
+        arrays |= {f"input/{count}/{n}": a for n, a in sample.inputs.items()}
+        arrays |= {f"output/{count}/{n}": a for n, a in outputs.items()}
+        count += 1
+    with path.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # names are data, not keywords
+    return count
+
+
+def read(path: Path) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
+    """Inputs and reference outputs, one row a sample.
+
+    Raises :class:`SourceError` for a file that is damaged or of another form.
+    """
+    import zipfile
+
+    import numpy as np
+
+    sides: dict[str, dict[int, dict[str, Array]]] = {"input": {}, "output": {}}
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            for key in stored.files:
+                side, index, name = key.split("/", 2)
+                sides[side].setdefault(int(index), {})[name] = stored[key]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+        raise SourceError(f"{path} holds no golden vectors: {e}", hint="build the artifact again") from e
+    inputs, outputs = ([rows[i] for i in sorted(rows)] for rows in sides.values())
+    if not inputs or len(inputs) != len(outputs):
+        raise SourceError(f"{path} holds no golden vectors", hint="build the artifact again")
+    return inputs, outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What an artifact gave for its golden vectors, here and now."""
+
+    parity: Parity
+    gates: tuple[Gate, ...]
+    runtime_versions: Mapping[str, str]
+    device: str
+    recorded: Parity | None
+
+    @property
+    def status(self) -> str:
+        """As :func:`edgekit.artifact.manifest.status_of`."""
+        return manifests.status_of(self.gates)
+
+
+def replay(artifact: Artifact, *, device: Device = LOCAL) -> Replay:
+    """Run the golden vectors on the real runtime and gate the result by the target's tolerance.
+
+    The file hashes are checked first. Gates on placement and on the task metric need more than the golden
+    vectors; they are not among the result's. Raises what :func:`~edgekit.artifact.run.predict`
+    raises, and :class:`SourceError` for an artifact whose files have changed.
+    """
+    from edgekit.artifact.parity import Task, compare
+
+    manifests.check_files(artifact)
+    manifest = artifact.manifest
+    if manifest.golden is None:
+        raise SourceError(f"{artifact.directory} has no golden vectors", hint="build the artifact again")
+    inputs, expected = read(artifact.directory / manifest.golden.file)
+    with running(artifact, inputs, device=device) as run:
+        parity = compare(
+            expected, Restored(run.outputs, manifest.channels_moved), task=Task(name=manifest.task)
+        )
+        tolerance = replace(manifest.target.tolerance, metric_drop=None, placement=None)
+        return Replay(
+            parity=parity,
+            gates=gates(Evidence(parity=parity), tolerance),
+            runtime_versions=run.versions,
+            device=device.name,
+            recorded=manifest.golden.parity,
+        )
+
+
+def adopt(artifact: Artifact, result: Replay) -> Artifact:
+    """Write the replay into an artifact that could not be run where it was built."""
+    if artifact.manifest.status != "not-run" or artifact.manifest.golden is None:
+        return artifact
+    manifest = replace(
+        artifact.manifest,
+        status=result.status,
+        gates=result.gates,
+        parity=result.parity,
+        golden=replace(artifact.manifest.golden, parity=result.parity),
+        runtime_versions=result.runtime_versions,
+        machine=versions.machine() if result.device == LOCAL.name else {"device": result.device},
+    )
+    manifests.write(manifest, artifact.directory)
+    return replace(artifact, manifest=manifest)

@@ -1,0 +1,210 @@
+"""Measure artifacts: what ``edgekit bench`` does, and what ends in their manifests."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from edgekit.artifact import golden
+from edgekit.artifact import manifest as manifests
+from edgekit.artifact.layout import to_runtime
+from edgekit.artifact.manifest import Artifact
+from edgekit.devices.bench import BenchSettings, Comparison, Variant, bench_devices
+from edgekit.devices.execute import LOCAL
+from edgekit.errors import EdgekitError, SourceError, UsageError
+from edgekit.graph.records import read_json, write_json
+from edgekit.types import Device, Measurement
+
+RAW = "measurements.json"
+PARTIAL = "cut short"
+"""The member of ``measurements.json`` that has runs cut short, by device. (No device can have this name.)"""
+JOURNAL = "measurements.part"
+"""Each process's figures as they come in; gone once they are recorded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One artifact's figures, and how it compares with the baseline where there was one."""
+
+    artifact: Artifact
+    measurement: Measurement
+    comparison: Comparison | None = None
+
+
+def variant(artifact: Artifact) -> Variant:
+    """The artifact with its first golden input, as the benchmark takes it."""
+    manifests.check_files(artifact)
+    manifest = artifact.manifest
+    if manifest.golden is None:
+        raise SourceError(f"{artifact.directory} has no golden vectors", hint="build the artifact again")
+    inputs, _ = golden.read(artifact.directory / manifest.golden.file)
+    return Variant(
+        backend=manifest.target.backend,
+        model=artifact.model,
+        inputs=to_runtime(inputs[0], manifest.channels_moved),
+        options=manifest.runtime,
+        files=tuple(artifact.directory / f.name for f in manifest.files[1:]),
+        quantize=True,
+    )
+
+
+def measure(
+    artifacts: Sequence[Artifact],
+    *,
+    baseline: Artifact | None = None,
+    devices: Sequence[Device] = (LOCAL,),
+    settings: BenchSettings | None = None,
+    started: Callable[[Artifact], None] | None = None,
+) -> tuple[list[Measured], list[EdgekitError]]:
+    """Measure each artifact on each device, the devices side by side; with a ``baseline`` each is
+    interleaved with it (ABBA) and compared.
+
+    A device that fails does so alone: its error is among the second result. What it had measured until then is
+    kept and marked partial, and so it is when the whole run is interrupted.
+    """
+    found: list[Measured] = []
+    errors: list[EdgekitError] = []
+    for artifact in artifacts:
+        if started is not None:
+            started(artifact)
+        compared = baseline is not None and baseline.directory != artifact.directory
+        variants = [variant(baseline)] if baseline is not None and compared else []
+        results, partial = _bench([*variants, variant(artifact)], artifact, devices, settings)
+        for name, result in results.items():
+            if isinstance(result, EdgekitError):
+                errors.append(result)
+            outcome = partial.get(name) if isinstance(result, EdgekitError) else result
+            if outcome is not None and not isinstance(outcome, EdgekitError):
+                found.append(_measured(artifact, outcome))
+                artifact = found[-1].artifact
+    return found, errors
+
+
+Results = Mapping[str, Measurement | Comparison | EdgekitError]
+Partial = dict[str, Measurement | Comparison]
+
+
+def _bench(
+    variants: Sequence[Variant],
+    artifact: Artifact,
+    devices: Sequence[Device],
+    settings: BenchSettings | None,
+) -> tuple[Results, Partial]:
+    """The results by device, and what was measured on those that failed, with a note on their errors."""
+    if not os.access(artifact.directory, os.W_OK):
+        raise UsageError(
+            f"{artifact.directory} cannot be written: the figures would find no place",
+            hint="copy the artifact to a folder of yours, or make this one writable",
+        )
+    _recover(artifact)
+    partial: Partial = {}
+    journal = artifact.directory / JOURNAL
+
+    def cut(outcome: Measurement | Comparison) -> None:
+        partial[_measurement(outcome).device] = outcome
+
+    chosen = replace(settings or BenchSettings(), on_partial=cut, keep=journal)
+    try:
+        results = bench_devices(variants, devices, settings=chosen)
+    except BaseException as error:
+        for outcome in partial.values():
+            measured = _measured(artifact, outcome)
+            artifact = measured.artifact
+            error.add_note(_note(artifact, measured.measurement.device, _cut(measured.measurement)))
+        # A second Ctrl-C does not wait for the devices to say what they have: the journal has it.
+        for device, count in _recover(artifact, known=partial).items():
+            error.add_note(_note(artifact, device, f"{count} processes"))
+        raise
+    for name, outcome in partial.items():
+        failed = results[name]
+        if isinstance(failed, EdgekitError):
+            failed.add_note(f"{_cut(_measurement(outcome))} were measured before; they are kept in {RAW}")
+    journal.unlink(missing_ok=True)
+    return results, partial
+
+
+def _measurement(outcome: Measurement | Comparison) -> Measurement:
+    return outcome.second if isinstance(outcome, Comparison) else outcome
+
+
+def _measured(artifact: Artifact, outcome: Measurement | Comparison) -> Measured:
+    """Record it, and say so."""
+    measurement = _measurement(outcome)
+    return Measured(
+        artifact=record(artifact, measurement),
+        measurement=measurement,
+        comparison=outcome if isinstance(outcome, Comparison) else None,
+    )
+
+
+def _cut(measurement: Measurement) -> str:
+    told = measurement.facts["partial"]
+    return f"{told['processes']} of {told['of']} processes"
+
+
+def _note(artifact: Artifact, device: str, what: str) -> str:
+    return f"{what} on {device} are kept in {artifact.directory / RAW}, marked partial"
+
+
+def record(artifact: Artifact, measurement: Measurement) -> Artifact:
+    """Put the figures into the manifest in place of older ones of the same device, and the raw samples
+    into ``measurements.json`` beside it. A partial measurement takes no complete one's place: then only its raw
+    samples are kept."""
+    device, partial = measurement.device, measurement.facts.get("partial")
+    _write_raw(artifact, device, measurement.samples, partial)
+    before = [m for m in artifact.manifest.measurements if m.device == device]
+    if partial and any("partial" not in m.facts for m in before):
+        return artifact
+    others = [m for m in artifact.manifest.measurements if m.device != device]
+    slim = replace(measurement, samples=(), facts={**_figures(measurement), "raw": RAW})
+    manifest = replace(artifact.manifest, measurements=(*others, slim))
+    manifests.write(manifest, artifact.directory)
+    return replace(artifact, manifest=manifest)
+
+
+def _write_raw(
+    artifact: Artifact,
+    device: str,
+    samples: Sequence[Sequence[float]],
+    partial: Mapping[str, object] | None,
+) -> None:
+    path = artifact.directory / RAW
+    found = dict(read_json(path)) if path.is_file() else {}
+    cut = {k: v for k, v in found.pop(PARTIAL, {}).items() if k != device}
+    if partial:
+        cut[device] = {**partial, "samples": samples}
+    else:
+        found[device] = samples
+    part = path.with_name(f".{RAW}.{os.getpid()}")
+    write_json({**found, **({PARTIAL: cut} if cut else {})}, part)
+    part.replace(path)
+
+
+def _figures(measurement: Measurement) -> dict[str, object]:
+    per_process = ("contention", "memory", "warmup")
+    return {k: v for k, v in measurement.facts.items() if k not in per_process}
+
+
+def _recover(artifact: Artifact, *, known: Collection[str] = ()) -> dict[str, int]:
+    """Keep what a run that ended without a word had measured of this artifact (the last variant of its journal),
+    but for the devices that are ``known``. Returns how many processes, by device."""
+    journal = artifact.directory / JOURNAL
+    try:
+        lines = journal.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    rows: dict[str, dict[str, list[list[float]]]] = {}
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):  # a line that was cut short
+            entry = json.loads(line)
+            attempt = (entry["task"].partition("-")[0], entry["variant"])
+            times = [float(x) for x in entry["result"]["samples_ms"]]
+            rows.setdefault(entry["device"], {}).setdefault("/".join(attempt), []).append(times)
+    found = {device: attempts[max(attempts)] for device, attempts in rows.items() if device not in known}
+    for device, samples in found.items():
+        _write_raw(artifact, device, samples, {"processes": len(samples), "why": "the run was killed"})
+    journal.unlink()
+    return {device: len(samples) for device, samples in found.items()}

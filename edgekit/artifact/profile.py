@@ -1,0 +1,163 @@
+"""Where the time goes: microseconds and placement of every operator of an artifact, on its real runtime.
+
+A run of its own: runtimes are slower while they measure themselves, so these times say which operator is the
+expensive one, and ``edgekit bench`` says how long the model takes.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.artifact.measure import variant
+from edgekit.devices.arrays import write_arrays
+from edgekit.devices.bench import Variant
+from edgekit.devices.execute import LOCAL
+from edgekit.devices.pack import pack
+from edgekit.devices.plan import Task, Watch, run_plan
+from edgekit.devices.transports.connect import connect, send_agent, send_model
+from edgekit.types import Device
+
+if TYPE_CHECKING:
+    from edgekit.artifact.manifest import Artifact
+    from edgekit.devices.transports.transport import Transport
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorTime:
+    """One operator as the runtime executes it.
+
+    ``us`` are microseconds a run (the mean of the middle half of the runs), ``None`` where the runtime tells
+    only the placement; ``share`` is its part of all operators' time, 0 to 1. ``placed`` is what executed it: a
+    delegate, provider or kernel. ``module`` is the PyTorch module it came from, empty where that is not known
+    or the runtime made the operator itself; ``nodes`` are its names in the file.
+    """
+
+    name: str
+    op: str
+    module: str
+    us: float | None
+    share: float | None
+    placed: str
+    precision: str
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """All operators in order of execution. ``whole_us`` is the median of the same runs as a whole, slowed by
+    the profiler; ``notes`` say what this runtime does not tell."""
+
+    device: str
+    backend: str
+    runs: int
+    threads: int
+    operators: tuple[OperatorTime, ...]
+    whole_us: float
+    versions: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def by_module(self) -> dict[str, float]:
+        """Microseconds by PyTorch module, most expensive first; ``""`` gathers what has none."""
+        sums: dict[str, float] = {}
+        for operator in self.operators:
+            sums[operator.module] = sums.get(operator.module, 0.0) + (operator.us or 0.0)
+        return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+
+def profile_artifact(
+    artifact: Artifact, *, device: Device = LOCAL, runs: int = 50, warmup: int = 5, timeout: float = 600.0
+) -> Profile:
+    """Profile an artifact on its first golden input.
+
+    Raises what :func:`edgekit.devices.bench.bench_artifact` does. ``timeout`` in seconds.
+    """
+    modules = artifact.manifest.details.get("modules", {})
+    subject = variant(artifact)
+    with connect(device) as transport, tempfile.TemporaryDirectory(prefix="edgekit-profile-") as folder:
+        task = _task(transport, subject, {"runs": runs, "warmup": warmup}, Path(folder), timeout)
+        done = run_plan(transport, [task], Watch(state_s=0, wait_s=0))[task.id]
+    raw = done.result["profile"]
+    return Profile(
+        device=device.name,
+        backend=subject.backend,
+        runs=runs,
+        threads=int(done.result["threads"]),
+        operators=read_operators(raw["operators"], modules),
+        whole_us=statistics.median(raw["whole_us"]),
+        versions=done.transcript.versions,
+        notes=tuple(raw["notes"]),
+    )
+
+
+def _task(
+    transport: Transport, subject: Variant, settings: Mapping[str, int], folder: Path, timeout: float
+) -> Task:
+    sample = write_arrays(folder / "inputs", [subject.inputs])
+    job = {
+        "action": "profile",
+        "scratch": str(transport.root),
+        "model": str(send_model(transport, subject.model, subject.files)),
+        "options": dict(subject.options),
+        "inputs": {"path": str(transport.put(sample.path, "inputs")), "names": sample.names, "count": 1},
+        "quantize": subject.quantize,
+        "profile": dict(settings),
+    }
+    agent = send_agent(transport, pack(subject.backend), folder)
+    return Task(id="profile", backend=subject.backend, agent=agent, job=job, timeout=timeout)
+
+
+def read_operators(raw: Sequence[Mapping[str, Any]], modules: Mapping[str, str]) -> tuple[OperatorTime, ...]:
+    """What the runner told (see ``devices/agent/profiling.py``), with modules and shares."""
+    times = [None if o["us"] is None else middle(o["us"]) for o in raw]
+    total = sum(t for t in times if t is not None)
+    return tuple(
+        OperatorTime(
+            name=str(o["name"]),
+            op=str(o["op"]),
+            module=module_of(o["from"], modules),
+            us=us,
+            share=us / total if us is not None and total else None,
+            placed=str(o["placed"]),
+            precision=str(o["precision"]),
+            nodes=tuple(map(str, o["from"])),
+        )
+        for o, us in zip(raw, times, strict=True)
+    )
+
+
+def middle(values: Sequence[float]) -> float:
+    """The mean of the middle half: as robust as a median, finer than a clock of whole microseconds."""
+    ordered = sorted(values)
+    cut = len(ordered) // 4
+    return statistics.fmean(ordered[cut : len(ordered) - cut])
+
+
+_SUFFIX = re.compile(r"[^A-Za-z0-9](?!\d)")
+"""What may follow a node's name where a runtime appended something: ``node_add_1`` is no form of ``node_add``."""
+
+
+def module_of(names: Sequence[str], modules: Mapping[str, str]) -> str:
+    """The PyTorch module of an operator by its names in the file; where it fused several, the first that is known.
+
+    A runtime appends to the name of the node that it rewrote (``node_conv2d_quant``, ``node_linear:0``);
+    edgekit's own TFLite files carry the module in the name (``layer1.0.conv1/relu``).
+    """
+    for name in names:
+        if name in modules:
+            return modules[name]
+    for name in names:
+        roots = [node for node in modules if name.startswith(node) and _SUFFIX.match(name, len(node))]
+        if roots:
+            return modules[max(roots, key=len)]
+    known = set(modules.values())
+    for name in names:
+        path, slash, _ = name.rpartition("/")
+        if slash and path in known:
+            return path
+    return ""

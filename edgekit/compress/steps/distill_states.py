@@ -1,0 +1,219 @@
+"""Inner states for distillation: which modules of student and teacher belong together, and their losses.
+
+``features``: mean squared error of states normalised to unit root mean square, after a linear map where the
+widths differ (Romero et al., "FitNets", ICLR 2015; Jiao et al., "TinyBERT", 2020). ``attention``: for images
+the map of activation energies over places (Zagoruyko & Komodakis, "Paying more attention to attention", ICLR
+2017); for token sequences the attention of states to each other, ``softmax(H·Hᵀ/√d)`` as Kullback-Leibler
+divergence, which needs no equal number of heads (after Wang et al., "MiniLM", 2020).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from edgekit.errors import ConfigError, SourceError
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgekit.compress.steps.distill import Distill
+    from edgekit.compress.training.train import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two modules by name whose outputs are matched."""
+
+    student: str
+    teacher: str
+
+    @property
+    def key(self) -> str:
+        """A name that a module dictionary takes."""
+        return self.student.replace(".", "/")
+
+
+def find_pairs(student: torch.nn.Module, teacher: torch.nn.Module, text: str) -> tuple[Pair, ...]:
+    """The pairs that ``text`` names, or the last of each share of the teacher's stack for each student's block.
+
+    Raises ``ConfigError`` for names that are none and where no stack of blocks is found.
+    """
+    names = (dict(student.named_modules()), dict(teacher.named_modules()))
+    if text:
+        pairs = []
+        for item in filter(None, text.split(",")):
+            first, _, second = item.partition("=")
+            for name, known in zip((first, second), names, strict=True):
+                if name not in known:
+                    raise ConfigError(
+                        f"there is no module {name!r}", hint="pairs are student.module=teacher.module,…"
+                    )
+            pairs.append(Pair(student=first, teacher=second))
+        return tuple(pairs)
+    own, other = stack(student), stack(teacher)
+    if not own or not other:
+        raise ConfigError(
+            "no stack of blocks to match was found in student and teacher",
+            hint="name the pairs: pairs=student.module=teacher.module,…",
+        )
+    share = len(other) / len(own)
+    return tuple(
+        Pair(student=name, teacher=other[min(len(other) - 1, round((i + 1) * share) - 1)])
+        for i, name in enumerate(own)
+    )
+
+
+def stack(model: torch.nn.Module) -> list[str]:
+    """Names of the blocks of the longest run of numbered siblings of one class: a network's repeated part.
+
+    Where there is none of three (plain CNNs), the stages: children that hold convolutions.
+    """
+    import torch
+
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, module in model.named_modules():
+        parent, _, last = name.rpartition(".")
+        if re.fullmatch(r"\d+", last) and next(module.children(), None) is not None:
+            groups.setdefault((parent, type(module).__name__), []).append(name)
+    best = max(groups.values(), key=len, default=[])
+    if len(best) >= 3:
+        return best
+    kinds = (torch.nn.modules.conv._ConvNd, torch.nn.Linear)
+    stages = [n for n, m in model.named_children() if any(isinstance(x, kinds) for x in m.modules())]
+    return stages[:-1] if len(stages) > 1 else best
+
+
+class Watch:
+    """Keeps a call's arguments and result, and the outputs of some modules, while it is entered."""
+
+    def __init__(self, model: torch.nn.Module, names: Sequence[str]) -> None:
+        self.model, self.names = model, names
+        self.states: dict[str, torch.Tensor] = {}
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        self._output: Any = None
+
+    def __enter__(self) -> Self:
+        def whole(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            self.args, self.kwargs, self._output = args, kwargs, output
+
+        self.handles = [self.model.register_forward_hook(whole, with_kwargs=True)]
+        for name in self.names:
+            self.handles.append(self.model.get_submodule(name).register_forward_hook(self._keep(name)))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    @property
+    def output(self) -> Any:
+        """The result. Raises ``SourceError`` if the model was never called."""
+        if self._output is None:
+            raise SourceError(
+                "the task's loss does not call the model", hint="call model(…), not one of its parts"
+            )
+        return self._output
+
+    def _keep(self, name: str) -> Any:
+        from edgekit.graph.nested import flatten
+
+        def hook(_: Any, __: Any, output: Any) -> None:
+            floats = [t for t in flatten(output).values() if t.is_floating_point()]
+            if floats:
+                self.states[name] = floats[0]
+
+        return hook
+
+
+def state_loss(
+    step: Distill, learner: torch.nn.Module, pairs: Sequence[Pair], own: Watch, other: Watch
+) -> torch.Tensor:
+    """The mean over the pairs of the feature and attention losses, weighted as ``step`` says."""
+    import torch
+
+    maps = dict(learner.get_submodule("maps").named_children())
+    losses = []
+    for pair in pairs:
+        student, teacher = own.states.get(pair.student), other.states.get(pair.teacher)
+        if student is None or teacher is None:
+            raise SourceError(
+                f"{pair.student} or {pair.teacher} was not run, or gives no floats", hint="choose other pairs"
+            )
+        if step.features:
+            moved = maps[pair.key](_last(student)) if pair.key in maps else _last(student)
+            losses.append(step.features * feature_loss(moved, _last(teacher)))
+        if step.attention:
+            losses.append(step.attention * attention_loss(student, teacher))
+    return torch.stack(losses).sum() / len(pairs)
+
+
+def feature_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Mean squared error between states of unit root mean square, channels last."""
+    from torch.nn import functional
+
+    if student.shape[1:-1] != teacher.shape[1:-1]:
+        raise SourceError(
+            f"states of {list(student.shape)} and {list(teacher.shape)} do not match",
+            hint="pair modules that work at the same resolution",
+        )
+    return functional.mse_loss(_unit(student), _unit(teacher))
+
+
+def attention_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Energy maps of images ``[N, C, H, W]``, attention between tokens ``[N, T, D]``."""
+    from torch.nn import functional
+
+    if student.ndim == 3 and teacher.ndim == 3:
+        own, other = (
+            functional.log_softmax(x @ x.transpose(1, 2) / x.shape[-1] ** 0.5, -1) for x in (student, teacher)
+        )
+        return functional.kl_div(own, other, reduction="none", log_target=True).sum(-1).mean()
+
+    def energy(x: torch.Tensor) -> torch.Tensor:
+        return functional.normalize(x.square().mean(1).flatten(1), dim=1)
+
+    if student.ndim < 3 or student.shape[2:] != teacher.shape[2:]:
+        raise SourceError(
+            f"attention of {list(student.shape)} and {list(teacher.shape)} cannot be compared",
+            hint="pair modules that give images or token sequences of one size",
+        )
+    return (energy(student) - energy(teacher)).square().sum(1).mean()
+
+
+def projections(
+    student: torch.nn.Module, teacher: torch.nn.Module, pairs: Sequence[Pair], task: Task, seed: int
+) -> Mapping[str, torch.nn.Module]:
+    """A linear map for each pair whose widths differ; found by running one batch."""
+    import torch
+
+    batch = next(iter(task.batches(0, seed)), None)
+    if batch is None:
+        return {}
+    with torch.no_grad():
+        with Watch(student.eval(), [p.student for p in pairs]) as own:
+            task.loss(student, batch)
+        with Watch(teacher, [p.teacher for p in pairs]) as other:
+            teacher(*own.args, **own.kwargs)
+    maps: dict[str, torch.nn.Module] = {}
+    torch.manual_seed(seed)
+    for pair in pairs:
+        if pair.student in own.states and pair.teacher in other.states:
+            narrow, wide = (
+                _last(w.states[n]).shape[-1] for w, n in ((own, pair.student), (other, pair.teacher))
+            )
+            if narrow != wide:
+                maps[pair.key] = torch.nn.Linear(narrow, wide, bias=False)
+    return maps
+
+
+def _last(state: torch.Tensor) -> torch.Tensor:
+    """Channels last: images have them second."""
+    return state.movedim(1, -1) if state.ndim >= 4 else state
+
+
+def _unit(state: torch.Tensor) -> torch.Tensor:
+    return state * state.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()

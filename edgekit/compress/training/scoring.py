@@ -1,0 +1,78 @@
+"""Metrics over batches of outputs and labels; label -100 is left out. All are better the higher they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from edgekit.compress.training.dataset import IGNORED
+from edgekit.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def accuracy(outputs: list[torch.Tensor], labels: list[torch.Tensor]) -> float:
+    """The share of labels that have the highest score."""
+    right = total = 0
+    for guess, label in _classes(outputs, labels):
+        right += int((guess == label).sum())
+        total += len(label)
+    return right / max(1, total)
+
+
+def f1(outputs: list[torch.Tensor], labels: list[torch.Tensor], *, outside: int) -> float:
+    """Micro-averaged F1 of all classes but ``outside``; 1 where there are none to find and none is found."""
+    found = wanted = right = 0
+    for guess, label in _classes(outputs, labels):
+        found += int((guess != outside).sum())
+        wanted += int((label != outside).sum())
+        right += int(((guess == label) & (label != outside)).sum())
+    return 2 * right / (found + wanted) if found + wanted else 1.0
+
+
+def r2(outputs: list[torch.Tensor], labels: list[torch.Tensor]) -> float:
+    """1 - squared error / variance of the labels."""
+    import torch
+
+    got = torch.cat([o.double().flatten() for o in outputs])
+    want = torch.cat([x.double().flatten() for x in labels])
+    if got.shape != want.shape:
+        raise DataError(
+            f"{len(got)} outputs do not go with {len(want)} labels", hint="give a label for each number"
+        )
+    spread = (want - want.mean()).square().sum()
+    return float(1 - (got - want).square().sum() / spread.clamp_min(1e-30))
+
+
+def cosine(outputs: list[torch.Tensor], labels: list[torch.Tensor]) -> float:
+    """The mean cosine between rows."""
+    import torch
+    from torch.nn import functional
+
+    if any(o.shape != x.shape for o, x in zip(outputs, labels, strict=True)):
+        raise DataError("outputs and labels have different shapes", hint="give vectors as the model gives")
+    rows = [
+        functional.cosine_similarity(o.double(), x.double(), dim=-1)
+        for o, x in zip(outputs, labels, strict=True)
+    ]
+    return float(torch.cat([r.flatten() for r in rows]).mean())
+
+
+def _classes(
+    outputs: list[torch.Tensor], labels: list[torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for scores, label in zip(outputs, labels, strict=True):
+        guess, flat = scores.argmax(-1).flatten(), label.flatten()
+        if guess.shape != flat.shape:
+            raise DataError(
+                f"outputs {list(scores.shape)} do not go with labels {list(label.shape)}",
+                hint="one label for each row of scores",
+            )
+        counts = flat != IGNORED
+        if counts.any() and not 0 <= int(flat[counts].min()) <= int(flat[counts].max()) < scores.shape[-1]:
+            raise DataError(
+                f"labels from {int(flat[counts].min())} to {int(flat[counts].max())} with {scores.shape[-1]} scores",
+                hint="labels are class numbers from 0; name the right output with output=… of the task",
+            )
+        yield guess[counts], flat[counts]

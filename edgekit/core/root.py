@@ -1,0 +1,8 @@
+"""Where edgekit's own files are. Whoever needs the package's folder asks here, so that a module can move."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+"""The folder of the package ``edgekit``, symbolic links resolved."""

@@ -1,0 +1,63 @@
+"""Versions of what runs a step, read without importing it; part of every cache key and manifest."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+
+from edgekit.core.root import PACKAGE
+
+
+def of(*distributions: str) -> dict[str, str]:
+    """Installed versions, ``""`` where a distribution is missing; edgekit's own code always included."""
+    return {"edgekit": code(), "python": platform.python_version()} | {d: _version(d) for d in distributions}
+
+
+@functools.cache
+def code() -> str:
+    """sha256 over edgekit's own source files: a change to any of them invalidates cached steps."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def machine() -> dict[str, str | int]:
+    """What can change the numbers that an artifact computes here: processor, threads, system."""
+    return {
+        "processor": _processor(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "python": sys.version.split()[0],
+    }
+
+
+def _processor() -> str:
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as f:
+            for line in f:
+                if line.startswith(("model name", "Model")):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+@functools.cache
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def digest(*parts: str) -> str:
+    """One sha256 over several."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -1,0 +1,84 @@
+"""From a :class:`~edgekit.types.Device` to an open transport, and what every job sends over it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from edgekit.devices.transports.adb import AdbTransport, adb_options
+from edgekit.devices.transports.local import LocalTransport
+from edgekit.devices.transports.ssh import SshOptions, SshTransport
+from edgekit.errors import BackendError, UnknownNameError, UsageError
+
+if TYPE_CHECKING:
+    from edgekit.devices.pack import AgentArchive
+    from edgekit.devices.transports.transport import Transport
+    from edgekit.types import Device
+
+TRANSPORTS = ("local", "ssh", "adb")
+
+
+def open_transport(device: Device) -> Transport:
+    """Connect to ``device``; the caller closes."""
+    if device.transport == "local":
+        return LocalTransport(device.name, python=str(device.options.get("python", sys.executable)))
+    if device.transport == "ssh":
+        return SshTransport(device.name, ssh_options(device))
+    if device.transport == "adb":
+        return AdbTransport(device.name, adb_options(device.address, device.options))
+    raise UnknownNameError("transport", device.transport, TRANSPORTS, where=f"device {device.name}")
+
+
+def without_python(device: Device) -> bool:
+    """Whether no agent can run there: a phone, unless its row names an interpreter."""
+    return device.transport == "adb" and not device.options.get("python")
+
+
+def ssh_options(device: Device) -> SshOptions:
+    """The row's ``address`` (``user@host``, an alias, or with ``:port``) and ``options`` as SSH takes them."""
+    host, _, port = (
+        device.address.rpartition(":") if device.address.count(":") == 1 else (device.address, "", "")
+    )
+    number = device.options.get("port", port or None)
+    try:
+        parsed = None if number is None else int(number)
+    except ValueError as error:
+        raise UsageError(f"{device.address}: {number!r} is no port", hint="write user@host:22") from error
+    config = device.options.get("config")
+    return SshOptions(
+        host=host,
+        port=parsed,
+        config=None if config is None else Path(str(config)).expanduser(),
+        python=str(device.options.get("python", "python3")),
+        connect_s=float(device.options.get("connect_s", 15)),
+    )
+
+
+@contextmanager
+def connect(device: Device) -> Iterator[Transport]:
+    """An open transport to ``device``, closed in the end."""
+    transport = open_transport(device)
+    try:
+        yield transport
+    finally:
+        transport.close()
+
+
+def send_model(
+    transport: Transport, model: Path, files: Sequence[Path] = (), *, folder: str = "model"
+) -> PurePosixPath:
+    """Send the model and the files that must lie beside it into ``folder``; returns the model's path there."""
+    for path in (model, *files):
+        if not path.is_file():
+            raise BackendError(f"{path} does not exist", hint="build the artifact first: edgekit build")
+    for path in files:
+        transport.put(path, f"{folder}/{path.relative_to(model.parent)}")
+    return transport.put(model, f"{folder}/{model.name}")
+
+
+def send_agent(transport: Transport, agent: AgentArchive, scratch: Path) -> PurePosixPath:
+    """Send the agent's archive; returns its path there."""
+    return transport.put(agent.write(scratch), agent.filename)

@@ -1,0 +1,58 @@
+"""What every way to a device offers. Nothing above this protocol knows which one it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from edgekit.devices.transports.process import Completed, Patience
+
+
+class Transport(Protocol):
+    """One open connection to one device, with a private folder (mode 0700) there.
+
+    Raises :class:`edgekit.errors.DeviceError` when the connection, not the program, fails, and
+    :class:`edgekit.errors.LinkLostError` when it breaks in use: then :meth:`reopen` may mend it.
+    """
+
+    name: str
+
+    @property
+    def root(self) -> PurePosixPath:
+        """The private folder on the device; :meth:`close` removes it."""
+        ...
+
+    @property
+    def python(self) -> str:
+        """The Python interpreter to run the agent with."""
+        ...
+
+    @property
+    def remote(self) -> bool:
+        """Whether a link is between us and the device: then even a short job runs under the supervisor."""
+        ...
+
+    def run(
+        self, argv: Sequence[str], *, stdin: bytes, on_line: Callable[[str], None], patience: Patience
+    ) -> Completed:
+        """Run a program there; its stdin stays open until it ends, its stdout comes line by line."""
+        ...
+
+    def put(self, source: Path, name: str) -> PurePosixPath:
+        """Make a local file readable there under ``name``; returns its path there."""
+        ...
+
+    def get(self, name: str, target: Path) -> None:
+        """Fetch the file ``name`` from the private folder; it need not stay there."""
+        ...
+
+    def reopen(self) -> None:
+        """Connect again after a lost link. Raises :class:`~edgekit.errors.DeviceError` when the device is
+        not reachable, or was restarted meanwhile: then what was put there is gone."""
+        ...
+
+    def close(self) -> None:
+        """Remove what was put there. May be called twice."""
+        ...

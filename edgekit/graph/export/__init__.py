@@ -1,0 +1,333 @@
+"""PyTorch → ONNX, checked against the module in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edgekit.core.quiet import silence
+from edgekit.core.store import disk_is_full
+from edgekit.errors import ExportError
+from edgekit.graph import io
+from edgekit.graph.export.account import Attempt, account
+from edgekit.graph.export.check import EXAMPLE, axis_sizes, compare, first_line, resized, run_onnx
+from edgekit.graph.nested import call, unwrap
+from edgekit.types import OnnxModel, TorchModel
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+OPSET = 20
+"""Gelu is one operator from here on; ONNX Runtime, OpenVINO and TensorRT's parser all take it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """How a module was exported. ``error`` is the largest relative L2 distance of any output, over
+    ``checked`` inputs; ``notes`` are for the manifest."""
+
+    strategy: str
+    torch_version: str
+    opset: int
+    error: float
+    checked: int
+    attempts: tuple[Attempt, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def export(model: TorchModel, out: Path, *, opset: int = OPSET) -> OnnxModel:
+    """Write ``model`` to ``out`` as ONNX; see :func:`export_with_report`."""
+    return export_with_report(model, out, opset=opset)[0]
+
+
+def export_with_report(model: TorchModel, out: Path, *, opset: int = OPSET) -> tuple[OnnxModel, ExportReport]:
+    """Write ``model`` to ``out`` as ONNX and compare both on the example and on random inputs.
+
+    Inputs keep the names of the example inputs, outputs those of :func:`edgekit.graph.nested.flatten`; declared
+    axes stay dynamic. Tries torch.export non-strict and strict, then the same with fixed shapes, then
+    TorchScript tracing.
+
+    Raises :class:`ExportError` with every attempt's account, or when the ONNX computes something else.
+    """
+    reference = _reference(model)
+    names = _output_names(reference, model.example_inputs)
+    opset = max([opset, *(getattr(m, "onnx_opset", 0) for m in model.module.modules())])
+    attempts: list[Attempt] = []
+    first: BaseException | None = None
+    for strategy, run in _strategies(model, names, opset):
+        if strategy.startswith("TorchScript") and any(_depends_on_values(a.error) for a in attempts):
+            attempts.append(
+                Attempt(strategy=strategy, error="not tried: a trace keeps one branch for all values")
+            )
+            continue
+        try:
+            with silence(native=strategy.startswith("TorchScript")), torch.no_grad():
+                exported = run()
+            _tidy(exported, model, names)
+            written = io.save(exported, out)
+            if model.dynamic_axes and "fixed" not in strategy:
+                written = _mend_shapes(exported, model, written)
+            error, checked, notes = compare(model, written)
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except Exception as failure:
+            if disk_is_full(failure):
+                raise
+            # Exporters raise anything; all of it goes into the account.
+            attempts.append(Attempt(strategy=strategy, error=first_line(failure)))
+            first = first or failure
+            continue
+        attempts.append(Attempt(strategy=strategy))
+        if "fixed" in strategy and model.dynamic_axes:
+            notes = (*notes, f"the declared dynamic axes could not be kept: {attempts[0].error}")
+        return written, ExportReport(
+            strategy=strategy,
+            torch_version=str(torch.__version__),
+            opset=written.opset,
+            error=error,
+            checked=checked,
+            attempts=tuple(attempts),
+            notes=notes,
+        )
+    out.unlink(missing_ok=True)
+    assert first is not None
+    raise account(model, attempts, first) from first
+
+
+def _depends_on_values(error: str) -> bool:
+    return "data-dependent" in error or "DataDependent" in error
+
+
+def _reference(model: TorchModel) -> dict[str, torch.Tensor]:
+    try:
+        return call(model.module, model.example_inputs)
+    except Exception as error:
+        raise ExportError(
+            f"the module raised on its example inputs: {first_line(error)}",
+            hint="fix forward or the example inputs",
+        ) from error
+
+
+def _output_names(outputs: Mapping[str, torch.Tensor], inputs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Output names, made different from the inputs' (a graph has one name space)."""
+    return tuple(f"{n}_out" if n in inputs else n for n in outputs)
+
+
+class _Flat(torch.nn.Module):
+    """Positional tensors in, a tuple of tensors out: what every exporter can trace."""
+
+    def __init__(self, model: TorchModel) -> None:
+        super().__init__()
+        self.module = model.module
+        self.names = tuple(model.example_inputs)
+        self.training = False
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        from edgekit.graph.nested import flatten
+
+        return tuple(flatten(self.module(**dict(zip(self.names, tensors, strict=True)))).values())
+
+
+def _strategies(
+    model: TorchModel, names: tuple[str, ...], opset: int
+) -> Iterator[tuple[str, Callable[[], ir.Model]]]:
+    module = _Flat(model)
+    example = tuple(_traced(model).values())
+    dynamic = (tuple(dict(model.dynamic_axes.get(n, {})) or None for n in model.example_inputs),)
+
+    def dynamo(shapes: Any, strict: bool) -> ir.Model:
+        program: Any = module
+        if strict:
+            hints = _hints(shapes) if shapes else None
+            program = torch.export.export(module, example, dynamic_shapes=hints, strict=True)
+        made = torch.onnx.export(
+            program,
+            () if strict else example,
+            input_names=list(model.example_inputs),
+            output_names=list(names),
+            opset_version=opset,
+            dynamo=True,
+            dynamic_shapes=None if strict else shapes,
+            verbose=False,
+        )
+        assert made is not None
+        return made.model
+
+    if model.dynamic_axes:
+        yield "torch.export, dynamic axes", lambda: dynamo(dynamic, False)
+        yield "torch.export strict, dynamic axes", lambda: dynamo(dynamic, True)
+        yield "TorchScript, dynamic axes", lambda: _torchscript(module, model, names, opset, dynamic=True)
+        yield "torch.export, fixed shapes", lambda: dynamo(None, False)
+        return
+    yield "torch.export", lambda: dynamo(None, False)
+    yield "torch.export strict", lambda: dynamo(None, True)
+    yield "TorchScript", lambda: _torchscript(module, model, names, opset, dynamic=False)
+
+
+def _traced(model: TorchModel) -> Mapping[str, torch.Tensor]:
+    """The inputs to trace with: dynamic axes of 1 become 2, because a size of 1 broadcasts and gets baked in."""
+    sizes = {name: max(2, size) for name, size in axis_sizes(model).items()}
+    if sizes == axis_sizes(model):
+        return model.example_inputs
+    larger = resized(model, sizes)
+    try:
+        call(model.module, larger)
+    except Exception:  # noqa: BLE001 - the module takes its example only; the check will tell what that means
+        return model.example_inputs
+    return larger
+
+
+def _hints(shapes: Any) -> Any:
+    dynamic = torch.export.Dim.DYNAMIC
+    return (tuple(dict.fromkeys(axes, dynamic) if axes else None for axes in shapes[0]),)
+
+
+def _torchscript(
+    module: torch.nn.Module, model: TorchModel, names: tuple[str, ...], opset: int, *, dynamic: bool
+) -> ir.Model:
+    import onnx_ir
+
+    buffer = BytesIO()
+    torch.onnx.export(
+        module,
+        tuple(_traced(model).values()),
+        buffer,  # type: ignore[arg-type]
+        input_names=list(model.example_inputs),
+        output_names=list(names),
+        opset_version=min(opset, 20),
+        dynamo=False,
+        dynamic_axes={n: dict(a) for n, a in model.dynamic_axes.items()} if dynamic else None,
+    )
+    import onnx
+
+    return onnx_ir.from_proto(onnx.load_from_string(buffer.getvalue()))
+
+
+def _tidy(exported: ir.Model, model: TorchModel, names: tuple[str, ...]) -> None:
+    """Names as promised, adapters out of the module paths, no stack traces, symbolic axes as declared."""
+    prefix = "module." * (unwrap(model.module)[1] + 1)
+    io.strip_metadata(exported)
+    for subgraph in exported.graphs():
+        for value in list(subgraph.initializers.values()):
+            if value.name and value.name.startswith(prefix):
+                value.name = value.name.removeprefix(prefix)
+        for node in subgraph:
+            if io.SCOPES in node.metadata_props:
+                node.metadata_props[io.SCOPES] = _without(prefix, node.metadata_props[io.SCOPES])
+            elif node.name and node.name.startswith("/"):
+                node.metadata_props[io.SCOPES] = _without(prefix, _scopes_of_name(node.name))
+            owner = _owner(node)
+            if owner and io.module_path(node) != owner:  # the exporter names a folded batch norm instead
+                node.metadata_props[io.SCOPES] = repr(["", owner, node.name or node.op_type])
+    _name_integers(exported)
+    for value, name in zip(exported.graph.outputs, names, strict=True):
+        value.name = name
+    for value in exported.graph.inputs:
+        axes = model.dynamic_axes.get(value.name or "", {})
+        shape = value.shape
+        if shape is not None and not shape.frozen:
+            for axis, label in axes.items():
+                if not isinstance(shape[axis], int):
+                    shape[axis] = label
+
+
+_PARAMETRIZED = ".parametrizations.weight.original"
+
+
+def _name_integers(exported: ir.Model) -> None:
+    """Integer weights (see ``compress/steps/qat_layers.py``) under their layer's name, 4-bit ones as what they are."""
+    import ml_dtypes
+    import onnx_ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    for node in list(exported.graph):
+        scale = node.inputs[1] if node.op_type == "DequantizeLinear" else None
+        stored = node.inputs[0] if scale is not None else None
+        if scale is None or stored is None or f"{_PARAMETRIZED}1" not in (scale.name or ""):
+            continue
+        name = (scale.name or "").partition(_PARAMETRIZED)[0] + ".weight"
+        cast = stored.producer()
+        wide = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+        if cast is not None and wide is not None and wide.const_value is not None:  # too large for the folder
+            array = wide.const_value.numpy().astype(ml_dtypes.int4)
+            stored = onnx_ir.Value(name=f"{name}_quantized", const_value=onnx_ir.tensor(array))
+            stored.shape, stored.type = wide.shape, onnx_ir.TensorType(onnx_ir.DataType.INT4)
+            exported.graph.register_initializer(stored)
+            node.replace_input_with(0, stored)
+        stored.name, scale.name, node.outputs[0].name = f"{name}_quantized", f"{name}_scale", name
+    RemoveUnusedNodesPass()(exported)
+
+
+def _mend_shapes(exported: ir.Model, model: TorchModel, written: OnnxModel) -> OnnxModel:
+    """Forget shapes that tracing baked in: exporters annotate some dynamic sizes with the example's.
+
+    Inner shapes are inferred anew from the inputs by the runtimes; an output's dimension that changes
+    with the inputs gets the name of the axis that it follows.
+    """
+    import onnx_ir
+
+    for node in onnx_ir.traversal.RecursiveGraphIterator(exported.graph):
+        for value in node.outputs:
+            if not value.is_graph_output() and value.shape is not None:
+                value.shape = None
+    sizes = axis_sizes(model)
+    other = {name: size + 1 + i for i, (name, size) in enumerate(sizes.items())}
+    session = io.session(written.path)
+    try:
+        first = run_onnx(session, model.example_inputs, EXAMPLE)
+        second = run_onnx(session, resized(model, other), "other sizes")
+    except ExportError:
+        return io.save(exported, written.path)
+    for value in exported.graph.outputs:
+        before, after = first[value.name or ""].shape, second[value.name or ""].shape
+        if value.shape is None or len(before) != len(after):
+            continue
+        dims = list(value.shape)
+        for axis, (one, two) in enumerate(zip(before, after, strict=True)):
+            follows = next((n for n in sizes if (sizes[n], other[n]) == (one, two)), None)
+            if one != two:
+                dims[axis] = onnx_ir.SymbolicDim(follows or f"{value.name}_axis{axis}")
+            elif not isinstance(dims[axis], int) and not str(dims[axis]).isidentifier():
+                dims[axis] = onnx_ir.SymbolicDim(f"{value.name}_axis{axis}")
+        value.shape = onnx_ir.Shape(dims)
+    return io.save(exported, written.path)
+
+
+def _owner(node: ir.Node) -> str:
+    """The module whose ``weight`` a convolution or Gemm reads."""
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.inputs) < 2:
+        return ""
+    weight = node.inputs[1]
+    name = (weight.name or "") if weight is not None and weight.is_initializer() else ""
+    return name.removesuffix(".weight") if name.endswith(".weight") else ""
+
+
+def _scopes_of_name(name: str) -> str:
+    """TorchScript's exporter keeps the module path in the node's name: ``/body/body.0/conv/Conv``."""
+    path, before, scopes = "", "", [""]
+    for part in name.strip("/").split("/")[:-1]:
+        if before and part.startswith(f"{before}."):  # a member of a Sequential repeats its parent's name
+            path = path.removesuffix(before) + part
+        else:
+            path = f"{path}.{part}" if path else part
+        before = part
+        scopes.append(path)
+    return repr([*scopes, name])
+
+
+def _without(prefix: str, scopes: str) -> str:
+    import ast
+
+    outer = prefix.rstrip(".")
+    kept = [
+        s.removeprefix(prefix)
+        for s in ast.literal_eval(scopes)
+        if s and not (outer + ".").startswith(s + ".")
+    ]
+    return repr(["", *kept])

@@ -1,0 +1,209 @@
+"""Which samples a stage works on: the user's, recognised without reading them again, or seeded random ones."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+
+from edgekit.core import versions
+from edgekit.core.store import Store, canonical_json
+from edgekit.errors import DataError
+from edgekit.load import Dependency, Recorder, environment_fingerprint, unchanged
+from edgekit.types import Sample, Samples, TensorSpec
+
+Given: TypeAlias = str | Iterable[Any]
+"""DATA as the user gives it: text on the command line, any iterable of inputs in Python."""
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
+
+RANDOM = "random"
+"""``--calib random``: the user asks for random data by name; the manifest then says ``uncalibrated``."""
+
+_SEED = 20240229
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSet:
+    """Samples whose identity is known before they are opened. ``origin`` says what they are."""
+
+    origin: str
+    text: str
+    fingerprint: str
+    count: int
+    labelled: bool
+    open: Callable[[], Iterable[Sample]]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.open())
+
+    def spread(self, count: int) -> SampleSet:
+        """``count`` samples, evenly spaced over all of them: data is often sorted by class."""
+        if count >= self.count:
+            return self
+        return SampleSet(
+            origin=self.origin,
+            text=self.text,
+            fingerprint=versions.digest(self.fingerprint, f"spread {count}"),
+            count=count,
+            labelled=self.labelled,
+            open=lambda: _spread(self.open(), self.count, count),
+        )
+
+
+def user_samples(
+    store: Store,
+    data: Given,
+    inputs: tuple[TensorSpec, ...],
+    *,
+    origin: str,
+    preprocessing: Mapping[str, Any],
+) -> SampleSet:
+    """The samples that ``--calib`` or ``--eval`` (or the API) names.
+
+    Their fingerprint and number are remembered for as long as every file that was read to make them is
+    unchanged; only then are they not read again.
+    """
+    if not isinstance(data, str):
+        from edgekit.load.samples import from_iterable
+
+        return _described(
+            from_iterable(data, inputs, name=f"the {origin} samples"), origin=origin, text="(Python)"
+        )
+    key = {
+        "text": data,
+        "folder": str(Path.cwd()),
+        "inputs": inputs,
+        "preprocessing": dict(preprocessing),
+        "environment": environment_fingerprint(),
+        "edgekit": versions.code(),
+    }
+
+    def opened() -> Samples:
+        from edgekit.load.samples import open_samples
+
+        return open_samples(data, inputs, preprocessing=preprocessing)
+
+    known = store.recall("samples", key)
+    if known and unchanged(tuple(msgspec.convert(d, Dependency) for d in known.pop("dependencies"))):
+        return SampleSet(origin=origin, text=data, open=opened, **known)
+    with Recorder() as recorder:
+        described = _described(opened(), origin=origin, text=data)
+    facts = {"fingerprint": described.fingerprint, "count": described.count, "labelled": described.labelled}
+    store.remember("samples", key, facts | {"dependencies": [asdict(d) for d in recorder.dependencies]})
+    return described
+
+
+def raw_example(data: Given | None) -> Any:
+    """The first inputs of DATA as they come, for a module that brings no example inputs of its own.
+
+    Raises :class:`DataError` when there is no data to take them from.
+    """
+    from edgekit.load import usercode
+
+    item: Any = None
+    if isinstance(data, str) and usercode.split(data):
+        item = next(iter(usercode.iterate(data)), None)
+    elif data is not None and not isinstance(data, str):
+        item = next(iter(data), None)
+    if item is None:
+        raise DataError(
+            "the module brings no example inputs, and there is no data to take them from",
+            hint="return (module, example_inputs) from the factory, or pass --calib file.py:callable",
+        )
+    labelled = isinstance(item, tuple) and len(item) == 2 and _is_label(item[1])
+    return item[0] if labelled else item
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, int | float | str) or getattr(value, "ndim", 1) == 0
+
+
+def random_samples(example: Mapping[str, Array], count: int) -> SampleSet:
+    """The example itself, then ``count - 1`` seeded variations of it.
+
+    Floats are drawn from a normal distribution with the example's mean and deviation, integers from the
+    range of values that the example shows, booleans by a coin.
+    """
+    fingerprint = hashlib.sha256(canonical_json({"seed": _SEED, "count": count}))
+    for name, array in sorted(example.items()):
+        fingerprint.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+
+    def opened() -> Iterator[Sample]:
+        import numpy as np
+
+        yield Sample(inputs=dict(example))
+        generator = np.random.default_rng(_SEED)
+        for _ in range(count - 1):
+            yield Sample(inputs={name: _like(array, generator) for name, array in example.items()})
+
+    return SampleSet(
+        origin=RANDOM,
+        text=RANDOM,
+        fingerprint=fingerprint.hexdigest(),
+        count=count,
+        labelled=False,
+        open=opened,
+    )
+
+
+def unit_example(inputs: tuple[TensorSpec, ...]) -> dict[str, Array]:
+    """Seeded inputs for an ONNX file that comes without data: dynamic axes are 1, floats normal, integers 0 or 1."""
+    import numpy as np
+
+    generator = np.random.default_rng(_SEED)
+    example: dict[str, Array] = {}
+    for spec in inputs:
+        shape = [d if isinstance(d, int) else 1 for d in spec.shape]
+        dtype = np.dtype(spec.dtype)
+        drawn = generator.integers(0, 2, shape) if dtype.kind in "iub" else generator.standard_normal(shape)
+        example[spec.name] = np.asarray(drawn).astype(dtype)
+    return example
+
+
+def fits(shapes: Mapping[str, Sequence[int]], sample: Sample) -> bool:
+    """Whether a sample has exactly these shapes (what a target with fixed shapes takes)."""
+    return all(tuple(sample.inputs[name].shape) == tuple(shape) for name, shape in shapes.items())
+
+
+def _described(samples: Samples, *, origin: str, text: str) -> SampleSet:
+    if len(samples) == 0:
+        raise DataError(f"{text} gave no samples", hint="yield at least one set of inputs")
+    return SampleSet(
+        origin=origin,
+        text=text,
+        fingerprint=samples.fingerprint,
+        count=len(samples),
+        labelled=samples.labelled,
+        open=lambda: samples,
+    )
+
+
+def _spread(samples: Iterable[Sample], total: int, count: int) -> Iterator[Sample]:
+    taken = 0
+    for index, sample in enumerate(samples):
+        if index == taken * total // count:
+            yield sample
+            taken += 1
+        if taken == count:
+            return
+
+
+def _like(array: Array, generator: Any) -> Array:
+    import numpy as np
+
+    if array.dtype == np.bool_:
+        return np.asarray(generator.integers(0, 2, array.shape, dtype=np.int8)).astype(np.bool_)
+    if np.issubdtype(array.dtype, np.integer):
+        low, high = (int(array.min()), int(array.max())) if array.size else (0, 1)
+        return np.asarray(generator.integers(low, high + 1, array.shape)).astype(array.dtype)
+    mean, deviation = (float(array.mean()), float(array.std())) if array.size else (0.0, 1.0)
+    return np.asarray(generator.normal(mean, deviation or 1.0, array.shape)).astype(array.dtype)

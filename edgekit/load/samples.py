@@ -1,0 +1,481 @@
+"""Calibration and evaluation data: anything a user has, to samples that fit the model's inputs.
+
+What a data callable may yield, ``inputs`` being one array or tensor, a tuple in input order, or a dict by
+name: ``inputs`` or ``(inputs, label)``. A tuple of two is ``(inputs, label)`` if the model has one input
+or if its first element is itself a tuple, list or dict; else it is the model's two inputs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import itertools
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekit.errors import DataError, UnknownNameError
+from edgekit.types import Sample, TensorSpec
+
+if TYPE_CHECKING:
+    from edgekit.preprocess.contract import Preprocessing
+    from edgekit.types import Array
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff", ".gif")
+_ARRAYS = (".npz", ".npy")
+_LABEL_KEYS = ("label", "labels", "target", "y")
+
+
+def open_samples(
+    text: str,
+    inputs: tuple[TensorSpec, ...],
+    *,
+    preprocessing: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+) -> DataSamples:
+    """Open DATA: ``file.py:callable``, a directory of ``.npz``/``.npy`` files, or one of images.
+
+    ``inputs`` are the model's; samples have their dtypes and shapes. ``limit`` takes the first so many.
+    Raises :class:`DataError` naming sample and tensor, already here for the first sample, and
+    :class:`~edgekit.errors.SourceError` or :class:`~edgekit.errors.FactoryError` for the user's code.
+    """
+    from edgekit.load import usercode
+
+    if usercode.split(text) is not None:
+        return _from_callable(text, inputs, limit)
+    path = Path(text)
+    if path.is_file() and path.suffix in _ARRAYS:
+        return DataSamples(_Arrays((path,)), inputs, name=text, limit=limit)
+    if path.suffix == ".py":
+        raise DataError(f"{text} names a file but no callable in it", hint=f"write {text}:NAME")
+    if not path.is_dir():
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"there is no data at {text}", hint=UnknownNameError("name", path.name, near).hint)
+    arrays = tuple(sorted(p for p in path.rglob("*") if p.suffix in _ARRAYS and p.is_file()))
+    if arrays:
+        return DataSamples(_Arrays(arrays), inputs, name=text, limit=limit)
+    images = sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGES and p.is_file())
+    if images:
+        return DataSamples(_images(path, images, inputs, preprocessing or {}), inputs, name=text, limit=limit)
+    raise DataError(
+        f"{text} holds neither .npz/.npy files nor images", hint="see edgekit build --help for DATA"
+    )
+
+
+def from_iterable(
+    iterable: Iterable[Any] | Callable[[], Iterable[Any]],
+    inputs: tuple[TensorSpec, ...],
+    *,
+    limit: int | None = None,
+    name: str = "the samples",
+) -> DataSamples:
+    """Samples from Python: a list, a data loader, a generator, or a function that gives one of them.
+
+    What can be iterated only once is written to a temporary directory first, so memory stays flat.
+    """
+    if isinstance(iterable, Iterator):
+        once = DataSamples(lambda: iterable, inputs, name=name, limit=limit, probe=False)
+        return DataSamples(_Spooled(once), inputs, name=name)
+    return DataSamples(_Again(iterable), inputs, name=name, limit=limit)
+
+
+class DataSamples:
+    """A re-iterable set of validated samples (see :class:`edgekit.types.Samples`)."""
+
+    def __init__(
+        self,
+        source: _Source,
+        inputs: tuple[TensorSpec, ...],
+        *,
+        name: str,
+        limit: int | None = None,
+        probe: bool = True,
+    ) -> None:
+        self._source, self._inputs, self._name, self._limit = source, inputs, name, limit
+        self._summary: tuple[int, str, bool] | None = None
+        if probe and next(iter(self), None) is None:
+            raise DataError(
+                f"{name} gives no sample", hint="give at least one; 100 to 500 are usual for calibration"
+            )
+
+    def __iter__(self) -> Iterator[Sample]:
+        return itertools.islice(self._all(), self._limit)
+
+    def __len__(self) -> int:
+        return self._summarize()[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the contents, in order."""
+        return self._summarize()[1]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every sample carries a label."""
+        return self._summarize()[2]
+
+    def fitted(self, inputs: tuple[TensorSpec, ...]) -> DataSamples:
+        """The same data for other input specs (a model with fixed shapes); raises as :func:`open_samples`."""
+        return DataSamples(self._source, inputs, name=self._name, limit=self._limit)
+
+    def _all(self) -> Iterator[Sample]:
+        index = 0
+        for item in self._source():
+            raw, label = _split(item, self._inputs)
+            arrays = _by_name(raw, self._inputs, self._name, index)
+            for sample in _normalized(arrays, label, self._inputs, f"{self._name}: sample {index}"):
+                yield sample
+                index += 1
+
+    def _summarize(self) -> tuple[int, str, bool]:
+        if self._summary is None:
+            count, labelled, hasher = 0, True, hashlib.sha256()
+            for sample in self:
+                count += 1
+                labelled &= sample.label is not None
+                _feed(hasher, sample)
+            self._summary = (count, hasher.hexdigest(), labelled)
+        return self._summary
+
+
+def _feed(hasher: hashlib._Hash, sample: Sample) -> None:
+    for name, array in sample.inputs.items():
+        hasher.update(f"{name}:{array.dtype}:{array.shape};".encode())
+        hasher.update(np.ascontiguousarray(array).data)
+    if isinstance(sample.label, np.ndarray):
+        hasher.update(f"label:{sample.label.dtype}:{sample.label.shape};".encode())
+        hasher.update(np.ascontiguousarray(sample.label).tobytes())
+    else:
+        hasher.update(f"label:{sample.label!r};".encode())
+
+
+# --- sources: callables that give a fresh iterator each time ------------------------------------------
+
+_Source = Callable[[], Iterable[Any]]
+
+
+def _from_callable(text: str, inputs: tuple[TensorSpec, ...], limit: int | None) -> DataSamples:
+    from edgekit.load import usercode
+
+    return DataSamples(lambda: usercode.iterate(text), inputs, name=text, limit=limit)
+
+
+class _Again:
+    """Something that can be iterated again, or a function that gives it."""
+
+    def __init__(self, iterable: Any) -> None:
+        self._iterable = iterable
+
+    def __call__(self) -> Iterable[Any]:
+        value = self._iterable() if callable(self._iterable) else self._iterable
+        if not hasattr(value, "__iter__") and hasattr(value, "__len__"):
+            return (value[i] for i in range(len(value)))  # a map-style data set
+        return value  # type: ignore[no-any-return]
+
+
+class _Spooled:
+    """Samples that came once only, kept in a temporary directory that goes with the process."""
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="edgekit-samples-"))
+        atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
+        self._count = 0
+        for sample in samples:
+            arrays: dict[str, Any] = {f"input:{name}": array for name, array in sample.inputs.items()}
+            if sample.label is not None:
+                arrays["label"] = np.asarray(sample.label)
+            np.savez(self._path(self._count), **arrays)
+            self._count += 1
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"{index:08d}.npz"
+
+    def __call__(self) -> Iterator[Any]:
+        for index in range(self._count):
+            with np.load(self._path(index), allow_pickle=False) as stored:
+                inputs = {k.removeprefix("input:"): stored[k] for k in stored.files if k != "label"}
+                yield (inputs, stored["label"]) if "label" in stored.files else inputs
+
+
+class _Arrays:
+    """Files of arrays: ``.npz`` by input name (or ``arr_0`` … in order), with ``label``; ``.npy`` for one input."""
+
+    def __init__(self, paths: tuple[Path, ...]) -> None:
+        self._paths = paths
+
+    def __call__(self) -> Iterator[Any]:
+        for path in self._paths:
+            try:
+                if path.suffix == ".npy":
+                    yield np.load(path, mmap_mode="r", allow_pickle=False)
+                    continue
+                with np.load(path, allow_pickle=False) as stored:
+                    arrays = {k: stored[k] for k in stored.files}
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"{path} cannot be read: {error}", hint="save plain arrays with numpy.save or numpy.savez"
+                ) from error
+            label = next((arrays.pop(k) for k in _LABEL_KEYS if k in arrays and len(arrays) > 1), None)
+            plain = tuple(arrays.values()) if all(k.startswith("arr_") for k in arrays) else arrays
+            yield plain if label is None else (plain, label)
+
+
+# --- images -------------------------------------------------------------------------------------------
+
+
+def _images(
+    root: Path, paths: list[Path], inputs: tuple[TensorSpec, ...], preprocessing: Mapping[str, Any]
+) -> _Source:
+    if len(inputs) != 1:
+        raise DataError(
+            f"the model has {len(inputs)} inputs, a directory of images feeds one",
+            hint="write a callable that yields a dict of inputs",
+        )
+    if not preprocessing:
+        raise DataError(
+            f"{root} holds images, but how the model wants them is not known",
+            hint="give the preprocessing of training (size, crop, colour, mean, std, layout), "
+            "in TorchModel(preprocessing=…) or in edgekit.toml: a wrong one costs accuracy without any error",
+        )
+    contract = _contract(preprocessing, inputs[0])
+    folders = sorted({p.relative_to(root).parts[0] for p in paths if len(p.relative_to(root).parts) > 1})
+    numbered = all(f.isdigit() for f in folders)
+    labels = {f: int(f) if numbered else i for i, f in enumerate(folders)}
+
+    def items() -> Iterator[Any]:
+        for path in paths:
+            array = contract.apply(read_image(path), inputs[0])
+            parts = path.relative_to(root).parts
+            yield (array, labels[parts[0]]) if len(parts) > 1 else array
+
+    return items
+
+
+def read_image(path: Path) -> Array:
+    """An image file as uint8 ``[height, width, 3]`` RGB, upright as its EXIF orientation says."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise DataError("reading images needs Pillow", hint="pip install pillow") from error
+    try:
+        with Image.open(path) as opened:
+            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"), dtype=np.uint8)
+    except Exception as error:
+        raise DataError(
+            f"{path} cannot be read as an image: {error}", hint="remove or replace the file"
+        ) from error
+
+
+def _contract(mapping: Mapping[str, Any], spec: TensorSpec) -> Preprocessing:
+    """The preprocessing contract, size and layout taken from the model's input where it leaves them open."""
+    from edgekit.preprocess.contract import completed
+
+    if len(spec.shape) != 4:
+        raise DataError(
+            f"{spec} is no image input of four axes", hint="write a callable that yields what the model takes"
+        )
+    contract = completed(mapping, (spec,))
+    if contract is None:
+        raise DataError(
+            f"the preprocessing says nothing about images: {', '.join(mapping)}",
+            hint="give size, crop, colour, mean, std and layout, or write a callable that yields inputs",
+        )
+    return contract
+
+
+# --- one item to samples ------------------------------------------------------------------------------
+
+
+def _split(item: Any, inputs: tuple[TensorSpec, ...]) -> tuple[Any, Any]:
+    """Inputs and label of one yielded item, by the rule at the top of this file."""
+    if isinstance(item, Sample):
+        return dict(item.inputs), item.label
+    if isinstance(item, Mapping):
+        names = {s.name for s in inputs}
+        key = next((k for k in _LABEL_KEYS if k in item and k not in names), None)
+        return ({k: v for k, v in item.items() if k != key}, item[key]) if key else (item, None)
+    if not isinstance(item, list | tuple) or _is_numbers(item):
+        return item, None
+    if len(item) == 2 and (len(inputs) == 1 or isinstance(item[0], Mapping | list | tuple)):
+        return item[0], item[1]
+    if len(item) == len(inputs) + 1:
+        return tuple(item[:-1]), item[-1]
+    return tuple(item), None
+
+
+def _is_numbers(item: Any) -> bool:
+    """Whether nested lists spell an array out: numbers only, and all of one depth."""
+    if isinstance(item, list | tuple):
+        nested = {isinstance(i, list | tuple) for i in item}
+        return len(nested) == 1 and all(_is_numbers(i) for i in item)
+    return isinstance(item, bool | int | float)
+
+
+def _by_name(raw: Any, inputs: tuple[TensorSpec, ...], name: str, index: int) -> dict[str, Array]:
+    where = f"{name}: sample {index}"
+    if isinstance(raw, Mapping):
+        for spec in inputs:
+            if spec.name not in raw:
+                hint = UnknownNameError("input", spec.name, map(str, raw)).hint
+                raise DataError(f"{where} lacks the input {spec.name!r}", hint=hint)
+        return {s.name: _array(raw[s.name], where, s) for s in inputs}
+    values = raw if isinstance(raw, list | tuple) and not (len(inputs) == 1 and _is_numbers(raw)) else (raw,)
+    if len(values) != len(inputs):
+        raise DataError(
+            f"{where} has {len(values)} arrays, the model {len(inputs)} inputs: {', '.join(map(str, inputs))}",
+            hint="yield a tuple in that order, or a dict by name; with a label: (inputs, label)",
+        )
+    return {s.name: _array(v, where, s) for s, v in zip(inputs, values, strict=True)}
+
+
+def _array(value: Any, where: str, spec: TensorSpec) -> Array:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+        return np.asarray(value.numpy())
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"{where}: {spec.name!r} is ragged: {error}", hint=f"yield {spec}") from error
+    if array.dtype == object or array.dtype.kind in "USV":
+        raise DataError(
+            f"{where}: {spec.name!r} is a {type(value).__name__}, not an array", hint=f"yield {spec}"
+        )
+    if array.dtype == np.float64 and isinstance(value, list | tuple | float):
+        array = array.astype(np.float32)
+    return array
+
+
+def _normalized(
+    arrays: dict[str, Array], label: Any, inputs: tuple[TensorSpec, ...], where: str
+) -> Iterator[Sample]:
+    checked = {s.name: _converted(_batched(arrays[s.name], s), s, where) for s in inputs}
+    label = _label(label, where)
+    parts = _parts(checked, inputs)
+    if parts == 1:
+        _check_shapes(checked, inputs, where)
+        yield Sample(inputs=checked, label=label)
+        return
+    labels = _labels(label, parts, where)
+    for part in range(parts):
+        pieces = {s.name: _piece(checked[s.name], s, part, parts) for s in inputs}
+        _check_shapes(pieces, inputs, where)
+        yield Sample(inputs=pieces, label=labels[part])
+
+
+def _batched(array: Array, spec: TensorSpec) -> Array:
+    """Data sets give single items: put the batch axis of 1 in front where just that is missing."""
+    missing = array.ndim == len(spec.shape) - 1 and (spec.shape[0] == 1 or isinstance(spec.shape[0], str))
+    return array[None] if missing and _matches(array.shape, spec.shape[1:]) else array
+
+
+def _matches(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        w == have for have, w in zip(shape, wanted, strict=True) if isinstance(w, int)
+    )
+
+
+def _unit(spec: TensorSpec) -> int:
+    """The batch size of one sample; 0 where the first axis is no batch axis."""
+    first = spec.shape[0] if spec.shape else 0
+    if isinstance(first, int):
+        return first
+    return 1 if first.lower() in ("b", "n", "bs") or "batch" in first.lower() else 0
+
+
+def _parts(arrays: Mapping[str, Array], inputs: tuple[TensorSpec, ...]) -> int:
+    """How many samples a batch holds; 1 also for what does not fit, which the shape check then names."""
+    counts = {1}
+    for spec in inputs:
+        array, unit = arrays[spec.name], _unit(spec)
+        if unit and array.ndim == len(spec.shape) and _matches(array.shape[1:], spec.shape[1:]):
+            counts.add(array.shape[0] // unit if array.shape[0] % unit == 0 else 1)
+    several = counts - {0, 1}
+    return several.pop() if len(several) == 1 else 1
+
+
+def _piece(array: Array, spec: TensorSpec, part: int, parts: int) -> Array:
+    unit = _unit(spec)
+    if not unit or array.shape[0] != unit * parts:
+        return array  # shared by all samples of the batch
+    return np.ascontiguousarray(array[part * unit : (part + 1) * unit])
+
+
+def _labels(label: Any, parts: int, where: str) -> list[Any]:
+    if label is None:
+        return [None] * parts
+    if isinstance(label, np.ndarray) and label.ndim and label.shape[0] % parts == 0:
+        size = label.shape[0] // parts
+        return [
+            _label(label[i] if size == 1 else label[i * size : (i + 1) * size], where) for i in range(parts)
+        ]
+    if isinstance(label, list | tuple) and len(label) == parts:
+        return list(label)
+    raise DataError(
+        f"{where} is a batch of {parts} with a label that is not", hint=f"give {parts} labels, one each"
+    )
+
+
+def _label(label: Any, where: str) -> Any:
+    if hasattr(label, "detach"):
+        label = label.detach().cpu().numpy()
+    if isinstance(label, list | tuple) and _is_numbers(label):
+        label = np.asarray(label)
+    if (
+        isinstance(label, np.ndarray | np.generic)
+        and label.dtype.kind == "f"
+        and not np.isfinite(label).all()
+    ):
+        raise DataError(f"{where}: the label is not finite", hint="remove the sample or mend its label")
+    if isinstance(label, np.generic) or (isinstance(label, np.ndarray) and label.ndim == 0):
+        return label.item()
+    return label
+
+
+def _converted(array: Array, spec: TensorSpec, where: str) -> Array:
+    """The array in the input's dtype; only conversions that keep the values."""
+    want = np.dtype(spec.dtype)
+    if array.dtype != want:
+        allowed = {"f": "f", "i": "iub", "u": "iub", "b": "iub"}.get(want.kind, want.kind)
+        if array.dtype.kind not in allowed:
+            raise DataError(
+                f"{where}: {spec.name!r} is {array.dtype}, the model takes {want}",
+                hint=_dtype_hint(array, want),
+            )
+        converted = array.astype(want)
+        if want.kind in "iub" and not np.array_equal(converted, array):
+            raise DataError(f"{where}: {spec.name!r} has values outside {want}", hint="check what is fed in")
+        array = converted
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = "NaN" if np.isnan(array).any() else "infinite"
+        raise DataError(
+            f"{where}: {spec.name!r} holds {bad} values",
+            hint="remove the sample, or mend what makes it; for masks use a large finite number",
+        )
+    return np.ascontiguousarray(array)
+
+
+def _dtype_hint(array: Array, want: np.dtype[Any]) -> str:
+    if array.dtype == np.uint8 and want.kind == "f":
+        return "convert as in training, usually array.astype('float32') / 255 and then mean and std"
+    return f"yield array.astype('{want}') if that is what training did"
+
+
+def _check_shapes(arrays: Mapping[str, Array], inputs: tuple[TensorSpec, ...], where: str) -> None:
+    sizes: dict[str, int] = {}
+    for spec in inputs:
+        shape = arrays[spec.name].shape
+        fits = _matches(shape, spec.shape)
+        for have, want in zip(shape, spec.shape, strict=False):
+            fits &= not isinstance(want, str) or sizes.setdefault(want, have) == have
+        if not fits:
+            raise DataError(
+                f"{where}: {spec.name!r} has the shape {shape}, the model takes ({', '.join(map(str, spec.shape))})",
+                hint="yield inputs as the model was trained on, the batch axis first",
+            )
+        if 0 in shape:
+            raise DataError(f"{where}: {spec.name!r} is empty: shape {shape}", hint="remove the sample")

@@ -1,0 +1,281 @@
+"""The user's own Python: imported without a trace in ``sys.path``, called with a traceback of their own.
+
+Used for factories, data callables and whatever else is written ``file.py:name`` or ``package.module:name``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.machinery
+import importlib.util
+import random
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any, NamedTuple, TypeVar
+
+from edgekit.core.root import PACKAGE
+from edgekit.errors import EdgekitError, FactoryError, SourceError, UnknownNameError
+
+T = TypeVar("T")
+
+_OWN = str(PACKAGE)
+_PREFIX = "_edgekit_user_"
+
+
+class _Loaded(NamedTuple):
+    folder: Path
+    file: str
+    mtime_ns: int
+
+
+_loaded: dict[str, _Loaded] = {}  # modules that came from a user's folder, by name
+
+
+def split(text: str) -> tuple[str, str] | None:
+    """``file.py:name`` → both parts; ``None`` when the text is not of that form."""
+    where, colon, name = text.rpartition(":")
+    if not colon or not where or not all(part.isidentifier() for part in name.split(".")):
+        return None
+    if where.endswith(".py") or all(part.isidentifier() for part in where.split(".")):
+        return where, name
+    return None
+
+
+def run(text: str, function: Callable[[Any], T]) -> T:
+    """Resolve ``file.py:name`` and give it to ``function``, with the file's siblings importable meanwhile.
+
+    The global random generators are seeded before: unseeded user code gives the same result each time.
+    Raises :class:`FactoryError` with the user's part of the traceback when their code raises, and
+    :class:`SourceError` when the file, module or name does not exist.
+    """
+    where, name, folder = _resolve(text)
+    with _importable(folder), guarded(text):
+        module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
+        value = _attribute(module, name, where)
+        _seed()
+        return function(value)
+
+
+def iterate(text: str) -> Iterator[Any]:
+    """The items of ``file.py:name``: an iterable, or a function that returns or yields one."""
+    folder = _resolve(text)[2]
+    iterator = run(text, lambda value: _iterator(value() if callable(value) else value, text))
+    done = object()
+    while True:
+        # The path is put back between items: the consumer's imports must not see the user's folder.
+        with _on_path(folder), guarded(text):
+            item = next(iterator, done)
+        if item is done:
+            return
+        yield item
+
+
+def _iterator(value: Any, text: str) -> Iterator[Any]:
+    if not hasattr(value, "__iter__") and hasattr(value, "__getitem__") and hasattr(value, "__len__"):
+        return (value[i] for i in range(len(value)))  # a map-style data set
+    try:
+        return iter(value)
+    except TypeError:
+        raise SourceError(
+            f"{text} gives a {type(value).__name__}, which cannot be iterated",
+            hint="yield the samples one by one, or return a list of them",
+        ) from None
+
+
+def _seed() -> None:
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+def _resolve(text: str) -> tuple[str, str, Path]:
+    parts = split(text)
+    if parts is None:
+        raise SourceError(
+            f"{text!r} is not of the form file.py:name", hint="write file.py:name or package.module:name"
+        )
+    where, name = parts
+    return where, name, Path(where).resolve().parent if where.endswith(".py") else Path.cwd()
+
+
+@contextlib.contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Turn whatever user code raises into a :class:`FactoryError`; its prints go to stderr."""
+    argv = sys.argv
+    sys.argv = [what]  # a script that parses its command line must not see ours
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except (EdgekitError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # SystemExit too: a script without a main guard
+        raise FactoryError(
+            f"{what} raised {_summary(error)}", hint=_advice(error), user_traceback=user_traceback(error)
+        ) from error
+    finally:
+        sys.argv = argv
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback of ``error`` without the frames of edgekit and of the import system."""
+    report = traceback.TracebackException.from_exception(error)
+    seen: set[int] = set()
+    queue: list[traceback.TracebackException | None] = [report]
+    while queue:
+        part = queue.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen.add(id(part))
+        kept = [f for f in part.stack if not f.filename.startswith((_OWN, "<frozen importlib"))]
+        part.stack = traceback.StackSummary.from_list(kept)
+        queue += [part.__cause__, part.__context__, *(part.exceptions or ())]
+    return "".join(report.format())
+
+
+def _summary(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _advice(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return 'the file ends the process when imported; put that part under if __name__ == "__main__":'
+    if isinstance(error, FileNotFoundError):
+        return (
+            "relative paths count from the working directory; Path(__file__).parent finds files beside yours"
+        )
+    if isinstance(error, ModuleNotFoundError):
+        return f"install {error.name!r} in edgekit's environment, or put it beside the file"
+    return "the error is in that file or what it calls; the traceback shows where"
+
+
+class _Uncached(importlib.machinery.SourceFileLoader):
+    """Compiles what is in the file now: bytecode in ``__pycache__`` passes for fresh when a file of the same length
+    was written within the same second."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+def _import_file(path: Path) -> ModuleType:
+    path = path.resolve()
+    if not path.is_file():
+        near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise missing(f"there is no file {path}", path.name, near)
+    name = f"{_PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Uncached(name, str(path)))
+    if spec is None or spec.loader is None:
+        raise SourceError(f"{path} is not a Python file", hint="give a file that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and torch look classes up by their module's name
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+            raise
+        raise SourceError(
+            f"there is no module {error.name!r}",
+            hint="give a file (path/to/file.py:name) or a module that can be imported from here",
+        ) from error
+
+
+def _attribute(module: ModuleType, name: str, where: str) -> Any:
+    value: Any = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            known = [n for n in vars(value) if not n.startswith("_")] if hasattr(value, "__dict__") else []
+            raise missing(f"{where} has no attribute {name!r}", part, known)
+        value = getattr(value, part)
+    return value
+
+
+def missing(message: str, name: str, known: list[str]) -> SourceError:
+    """A :class:`SourceError` that offers the nearest of the names that exist."""
+    return SourceError(
+        message, hint=UnknownNameError("name", name, known).hint if known else "check the spelling"
+    )
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let the modules in ``folder`` be imported, and win over installed ones of the same name."""
+    _forget_stale(folder)
+    hidden = {n: sys.modules.pop(n) for n in list(sys.modules) if _is_shadowed(n, folder)}
+    before = set(sys.modules)
+    importlib.invalidate_caches()
+    try:
+        with _on_path(folder):
+            yield
+    finally:
+        tops = {name.partition(".")[0] for name in hidden}
+        for name in set(sys.modules) - before:
+            if name.partition(".")[0] in tops:
+                del sys.modules[name]
+            elif _is_in(sys.modules[name], folder):
+                _loaded[name] = _Loaded(folder, *_stamp(sys.modules[name]))
+        sys.modules.update(hidden)
+
+
+@contextlib.contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+
+
+def _forget_stale(folder: Path) -> None:
+    """Drop what an earlier source brought in: the next may have a sibling of the same name.
+
+    Modules of the same folder stay, so that a factory and a data callable in one file share its state,
+    unless one of their files has changed.
+    """
+    changed = any(
+        _stamp(sys.modules.get(n)) != (m.file, m.mtime_ns) for n, m in _loaded.items() if m.folder == folder
+    )
+    for name, module in list(_loaded.items()):
+        if module.folder == folder and not changed:
+            continue
+        if module.folder == folder or not name.startswith(_PREFIX):
+            sys.modules.pop(name, None)
+            del _loaded[name]
+
+
+def _stamp(module: ModuleType | None) -> tuple[str, int]:
+    file = str(getattr(module, "__file__", "") or "")
+    return file, Path(file).stat().st_mtime_ns if file and Path(file).exists() else 0
+
+
+def _is_shadowed(name: str, folder: Path) -> bool:
+    top = name.partition(".")[0]
+    if top in sys.stdlib_module_names or top == "edgekit" or name.startswith(_PREFIX):
+        return False
+    if not ((folder / f"{top}.py").is_file() or (folder / top / "__init__.py").is_file()):
+        return False
+    return not _is_in(sys.modules[name], folder)
+
+
+def _is_in(module: ModuleType | None, folder: Path) -> bool:
+    file = getattr(module, "__file__", None)
+    return bool(file) and Path(str(file)).resolve().is_relative_to(folder)

@@ -1,0 +1,495 @@
+"""The straight line: one source, calibrated once, to an artifact for each target.
+
+    load → compress → export → optimize → calibrate → quantize → fold → lower → verify → gates → artifact
+
+Read :func:`run` from top to bottom: it is the whole of it. Stages are in :mod:`edgekit.pipeline.stages`; what is
+already in the cache is not done again. A target that fails does not stop the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.artifact.gates import Evidence, gates
+from edgekit.artifact.manifest import Artifact, StepRecord
+from edgekit.core import config, plugins
+from edgekit.core import targets as catalogue
+from edgekit.core.config import Options
+from edgekit.core.progress import Silent
+from edgekit.core.store import Store
+from edgekit.devices.catalogue import device
+from edgekit.devices.site import adaptation, adapted, visit
+from edgekit.errors import (
+    CalibrationRequiredError,
+    DataError,
+    DefectError,
+    EdgekitError,
+    MissingExtraError,
+    UnsupportedOperatorsError,
+)
+from edgekit.load import parse
+from edgekit.load.data import RANDOM, Given, SampleSet, random_samples, raw_example, user_samples
+from edgekit.load.source import MODULE, Source
+from edgekit.pipeline import compress, guard, pixels, speed, stages
+from edgekit.pipeline.deliver import Product, deliver, refusal
+from edgekit.pipeline.pixels import Pixels
+from edgekit.pipeline.stages import Calibrated, Exported, Quantization, Suspicion, Workshop
+from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES, Subject, Verified, verify
+from edgekit.types import Gate, OnnxModel, Parity, SourceSpec, Target, TorchModel, Verdict
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to build. ``calibration`` and ``evaluation`` are DATA texts or samples given in Python."""
+
+    source: SourceSpec
+    targets: tuple[Target, ...]
+    options: Options
+    calibration: Given | None = None
+    evaluation: Given | None = None
+    module: TorchModel | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one target: an artifact, or the error that prevented it."""
+
+    target: Target
+    artifact: Artifact | None = None
+    error: EdgekitError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The samples of a build by what they are for. ``verification`` is what parity is measured on."""
+
+    calibration: SampleSet | None
+    evaluation: SampleSet | None
+    verification: SampleSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Everything that all targets share."""
+
+    source: Source
+    exported: Exported
+    optimized: OnnxModel
+    data: Data
+    calibrated: Calibrated | None
+    suspicions: tuple[Suspicion, ...]
+    steps: tuple[StepRecord, ...]
+    refused: Mapping[str, EdgekitError]
+    pixels: Pixels | None = None
+
+
+def build(
+    source: str | Path | torch.nn.Module,
+    example_inputs: Any = None,
+    *,
+    targets: Sequence[str],
+    calibration: Given | None = None,
+    evaluation: Given | None = None,
+    out: str | Path = "build",
+    options: Mapping[str, Any] | None = None,
+) -> list[Artifact]:
+    """Build, run and gate one artifact a target; the Python spelling of ``edgekit build``.
+
+    ``source`` is a module (with ``example_inputs``: a tensor, a tuple, or a dict by name) or any SOURCE
+    text. ``calibration`` and ``evaluation`` are DATA texts, or iterables of inputs or ``(inputs, label)``.
+    ``options`` are the fields of :class:`edgekit.core.config.Options`.
+
+    Raises the first target's error after the others have finished, with the rest as notes; artifacts that
+    did not pass their gates are among the errors, never among the results.
+    """
+    settings = config.load({"out": str(out), **(options or {})})
+    module = None
+    if not isinstance(source, str | Path):
+        from edgekit.load import from_module
+
+        module = from_module(source, example_inputs)
+    spec = parse(str(source)) if module is None else SourceSpec(text=type(source).__qualname__, kind=MODULE)
+    request = Request(
+        source=spec,
+        targets=catalogue.select(",".join(targets)),
+        options=settings,
+        calibration=calibration,
+        evaluation=evaluation,
+        module=module,
+    )
+    outcomes = run(request, Workshop(store=Store(), options=settings, progress=Silent()))
+    raise_failures(outcomes, settings)
+    return [o.artifact for o in outcomes if o.artifact is not None]
+
+
+def run(request: Request, shop: Workshop) -> tuple[Outcome, ...]:
+    """Build every target. Errors of the source or the data end the build; a target's own do not."""
+    check(request)
+    if request.options.device:
+        request, shop = on_site(request, shop)
+    prepared = prepare(request, shop)
+    return tuple(attempt(request, shop, prepared, target) for target in request.targets)
+
+
+def on_site(request: Request, shop: Workshop) -> tuple[Request, Workshop]:
+    """Look at the device, and give each target the scheme that its processor wants."""
+    where = device(request.options.device)
+    with shop.progress.task(f"look at {where.name}"):
+        site = visit(where, [t.backend for t in request.targets])
+    for target in request.targets:
+        if (choice := adaptation(target, site)) is not None:
+            shop.progress.note(f"{target.name} on {where.name}: {choice.why}")
+    request = replace(request, targets=tuple(adapted(t, site) for t in request.targets))
+    if not site.verifies:
+        shop.progress.note(f"{where.name} has no Python: verified here; edgekit bench times it there")
+        return request, shop
+    return request, replace(shop, site=site)
+
+
+def check(request: Request) -> None:
+    """Everything that can be refused before any work is done."""
+    if request.options.device:
+        device(request.options.device)
+    config.refuse_unknown_settings(request.targets, request.options.set)
+    config.build_settings(request.options.set)
+    for target in request.targets:
+        config.target_options(target, request.options.set)
+    needing = [t.name for t in request.targets if t.needs_calibration]
+    if needing and request.calibration is None:
+        raise CalibrationRequiredError(
+            f"{', '.join(needing)} needs calibration data: INT8 ranges come from real inputs",
+            hint="pass --calib file.py:callable (a generator of inputs), a directory of .npz, or of images; "
+            "--calib random is possible for a look at the size, and marks the artifact as uncalibrated",
+        )
+
+
+def prepare(request: Request, shop: Workshop) -> Prepared:
+    """The shared part: load, compress, export, optimize, calibrate."""
+    options = request.options
+    source = Source(
+        request.source, shop.store, trust=options.trust, network=options.network, loaded=request.module
+    )
+    source.example = lambda: raw_example(request.calibration or request.evaluation)
+    source, compress_steps = compressed(request, shop, source)
+    exported = stages.export(shop, source)
+    folded = pixels.asked_for(options.set, exported.record, options.preprocessing)
+    optimized, optimize_step = stages.optimize(shop, exported.model, exported.example_inputs())
+    data = gather(request, shop, exported)
+    calibrated: Calibrated | None = None
+    suspicions: tuple[Suspicion, ...] = ()
+    quantized = [t for t in request.targets if t.uses_calibration]
+    refused = refusals(shop, quantized, optimized, exported)
+    if data.calibration is not None and any(t.name not in refused for t in quantized):
+        calibrated = stages.calibrate(shop, optimized, data.calibration)
+        suspicions = examine(shop, calibrated, data, exported)
+    return Prepared(
+        source=source,
+        exported=exported,
+        optimized=optimized,
+        data=data,
+        calibrated=calibrated,
+        suspicions=suspicions,
+        steps=(*compress_steps, exported.step, optimize_step),
+        refused=refused,
+        pixels=folded,
+    )
+
+
+def refusals(
+    shop: Workshop, targets: Sequence[Target], model: OnnxModel, exported: Exported
+) -> dict[str, EdgekitError]:
+    """What is known to be impossible before minutes go into calibration, by target."""
+    found: dict[str, EdgekitError] = {}
+    for target in targets:
+        try:
+            refuse_missing_runtime(shop, target)
+            fixed, _ = fixed_shapes(shop, target, model, exported)
+            stages.check(shop, fixed, target, config.target_options(target, shop.options.set))
+        except EdgekitError as error:
+            found[target.name] = error
+    return found
+
+
+def compressed(request: Request, shop: Workshop, source: Source) -> tuple[Source, tuple[StepRecord, ...]]:
+    """The source, or what ``--recipe`` makes of it. Parity is measured against the result; what the recipe
+    cost is in its step's notes."""
+    if not request.options.recipe:
+        return source, ()
+    from edgekit.compress import recipes
+
+    evaluation = request.evaluation if isinstance(request.evaluation, str) else request.options.eval
+    work = compress.Work(source, replace(request.options, eval=evaluation), shop.store)
+    made = compress.compress(shop, source, recipes.read(request.options.recipe), work)
+    return made.source, (made.step,)
+
+
+def examine(shop: Workshop, calibrated: Calibrated, data: Data, exported: Exported) -> tuple[Suspicion, ...]:
+    """The calibration doctor's findings: all are shown, the grave ones end the build unless accepted."""
+    if calibrated.samples.origin == RANDOM:
+        return ()
+    found = stages.diagnose(shop, calibrated, data.evaluation, exported)
+    for suspicion in found:
+        shop.progress.note(f"calibration {suspicion.severity}: {suspicion.message}")
+    grave = [s for s in found if s.severity == "error"]
+    if grave and not shop.options.accept_data:
+        raise DataError(
+            "the calibration samples are not what the model will meet: "
+            + "; ".join(s.message for s in grave),
+            hint="; ".join(dict.fromkeys(s.hint for s in grave))
+            + "; --accept-data builds with them all the same",
+        )
+    return found
+
+
+def gather(request: Request, shop: Workshop, exported: Exported) -> Data:
+    """Open the user's samples. Parity is measured on the evaluation samples, else on those of the
+    calibration, else on the example and seeded variations of it."""
+
+    def named(data: Given | None, origin: str) -> SampleSet | None:
+        if data is None or data == "":
+            return None
+        if data == RANDOM:
+            return random_samples(exported.example_inputs(), RANDOM_SAMPLES)
+        preprocessing = request.options.preprocessing or exported.record.preprocessing
+        return user_samples(
+            shop.store, data, exported.model.inputs, origin=origin, preprocessing=preprocessing
+        )
+
+    calibration = named(request.calibration, "calibration")
+    evaluation = named(request.evaluation, "evaluation")
+    if calibration is not None:
+        calibration = calibration.spread(request.options.samples)
+    fallback = calibration.spread(CALIBRATION_SAMPLES) if calibration is not None else None
+    return Data(
+        calibration=calibration,
+        evaluation=evaluation,
+        verification=evaluation or fallback or random_samples(exported.example_inputs(), RANDOM_SAMPLES),
+    )
+
+
+def attempt(request: Request, shop: Workshop, prepared: Prepared, target: Target) -> Outcome:
+    """One target; its typed errors become its outcome."""
+    try:
+        return Outcome(target=target, artifact=make(request, shop, prepared, target))
+    except UnsupportedOperatorsError as error:
+        return Outcome(target=target, error=with_alternatives(error, shop, prepared, target))
+    except EdgekitError as error:
+        return Outcome(target=target, error=error)
+    except Exception as error:  # noqa: BLE001 - a defect in one backend must not cost the others their artifacts
+        return Outcome(target=target, error=DefectError.of(error, target.name))
+
+
+def make(request: Request, shop: Workshop, prepared: Prepared, target: Target) -> Artifact:
+    """Quantize, lower, run on the real runtime, gate, and put the artifact in its place."""
+    if target.name in prepared.refused:
+        raise prepared.refused[target.name]
+    refuse_missing_runtime(shop, target)
+    made = within_budget(shop, prepared, target)
+    verdicts = judge(target, made, request.options)
+    swiftness = against_sibling(shop, prepared, made)
+    if swiftness is not None:
+        verdicts = (*verdicts, speed.gate(swiftness, made.verified.placement))
+    return deliver(
+        Path(request.options.out),
+        Product(
+            target=target,
+            options=request.options,
+            source=prepared.source.record,
+            exported=prepared.exported,
+            calibrated=prepared.calibrated,
+            suspicions=prepared.suspicions,
+            files=made.subject.files,
+            pixels=prepared.pixels,
+            verified=made.verified,
+            gates=verdicts,
+            steps=made.steps,
+            quantization=made.quantization,
+            guard=made.guard,
+            speed=swiftness,
+            machine=shop.machine(),
+        ),
+    )
+
+
+def within_budget(shop: Workshop, prepared: Prepared, target: Target) -> Candidate:
+    """The plain candidate; with ``--max-drop``, one in which as few layers as possible left INT8 to hold it."""
+    plain = candidate(shop, prepared, target, Quantization.of(shop.options))
+    parity = plain.verified.parity
+    if not shop.options.max_drop or not target.needs_calibration or parity is None:
+        return plain
+    budget = config.parse_fraction(shop.options.max_drop, what="--max-drop")
+    assert prepared.calibrated is not None
+    if guard.drop_of(parity)[1] <= budget:
+        return plain
+
+    def measure(choice: Quantization) -> Parity | None:
+        return candidate(shop, prepared, target, choice).verified.parity
+
+    found = guard.search(shop, prepared.optimized, target, prepared.calibrated, budget, measure)
+    made = candidate(shop, prepared, target, found.choice)
+    if found.in_float is not None and (slow := too_slow(shop, prepared, made)):
+        other = candidate(shop, prepared, target, found.in_float)
+        drop = guard.drop_of(other.verified.parity)[1] if other.verified.parity else float("inf")
+        if drop <= max(budget, found.account["drop"]):
+            found, made = found.as_float(drop, f"with INT16 activations: {slow}"), other
+    return replace(made, guard=found.account)
+
+
+def too_slow(shop: Workshop, prepared: Prepared, made: Candidate) -> str:
+    """Why the artifact would not pass the speed gate; empty where it would."""
+    swiftness = against_sibling(shop, prepared, made)
+    verdict = speed.gate(swiftness, made.verified.placement) if swiftness is not None else None
+    return verdict.message if verdict is not None and verdict.verdict is Verdict.FAIL else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way of making a target's artifact, run and measured."""
+
+    subject: Subject
+    verified: Verified
+    steps: tuple[StepRecord, ...]
+    quantization: Any
+    guard: Mapping[str, Any] | None = None
+
+
+def candidate(shop: Workshop, prepared: Prepared, target: Target, quantization: Quantization) -> Candidate:
+    """Quantize as asked, lower, run and compare."""
+    steps, report = list(prepared.steps), None
+    model = prepared.optimized
+    if target.scheme is not None:
+        calibrated = usable(prepared.calibrated, target)
+        steps += [calibrated.step] if calibrated else []
+        model, step, report = stages.quantize(shop, model, target, calibrated, quantization)
+        steps.append(step)
+    subject, more = lowered(shop, prepared, target, model)
+    verified = verify(shop, subject, prepared.source, prepared.exported, prepared.data.verification)
+    return Candidate(subject=subject, verified=verified, steps=(*steps, *more), quantization=report)
+
+
+def usable(calibrated: Calibrated | None, target: Target) -> Calibrated | None:
+    """The calibration where it serves the target; random inputs only where ranges have to come from somewhere."""
+    random = calibrated is not None and calibrated.samples.origin == RANDOM
+    return calibrated if target.needs_calibration or (target.uses_calibration and not random) else None
+
+
+def lowered(
+    shop: Workshop, prepared: Prepared, target: Target, model: OnnxModel
+) -> tuple[Subject, tuple[StepRecord, ...]]:
+    """Shapes fixed where the target needs it, preprocessing folded in where asked, then the runtime's own files."""
+    steps: list[StepRecord] = []
+    model, fixed = fixed_shapes(shop, target, model, prepared.exported)
+    steps += [fixed] if fixed else []
+    if prepared.pixels is not None:
+        model, fold = stages.fold_preprocessing(shop, model, prepared.pixels)
+        steps.append(fold)
+    files = stages.lower(shop, model, target, config.target_options(target, shop.options.set))
+    if prepared.pixels is not None:
+        files = replace(files, lowered=prepared.pixels.declared(files.lowered))
+    subject = Subject(target=target, model=model, files=files, pixels=prepared.pixels)
+    return subject, (*steps, files.step)
+
+
+def fixed_shapes(
+    shop: Workshop, target: Target, model: OnnxModel, exported: Exported
+) -> tuple[OnnxModel, StepRecord | None]:
+    """The model as the target wants it: dynamic axes set to the example's sizes, or left alone."""
+    if not target.fixed_shapes:
+        return model, None
+    return stages.fix_shapes(shop, model, exported.example_inputs())
+
+
+def against_sibling(shop: Workshop, prepared: Prepared, made: Candidate) -> speed.Speed | None:
+    """The quantized artifact's speed against the float target of the same backend, where there is one; timed only
+    where speed is to be judged."""
+    row = speed.sibling(made.subject.target, catalogue.known())
+    timed = shop.options.speed_gate and not (shop.site and shop.site.emulated)
+    if not timed or row is None or made.verified.not_run:
+        return None
+    against, _ = lowered(shop, prepared, row, prepared.optimized)
+    example = prepared.exported.example_inputs()
+    if prepared.pixels is not None:
+        example = prepared.pixels.fed(example)
+    return speed.compare(shop, made.subject, against, example)
+
+
+def judge(target: Target, made: Candidate, options: Options) -> tuple[Gate, ...]:
+    """The target's limits, with ``--max-drop`` in place of the row's where it is given.
+
+    Layers that the user or the guard took out of integers do not count against the placement.
+    """
+    tolerance, verified = target.tolerance, made.verified
+    if options.max_drop:
+        tolerance = replace(tolerance, metric_drop=config.parse_fraction(options.max_drop, what="--max-drop"))
+    if tolerance.placement is not None:
+        tolerance = replace(tolerance, placement=tolerance.placement * asked_share(made.quantization, target))
+    evidence = Evidence(parity=verified.parity, placement=verified.placement, not_run=verified.not_run)
+    return gates(evidence, tolerance)
+
+
+def asked_share(report: Any, target: Target) -> float:
+    """The part of the multiply-accumulates that was not given another precision on purpose (0 to 1)."""
+    nodes = report["nodes"] if report else []
+    total = sum(n["macs"] for n in nodes)
+    wide = "int16" if target.scheme is not None and target.scheme.activation != "int16" else "none"
+    kept_out = sum(
+        n["macs"] for n in nodes if n["reason"].startswith("excluded by") or n["activation"] == wide
+    )
+    return 1.0 - kept_out / total if total else 1.0
+
+
+def refuse_missing_runtime(shop: Workshop, target: Target) -> None:
+    """A runtime that is missing, here or on the device, is known before anything is quantized for it."""
+    refuse_missing_backend(target)
+    if shop.site is not None:
+        shop.site.refuse(target)
+
+
+def refuse_missing_backend(target: Target) -> None:
+    """Raise :class:`MissingExtraError` for a backend that is not installed."""
+    available = plugins.backend(target.backend).available()
+    if not available.installed:
+        raise MissingExtraError(f"the runtime of {target.name}", target.extra or target.backend)
+
+
+def with_alternatives(
+    error: UnsupportedOperatorsError, shop: Workshop, prepared: Prepared, target: Target
+) -> UnsupportedOperatorsError:
+    """The same error, naming the other backends' float targets that can express the model: each was tried."""
+    able = [row.name for row in catalogue.known().values() if _expresses(row, target, shop, prepared)]
+    return UnsupportedOperatorsError(error.target, error.nodes, supported_by=able)
+
+
+def _expresses(row: Target, instead_of: Target, shop: Workshop, prepared: Prepared) -> bool:
+    if row.scheme is not None or row.backend == instead_of.backend or not row.name.endswith("-fp32"):
+        return False
+    try:
+        refuse_missing_backend(row)
+        lowered(shop, prepared, row, prepared.optimized)
+    except EdgekitError:
+        return False
+    return True
+
+
+def raise_failures(outcomes: Sequence[Outcome], options: Options) -> None:
+    """Raise the first failure, if there is one, with the others as notes."""
+    errors = [e for e in (failure(o, options) for o in outcomes) if e is not None]
+    if not errors:
+        return
+    for other in errors[1:]:
+        errors[0].add_note(f"also: {other.message}")
+    raise errors[0]
+
+
+def failure(outcome: Outcome, options: Options) -> EdgekitError | None:
+    """The error of an outcome that is not an artifact that passed."""
+    if outcome.error is not None:
+        return outcome.error
+    assert outcome.artifact is not None
+    return refusal(outcome.artifact, allow_not_run=options.allow_not_run)

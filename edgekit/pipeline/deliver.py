@@ -1,0 +1,197 @@
+"""The last stage: the manifest, and the artifact in its place. Only an artifact that passed is left where
+it is looked for; one that failed goes to ``<target>.failed`` beside it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import edgekit
+from edgekit.artifact import golden
+from edgekit.artifact import manifest as manifests
+from edgekit.artifact.manifest import (
+    Artifact,
+    CalibrationRecord,
+    GoldenRecord,
+    Manifest,
+    SourceRecord,
+    StepRecord,
+)
+from edgekit.core import versions
+from edgekit.core.config import Options
+from edgekit.core.store import publish, scratch
+from edgekit.core.structure import to_builtins
+from edgekit.errors import EdgekitError, GateFailedError, NotRunnableError
+from edgekit.load.data import RANDOM
+from edgekit.pipeline import pixels
+from edgekit.pipeline.pixels import Pixels
+from edgekit.pipeline.speed import Speed
+from edgekit.pipeline.stages import Calibrated, Exported, LoweredFiles, Suspicion
+from edgekit.pipeline.verify import Verified
+from edgekit.preprocess.contract import completed
+from edgekit.types import Gate, Target, Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """Everything that is known about one target's artifact."""
+
+    target: Target
+    options: Options
+    source: SourceRecord
+    exported: Exported
+    calibrated: Calibrated | None
+    suspicions: tuple[Suspicion, ...] = ()
+    files: LoweredFiles
+    pixels: Pixels | None = None
+    verified: Verified
+    gates: tuple[Gate, ...]
+    steps: tuple[StepRecord, ...]
+    quantization: Mapping[str, Any] | None = None
+    speed: Speed | None = None
+    machine: Mapping[str, Any] = field(default_factory=versions.machine)
+    guard: Mapping[str, Any] | None = None
+
+
+def deliver(out: Path, product: Product) -> Artifact:
+    """Write ``out/<target>`` (or ``<target>.failed`` when a gate did not pass) in one move and return the artifact.
+
+    An artifact that is there already and equal is left alone.
+    """
+    status = manifests.status_of(product.gates)
+    name = product.target.name
+    refused = status in ("failed", "inconclusive")
+    final = out / (f"{name}.failed" if refused else name)
+    other = out / (name if refused else f"{name}.failed")
+    with scratch(out) as work:
+        for file in product.files.lowered.files:
+            (work / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(product.files.directory / file, work / file)
+        if product.verified.vectors is not None:
+            shutil.copyfile(product.verified.vectors.file, work / golden.FILE)
+        manifest = describe(product, status, work)
+        if not _same(manifest, final):
+            manifests.write(manifest, work)
+            publish(work, final)
+    if other.is_dir() and (other / manifests.FILE_NAME).is_file():
+        shutil.rmtree(other)
+    return manifests.read(final)
+
+
+def describe(product: Product, status: str, directory: Path) -> Manifest:
+    """The manifest of the files in ``directory``."""
+    verified, lowered, record = product.verified, product.files.lowered, product.exported.record
+    kept = None
+    if (vectors := verified.vectors) is not None:
+        kept = GoldenRecord(file=golden.FILE, samples=vectors.count, parity=verified.golden_parity)
+    details = dict(lowered.details)
+    if product.quantization is not None:
+        details["quantization"] = product.quantization
+    if modules := product.files.modules:
+        details["modules"] = modules
+    if product.guard is not None:
+        details["guard"] = product.guard
+    if product.speed is not None:
+        details["speed"] = to_builtins(product.speed)
+    if product.pixels is not None:
+        details[pixels.DETAIL] = product.pixels.contract.to_mapping()
+    return Manifest(
+        edgekit=edgekit.__version__,
+        status=status,
+        target=product.target,
+        source=product.source,
+        settings=product.options.set,
+        steps=product.steps,
+        files=manifests.file_records(directory, lowered.files),
+        inputs=lowered.inputs,
+        outputs=lowered.outputs,
+        channels_moved=lowered.channels_moved,
+        labels=record.labels,
+        preprocessing=_preprocessing(product),
+        calibration=_calibration(product),
+        golden=kept,
+        task=record.task,
+        parity=verified.parity,
+        placement=verified.placement,
+        gates=product.gates,
+        runtime=lowered.runtime,
+        runtime_versions=verified.runtime_versions,
+        minimum_runtime=lowered.minimum_runtime,
+        notes=(*record.notes, *lowered.notes, *verified.notes, *_where(product)),
+        details=details,
+        machine=product.machine,
+    )
+
+
+def _where(product: Product) -> tuple[str, ...]:
+    """Where it was run, if not here. Part of the digest: on another processor it is another result."""
+    machine, scheme = product.machine, product.target.scheme
+    if "device" not in machine:
+        return ()
+    how = ", an emulated processor: what it computed counts, its speed was not measured"
+    place = f"run on {machine['device']} ({machine['machine']}{how if machine.get('emulated') else ''})"
+    return (place, *([scheme.why] if scheme is not None and scheme.why else []))
+
+
+def refusal(artifact: Artifact, *, allow_not_run: bool) -> EdgekitError | None:
+    """Why this artifact must not count as built, or ``None``."""
+    manifest = artifact.manifest
+    if manifest.status == "failed":
+        failed = [g for g in manifest.gates if g.verdict is Verdict.FAIL]
+        lines = "; ".join(f"{g.name}: {g.message}" for g in failed)
+        return GateFailedError(
+            f"{artifact.target} failed {len(failed)} of {len(manifest.gates)} gates: {lines}",
+            hint=f"look at {artifact.directory}: edgekit inspect shows placement and parity per output",
+            gates=[g.name for g in failed],
+        )
+    if manifest.status == "inconclusive":
+        open_ones = [g for g in manifest.gates if g.verdict is Verdict.INCONCLUSIVE]
+        return GateFailedError(
+            f"{artifact.target} did not pass: " + "; ".join(f"{g.name}: {g.message}" for g in open_ones),
+            hint="evaluate on more samples, or set the limit that you can accept with --max-drop",
+            gates=[g.name for g in open_ones],
+        )
+    if manifest.status == "not-run" and not allow_not_run:
+        reason = next((g.message for g in manifest.gates if g.verdict is Verdict.NOT_RUN), "nothing ran it")
+        return NotRunnableError(
+            f"{artifact.target} was built but not run: {reason}",
+            hint=f"edgekit verify {artifact.directory} on a machine that can run it, or --allow-not-run",
+        )
+    return None
+
+
+def _calibration(product: Product) -> CalibrationRecord | None:
+    calibrated = product.calibrated
+    if calibrated is None or not product.target.uses_calibration:
+        return None
+    return CalibrationRecord(
+        fingerprint=calibrated.samples.fingerprint,
+        samples=len(calibrated.samples),
+        method=product.options.method,
+        calibrated=calibrated.samples.origin != RANDOM,
+        findings=tuple(f"{s.severity}: {s.message}" for s in product.suspicions),
+    )
+
+
+def _preprocessing(product: Product) -> dict[str, Any]:
+    """The whole contract, with what it takes from a processor's file or the model's input written out."""
+    if product.pixels is not None:
+        return product.pixels.left.to_mapping()
+    record = product.exported.record
+    stated = product.options.preprocessing or record.preprocessing
+    contract = completed(stated, record.model.inputs)
+    return contract.to_mapping() if contract is not None else dict(stated)
+
+
+def _same(manifest: Manifest, final: Path) -> bool:
+    if not (final / manifests.FILE_NAME).is_file():
+        return False
+    try:
+        there = manifests.read(final)
+        manifests.check_files(there)
+    except EdgekitError:
+        return False
+    return there.manifest.digest == manifest.digest

@@ -1,0 +1,164 @@
+"""``--max-drop``: layers leave INT8, the fewest that suffice, until the budget holds on the real runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.core import versions
+from edgekit.core.store import Key
+from edgekit.core.structure import to_builtins
+from edgekit.errors import BackendError, UnsupportedError
+from edgekit.graph.records import read_json, write_json
+from edgekit.pipeline.stages import Calibrated, Quantization, Workshop
+from edgekit.types import OnnxModel, Parity, Target
+
+if TYPE_CHECKING:
+    from edgekit.quantize import LayerSensitivity, QuantizeOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the guard settled on, and its account for the manifest. ``in_float``: the same layers in float, where it
+    settled on INT16 activations."""
+
+    choice: Quantization
+    account: Mapping[str, Any]
+    in_float: Quantization | None = None
+
+    def as_float(self, drop: float, why: str) -> Found:
+        """The outcome with the layers in float instead."""
+        assert self.in_float is not None
+        restored = [layer | {"precision": "float32"} for layer in self.account["restored"]]
+        account = {**self.account, "drop": drop, "precision": "float32", "restored": restored, "instead": why}
+        return Found(choice=self.in_float, account=account)
+
+
+def drop_of(parity: Parity) -> tuple[str, float]:
+    """What the budget is held against: the task metric's drop where there are labels, else the share of
+    rows whose top-1 differs, else the cosine's distance from 1."""
+    if parity.nonfinite:
+        return "non-finite values", float("inf")
+    if parity.metric_drop is not None:
+        return f"drop of {parity.metric_name}", parity.metric_drop
+    if parity.top1_agreement is not None:
+        return "top-1 disagreement", 1.0 - parity.top1_agreement
+    return "1 - cosine", 1.0 - parity.cosine
+
+
+def search(
+    shop: Workshop,
+    model: OnnxModel,
+    target: Target,
+    calibrated: Calibrated,
+    budget: float,
+    measure: Callable[[Quantization], Parity | None],
+) -> Found:
+    """Find the quantization that holds ``budget``; ``measure`` builds, runs and compares one.
+
+    Where the runtime has INT16 activations among INT8 ones, layers get these first, and float where they do not
+    suffice. Ctrl-C ends the search with the best so far.
+    """
+    from edgekit.quantize import QuantizeOptions, guard
+    from edgekit.quantize.rules import table
+
+    int16 = target.scheme is not None and table(target.scheme.rules).int16
+
+    start = Quantization.of(shop.options)
+    options = QuantizeOptions(
+        method=start.method, exclude=start.exclude, int16=start.int16, corrections=start.corrections
+    )
+    kinds: list[str] = []
+
+    def drop(candidate: QuantizeOptions) -> float:
+        try:
+            parity = measure(_choice(candidate))
+        except (UnsupportedError, BackendError) as error:  # a kernel that has no INT16 form
+            if candidate.int16 == options.int16:
+                raise
+            shop.progress.note(f"guard: not with INT16 activations: {error.message}")
+            return float("inf")
+        if parity is None:
+            return float("inf")
+        kind, value = drop_of(parity)
+        kinds.append(kind)
+        return value
+
+    with shop.progress.task(f"guard {target.name}") as task:
+
+        def progressed(done: int, remaining: int, best: float) -> None:
+            task.total(done + remaining)
+            task.advance()
+            shop.progress.note(f"guard: {done} evaluations, at most {remaining} remain, best drop {best:.4g}")
+
+        ranking = sensitivities(shop, model, target, calibrated, options)
+        found = guard(drop, ranking, budget, options, int16=int16, progress=progressed)
+    account = {
+        "budget": budget,
+        "held_against": kinds[-1] if kinds else "",
+        "drop": found.drop,
+        "precision": found.precision,
+        "met": found.met,
+        "finished": found.finished,
+        "evaluations": [to_builtins(e) for e in found.trail],
+        "restored": [
+            to_builtins(layer)
+            | {
+                "precision": found.precision,
+                "why": f"alone in integers it leaves {layer.snr_db:.1f} dB at the outputs",
+            }
+            for layer in found.restored
+        ],
+    }
+    in_float = None
+    if found.precision == "int16" and found.restored:
+        names = tuple(layer.node for layer in found.restored)
+        in_float = replace(start, exclude=(*start.exclude, *names))
+    return Found(choice=_choice(found.options), account=account, in_float=in_float)
+
+
+def sensitivities(
+    shop: Workshop, model: OnnxModel, target: Target, calibrated: Calibrated, options: QuantizeOptions
+) -> tuple[LayerSensitivity, ...]:
+    """Every layer that multiplies, the most harmful first; cached."""
+    import msgspec
+
+    from edgekit.quantize import LayerSensitivity, Quantizing, sensitivity
+    from edgekit.quantize.calibrate import Calibration
+
+    def produce(out: Path) -> None:
+        job = Quantizing(
+            model=model,
+            calibration=Calibration.load(calibrated.file),
+            target=target,
+            options=options,
+            samples=calibrated.samples,
+        )
+        with shop.progress.task("sensitivity of each layer") as task:
+            write_json(sensitivity(job, out, progress=_steps(task)), out / "sensitivity.json")
+
+    key = Key(
+        name="sensitivity",
+        inputs=(model.sha256, calibrated.sha256),
+        options={"scheme": to_builtins(target.scheme), "options": to_builtins(options)},
+        versions=versions.of("onnx", "onnx-ir", "onnxruntime", "numpy"),
+    )
+    rows = read_json(shop.store.step(key, produce).directory / "sensitivity.json")
+    return tuple(msgspec.convert(row, LayerSensitivity) for row in rows)
+
+
+def _steps(task: Any) -> Callable[[int, int], None]:
+    def progressed(done: int, total: int) -> None:
+        if done == 1:
+            task.total(total)
+        task.advance()
+
+    return progressed
+
+
+def _choice(options: QuantizeOptions) -> Quantization:
+    return Quantization(
+        method=options.method, exclude=options.exclude, int16=options.int16, corrections=options.corrections
+    )

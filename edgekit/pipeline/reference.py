@@ -1,0 +1,53 @@
+"""The reference that every artifact is compared with: the source as it is, run on the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from edgekit.errors import SourceError
+from edgekit.graph.records import ModelRecord
+from edgekit.types import OnnxModel, Sample, TorchModel, names
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
+
+
+def answers(
+    model: TorchModel | OnnxModel, record: ModelRecord, samples: Iterable[Sample]
+) -> Iterator[dict[str, Array]]:
+    """Outputs by name, one row a sample; one row is in memory at a time."""
+    if isinstance(model, OnnxModel):
+        return _in_onnxruntime(record, samples)
+    return _in_torch(model, record, samples)
+
+
+def _in_torch(
+    model: TorchModel, record: ModelRecord, samples: Iterable[Sample]
+) -> Iterator[dict[str, Array]]:
+    import torch
+
+    from edgekit.graph.nested import call
+
+    wanted = names(record.model.outputs)
+    for sample in samples:
+        inputs = {name: torch.from_numpy(array) for name, array in sample.inputs.items()}
+        with torch.inference_mode():
+            outputs = call(model.module, inputs)
+        if len(outputs) != len(wanted):
+            raise SourceError(
+                f"the module gave {len(outputs)} outputs for one of the samples, {len(wanted)} for its example",
+                hint="let forward return the same outputs for every input",
+            )
+        # By position: the graph renames an output that is called like an input.
+        yield {name: value.cpu().numpy() for name, value in zip(wanted, outputs.values(), strict=True)}
+
+
+def _in_onnxruntime(record: ModelRecord, samples: Iterable[Sample]) -> Iterator[dict[str, Array]]:
+    from edgekit.devices.execute import RunSettings, run_artifact
+
+    settings = RunSettings(outputs=names(record.model.outputs))
+    with run_artifact(
+        "onnxruntime", record.model.path, inputs=(s.inputs for s in samples), settings=settings
+    ) as result:
+        yield from result.outputs

@@ -1,0 +1,130 @@
+"""Is the quantized artifact at least as fast as its float sibling on the same runtime? Measured, interleaved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.artifact.layout import to_runtime
+from edgekit.core.store import Key
+from edgekit.core.structure import structure, to_builtins
+from edgekit.devices.bench import BenchSettings, Variant, compare_artifacts
+from edgekit.graph.records import read_json, write_json
+from edgekit.pipeline.stages import Workshop
+from edgekit.pipeline.verify import Subject
+from edgekit.types import Fallback, Gate, Placement, Precision, Target, Verdict
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
+
+GATE = "speed"
+_PROMISE_SPEED = (Precision.INT8, Precision.INT8_DYNAMIC, Precision.FP8)  # INT16X8 promises accuracy
+_SETTINGS = BenchSettings(processes=8, seconds=0.15, warmup_s=0.5, wait_s=120.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """The quantized artifact against ``sibling``: ``ratio`` is its latency over the sibling's, with a 95 %
+    interval; ``verdict`` as :class:`edgekit.devices.statistics.Difference` says it; times in milliseconds."""
+
+    sibling: str
+    ratio: float
+    low: float
+    high: float
+    verdict: str
+    detectable: float
+    p50_ms: float
+    sibling_p50_ms: float
+    validity: str
+    reasons: tuple[str, ...] = ()
+
+
+def sibling(target: Target, rows: Mapping[str, Target]) -> Target | None:
+    """The float row of the same backend, for a target whose point is speed."""
+    if target.precision not in _PROMISE_SPEED:
+        return None
+    name = target.name.removesuffix(str(target.precision)) + "fp32"
+    row = rows.get(name)
+    return row if row is not None and row.backend == target.backend else None
+
+
+def compare(shop: Workshop, subject: Subject, against: Subject, inputs: Mapping[str, Array]) -> Speed:
+    """Time both in fresh processes, interleaved (ABBA), on one input. Cached like every other stage."""
+
+    def produce(out: Path) -> None:
+        with shop.progress.task(f"time {subject.target.name} against {against.target.name}"):
+            found = compare_artifacts(
+                _variant(against, inputs), _variant(subject, inputs), device=shop.device, settings=_SETTINGS
+            )
+        runs, difference = (found.first, found.second), found.difference
+        worst = max(runs, key=lambda m: ("VALID", "NOISY", "INVALID").index(m.validity))
+        speed = Speed(
+            sibling=against.target.name,
+            ratio=difference.ratio,
+            low=difference.interval.low,
+            high=difference.interval.high,
+            verdict=difference.verdict,
+            detectable=difference.detectable,
+            p50_ms=found.second.p50_ms,
+            sibling_p50_ms=found.first.p50_ms,
+            validity=worst.validity,
+            reasons=worst.reasons,
+        )
+        write_json(speed, out / "speed.json")
+
+    key = Key(
+        name="speed",
+        inputs=(subject.files.sha256, against.files.sha256),
+        options={
+            "runtime": dict(subject.files.lowered.runtime),
+            "shapes": {name: list(array.shape) for name, array in inputs.items()},
+            "settings": to_builtins(_SETTINGS),
+        },
+        versions=dict(subject.files.step.versions) | shop.machine_versions(subject.target.backend),
+    )
+    directory = shop.store.step(key, produce).directory
+    return structure(Speed, read_json(directory / "speed.json"), where="speed.json")
+
+
+def gate(speed: Speed, placement: Placement | None) -> Gate:
+    """Fails when the artifact is slower beyond doubt, and says why it may be and what is faster."""
+    figures = f"{speed.p50_ms:.3g} ms against {speed.sibling_p50_ms:.3g} ms of {speed.sibling}"
+    if speed.verdict != "slower" or speed.validity == "INVALID":
+        doubt = f" ({'; '.join(speed.reasons)})" if speed.reasons else ""
+        message = f"{figures}: {speed.verdict}; {speed.detectable:.0%} would have been detected{doubt}"
+        return Gate(name=GATE, verdict=Verdict.PASS, limit=1.0, value=speed.ratio, message=message)
+    message = (
+        f"{figures}: {speed.ratio:.2f} times as slow ({speed.low:.2f} to {speed.high:.2f}); "
+        f"{_reason(placement)}; {speed.sibling} is the faster target here"
+    )
+    return Gate(name=GATE, verdict=Verdict.FAIL, limit=1.0, value=speed.ratio, message=message)
+
+
+def _reason(placement: Placement | None) -> str:
+    if placement is None:
+        return "the runtime does not tell why"
+    causes = [_cause(f) for f in placement.fallbacks[:3]]
+    if placement.partitions is not None and placement.partitions > 1:
+        causes.append(f"the delegate is split into {placement.partitions} partitions")
+    return (
+        "; ".join(causes)
+        or "everything runs as asked: this model is too small, or this CPU's integer kernels too slow"
+    )
+
+
+def _cause(fallback: Fallback) -> str:
+    return f"{fallback.count} {fallback.op} do not run as asked ({fallback.reason})"
+
+
+def _variant(subject: Subject, inputs: Mapping[str, Array]) -> Variant:
+    lowered = subject.files.lowered
+    return Variant(
+        backend=subject.target.backend,
+        model=subject.main,
+        inputs=to_runtime(inputs, lowered.channels_moved),
+        options=lowered.runtime,
+        files=subject.beside,
+        quantize=True,
+    )

@@ -1,0 +1,138 @@
+"""Preprocessing contracts from the files that model hubs ship: Hugging Face processors and timm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import ConfigError
+from edgekit.preprocess.contract import Preprocessing
+
+# PIL.Image.Resampling, which processor configurations store by number.
+_PIL_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic", 4: "box"}
+_TIMM_FILTERS = {"nearest": "nearest", "bilinear": "bilinear", "bicubic": "bicubic", "box": "box"}
+
+
+def from_huggingface(path: Path) -> Preprocessing:
+    """The contract of a ``preprocessor_config.json`` (or the directory that holds it).
+
+    Follows transformers' image processors: resize, centre crop, rescale, normalise, flip of the channel
+    order. Raises :class:`ConfigError` for steps that the contract cannot say (padding to a batch,
+    Lanczos, a longest edge).
+    """
+    file = path / "preprocessor_config.json" if path.is_dir() else path
+    config = _read(file)
+    resize, crop = _hf_resize(config, file), None
+    if config.get("do_center_crop"):
+        crop = _pair(config.get("crop_size", config.get("size")), file)
+    if isinstance(resize, int) and crop is None:
+        crop_pct = config.get("crop_pct")
+        if crop_pct is None:
+            raise _cannot(file, "resizes the shortest edge and does not crop: the size stays open")
+        crop, resize = (resize, resize), int(resize / float(crop_pct)) if resize < 384 else (resize, resize)
+    rescale = config.get("do_rescale", True)
+    normalise = config.get("do_normalize", True)
+    shift = 1.0 if rescale and (config.get("offset") or config.get("rescale_offset")) else 0.0
+    mean = _floats(config.get("image_mean", [0.0])) if normalise else (0.0,)
+    flip = bool(config.get("do_flip_channel_order"))
+    return Preprocessing(
+        resize=resize,
+        filter=_filter(config.get("resample", 2), _PIL_FILTERS, file),
+        crop=crop,
+        color="bgr" if flip else "rgb",
+        scale=float(config.get("rescale_factor", 1 / 255)) if rescale else 1.0,
+        mean=tuple(m + shift for m in mean),
+        std=_floats(config.get("image_std", [1.0])) if normalise else (1.0,),
+    )
+
+
+def from_timm(path: Path) -> Preprocessing:
+    """The evaluation transform of a timm ``config.json`` (``pretrained_cfg``), as ``timm.data`` builds it.
+
+    ``crop_mode`` ``center`` and ``squash`` are understood; ``border`` raises :class:`ConfigError`.
+    """
+    file = path / "config.json" if path.is_dir() else path
+    document = _read(file)
+    config = document.get("pretrained_cfg", document)
+    if not isinstance(config, Mapping) or "input_size" not in config:
+        raise _cannot(file, "has no input_size")
+    channels, height, width = (int(n) for n in config["input_size"])
+    fraction = float(config.get("crop_pct") or 0.875)
+    scaled = (int(height / fraction), int(width / fraction))
+    mode = config.get("crop_mode") or "center"
+    if mode not in ("center", "squash"):
+        raise _cannot(file, f"uses crop_mode {mode!r}")
+    if mode == "center" and height != width:
+        raise _cannot(file, "crops a size that is not square from the centre")
+    return Preprocessing(
+        resize=scaled if mode == "squash" else scaled[0],
+        filter=_filter(config.get("interpolation", "bicubic"), _TIMM_FILTERS, file),
+        crop=(height, width),
+        crop_rounding="half-even",
+        color="rgb" if channels == 3 else "gray",
+        mean=_floats(config.get("mean", [0.485, 0.456, 0.406])),
+        std=_floats(config.get("std", [0.229, 0.224, 0.225])),
+    )
+
+
+READERS: Mapping[str, Callable[[Path], Preprocessing]] = {
+    "huggingface": from_huggingface,
+    "timm": from_timm,
+}
+"""Keys of a preprocessing table that name a file to read."""
+
+
+def _hf_resize(config: Mapping[str, Any], file: Path) -> int | tuple[int, int] | None:
+    if not config.get("do_resize", True) or config.get("size") is None:
+        return None
+    size = config["size"]
+    if isinstance(size, Mapping) and "shortest_edge" in size:
+        if "longest_edge" in size:
+            raise _cannot(file, "limits the longest edge: the tensor's size depends on the image")
+        return int(size["shortest_edge"])
+    if isinstance(size, int) and config.get("do_center_crop"):
+        return size
+    return _pair(size, file)
+
+
+def _pair(size: object, file: Path) -> tuple[int, int]:
+    if isinstance(size, int):
+        return (size, size)
+    if isinstance(size, Mapping) and {"height", "width"} <= set(size):
+        return (int(size["height"]), int(size["width"]))
+    if isinstance(size, Mapping) and "shortest_edge" in size:
+        return (int(size["shortest_edge"]), int(size["shortest_edge"]))
+    raise _cannot(file, f"has the size {size!r}")
+
+
+def _floats(value: object) -> tuple[float, ...]:
+    return tuple(float(v) for v in value) if isinstance(value, list | tuple) else (float(str(value)),)
+
+
+def _filter(value: object, table: Mapping[Any, str], file: Path) -> str:
+    if value not in table:
+        raise _cannot(file, f"resamples with {value!r}")
+    return table[value]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_bytes())
+    except OSError as e:
+        raise ConfigError(
+            f"cannot read {file}: {e.strerror}", hint="name the model's directory or the file"
+        ) from e
+    except ValueError as e:
+        raise ConfigError(f"{file} is not JSON: {e}", hint="name a processor's configuration file") from e
+    if not isinstance(document, dict):
+        raise ConfigError(f"{file} is not a JSON object", hint="name a processor's configuration file")
+    return document
+
+
+def _cannot(file: Path, what: str) -> ConfigError:
+    return ConfigError(
+        f"{file}: {what}, which the preprocessing contract cannot express",
+        hint="write the [preprocessing] table by hand for the size that the model is exported with",
+    )

@@ -1,0 +1,270 @@
+"""The calibration doctor: are these samples what the model will meet?
+
+Wrong calibration data goes unnoticed everywhere: the artifact builds, and is wrong. The samples are
+compared with inputs that are known to be right (the evaluation samples, else the source's example inputs)
+and with what any such data looks like; the ranges of one half with those of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.quantize.calibrate.calibration import Calibration
+from edgekit.quantize.calibrate.profile import Floats, InputProfile, exchange, profile
+from edgekit.types import Sample
+
+_T = TypeVar("_T")
+
+
+class Severity(StrEnum):
+    """``error``: quantizing with these samples would be wrong. ``warning``: look at it."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong. ``evidence`` are the figures that say so."""
+
+    code: str
+    severity: Severity
+    tensor: str
+    message: str
+    hint: str
+    evidence: Mapping[str, float] = field(default_factory=dict)
+
+
+LIMIT = 256
+"""How many samples of each set are looked at, spread over all of it: sets are often sorted by class."""
+
+_FEW = 8  # reference samples below which only gross differences count
+
+
+def diagnose(
+    samples: Iterable[Sample],
+    *,
+    reference: Iterable[Sample] | Sequence[Mapping[str, npt.NDArray[Any]]] = (),
+    calibration: Calibration | None = None,
+) -> tuple[Finding, ...]:
+    """All findings, errors first. ``reference``: inputs known to be right, the more the better.
+
+    ``calibration`` adds the split-half stability of the ranges. Looks at :data:`LIMIT` samples of each.
+    """
+    taken = _spread(samples)
+    known: list[Sample | Mapping[str, npt.NDArray[Any]]] = _spread(reference)
+    right = [r.inputs if isinstance(r, Sample) else r for r in known]
+    findings: list[Finding] = []
+    for name in sorted({n for s in taken for n in s.inputs}):
+        mine = profile(name, [s.inputs[name] for s in taken if name in s.inputs])
+        theirs = profile(name, [r[name] for r in right if name in r]) if right else None
+        findings += _values(mine, theirs)
+    if taken:
+        findings += _duplicates([s.inputs for s in taken])
+    if calibration is not None:
+        findings += _stability(calibration)
+    return tuple(sorted(findings, key=lambda f: (f.severity != Severity.ERROR, f.tensor, f.code)))
+
+
+def _spread(items: Iterable[_T]) -> list[_T]:
+    """Up to :data:`LIMIT` items, evenly spaced over all of an iterable whose length is not known."""
+    kept: list[_T] = []
+    stride = 1
+    for index, item in enumerate(items):
+        if index % stride:
+            continue
+        if len(kept) == LIMIT:
+            kept, stride = kept[::2], stride * 2
+            if index % stride:
+                continue
+        kept.append(item)
+    return kept
+
+
+def _values(mine: InputProfile, theirs: InputProfile | None) -> list[Finding]:
+    """The gravest finding on an input's values: what is behind it would only repeat it."""
+    if mine.not_finite:
+        return [
+            _finding("not-finite", mine, f"{mine.not_finite} of {mine.samples} samples hold NaN or infinity",
+                     "mend or drop these samples", samples=mine.not_finite)
+        ]  # fmt: skip
+    if not mine.real:
+        return []
+    for check in (_constant, _scale, _layout, _noise, _normalization, _colour):
+        finding = check(mine, theirs)
+        if finding is not None:
+            return [finding]
+    return []
+
+
+def _constant(mine: InputProfile, theirs: InputProfile | None) -> Finding | None:
+    if theirs is not None and theirs.constant > 0.5 * theirs.samples:
+        return None
+    for code, count, what in (
+        ("zeros", mine.zero, "nothing but zeros"),
+        ("constant", mine.constant, "one value"),
+    ):
+        if count > 0.1 * mine.samples:
+            return _finding(
+                code, mine, f"{count} of {mine.samples} samples hold {what}",
+                "check that the loader fills the arrays it yields", samples=count,
+            )  # fmt: skip
+    return None
+
+
+def _scale(mine: InputProfile, theirs: InputProfile | None) -> Finding | None:
+    if theirs is None or theirs.rms == 0.0:
+        return None
+    ratio = mine.rms / theirs.rms
+    limit = 8 if theirs.samples >= _FEW else 16
+    if 1 / limit < ratio < limit:
+        return None
+    near = "; 255 is the factor between bytes and 0 to 1" if 100 < max(ratio, 1 / ratio) < 650 else ""
+    return _finding(
+        "scale", mine, f"values are {ratio:.3g} times as large as in the inputs known to be right{near}",
+        "give calibration the preprocessing that evaluation has", ratio=ratio,
+    )  # fmt: skip
+
+
+def _layout(mine: InputProfile, theirs: InputProfile | None) -> Finding | None:
+    """Channels-last pixels read as channels-first repeat with the number of channels."""
+    if theirs is None or mine.period is None or theirs.period is None:
+        return None
+    if mine.period < 0.05 or theirs.period > 0.02 or mine.period - theirs.period < 0.08:
+        return None
+    return _finding(
+        "layout", mine, "neighbouring values repeat with the number of channels: pixels in another axis order",
+        "transpose (H, W, C) arrays to (C, H, W); do not reshape them", period=mine.period,
+    )  # fmt: skip
+
+
+def _noise(mine: InputProfile, theirs: InputProfile | None) -> Finding | None:
+    if mine.smoothness is None or mine.smoothness > 0.1:
+        return None
+    if theirs is not None and (theirs.smoothness is None or theirs.smoothness < mine.smoothness + 0.25):
+        return None
+    return _finding(
+        "noise", mine, f"neighbouring values are unrelated (correlation {mine.smoothness:.2f}): random noise",
+        "calibrate on real inputs: ranges from noise do not hold for them",
+        severity=Severity.ERROR if theirs is not None else Severity.WARNING, correlation=mine.smoothness,
+    )  # fmt: skip
+
+
+def _colour(mine: InputProfile, theirs: InputProfile | None) -> Finding | None:
+    """RGB read as BGR: with the channels exchanged, the samples are distributed as they should be."""
+    if (
+        theirs is None
+        or mine.colours is None
+        or theirs.colours is None
+        or min(mine.samples, theirs.samples) < _FEW
+    ):
+        return None
+    spread = theirs.colours.std(axis=0) + 1e-9
+    right = theirs.colours / spread
+    chance = (1 / mine.samples + 1 / theirs.samples) * _apart(right, right)
+    straight = energy_distance(mine.colours / spread, right) / chance
+    turned = exchange(mine.colours) / spread
+    # Mean and deviation by channel were applied in the wrong order too: compare shapes, not places.
+    exchanged = energy_distance(turned - turned.mean(axis=0) + right.mean(axis=0), right) / chance
+    if straight < 2.0 or exchanged > 0.6 * straight:
+        return None
+    return _finding(
+        "colour-order", mine, "the first and the last channel are exchanged (RGB against BGR)",
+        "read images in the channel order that the model was trained on", straight=straight, exchanged=exchanged,
+    )  # fmt: skip
+
+
+def energy_distance(a: Floats, b: Floats) -> float:
+    """Szekely and Rizzo's distance of two sets of points ``[n, d]``: 0 for one distribution."""
+    return 2 * _apart(a, b) - _apart(a, a) - _apart(b, b)
+
+
+def _apart(a: Floats, b: Floats) -> float:
+    return float(np.sqrt(np.square(a[:, None] - b[None]).sum(axis=2)).mean())
+
+
+def _normalization(mine: InputProfile, theirs: InputProfile | None) -> Finding | None:
+    if theirs is None or theirs.deviation == 0.0:
+        return None
+    shift = (mine.mean - theirs.mean) / theirs.deviation
+    spread = mine.deviation / theirs.deviation
+    one_sided = (mine.low >= 0.0) != (theirs.low >= 0.0)
+    if theirs.samples < _FEW and not theirs.low < 0.0 <= mine.low:
+        return None
+    if abs(shift) < (0.6 if one_sided else 1.2) and 0.4 < spread < 2.5:
+        return None
+    return _finding(
+        "normalization", mine,
+        f"mean {mine.mean:.3g} and deviation {mine.deviation:.3g}; inputs known to be right have "
+        f"{theirs.mean:.3g} and {theirs.deviation:.3g}",
+        "give calibration the mean and standard deviation that evaluation has",
+        severity=Severity.ERROR if one_sided else Severity.WARNING, shift=shift, spread=spread,
+    )  # fmt: skip
+
+
+def _duplicates(inputs: Sequence[Mapping[str, npt.NDArray[Any]]]) -> list[Finding]:
+    keys = [b"".join(i[n].tobytes() for n in sorted(i)) for i in inputs]
+    repeated = len(keys) - len(set(keys))
+    if repeated <= max(1, 0.1 * len(keys)):
+        return []
+    severity = Severity.ERROR if len(set(keys)) == 1 else Severity.WARNING
+    return [
+        Finding(
+            code="duplicates",
+            severity=severity,
+            tensor=", ".join(sorted(inputs[0])),
+            message=f"{repeated} of {len(keys)} samples repeat another",
+            hint="draw samples without replacement; check that the loader does not yield one array it reuses",
+            evidence={"repeated": float(repeated)},
+        )
+    ]
+
+
+_UNSTABLE = 0.2
+
+
+def _stability(calibration: Calibration) -> list[Finding]:
+    """Ranges of the even against those of the odd samples: too few samples show as a difference."""
+    differences: dict[str, float] = {}
+    for name, s in calibration.tensors.items():
+        width = s.high - s.low
+        if width > 0.0 and not s.masked:
+            ends = (s.half_high[0] - s.half_high[1], s.half_low[0] - s.half_low[1])
+            differences[name] = float(max(abs(e) for e in ends) / width)
+    if not differences:
+        return []
+    typical = float(np.median(list(differences.values())))
+    if calibration.samples >= 8 and typical <= _UNSTABLE:
+        return []
+    worst = max(differences, key=lambda n: differences[n])
+    return [
+        Finding(
+            code="too-few-samples",
+            severity=Severity.WARNING,
+            tensor=worst,
+            message=f"{calibration.samples} samples; ranges of one half differ from the other's by "
+            f"{typical:.0%} of the range at the median tensor, by {differences[worst]:.0%} at {worst!r}",
+            hint="give more samples (100 to 500 are usual), or a method that clips outliers",
+            evidence={"samples": float(calibration.samples), "median_difference": typical},
+        )
+    ]
+
+
+def _finding(
+    code: str,
+    mine: InputProfile,
+    message: str,
+    hint: str,
+    severity: Severity = Severity.ERROR,
+    **evidence: float,
+) -> Finding:
+    return Finding(
+        code=code, severity=severity, tensor=mine.name, message=f"input {mine.name!r}: {message}", hint=hint,
+        evidence=evidence,
+    )  # fmt: skip

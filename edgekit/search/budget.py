@@ -1,0 +1,113 @@
+"""What a compressed model may cost: ``drop<=1pt,size<=300KB,latency<=5ms@pi5``.
+
+``drop<=1pt@95%`` says how sure it has to be: the bound of the drop's interval at that confidence is what is compared.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from edgekit.core.config import parse_fraction
+from edgekit.errors import ConfigError
+
+_SIZES = {
+    "": 1,
+    "b": 1,
+    "kb": 1000,
+    "mb": 1000**2,
+    "gb": 1000**3,
+    "kib": 1024,
+    "mib": 1024**2,
+    "gib": 1024**3,
+}
+_TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+CONFIDENCE = 0.9
+"""How sure it is by default that the drop holds on other data of the same kind."""
+
+_HINT = (
+    "for example --budget 'drop<=1pt,size<=300KB,latency<=5ms@pi5'; each part may be left out, but not all"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Limits; ``None`` is no limit. ``drop`` is of the metric (0 to 1) and held with ``confidence`` (0.5: as
+    measured, without a margin for chance), ``size`` in bytes of the packed model, ``latency_ms`` the median on
+    ``device``."""
+
+    drop: float | None = None
+    confidence: float = CONFIDENCE
+    size: int | None = None
+    latency_ms: float | None = None
+    device: str = "local"
+
+    def excess(self, drop: float, size: float, latency_ms: float | None) -> tuple[float, ...]:
+        """By how much each limit is passed, relative to it; 0 or less is within."""
+        found = []
+        if self.drop is not None:
+            found.append((drop - self.drop) / max(self.drop, 1e-3))
+        if self.size is not None:
+            found.append((size - self.size) / self.size)
+        if self.latency_ms is not None and latency_ms is not None:
+            found.append((latency_ms - self.latency_ms) / self.latency_ms)
+        return tuple(found)
+
+    def holds(self, drop: float, size: float, latency_ms: float | None) -> bool:
+        """Whether all limits are kept. Metrics are counted in samples: rounding of the last bit is forgiven."""
+        return all(x <= 1e-9 for x in self.excess(drop, size, latency_ms))
+
+    def __str__(self) -> str:
+        sure = "" if self.confidence == CONFIDENCE else f"@{100 * self.confidence:g}%"
+        parts = [] if self.drop is None else [f"drop<={100 * self.drop:g}pt{sure}"]
+        parts += [] if self.size is None else [f"size<={self.size}B"]
+        parts += [] if self.latency_ms is None else [f"latency<={self.latency_ms:g}ms@{self.device}"]
+        return ",".join(parts)
+
+
+def parse(text: str) -> Budget:
+    """The budget that ``text`` spells. Raises ``ConfigError``."""
+    given: dict[str, str] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        match = re.fullmatch(r"(drop|size|latency)\s*<=?\s*(.+)", part)
+        if match is None:
+            raise ConfigError(f"{part!r} is no limit", hint=_HINT)
+        if match[1] in given:
+            raise ConfigError(f"two limits for {match[1]}", hint=_HINT)
+        given[match[1]] = match[2].strip()
+    if not given:
+        raise ConfigError("the budget is empty", hint=_HINT)
+    latency, _, device = given.get("latency", "").partition("@")
+    drop, _, sure = given.get("drop", "").partition("@")
+    return Budget(
+        drop=parse_fraction(drop, what="drop") if "drop" in given else None,
+        confidence=_confidence(sure) if sure else CONFIDENCE,
+        size=round(_quantity(given["size"], _SIZES, "size")) if "size" in given else None,
+        latency_ms=_quantity(latency, _TIMES, "latency") if latency else None,
+        device=device.strip() or "local",
+    )
+
+
+def _confidence(text: str) -> float:
+    found = parse_fraction(text, what="confidence")
+    if not 0.5 <= found < 1:
+        raise ConfigError(
+            f"a confidence of {text.strip()}", hint="50% (no margin) to below 100%, for example drop<=1pt@95%"
+        )
+    return found
+
+
+def parse_seconds(text: str) -> float:
+    """``"90"``, ``"90s"``, ``"10m"``, ``"2h"`` in seconds. Raises ``ConfigError``."""
+    return _quantity(text, {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}, "time")
+
+
+def _quantity(text: str, units: dict[str, float] | dict[str, int], what: str) -> float:
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)", text.strip())
+    unit = match[2].lower() if match else "?"
+    if match is None or unit not in units or float(match[1]) <= 0:
+        raise ConfigError(
+            f"{what}: {text!r} is no quantity",
+            hint=f"a number above 0 with one of: {', '.join(filter(None, units))}",
+        )
+    return float(match[1]) * units[unit]

@@ -1,0 +1,360 @@
+"""What a combination of methods would cost, guessed from what its parts cost alone, and corrected as results come.
+
+Sizes multiply and drops add up, but that training halves what was lost before it, and that values which are shared
+already gain nothing from an integer grid. How far this is off is learnt for each set of methods and target from the
+candidates that were measured; sets that were not tried yet are taken to be off like the others, by half.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgekit.compress.step import Scalar, Step
+from edgekit.search.budget import Budget
+from edgekit.search.points import Candidate, Point
+from edgekit.search.space import Method, apart
+
+if TYPE_CHECKING:
+    import numpy as np
+
+HEALED = 0.5
+"""The part of an earlier drop that is left after a step that trains."""
+OTHER = 0.3
+"""The part of the smaller saving that is left where few values meet an integer grid."""
+_COARSE = frozenset({"cluster", "qat"})
+"""Methods that leave few values, which an integer grid on top hardly makes fewer."""
+_OPTIONS = 12
+"""So many settings of one method are combined with others, the strongest that hold alone."""
+_FEW = 4
+"""So many where four methods meet."""
+_LATEST = 3
+_LITTLE = 0.002
+"""Drops below this are chance: it is added to both before they are compared."""
+HOPE = (0.25, 0.3)
+"""Combinations of which none was measured may lose so much less (of the limit) and be so much smaller (logarithm)."""
+_REFUSALS = 2
+"""So many settings of methods that cannot be combined are tried before the rest are left alone."""
+_STEEP = 0.01
+"""The drop that one strength more costs at least, where nothing stronger was measured."""
+
+_COLUMNS = ("drop", "size", "seconds", "trains")
+
+Signature = tuple[tuple[tuple[str, bool], ...], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One step of a combination: a method's strength number ``at`` and choices, and what it costs alone (``size`` is
+    the logarithm of what remains)."""
+
+    method: Method
+    at: int
+    chosen: tuple[tuple[str, Scalar], ...]
+    drop: float
+    size: float
+    seconds: float
+
+    @property
+    def trains(self) -> bool:
+        """Whether the step trains."""
+        return self.method.trains(dict(self.chosen))
+
+
+@dataclass
+class _Alone:
+    """What one method with one set of choices costs alone, by strength; ``other`` is the method without training,
+    whose sizes are nearly the same and whose drops are no smaller."""
+
+    method: Method
+    chosen: tuple[tuple[str, Scalar], ...]
+    points: dict[int, tuple[float, float, float]] = field(default_factory=dict)
+    other: _Alone | None = None
+
+    def part(self, at: int) -> Part:
+        """Measured, or between what was measured."""
+        drop, size, seconds = self.points.get(at) or self._guess(at)
+        return Part(method=self.method, at=at, chosen=self.chosen, drop=drop, size=size, seconds=seconds)
+
+    def _guess(self, at: int) -> tuple[float, float, float]:
+        drops = {i: p[0] for i, p in self.points.items()}
+        sizes = {i: p[1] for i, p in self.points.items()}
+        if self.other is not None:
+            sizes = {i: p[1] for i, p in self.other.points.items()} | sizes
+        drop = _between(drops, at, _STEEP)
+        if self.other is not None and at in self.other.points:
+            drop = min(drop, self.other.points[at][0])
+        return drop, _between(sizes, at, -0.1), max((p[2] for p in self.points.values()), default=0.0)
+
+
+def _between(known: Mapping[int, float], at: int, slope: float) -> float:
+    """Linear between what is known, from 0 before the first strength; beyond the last by its slope, at least
+    ``slope`` a strength."""
+    below = max((i for i in known if i <= at), default=-1)
+    above = min((i for i in known if i >= at), default=-1)
+    low = known.get(below, 0.0)
+    if above < 0:
+        mean = low / (below + 1) if below >= 0 else 0.0
+        return low + (at - below) * (max(slope, mean) if slope > 0 else min(slope, mean))
+    if above == below:
+        return low
+    return low + (at - below) / (above - below) * (known[above] - low)
+
+
+class Surrogate:
+    """Predictions for combinations of ``methods`` on ``targets``."""
+
+    def __init__(self, methods: Sequence[Method], targets: Sequence[str], budget: Budget) -> None:
+        self.methods = {m.name: m for m in methods}
+        self.targets, self.budget = tuple(targets), budget
+        self._order = [m.name for m in methods]
+        self._base: dict[str, Point] = {}
+        self._alone: dict[tuple[str, tuple[tuple[str, Scalar], ...]], _Alone] = {}
+        self._off: dict[Signature, list[tuple[float, float]]] = {}
+        self._refused: dict[tuple[tuple[str, ...], str], int] = {}
+
+    def elsewhere(self, point: Point, name: str, target: str) -> float:
+        """The size that what method ``name`` made for the first target would have on another, in bytes."""
+        base, other = self._base.get(self.targets[0]), self._base.get(target)
+        if base is None or other is None:
+            return math.inf
+        saving = math.log(other.size / base.size) * (OTHER if name in _COARSE else 1.0)
+        return point.size * math.exp(saving)
+
+    def learn(self, candidate: Candidate, point: Point) -> None:
+        """Take a result into account."""
+        steps = [s for s in candidate.steps if s.NAME in self.methods]
+        names = tuple(s.NAME for s in steps), candidate.target
+        if point.error:
+            self._refused[names] = self._refused.get(names, 0) + 1
+            return
+        self._refused[names] = -_REFUSALS
+        if not candidate.steps:
+            self._base[candidate.target] = point
+            return
+        base = self._base.get(self.targets[0])
+        if base is None or not steps:
+            return
+        if len(steps) == 1 and candidate.target == self.targets[0]:
+            (step,) = steps
+            method = self.methods[step.NAME]
+            at, chosen = method.place(step)
+            key = (step.NAME, tuple(chosen.items()))
+            size = math.log(max(1, point.size) / base.size)
+            known = self._alone.setdefault(key, _Alone(method, key[1]))
+            known.other = self._alone.get((step.NAME, tuple(method.variants()[0].items())))
+            known.points[at] = (max(0.0, point.bound), size, point.seconds)
+            return
+        parts = self._parts(steps)
+        if parts is not None:
+            drop, size = self._plain(parts, candidate.target)
+            real = math.log(max(1, point.size) / base.size)
+            self._off.setdefault(_signature(parts, candidate.target), []).append(
+                (_ratio(point.bound, drop), real - size)
+            )
+
+    def propose(
+        self,
+        known: Iterable[tuple[str, str]],
+        best: float,
+        seconds: float,
+        make: Callable[[Sequence[Step], str], Candidate],
+    ) -> Candidate | None:
+        """The combination that is guessed to be the best within the budget, was not tried (``known``) and takes at
+        most ``seconds``; ``None`` where none is guessed to be better than ``best`` bytes."""
+        tried = set(known)
+        ranked = heap_of(self._guesses(best, seconds))
+        for _, parts, target in ranked:
+            candidate = make([p.method.step(p.at, dict(p.chosen)) for p in parts], target)
+            if (candidate.line, target) not in tried:
+                return candidate
+        return None
+
+    def _guesses(self, best: float, seconds: float) -> Iterator[tuple[float, tuple[Part, ...], str]]:
+        """The few best of each set of methods and target, with what they are ordered by."""
+        import numpy as np
+
+        base = self._base.get(self.targets[0])
+        if base is None:
+            return
+        goal = math.log(best / base.size) if math.isfinite(best) else math.inf
+        limit = self.budget.drop or 0.0
+        for group in self._groups():
+            grids = np.meshgrid(*(np.arange(len(parts)) for parts in group), indexing="ij")
+            flat = [g.ravel() for g in grids]
+            for target in self.targets:
+                names = tuple(parts[0].method.name for parts in group)
+                if target not in self._base or self._refused.get((names, target), 0) >= _REFUSALS:
+                    continue
+                drop, size, time, known = self._grid(group, flat, target)
+                hope = 1 / (1 + known)
+                order = self._value(drop - HOPE[0] * limit * hope, size - HOPE[1] * hope, goal)
+                order[time > seconds] = np.inf
+                for at in np.argsort(order, kind="stable")[:24]:
+                    if not np.isfinite(order[at]):
+                        break
+                    yield float(order[at]), tuple(p[f[at]] for p, f in zip(group, flat, strict=True)), target
+
+    def _value(self, drop: np.ndarray, size: np.ndarray, goal: float) -> np.ndarray:
+        """Less is better; infinite for what is not worth trying."""
+        import numpy as np
+
+        if self.budget.drop is None:
+            limit = self.budget.size or math.inf
+            base = self._base[self.targets[0]].size
+            return np.where(size <= math.log(limit / base), drop, np.inf)
+        worth = (drop <= self.budget.drop) & (size < goal)
+        return np.where(worth, size, np.inf)
+
+    def _grid(self, group: Sequence[Sequence[Part]], flat: Any, target: str) -> tuple[Any, Any, Any, Any]:
+        """Drop, logarithm of the size and seconds of every combination of a group's parts, and how many like it are
+        known."""
+        import numpy as np
+
+        columns = [
+            tuple(np.array([getattr(p, k) for p in parts], float)[at] for k in _COLUMNS)
+            for parts, at in zip(group, flat, strict=True)
+        ]
+        drop, size, seconds = (np.zeros(len(flat[0])) for _ in range(3))
+        coarse = np.zeros(len(flat[0]))
+        for (d, s, t, trains), parts in zip(columns, group, strict=True):
+            drop = np.where(trains > 0, HEALED * drop, drop) + d
+            seconds = seconds + t
+            if parts[0].method.name in _COARSE:
+                coarse = coarse + s
+            else:
+                size = size + s
+        gain = self._gain(target)
+        size = size + _together(coarse, np.full_like(coarse, gain))
+        drop = drop + max(0.0, self._base[target].bound - self._base[self.targets[0]].bound)
+        known = np.zeros(len(flat[0]))
+        for signature, where in self._signatures(group, columns, target):
+            known[where] = len(self._off.get(signature, ()))
+            d, s = self._correction(signature)
+            drop = np.where(where, (drop + _LITTLE) * math.exp(d) - _LITTLE, drop)
+            size = np.where(where, size + s, size)
+        return drop, size, seconds, known
+
+    def _signatures(
+        self, group: Sequence[Sequence[Part]], columns: Any, target: str
+    ) -> Iterator[tuple[Signature, Any]]:
+        import numpy as np
+
+        names = [parts[0].method.name for parts in group]
+        for flags in itertools.product((False, True), repeat=len(group)):
+            where = np.ones(len(columns[0][0]), bool)
+            for flag, column in zip(flags, columns, strict=True):
+                where &= (column[3] > 0) == flag
+            if where.any():
+                yield (tuple(zip(names, flags, strict=True)), target), where
+
+    def _plain(self, parts: Sequence[Part], target: str) -> tuple[float, float]:
+        """The guess without a correction."""
+        import numpy as np
+
+        drop = size = coarse = 0.0
+        for part in parts:
+            drop = (HEALED * drop if part.trains else drop) + part.drop
+            if part.method.name in _COARSE:
+                coarse += part.size
+            else:
+                size += part.size
+        gain = self._gain(target)
+        size += float(_together(np.array(coarse), np.array(gain)))
+        lost = self._base[target].bound - self._base[self.targets[0]].bound if target in self._base else 0.0
+        return drop + max(0.0, lost), size
+
+    def _gain(self, target: str) -> float:
+        if target not in self._base:
+            return 0.0
+        return math.log(self._base[target].size / self._base[self.targets[0]].size)
+
+    def _correction(self, signature: Signature) -> tuple[float, float]:
+        """By how much guesses for such combinations are off: logarithms of a factor of the drop and of the size."""
+        own = self._off.get(signature, [])[-_LATEST:]
+        if own:
+            return _mean(own)
+        like = [_mean(v[-_LATEST:]) for (_, target), v in self._off.items() if target == signature[1]]
+        drop, size = _mean(like) if like else (0.0, 0.0)
+        return drop / 2, size / 2
+
+    def _groups(self) -> Iterator[tuple[list[Part], ...]]:
+        """Sets of two to four methods, with the settings of each that are combined; aids join what cuts."""
+        limit = math.inf if self.budget.drop is None else self.budget.drop
+        settings: dict[str, list[Part]] = {}
+        for (name, _), alone in self._alone.items():
+            parts = [alone.part(at) for at in range(len(alone.method.strengths))]
+            settings.setdefault(name, []).extend(p for p in parts if p.drop <= limit)
+        able = {}
+        for name in self._order:
+            method = self.methods[name]
+            if method.aid:
+                chosen = tuple(method.variants()[0].items())
+                able[name] = [_Alone(method, chosen, {at: (0.0, 0.0, self._training())}).part(at)
+                              for at in range(len(method.strengths))]  # fmt: skip
+            elif settings.get(name):
+                able[name] = sorted(settings[name], key=lambda p: (p.size, p.drop))[:_OPTIONS]
+        for count in (1, 2, 3, 4):
+            for names in itertools.combinations(able, count):
+                cutting = [n for n in names if not self.methods[n].aid]
+                if not cutting or apart(names) or (count == 1 and len(self.targets) < 2):
+                    continue
+                few = _OPTIONS if count < 4 else _FEW
+                yield tuple(able[n][:few] for n in names)
+
+    def _training(self) -> float:
+        """How long a step that trains takes."""
+        found = [p[2] for a in self._alone.values() for p in a.points.values() if a.part(0).trains]
+        return max(found, default=0.0)
+
+    def _parts(self, steps: Sequence[Step]) -> list[Part] | None:
+        """What the steps cost alone; ``None`` where one was never tried with such choices."""
+        out = []
+        for step in steps:
+            method = self.methods[step.NAME]
+            at, chosen = method.place(step)
+            if method.aid:
+                out.append(
+                    Part(method=method, at=at, chosen=tuple(chosen.items()), drop=0, size=0, seconds=0)
+                )
+                continue
+            alone = self._alone.get((step.NAME, tuple(chosen.items())))
+            if alone is None:
+                return None
+            out.append(alone.part(at))
+        return out
+
+
+def heap_of(
+    guesses: Iterable[tuple[float, tuple[Part, ...], str]],
+) -> list[tuple[float, tuple[Part, ...], str]]:
+    """The best first; of equal ones the first with fewer steps."""
+    return sorted(guesses, key=lambda g: (g[0], len(g[1])))
+
+
+def _together(coarse: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """Few values and an integer grid, as logarithms of what remains: the better of the two, and a part of the other,
+    for layers that only one of them reaches."""
+    import numpy as np
+
+    low, high = np.minimum(coarse, gain), np.maximum(coarse, gain)
+    found: np.ndarray = np.where(high < 0, low + OTHER * high, low + high)
+    return found
+
+
+def _ratio(real: float, guessed: float) -> float:
+    return math.log((max(0.0, real) + _LITTLE) / (guessed + _LITTLE))
+
+
+def _signature(parts: Sequence[Part], target: str) -> Signature:
+    return tuple((p.method.name, p.trains) for p in parts), target
+
+
+def _mean(rows: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return (
+        math.fsum(r[0] for r in rows) / len(rows),
+        math.fsum(r[1] for r in rows) / len(rows),
+    )

@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from edgekit.core import versions
+
+__version__ = versions.EDGEKIT
 
 if TYPE_CHECKING:
     from edgekit.artifact.run import predict as predict

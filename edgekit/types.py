@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
@@ -98,6 +98,28 @@ class SourceSpec:
     kind: str
     path: Path | None = None
     attribute: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRecord:
+    """Where the model came from; ``sha256`` is over everything that was read to load it."""
+
+    text: str
+    kind: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permit:
+    """What loading a source may do, and where example inputs come from when the source has none.
+
+    ``trust``: execute code that the source's files carry; ``network``: download; ``example``: gives the inputs of
+    one call, usually the first calibration sample.
+    """
+
+    trust: bool = False
+    network: bool = False
+    example: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -413,6 +435,14 @@ def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's contents, streamed."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+class Loader(Protocol):
+    """The function ``load`` of a module that loads one kind of source."""
+
+    def __call__(self, spec: SourceSpec, permit: Permit) -> TorchModel | OnnxModel:
+        """Load ``spec``. Raises :class:`~edgekit.errors.SourceError` and its kinds."""
+        ...
 
 
 class Backend(Protocol):

@@ -23,6 +23,7 @@ from edgekit.types import (
     Option,
     Parity,
     Placement,
+    SourceRecord,
     Target,
     TensorSpec,
     Verdict,
@@ -33,15 +34,6 @@ from edgekit.types import (
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
 _VOLATILE = ("measurements", "machine")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceRecord:
-    """Where the model came from; ``sha256`` is over everything that was read to load it."""
-
-    text: str
-    kind: str
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import sys
 
 import click
 
-from edgekit import __version__
+from edgekit.core.versions import EDGEKIT
 
 COMMANDS = {
     "build": "Build, verify and gate artifacts for one or more targets.",
@@ -67,7 +67,7 @@ class LazyGroup(click.Group):
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="edgekit")
+@click.version_option(EDGEKIT, prog_name="edgekit")
 def cli() -> None:
     """Take a PyTorch model to a measured, verified, shippable artifact on an edge runtime."""
 

@@ -16,7 +16,9 @@ from edgekit.compress.step import PLAN, TENSORS, WEIGHTS, Origin, Step, load_ste
 from edgekit.core.store import Store
 from edgekit.core.structure import structure
 from edgekit.errors import ConfigError, SourceError, UntrustedSourceError
-from edgekit.types import SourceSpec, TorchModel, sha256_bytes
+from edgekit.load import load as load_source
+from edgekit.load import parse
+from edgekit.types import Permit, SourceSpec, TorchModel, sha256_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -82,23 +84,20 @@ def remember(folder: Path, store: Store | None = None) -> None:
     (store or Store()).remember(_NOTE, _identity(folder), True)
 
 
-def load(spec: SourceSpec, *, trust: bool, network: bool) -> TorchModel:
+def load(spec: SourceSpec, permit: Permit) -> TorchModel:
     """The compressed model: the original source, each step's structure, then the weights.
 
     Raises ``UntrustedSourceError`` for a plan that is not from this machine unless ``trust``, and
     ``SourceError`` when the original source is gone or has changed its layers.
     """
-    from edgekit.load import load as load_source
-    from edgekit.load import parse
-
     assert spec.path is not None
     plan = read(spec.path)
-    if not trust and not Store().recall(_NOTE, _identity(spec.path)):
+    if not permit.trust and not Store().recall(_NOTE, _identity(spec.path)):
         raise UntrustedSourceError(
             f"{spec.text} was not compressed on this machine, and names code to run: {plan.source}",
             hint="look at that code, then pass --trust",
         )
-    model = load_source(parse(plan.source), trust=trust, network=network)
+    model = load_source(parse(plan.source), trust=permit.trust, network=permit.network)
     if not isinstance(model, TorchModel):
         raise SourceError(f"{plan.source} is not a PyTorch module", hint="compress it again")
     return replace(model, module=restore(model.module, plan))

@@ -30,18 +30,22 @@ from edgekit.core.root import PACKAGE
 from edgekit.errors import PluginError, UnknownNameError
 
 if TYPE_CHECKING:
-    from edgekit.types import Backend
+    from edgekit.types import Backend, Loader
 
 GROUP = "edgekit.plugins"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plugin:
-    """What one distribution adds: a directory of targets, and the backends that they name."""
+    """What one distribution adds: a directory of targets, the backends that they name, and loaders of sources.
+
+    ``backends`` and ``loaders`` are names of modules, by the backend's name and by the kind of source.
+    """
 
     name: str
     data: Path
     backends: Mapping[str, str] = field(default_factory=dict)
+    loaders: Mapping[str, str] = field(default_factory=dict)
 
 
 def data_dir() -> Path:
@@ -59,6 +63,16 @@ builtin = Plugin(
         "tflite": "edgekit.backends.tflite",
         "tensorrt_rtx": "edgekit.backends.nvidia.tensorrt_rtx",
         "tensorrt": "edgekit.backends.nvidia.tensorrt",
+    },
+    loaders={
+        "factory": "edgekit.load.factory",
+        "pt2": "edgekit.load.exported",
+        "pt": "edgekit.load.pickled",
+        "onnx": "edgekit.load.onnx_file",
+        "hf": "edgekit.load.huggingface",
+        "savedmodel": "edgekit.load.tensorflow",
+        "keras": "edgekit.load.tensorflow",
+        "plan": "edgekit.compress.plan",
     },
 )
 
@@ -102,6 +116,19 @@ def backend(name: str) -> Backend:
             f"backend {name!r} of plug-in {owner.name!r} cannot be imported: {e}",
             hint=f"reinstall the plug-in, or leave it out with EDGEKIT_DISABLE_PLUGINS={owner.name}",
         ) from e
+
+
+def loader(kind: str) -> Loader:
+    """The function ``load`` of the module that loads sources of ``kind``; a compression plan's is above this room."""
+    table: dict[str, tuple[str, str]] = {}
+    for plugin in plugins():
+        for name, module in plugin.loaders.items():
+            if name in table:
+                raise clash("source kind", name, table[name][1], plugin.name)
+            table[name] = (module, plugin.name)
+    if kind not in table:
+        raise UnknownNameError("source kind", kind, table)
+    return cast("Loader", importlib.import_module(table[kind][0]).load)
 
 
 def runner(name: str) -> Path:

@@ -18,6 +18,10 @@ def of(*distributions: str) -> dict[str, str]:
     return {"edgekit": code(), "python": platform.python_version()} | {d: _version(d) for d in distributions}
 
 
+EDGEKIT = "0.1.0"
+"""edgekit's own version; the wheel's is read from this line."""
+
+
 @functools.cache
 def code() -> str:
     """sha256 over edgekit's own source files: a change to any of them invalidates cached steps."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class PixelForm:
-    """``form`` behind :meth:`~edgekit.pixels.Pixels.fed`. Its image input is no counterpart of the source's: one
+    """``form`` behind :meth:`Pixels.fed`. Its image input is no counterpart of the source's: one
     holds pixels, the other what the contract makes of them."""
 
     def __init__(self, form: Form, pixels: Pixels) -> None:

@@ -1,4 +1,7 @@
-"""Sources: what the user has, to a :class:`TorchModel` or an :class:`OnnxModel`. One file a kind.
+"""What the user has, to a :class:`TorchModel` or an :class:`OnnxModel`, one file a kind; and their data, to samples.
+
+In come SOURCE and DATA texts, files and the user's own Python, all of it untrusted; out go models with example inputs,
+samples that fit them, and a record of every file that was read, by which an unchanged source is recognised.
 
 ``parse`` and everything of :mod:`edgekit.load.record` are light; torch and the rest are imported when a
 source is loaded.
@@ -9,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from edgekit.core.plugins import loader
 from edgekit.load.record import Dependency as Dependency
 from edgekit.load.record import Recorder as Recorder
 from edgekit.load.record import environment_fingerprint as environment_fingerprint
 from edgekit.load.record import unchanged as unchanged
 from edgekit.load.spec import parse as parse
-from edgekit.types import OnnxModel, SourceSpec, TorchModel
+from edgekit.types import OnnxModel, Permit, SourceSpec, TorchModel
 
 if TYPE_CHECKING:
     import torch
@@ -34,36 +38,7 @@ def load(
     example: Callable[[], Any] | None = needs_example if callable(needs_example) else None
     if needs_example is not None and example is None:
         example = lambda: needs_example  # noqa: E731
-    match spec.kind:
-        case "factory":
-            from edgekit.load import factory
-
-            return factory.load(spec, example)
-        case "pt2":
-            from edgekit.load import exported
-
-            return exported.load(spec, trust=trust)
-        case "pt":
-            from edgekit.load import pickled
-
-            return pickled.load(spec, trust=trust, example=example)
-        case "onnx":
-            from edgekit.load import onnx_file
-
-            return onnx_file.load(spec)
-        case "hf":
-            from edgekit.load import huggingface
-
-            return huggingface.load(spec, trust=trust, network=network)
-        case "plan":
-            from edgekit.compress import plan
-
-            return plan.load(spec, trust=trust, network=network)
-        case "savedmodel" | "keras":
-            from edgekit.load import tensorflow
-
-            return tensorflow.load(spec, trust=trust)
-    raise AssertionError(f"parse() gives no kind {spec.kind!r}")
+    return loader(spec.kind)(spec, Permit(trust=trust, network=network, example=example))
 
 
 def from_module(

@@ -21,7 +21,7 @@ import torch
 from edgekit.errors import SourceError, UntrustedSourceError
 from edgekit.graph.nested import Adapter, template, unique
 from edgekit.load import module as modules
-from edgekit.types import SourceSpec, TorchModel
+from edgekit.types import Permit, SourceSpec, TorchModel
 
 _OPERATOR = re.compile(
     r"torch\.ops\.\w+\.\w+(\.\w+)?|_operator\.\w+|math\.\w+|torch\.(_check\w*|sym_\w+|_sym_\w+)|torch\.ops\.higher_order\.\w+"
@@ -37,10 +37,10 @@ _EXPRESSION_NAMES = {
 _MAX_DOCUMENT = 512 << 20
 
 
-def load(spec: SourceSpec, *, trust: bool) -> TorchModel:
+def load(spec: SourceSpec, permit: Permit) -> TorchModel:
     """Load the program with its own example inputs and dynamic axes; see :func:`edgekit.load.load`."""
     assert spec.path is not None
-    found = [] if trust else hazards(spec.path)
+    found = [] if permit.trust else hazards(spec.path)
     if found:
         raise UntrustedSourceError(
             f"loading {spec.path} would execute code from it: {'; '.join(found[:5])}",

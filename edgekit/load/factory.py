@@ -11,16 +11,16 @@ import torch
 from edgekit.errors import SourceError
 from edgekit.load import module as modules
 from edgekit.load.usercode import run
-from edgekit.types import SourceSpec, TorchModel
+from edgekit.types import Permit, SourceSpec, TorchModel
 
 
-def load(spec: SourceSpec, example: Callable[[], Any] | None) -> TorchModel:
+def load(spec: SourceSpec, permit: Permit) -> TorchModel:
     """Call the factory; see :func:`edgekit.load.load`."""
 
     def build(factory: Any) -> TorchModel:
         made = factory() if callable(factory) and not isinstance(factory, torch.nn.Module) else factory
         # Bound, and so run once, while the file's siblings can still be imported.
-        return from_result(made, spec.text, example)
+        return from_result(made, spec.text, permit.example)
 
     return run(spec.text, build)
 

@@ -12,7 +12,7 @@ from typing import Any
 from edgekit.errors import MissingExtraError, SourceError, UntrustedSourceError
 from edgekit.load import module as modules
 from edgekit.load.usercode import guarded
-from edgekit.types import SourceSpec, TorchModel
+from edgekit.types import Permit, SourceSpec, TorchModel
 
 _TASKS = {
     "ForSequenceClassification": "text-classification",
@@ -37,29 +37,29 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.mode
 _PICKLES = ("pytorch_model.bin", "model.ckpt", "tf_model.h5", "flax_model.msgpack")
 
 
-def load(spec: SourceSpec, *, trust: bool, network: bool) -> TorchModel:
+def load(spec: SourceSpec, permit: Permit) -> TorchModel:
     """Load the class that the config names, in float32 and without its key-value cache.
 
     See :func:`edgekit.load.load`. Example inputs come from the tokenizer, else from the model's own
     ``dummy_inputs`` or its image size.
     """
-    if spec.path is None and not network:
+    if spec.path is None and not permit.network:
         raise SourceError(
             f"{spec.text} is no directory here, and the network is not to be used",
             hint="give the directory of a downloaded model, or pass --network",
         )
     name = str(spec.path) if spec.path is not None else spec.attribute
-    with _offline(not network):
+    with _offline(not permit.network):
         try:
             import transformers
         except ImportError as error:
             raise MissingExtraError("transformers", "huggingface") from error
         transformers.utils.logging.disable_progress_bar()
-        config = _config(transformers, name, spec, trust, network)
-        if spec.path is not None and not trust:
+        config = _config(transformers, name, spec, permit.trust, permit.network)
+        if spec.path is not None and not permit.trust:
             _refuse_pickles(spec.path)
-        module = _module(transformers, name, config, trust, network)
-        inputs = _example(transformers, name, config, module, trust, network)
+        module = _module(transformers, name, config, permit.trust, permit.network)
+        inputs = _example(transformers, name, config, module, permit.trust, permit.network)
     model = modules.bind(module, inputs, what=spec.text)
     axes = {
         key: {0: "batch", 1: "sequence"} if tensor.dim() == 2 and _is_text(key) else {0: "batch"}
@@ -200,7 +200,7 @@ def _preprocessing(folder: Path | None, task: str) -> dict[str, Any]:
         return {}
     if task not in ("image-classification", "object-detection", "semantic-segmentation", "depth-estimation"):
         return {}
-    from edgekit.preprocess.contract import from_mapping
+    from edgekit.preprocess.declared import from_mapping
 
     contract = from_mapping({"huggingface": str(folder)})
     return contract.to_mapping() if contract is not None else {}

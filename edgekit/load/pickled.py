@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,21 +11,21 @@ from edgekit.errors import SourceError, UntrustedSourceError
 from edgekit.load import factory
 from edgekit.load import module as modules
 from edgekit.load.usercode import guarded
-from edgekit.types import SourceSpec, TorchModel
+from edgekit.types import Permit, SourceSpec, TorchModel
 
 _WITHOUT = (
     "write a factory that builds the module and calls load_state_dict(torch.load(path, weights_only=True))"
 )
 
 
-def load(spec: SourceSpec, *, trust: bool, example: Callable[[], Any] | None) -> TorchModel:
+def load(spec: SourceSpec, permit: Permit) -> TorchModel:
     """A pickled module, with ``trust`` only; see :func:`edgekit.load.load`."""
     path = spec.path
     assert path is not None
     try:
         made = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises anything for what it refuses or cannot read
-        if not trust:
+        if not permit.trust:
             raise UntrustedSourceError(
                 f"{path} is a pickle that holds more than tensors: loading it can execute any program",
                 hint=f"pass --trust only if you made the file yourself or trust who did; or {_WITHOUT}",
@@ -33,7 +33,7 @@ def load(spec: SourceSpec, *, trust: bool, example: Callable[[], Any] | None) ->
         with guarded(f"loading {path}"):
             made = torch.load(path, map_location="cpu", weights_only=False)
     if isinstance(made, torch.jit.ScriptModule) or modules.is_module(made):
-        return factory.from_result(made, spec.text, example)
+        return factory.from_result(made, spec.text, permit.example)
     raise SourceError(f"{path} holds {_describe(made)}, not a model", hint=_WITHOUT)
 
 

@@ -272,7 +272,7 @@ def read_image(path: Path) -> Array:
 
 def _contract(mapping: Mapping[str, Any], spec: TensorSpec) -> Preprocessing:
     """The preprocessing contract, size and layout taken from the model's input where it leaves them open."""
-    from edgekit.preprocess.contract import completed
+    from edgekit.preprocess.declared import completed
 
     if len(spec.shape) != 4:
         raise DataError(

@@ -8,12 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgekit.artifact.manifest import SourceRecord
 from edgekit.core import versions
 from edgekit.core.store import Store, canonical_json
 from edgekit.errors import SourceError
 from edgekit.load import Dependency, Recorder, environment_fingerprint, load, unchanged
-from edgekit.types import OnnxModel, SourceSpec, TorchModel
+from edgekit.types import OnnxModel, SourceRecord, SourceSpec, TorchModel
 
 MODULE = "module"
 """The kind of a source that is an object in this process, not text."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.errors import MissingExtraError, SourceError, UntrustedSourceError
 from edgekit.graph import io
-from edgekit.types import OnnxModel, SourceSpec
+from edgekit.types import OnnxModel, Permit, SourceSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -31,7 +31,7 @@ _LIMIT = 1e-3
 _TIMEOUT_S = 1800
 
 
-def load(spec: SourceSpec, *, trust: bool) -> OnnxModel:
+def load(spec: SourceSpec, permit: Permit) -> OnnxModel:
     """Convert to ONNX in a temporary directory that goes with the process; see :func:`edgekit.load.load`."""
     assert spec.path is not None
     for package in ("tensorflow", "tf2onnx"):
@@ -39,7 +39,7 @@ def load(spec: SourceSpec, *, trust: bool) -> OnnxModel:
             raise MissingExtraError(f"{package}, which reads {spec.text},", "tensorflow")
     folder = Path(tempfile.mkdtemp(prefix="edgekit-tensorflow-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    told = _convert(spec.path.resolve(), folder / "converted.onnx", trust)
+    told = _convert(spec.path.resolve(), folder / "converted.onnx", permit.trust)
     if told.get("untrusted"):
         raise UntrustedSourceError(
             f"{spec.text} {told['untrusted']}",

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from edgekit import __version__
 from edgekit.artifact import manifest
 from edgekit.artifact.manifest import Artifact
+from edgekit.core.versions import EDGEKIT
 from edgekit.errors import GateFailedError, SourceError, UnsupportedError, UsageError
 from edgekit.package import golden
 from edgekit.package.descriptor import (
@@ -27,7 +27,8 @@ from edgekit.package.descriptor import (
     arithmetic,
     encode,
 )
-from edgekit.preprocess.contract import Preprocessing, bound, completed
+from edgekit.preprocess.contract import Preprocessing, bound
+from edgekit.preprocess.declared import completed
 from edgekit.types import TensorSpec, Verdict, sha256_bytes
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ def _describe(
         source_sha256=m.source.sha256,
         manifest_digest=m.digest,
         converters=_converters(artifact),
-        edgekit=__version__,
+        edgekit=EDGEKIT,
     )
 
 

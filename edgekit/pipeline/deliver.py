@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import edgekit
 from edgekit.artifact import golden
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.manifest import (
@@ -17,13 +16,13 @@ from edgekit.artifact.manifest import (
     CalibrationRecord,
     GoldenRecord,
     Manifest,
-    SourceRecord,
     StepRecord,
 )
 from edgekit.core import versions
 from edgekit.core.config import Options
 from edgekit.core.store import publish, scratch
 from edgekit.core.structure import to_builtins
+from edgekit.core.versions import EDGEKIT
 from edgekit.errors import EdgekitError, GateFailedError, NotRunnableError
 from edgekit.load.data import RANDOM
 from edgekit.pipeline import pixels
@@ -31,8 +30,8 @@ from edgekit.pipeline.pixels import Pixels
 from edgekit.pipeline.speed import Speed
 from edgekit.pipeline.stages import Calibrated, Exported, LoweredFiles, Suspicion
 from edgekit.pipeline.verify import Verified
-from edgekit.preprocess.contract import completed
-from edgekit.types import Gate, Target, Verdict
+from edgekit.preprocess.declared import completed
+from edgekit.types import Gate, SourceRecord, Target, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +98,7 @@ def describe(product: Product, status: str, directory: Path) -> Manifest:
     if product.pixels is not None:
         details[pixels.DETAIL] = product.pixels.contract.to_mapping()
     return Manifest(
-        edgekit=edgekit.__version__,
+        edgekit=EDGEKIT,
         status=status,
         target=product.target,
         source=product.source,

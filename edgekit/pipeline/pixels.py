@@ -16,7 +16,8 @@ from edgekit.core.store import canonical_json
 from edgekit.errors import ConfigError
 from edgekit.graph.records import ModelRecord
 from edgekit.load.data import SampleSet
-from edgekit.preprocess.contract import Preprocessing, bound, completed, from_mapping
+from edgekit.preprocess.contract import Preprocessing, bound
+from edgekit.preprocess.declared import completed, from_mapping
 from edgekit.types import Lowered, Sample, TensorSpec
 
 if TYPE_CHECKING:

@@ -11,12 +11,11 @@ The order is: grey conversion (if any), resize, crop, colour order, table, layou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from edgekit.core.structure import structure, to_builtins
+from edgekit.core.structure import to_builtins
 from edgekit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -293,56 +292,6 @@ def luma(pixels: Array) -> Array:
         return whole.astype(np.uint8)[..., None]
     sums = (pixels.astype(np.float32) * (np.array(LUMA, np.float32) / (1 << 16))).sum(-1, dtype=np.float32)
     return np.asarray(np.floor(sums + np.float32(0.5)))[..., None]
-
-
-def from_mapping(mapping: Mapping[str, Any], *, base: Path | None = None) -> Preprocessing | None:
-    """The contract from a table of edgekit.toml or a manifest; ``None`` for an empty one.
-
-    ``{"huggingface": "DIR"}`` reads a processor's ``preprocessor_config.json`` and ``{"timm": "FILE"}`` a
-    timm ``config.json``, relative to ``base``; other keys beside them override what was read.
-
-    Raises:
-        ConfigError: a value is impossible, or the file asks for something that the contract cannot say.
-    """
-    if not mapping:
-        return None
-    from edgekit.preprocess import readers
-
-    own = {k: v for k, v in mapping.items() if k not in readers.READERS}
-    for kind, reader in readers.READERS.items():
-        if kind in mapping:
-            read = reader((base or Path.cwd()) / str(mapping[kind])).to_mapping()
-            return structure(Preprocessing, read | own, where="preprocessing")
-    return structure(Preprocessing, own, where="preprocessing")
-
-
-def completed(
-    mapping: Mapping[str, Any], inputs: Sequence[TensorSpec], *, base: Path | None = None
-) -> Preprocessing | None:
-    """:func:`from_mapping`, with size, layout and grey taken from the model's input where the table, which
-    then names no file either, leaves them open.
-
-    ``None`` for a table that is not about images (a tokenizer, say), and for a model without an input of four
-    axes. Raises as :func:`from_mapping` does.
-    """
-    from edgekit.preprocess import readers
-
-    known = {f.name for f in fields(Preprocessing)} | readers.READERS.keys()
-    wanted = mapping.get("input")
-    spec = next((s for s in inputs if len(s.shape) == 4 and wanted in (None, "", s.name)), None)
-    if spec is None or not known & mapping.keys():
-        return None
-    if readers.READERS.keys() & mapping.keys():
-        return from_mapping(mapping, base=base)
-    shape = tuple(d if isinstance(d, int) else 0 for d in spec.shape)
-    channels_last = spec.layout == "NHWC" or (shape[3] in (1, 3) and shape[1] not in (1, 3))
-    layout = str(mapping.get("layout", "NHWC" if channels_last else "NCHW"))
-    height, width = shape[2:] if layout == "NCHW" else shape[1:3]
-    channels = shape[1] if layout == "NCHW" else shape[3]
-    open_ends: dict[str, Any] = {"layout": layout, "color": "gray" if channels == 1 else "rgb"}
-    if height and width and not ({"resize", "crop"} & mapping.keys()):
-        open_ends["resize"] = [height, width]
-    return from_mapping(open_ends | dict(mapping), base=base)
 
 
 def bound(contract: Preprocessing, inputs: Sequence[TensorSpec]) -> Preprocessing:

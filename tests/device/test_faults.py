@@ -29,7 +29,7 @@ from edgekit.devices.pack import pack_runner
 from edgekit.devices.plan import Watch
 from edgekit.devices.transports import ssh
 from edgekit.errors import DeviceError, RunCancelledError
-from edgekit.types import Precision, Sample, Target
+from edgekit.types import Precision, Sample, SourceRecord, Target
 
 pytestmark = pytest.mark.device
 
@@ -63,7 +63,7 @@ def make_artifact(folder, behaviour="slow"):
             target=Target(
                 name="fake-fp32", backend="fake", precision=Precision.FP32, runs_on="cpu", file="model.fake"
             ),
-            source=manifest.SourceRecord(text="m", kind="onnx", sha256="0"),
+            source=SourceRecord(text="m", kind="onnx", sha256="0"),
             files=manifest.file_records(folder, ("model.fake",)),
             golden=manifest.GoldenRecord(file=golden.FILE, samples=1),
             runtime={"threads": 1},
@@ -472,7 +472,7 @@ def start_host(artifact, tmp_path, *options):
     argv = ["edgekit", "bench", str(artifact), "--device", "board", "--processes", "50", *options]
     script = tmp_path / "host.py"
     script.write_text(
-        "import sys\nfrom pathlib import Path\nfrom edgekit import bench, cli\n"
+        "import sys\nfrom pathlib import Path\nfrom edgekit import cli\nfrom edgekit.devices import bench\n"
         "from edgekit.devices.pack import pack_runner\n"
         f"bench.pack = lambda backend: pack_runner(Path({str(FAKE)!r}))\n"
         f"sys.argv = {argv!r}\n"

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.artifact import manifest
-from edgekit.artifact.manifest import Artifact, GoldenRecord, Manifest, SourceRecord
+from edgekit.artifact.manifest import Artifact, GoldenRecord, Manifest
+from edgekit.core import targets as catalogue
 from edgekit.preprocess.contract import Preprocessing
-from edgekit.types import Gate, Parity, TensorSpec, Verdict
+from edgekit.types import Gate, Parity, SourceRecord, TensorSpec, Verdict
 
 SIZE = 16
 LABELS = tuple(f"digit {i}" for i in range(10))

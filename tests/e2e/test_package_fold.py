@@ -20,6 +20,7 @@ from edgekit.artifact.manifest import Artifact
 from edgekit.errors import ConfigError
 from edgekit.package import PackageSpec, package, verify_bundle
 from edgekit.preprocess.contract import Preprocessing
+from edgekit.preprocess.declared import from_mapping
 from edgekit.types import TorchModel
 
 CONTRACT = Preprocessing(
@@ -78,7 +79,7 @@ def built(
     factory.write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_package_fold import model\n"
-        "from edgekit.preprocessing import from_mapping\n"
+        "from edgekit.preprocess.declared import from_mapping\n"
         f"def made():\n    return model(from_mapping({contract.to_mapping()!r}))\n"
     )
     return edgekit.build(
@@ -115,7 +116,7 @@ def test_the_artifact_takes_pixels_and_gives_what_the_source_gives(
     assert (spec.shape, spec.dtype, spec.layout) == ((1, 16, 16, 3), "float32", "NHWC")
     assert made.settings["fold_preprocessing"] is True
     assert "fold-preprocessing" in [s.name for s in made.steps]
-    left = edgekit.preprocess.contract.from_mapping(made.preprocessing)
+    left = from_mapping(made.preprocessing)
     assert left is not None
     assert left.is_folded
     assert (left.resize, left.crop) == (20, (16, 16))

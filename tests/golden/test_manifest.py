@@ -14,8 +14,8 @@ import jsonschema
 import msgspec
 
 from edgekit.artifact import manifest
-from edgekit.artifact.manifest import FileRecord, GoldenRecord, Manifest, SourceRecord, StepRecord
-from edgekit.types import Gate, Parity, Placement, Precision, Target, TensorSpec, Verdict
+from edgekit.artifact.manifest import FileRecord, GoldenRecord, Manifest, StepRecord
+from edgekit.types import Gate, Parity, Placement, Precision, SourceRecord, Target, TensorSpec, Verdict
 
 HERE = Path(__file__).parent
 SCHEMA = HERE.parents[1] / "docs/manifest.schema.json"

@@ -312,9 +312,9 @@ PROGRAM = """
 import sys, pathlib
 sys.path.insert(0, {folder!r})
 from test_qat import EXAMPLE, Net, Qat, Stripes
-from edgekit.compress.engine import Loop, looping
+from edgekit.compress.training.engine import Loop, looping
 from edgekit.compress.step import Context, run
-from edgekit.compress.train import Training
+from edgekit.compress.training.train import Training
 from safetensors.torch import save_file
 task = Stripes(int(sys.argv[3]))
 step = Qat(weights=4, batch_norm="train", training=Training(epochs=3.0, rate=1e-3))

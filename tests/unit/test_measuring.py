@@ -7,7 +7,7 @@ import pytest
 from edgekit.artifact import manifest, measure
 from edgekit.devices.bench import processors
 from edgekit.errors import UsageError
-from edgekit.types import Measurement, Precision, Target
+from edgekit.types import Measurement, Precision, SourceRecord, Target
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def artifact(tmp_path):
             edgekit="0",
             status="passed",
             target=Target(name="t", backend="b", precision=Precision.FP32, runs_on="cpu", file="m"),
-            source=manifest.SourceRecord(text="m", kind="onnx", sha256="0"),
+            source=SourceRecord(text="m", kind="onnx", sha256="0"),
             files=manifest.file_records(tmp_path, ("m",)),
         ),
         tmp_path,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.artifact.manifest import Artifact, Manifest, SourceRecord
+from edgekit.artifact.manifest import Artifact, Manifest
 from edgekit.errors import (
     SourceError,
     UnknownNameError,
@@ -18,7 +18,7 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.package import FORMATS, PackageSpec, bundle, golden, package, templates, writing
-from edgekit.types import Precision, Target, sha256_bytes
+from edgekit.types import Precision, SourceRecord, Target, sha256_bytes
 
 
 def spec(**fields: str) -> PackageSpec:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from edgekit.errors import ConfigError, DataError, UnknownNameError
 from edgekit.preprocess import resample
-from edgekit.preprocess.contract import Preprocessing, bound, completed, from_mapping
+from edgekit.preprocess.contract import Preprocessing, bound
+from edgekit.preprocess.declared import completed, from_mapping
 from edgekit.types import TensorSpec
 
 PIL_FILTERS = {"box": 4, "bilinear": 2, "bicubic": 3}

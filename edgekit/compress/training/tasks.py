@@ -441,7 +441,7 @@ def _own(value: Any, text: str) -> Task:
     if missing:
         raise SourceError(
             f"{text} is no task: it lacks {', '.join(missing)}",
-            hint="see edgekit.compress.train.Task; or name your function train_step(model, batch)",
+            hint="see edgekit.compress.training.train.Task; or name your function train_step(model, batch)",
         )
     made: Task = task
     return made

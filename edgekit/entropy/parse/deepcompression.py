@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgekit.entropy.parse import Span
+from edgekit.entropy.parse.span import Span
 
 _MAX_LAYERS = 256
 _MAX_BIASES = 1 << 14

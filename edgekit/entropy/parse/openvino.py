@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from edgekit.entropy.parse import Span
+from edgekit.entropy.parse.span import Span
 
 _DTYPES = {
     "f32": "float32", "f16": "float16", "bf16": "bfloat16", "i8": "int8", "u8": "uint8", "i16": "int16",

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from edgekit.entropy.parse import Span
+from edgekit.entropy.parse.span import Span
 
 _DTYPES = {
     "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "U8": "uint8", "I16": "int16",

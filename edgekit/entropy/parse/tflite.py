@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-from edgekit.entropy.parse import Span
+from edgekit.entropy.parse.span import Span
 
 _DTYPES = {
     0: "float32",

@@ -3,7 +3,7 @@
 What is folded is colour to grey or colour order, ``(pixel * scale - mean) / std`` and the layout; resizing and
 cropping stay outside, because they depend on the image's size. The input becomes ``[N, H, W, 3]`` with values 0
 to 255, float32 or uint8, which is what cameras, canvases and MediaPipe Tasks give. Not in
-:data:`edgekit.passes.PASSES`: it changes what the model takes, so it is applied on request only, after
+:data:`edgekit.graph.passes.PASSES`: it changes what the model takes, so it is applied on request only, after
 quantization: the added nodes stay in float and what follows them is the same to the bit.
 """
 

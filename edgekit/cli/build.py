@@ -81,7 +81,7 @@ def build(
     from edgekit.core import config
     from edgekit.core.store import Store
     from edgekit.pipeline.build import check, run
-    from edgekit.pipeline.stages import Workshop
+    from edgekit.pipeline.stages import BuildContext
 
     options = config.load(
         {**flags, "target": target, "eval": evaluate, "set": config.parse_settings(settings)}
@@ -94,7 +94,7 @@ def build(
         _plan(request, as_json)
         return
     with progress() as shown:
-        outcomes = run(request, Workshop(store=Store(), options=options, progress=shown))
+        outcomes = run(request, BuildContext(store=Store(), options=options, progress=shown))
     _finish(outcomes, options, as_json)
 
 

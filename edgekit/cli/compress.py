@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgekit.compress.recipes import Recipe
     from edgekit.load.source import Source
     from edgekit.pipeline.compress import Compressed
-    from edgekit.pipeline.stages import Workshop
+    from edgekit.pipeline.stages import BuildContext
     from edgekit.search.points import Limits
     from edgekit.search.run import Found
     from edgekit.search.ship import Shipped
@@ -83,7 +83,7 @@ def compress(
     from edgekit.errors import UsageError
     from edgekit.load import parse
     from edgekit.load.source import Source
-    from edgekit.pipeline.stages import Workshop
+    from edgekit.pipeline.stages import BuildContext
     from edgekit.search.run import parse_limits, search_options, step_names
 
     if sum(map(bool, (recipe, budget, analyze))) != 1:
@@ -102,42 +102,42 @@ def compress(
     store = Store()
     opened = Source(parse(source), store, trust=options.trust, network=options.network)
     with progress() as shown:
-        shop = Workshop(store=store, options=options, progress=shown)
+        context = BuildContext(store=store, options=options, progress=shown)
         if recipe:
-            _run(shop, opened, recipe, seed, as_json)
+            _run(context, opened, recipe, seed, as_json)
         elif budget:
             limits = parse_limits(seconds, trials, seed, epochs)
-            _search(shop, opened, budget, replace(limits, steps=step_names(steps)), as_json)
+            _search(context, opened, budget, replace(limits, steps=step_names(steps)), as_json)
         else:
-            _analyze(shop, opened, as_json)
+            _analyze(context, opened, as_json)
 
 
-def _run(shop: Workshop, source: Source, text: str, seed: int | None, as_json: bool) -> None:
+def _run(context: BuildContext, source: Source, text: str, seed: int | None, as_json: bool) -> None:
     from edgekit.compress import recipes
     from edgekit.compress.training.resume import is_first_process
     from edgekit.pipeline.compress import compress as run
     from edgekit.pipeline.compress import deliver
 
     recipe = recipes.read(text, seed=seed)
-    made = run(shop, source, recipe)
+    made = run(context, source, recipe)
     if not is_first_process():
         return
-    folder = deliver(made, recipe, source, Path(shop.options.out))
+    folder = deliver(made, recipe, source, Path(context.options.out))
     shipped = None
     if recipe.ship is not None:
         from edgekit.search.ship import ship
 
-        shipped = ship(shop, made.source, recipe.ship)
+        shipped = ship(context, made.source, recipe.ship)
     _show(made, recipe, folder, shipped, as_json)
 
 
-def _search(shop: Workshop, source: Source, budget: str, limits: Limits, as_json: bool) -> None:
+def _search(context: BuildContext, source: Source, budget: str, limits: Limits, as_json: bool) -> None:
     from edgekit.cli._output import print_json, table
     from edgekit.search.budget import parse
     from edgekit.search.run import search
 
-    found = search(shop, source, parse(budget), limits)
-    out = Path(shop.options.out)
+    found = search(context, source, parse(budget), limits)
+    out = Path(context.options.out)
     if as_json:
         print_json(
             {
@@ -173,11 +173,11 @@ def _search(shop: Workshop, source: Source, budget: str, limits: Limits, as_json
     )
 
 
-def _analyze(shop: Workshop, source: Source, as_json: bool) -> None:
+def _analyze(context: BuildContext, source: Source, as_json: bool) -> None:
     from edgekit.cli._output import print_json, table
     from edgekit.pipeline.compress import analyze
 
-    found = analyze(shop, source)
+    found = analyze(context, source)
     layers = found.layers
     if as_json:
         document = {"layers": layers, "blocks": found.blocks, "advice": found.advice}

@@ -24,7 +24,7 @@ def demo(target: str, out: str) -> None:
     from edgekit.errors import SourceError
     from edgekit.load import parse
     from edgekit.pipeline.build import Request, failure, run
-    from edgekit.pipeline.stages import Workshop
+    from edgekit.pipeline.stages import BuildContext
 
     example = plugins.data_dir() / "examples" / "digits"
     if not example.is_dir():
@@ -38,7 +38,7 @@ def demo(target: str, out: str) -> None:
         evaluation=f"{example}/data.py:evaluation",
     )
     with progress() as shown:
-        outcomes = run(request, Workshop(store=Store(), options=options, progress=shown))
+        outcomes = run(request, BuildContext(store=Store(), options=options, progress=shown))
         passed = [o.artifact for o in outcomes if o.artifact is not None and failure(o, options) is None]
         with shown.task("benchmark", total=len(passed)) as task:
             settings = BenchSettings(processes=5, seconds=0.3)

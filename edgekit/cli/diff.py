@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edgekit.diff.resolve import Chain
     from edgekit.diff.suggest import Suggestion
     from edgekit.errors import EdgekitError
-    from edgekit.pipeline.stages import Workshop
+    from edgekit.pipeline.stages import BuildContext
 
 _ROWS = 5
 _SAME_DB = 100.0
@@ -69,17 +69,17 @@ def diff(
     from edgekit.diff.apply import Rebuild
     from edgekit.diff.resolve import resolve
     from edgekit.diff.suggest import suggest
-    from edgekit.pipeline.stages import Workshop
+    from edgekit.pipeline.stages import BuildContext
 
     options = config.load({"trust": trust, "network": network, "calib": calib, "eval": evaluate})
     with progress() as shown:
-        shop = Workshop(store=Store(), options=options, progress=shown)
-        chain = resolve(a, b, data, shop)
+        context = BuildContext(store=Store(), options=options, progress=shown)
+        chain = resolve(a, b, data, context)
         with shown.task("compare layer by layer"):
             found = walk(chain.forms, chain.samples, chain.notes)
         ideas = suggest(found, chain.artifact, tampered=chain.tampered)
         rebuild = Rebuild(calibration=options.calib, evaluation=options.eval, out=out or "")
-        result = _apply(chain, ideas, rebuild, shop) if applied else None
+        result = _apply(chain, ideas, rebuild, context) if applied else None
     if as_json:
         print_json(_document(found, ideas, result))
     else:
@@ -87,7 +87,9 @@ def diff(
     _verdict(found, min_snr, result)
 
 
-def _apply(chain: Chain, ideas: tuple[Suggestion, ...], rebuild: Rebuild, shop: Workshop) -> Applied | None:
+def _apply(
+    chain: Chain, ideas: tuple[Suggestion, ...], rebuild: Rebuild, context: BuildContext
+) -> Applied | None:
     from edgekit.diff.apply import apply
     from edgekit.errors import UsageError
 
@@ -98,7 +100,7 @@ def _apply(chain: Chain, ideas: tuple[Suggestion, ...], rebuild: Rebuild, shop: 
     if not ideas:
         return None
     before = chain.artifact.manifest.golden
-    outcome = apply(chain.artifact, ideas[0], rebuild, shop)
+    outcome = apply(chain.artifact, ideas[0], rebuild, context)
     if outcome.error is not None:
         raise outcome.error
     assert outcome.artifact is not None

@@ -12,7 +12,7 @@ from edgekit.diff.suggest import Suggestion
 from edgekit.errors import UsageError
 from edgekit.load import parse
 from edgekit.pipeline.build import Outcome, Request, run
-from edgekit.pipeline.stages import Workshop
+from edgekit.pipeline.stages import BuildContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Rebuild:
     out: str = ""
 
 
-def apply(artifact: Artifact, suggestion: Suggestion, rebuild: Rebuild, shop: Workshop) -> Outcome:
+def apply(artifact: Artifact, suggestion: Suggestion, rebuild: Rebuild, context: BuildContext) -> Outcome:
     """The artifact's build with the suggestion's flags on top: built, run on its runtime, and gated.
 
     Goes into ``rebuild.out``, by default where the artifact lies. Raises :class:`UsageError` when
@@ -36,7 +36,7 @@ def apply(artifact: Artifact, suggestion: Suggestion, rebuild: Rebuild, shop: Wo
             "to build again, the calibration data are needed",
             hint="--apply --calib DATA, as for edgekit build",
         )
-    options = _with(artifact, suggestion, rebuild, shop)
+    options = _with(artifact, suggestion, rebuild, context)
     request = Request(
         source=parse(artifact.manifest.source.text),
         targets=(target,),
@@ -44,17 +44,17 @@ def apply(artifact: Artifact, suggestion: Suggestion, rebuild: Rebuild, shop: Wo
         calibration=rebuild.calibration or None,
         evaluation=rebuild.evaluation or None,
     )
-    return run(request, Workshop(store=shop.store, options=options, progress=shop.progress))[0]
+    return run(request, BuildContext(store=context.store, options=options, progress=context.progress))[0]
 
 
-def _with(artifact: Artifact, suggestion: Suggestion, rebuild: Rebuild, shop: Workshop) -> Any:
+def _with(artifact: Artifact, suggestion: Suggestion, rebuild: Rebuild, context: BuildContext) -> Any:
     """The options of the artifact's own build, then the suggestion's."""
     from dataclasses import replace
 
     step = next((s for s in artifact.manifest.steps if s.name == "quantize"), None)
     kept = step.options if step is not None else {}
     options = replace(
-        shop.options,
+        context.options,
         out=rebuild.out or str(Path(artifact.directory).parent),
         set=artifact.manifest.settings,
         method=kept.get("method", "auto"),

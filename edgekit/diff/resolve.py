@@ -16,7 +16,7 @@ from edgekit.load.data import Given, fits, random_samples, raw_example, unit_exa
 from edgekit.load.source import Source
 from edgekit.pipeline import stages
 from edgekit.pipeline.pixels import recorded
-from edgekit.pipeline.stages import Exported, Workshop
+from edgekit.pipeline.stages import BuildContext, Exported
 from edgekit.types import OnnxModel, TensorSpec, TorchModel
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Chain:
     tampered: bool = False
 
 
-def resolve(a: str, b: str, data: Given | None, shop: Workshop) -> Chain:
+def resolve(a: str, b: str, data: Given | None, context: BuildContext) -> Chain:
     """The chain from ``a`` to ``b``; with ``b`` empty, from an artifact's source to it.
 
     Raises :class:`UsageError` for a pair that cannot be compared, :class:`DataError` when no sample fits,
@@ -54,20 +54,20 @@ def resolve(a: str, b: str, data: Given | None, shop: Workshop) -> Chain:
         a, b = manifest.read(Path(a)).manifest.source.text, a
     artifact = manifest.read(Path(b)) if _is_artifact(b) else None
     notes: list[str] = []
-    second = _artifact_forms(artifact, shop, notes) if artifact else [_file(b, shop)]
+    second = _artifact_forms(artifact, context, notes) if artifact else [_file(b, context)]
     if not second:
         raise UsageError(
             f"nothing inside {b} can be read layer by layer: " + "; ".join(notes),
             hint="compare the same model's artifact for another target, for example ort-int8",
         )
     if _is_artifact(a) or a.endswith(".tflite"):
-        first, exported = [_end(a, shop, notes)], None
+        first, exported = [_end(a, context, notes)], None
     else:
-        first, exported = _source_forms(a, second[0], data, shop, artifact, notes)
+        first, exported = _source_forms(a, second[0], data, context, artifact, notes)
     tampered = _tampered(artifact, notes)
     return Chain(
         forms=(*first, *second),
-        samples=_samples(data, exported, artifact, a, shop),
+        samples=_samples(data, exported, artifact, a, context),
         notes=tuple(notes),
         artifact=artifact,
         tampered=tampered,
@@ -95,10 +95,15 @@ def _tampered(artifact: Artifact | None, notes: list[str]) -> bool:
 
 
 def _source_forms(
-    text: str, after: Form, data: Given | None, shop: Workshop, artifact: Artifact | None, notes: list[str]
+    text: str,
+    after: Form,
+    data: Given | None,
+    context: BuildContext,
+    artifact: Artifact | None,
+    notes: list[str],
 ) -> tuple[list[Form], Exported]:
-    source = _opened(text, data, shop)
-    exported = stages.export(shop, source)
+    source = _opened(text, data, context)
+    exported = stages.export(context, source)
     if artifact is not None and exported.model.sha256 not in _outputs(artifact, "export"):
         notes.append(f"{text} is not what {artifact.directory} was built from: its export is another")
     from edgekit.diff.onnx_form import OnnxForm
@@ -111,7 +116,7 @@ def _source_forms(
         forms.append(TorchForm(model, tuple(o.name for o in exported.model.outputs)))
     plain = OnnxForm("exported ONNX" if forms else "ONNX", exported.model.path)
     forms.append(plain)
-    optimized, _ = stages.optimize(shop, exported.model, exported.example_inputs())
+    optimized, _ = stages.optimize(context, exported.model, exported.example_inputs())
     better = OnnxForm("optimized ONNX", optimized.path)
     if artifact is not None or _shared(better, after) > _shared(plain, after) or after.weight_bits < 16:
         forms.append(better)
@@ -122,9 +127,9 @@ def _outputs(artifact: Artifact, step: str) -> set[str]:
     return {s.output_sha256 for s in artifact.manifest.steps if s.name == step}
 
 
-def _opened(text: str, data: Given | None, shop: Workshop) -> Source:
-    options = shop.options
-    source = Source(parse(text), shop.store, trust=options.trust, network=options.network)
+def _opened(text: str, data: Given | None, context: BuildContext) -> Source:
+    options = context.options
+    source = Source(parse(text), context.store, trust=options.trust, network=options.network)
     source.example = lambda: raw_example(data)
     return source
 
@@ -137,14 +142,14 @@ def _shared(a: Form, b: Form) -> int:
 # --- the second ------------------------------------------------------------------------------------------
 
 
-def _file(text: str, shop: Workshop) -> Form:
+def _file(text: str, context: BuildContext) -> Form:
     from edgekit.diff.onnx_form import OnnxForm
 
     if text.endswith(".tflite"):
         return _tflite(Path(text))
     if text.endswith(".onnx"):
         return OnnxForm(Path(text).name, Path(text))
-    exported = stages.export(shop, _opened(text, None, shop))
+    exported = stages.export(context, _opened(text, None, context))
     return OnnxForm(f"exported ONNX of {text}", exported.model.path)
 
 
@@ -156,21 +161,21 @@ def _tflite(path: Path, moved: Sequence[str] = ()) -> Form:
     return TfliteForm(f"LiteRT ({path.name})", path, moved=moved)
 
 
-def _end(text: str, shop: Workshop, notes: list[str]) -> Form:
+def _end(text: str, context: BuildContext, notes: list[str]) -> Form:
     if not _is_artifact(text):
-        return _file(text, shop)
-    forms = _artifact_forms(manifest.read(Path(text)), shop, notes)
+        return _file(text, context)
+    forms = _artifact_forms(manifest.read(Path(text)), context, notes)
     if not forms:
         raise UsageError(f"nothing inside {text} can be read layer by layer", hint="; ".join(notes))
     return forms[-1]
 
 
-def _artifact_forms(artifact: Artifact, shop: Workshop, notes: list[str]) -> list[Form]:
+def _artifact_forms(artifact: Artifact, context: BuildContext, notes: list[str]) -> list[Form]:
     """The quantized ONNX that the artifact was lowered from, if there is one, and what the runtime loads."""
     from edgekit.diff.onnx_form import OnnxForm
 
     forms: list[Form] = []
-    quantized = _kept(artifact, shop, notes)
+    quantized = _kept(artifact, context, notes)
     if quantized is not None:
         forms.append(OnnxForm("quantized ONNX", quantized.path))
     backend, model = artifact.manifest.target.backend, artifact.model
@@ -193,14 +198,14 @@ def _artifact_forms(artifact: Artifact, shop: Workshop, notes: list[str]) -> lis
     return forms
 
 
-def _kept(artifact: Artifact, shop: Workshop, notes: list[str]) -> OnnxModel | None:
+def _kept(artifact: Artifact, context: BuildContext, notes: list[str]) -> OnnxModel | None:
     """The output of the artifact's quantize step, from the cache of steps."""
     from edgekit.graph.records import MODEL_RECORD, read_model
 
     step = next((s for s in artifact.manifest.steps if s.name == "quantize"), None)
     if step is None:
         return None
-    for directory in sorted((shop.store.root / "steps" / "quantize").glob("*")):
+    for directory in sorted((context.store.root / "steps" / "quantize").glob("*")):
         if (directory / MODEL_RECORD).is_file():
             record = read_model(directory)
             if record.model.sha256 == step.output_sha256:
@@ -216,14 +221,14 @@ def _kept(artifact: Artifact, shop: Workshop, notes: list[str]) -> OnnxModel | N
 
 
 def _samples(
-    data: Given | None, exported: Exported | None, artifact: Artifact | None, a: str, shop: Workshop
+    data: Given | None, exported: Exported | None, artifact: Artifact | None, a: str, context: BuildContext
 ) -> tuple[Mapping[str, Array], ...]:
     """The user's, else the artifact's golden inputs, else the example and seeded variations of it."""
     inputs = exported.model.inputs if exported is not None else _inputs(a, artifact)
     preprocessing = exported.record.preprocessing if exported is not None else {}
     rows: list[Mapping[str, Array]]
     if data:
-        chosen = user_samples(shop.store, data, inputs, origin="comparison", preprocessing=preprocessing)
+        chosen = user_samples(context.store, data, inputs, origin="comparison", preprocessing=preprocessing)
         rows = [sample.inputs for sample in chosen.spread(SAMPLES)]
     elif artifact is not None and artifact.manifest.golden is not None:
         pixels = recorded(artifact.manifest)

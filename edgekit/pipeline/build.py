@@ -36,7 +36,7 @@ from edgekit.load.source import MODULE, Source
 from edgekit.pipeline import compress, guard, pixels, speed, stages
 from edgekit.pipeline.deliver import Product, deliver, refusal
 from edgekit.pipeline.pixels import Pixels
-from edgekit.pipeline.stages import Calibrated, Exported, Quantization, Suspicion, Workshop
+from edgekit.pipeline.stages import BuildContext, Calibrated, Exported, Quantization, Suspicion
 from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES, Subject, Verified, verify
 from edgekit.types import Gate, OnnxModel, Parity, SourceSpec, Target, TorchModel, Verdict
 
@@ -123,33 +123,33 @@ def build(
         evaluation=evaluation,
         module=module,
     )
-    outcomes = run(request, Workshop(store=Store(), options=settings, progress=Silent()))
+    outcomes = run(request, BuildContext(store=Store(), options=settings, progress=Silent()))
     raise_failures(outcomes, settings)
     return [o.artifact for o in outcomes if o.artifact is not None]
 
 
-def run(request: Request, shop: Workshop) -> tuple[Outcome, ...]:
+def run(request: Request, context: BuildContext) -> tuple[Outcome, ...]:
     """Build every target. Errors of the source or the data end the build; a target's own do not."""
     check(request)
     if request.options.device:
-        request, shop = on_site(request, shop)
-    prepared = prepare(request, shop)
-    return tuple(attempt(request, shop, prepared, target) for target in request.targets)
+        request, context = on_site(request, context)
+    prepared = prepare(request, context)
+    return tuple(attempt(request, context, prepared, target) for target in request.targets)
 
 
-def on_site(request: Request, shop: Workshop) -> tuple[Request, Workshop]:
+def on_site(request: Request, context: BuildContext) -> tuple[Request, BuildContext]:
     """Look at the device, and give each target the scheme that its processor wants."""
     where = device(request.options.device)
-    with shop.progress.task(f"look at {where.name}"):
+    with context.progress.task(f"look at {where.name}"):
         site = visit(where, [t.backend for t in request.targets])
     for target in request.targets:
         if (choice := adaptation(target, site)) is not None:
-            shop.progress.note(f"{target.name} on {where.name}: {choice.why}")
+            context.progress.note(f"{target.name} on {where.name}: {choice.why}")
     request = replace(request, targets=tuple(adapted(t, site) for t in request.targets))
     if not site.verifies:
-        shop.progress.note(f"{where.name} has no Python: verified here; edgekit bench times it there")
-        return request, shop
-    return request, replace(shop, site=site)
+        context.progress.note(f"{where.name} has no Python: verified here; edgekit bench times it there")
+        return request, context
+    return request, replace(context, site=site)
 
 
 def check(request: Request) -> None:
@@ -169,25 +169,25 @@ def check(request: Request) -> None:
         )
 
 
-def prepare(request: Request, shop: Workshop) -> Prepared:
+def prepare(request: Request, context: BuildContext) -> Prepared:
     """The shared part: load, compress, export, optimize, calibrate."""
     options = request.options
     source = Source(
-        request.source, shop.store, trust=options.trust, network=options.network, loaded=request.module
+        request.source, context.store, trust=options.trust, network=options.network, loaded=request.module
     )
     source.example = lambda: raw_example(request.calibration or request.evaluation)
-    source, compress_steps = compressed(request, shop, source)
-    exported = stages.export(shop, source)
+    source, compress_steps = compressed(request, context, source)
+    exported = stages.export(context, source)
     folded = pixels.asked_for(options.set, exported.record, options.preprocessing)
-    optimized, optimize_step = stages.optimize(shop, exported.model, exported.example_inputs())
-    data = gather(request, shop, exported)
+    optimized, optimize_step = stages.optimize(context, exported.model, exported.example_inputs())
+    data = gather(request, context, exported)
     calibrated: Calibrated | None = None
     suspicions: tuple[Suspicion, ...] = ()
     quantized = [t for t in request.targets if t.uses_calibration]
-    refused = refusals(shop, quantized, optimized, exported)
+    refused = refusals(context, quantized, optimized, exported)
     if data.calibration is not None and any(t.name not in refused for t in quantized):
-        calibrated = stages.calibrate(shop, optimized, data.calibration)
-        suspicions = examine(shop, calibrated, data, exported)
+        calibrated = stages.calibrate(context, optimized, data.calibration)
+        suspicions = examine(context, calibrated, data, exported)
     return Prepared(
         source=source,
         exported=exported,
@@ -202,21 +202,23 @@ def prepare(request: Request, shop: Workshop) -> Prepared:
 
 
 def refusals(
-    shop: Workshop, targets: Sequence[Target], model: OnnxModel, exported: Exported
+    context: BuildContext, targets: Sequence[Target], model: OnnxModel, exported: Exported
 ) -> dict[str, EdgekitError]:
     """What is known to be impossible before minutes go into calibration, by target."""
     found: dict[str, EdgekitError] = {}
     for target in targets:
         try:
-            refuse_missing_runtime(shop, target)
-            fixed, _ = fixed_shapes(shop, target, model, exported)
-            stages.check(shop, fixed, target, config.target_options(target, shop.options.set))
+            refuse_missing_runtime(context, target)
+            fixed, _ = fixed_shapes(context, target, model, exported)
+            stages.check(context, fixed, target, config.target_options(target, context.options.set))
         except EdgekitError as error:
             found[target.name] = error
     return found
 
 
-def compressed(request: Request, shop: Workshop, source: Source) -> tuple[Source, tuple[StepRecord, ...]]:
+def compressed(
+    request: Request, context: BuildContext, source: Source
+) -> tuple[Source, tuple[StepRecord, ...]]:
     """The source, or what ``--recipe`` makes of it. Parity is measured against the result; what the recipe
     cost is in its step's notes."""
     if not request.options.recipe:
@@ -224,20 +226,22 @@ def compressed(request: Request, shop: Workshop, source: Source) -> tuple[Source
     from edgekit.compress import recipes
 
     evaluation = request.evaluation if isinstance(request.evaluation, str) else request.options.eval
-    work = compress.Work(source, replace(request.options, eval=evaluation), shop.store)
-    made = compress.compress(shop, source, recipes.read(request.options.recipe), work)
+    work = compress.Work(source, replace(request.options, eval=evaluation), context.store)
+    made = compress.compress(context, source, recipes.read(request.options.recipe), work)
     return made.source, (made.step,)
 
 
-def examine(shop: Workshop, calibrated: Calibrated, data: Data, exported: Exported) -> tuple[Suspicion, ...]:
+def examine(
+    context: BuildContext, calibrated: Calibrated, data: Data, exported: Exported
+) -> tuple[Suspicion, ...]:
     """The calibration doctor's findings: all are shown, the grave ones end the build unless accepted."""
     if calibrated.samples.origin == RANDOM:
         return ()
-    found = stages.diagnose(shop, calibrated, data.evaluation, exported)
+    found = stages.diagnose(context, calibrated, data.evaluation, exported)
     for suspicion in found:
-        shop.progress.note(f"calibration {suspicion.severity}: {suspicion.message}")
+        context.progress.note(f"calibration {suspicion.severity}: {suspicion.message}")
     grave = [s for s in found if s.severity == "error"]
-    if grave and not shop.options.accept_data:
+    if grave and not context.options.accept_data:
         raise DataError(
             "the calibration samples are not what the model will meet: "
             + "; ".join(s.message for s in grave),
@@ -247,7 +251,7 @@ def examine(shop: Workshop, calibrated: Calibrated, data: Data, exported: Export
     return found
 
 
-def gather(request: Request, shop: Workshop, exported: Exported) -> Data:
+def gather(request: Request, context: BuildContext, exported: Exported) -> Data:
     """Open the user's samples. Parity is measured on the evaluation samples, else on those of the
     calibration, else on the example and seeded variations of it."""
 
@@ -258,7 +262,7 @@ def gather(request: Request, shop: Workshop, exported: Exported) -> Data:
             return random_samples(exported.example_inputs(), RANDOM_SAMPLES)
         preprocessing = request.options.preprocessing or exported.record.preprocessing
         return user_samples(
-            shop.store, data, exported.model.inputs, origin=origin, preprocessing=preprocessing
+            context.store, data, exported.model.inputs, origin=origin, preprocessing=preprocessing
         )
 
     calibration = named(request.calibration, "calibration")
@@ -273,26 +277,26 @@ def gather(request: Request, shop: Workshop, exported: Exported) -> Data:
     )
 
 
-def attempt(request: Request, shop: Workshop, prepared: Prepared, target: Target) -> Outcome:
+def attempt(request: Request, context: BuildContext, prepared: Prepared, target: Target) -> Outcome:
     """One target; its typed errors become its outcome."""
     try:
-        return Outcome(target=target, artifact=make(request, shop, prepared, target))
+        return Outcome(target=target, artifact=make(request, context, prepared, target))
     except UnsupportedOperatorsError as error:
-        return Outcome(target=target, error=with_alternatives(error, shop, prepared, target))
+        return Outcome(target=target, error=with_alternatives(error, context, prepared, target))
     except EdgekitError as error:
         return Outcome(target=target, error=error)
     except Exception as error:  # noqa: BLE001 - a defect in one backend must not cost the others their artifacts
         return Outcome(target=target, error=DefectError.of(error, target.name))
 
 
-def make(request: Request, shop: Workshop, prepared: Prepared, target: Target) -> Artifact:
+def make(request: Request, context: BuildContext, prepared: Prepared, target: Target) -> Artifact:
     """Quantize, lower, run on the real runtime, gate, and put the artifact in its place."""
     if target.name in prepared.refused:
         raise prepared.refused[target.name]
-    refuse_missing_runtime(shop, target)
-    made = within_budget(shop, prepared, target)
+    refuse_missing_runtime(context, target)
+    made = within_budget(context, prepared, target)
     verdicts = judge(target, made, request.options)
-    swiftness = against_sibling(shop, prepared, made)
+    swiftness = against_sibling(context, prepared, made)
     if swiftness is not None:
         verdicts = (*verdicts, speed.gate(swiftness, made.verified.placement))
     return deliver(
@@ -312,38 +316,38 @@ def make(request: Request, shop: Workshop, prepared: Prepared, target: Target) -
             quantization=made.quantization,
             guard=made.guard,
             speed=swiftness,
-            machine=shop.machine(),
+            machine=context.machine(),
         ),
     )
 
 
-def within_budget(shop: Workshop, prepared: Prepared, target: Target) -> Candidate:
+def within_budget(context: BuildContext, prepared: Prepared, target: Target) -> Candidate:
     """The plain candidate; with ``--max-drop``, one in which as few layers as possible left INT8 to hold it."""
-    plain = candidate(shop, prepared, target, Quantization.of(shop.options))
+    plain = candidate(context, prepared, target, Quantization.of(context.options))
     parity = plain.verified.parity
-    if not shop.options.max_drop or not target.needs_calibration or parity is None:
+    if not context.options.max_drop or not target.needs_calibration or parity is None:
         return plain
-    budget = config.parse_fraction(shop.options.max_drop, what="--max-drop")
+    budget = config.parse_fraction(context.options.max_drop, what="--max-drop")
     assert prepared.calibrated is not None
     if guard.drop_of(parity)[1] <= budget:
         return plain
 
     def measure(choice: Quantization) -> Parity | None:
-        return candidate(shop, prepared, target, choice).verified.parity
+        return candidate(context, prepared, target, choice).verified.parity
 
-    found = guard.search(shop, prepared.optimized, target, prepared.calibrated, budget, measure)
-    made = candidate(shop, prepared, target, found.choice)
-    if found.in_float is not None and (slow := too_slow(shop, prepared, made)):
-        other = candidate(shop, prepared, target, found.in_float)
+    found = guard.search(context, prepared.optimized, target, prepared.calibrated, budget, measure)
+    made = candidate(context, prepared, target, found.choice)
+    if found.in_float is not None and (slow := too_slow(context, prepared, made)):
+        other = candidate(context, prepared, target, found.in_float)
         drop = guard.drop_of(other.verified.parity)[1] if other.verified.parity else float("inf")
         if drop <= max(budget, found.account["drop"]):
             found, made = found.as_float(drop, f"with INT16 activations: {slow}"), other
     return replace(made, guard=found.account)
 
 
-def too_slow(shop: Workshop, prepared: Prepared, made: Candidate) -> str:
+def too_slow(context: BuildContext, prepared: Prepared, made: Candidate) -> str:
     """Why the artifact would not pass the speed gate; empty where it would."""
-    swiftness = against_sibling(shop, prepared, made)
+    swiftness = against_sibling(context, prepared, made)
     verdict = speed.gate(swiftness, made.verified.placement) if swiftness is not None else None
     return verdict.message if verdict is not None and verdict.verdict is Verdict.FAIL else ""
 
@@ -359,17 +363,19 @@ class Candidate:
     guard: Mapping[str, Any] | None = None
 
 
-def candidate(shop: Workshop, prepared: Prepared, target: Target, quantization: Quantization) -> Candidate:
+def candidate(
+    context: BuildContext, prepared: Prepared, target: Target, quantization: Quantization
+) -> Candidate:
     """Quantize as asked, lower, run and compare."""
     steps, report = list(prepared.steps), None
     model = prepared.optimized
     if target.scheme is not None:
         calibrated = usable(prepared.calibrated, target)
         steps += [calibrated.step] if calibrated else []
-        model, step, report = stages.quantize(shop, model, target, calibrated, quantization)
+        model, step, report = stages.quantize(context, model, target, calibrated, quantization)
         steps.append(step)
-    subject, more = lowered(shop, prepared, target, model)
-    verified = verify(shop, subject, prepared.source, prepared.exported, prepared.data.verification)
+    subject, more = lowered(context, prepared, target, model)
+    verified = verify(context, subject, prepared.source, prepared.exported, prepared.data.verification)
     return Candidate(subject=subject, verified=verified, steps=(*steps, *more), quantization=report)
 
 
@@ -380,16 +386,16 @@ def usable(calibrated: Calibrated | None, target: Target) -> Calibrated | None:
 
 
 def lowered(
-    shop: Workshop, prepared: Prepared, target: Target, model: OnnxModel
+    context: BuildContext, prepared: Prepared, target: Target, model: OnnxModel
 ) -> tuple[Subject, tuple[StepRecord, ...]]:
     """Shapes fixed where the target needs it, preprocessing folded in where asked, then the runtime's own files."""
     steps: list[StepRecord] = []
-    model, fixed = fixed_shapes(shop, target, model, prepared.exported)
+    model, fixed = fixed_shapes(context, target, model, prepared.exported)
     steps += [fixed] if fixed else []
     if prepared.pixels is not None:
-        model, fold = stages.fold_preprocessing(shop, model, prepared.pixels)
+        model, fold = stages.fold_preprocessing(context, model, prepared.pixels)
         steps.append(fold)
-    files = stages.lower(shop, model, target, config.target_options(target, shop.options.set))
+    files = stages.lower(context, model, target, config.target_options(target, context.options.set))
     if prepared.pixels is not None:
         files = replace(files, lowered=prepared.pixels.declared(files.lowered))
     subject = Subject(target=target, model=model, files=files, pixels=prepared.pixels)
@@ -397,26 +403,26 @@ def lowered(
 
 
 def fixed_shapes(
-    shop: Workshop, target: Target, model: OnnxModel, exported: Exported
+    context: BuildContext, target: Target, model: OnnxModel, exported: Exported
 ) -> tuple[OnnxModel, StepRecord | None]:
     """The model as the target wants it: dynamic axes set to the example's sizes, or left alone."""
     if not target.fixed_shapes:
         return model, None
-    return stages.fix_shapes(shop, model, exported.example_inputs())
+    return stages.fix_shapes(context, model, exported.example_inputs())
 
 
-def against_sibling(shop: Workshop, prepared: Prepared, made: Candidate) -> speed.Speed | None:
+def against_sibling(context: BuildContext, prepared: Prepared, made: Candidate) -> speed.Speed | None:
     """The quantized artifact's speed against the float target of the same backend, where there is one; timed only
     where speed is to be judged."""
     row = speed.sibling(made.subject.target, catalogue.known())
-    timed = shop.options.speed_gate and not (shop.site and shop.site.emulated)
+    timed = context.options.speed_gate and not (context.site and context.site.emulated)
     if not timed or row is None or made.verified.not_run:
         return None
-    against, _ = lowered(shop, prepared, row, prepared.optimized)
+    against, _ = lowered(context, prepared, row, prepared.optimized)
     example = prepared.exported.example_inputs()
     if prepared.pixels is not None:
         example = prepared.pixels.fed(example)
-    return speed.compare(shop, made.subject, against, example)
+    return speed.compare(context, made.subject, against, example)
 
 
 def judge(target: Target, made: Candidate, options: Options) -> tuple[Gate, ...]:
@@ -444,11 +450,11 @@ def asked_share(report: Any, target: Target) -> float:
     return 1.0 - kept_out / total if total else 1.0
 
 
-def refuse_missing_runtime(shop: Workshop, target: Target) -> None:
+def refuse_missing_runtime(context: BuildContext, target: Target) -> None:
     """A runtime that is missing, here or on the device, is known before anything is quantized for it."""
     refuse_missing_backend(target)
-    if shop.site is not None:
-        shop.site.refuse(target)
+    if context.site is not None:
+        context.site.refuse(target)
 
 
 def refuse_missing_backend(target: Target) -> None:
@@ -459,19 +465,19 @@ def refuse_missing_backend(target: Target) -> None:
 
 
 def with_alternatives(
-    error: UnsupportedOperatorsError, shop: Workshop, prepared: Prepared, target: Target
+    error: UnsupportedOperatorsError, context: BuildContext, prepared: Prepared, target: Target
 ) -> UnsupportedOperatorsError:
     """The same error, naming the other backends' float targets that can express the model: each was tried."""
-    able = [row.name for row in catalogue.known().values() if _expresses(row, target, shop, prepared)]
+    able = [row.name for row in catalogue.known().values() if _expresses(row, target, context, prepared)]
     return UnsupportedOperatorsError(error.target, error.nodes, supported_by=able)
 
 
-def _expresses(row: Target, instead_of: Target, shop: Workshop, prepared: Prepared) -> bool:
+def _expresses(row: Target, instead_of: Target, context: BuildContext, prepared: Prepared) -> bool:
     if row.scheme is not None or row.backend == instead_of.backend or not row.name.endswith("-fp32"):
         return False
     try:
         refuse_missing_backend(row)
-        lowered(shop, prepared, row, prepared.optimized)
+        lowered(context, prepared, row, prepared.optimized)
     except EdgekitError:
         return False
     return True

@@ -24,7 +24,7 @@ from edgekit.errors import UsageError
 from edgekit.graph.records import read_json
 from edgekit.load import Dependency, Recorder, environment_fingerprint, unchanged
 from edgekit.load.source import Source
-from edgekit.pipeline.stages import Workshop
+from edgekit.pipeline.stages import BuildContext
 from edgekit.types import SourceSpec, sha256_file
 
 if TYPE_CHECKING:
@@ -109,13 +109,13 @@ class Work:
         }
 
 
-def compress(shop: Workshop, source: Source, recipe: Recipe, work: Work | None = None) -> Compressed:
+def compress(context: BuildContext, source: Source, recipe: Recipe, work: Work | None = None) -> Compressed:
     """Run ``recipe`` on ``source``, or find that it was run.
 
     Raises ``UsageError`` when the recipe trains and no task is given, or the source is an object in memory;
     ``SourceError`` when it is no PyTorch module; what the steps raise.
     """
-    work = work or Work(source, shop.options, shop.store)
+    work = work or Work(source, context.options, context.store)
     if source.in_memory:
         raise UsageError(
             "a recipe needs a source that can be loaded again",
@@ -131,14 +131,16 @@ def compress(shop: Workshop, source: Source, recipe: Recipe, work: Work | None =
     key = Key(
         name="compress",
         inputs=(source.sha256, work.fingerprint),
-        options={**options, "accelerator": shop.options.accelerator},
+        options={**options, "accelerator": context.options.accelerator},
         versions=versions.of("torch", "safetensors", "lightning-fabric"),
     )
-    folder = work.folder or shop.store.root / "compressing" / key.digest[:32]
-    result = shop.store.step(key, lambda out: _produce(shop, source, recipe, _Run(work, folder), out))
+    folder = work.folder or context.store.root / "compressing" / key.digest[:32]
+    result = context.store.step(key, lambda out: _produce(context, source, recipe, _Run(work, folder), out))
     if work.folder is None:
         shutil.rmtree(folder, ignore_errors=True)
-    return _described(shop, source, result.directory, replace(_record(key), seconds=round(result.seconds, 3)))
+    return _described(
+        context, source, result.directory, replace(_record(key), seconds=round(result.seconds, 3))
+    )
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class _Run:
     folder: Path
 
 
-def _produce(shop: Workshop, source: Source, recipe: Recipe, run: _Run, out: Path) -> None:
+def _produce(context: BuildContext, source: Source, recipe: Recipe, run: _Run, out: Path) -> None:
     from edgekit.compress import plan, step
     from edgekit.compress.training.engine import looping
 
@@ -155,24 +157,24 @@ def _produce(shop: Workshop, source: Source, recipe: Recipe, run: _Run, out: Pat
     origin = replace(
         plan.origin(source.spec, out), path=str(source.spec.path.resolve() if source.spec.path else "")
     )
-    context = step.Context(
+    recipe_context = step.Context(
         task=run.work.open() if run.work.given else None,
         example_inputs=model.example_inputs,
         seed=recipe.seed,
     )
-    with looping(_loop(shop)), shop.progress.task(f"compress: {recipe.line}"):
+    with looping(_loop(context)), context.progress.task(f"compress: {recipe.line}"):
         copied = copy.deepcopy(model.module)  # the source stays what it was
-        module, report = step.run(copied, recipe.steps, context, work=run.folder)
-        step.save(out, module, recipe.steps, report, context, origin=origin)
+        module, report = step.run(copied, recipe.steps, recipe_context, work=run.folder)
+        step.save(out, module, recipe.steps, report, recipe_context, origin=origin)
         _same_again(source, plan.read(out), module)
     (out / TIMES).write_bytes(canonical_json([r.seconds for r in report.steps]))
 
 
-def _loop(shop: Workshop) -> Any:
+def _loop(context: BuildContext) -> Any:
     from edgekit.compress.training.engine import Loop
 
-    o = shop.options
-    return Loop(device=o.accelerator, loggers=o.log, logs=Path(o.out) / "logs", progress=shop.progress)
+    o = context.options
+    return Loop(device=o.accelerator, loggers=o.log, logs=Path(o.out) / "logs", progress=context.progress)
 
 
 def _same_again(source: Source, made: Any, module: Any) -> None:
@@ -193,10 +195,10 @@ def _same_again(source: Source, made: Any, module: Any) -> None:
         )
 
 
-def _described(shop: Workshop, source: Source, folder: Path, record: StepRecord) -> Compressed:
+def _described(context: BuildContext, source: Source, folder: Path, record: StepRecord) -> Compressed:
     from edgekit.compress.plan import remember
 
-    remember(folder, shop.store)
+    remember(folder, context.store)
     document = json.loads((folder / PLAN).read_text(encoding="utf-8"))
     rows = [
         {**row, "seconds": seconds}
@@ -207,7 +209,7 @@ def _described(shop: Workshop, source: Source, folder: Path, record: StepRecord)
     notes = tuple(told(row, metric) for row in rows)
     return Compressed(
         folder=folder,
-        source=Source(spec, shop.store, trust=shop.options.trust, network=shop.options.network),
+        source=Source(spec, context.store, trust=context.options.trust, network=context.options.network),
         metric=metric,
         rows=tuple(rows),
         step=replace(record, output_sha256=sha256_file(folder / WEIGHTS), notes=notes),
@@ -264,14 +266,14 @@ _OBSERVED = 8
 """Batches whose activations the analysis looks at."""
 
 
-def analyze(shop: Workshop, source: Source, work: Work | None = None) -> Findings:
+def analyze(context: BuildContext, source: Source, work: Work | None = None) -> Findings:
     """The layers' distributions; activations over the task's data, else ``--calib`` or ``--eval``, else the example."""
     from edgekit.compress import analysis, step
     from edgekit.compress.structured.depth import influences
 
-    model, options = source.torch(), shop.options
+    model, options = source.torch(), context.options
     data = "" if work is not None else options.train or options.calib or options.eval
-    work = work or Work(source, options, shop.store)
+    work = work or Work(source, options, context.store)
 
     def run(module: Any) -> None:
         import torch
@@ -289,6 +291,6 @@ def analyze(shop: Workshop, source: Source, work: Work | None = None) -> Finding
             with torch.no_grad():
                 step.forward(module, model.example_inputs)
 
-    with shop.progress.task("analyze"):
+    with context.progress.task("analyze"):
         layers = analysis.analyze(copy.deepcopy(model.module), run)
         return analysis.findings(layers, influences(copy.deepcopy(model.module), model.example_inputs))

@@ -12,7 +12,7 @@ from edgekit.core.store import Key
 from edgekit.core.structure import to_builtins
 from edgekit.errors import BackendError, UnsupportedError
 from edgekit.graph.records import read_json, write_json
-from edgekit.pipeline.stages import Calibrated, Quantization, Workshop
+from edgekit.pipeline.stages import BuildContext, Calibrated, Quantization
 from edgekit.types import OnnxModel, Parity, Target
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def drop_of(parity: Parity) -> tuple[str, float]:
 
 
 def search(
-    shop: Workshop,
+    context: BuildContext,
     model: OnnxModel,
     target: Target,
     calibrated: Calibrated,
@@ -66,7 +66,7 @@ def search(
 
     int16 = target.scheme is not None and table(target.scheme.rules).int16
 
-    start = Quantization.of(shop.options)
+    start = Quantization.of(context.options)
     options = QuantizeOptions(
         method=start.method, exclude=start.exclude, int16=start.int16, corrections=start.corrections
     )
@@ -78,7 +78,7 @@ def search(
         except (UnsupportedError, BackendError) as error:  # a kernel that has no INT16 form
             if candidate.int16 == options.int16:
                 raise
-            shop.progress.note(f"guard: not with INT16 activations: {error.message}")
+            context.progress.note(f"guard: not with INT16 activations: {error.message}")
             return float("inf")
         if parity is None:
             return float("inf")
@@ -86,14 +86,16 @@ def search(
         kinds.append(kind)
         return value
 
-    with shop.progress.task(f"guard {target.name}") as task:
+    with context.progress.task(f"guard {target.name}") as task:
 
         def progressed(done: int, remaining: int, best: float) -> None:
             task.total(done + remaining)
             task.advance()
-            shop.progress.note(f"guard: {done} evaluations, at most {remaining} remain, best drop {best:.4g}")
+            context.progress.note(
+                f"guard: {done} evaluations, at most {remaining} remain, best drop {best:.4g}"
+            )
 
-        ranking = sensitivities(shop, model, target, calibrated, options)
+        ranking = sensitivities(context, model, target, calibrated, options)
         found = guard(drop, ranking, budget, options, int16=int16, progress=progressed)
     account = {
         "budget": budget,
@@ -120,7 +122,7 @@ def search(
 
 
 def sensitivities(
-    shop: Workshop, model: OnnxModel, target: Target, calibrated: Calibrated, options: QuantizeOptions
+    context: BuildContext, model: OnnxModel, target: Target, calibrated: Calibrated, options: QuantizeOptions
 ) -> tuple[LayerSensitivity, ...]:
     """Every layer that multiplies, the most harmful first; cached."""
     import msgspec
@@ -136,7 +138,7 @@ def sensitivities(
             options=options,
             samples=calibrated.samples,
         )
-        with shop.progress.task("sensitivity of each layer") as task:
+        with context.progress.task("sensitivity of each layer") as task:
             write_json(sensitivity(job, out, progress=_steps(task)), out / "sensitivity.json")
 
     key = Key(
@@ -145,7 +147,7 @@ def sensitivities(
         options={"scheme": to_builtins(target.scheme), "options": to_builtins(options)},
         versions=versions.of("onnx", "onnx-ir", "onnxruntime", "numpy"),
     )
-    rows = read_json(shop.store.step(key, produce).directory / "sensitivity.json")
+    rows = read_json(context.store.step(key, produce).directory / "sensitivity.json")
     return tuple(msgspec.convert(row, LayerSensitivity) for row in rows)
 
 

@@ -12,7 +12,7 @@ from edgekit.core.store import Key
 from edgekit.core.structure import structure, to_builtins
 from edgekit.devices.bench import BenchSettings, Variant, compare_artifacts
 from edgekit.graph.records import read_json, write_json
-from edgekit.pipeline.stages import Workshop
+from edgekit.pipeline.stages import BuildContext
 from edgekit.pipeline.verify import Subject
 from edgekit.types import Fallback, Gate, Placement, Precision, Target, Verdict
 
@@ -50,13 +50,16 @@ def sibling(target: Target, rows: Mapping[str, Target]) -> Target | None:
     return row if row is not None and row.backend == target.backend else None
 
 
-def compare(shop: Workshop, subject: Subject, against: Subject, inputs: Mapping[str, Array]) -> Speed:
+def compare(context: BuildContext, subject: Subject, against: Subject, inputs: Mapping[str, Array]) -> Speed:
     """Time both in fresh processes, interleaved (ABBA), on one input. Cached like every other stage."""
 
     def produce(out: Path) -> None:
-        with shop.progress.task(f"time {subject.target.name} against {against.target.name}"):
+        with context.progress.task(f"time {subject.target.name} against {against.target.name}"):
             found = compare_artifacts(
-                _variant(against, inputs), _variant(subject, inputs), device=shop.device, settings=_SETTINGS
+                _variant(against, inputs),
+                _variant(subject, inputs),
+                device=context.device,
+                settings=_SETTINGS,
             )
         runs, difference = (found.first, found.second), found.difference
         worst = max(runs, key=lambda m: ("VALID", "NOISY", "INVALID").index(m.validity))
@@ -82,9 +85,9 @@ def compare(shop: Workshop, subject: Subject, against: Subject, inputs: Mapping[
             "shapes": {name: list(array.shape) for name, array in inputs.items()},
             "settings": to_builtins(_SETTINGS),
         },
-        versions=dict(subject.files.step.versions) | shop.machine_versions(subject.target.backend),
+        versions=dict(subject.files.step.versions) | context.machine_versions(subject.target.backend),
     )
-    directory = shop.store.step(key, produce).directory
+    directory = context.store.step(key, produce).directory
     return structure(Speed, read_json(directory / "speed.json"), where="speed.json")
 
 

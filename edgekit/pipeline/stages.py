@@ -36,7 +36,7 @@ PASS_PACKAGES = ("onnx", "onnx-ir", "onnxsim", "onnxruntime")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workshop:
+class BuildContext:
     """What every stage needs: the cache, the user's options, where progress is shown, and where artifacts are
     run (``None``: here)."""
 
@@ -78,7 +78,7 @@ class Exported:
         return next(iter(self.example))
 
 
-def export(shop: Workshop, source: Source) -> Exported:
+def export(context: BuildContext, source: Source) -> Exported:
     """Source to ONNX; an ONNX source is taken in as it is.
 
     A module in memory is exported every time: nothing but its export tells what its Python code computes.
@@ -86,18 +86,18 @@ def export(shop: Workshop, source: Source) -> Exported:
     packages = versions.of(*EXPORT_PACKAGES, "onnxruntime")
     if not source.in_memory:
         key = Key(name="export", inputs=(source.sha256,), options={}, versions=packages)
-        return _read_export(_run(shop, key, lambda out: _write_export(shop, source, out)))
-    with scratch(shop.store.root / "steps" / "export") as fresh:
-        _write_export(shop, source, fresh)
+        return _read_export(_run(context, key, lambda out: _write_export(context, source, out)))
+    with scratch(context.store.root / "steps" / "export") as fresh:
+        _write_export(context, source, fresh)
         source.identify(read_model(fresh).model.sha256)
         key = Key(name="export", inputs=(source.sha256,), options={}, versions=packages)
-        return _read_export(_run(shop, key, lambda out: _copy(fresh, out)))
+        return _read_export(_run(context, key, lambda out: _copy(fresh, out)))
 
 
-def _write_export(shop: Workshop, source: Source, out: Path) -> None:
-    with shop.progress.task(f"load {source.spec.text}"):
+def _write_export(context: BuildContext, source: Source, out: Path) -> None:
+    with context.progress.task(f"load {source.spec.text}"):
         model = source.load()
-    with shop.progress.task("export to ONNX"):
+    with context.progress.task("export to ONNX"):
         if isinstance(model, OnnxModel):
             record, example = _taken_in(model, out / "model.onnx", source)
         else:
@@ -152,22 +152,24 @@ def _taken_in(model: OnnxModel, out: Path, source: Source) -> tuple[ModelRecord,
     return ModelRecord(model=written, notes=notes), unit_example(written.inputs)
 
 
-def optimize(shop: Workshop, model: OnnxModel, example: Mapping[str, Array]) -> tuple[OnnxModel, StepRecord]:
+def optimize(
+    context: BuildContext, model: OnnxModel, example: Mapping[str, Array]
+) -> tuple[OnnxModel, StepRecord]:
     """Simplify, then edgekit's own passes."""
 
     def produce(out: Path) -> None:
         from edgekit.graph import passes
 
-        with shop.progress.task("optimize the graph"):
+        with context.progress.task("optimize the graph"):
             optimized, report = passes.optimize_with_report(model, out / "model.onnx", example=example)
         write_model(ModelRecord(model=optimized, notes=report.notes, details=to_builtins(report)), out)
 
     key = Key(name="optimize", inputs=(model.sha256,), options={}, versions=versions.of(*PASS_PACKAGES))
-    return _model_step(shop, key, produce)
+    return _model_step(context, key, produce)
 
 
 def fix_shapes(
-    shop: Workshop, model: OnnxModel, example: Mapping[str, Array]
+    context: BuildContext, model: OnnxModel, example: Mapping[str, Array]
 ) -> tuple[OnnxModel, StepRecord | None]:
     """Dynamic axes set to the example's sizes; a static model passes through."""
     if all(spec.is_static for spec in model.inputs):
@@ -183,10 +185,12 @@ def fix_shapes(
     key = Key(
         name="fix-shapes", inputs=(model.sha256,), options=options, versions=versions.of(*PASS_PACKAGES)
     )
-    return _model_step(shop, key, produce)
+    return _model_step(context, key, produce)
 
 
-def fold_preprocessing(shop: Workshop, model: OnnxModel, pixels: Pixels) -> tuple[OnnxModel, StepRecord]:
+def fold_preprocessing(
+    context: BuildContext, model: OnnxModel, pixels: Pixels
+) -> tuple[OnnxModel, StepRecord]:
     """The preprocessing contract in front of the graph."""
 
     def produce(out: Path) -> None:
@@ -201,10 +205,10 @@ def fold_preprocessing(shop: Workshop, model: OnnxModel, pixels: Pixels) -> tupl
         options=to_builtins(pixels),
         versions=versions.of("onnx", "onnx-ir", "numpy"),
     )
-    return _model_step(shop, key, produce)
+    return _model_step(context, key, produce)
 
 
-def check(shop: Workshop, model: OnnxModel, target: Target, options: Mapping[str, Option]) -> None:
+def check(context: BuildContext, model: OnnxModel, target: Target, options: Mapping[str, Option]) -> None:
     """Raise what the backend can say of ``model`` before it is quantized; backends that cannot say nothing."""
     backend = plugins.backend(target.backend)
     if not isinstance(backend, Checks):
@@ -220,7 +224,7 @@ def check(shop: Workshop, model: OnnxModel, target: Target, options: Mapping[str
         options={"target": to_builtins(target), "options": dict(options)},
         versions=versions.of("onnx", "onnx-ir"),
     )
-    _run(shop, key, produce)
+    _run(context, key, produce)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,13 +237,13 @@ class Calibrated:
     step: StepRecord
 
 
-def calibrate(shop: Workshop, model: OnnxModel, samples: SampleSet) -> Calibrated:
+def calibrate(context: BuildContext, model: OnnxModel, samples: SampleSet) -> Calibrated:
     """One pass over the calibration samples, for all targets and all methods."""
 
     def produce(out: Path) -> None:
         from edgekit.quantize.calibrate import calibrate as run
 
-        with shop.progress.task("calibrate", total=len(samples)) as task:
+        with context.progress.task("calibrate", total=len(samples)) as task:
             run(model, samples, out=out / "calibration", progress=lambda *_: task.advance())
 
     key = Key(
@@ -248,7 +252,7 @@ def calibrate(shop: Workshop, model: OnnxModel, samples: SampleSet) -> Calibrate
         options={},
         versions=versions.of("onnxruntime", "numpy"),
     )
-    result = _run(shop, key, produce)
+    result = _run(context, key, produce)
     file = next(p for p in sorted(result.directory.iterdir()) if p.name.startswith("calibration"))
     digest = sha256_file(file)
     return Calibrated(file=file, sha256=digest, samples=samples, step=_step(result, output=digest))
@@ -267,7 +271,7 @@ class Suspicion:
 
 
 def diagnose(
-    shop: Workshop, calibrated: Calibrated, evaluation: SampleSet | None, exported: Exported
+    context: BuildContext, calibrated: Calibrated, evaluation: SampleSet | None, exported: Exported
 ) -> tuple[Suspicion, ...]:
     """Are the calibration samples what the model will meet? Compared with the evaluation samples, else with
     the example inputs."""
@@ -275,7 +279,7 @@ def diagnose(
     def produce(out: Path) -> None:
         from edgekit.quantize.calibrate import Calibration, doctor
 
-        with shop.progress.task("check the calibration samples"):
+        with context.progress.task("check the calibration samples"):
             known = evaluation if evaluation is not None else [exported.example_inputs()]
             findings = doctor.diagnose(
                 calibrated.samples, reference=known, calibration=Calibration.load(calibrated.file)
@@ -289,7 +293,7 @@ def diagnose(
         options={},
         versions=versions.of("numpy"),
     )
-    rows = read_json(_run(shop, key, produce).directory / "findings.json")
+    rows = read_json(_run(context, key, produce).directory / "findings.json")
     return tuple(structure(Suspicion, row, where="findings.json") for row in rows)
 
 
@@ -316,10 +320,14 @@ class Quantization:
 
 
 def quantize(
-    shop: Workshop, model: OnnxModel, target: Target, calibrated: Calibrated | None, choice: Quantization
+    context: BuildContext,
+    model: OnnxModel,
+    target: Target,
+    calibrated: Calibrated | None,
+    choice: Quantization,
 ) -> tuple[OnnxModel, StepRecord, Any]:
     """Q/DQ as the target's scheme wants it. Also gives the quantizer's report."""
-    settings = target_options(target, shop.options.set)
+    settings = target_options(target, context.options.set)
     choice = replace(
         choice,
         block_size=int(settings.get("block_size", choice.block_size)),
@@ -333,7 +341,7 @@ def quantize(
 
         calibration = Calibration.load(calibrated.file) if calibrated else None
         samples = calibrated.samples if calibrated else None
-        with shop.progress.task(f"quantize for {target.name}"):
+        with context.progress.task(f"quantize for {target.name}"):
             wanted = QuantizeOptions(
                 method=choice.method,
                 exclude=choice.exclude,
@@ -353,7 +361,7 @@ def quantize(
         options={"scheme": to_builtins(target.scheme), **to_builtins(choice)},
         versions=versions.of("onnx", "onnx-ir", "onnxruntime", "numpy"),
     )
-    result = _run(shop, key, produce)
+    result = _run(context, key, produce)
     record = read_model(result.directory)
     return (
         record.model,
@@ -381,12 +389,14 @@ class LoweredFiles:
         return self.step.output_sha256
 
 
-def lower(shop: Workshop, model: OnnxModel, target: Target, options: Mapping[str, Option]) -> LoweredFiles:
+def lower(
+    context: BuildContext, model: OnnxModel, target: Target, options: Mapping[str, Option]
+) -> LoweredFiles:
     """ONNX to the runtime's own files."""
     backend = plugins.backend(target.backend)
 
     def produce(out: Path) -> None:
-        with shop.progress.task(f"lower to {target.name}"):
+        with context.progress.task(f"lower to {target.name}"):
             lowered = backend.lower(model, target, options, out)
         write_json(lowered, out / "lowered.json")
         write_json(_modules(model), out / "modules.json")
@@ -398,7 +408,7 @@ def lower(shop: Workshop, model: OnnxModel, target: Target, options: Mapping[str
         options={"target": to_builtins(target), "options": dict(options)},
         versions=versions.of("onnx", "onnx-ir") | version,
     )
-    result = _run(shop, key, produce)
+    result = _run(context, key, produce)
     lowered = structure(Lowered, read_json(result.directory / "lowered.json"), where="lowered.json")
     digest = versions.digest(*(sha256_file(result.directory / name) for name in lowered.files))
     step = _step(result, output=digest, notes=lowered.notes)
@@ -427,7 +437,7 @@ def _modules(model: OnnxModel) -> dict[str, str]:
 
 
 def reference(
-    shop: Workshop, source: Source, exported: Exported, samples: SampleSet
+    context: BuildContext, source: Source, exported: Exported, samples: SampleSet
 ) -> tuple[ArrayFile, str]:
     """What the source itself answers to ``samples``: a module in PyTorch, an ONNX file in ONNX Runtime.
 
@@ -437,7 +447,7 @@ def reference(
     def produce(out: Path) -> None:
         from edgekit.pipeline.reference import answers
 
-        with shop.progress.task("reference outputs", total=len(samples)) as task:
+        with context.progress.task("reference outputs", total=len(samples)) as task:
             rows = answers(source.load(), exported.record, samples)
             stored = write_arrays(out / "outputs", _counted(rows, task.advance))
         facts = {"names": stored.names, "count": stored.count, "sha256": sha256_file(stored.path)}
@@ -449,7 +459,7 @@ def reference(
         options={},
         versions=versions.of("torch", "onnxruntime") | {k: str(v) for k, v in versions.machine().items()},
     )
-    result = _run(shop, key, produce)
+    result = _run(context, key, produce)
     facts = read_json(result.directory / "outputs.json")
     outputs = ArrayFile(path=result.directory / "outputs", names=tuple(facts["names"]), count=facts["count"])
     return outputs, facts["sha256"]
@@ -461,14 +471,14 @@ def _counted(rows: Iterator[Any], advance: Any) -> Iterator[Any]:
         yield row
 
 
-def _model_step(shop: Workshop, key: Key, produce: Any) -> tuple[OnnxModel, StepRecord]:
-    result = _run(shop, key, produce)
+def _model_step(context: BuildContext, key: Key, produce: Any) -> tuple[OnnxModel, StepRecord]:
+    result = _run(context, key, produce)
     record = read_model(result.directory)
     return record.model, _step(result, output=record.model.sha256, notes=record.notes)
 
 
-def _run(shop: Workshop, key: Key, produce: Any) -> StepResult:
-    return shop.store.step(key, produce)
+def _run(context: BuildContext, key: Key, produce: Any) -> StepResult:
+    return context.store.step(key, produce)
 
 
 def _step(result: StepResult, *, output: str, notes: tuple[str, ...] = ()) -> StepRecord:

@@ -20,7 +20,7 @@ from edgekit.load.data import SampleSet, fits
 from edgekit.load.source import Source
 from edgekit.pipeline import stages
 from edgekit.pipeline.pixels import Pixels
-from edgekit.pipeline.stages import Exported, LoweredFiles, Workshop
+from edgekit.pipeline.stages import BuildContext, Exported, LoweredFiles
 from edgekit.types import OnnxModel, Option, Parity, Placement, Target, names, sha256_file
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Verified:
 
 
 def verify(
-    shop: Workshop, subject: Subject, source: Source, exported: Exported, samples: SampleSet
+    context: BuildContext, subject: Subject, source: Source, exported: Exported, samples: SampleSet
 ) -> Verified:
     """Run every sample that fits the artifact, compare with the reference, keep golden vectors.
 
@@ -99,14 +99,14 @@ def verify(
     asked = samples
     if subject.pixels is not None:
         asked, samples = subject.pixels.samples_asked(samples), subject.pixels.samples_fed(samples)
-    reference, reference_sha256 = stages.reference(shop, source, exported, asked)
-    vectors = _golden(shop, subject, samples, reference, reference_sha256)
+    reference, reference_sha256 = stages.reference(context, source, exported, asked)
+    vectors = _golden(context, subject, samples, reference, reference_sha256)
 
     def produce(out: Path) -> None:
         case = Case(subject=subject, exported=exported, samples=samples, reference=reference, vectors=vectors)
-        write_json(_measure(shop, case), out / "verified.json")
+        write_json(_measure(context, case), out / "verified.json")
 
-    metric = shop.options.metric
+    metric = context.options.metric
     key = Key(
         name="verify",
         inputs=(subject.files.sha256, samples.fingerprint, reference_sha256),
@@ -116,12 +116,12 @@ def verify(
             "metric": metric,
             "metric_sha256": _file_sha256(metric),
         },
-        versions=dict(subject.files.step.versions) | shop.machine_versions(subject.target.backend),
+        versions=dict(subject.files.step.versions) | context.machine_versions(subject.target.backend),
     )
     try:
-        result = shop.store.step(key, produce)
+        result = context.store.step(key, produce)
     except (NotRunnableError, MissingExtraError) as error:
-        installed = shop.site is not None or plugins.backend(subject.target.backend).available().usable
+        installed = context.site is not None or plugins.backend(subject.target.backend).available().usable
         if isinstance(error, MissingExtraError) and installed:
             raise
         return Verified(not_run=error.message, vectors=vectors)
@@ -141,7 +141,7 @@ class Case:
 
 
 def _golden(
-    shop: Workshop, subject: Subject, samples: SampleSet, reference: ArrayFile, reference_sha256: str
+    context: BuildContext, subject: Subject, samples: SampleSet, reference: ArrayFile, reference_sha256: str
 ) -> Vectors:
     """Written whether or not this machine can run the artifact: another may have to."""
 
@@ -157,18 +157,18 @@ def _golden(
         options={"shapes": shapes},
         versions=versions.of("numpy"),
     )
-    directory = shop.store.step(key, produce).directory
+    directory = context.store.step(key, produce).directory
     facts = read_json(directory / "golden.json")
     return Vectors(file=directory / golden.FILE, count=facts["count"], chosen=tuple(facts["chosen"]))
 
 
-def _measure(shop: Workshop, case: Case) -> Verified:
+def _measure(context: BuildContext, case: Case) -> Verified:
     from edgekit.artifact.parity import compare
 
     subject, exported, samples = case.subject, case.exported, case.samples
     reference, chosen = case.reference, case.vectors.chosen
     lowered = subject.files.lowered
-    with shop.progress.task(f"run {subject.target.name}", total=sum(chosen)) as task:
+    with context.progress.task(f"run {subject.target.name}", total=sum(chosen)) as task:
         settings = RunSettings(
             outputs=names(lowered.outputs),
             quantize=True,
@@ -180,12 +180,12 @@ def _measure(shop: Workshop, case: Case) -> Verified:
             subject.target.backend,
             subject.main,
             inputs=(to_runtime(s.inputs, lowered.channels_moved) for s in _kept(samples, chosen)),
-            options={**lowered.runtime, **_alone(shop)},
-            device=shop.device,
+            options={**lowered.runtime, **_alone(context)},
+            device=context.device,
             settings=settings,
         ) as run:
             rows = Restored(run.outputs, lowered.channels_moved)
-            parity = compare(_kept(reference, chosen), rows, task=_task(shop, exported, samples, chosen))
+            parity = compare(_kept(reference, chosen), rows, task=_task(context, exported, samples, chosen))
             count = case.vectors.count
             golden_parity = compare(
                 _first(_kept(reference, chosen), count), _first(rows, count), task=_plain(exported)
@@ -203,9 +203,9 @@ def _measure(shop: Workshop, case: Case) -> Verified:
             )
 
 
-def _alone(shop: Workshop) -> dict[str, Option]:
+def _alone(context: BuildContext) -> dict[str, Option]:
     """One thread on an emulated processor, where threads that spin for work keep each other from it."""
-    return {"threads": 1} if shop.site is not None and shop.site.emulated else {}
+    return {"threads": 1} if context.site is not None and context.site.emulated else {}
 
 
 def _fitting(subject: Subject, samples: SampleSet) -> list[bool]:
@@ -241,12 +241,12 @@ def _step(advance: Callable[[int], None]) -> Callable[[int], None]:
     return progressed
 
 
-def _task(shop: Workshop, exported: Exported, samples: SampleSet, chosen: Sequence[bool]) -> Task:
+def _task(context: BuildContext, exported: Exported, samples: SampleSet, chosen: Sequence[bool]) -> Task:
     plain = _plain(exported)
     if not samples.labelled:
         return plain
     labels = [s.label for s in _kept(samples, chosen)]
-    return replace(plain, labels=labels, metric=_user_metric(shop.options.metric))
+    return replace(plain, labels=labels, metric=_user_metric(context.options.metric))
 
 
 def _plain(exported: Exported) -> Task:

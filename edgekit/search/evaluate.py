@@ -25,7 +25,7 @@ from edgekit.load import usercode
 from edgekit.load.data import user_samples
 from edgekit.load.source import MODULE, Source
 from edgekit.pipeline import compress, stages
-from edgekit.pipeline.stages import Workshop
+from edgekit.pipeline.stages import BuildContext
 from edgekit.search import ship
 from edgekit.search.budget import Budget
 from edgekit.search.points import Candidate, Limits, Point, Setup, refused
@@ -66,14 +66,14 @@ class Checked:
 class Bench:
     """Measures candidates of one source."""
 
-    def __init__(self, shop: Workshop, source: Source, budget: Budget, limits: Limits) -> None:
+    def __init__(self, context: BuildContext, source: Source, budget: Budget, limits: Limits) -> None:
         begin = time.monotonic()
-        options = shop.options
+        options = context.options
         self.source, self.budget, self.limits = source, budget, limits
         self.folder = Path(options.out) / ".search"
-        self.shop, self.options = shop, options
+        self.context, self.options = context, options
         self.model: TorchModel = source.torch()
-        self.task: Any = halved(compress.Work(source, options, shop.store))
+        self.task: Any = halved(compress.Work(source, options, context.store))
         name = self.task.metric_name
         self._seen = Judge(scorer(self.task, held=False), self.model)
         self._unseen = Judge(scorer(self.task, held=True), self.model)
@@ -126,7 +126,7 @@ class Bench:
         if self.options.train or usercode.split(self.options.task) is not None:
             with (
                 looping(Loop(device=self.options.accelerator)),
-                self.shop.progress.task("how fast it trains, and at which rate"),
+                self.context.progress.task("how fast it trains, and at which rate"),
             ):
                 found = probe.setup(self.task, self.model.module, self.limits)
         return replace(found, seconds=round(time.monotonic() - self._begin, 2))
@@ -240,29 +240,35 @@ class Bench:
         from edgekit.compress import plan, step
         from edgekit.compress.training.engine import Loop, looping
 
-        context = step.Context(
+        recipe_context = step.Context(
             task=self.task, example_inputs=self.model.example_inputs, seed=self.limits.seed
         )
         module = copy.deepcopy(self.model.module)
         with looping(Loop(device=self.options.accelerator)):
-            made, _ = step.run(module, candidate.steps, context, work=self.folder / "steps", judged=False)
+            made, _ = step.run(
+                module, candidate.steps, recipe_context, work=self.folder / "steps", judged=False
+            )
         fresh = copy.deepcopy(self.model.module)  # as the plan will be loaded: the same order of weights
-        return plan.rebuilt(fresh, candidate.steps, context.tensors, made.state_dict()).eval()
+        return plan.rebuilt(fresh, candidate.steps, recipe_context.tensors, made.state_dict()).eval()
 
     def _lowered(self, module: torch.nn.Module, target: Target) -> tuple[Runnable, Any, Any]:
         options = ship.shipped_options(self.options, Ship(target=target.name))
-        shop = Workshop(store=Store(self.folder / "cache"), options=options, progress=self.shop.progress)
+        context = BuildContext(
+            store=Store(self.folder / "cache"), options=options, progress=self.context.progress
+        )
         spec = SourceSpec(text=self.source.spec.text, kind=MODULE)
-        source = Source(spec, shop.store, loaded=ship.module_of(self.model, module))
-        exported = stages.export(shop, source)
-        model, _ = stages.optimize(shop, exported.model, exported.example_inputs())
+        source = Source(spec, context.store, loaded=ship.module_of(self.model, module))
+        exported = stages.export(context, source)
+        model, _ = stages.optimize(context, exported.model, exported.example_inputs())
         if target.scheme is not None:
-            calibrated = self._calibrated(shop, target, model, exported) if target.uses_calibration else None
+            calibrated = (
+                self._calibrated(context, target, model, exported) if target.uses_calibration else None
+            )
             choice = stages.Quantization.of(options)
-            model, _, _ = stages.quantize(shop, model, target, calibrated, choice)
+            model, _, _ = stages.quantize(context, model, target, calibrated, choice)
         if target.fixed_shapes:
-            model, _ = stages.fix_shapes(shop, model, exported.example_inputs())
-        files = stages.lower(shop, model, target, target_options(target, options.set))
+            model, _ = stages.fix_shapes(context, model, exported.example_inputs())
+        files = stages.lower(context, model, target, target_options(target, options.set))
         runnable = Runnable(
             backend=target.backend,
             main=files.directory / files.lowered.files[0],
@@ -272,22 +278,22 @@ class Bench:
         return runnable, model.inputs, model
 
     def _calibrated(
-        self, shop: Workshop, target: Target, model: OnnxModel, exported: stages.Exported
+        self, context: BuildContext, target: Target, model: OnnxModel, exported: stages.Exported
     ) -> stages.Calibrated | None:
-        options = shop.options
+        options = context.options
         data = ship.calibration(options)
         if data is None:
             if target.needs_calibration:
                 raise CalibrationRequiredError(f"{target.name} needs calibration data", hint="pass --calib")
             return None
         samples = user_samples(
-            self.shop.store,
+            self.context.store,
             data,
             exported.model.inputs,
             origin="calibration",
             preprocessing=options.preprocessing or exported.record.preprocessing,
         )
-        return stages.calibrate(shop, model, samples.spread(options.samples))
+        return stages.calibrate(context, model, samples.spread(options.samples))
 
     def _latency(self, runnable: Runnable) -> float:
         from edgekit.artifact.layout import to_runtime

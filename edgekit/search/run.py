@@ -22,7 +22,7 @@ from edgekit.errors import EdgekitError, GateFailedError, SourceError, UnknownNa
 from edgekit.graph.records import write_json
 from edgekit.load.source import Source
 from edgekit.pipeline import compress
-from edgekit.pipeline.stages import Workshop
+from edgekit.pipeline.stages import BuildContext
 from edgekit.search import budget as budgets
 from edgekit.search.budget import Budget
 from edgekit.search.evaluate import Bench, Checked
@@ -59,20 +59,20 @@ class Found:
     interrupted: bool
 
 
-def search(shop: Workshop, source: Source, budget: Budget, limits: Limits) -> Found:
-    """Search, confirm, deliver to ``shop.options.out``.
+def search(context: BuildContext, source: Source, budget: Budget, limits: Limits) -> Found:
+    """Search, confirm, deliver to ``context.options.out``.
 
     Raises ``UsageError`` without a task whose metric can be halved, ``DataError`` for a metric that is no number,
     ``GateFailedError`` when nothing holds.
     """
-    bench = Bench(shop, source, budget, limits)
-    tried = targets.select(shop.options.target) if shop.options.target else bench.usual_targets()
+    bench = Bench(context, source, budget, limits)
+    tried = targets.select(context.options.target) if context.options.target else bench.usual_targets()
     header = bench.header(tried)
     journal = Journal(
-        Path(shop.options.out) / "search.jsonl",
+        Path(context.options.out) / "search.jsonl",
         header,
         bench.setup,
-        shop.store.root / "searches" / f"{header['search'][:32]}-{limits.seed}.jsonl",
+        context.store.root / "searches" / f"{header['search'][:32]}-{limits.seed}.jsonl",
     )
     for point in journal.known.values():
         bench.saw(point)
@@ -86,11 +86,11 @@ def search(shop: Workshop, source: Source, budget: Budget, limits: Limits) -> Fo
         folds=bench.folds,
     )
     try:
-        with shop.progress.task("search", total=None) as shown:
+        with context.progress.task("search", total=None) as shown:
 
             def show(point: Point, state: Search) -> None:
                 shown.advance()
-                shop.progress.note(told(point, budget, state))
+                context.progress.note(told(point, budget, state))
 
             results = run.run(bench.evaluate, show)
         journal.keep()
@@ -165,7 +165,7 @@ def _holding(
         if held and (point.exact or point.size > NEAR * min(c.point.size for c in held)):
             break
         tried.add(point.name)
-        with bench.shop.progress.task(f"confirm {point.name}"):
+        with bench.context.progress.task(f"confirm {point.name}"):
             try:
                 checked = bench.check(candidate, point)
             except EdgekitError as error:
@@ -188,15 +188,15 @@ def _best_first(held: list[Checked], budget: Budget) -> list[Checked]:
     return [by_point[p.line, p.target] for _, p in ranked(order, budget)]
 
 
-def _plan(bench: Bench, shop: Workshop, candidate: Candidate) -> tuple[Source, Recipe, Any]:
+def _plan(bench: Bench, context: BuildContext, candidate: Candidate) -> tuple[Source, Recipe, Any]:
     """The candidate's plan as a source; without steps, the source itself."""
     recipe = Recipe(steps=candidate.steps, seed=bench.limits.seed, ship=Ship(target=candidate.target))
     if not candidate.steps:
         return bench.source, recipe, None
     work = compress.Work(
-        bench.source, shop.options, shop.store, task=bench.task, folder=bench.folder / "steps"
+        bench.source, context.options, context.store, task=bench.task, folder=bench.folder / "steps"
     )
-    made = compress.compress(shop, bench.source, recipe, work)
+    made = compress.compress(context, bench.source, recipe, work)
     return made.source, recipe, made
 
 
@@ -214,9 +214,9 @@ def _why(bench: Bench, checked: Checked, points: Sequence[Point]) -> tuple[str, 
 
     if not checked.candidate.steps:
         return ()
-    work = compress.Work(bench.source, bench.options, bench.shop.store, task=bench.task)
+    work = compress.Work(bench.source, bench.options, bench.context.store, task=bench.task)
     try:
-        found = compress.analyze(bench.shop, bench.source, work)
+        found = compress.analyze(bench.context, bench.source, work)
     except SourceError:  # no layer of a kind whose distribution is looked at
         found = Findings(layers=(), blocks={}, advice=())
     out = []
@@ -247,8 +247,8 @@ def _delivered(bench: Bench, checked: Checked, why: Sequence[str]) -> tuple[Reci
     from edgekit.compress import recipes
 
     out, candidate = Path(bench.options.out), checked.candidate
-    source, recipe, made = _plan(bench, bench.shop, candidate)
-    shipped = ship(bench.shop, source, Ship(target=candidate.target))
+    source, recipe, made = _plan(bench, bench.context, candidate)
+    shipped = ship(bench.context, source, Ship(target=candidate.target))
     artifact = shipped.artifact
     if tuple(f.sha256 for f in artifact.manifest.files) != checked.files:
         seen, unseen = bench.drops(Runnable.of(artifact), artifact.manifest.inputs)

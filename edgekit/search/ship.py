@@ -21,7 +21,7 @@ from edgekit.errors import DataError
 from edgekit.load.source import Source
 from edgekit.pipeline import build
 from edgekit.pipeline.pixels import Pixels, recorded
-from edgekit.pipeline.stages import Workshop
+from edgekit.pipeline.stages import BuildContext
 from edgekit.types import Lowered, OnnxModel, TensorSpec, TorchModel, names
 
 if TYPE_CHECKING:
@@ -42,12 +42,12 @@ class Shipped:
     size: int
 
 
-def ship(shop: Workshop, source: Source, wanted: Ship) -> Shipped:
+def ship(context: BuildContext, source: Source, wanted: Ship) -> Shipped:
     """Build ``wanted.target`` of a plan, run it, gate it, and code its model files.
 
     Raises what a build raises; an artifact that does not pass its gates is among the errors.
     """
-    options = shipped_options(shop.options, wanted)
+    options = shipped_options(context.options, wanted)
     request = build.Request(
         source=source.spec,
         targets=targets.select(wanted.target),
@@ -55,7 +55,7 @@ def ship(shop: Workshop, source: Source, wanted: Ship) -> Shipped:
         calibration=calibration(options),
         evaluation=options.eval or None,
     )
-    outcomes = build.run(request, replace(shop, options=options))
+    outcomes = build.run(request, replace(context, options=options))
     build.raise_failures(outcomes, options)
     artifact = outcomes[0].artifact
     assert artifact is not None

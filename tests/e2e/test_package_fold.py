@@ -249,10 +249,10 @@ def test_diff_walks_from_the_source_to_it(artifacts: dict[str, Artifact], target
     from edgekit.core.store import Store
     from edgekit.diff import walk
     from edgekit.diff.resolve import resolve
-    from edgekit.pipeline.stages import Workshop
+    from edgekit.pipeline.stages import BuildContext
 
-    shop = Workshop(store=Store(), options=Options(), progress=Silent())
-    chain = resolve(str(artifacts[target].directory), "", None, shop)
+    context = BuildContext(store=Store(), options=Options(), progress=Silent())
+    chain = resolve(str(artifacts[target].directory), "", None, context)
     assert chain.samples[0]["image"].shape == CONTRACT.shape
     walked = walk(chain.forms, chain.samples, chain.notes)
     assert walked.broken is None

@@ -47,7 +47,9 @@ class Applied:
 @click.option("--eval", "evaluate", metavar="DATA", help="Evaluation inputs for --apply.")
 @click.option("--out", "-o", metavar="DIR", help="Where --apply builds to (default: where the artifact is).")
 @click.option("--all", "everything", is_flag=True, help="Show every layer, not the most suspicious ones.")
-@click.option("--trust", is_flag=True, help="Allow sources that execute code when loaded (pickles).")
+@click.option(
+    "--trust", is_flag=True, help="Execute the code of pickles, and of a received artifact's source."
+)
 @click.option("--network", is_flag=True, help="Allow a source to download.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def diff(
@@ -78,7 +80,9 @@ def diff(
         with shown.task("compare layer by layer"):
             found = walk(chain.forms, chain.samples, chain.notes)
         ideas = suggest(found, chain.artifact, tampered=chain.tampered)
-        rebuild = Rebuild(calibration=options.calib, evaluation=options.eval, out=out or "")
+        rebuild = Rebuild(
+            source=chain.source, calibration=options.calib, evaluation=options.eval, out=out or ""
+        )
         result = _apply(chain, ideas, rebuild, context) if applied else None
     if as_json:
         print_json(_document(found, ideas, result))

@@ -8,17 +8,22 @@ from typing import Any
 
 from edgekit.artifact.manifest import Artifact
 from edgekit.core import targets
+from edgekit.diff.resolve import named_source
 from edgekit.diff.suggest import Suggestion
 from edgekit.errors import UsageError
-from edgekit.load import parse
 from edgekit.pipeline.build import Outcome, Request, run
 from edgekit.pipeline.stages import BuildContext
+from edgekit.types import SourceSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rebuild:
-    """What a build needs that no artifact remembers: DATA texts, and where the result goes."""
+    """What a build needs that no artifact remembers: DATA texts, and where the result goes.
 
+    ``source`` is the one that the user named; without it the manifest's is opened, where that is allowed.
+    """
+
+    source: SourceSpec | None = None
     calibration: str = ""
     evaluation: str = ""
     out: str = ""
@@ -38,7 +43,7 @@ def apply(artifact: Artifact, suggestion: Suggestion, rebuild: Rebuild, context:
         )
     options = _with(artifact, suggestion, rebuild, context)
     request = Request(
-        source=parse(artifact.manifest.source.text),
+        source=rebuild.source or named_source(artifact, context),
         targets=(target,),
         options=options,
         calibration=rebuild.calibration or None,

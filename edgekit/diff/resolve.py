@@ -11,13 +11,13 @@ from edgekit.artifact import golden, manifest
 from edgekit.artifact.manifest import Artifact
 from edgekit.diff.forms import Form
 from edgekit.errors import DataError, EdgekitError, UsageError
-from edgekit.load import parse
+from edgekit.load import parse, trust
 from edgekit.load.data import Given, fits, random_samples, raw_example, unit_example, user_samples
 from edgekit.load.source import Source
 from edgekit.pipeline import stages
 from edgekit.pipeline.pixels import recorded
 from edgekit.pipeline.stages import BuildContext, Exported
-from edgekit.types import OnnxModel, TensorSpec, TorchModel
+from edgekit.types import OnnxModel, SourceSpec, TensorSpec, TorchModel
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -30,12 +30,14 @@ _RANDOM = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """The forms to walk, the inputs to walk them with, and the artifact at the end, if it is one."""
+    """The forms to walk, the inputs to walk them with, the artifact at the end, and the source at the beginning, if
+    they are such."""
 
     forms: tuple[Form, ...]
     samples: tuple[Mapping[str, Array], ...]
     notes: tuple[str, ...]
     artifact: Artifact | None = None
+    source: SourceSpec | None = None
     tampered: bool = False
 
 
@@ -43,7 +45,8 @@ def resolve(a: str, b: str, data: Given | None, context: BuildContext) -> Chain:
     """The chain from ``a`` to ``b``; with ``b`` empty, from an artifact's source to it.
 
     Raises :class:`UsageError` for a pair that cannot be compared, :class:`DataError` when no sample fits,
-    and what loading and exporting the source raise.
+    :class:`~edgekit.errors.UntrustedSourceError` when opening an artifact's own source would execute code that is not
+    known here, and what loading and exporting the source raise.
     """
     if not b:
         if not _is_artifact(a):
@@ -51,7 +54,7 @@ def resolve(a: str, b: str, data: Given | None, context: BuildContext) -> Chain:
                 f"there is nothing to compare {a} with",
                 hint="edgekit diff SOURCE ARTIFACT; an artifact alone is compared with its source",
             )
-        a, b = manifest.read(Path(a)).manifest.source.text, a
+        a, b = named_source(manifest.read(Path(a)), context).text, a
     artifact = manifest.read(Path(b)) if _is_artifact(b) else None
     notes: list[str] = []
     second = _artifact_forms(artifact, context, notes) if artifact else [_file(b, context)]
@@ -61,8 +64,9 @@ def resolve(a: str, b: str, data: Given | None, context: BuildContext) -> Chain:
             hint="compare the same model's artifact for another target, for example ort-int8",
         )
     if _is_artifact(a) or a.endswith(".tflite"):
-        first, exported = [_end(a, context, notes)], None
+        source, first, exported = None, [_end(a, context, notes)], None
     else:
+        source = parse(a)
         first, exported = _source_forms(a, second[0], data, context, artifact, notes)
     tampered = _tampered(artifact, notes)
     return Chain(
@@ -70,7 +74,15 @@ def resolve(a: str, b: str, data: Given | None, context: BuildContext) -> Chain:
         samples=_samples(data, exported, artifact, a, context),
         notes=tuple(notes),
         artifact=artifact,
+        source=source,
         tampered=tampered,
+    )
+
+
+def named_source(artifact: Artifact, context: BuildContext) -> SourceSpec:
+    """The source that an artifact's manifest names, where it may be opened; see :func:`edgekit.load.trust.named`."""
+    return trust.named(
+        artifact.manifest.source, context.store, trust=context.options.trust, owner=str(artifact.directory)
     )
 
 

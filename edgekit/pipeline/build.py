@@ -30,7 +30,7 @@ from edgekit.errors import (
     MissingExtraError,
     UnsupportedOperatorsError,
 )
-from edgekit.load import parse
+from edgekit.load import parse, trust
 from edgekit.load.data import RANDOM, Given, SampleSet, random_samples, raw_example, user_samples
 from edgekit.load.source import MODULE, Source
 from edgekit.pipeline import compress, guard, pixels, speed, stages
@@ -178,6 +178,8 @@ def prepare(request: Request, context: BuildContext) -> Prepared:
     source.example = lambda: raw_example(request.calibration or request.evaluation)
     source, compress_steps = compressed(request, context, source)
     exported = stages.export(context, source)
+    if not source.in_memory:
+        trust.remember(context.store, source.spec, source.record)
     folded = pixels.asked_for(options.set, exported.record, options.preprocessing)
     optimized, optimize_step = stages.optimize(context, exported.model, exported.example_inputs())
     data = gather(request, context, exported)

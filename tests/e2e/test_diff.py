@@ -39,6 +39,7 @@ def said(text: str) -> list[str]:
 
 def test_the_page_is_what_it_prints(built: Path) -> None:
     shutil.copytree(built, again := built.parent / "again")
+    assert edgekit(*commands()[0], cwd=again).code == 0  # a source is known by where it lies
     done = edgekit(*commands()[1], cwd=again)
     assert done.code == 0, done.err
     assert said(done.out) == said(PAGE.read_text(encoding="utf-8"))
@@ -66,7 +67,7 @@ def test_a_file_that_was_changed_after_the_build_is_to_be_built_again(built: Pat
     middle = len(data) // 2
     data[middle : middle + 64] = bytes(64)
     file.write_bytes(data)
-    done = edgekit("diff", "build/tflite-int8", "--json", cwd=other)
+    done = edgekit("diff", "build/tflite-int8", "--trust", "--json", cwd=other)
     assert "changed since the build" in done.out
     assert done.code == 5
     assert "build it again" in json.loads(done.out)["suggestions"][0]["why"]
@@ -76,3 +77,32 @@ def test_a_source_alone_has_nothing_to_be_compared_with(built: Path) -> None:
     done = edgekit("diff", "net.py:factory", cwd=built)
     assert done.code == 2
     assert "hint:" in done.err
+
+
+def received(built: Path, name: str) -> Path:
+    """The built project as somebody else would send it: its code now leaves a mark when it is executed."""
+    shutil.copytree(built, folder := built.parent / name)
+    source = folder / "net.py"
+    source.write_text(f"open({str(folder / 'executed')!r}, 'w')\n" + source.read_text(encoding="utf-8"))
+    return folder
+
+
+def test_a_received_artifacts_code_is_not_executed(built: Path) -> None:
+    folder = received(built, "received")
+    done = edgekit("diff", "build/tflite-int8", cwd=folder)
+    assert not (folder / "executed").exists()
+    assert done.code == 3
+    assert "net.py:factory" in done.err
+    assert "--trust" in done.err
+
+
+def test_a_received_artifacts_code_is_executed_when_it_is_trusted(built: Path) -> None:
+    folder = received(built, "trusted")
+    done = edgekit("diff", "build/tflite-int8", "--trust", cwd=folder)
+    assert (folder / "executed").exists()
+    assert done.code == 5, done.err
+
+
+def test_a_source_that_the_user_names_needs_no_trust(built: Path) -> None:
+    folder = received(built, "named")
+    assert edgekit("diff", "net.py:factory", "build/tflite-int8", cwd=folder).code == 5

@@ -186,9 +186,10 @@ class BackendError(EdgekitError):
 class MissingExtraError(BackendError):
     """A package is not installed; the hint is the exact command that installs it."""
 
-    def __init__(self, what: str, extra: str) -> None:
-        self.extra = extra
-        super().__init__(f"{what} is not installed", hint=f"pip install 'edgekit-deploy[{extra}]'")
+    def __init__(self, what: str, extra: str = "", *, requirement: str = "") -> None:
+        """``extra`` is one of edgekit's; a plug-in's backend has a ``requirement`` of its own."""
+        self.requirement = requirement or f"edgekit-deploy[{extra}]"
+        super().__init__(f"{what} is not installed", hint=f"pip install '{self.requirement}'")
 
 
 class ToolMissingError(BackendError):
@@ -239,8 +240,7 @@ class DeviceTimeoutError(DeviceError, RuntimeCrashError):
 class RuntimeMissingError(DeviceError, MissingExtraError):
     """A device across a link lacks a runtime; here it may well be installed."""
 
-    def __init__(self, message: str, *, hint: str, extra: str) -> None:
-        self.extra = extra
+    def __init__(self, message: str, *, hint: str) -> None:
         DeviceError.__init__(self, message, hint=hint)
 
 

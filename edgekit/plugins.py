@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from edgekit.core.plugins import BackendInfo as BackendInfo
 from edgekit.core.plugins import Plugin as Plugin
 from edgekit.core.plugins import builtin as builtin
 
-__all__ = ["Plugin", "builtin"]
+__all__ = ["BackendInfo", "Plugin", "builtin"]

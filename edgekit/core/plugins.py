@@ -1,8 +1,8 @@
 """The one door for targets and backends: the entry-point group ``edgekit.plugins``.
 
 An entry point names a :class:`Plugin`. edgekit's own backends come in the same way (see
-``[project.entry-points]`` in pyproject.toml). A plug-in's module must be cheap to import: backends are
-given by module name and imported when they are used.
+``[project.entry-points]`` in pyproject.toml). A plug-in must be cheap to import: what it adds is given by names of
+modules, which are imported when they are used.
 
     # pyproject.toml of a third-party wheel
     [project.entry-points."edgekit.plugins"]
@@ -12,7 +12,8 @@ given by module name and imported when they are used.
     plugin = Plugin(name="acme", data=Path(__file__).parent / "targets",
                     backends={"acme": "edgekit_acme.backend"})
 
-``data`` is laid out like edgekit's own ``targets/``: ``<backend>/target.toml`` and ``<backend>/runner.py``.
+``data`` is laid out like edgekit's own ``targets/``: ``<backend>/target.toml``, ``<backend>/runner.py`` and, for the
+app packages that can carry the backend's artifacts, ``<backend>/package/<format>/``.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ import functools
 import importlib
 import importlib.metadata
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from edgekit.core.root import PACKAGE
 from edgekit.errors import PluginError, UnknownNameError
@@ -32,20 +34,58 @@ from edgekit.errors import PluginError, UnknownNameError
 if TYPE_CHECKING:
     from edgekit.types import Backend, Loader
 
+Kind: TypeAlias = Literal["backends", "loaders", "rules", "formats"]
+
 GROUP = "edgekit.plugins"
+
+_TITLES: Mapping[Kind, str] = {
+    "backends": "backend",
+    "loaders": "source kind",
+    "rules": "placement rules",
+    "formats": "package format",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plugin:
-    """What one distribution adds: a directory of targets, the backends that they name, and loaders of sources.
+    """What one distribution adds: a directory of targets, and names of modules by the name that users and rows say.
 
-    ``backends`` and ``loaders`` are names of modules, by the backend's name and by the kind of source.
+    Attributes:
+        name: who it is, for messages and ``EDGEKIT_DISABLE_PLUGINS``.
+        data: the directory of targets, runners and templates.
+        backends: modules that fit :class:`edgekit.types.Backend`; they may have an ``INFO``.
+        loaders: modules with a function ``load`` (:class:`edgekit.types.Loader`), by the kind of source.
+        rules: modules with ``RULES``, placement tables by name; see :mod:`edgekit.quantize.rules`.
+        formats: modules that write a package; see :class:`edgekit.package.Format`.
     """
 
     name: str
     data: Path
     backends: Mapping[str, str] = field(default_factory=dict)
     loaders: Mapping[str, str] = field(default_factory=dict)
+    rules: Mapping[str, str] = field(default_factory=dict)
+    formats: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendInfo:
+    """What a backend's module tells of its runtime, as its constant ``INFO``; every field may stay empty.
+
+    Attributes:
+        title: the runtime's name for people: ``"ONNX Runtime"``.
+        requirement: what pip installs it from on this machine: ``"edgekit-deploy[openvino]"``.
+        wheels: requirements that ``edgekit devices prepare`` puts onto a device, the best set first.
+        packages: distributions whose versions ``edgekit doctor`` looks at.
+        benchmark: a module that fits :class:`edgekit.backends.base.VendorTool`.
+        form: a module that fits :class:`edgekit.diff.forms.Forms`.
+    """
+
+    title: str = ""
+    requirement: str = ""
+    wheels: tuple[tuple[str, ...], ...] = ()
+    packages: tuple[str, ...] = ()
+    benchmark: str = ""
+    form: str = ""
 
 
 def data_dir() -> Path:
@@ -74,6 +114,13 @@ builtin = Plugin(
         "keras": "edgekit.load.tensorflow",
         "plan": "edgekit.compress.plan",
     },
+    rules={
+        "onnxruntime-x86": "edgekit.backends.onnxruntime.rules",
+        "openvino": "edgekit.backends.openvino.rules",
+        "tflite": "edgekit.backends.tflite.rules",
+        "tflite-int16": "edgekit.backends.tflite.rules",
+        "tensorrt": "edgekit.backends.nvidia.rules",
+    },
 )
 
 
@@ -86,63 +133,102 @@ def plugins() -> tuple[Plugin, ...]:
     """
     disabled = set(filter(None, os.environ.get("EDGEKIT_DISABLE_PLUGINS", "").split(",")))
     points = [p for p in importlib.metadata.entry_points(group=GROUP) if p.name not in disabled]
-    found = [_load(p) for p in sorted(points, key=lambda p: (p.name != "edgekit", p.name))]
-    if not any(p.name == "edgekit" for p in found):
+    installed = [_load(p) for p in sorted(points, key=lambda p: (p.name != "edgekit", p.name))]
+    if not any(p.name == "edgekit" for p in installed):
         raise PluginError("edgekit's own targets are not registered", hint="install it: pip install -e .")
-    return tuple(found)
+    return tuple(installed)
 
 
-def backends(found: Iterable[Plugin] | None = None) -> dict[str, tuple[str, Plugin]]:
-    """Module name and owner of every backend. A name claimed twice raises :class:`PluginError`."""
-    table: dict[str, tuple[str, Plugin]] = {}
-    for plugin in plugins() if found is None else found:
-        for name, module in plugin.backends.items():
-            if name in table:
-                raise clash("backend", name, table[name][1].name, plugin.name)
-            table[name] = (module, plugin)
-    return table
+def table(kind: Kind) -> dict[str, tuple[str, Plugin]]:
+    """Module name and owner of everything of one kind. A name claimed twice raises :class:`PluginError`."""
+    modules: dict[str, tuple[str, Plugin]] = {}
+    for plugin in plugins():
+        for name, module in getattr(plugin, kind).items():
+            if name in modules:
+                raise clash(_TITLES[kind], name, modules[name][1].name, plugin.name)
+            modules[name] = (module, plugin)
+    return modules
+
+
+def backends() -> dict[str, tuple[str, Plugin]]:
+    """Module name and owner of every backend."""
+    return table("backends")
+
+
+def module(kind: Kind, name: str) -> ModuleType:
+    """Import what is called ``name``. Raises :class:`UnknownNameError`, and :class:`PluginError` when it cannot be
+    imported."""
+    path, owner = _entry(kind, name)
+    return _imported(path, f"{_TITLES[kind]} {name!r}", owner)
 
 
 def backend(name: str) -> Backend:
     """Import the backend called ``name``."""
-    table = backends()
-    if name not in table:
-        raise UnknownNameError("backend", name, table)
-    module, owner = table[name]
-    try:
-        return cast("Backend", importlib.import_module(module))
-    except ImportError as e:
+    return cast("Backend", module("backends", name))
+
+
+@functools.cache
+def info(name: str) -> BackendInfo:
+    """What a backend tells of its runtime. One that is not installed here (an artifact's, made elsewhere) or that
+    tells nothing has its name for a title."""
+    stated = getattr(backend(name), "INFO", BackendInfo()) if name in backends() else BackendInfo()
+    if not isinstance(stated, BackendInfo):
         raise PluginError(
-            f"backend {name!r} of plug-in {owner.name!r} cannot be imported: {e}",
-            hint=f"reinstall the plug-in, or leave it out with EDGEKIT_DISABLE_PLUGINS={owner.name}",
-        ) from e
+            f"INFO of backend {name!r} is a {type(stated).__name__}",
+            hint="make it an edgekit.plugins.BackendInfo",
+        )
+    return stated if stated.title else replace(stated, title=name)
+
+
+def member(name: str, what: Literal["benchmark", "form"], protocol: type[object]) -> ModuleType | None:
+    """The module that a backend names in its ``INFO`` for ``what``, if it names one.
+
+    Raises :class:`PluginError` for one that cannot be imported or does not fit ``protocol``.
+    """
+    path = getattr(info(name), what)
+    if not path:
+        return None
+    owner = backends()[name][1]
+    offered = _imported(path, f"{what} {path!r} of backend {name!r}", owner)
+    if not isinstance(offered, protocol):
+        raise PluginError(
+            f"{path}, the {what} of backend {name!r}, does not fit {protocol.__qualname__}",
+            hint=f"see its description in {protocol.__module__}",
+        )
+    return offered
 
 
 def loader(kind: str) -> Loader:
     """The function ``load`` of the module that loads sources of ``kind``; a compression plan's is above this room."""
-    table: dict[str, tuple[str, str]] = {}
-    for plugin in plugins():
-        for name, module in plugin.loaders.items():
-            if name in table:
-                raise clash("source kind", name, table[name][1], plugin.name)
-            table[name] = (module, plugin.name)
-    if kind not in table:
-        raise UnknownNameError("source kind", kind, table)
-    return cast("Loader", importlib.import_module(table[kind][0]).load)
+    return cast("Loader", module("loaders", kind).load)
 
 
 def runner(name: str) -> Path:
     """The file that runs this backend's artifacts on a device."""
-    table = backends()
-    if name not in table:
-        raise UnknownNameError("backend", name, table)
-    path = table[name][1].data / name / "runner.py"
+    path = _entry("backends", name)[1].data / name / "runner.py"
     if not path.is_file():
         raise PluginError(
             f"backend {name!r} has no runner at {path}",
             hint="a plug-in needs <backend>/runner.py in its data",
         )
     return path
+
+
+def _entry(kind: Kind, name: str) -> tuple[str, Plugin]:
+    modules = table(kind)
+    if name not in modules:
+        raise UnknownNameError(_TITLES[kind], name, modules)
+    return modules[name]
+
+
+def _imported(path: str, what: str, owner: Plugin) -> ModuleType:
+    try:
+        return importlib.import_module(path)
+    except ImportError as e:
+        raise PluginError(
+            f"{what} of plug-in {owner.name!r} cannot be imported: {e}",
+            hint=f"reinstall the plug-in, or leave it out with EDGEKIT_DISABLE_PLUGINS={owner.name}",
+        ) from e
 
 
 def clash(kind: str, name: str, first: str, second: str) -> PluginError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.core import plugins
 from edgekit.devices.job import Transcript, run_job
 from edgekit.devices.pack import pack
 from edgekit.devices.plan import look
@@ -25,8 +26,6 @@ from edgekit.errors import (
 if TYPE_CHECKING:
     from edgekit.devices.transports.transport import Transport
     from edgekit.types import Device
-
-BACKENDS = ("onnxruntime", "tflite", "openvino", "tensorrt_rtx", "tensorrt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +55,18 @@ class Checkup:
         return any(not r.problem for r in self.runtimes)
 
 
-def check(device: Device, backends: Sequence[str] = BACKENDS) -> Checkup:
-    """Look at one device; a device that cannot be reached is a result, not an exception.
+def check(device: Device, backends: Sequence[str] = ()) -> Checkup:
+    """Look at one device, and at ``backends`` there (default: all).
 
-    One without Python has no runtimes of its own: what it has is told, and that artifacts can be timed there.
+    A device that cannot be reached is a result, not an exception. One without Python has no runtimes of its own: what
+    it has is told, and that artifacts can be timed there.
     """
     try:
         with connect(device) as transport, tempfile.TemporaryDirectory(prefix="edgekit-check-") as folder:
             if without_python(device):
                 bare = android.look(transport)
                 return Checkup(device=device.name, facts=bare.facts, state=bare.state)
+            backends = tuple(backends) or tuple(plugins.backends())
             seen = look(transport, send_agent(transport, pack(backends[0]), Path(folder)))
             runtimes = tuple(probe(transport, backend, Path(folder)) for backend in backends)
     except (DeviceError, ToolMissingError, UsageError) as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from edgekit.core import plugins
 from edgekit.devices.transports.process import Completed, Patience
 from edgekit.errors import (
     BackendError,
@@ -23,14 +24,6 @@ from edgekit.errors import (
 
 if TYPE_CHECKING:
     from edgekit.devices.transports.transport import Transport
-
-_RUNTIMES = {
-    "onnxruntime": ("ONNX Runtime", "onnxruntime"),
-    "openvino": ("OpenVINO", "openvino"),
-    "tflite": ("LiteRT", "tflite"),
-    "tensorrt": ("TensorRT", "tensorrt"),
-    "tensorrt_rtx": ("TensorRT-RTX", "tensorrt-rtx"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +123,7 @@ def outcome(
 
 
 def _reported(backend: str, error: Mapping[str, Any], far: Far) -> EdgekitError:
-    name, _ = _RUNTIMES.get(backend, (backend, backend))
+    name = plugins.info(backend).title
     kind, message = error.get("kind"), str(error.get("message", ""))
     if kind == "missing":
         return _missing(backend, message, far)
@@ -170,22 +163,22 @@ _FOREIGN = ("wrong ELF class", "invalid ELF header", "cannot open shared object 
 
 
 def _missing(backend: str, message: str, far: Far) -> EdgekitError:
-    name, extra = _RUNTIMES.get(backend, (backend, backend))
+    info = plugins.info(backend)
+    name = info.title
     if not far.remote:
-        return MissingExtraError(f"{name} ({message}) on {far.device}", extra)
+        return MissingExtraError(f"{name} ({message}) on {far.device}", requirement=info.requirement)
     foreign = any(text in message for text in _FOREIGN)
     return RuntimeMissingError(
         f"{name} {'cannot be loaded' if foreign else 'is not installed'} on {far.device}: {message}",
         hint=("what is installed there is for another architecture or system; " if foreign else "")
         + f"edgekit devices prepare {far.device} --backend {backend} puts the right wheels there",
-        extra=extra,
     )
 
 
 def _timed_out(
     backend: str, completed: Completed, transcript: Transcript, timeout: float, far: Far
 ) -> RuntimeCrashError:
-    name, _ = _RUNTIMES.get(backend, (backend, backend))
+    name = plugins.info(backend).title
     kind = DeviceTimeoutError if far.remote else RuntimeCrashError
     return kind(
         f"{name} gave no answer within {timeout:g} s (during {transcript.phase}) and was ended"
@@ -195,7 +188,7 @@ def _timed_out(
 
 
 def _crashed(backend: str, completed: Completed, transcript: Transcript) -> RuntimeCrashError:
-    name, _ = _RUNTIMES.get(backend, (backend, backend))
+    name = plugins.info(backend).title
     if completed.returncode < 0:
         what = f"{name} ended its process with {completed.signal_name} during {transcript.phase}"
         hint = "try another version of the runtime (edgekit doctor lists known-bad combinations)"

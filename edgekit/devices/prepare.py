@@ -19,7 +19,7 @@ from edgekit.devices.job import Transcript
 from edgekit.devices.pack import pack
 from edgekit.devices.transports.connect import send_agent
 from edgekit.devices.transports.process import Patience
-from edgekit.devices.wheels import CANDIDATES, Interpreter, Resolved, resolve
+from edgekit.devices.wheels import Interpreter, Resolved, installable, resolve
 from edgekit.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def default_backends(device: Device) -> tuple[str, ...]:
     """Those of the device's kind that come as wheels."""
     kind = kinds().get(str(device.options.get("kind", "")))
     worth = kind.backends if kind is not None else ()
-    return tuple(b for b in worth if b in CANDIDATES) or ("tflite", "onnxruntime")
+    return tuple(b for b in worth if b in installable()) or ("tflite", "onnxruntime")
 
 
 def scratch() -> tempfile.TemporaryDirectory[str]:

@@ -65,7 +65,6 @@ class Site:
         raise RuntimeMissingError(
             f"{target.name} cannot be verified on {self.device.name}: {runtime.problem}",
             hint=runtime.hint,
-            extra=target.extra or target.backend,
         )
 
 

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from edgekit.backends.base import Reading, Timing, VendorTool
 from edgekit.devices.health import Health, assess, hottest
 from edgekit.devices.pack import pack
 from edgekit.devices.plan import Look, Task, Watch, look, run_plan
@@ -25,7 +26,7 @@ from edgekit.devices.statistics import summarize
 from edgekit.devices.transports import android
 from edgekit.devices.transports.connect import connect, send_agent, send_model, without_python
 from edgekit.devices.transports.process import Patience
-from edgekit.devices.vendor import Program, Reading, Timing, median_of, merged_notes, program_of
+from edgekit.devices.vendor import median_of, merged_notes, tool_of
 from edgekit.errors import DeviceBusyError, DeviceError, RuntimeCrashError, UsageError
 from edgekit.types import Measurement, Option
 
@@ -114,7 +115,8 @@ def measure(
 
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    program: Program
+    tool: VendorTool
+    backend: str
     argv: tuple[str, ...]
     file: str
     threads: int
@@ -163,8 +165,8 @@ class _Run:
         tasks = [
             Task(
                 id=f"{number}-{letter}",
-                backend=prepared[letter].program.backend,
-                agent=agents[prepared[letter].program.backend],
+                backend=prepared[letter].backend,
+                agent=agents[prepared[letter].backend],
                 job={
                     "action": "program",
                     "scratch": str(self.transport.root),
@@ -181,7 +183,7 @@ class _Run:
         readings: dict[str, list[Reading]] = {letter: [] for letter in prepared}
         for task in tasks:
             said, letter = results[task.id].result, task.id[-1]
-            readings[letter].append(prepared[letter].program.read(said["text"], said["file"]))
+            readings[letter].append(prepared[letter].tool.read(said["text"], said["file"]))
         states = [before.state, *watch.states]
         return _Found(prepared=prepared, readings=readings, facts=before.facts, states=states, hot=hot)
 
@@ -190,8 +192,8 @@ class _Run:
 
     def prepare(self, letter: str, subject: Timed, facts: Mapping[str, Any]) -> _Prepared:
         """Put the program and the model there. As many threads as processors, as our own runners have them."""
-        program = program_of(subject.backend)
-        path = self._program(program, facts)
+        tool = tool_of(subject.backend)
+        path = self._program(tool, facts)
         model = str(send_model(self.transport, subject.model, subject.files, folder=letter))
         file = f"{letter}-times"
         asked = self.settings.threads or int(subject.options.get("threads", 0))
@@ -202,24 +204,24 @@ class _Run:
             warmup_s=self.settings.warmup_s,
             threads=threads,
         )
-        argv = [path, *program.argv(model, subject.options, timing, str(self.transport.root / file))]
-        return _Prepared(program=program, argv=tuple(argv), file=file, threads=threads)
+        argv = [path, *tool.argv(model, subject.options, timing, str(self.transport.root / file))]
+        return _Prepared(tool=tool, backend=subject.backend, argv=tuple(argv), file=file, threads=threads)
 
-    def _program(self, program: Program, facts: Mapping[str, Any]) -> str:
+    def _program(self, tool: VendorTool, facts: Mapping[str, Any]) -> str:
         """The path there of the program that the user named: sent, or with ``device:`` there already."""
-        named = str(self.device.options.get("binary") or self.device.options.get(program.name) or "")
+        named = str(self.device.options.get("binary") or self.device.options.get(tool.TOOL) or "")
         if not named:
             raise UsageError(
-                f"{self.device.name} has no Python, and no {program.name} was named to time with",
-                hint=f"--binary PATH to {program.name} for its ABI ({facts.get('abi') or facts['arch']}), or "
-                f"{program.name} = … in the device's row; device:PATH is one that is there already",
+                f"{self.device.name} has no Python, and no {tool.TOOL} was named to time with",
+                hint=f"--binary PATH to {tool.TOOL} for its ABI ({facts.get('abi') or facts['arch']}), or "
+                f"{tool.TOOL} = … in the device's row; device:PATH is one that is there already",
             )
         if named.startswith("device:"):
             return named.removeprefix("device:")
         here = Path(named).expanduser()
         if not here.is_file():
-            raise UsageError(f"there is no {here}", hint=f"give the path of {program.name} on this machine")
-        there = str(self.transport.put(here, program.name))
+            raise UsageError(f"there is no {here}", hint=f"give the path of {tool.TOOL} on this machine")
+        there = str(self.transport.put(here, tool.TOOL))
         if self.transport.remote:
             _short(self.transport, ["chmod", "700", there])
         return there
@@ -239,10 +241,10 @@ class _Run:
                 else f"ended with {done.returncode}"
             )
             raise RuntimeCrashError(
-                f"{prepared.program.name} on {self.device.name} {how}; its last output:\n{text.strip()[-1500:]}",
+                f"{prepared.tool.TOOL} on {self.device.name} {how}; its last output:\n{text.strip()[-1500:]}",
                 hint="run it by hand there; a program for another version of the runtime may refuse the model",
             )
-        return prepared.program.read(text, self._file(prepared.file))
+        return prepared.tool.read(text, self._file(prepared.file))
 
     def _file(self, name: str) -> str:
         lines: list[str] = []
@@ -266,7 +268,7 @@ def _measurement(device: Device, prepared: _Prepared, found: _Found, health: Hea
     p90 = summary.p90 if raw else median_of([r.p90_ms for r in readings])
     costs = median_of([r.model_memory for r in readings])
     peaks = median_of([r.peak_memory for r in readings])
-    notes = merged_notes(prepared.program, readings)
+    notes = merged_notes(prepared.tool, readings)
     if p90 is None:
         notes = (*notes, "p90 is that of the processes' figures")
     return Measurement(
@@ -287,7 +289,7 @@ def _measurement(device: Device, prepared: _Prepared, found: _Found, health: Hea
         facts={
             "device": dict(found.facts),
             "states": [dict(s) for s in found.states],
-            "program": prepared.program.name,
+            "program": prepared.tool.TOOL,
             "p50_interval_ms": [summary.interval.low, summary.interval.high],
             "p50_interval_method": summary.interval.method,
             "process_cv": summary.cv,

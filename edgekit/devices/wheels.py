@@ -14,18 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit.core import plugins
 from edgekit.errors import DeviceError, ToolMissingError, UsageError
 from edgekit.types import sha256_file
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
-
-CANDIDATES: Mapping[str, tuple[tuple[str, ...], ...]] = {
-    "onnxruntime": (("onnxruntime",),),
-    "openvino": (("openvino",),),
-    "tflite": (("ai-edge-litert",), ("tflite-runtime", "numpy<2")),
-}
-"""What runs a backend's artifacts, best first. tflite-runtime dies with SystemError beside numpy 2."""
 
 _OLDEST_GLIBC = {"x86_64": 5, "i686": 5}
 _LEGACY = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
@@ -98,6 +92,11 @@ class Resolved:
     own: tuple[str, ...] = ()
 
 
+def installable() -> tuple[str, ...]:
+    """The backends whose runtimes come as wheels."""
+    return tuple(name for name in plugins.backends() if plugins.info(name).wheels)
+
+
 class _NoWheelError(Exception):
     """pip found nothing for this requirement."""
 
@@ -109,13 +108,14 @@ def resolve(backend: str, python: Interpreter, folder: Path) -> Resolved:
     :class:`UsageError` for a backend whose runtime is in no index, :class:`ToolMissingError` without pip, and
     :class:`DeviceError` when there are no wheels for that Python.
     """
-    if backend not in CANDIDATES:
+    candidates = plugins.info(backend).wheels
+    if not candidates:
         raise UsageError(
             f"the runtime of {backend} cannot be installed by edgekit",
-            hint=f"install it on the device as its maker says; edgekit installs {', '.join(CANDIDATES)}",
+            hint=f"install it on the device as its vendor says; edgekit installs {', '.join(installable())}",
         )
     problems = []
-    for candidate in CANDIDATES[backend]:
+    for candidate in candidates:
         try:
             return _Resolver(backend, python, folder).run(candidate)
         except _NoWheelError as error:

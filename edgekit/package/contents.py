@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from edgekit.artifact import manifest
 from edgekit.artifact.manifest import Artifact
+from edgekit.core import plugins
 from edgekit.core.versions import EDGEKIT
 from edgekit.errors import GateFailedError, SourceError, UnsupportedError, UsageError
 from edgekit.package import golden
@@ -37,13 +38,6 @@ if TYPE_CHECKING:
 Content: TypeAlias = bytes | Path
 """One file of a package: its bytes, or where to copy it from."""
 
-RUNTIME_NAMES = {
-    "tflite": "LiteRT",
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "tensorrt": "TensorRT",
-    "tensorrt_rtx": "TensorRT-RTX",
-}
 _TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CONVERTERS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxsim")
 
@@ -224,7 +218,7 @@ def _describe(
 ) -> Descriptor:
     m = artifact.manifest
     need = RuntimeNeed(
-        name=RUNTIME_NAMES.get(m.target.backend, m.target.backend),
+        name=plugins.info(m.target.backend).title,
         minimum=m.minimum_runtime,
         verified_with=m.runtime_versions,
         options=m.runtime,

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from edgekit.core import plugins
 from edgekit.errors import UnsupportedError
 from edgekit.package import readme, sbom, templates, writing
-from edgekit.package.contents import RUNTIME_NAMES, Content, Contents
+from edgekit.package.contents import Content, Contents
 from edgekit.package.descriptor import Descriptor
 
 _DTYPES = {
@@ -83,7 +84,7 @@ def check_dtypes(described: Descriptor) -> None:
     for spec in (*described.inputs, *described.outputs):
         if spec.dtype not in taken:
             able = [b for b, dtypes in _DTYPES.items() if spec.dtype in dtypes]
-            other = f", or for {RUNTIME_NAMES[able[0]]}, which takes {spec.dtype}" if able else ""
+            other = f", or for {plugins.info(able[0]).title}, which takes {spec.dtype}" if able else ""
             raise UnsupportedError(
                 f"{described.runtime.name} in JavaScript does not take {spec.dtype} ({spec})",
                 hint=f"build the artifact with float32 inputs and outputs{other}",

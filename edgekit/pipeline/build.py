@@ -463,7 +463,8 @@ def refuse_missing_backend(target: Target) -> None:
     """Raise :class:`MissingExtraError` for a backend that is not installed."""
     available = plugins.backend(target.backend).available()
     if not available.installed:
-        raise MissingExtraError(f"the runtime of {target.name}", target.extra or target.backend)
+        requirement = plugins.info(target.backend).requirement or target.extra
+        raise MissingExtraError(f"the runtime of {target.name}", requirement=requirement)
 
 
 def with_alternatives(

@@ -1,15 +1,16 @@
 """Placement tables: for each runtime, what it computes on integers and what it expects around an operator.
 
-The tables are data. A scheme names one by ``Scheme.rules``. What is not in a table stays float.
+The tables are data; each backend has its own (``backends/*/rules.py``). A scheme names one by ``Scheme.rules``.
+What is not in a table stays float.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgekit.errors import UnknownNameError
+from edgekit.core import plugins
+from edgekit.errors import PluginError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,98 +63,26 @@ class Rules:
     int16: bool = False
 
 
-_MOVES = (
+MOVES = (
     "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "MaxPool", "Identity",
     "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "Gather", "Pad",
 )  # fmt: skip
-_MOVE = OpRule(moves=True)
-_FOLLOW = OpRule(writes=True)
-_UNIT = (0.0, 1.0)
-
-_ORT = Rules(
-    name="onnxruntime-x86",
-    embedding="rows",
-    ops={
-        "Conv": OpRule(force=True, writes=True, constant=True),
-        # MatMulIntegerToFloat: the product of integers leaves as float, without a round trip.
-        "Gemm": OpRule(force=True, feeds=False, constant=True),
-        "MatMul": OpRule(force=True, feeds=False),
-        **dict.fromkeys(("Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat", "LeakyRelu"), _FOLLOW),
-        "Sigmoid": OpRule(writes=True, fixed=_UNIT),
-        "Relu": _FOLLOW,
-        "Clip": _FOLLOW,
-        **dict.fromkeys((*_MOVES, "Resize"), _MOVE),
-    },
-)
-
-_OPENVINO = Rules(
-    name="openvino",
-    requantize_moves=False,
-    embedding="rows",
-    ops={
-        **dict.fromkeys(("Conv", "ConvTranspose"), OpRule(force=True, constant=True)),
-        "Gemm": OpRule(force=True, feeds=False, constant=True),
-        "MatMul": OpRule(force=True, feeds=False, symmetric=True),
-        "Add": OpRule(sum=True),
-        "Mul": OpRule(),
-        **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceMean"), OpRule()),
-        **dict.fromkeys((*_MOVES, "Concat"), _MOVE),
-    },
-)
-
-_TENSORRT = Rules(
-    name="tensorrt",
-    requantize_moves=False,
-    ops={
-        **dict.fromkeys(("Conv", "ConvTranspose"), OpRule(force=True, constant=True)),
-        "Gemm": OpRule(force=True, feeds=False, constant=True),
-        "MatMul": OpRule(force=True, feeds=False),
-        "Add": OpRule(sum=True),
-        **dict.fromkeys(("AveragePool", "GlobalAveragePool"), OpRule()),
-        **dict.fromkeys(
-            (*(m for m in _MOVES if m not in ("Gather", "Pad", "Expand", "Tile")), "Concat"), _MOVE
-        ),
-    },
-)
-
-_TFLITE = Rules(
-    name="tflite",
-    whole=True,
-    embedding="rows",
-    hybrid=True,
-    int16=True,
-    ops={
-        **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), OpRule(force=True, writes=True, constant=True)),
-        "MatMul": OpRule(force=True, writes=True, centred=True),
-        **dict.fromkeys(
-            (
-                "Add", "Sub", "Mul", "AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "LeakyRelu",
-                "PRelu", "Relu", "Clip",
-            ),
-            _FOLLOW,
-        ),
-        "Softmax": OpRule(writes=True, fixed=_UNIT),
-        "Sigmoid": OpRule(writes=True, fixed=_UNIT),
-        "Tanh": OpRule(writes=True, fixed=(-1.0, 1.0)),
-        **dict.fromkeys((*_MOVES, "Concat", "Resize", "Min", "Max", "ReduceMax", "ReduceMin"), _MOVE),
-    },
-)  # fmt: skip
-
-TABLES: Mapping[str, Rules] = {
-    r.name: r
-    for r in (
-        _ORT,
-        _OPENVINO,
-        _TENSORRT,
-        _TFLITE,
-        dataclasses.replace(_TFLITE, name="tflite-int16", hybrid=False),
-    )
-}
-"""Every table by the name that schemes use."""
+MOVE = OpRule(moves=True)
+FOLLOW = OpRule(writes=True)
+UNIT = (0.0, 1.0)
+"""What several tables say."""
 
 
 def table(name: str) -> Rules:
-    """The table of a scheme. Raises :class:`UnknownNameError`."""
-    if name not in TABLES:
-        raise UnknownNameError("placement rules", name, TABLES)
-    return TABLES[name]
+    """The table of a scheme: from the module that a plug-in names for it, out of its mapping ``RULES``.
+
+    Raises :class:`UnknownNameError`, and :class:`PluginError` where the module has no such table.
+    """
+    tables = getattr(plugins.module("rules", name), "RULES", {})
+    rules = tables.get(name)
+    if not isinstance(rules, Rules):
+        raise PluginError(
+            f"the module of the placement rules {name!r} has no such table",
+            hint="its RULES maps names to edgekit.quantize.rules.Rules",
+        )
+    return rules

@@ -14,10 +14,11 @@ torch = pytest.importorskip("torch")
 from ai_edge_litert.interpreter import Interpreter  # noqa: E402
 
 from edgekit.backends.tflite.compiler import compile_onnx  # noqa: E402
+from edgekit.backends.tflite.rules import RULES  # noqa: E402
 from edgekit.core import targets  # noqa: E402
 from edgekit.graph import export, io, passes  # noqa: E402
 from edgekit.load.samples import from_iterable  # noqa: E402
-from edgekit.quantize import QuantizeOptions, quantize, rules  # noqa: E402
+from edgekit.quantize import QuantizeOptions, quantize  # noqa: E402
 from edgekit.quantize.calibrate import calibrate  # noqa: E402
 from edgekit.types import OnnxModel, TorchModel  # noqa: E402
 
@@ -81,8 +82,8 @@ def test_floats_out_keep_what_a_scale_for_the_whole_tensor_loses(
     assert kept > 30
     assert "FULLY_CONNECTED" in operators
     assert operators.count("DELEGATE") == 1
-    table = rules.TABLES["tflite"]
-    monkeypatch.setitem(rules.TABLES, "tflite", dataclasses.replace(table, hybrid=False))  # type: ignore[arg-type]
+    table = RULES["tflite"]
+    monkeypatch.setitem(RULES, "tflite", dataclasses.replace(table, hybrid=False))
     static, _ = in_litert(network, tmp_path / "static")
     assert kept > static + 6
 

@@ -11,16 +11,11 @@ import json
 
 import pytest
 
-from edgekit.devices.vendor import (
-    PROGRAMS,
-    Reading,
-    Timing,
-    merged_notes,
-    program_of,
-    read_benchmark_model,
-    read_perf_test,
-    read_trtexec,
-)
+from edgekit.backends.base import Reading, Timing
+from edgekit.backends.nvidia.benchmark import read as read_trtexec
+from edgekit.backends.onnxruntime.benchmark import read as read_perf_test
+from edgekit.backends.tflite.benchmark import read as read_benchmark_model
+from edgekit.devices.vendor import merged_notes, tool_of, tools
 from edgekit.errors import BackendError, UsageError
 
 BENCHMARK_MODEL = """STARTING!
@@ -131,27 +126,27 @@ def test_trtexec():
     assert read_trtexec(sloppy).p99_ms == 3.87
 
 
-@pytest.mark.parametrize("backend", list(PROGRAMS))
+@pytest.mark.parametrize("backend", list(tools()))
 def test_output_that_cannot_be_read_is_shown(backend):
     with pytest.raises(BackendError, match="bad flag") as caught:
-        PROGRAMS[backend].read("ERROR: bad flag --use_xnnpack", "")
+        tools()[backend].read("ERROR: bad flag --use_xnnpack", "")
     assert caught.value.exit_code == 6
 
 
 def test_what_they_are_told():
     timing = Timing(seconds=0.5, iterations=10, warmup_s=2.0, threads=4)
-    litert = program_of("tflite").argv("/m.tflite", {"xnnpack": False}, timing, "/t")
+    litert = tool_of("tflite").argv("/m.tflite", {"xnnpack": False}, timing, "/t")
     assert {"--graph=/m.tflite", "--num_threads=4", "--use_xnnpack=false", "--min_secs=0.5"} <= set(litert)
-    ort = program_of("onnxruntime").argv("/m.onnx", {"graph_optimization": "extended"}, timing, "/t")
+    ort = tool_of("onnxruntime").argv("/m.onnx", {"graph_optimization": "extended"}, timing, "/t")
     assert ort[-2:] == ["/m.onnx", "/t"]
     assert ort[ort.index("-o") + 1] == "2"
-    trt = program_of("tensorrt").argv("/m.engine", {}, timing, "/t")
+    trt = tool_of("tensorrt").argv("/m.engine", {}, timing, "/t")
     assert {"--loadEngine=/m.engine", "--warmUp=2000", "--exportTimes=/t"} <= set(trt)
     with pytest.raises(UsageError, match="openvino"):
-        program_of("openvino")
+        tool_of("openvino")
 
 
 def test_what_is_missing_is_said():
-    notes = merged_notes(program_of("tflite"), [read_benchmark_model(OLD_BENCHMARK_MODEL)])
+    notes = merged_notes(tool_of("tflite"), [read_benchmark_model(OLD_BENCHMARK_MODEL)])
     assert any("random inputs" in note for note in notes)
     assert any("does not tell: single inferences" in note and "memory" in note for note in notes)

@@ -7,9 +7,16 @@ import importlib.util
 
 from edgekit.backends.onnxruntime.lower import lower
 from edgekit.backends.onnxruntime.placement import placement
+from edgekit.core.plugins import BackendInfo
 from edgekit.types import Availability
 
 NAME = "onnxruntime"
+INFO = BackendInfo(
+    title="ONNX Runtime",
+    requirement="edgekit-deploy[onnxruntime]",
+    wheels=(("onnxruntime",),),
+    benchmark="edgekit.backends.onnxruntime.benchmark",
+)
 
 DISTRIBUTIONS = (
     "onnxruntime",
@@ -20,7 +27,7 @@ DISTRIBUTIONS = (
 )
 """Distributions that install the module ``onnxruntime``."""
 
-__all__ = ["DISTRIBUTIONS", "NAME", "available", "lower", "placement"]
+__all__ = ["DISTRIBUTIONS", "INFO", "NAME", "available", "lower", "placement"]
 
 
 def available() -> Availability:

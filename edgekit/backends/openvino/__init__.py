@@ -7,11 +7,17 @@ import importlib.util
 
 from edgekit.backends.openvino.lower import lower
 from edgekit.backends.openvino.placement import placement
+from edgekit.core.plugins import BackendInfo
 from edgekit.types import Availability
 
 NAME = "openvino"
+INFO = BackendInfo(
+    title="OpenVINO",
+    requirement="edgekit-deploy[openvino]",
+    wheels=(("openvino",),),
+)
 
-__all__ = ["NAME", "available", "lower", "placement"]
+__all__ = ["INFO", "NAME", "available", "lower", "placement"]
 
 
 def available() -> Availability:

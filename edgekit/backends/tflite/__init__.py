@@ -21,11 +21,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgekit.core.plugins import BackendInfo
 from edgekit.core.store import canonical_json
 from edgekit.errors import ConfigError, MissingExtraError
 from edgekit.types import Availability, Lowered, OnnxModel, Option, Placement, Precision, Target, sha256_bytes
 
 NAME = "tflite"
+INFO = BackendInfo(
+    title="LiteRT",
+    requirement="edgekit-deploy[tflite]",
+    # tflite-runtime, for devices that ai-edge-litert has no wheel for, dies with SystemError beside numpy 2.
+    wheels=(("ai-edge-litert",), ("tflite-runtime", "numpy<2")),
+    benchmark="edgekit.backends.tflite.benchmark",
+)
 FILE = "model.tflite"
 ORIGIN = "edgekit.origin"
 """Name of the metadata entry, and of the manifest's detail, that ties the file to what it was made from."""

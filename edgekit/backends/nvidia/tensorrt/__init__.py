@@ -14,11 +14,17 @@ from typing import Any
 from edgekit.backends.nvidia import portable
 from edgekit.backends.nvidia.tensorrt.recipe import MINIMUM, write_recipe
 from edgekit.backends.nvidia.typed import executed, spelled
+from edgekit.core.plugins import BackendInfo
 from edgekit.errors import UnsupportedOperatorsError
 from edgekit.graph import io
 from edgekit.types import Availability, Lowered, OnnxModel, Option, Placement, Target
 
 NAME = "tensorrt"
+INFO = BackendInfo(
+    title="TensorRT",
+    requirement="edgekit-deploy[tensorrt]",
+    benchmark="edgekit.backends.nvidia.benchmark",
+)
 
 
 def available() -> Availability:

@@ -13,11 +13,13 @@ from typing import Any
 
 from edgekit.backends.nvidia import portable
 from edgekit.backends.nvidia.typed import executed, spelled
+from edgekit.core.plugins import BackendInfo
 from edgekit.errors import MissingExtraError
 from edgekit.graph import io
 from edgekit.types import Availability, Lowered, OnnxModel, Option, Placement, Precision, Target
 
 NAME = "tensorrt_rtx"
+INFO = BackendInfo(title="TensorRT-RTX", requirement="edgekit-deploy[tensorrt-rtx]")
 
 DISTRIBUTIONS = ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx")
 """Distributions that install the module ``tensorrt_rtx``."""

@@ -1,0 +1,99 @@
+"""What a backend may bring besides :class:`edgekit.types.Backend`: the vendor's own benchmark tool.
+
+The whole contract: :class:`edgekit.types.Backend` is what a backend's module must have, and
+:class:`edgekit.types.Checks` a function that it may have; its ``INFO`` (:class:`edgekit.plugins.BackendInfo`) names the
+runtime and the modules of the rest. Placement rules and package formats are the plug-in's
+(:class:`edgekit.plugins.Plugin`), as rows and users ask for them by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from edgekit.errors import BackendError
+from edgekit.types import Option
+
+NUMBER = r"([-+\d.eE]+)"
+"""A group that matches a number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What a program is asked for: steady state in seconds and iterations (at least), warm-up in seconds."""
+
+    seconds: float
+    iterations: int
+    warmup_s: float
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What one process printed, in milliseconds and bytes; ``None``: it does not say.
+
+    ``samples_ms`` are the single inferences where it gives them. ``model_memory`` is what the model added,
+    ``peak_memory`` the process's peak.
+    """
+
+    median_ms: float | None = None
+    mean_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    samples_ms: tuple[float, ...] = ()
+    load_ms: float | None = None
+    first_ms: float | None = None
+    peak_memory: int | None = None
+    model_memory: int | None = None
+
+    @property
+    def steady_ms(self) -> tuple[float, ...]:
+        """The samples, else the one figure that stands for them."""
+        one = self.median_ms if self.median_ms is not None else self.mean_ms
+        return self.samples_ms or (() if one is None else (one,))
+
+    def missing(self) -> tuple[str, ...]:
+        """What it did not say, in words."""
+        figures = {
+            "single inferences": self.samples_ms or None,
+            "a median (the mean stands for it)": self.samples_ms or self.median_ms,
+            "the time to load": self.load_ms,
+            "the first inference": self.first_ms,
+            "memory": self.peak_memory if self.peak_memory is not None else self.model_memory,
+        }
+        return tuple(name for name, value in figures.items() if value is None)
+
+
+@runtime_checkable
+class VendorTool(Protocol):
+    """A runtime's own program that times a model, for devices on which no Python runs. A plain module fits it."""
+
+    TOOL: str
+    """The program's name."""
+
+    NOTES: tuple[str, ...]
+    """What to say of every measurement that it made."""
+
+    def argv(self, model: str, options: Mapping[str, Option], timing: Timing, file: str) -> list[str]:
+        """What follows the program's path. ``options`` are the artifact's; ``file`` is one that it may write."""
+        ...
+
+    def read(self, text: str, file: str = "") -> Reading:
+        """Read what it printed, and the text of the file. Raises :class:`BackendError` where no times are in it."""
+        ...
+
+
+def last(pattern: str, text: str) -> str | None:
+    """The last match of the pattern's group among the lines of ``text``."""
+    matches = re.findall(pattern, text, re.MULTILINE)
+    return matches[-1] if matches else None
+
+
+def unread(tool: str, text: str) -> BackendError:
+    """The error for an output without times."""
+    return BackendError(
+        f"{tool} printed no times:\n{text.strip()[-1500:]}",
+        hint="run it by hand on the device with the same arguments; report the output if it should have been read",
+    )

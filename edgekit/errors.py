@@ -44,11 +44,11 @@ class DefectError(EdgekitError):
     def of(cls, error: BaseException, where: str) -> DefectError:
         """Wrap ``error``, with the end of its traceback in the message."""
         trace = "".join(traceback.format_exception(error))[-3000:]
-        made = cls(
+        defect = cls(
             f"{where}: unexpected {type(error).__name__}\n{trace}", hint="this is a defect; please report it"
         )
-        made.__cause__ = error
-        return made
+        defect.__cause__ = error
+        return defect
 
 
 # --- 2: usage and configuration ---------------------------------------------------------------------

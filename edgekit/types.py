@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 from edgekit.errors import ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
+    import numpy.typing as npt
     import torch
 
-    Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+    Array: TypeAlias = npt.NDArray[Any]
+    Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
+    """What a JSON document holds."""
+else:
+    Json = Any  # msgspec, which reads these types at run time, knows no recursive alias
 
 Dim: TypeAlias = int | str
 """One dimension: a size, or the name of a dynamic axis (``"batch"``)."""
@@ -119,7 +123,7 @@ class Permit:
 
     trust: bool = False
     network: bool = False
-    example: Callable[[], Any] | None = None
+    example: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +140,7 @@ class TorchModel:
     task: str = ""
     dynamic_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +164,7 @@ class Sample:
     """One calibration or evaluation item: arrays by input name, batch axis included, and its label."""
 
     inputs: Mapping[str, Array]
-    label: Any = None
+    label: object = None
 
 
 class Samples(Protocol):
@@ -335,7 +339,7 @@ class Lowered:
     runtime: Mapping[str, Option] = field(default_factory=dict)
     minimum_runtime: str = ""
     notes: tuple[str, ...] = ()
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,7 +427,7 @@ class Measurement:
     model_memory: int | None = None
     validity: str = "VALID"
     reasons: tuple[str, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Json] = field(default_factory=dict)
 
 
 def sha256_bytes(data: bytes | memoryview) -> str:
@@ -462,7 +466,7 @@ class Backend(Protocol):
         ...
 
     def placement(
-        self, model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[str, Any]
+        self, model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[str, Json]
     ) -> Placement:
         """Interpret what the runner reported (``raw``, see ``targets/<backend>/runner.py``)."""
         ...

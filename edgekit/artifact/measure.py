@@ -16,7 +16,7 @@ from edgekit.devices.bench import BenchSettings, Comparison, Variant, bench_devi
 from edgekit.devices.execute import LOCAL
 from edgekit.errors import EdgekitError, SourceError, UsageError
 from edgekit.graph.records import read_json, write_json
-from edgekit.types import Device, Measurement
+from edgekit.types import Device, Json, Measurement
 
 RAW = "measurements.json"
 PARTIAL = "cut short"
@@ -141,8 +141,14 @@ def _measured(artifact: Artifact, outcome: Measurement | Comparison) -> Measured
 
 
 def _cut(measurement: Measurement) -> str:
-    told = measurement.facts["partial"]
-    return f"{told['processes']} of {told['of']} processes"
+    partial = _partial(measurement) or {}
+    return f"{partial['processes']} of {partial['of']} processes"
+
+
+def _partial(measurement: Measurement) -> Mapping[str, Json] | None:
+    """How much of a run that was cut short is there; ``None`` for a complete one."""
+    partial = measurement.facts.get("partial")
+    return partial if isinstance(partial, Mapping) else None
 
 
 def _note(artifact: Artifact, device: str, what: str) -> str:
@@ -153,7 +159,7 @@ def record(artifact: Artifact, measurement: Measurement) -> Artifact:
     """Put the figures into the manifest in place of older ones of the same device, and the raw samples
     into ``measurements.json`` beside it. A partial measurement takes no complete one's place: then only its raw
     samples are kept."""
-    device, partial = measurement.device, measurement.facts.get("partial")
+    device, partial = measurement.device, _partial(measurement)
     _write_raw(artifact, device, measurement.samples, partial)
     before = [m for m in artifact.manifest.measurements if m.device == device]
     if partial and any("partial" not in m.facts for m in before):
@@ -169,7 +175,7 @@ def _write_raw(
     artifact: Artifact,
     device: str,
     samples: Sequence[Sequence[float]],
-    partial: Mapping[str, object] | None,
+    partial: Mapping[str, Json] | None,
 ) -> None:
     path = artifact.directory / RAW
     found = dict(read_json(path)) if path.is_file() else {}
@@ -183,7 +189,7 @@ def _write_raw(
     part.replace(path)
 
 
-def _figures(measurement: Measurement) -> dict[str, object]:
+def _figures(measurement: Measurement) -> dict[str, Json]:
     per_process = ("contention", "memory", "warmup")
     return {k: v for k, v in measurement.facts.items() if k not in per_process}
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgekit.core.structure import structure
 from edgekit.types import Fallback, Lowered, Placement, Precision, Target
 
 _INTEGERS = ("int8", "int4")
@@ -48,15 +49,15 @@ def read_placement(target: Target, lowered: Lowered, raw: Mapping[str, Any]) -> 
     the weights when it loads the file.
     """
     nodes = raw.get("nodes")
-    floats = [Fallback(**f | {"nodes": tuple(f["nodes"])}) for f in lowered.details.get("left_in_float", ())]
-    codes: Sequence[str] = lowered.details.get("codes", ())
+    floats = structure(tuple[Fallback, ...], lowered.details.get("left_in_float", ()), where="left_in_float")
+    codes = structure(tuple[str, ...], lowered.details.get("codes", ()), where="codes")
     if nodes is None:
         note = "this runtime does not tell what the delegate took"
         return Placement(
             precision=str(target.precision),
             share=None,
             operators=len(codes),
-            fallbacks=tuple(floats),
+            fallbacks=floats,
             notes=(note,),
         )
     executed = _executed(lowered.details, delegated(nodes))
@@ -68,7 +69,7 @@ def read_placement(target: Target, lowered: Lowered, raw: Mapping[str, Any]) -> 
         operators=len(codes),
         partitions=raw.get("delegates"),
         kernels=dict(Counter(codes)),
-        fallbacks=tuple(floats + list(_fallbacks(executed, target, total))),
+        fallbacks=(*floats, *_fallbacks(executed, target, total)),
         notes=tuple(_notes(executed, target)),
     )
 

@@ -33,12 +33,12 @@ from edgekit.errors import (
 from edgekit.load import parse, trust
 from edgekit.load.data import RANDOM, Given, SampleSet, random_samples, raw_example, user_samples
 from edgekit.load.source import MODULE, Source
-from edgekit.pipeline import compress, guard, pixels, speed, stages
+from edgekit.pipeline import compress, guard, speed, stages
 from edgekit.pipeline.deliver import Product, deliver, refusal
-from edgekit.pipeline.pixels import Pixels
+from edgekit.pipeline.lower import Graph, Lowering, graph_of, lower_for, shaped
 from edgekit.pipeline.stages import BuildContext, Calibrated, Exported, Quantization, Suspicion
-from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES, Subject, Verified, verify
-from edgekit.types import Gate, OnnxModel, Parity, SourceSpec, Target, TorchModel, Verdict
+from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES, Verified, verify
+from edgekit.types import Gate, Parity, SourceSpec, Target, TorchModel, Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -78,15 +78,11 @@ class Data:
 class Prepared:
     """Everything that all targets share."""
 
-    source: Source
-    exported: Exported
-    optimized: OnnxModel
+    graph: Graph
     data: Data
     calibrated: Calibrated | None
     suspicions: tuple[Suspicion, ...]
-    steps: tuple[StepRecord, ...]
     refused: Mapping[str, EdgekitError]
-    pixels: Pixels | None = None
 
 
 def build(
@@ -177,42 +173,34 @@ def prepare(request: Request, context: BuildContext) -> Prepared:
     )
     source.example = lambda: raw_example(request.calibration or request.evaluation)
     source, compress_steps = compressed(request, context, source)
-    exported = stages.export(context, source)
+    graph = graph_of(context, source)
     if not source.in_memory:
         trust.remember(context.store, source.spec, source.record)
-    folded = pixels.asked_for(options.set, exported.record, options.preprocessing)
-    optimized, optimize_step = stages.optimize(context, exported.model, exported.example_inputs())
-    data = gather(request, context, exported)
+    data = gather(request, context, graph.exported)
     calibrated: Calibrated | None = None
     suspicions: tuple[Suspicion, ...] = ()
     quantized = [t for t in request.targets if t.uses_calibration]
-    refused = refusals(context, quantized, optimized, exported)
+    refused = refusals(context, quantized, graph)
     if data.calibration is not None and any(t.name not in refused for t in quantized):
-        calibrated = stages.calibrate(context, optimized, data.calibration)
-        suspicions = examine(context, calibrated, data, exported)
+        calibrated = stages.calibrate(context, graph.model, data.calibration)
+        suspicions = examine(context, calibrated, data, graph.exported)
     return Prepared(
-        source=source,
-        exported=exported,
-        optimized=optimized,
+        graph=replace(graph, steps=(*compress_steps, *graph.steps)),
         data=data,
         calibrated=calibrated,
         suspicions=suspicions,
-        steps=(*compress_steps, exported.step, optimize_step),
         refused=refused,
-        pixels=folded,
     )
 
 
-def refusals(
-    context: BuildContext, targets: Sequence[Target], model: OnnxModel, exported: Exported
-) -> dict[str, EdgekitError]:
+def refusals(context: BuildContext, targets: Sequence[Target], graph: Graph) -> dict[str, EdgekitError]:
     """What is known to be impossible before minutes go into calibration, by target."""
     found: dict[str, EdgekitError] = {}
     for target in targets:
         try:
             refuse_missing_runtime(context, target)
-            fixed, _ = fixed_shapes(context, target, model, exported)
-            stages.check(context, fixed, target, config.target_options(target, context.options.set))
+            model, _ = shaped(context, graph, target, graph.model)
+            stages.check(context, model, target, config.target_options(target, context.options.set))
         except EdgekitError as error:
             found[target.name] = error
     return found
@@ -306,16 +294,16 @@ def make(request: Request, context: BuildContext, prepared: Prepared, target: Ta
         Product(
             target=target,
             options=request.options,
-            source=prepared.source.record,
-            exported=prepared.exported,
+            source=prepared.graph.source.record,
+            exported=prepared.graph.exported,
             calibrated=prepared.calibrated,
             suspicions=prepared.suspicions,
-            files=made.subject.files,
-            pixels=prepared.pixels,
+            files=made.lowering.subject.files,
+            pixels=prepared.graph.pixels,
             verified=made.verified,
             gates=verdicts,
-            steps=made.steps,
-            quantization=made.quantization,
+            steps=made.lowering.steps,
+            quantization=made.lowering.report,
             guard=made.guard,
             speed=swiftness,
             machine=context.machine(),
@@ -337,7 +325,7 @@ def within_budget(context: BuildContext, prepared: Prepared, target: Target) -> 
     def measure(choice: Quantization) -> Parity | None:
         return candidate(context, prepared, target, choice).verified.parity
 
-    found = guard.search(context, prepared.optimized, target, prepared.calibrated, budget, measure)
+    found = guard.search(context, prepared.graph.model, target, prepared.calibrated, budget, measure)
     made = candidate(context, prepared, target, found.choice)
     if found.in_float is not None and (slow := too_slow(context, prepared, made)):
         other = candidate(context, prepared, target, found.in_float)
@@ -358,10 +346,8 @@ def too_slow(context: BuildContext, prepared: Prepared, made: Candidate) -> str:
 class Candidate:
     """One way of making a target's artifact, run and measured."""
 
-    subject: Subject
+    lowering: Lowering
     verified: Verified
-    steps: tuple[StepRecord, ...]
-    quantization: Any
     guard: Mapping[str, Any] | None = None
 
 
@@ -369,62 +355,24 @@ def candidate(
     context: BuildContext, prepared: Prepared, target: Target, quantization: Quantization
 ) -> Candidate:
     """Quantize as asked, lower, run and compare."""
-    steps, report = list(prepared.steps), None
-    model = prepared.optimized
-    if target.scheme is not None:
-        calibrated = usable(prepared.calibrated, target)
-        steps += [calibrated.step] if calibrated else []
-        model, step, report = stages.quantize(context, model, target, calibrated, quantization)
-        steps.append(step)
-    subject, more = lowered(context, prepared, target, model)
-    verified = verify(context, subject, prepared.source, prepared.exported, prepared.data.verification)
-    return Candidate(subject=subject, verified=verified, steps=(*steps, *more), quantization=report)
-
-
-def usable(calibrated: Calibrated | None, target: Target) -> Calibrated | None:
-    """The calibration where it serves the target; random inputs only where ranges have to come from somewhere."""
-    random = calibrated is not None and calibrated.samples.origin == RANDOM
-    return calibrated if target.needs_calibration or (target.uses_calibration and not random) else None
-
-
-def lowered(
-    context: BuildContext, prepared: Prepared, target: Target, model: OnnxModel
-) -> tuple[Subject, tuple[StepRecord, ...]]:
-    """Shapes fixed where the target needs it, preprocessing folded in where asked, then the runtime's own files."""
-    steps: list[StepRecord] = []
-    model, fixed = fixed_shapes(context, target, model, prepared.exported)
-    steps += [fixed] if fixed else []
-    if prepared.pixels is not None:
-        model, fold = stages.fold_preprocessing(context, model, prepared.pixels)
-        steps.append(fold)
-    files = stages.lower(context, model, target, config.target_options(target, context.options.set))
-    if prepared.pixels is not None:
-        files = replace(files, lowered=prepared.pixels.declared(files.lowered))
-    subject = Subject(target=target, model=model, files=files, pixels=prepared.pixels)
-    return subject, (*steps, files.step)
-
-
-def fixed_shapes(
-    context: BuildContext, target: Target, model: OnnxModel, exported: Exported
-) -> tuple[OnnxModel, StepRecord | None]:
-    """The model as the target wants it: dynamic axes set to the example's sizes, or left alone."""
-    if not target.fixed_shapes:
-        return model, None
-    return stages.fix_shapes(context, model, exported.example_inputs())
+    graph, data = prepared.graph, prepared.data
+    lowering = lower_for(context, graph, target, data.calibration, quantization)
+    verified = verify(context, lowering.subject, graph.source, graph.exported, data.verification)
+    return Candidate(lowering=lowering, verified=verified)
 
 
 def against_sibling(context: BuildContext, prepared: Prepared, made: Candidate) -> speed.Speed | None:
     """The quantized artifact's speed against the float target of the same backend, where there is one; timed only
     where speed is to be judged."""
-    row = speed.sibling(made.subject.target, catalogue.known())
+    row = speed.sibling(made.lowering.subject.target, catalogue.known())
     timed = context.options.speed_gate and not (context.site and context.site.emulated)
     if not timed or row is None or made.verified.not_run:
         return None
-    against, _ = lowered(context, prepared, row, prepared.optimized)
-    example = prepared.exported.example_inputs()
-    if prepared.pixels is not None:
-        example = prepared.pixels.fed(example)
-    return speed.compare(context, made.subject, against, example)
+    against = lower_for(context, prepared.graph, row).subject
+    example = prepared.graph.exported.example_inputs()
+    if against.pixels is not None:
+        example = against.pixels.fed(example)
+    return speed.compare(context, made.lowering.subject, against, example)
 
 
 def judge(target: Target, made: Candidate, options: Options) -> tuple[Gate, ...]:
@@ -436,7 +384,9 @@ def judge(target: Target, made: Candidate, options: Options) -> tuple[Gate, ...]
     if options.max_drop:
         tolerance = replace(tolerance, metric_drop=config.parse_fraction(options.max_drop, what="--max-drop"))
     if tolerance.placement is not None:
-        tolerance = replace(tolerance, placement=tolerance.placement * asked_share(made.quantization, target))
+        tolerance = replace(
+            tolerance, placement=tolerance.placement * asked_share(made.lowering.report, target)
+        )
     evidence = Evidence(parity=verified.parity, placement=verified.placement, not_run=verified.not_run)
     return gates(evidence, tolerance)
 
@@ -480,7 +430,7 @@ def _expresses(row: Target, instead_of: Target, context: BuildContext, prepared:
         return False
     try:
         refuse_missing_backend(row)
-        lowered(context, prepared, row, prepared.optimized)
+        lower_for(context, prepared.graph, row)
     except EdgekitError:
         return False
     return True

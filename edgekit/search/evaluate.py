@@ -18,19 +18,21 @@ from edgekit.compress.margin import Drop, Score
 from edgekit.compress.recipes import Ship
 from edgekit.compress.steps.fold import foldable
 from edgekit.core import plugins, targets, versions
-from edgekit.core.config import target_options
+from edgekit.core.config import Options
 from edgekit.core.store import Store, canonical_json
-from edgekit.errors import CalibrationRequiredError, DataError, EdgekitError, UsageError
+from edgekit.errors import DataError, EdgekitError, UsageError
 from edgekit.load import usercode
-from edgekit.load.data import user_samples
+from edgekit.load.data import SampleSet, user_samples
 from edgekit.load.source import MODULE, Source
 from edgekit.pipeline import compress, stages
+from edgekit.pipeline.lower import graph_of, lower_for
 from edgekit.pipeline.stages import BuildContext
+from edgekit.pipeline.verify import Subject
 from edgekit.search import ship
 from edgekit.search.budget import Budget
 from edgekit.search.points import Candidate, Limits, Point, Setup, refused
 from edgekit.search.ship import Judge, Runnable, estimate, estimate_weights, pack
-from edgekit.types import OnnxModel, SourceSpec, Target, TorchModel, sha256_bytes, sha256_file
+from edgekit.types import SourceSpec, Target, TorchModel, sha256_bytes, sha256_file
 
 if TYPE_CHECKING:
     import torch
@@ -151,13 +153,14 @@ class Bench:
             weights = estimate_weights(module)
             if self._is_enough(candidate, lost, weights):
                 return self._point(candidate, lost, weights, begin)
-        runnable, exported, optimized = self._lowered(module, target)
+        subject = self._lowered(module, target)
+        runnable = Runnable.of_lowered(subject)
         if target.scheme is not None or not candidate.steps:
-            lost = self._lost(self._seen.of(runnable, exported))
+            lost = self._lost(self._seen.of(runnable, subject.model.inputs))
         files = [runnable.main, *runnable.beside]
         whole = sum(f.stat().st_size for f in files)
         exact = whole < EXACT_BELOW
-        size = estimate(files, optimized)
+        size = estimate(files, subject.model)
         if exact:
             size = pack(files, self.folder / "cache" / "size.ekz").stat().st_size
         point = replace(self._point(candidate, lost, size, begin), exact=exact, built=True)
@@ -204,13 +207,14 @@ class Bench:
                 lost = margin.drop(self.held_base, scorer(self.task, held=True)(module))
                 if lost.value > self.budget.drop + 1e-9:
                     return Checked(candidate=candidate, point=point, seen=lost, unseen=lost, files=())
-            runnable, inputs, _ = self._lowered(module, targets.select(candidate.target)[0])
+            subject = self._lowered(module, targets.select(candidate.target)[0])
+            runnable = Runnable.of_lowered(subject)
             files = [runnable.main, *runnable.beside]
             digests = tuple(sha256_file(f) for f in files)
             size = point.size
             if not point.exact:
                 size = pack(files, self.folder / "cache" / "size.ekz").stat().st_size
-            seen, unseen = self.drops(runnable, inputs)
+            seen, unseen = self.drops(runnable, subject.model.inputs)
         finally:
             shutil.rmtree(self.folder / "cache", ignore_errors=True)
         whole = margin.both(seen, unseen)
@@ -251,40 +255,19 @@ class Bench:
         fresh = copy.deepcopy(self.model.module)  # as the plan will be loaded: the same order of weights
         return plan.rebuilt(fresh, candidate.steps, recipe_context.tensors, made.state_dict()).eval()
 
-    def _lowered(self, module: torch.nn.Module, target: Target) -> tuple[Runnable, Any, Any]:
+    def _lowered(self, module: torch.nn.Module, target: Target) -> Subject:
         options = ship.shipped_options(self.options, Ship(target=target.name))
         context = BuildContext(
             store=Store(self.folder / "cache"), options=options, progress=self.context.progress
         )
         spec = SourceSpec(text=self.source.spec.text, kind=MODULE)
-        source = Source(spec, context.store, loaded=ship.module_of(self.model, module))
-        exported = stages.export(context, source)
-        model, _ = stages.optimize(context, exported.model, exported.example_inputs())
-        if target.scheme is not None:
-            calibrated = (
-                self._calibrated(context, target, model, exported) if target.uses_calibration else None
-            )
-            choice = stages.Quantization.of(options)
-            model, _, _ = stages.quantize(context, model, target, calibrated, choice)
-        if target.fixed_shapes:
-            model, _ = stages.fix_shapes(context, model, exported.example_inputs())
-        files = stages.lower(context, model, target, target_options(target, options.set))
-        runnable = Runnable(
-            backend=target.backend,
-            main=files.directory / files.lowered.files[0],
-            beside=tuple(files.directory / name for name in files.lowered.files[1:]),
-            lowered=files.lowered,
-        )
-        return runnable, model.inputs, model
+        graph = graph_of(context, Source(spec, context.store, loaded=ship.module_of(self.model, module)))
+        samples = self._calibration(options, graph.exported) if target.uses_calibration else None
+        return lower_for(context, graph, target, samples).subject
 
-    def _calibrated(
-        self, context: BuildContext, target: Target, model: OnnxModel, exported: stages.Exported
-    ) -> stages.Calibrated | None:
-        options = context.options
+    def _calibration(self, options: Options, exported: stages.Exported) -> SampleSet | None:
         data = ship.calibration(options)
         if data is None:
-            if target.needs_calibration:
-                raise CalibrationRequiredError(f"{target.name} needs calibration data", hint="pass --calib")
             return None
         samples = user_samples(
             self.context.store,
@@ -293,10 +276,9 @@ class Bench:
             origin="calibration",
             preprocessing=options.preprocessing or exported.record.preprocessing,
         )
-        return stages.calibrate(context, model, samples.spread(options.samples))
+        return samples.spread(options.samples)
 
     def _latency(self, runnable: Runnable) -> float:
-        from edgekit.artifact.layout import to_runtime
         from edgekit.devices import catalogue
         from edgekit.devices.bench import BenchSettings, Variant, bench_devices
 
@@ -305,7 +287,7 @@ class Bench:
         variant = Variant(
             backend=runnable.backend,
             model=runnable.main,
-            inputs=to_runtime(example, runnable.lowered.channels_moved),
+            inputs=runnable.fed(example),
             options=runnable.lowered.runtime,
             files=runnable.beside,
             quantize=True,

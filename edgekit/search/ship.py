@@ -22,6 +22,7 @@ from edgekit.load.source import Source
 from edgekit.pipeline import build
 from edgekit.pipeline.pixels import Pixels, recorded
 from edgekit.pipeline.stages import BuildContext
+from edgekit.pipeline.verify import Subject
 from edgekit.types import Lowered, OnnxModel, TensorSpec, TorchModel, names
 
 if TYPE_CHECKING:
@@ -108,6 +109,17 @@ class Runnable:
         """The source's inputs as the runtime takes them."""
         taken = self.pixels.fed(inputs) if self.pixels is not None else inputs
         return to_runtime(taken, self.lowered.channels_moved)
+
+    @classmethod
+    def of_lowered(cls, subject: Subject) -> Runnable:
+        """What a build lowered, before it is an artifact."""
+        return cls(
+            backend=subject.target.backend,
+            main=subject.main,
+            beside=subject.beside,
+            lowered=subject.files.lowered,
+            pixels=subject.pixels,
+        )
 
     @classmethod
     def of(cls, artifact: Artifact) -> Runnable:

@@ -1,0 +1,104 @@
+"""The only way to a runtime's file: a source's graph, quantized, shaped and lowered for one target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgekit.artifact.manifest import StepRecord
+from edgekit.core import config
+from edgekit.errors import CalibrationRequiredError
+from edgekit.load.data import RANDOM, SampleSet
+from edgekit.load.source import Source
+from edgekit.pipeline import pixels, stages
+from edgekit.pipeline.pixels import Pixels
+from edgekit.pipeline.stages import BuildContext, Calibrated, Exported, Quantization
+from edgekit.pipeline.verify import Subject
+from edgekit.types import OnnxModel, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A source as float ONNX, which all targets share: as it was exported, and optimized (``model``)."""
+
+    source: Source
+    exported: Exported
+    model: OnnxModel
+    pixels: Pixels | None = None
+    steps: tuple[StepRecord, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowering:
+    """The runtime's own files, the steps that led there, and the quantizer's report where there was one."""
+
+    subject: Subject
+    steps: tuple[StepRecord, ...]
+    report: Mapping[str, Any] | None = None
+
+
+def graph_of(context: BuildContext, source: Source) -> Graph:
+    """``source`` exported and optimized."""
+    exported = stages.export(context, source)
+    folded = pixels.asked_for(context.options.set, exported.record, context.options.preprocessing)
+    model, step = stages.optimize(context, exported.model, exported.example_inputs())
+    return Graph(source=source, exported=exported, model=model, pixels=folded, steps=(exported.step, step))
+
+
+def lower_for(
+    context: BuildContext,
+    graph: Graph,
+    target: Target,
+    samples: SampleSet | None = None,
+    quantization: Quantization | None = None,
+) -> Lowering:
+    """Quantize as ``target``'s scheme wants it, fix shapes where it must, fold the preprocessing in where asked, lower.
+
+    ``samples`` are those of the calibration; a float target takes none. Raises :class:`CalibrationRequiredError` where
+    they are missing, and what the stages raise.
+    """
+    model, steps, report = graph.model, list(graph.steps), None
+    if target.scheme is not None:
+        calibrated = calibration_for(context, graph, target, samples)
+        steps += [calibrated.step] if calibrated else []
+        chosen = quantization or Quantization.of(context.options)
+        model, quantized, report = stages.quantize(context, model, target, calibrated, chosen)
+        steps.append(quantized)
+    model, fixed = shaped(context, graph, target, model)
+    steps += [fixed] if fixed else []
+    if graph.pixels is not None:
+        model, fold = stages.fold_preprocessing(context, model, graph.pixels)
+        steps.append(fold)
+    files = stages.lower(context, model, target, config.target_options(target, context.options.set))
+    if graph.pixels is not None:
+        files = replace(files, lowered=graph.pixels.declared(files.lowered))
+    subject = Subject(target=target, model=model, files=files, pixels=graph.pixels)
+    return Lowering(subject=subject, steps=(*steps, files.step), report=report)
+
+
+def calibration_for(
+    context: BuildContext, graph: Graph, target: Target, samples: SampleSet | None
+) -> Calibrated | None:
+    """The calibration where it serves ``target``; random inputs only where ranges have to come from somewhere.
+
+    Raises :class:`CalibrationRequiredError` where the target needs samples and there are none.
+    """
+    if samples is None and target.needs_calibration:
+        raise CalibrationRequiredError(
+            f"{target.name} needs calibration data: INT8 ranges come from real inputs",
+            hint="pass --calib file.py:callable, a directory of .npz, or of images",
+        )
+    random = samples is not None and samples.origin == RANDOM
+    if samples is None or not target.uses_calibration or (random and not target.needs_calibration):
+        return None
+    return stages.calibrate(context, graph.model, samples)
+
+
+def shaped(
+    context: BuildContext, graph: Graph, target: Target, model: OnnxModel
+) -> tuple[OnnxModel, StepRecord | None]:
+    """The model as the target wants it: dynamic axes set to the example's sizes, or left alone."""
+    if not target.fixed_shapes:
+        return model, None
+    return stages.fix_shapes(context, model, graph.exported.example_inputs())

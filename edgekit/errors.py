@@ -76,6 +76,10 @@ class ConfigError(UsageError):
     """A configuration file, environment variable or ``--set`` value is wrong."""
 
 
+class UnknownOptionError(UnknownNameError, ConfigError):
+    """An option, or a value of one with few values, that does not exist: in a file, the environment or Python."""
+
+
 class DataError(UsageError):
     """A calibration or evaluation sample has the wrong shape, dtype or values, or there is none."""
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edgekit.core import targets
+from edgekit.core.config import Options
+from edgekit.core.declared import OptionField, declared_options
 from edgekit.types import Target
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +45,43 @@ def _target_line(row: Target) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {"README.md": {"targets": targets_table}}
+def options_table() -> str:
+    """A section a group of options, one line an option: how each surface spells it, its type, default and meaning."""
+    groups: dict[str, list[OptionField]] = {}
+    for field in declared_options(Options).values():
+        groups.setdefault(field.declared.group, []).append(field)
+    lines: list[str] = []
+    for title, fields in groups.items():
+        lines += ["", f"## {title}", "", "| Python, TOML | command line | environment | value | default | |"]
+        lines += ["|---|---|---|---|---|---|", *map(_option_line, fields)]
+    return "\n".join(lines[1:])
+
+
+def _option_line(field: OptionField) -> str:
+    declared = field.declared
+    spelled = f"`{', '.join(field.flags)}`" if declared.commands else "–"
+    variable = (
+        f"`{field.variable}`" + (" (off only)" if declared.personal else "") if declared.commands else "–"
+    )
+    value = " ".join(f"`{c}`" for c in declared.choices) or field.in_words
+    default = f"`{field.default}`" if field.default not in ("", (), {}, None) else "–"
+    if isinstance(field.default, tuple) and field.default:
+        default = f"`{', '.join(field.default)}`"
+    where = f" ({', '.join(declared.commands)})" if declared.commands else ""
+    cells = (
+        f"`{field.name}`",
+        spelled,
+        variable,
+        value,
+        default.replace("True", "true").replace("False", "false"),
+    )
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in (*cells, declared.help + where)) + " |"
+
+
+TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
+    "README.md": {"targets": targets_table},
+    "docs/options.md": {"options": options_table},
+}
 
 
 def rendered(text: str, tables: Mapping[str, Callable[[], str]]) -> str:

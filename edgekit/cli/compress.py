@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgekit.cli._options import Grouped, declared, json_flag
+
 if TYPE_CHECKING:
     from edgekit.compress.recipes import Recipe
+    from edgekit.core.config import Options
     from edgekit.load.source import Source
     from edgekit.pipeline.compress import Compressed
     from edgekit.pipeline.stages import BuildContext
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from edgekit.search.ship import Shipped
 
 
-@click.command()
+@click.command(cls=Grouped)
 @click.argument("source")
 @click.option(
     "--recipe", metavar="FILE|STEPS", help="A recipe file, or steps: 'prune(sparsity=0.9);cluster'."
@@ -29,15 +32,6 @@ if TYPE_CHECKING:
 @click.option(
     "--analyze", is_flag=True, help="Show what the layers' distributions speak for, and change nothing."
 )
-@click.option(
-    "--task",
-    metavar="TASK",
-    help="classification, token-classification, regression, embedding, or your own: file.py:name.",
-)
-@click.option("--train", metavar="DATA", help="Labelled inputs to train on: file.py:callable, .npz, images.")
-@click.option("--eval", "evaluate", metavar="DATA", help="Labelled inputs to judge by.")
-@click.option("--calib", metavar="DATA", help="Calibration inputs, where the search may quantize.")
-@click.option("--target", "-t", metavar="T[,T…]", help="Targets among which the search may choose.")
 @click.option("--steps", metavar="S[,S…]", help="Steps among which the search may choose (default: all).")
 @click.option("--time", "seconds", metavar="10m", help="How long to search (default: 10m).")
 @click.option("--trials", type=click.IntRange(min=1), help="How many recipes to try at most.")
@@ -49,18 +43,15 @@ if TYPE_CHECKING:
 @click.option(
     "--seed", type=click.IntRange(min=0), help="Seed of everything random (default: the recipe's, 0)."
 )
-@click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where to train.")
-@click.option("--log", multiple=True, metavar="NAME", help="Training curves to tensorboard, mlflow or wandb.")
 @click.option("--out", "-o", metavar="DIR", help="Where the result goes (default: build/compressed).")
-@click.option("--trust", is_flag=True, help="Allow sources that execute code when loaded (pickles).")
-@click.option("--network", is_flag=True, help="Allow a source to download.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@json_flag
+@declared("compress")
 def compress(
     source: str,
+    options: Options,
     recipe: str | None,
     budget: str | None,
     analyze: bool,
-    evaluate: str | None,
     steps: str | None,
     seconds: str | None,
     trials: int | None,
@@ -68,7 +59,6 @@ def compress(
     seed: int | None,
     out: str | None,
     as_json: bool,
-    **flags: Any,
 ) -> None:
     """Compress SOURCE in PyTorch: run a recipe of steps, or search for one that holds a budget.
 
@@ -78,7 +68,6 @@ def compress(
     from dataclasses import replace
 
     from edgekit.cli._output import progress
-    from edgekit.core import config
     from edgekit.core.store import Store
     from edgekit.errors import UsageError
     from edgekit.load import parse
@@ -98,7 +87,7 @@ def compress(
             f"{', '.join(idle)} limit{'s' if len(idle) == 1 else ''} a search, and no --budget is given",
             hint="say what the model may cost: --budget 'drop<=1pt'",
         )
-    options = search_options(config.load({**flags, "eval": evaluate, "out": out or "build/compressed"}))
+    options = search_options(replace(options, out=Path(out or "build/compressed")))
     store = Store()
     opened = Source(parse(source), store, trust=options.trust, network=options.network)
     with progress() as shown:

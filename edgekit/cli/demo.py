@@ -18,7 +18,8 @@ def demo(target: str, out: str) -> None:
     """
     from edgekit.artifact.measure import measure
     from edgekit.cli._output import progress, show_error, summary
-    from edgekit.core import config, plugins, targets
+    from edgekit.core import plugins, targets
+    from edgekit.core.config import Options
     from edgekit.core.store import Store
     from edgekit.devices.bench import BenchSettings
     from edgekit.errors import SourceError
@@ -29,7 +30,7 @@ def demo(target: str, out: str) -> None:
     example = plugins.data_dir() / "examples" / "digits"
     if not example.is_dir():
         raise SourceError(f"the digits example is not at {example}", hint="run the demo from a checkout")
-    options = config.load({"target": target, "out": out})
+    options = Options.load({"target": target, "out": out})
     request = Request(
         source=parse(f"{example}/model.py:digits"),
         targets=targets.select(options.target),

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgekit.cli._options import Grouped, declared, json_flag
+
 if TYPE_CHECKING:
+    from edgekit.core.config import Options
     from edgekit.diff import StageDiff, Walk
     from edgekit.diff.apply import Rebuild
     from edgekit.diff.resolve import Chain
@@ -31,7 +34,7 @@ class Applied:
     after_db: float | None
 
 
-@click.command()
+@click.command(cls=Grouped)
 @click.argument("a")
 @click.argument("b", required=False, default="")
 @click.option(
@@ -43,18 +46,13 @@ class Applied:
 @click.option(
     "--apply", "applied", is_flag=True, help="Build again with the first suggestion, and verify it."
 )
-@click.option("--calib", metavar="DATA", help="Calibration inputs for --apply.")
-@click.option("--eval", "evaluate", metavar="DATA", help="Evaluation inputs for --apply.")
 @click.option("--out", "-o", metavar="DIR", help="Where --apply builds to (default: where the artifact is).")
 @click.option("--all", "everything", is_flag=True, help="Show every layer, not the most suspicious ones.")
-@click.option(
-    "--trust", is_flag=True, help="Execute the code of pickles, and of a received artifact's source."
-)
-@click.option("--network", is_flag=True, help="Allow a source to download.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@json_flag
+@declared("diff")
 def diff(
-    a: str, b: str, data: str | None, min_snr: float | None, applied: bool, calib: str | None,
-    evaluate: str | None, out: str | None, everything: bool, trust: bool, network: bool, as_json: bool,
+    a: str, b: str, options: Options, data: str | None, min_snr: float | None, applied: bool, out: str | None,
+    everything: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Find the layer where B begins to differ from A, and say what to build differently.
 
@@ -65,7 +63,6 @@ def diff(
     Exits with 0 when rounding explains every difference, with 5 when it does not.
     """
     from edgekit.cli._output import print_json, progress
-    from edgekit.core import config
     from edgekit.core.store import Store
     from edgekit.diff import walk
     from edgekit.diff.apply import Rebuild
@@ -73,7 +70,6 @@ def diff(
     from edgekit.diff.suggest import suggest
     from edgekit.pipeline.stages import BuildContext
 
-    options = config.load({"trust": trust, "network": network, "calib": calib, "eval": evaluate})
     with progress() as shown:
         context = BuildContext(store=Store(), options=options, progress=shown)
         chain = resolve(a, b, data, context)

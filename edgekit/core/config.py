@@ -1,7 +1,7 @@
-"""Options from ``edgekit.toml`` or ``[tool.edgekit]`` in pyproject.toml, the environment, and flags.
+"""The options of a build, declared once, and where their values come from.
 
-Later wins: file, then ``EDGEKIT_<OPTION>``, then the command line. An unknown key is an error that names
-the nearest option.
+Later wins: the user's own file (``~/.config/edgekit/edgekit.toml``), the project's (``edgekit.toml``, or
+``[tool.edgekit]`` in pyproject.toml), ``EDGEKIT_<OPTION>``, then the command line or Python.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from edgekit.core.structure import structure
+from edgekit.core.declared import Declared, declared_options, find, option, strict
+from edgekit.core.targets import user_dir
 from edgekit.errors import ConfigError, UnknownNameError
 from edgekit.types import Option, OptionSpec, Target
 
@@ -32,88 +32,274 @@ BUILD_SETTINGS = (
 )
 """``--set`` options that every target understands."""
 
+FILE = "edgekit.toml"
 
-@dataclass(frozen=True, kw_only=True)
+_NOTHING: Mapping[str, object] = {}
+_NO_SETTINGS: Mapping[str, Option] = {}
+
+_MODEL, _DATA, _COMPRESSION = "Model and target", "Data", "Compression"
+_QUANTIZATION, _GATES, _PERMISSIONS = "Quantization", "Gates", "Permissions"
+
+
+@strict
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Options:
-    """What ``edgekit build`` can be told. Fields are the command line's long options."""
+    """What a build, a compression or a comparison can be told; docs/options.md lists every option.
 
-    target: str = ""
-    calib: str = ""
-    eval: str = ""
-    metric: str = ""
-    max_drop: str = ""
-    out: str = "build"
-    device: str = ""
-    method: str = "auto"
-    exclude: tuple[str, ...] = ()
-    int16: tuple[str, ...] = ()
-    corrections: tuple[str, ...] = ("smooth", "bias", "gptq")
-    speed_gate: bool = True
-    samples: int = 512
-    accept_data: bool = False
-    trust: bool = False
-    network: bool = False
-    allow_not_run: bool = False
-    recipe: str = ""
-    task: str = ""
-    train: str = ""
-    accelerator: str = "auto"
-    log: tuple[str, ...] = ()
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
-    set: Mapping[str, Option] = field(default_factory=dict)
+    A name that is no option is an :class:`~edgekit.errors.UnknownOptionError`, a value of another type a
+    :class:`~edgekit.errors.ConfigError`.
+    """
+
+    target: tuple[str, ...] = option(
+        (),
+        Declared(
+            help="What to build for, or all; edgekit targets lists them.",
+            help_for={"compress": "Targets among which the search may choose."},
+            group=_MODEL,
+            commands=("build", "compress"),
+            flags=("--target", "-t"),
+            metavar="T[,T…]|all",
+            split=True,
+        ),
+    )
+    out: Path = option(  # noqa: RUF009 - a path cannot be changed
+        Path("build"),
+        Declared(
+            help="Where artifacts go: DIR/<target>/ (default: build).",
+            group=_MODEL,
+            commands=("build",),
+            flags=("--out", "-o"),
+            metavar="DIR",
+        ),
+    )
+    device: str = option(
+        "",
+        Declared(
+            help="Quantize for this device's processor, and run and gate there.",
+            group=_MODEL,
+            commands=("build",),
+            metavar="NAME",
+        ),
+    )
+    set: Mapping[str, Option] = option(
+        _NO_SETTINGS,
+        Declared(
+            help="An option of the target, or fold_preprocessing=true, pixels=uint8.",
+            group=_MODEL,
+            commands=("build",),
+            metavar="KEY=VALUE",
+        ),
+    )
+    preprocessing: Mapping[str, object] = option(
+        _NOTHING,
+        Declared(
+            help="The preprocessing contract of the model's images, in place of the source's.", group=_MODEL
+        ),
+    )
+    calib: str = option(
+        "",
+        Declared(
+            help="Calibration inputs: file.py:callable, a directory of .npz files or of images.",
+            help_for={
+                "compress": "Calibration inputs, where the search may quantize.",
+                "diff": "Calibration inputs for --apply.",
+            },
+            group=_DATA,
+            commands=("build", "compress", "diff"),
+            metavar="DATA",
+        ),
+    )
+    eval: str = option(
+        "",
+        Declared(
+            help="Evaluation inputs, with labels where there are any.",
+            help_for={
+                "compress": "Labelled evaluation inputs that the task metric is measured on.",
+                "diff": "Evaluation inputs for --apply.",
+            },
+            group=_DATA,
+            commands=("build", "compress", "diff"),
+            metavar="DATA",
+        ),
+    )
+    samples: int = option(
+        512,
+        Declared(
+            help="How many calibration samples to use at most, evenly spaced over all of them.",
+            group=_DATA,
+            commands=("build",),
+            metavar="N",
+            minimum=1,
+        ),
+    )
+    accept_data: bool = option(
+        False,
+        Declared(
+            help="Calibrate even with samples that the calibration doctor refuses.",
+            group=_DATA,
+            commands=("build",),
+        ),
+    )
+    recipe: str = option(
+        "",
+        Declared(
+            help="Compress first: a recipe file, or steps on one line.",
+            group=_COMPRESSION,
+            commands=("build",),
+            metavar="FILE|STEPS",
+        ),
+    )
+    task: str = option(
+        "",
+        Declared(
+            help="What a recipe trains for: classification, token-classification, regression, embedding, or your "
+            "own: file.py:name.",
+            group=_COMPRESSION,
+            commands=("build", "compress"),
+            metavar="TASK",
+        ),
+    )
+    train: str = option(
+        "",
+        Declared(
+            help="Labelled inputs to train on: file.py:callable, .npz files, images.",
+            group=_COMPRESSION,
+            commands=("build", "compress"),
+            metavar="DATA",
+        ),
+    )
+    accelerator: str = option(
+        "auto",
+        Declared(
+            help="Where to train.",
+            group=_COMPRESSION,
+            commands=("build", "compress"),
+            choices=("auto", "cpu", "cuda", "mps"),
+        ),
+    )
+    log: tuple[str, ...] = option(
+        (),
+        Declared(
+            help="Training curves to tensorboard, mlflow or wandb.",
+            group=_COMPRESSION,
+            commands=("build", "compress"),
+            metavar="NAME",
+        ),
+    )
+    method: str = option(
+        "auto",
+        Declared(
+            help="Range estimation: auto, minmax, percentile, entropy, mse …",
+            group=_QUANTIZATION,
+            commands=("build",),
+            metavar="NAME",
+        ),
+    )
+    exclude: tuple[str, ...] = option(
+        (),
+        Declared(
+            help="Keep layers in float: a module path, node name or operator type.",
+            group=_QUANTIZATION,
+            commands=("build",),
+            metavar="PATTERN",
+        ),
+    )
+    int16: tuple[str, ...] = option(
+        (),
+        Declared(
+            help="Give layers INT16 activations, where the runtime has them.",
+            group=_QUANTIZATION,
+            commands=("build",),
+            metavar="PATTERN",
+        ),
+    )
+    corrections: tuple[str, ...] = option(
+        ("smooth", "bias", "gptq"),
+        Declared(
+            help="Weight corrections: auto, equalize, smooth, bias, gptq …",
+            group=_QUANTIZATION,
+            commands=("build",),
+            flags=("--correct",),
+            metavar="NAME",
+        ),
+    )
+    metric: str = option(
+        "",
+        Declared(
+            help="Your own task metric: (outputs, labels) → float.",
+            group=_GATES,
+            commands=("build",),
+            metavar="FILE:CALLABLE",
+        ),
+    )
+    max_drop: float | None = option(
+        None,
+        Declared(
+            help="How far the task metric may fall below the reference's.",
+            group=_GATES,
+            commands=("build",),
+            metavar="1%",
+            fraction=True,
+        ),
+    )
+    speed_gate: bool = option(
+        True,
+        Declared(
+            help="Time INT8 artifacts against their fp32 siblings, and refuse slower ones (default: on).",
+            group=_GATES,
+            commands=("build",),
+        ),
+    )
+    allow_not_run: bool = option(
+        False,
+        Declared(help="Accept artifacts that this machine cannot run.", group=_GATES, commands=("build",)),
+    )
+    trust: bool = option(
+        False,
+        Declared(
+            help="Allow sources that execute code when loaded (pickles).",
+            help_for={"diff": "Execute the code of pickles, and of a received artifact's source."},
+            group=_PERMISSIONS,
+            commands=("build", "compress", "diff"),
+            personal=True,
+        ),
+    )
+    network: bool = option(
+        False,
+        Declared(
+            help="Allow a source to download.", group=_PERMISSIONS, commands=("build", "compress", "diff")
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        for name, field in declared_options(Options).items():
+            value = getattr(self, name)
+            if value is not None or field.default is not None:
+                object.__setattr__(self, name, field.checked(value, where=name))
+
+    def __repr__(self) -> str:
+        """What differs from the defaults."""
+        table = declared_options(Options)
+        changed = [f"{n}={v!r}" for n in table if (v := getattr(self, n)) != table[n].default]
+        return f"Options({', '.join(changed)})"
+
+    @classmethod
+    def load(cls, changes: Mapping[str, object] = _NOTHING, *, project: Path | None = None) -> Options:
+        """The options in force: files, environment, then ``changes``; what they do not name has its default.
+
+        Settings of the targets (``set``) are merged by name; every other value replaces the one before.
+        """
+        values = _from_file(user_dir() / FILE)
+        for layer in (_from_project(project or Path.cwd()), _from_environment(), changes):
+            for name in layer:
+                find(cls, name, where="the options given")
+            merged = {**_mapping(values.get("set")), **_mapping(layer.get("set"))}
+            values = {**values, **layer, **({"set": merged} if merged else {})}
+        return cls(**values)  # type: ignore[arg-type]  # checked by __post_init__
 
 
-def load(flags: Mapping[str, Any], *, project: Path | None = None) -> Options:
-    """The options in force: file, environment, then ``flags`` (``None`` and empty values are not given, nor is
-    ``False`` but for an option that is on unless it is switched off)."""
-    options = structure(Options, _from_file(project or Path.cwd()), where="edgekit.toml")
-    options = replace(options, **_from_environment())
-    on = {option.name for option in fields(Options) if option.default is True}
-    given: dict[str, Any] = {
-        k: v for k, v in flags.items() if v not in (None, "", (), {}, False) or (v is False and k in on)
-    }
-    if "set" in given:
-        given["set"] = {**options.set, **given["set"]}
-    return replace(options, **given)
-
-
-def parse_settings(items: Sequence[str]) -> dict[str, Option]:
-    """``("io_layout=nhwc", "threads=2")`` as a mapping with typed values."""
-    settings: dict[str, Option] = {}
-    for item in items:
-        key, sign, value = item.partition("=")
-        if not sign or not key:
-            raise ConfigError(f"--set {item!r} is not key=value", hint="for example --set io_layout=nhwc")
-        settings[key.strip()] = parse_value(value.strip())
-    return settings
-
-
-def parse_value(text: str) -> Option:
-    """``true``/``false``, an integer, a float, else the text itself."""
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def parse_fraction(text: str, *, what: str) -> float:
-    """``"1%"``, ``"1pt"`` and ``"0.01"`` are all 0.01."""
-    body, scale = text.strip(), 1.0
-    for suffix in ("%", "points", "point", "pts", "pt"):
-        if body.endswith(suffix):
-            body, scale = body[: -len(suffix)].strip(), 0.01
-            break
-    try:
-        value = float(body) * scale
-    except ValueError as e:
-        raise ConfigError(f"{what}: {text!r} is no fraction", hint="write 1% or 0.01") from e
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{what}: {text} is not between 0 and 100%", hint="write 1% or 0.01")
-    return value
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def target_options(target: Target, settings: Mapping[str, Option]) -> dict[str, Option]:
@@ -157,31 +343,49 @@ def refuse_unknown_settings(targets: Sequence[Target], settings: Mapping[str, Op
             raise UnknownNameError("setting", key, known, where=", ".join(t.name for t in targets))
 
 
-def _from_file(project: Path) -> dict[str, Any]:
-    for path, table in ((project / "edgekit.toml", ()), (project / "pyproject.toml", ("tool", "edgekit"))):
-        if not path.is_file():
-            continue
-        try:
-            document: Any = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-            raise ConfigError(f"{path}: {e}", hint="correct the TOML") from e
-        for key in table:
-            document = document.get(key, {})
-        if document:
-            return dict(document)
-    return {}
+def _from_project(project: Path) -> dict[str, object]:
+    values = _from_file(project / FILE) or _from_file(project / "pyproject.toml", "tool", "edgekit")
+    for name, field in declared_options(Options).items():
+        if field.declared.personal and values.get(name, False):
+            raise _only_the_user(name, f"{project}: {name} = true")
+    return values
 
 
-def _from_environment() -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for option in fields(Options):
-        text = os.environ.get(f"EDGEKIT_{option.name.upper()}")
-        if text and option.name not in ("set", "preprocessing"):
-            found[option.name] = _typed(text, str(option.type))
-    return found
+def _from_file(path: Path, *tables: str) -> dict[str, object]:
+    if not path.is_file():
+        return {}
+    try:
+        document: object = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: {e}", hint="correct the TOML") from e
+    for name in tables:
+        document = _table(document, path).get(name, {})
+    values = _table(document, path)
+    return {
+        name: find(Options, name, where=str(path)).from_toml(value, where=str(path))
+        for name, value in values.items()
+    }
 
 
-def _typed(text: str, kind: str) -> Any:
-    if kind.startswith("tuple"):
-        return tuple(filter(None, text.split(",")))
-    return text if kind == "str" else parse_value(text)
+def _table(document: object, path: Path) -> Mapping[str, object]:
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"{path}: tool.edgekit is not a table", hint="write [tool.edgekit]")
+    return document
+
+
+def _from_environment() -> dict[str, object]:
+    values: dict[str, object] = {}
+    for name, field in declared_options(Options).items():
+        text = os.environ.get(field.variable)
+        if text and name != "preprocessing":
+            values[name] = field.from_text(text, where=field.variable)
+            if field.declared.personal and values[name]:
+                raise _only_the_user(name, f"{field.variable}={text}")
+    return values
+
+
+def _only_the_user(name: str, where: str) -> ConfigError:
+    return ConfigError(
+        f"{where}: what allows a source to execute code is neither a project's nor the environment's to say",
+        hint=f"pass --{name}, or put {name} = true into {user_dir() / FILE}, which is yours",
+    )

@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -30,6 +30,11 @@ def structure(cls: type[T], value: object, *, where: str) -> T:
         raise ConfigError(
             f"{where}: {e}", hint=f"see the fields of {cls.__name__} in the documentation"
         ) from e
+
+
+def convert(value: object, kind: object) -> object:
+    """``value`` as the type ``kind`` (any annotation), strictly. Raises :class:`msgspec.ValidationError`."""
+    return msgspec.convert(value, cast(type[object], kind), dec_hook=_decode)
 
 
 def to_builtins(value: object) -> Any:
@@ -59,7 +64,7 @@ def _refuse_unknown_keys(cls: Any, value: object, where: str) -> None:
             _refuse_unknown_keys(typing.get_args(cls)[0], item, f"{where}[{i}]")
     if not dataclasses.is_dataclass(cls) or not isinstance(value, Mapping):
         return
-    hints = _hints(typing.cast(type, cls))
+    hints = _hints(cast(type, cls))
     for key, item in value.items():
         if key not in hints:
             raise UnknownNameError("key", str(key), hints, where=where)

@@ -56,8 +56,9 @@ def impossible() -> tuple[Impossible, ...]:
     return tuple(found)
 
 
-def select(text: str) -> tuple[Target, ...]:
-    """Targets from ``"a,b"`` or ``"all"``, each once, in the order given."""
+def select(names: str | Iterable[str]) -> tuple[Target, ...]:
+    """Targets from ``"a,b"``, ``"all"`` or several such names, each once, in the order given."""
+    text = names if isinstance(names, str) else ",".join(names)
     chosen: dict[str, Target] = {}
     for name in filter(None, (part.strip() for part in text.split(","))):
         chosen |= dict(known()) if name == "all" else {name: find(name)}

@@ -60,7 +60,7 @@ def _with(artifact: Artifact, suggestion: Suggestion, rebuild: Rebuild, context:
     kept = step.options if step is not None else {}
     options = replace(
         context.options,
-        out=rebuild.out or str(Path(artifact.directory).parent),
+        out=Path(rebuild.out) if rebuild.out else artifact.directory.parent,
         set=artifact.manifest.settings,
         method=kept.get("method", "auto"),
         exclude=tuple(kept.get("exclude", ())),

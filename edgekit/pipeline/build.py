@@ -104,7 +104,7 @@ def build(
     Raises the first target's error after the others have finished, with the rest as notes; artifacts that
     did not pass their gates are among the errors, never among the results.
     """
-    settings = config.load({"out": str(out), **(options or {})})
+    settings = Options.load({"out": out, **(options or {})})
     module = None
     if not isinstance(source, str | Path):
         from edgekit.load import from_module
@@ -113,7 +113,7 @@ def build(
     spec = parse(str(source)) if module is None else SourceSpec(text=type(source).__qualname__, kind=MODULE)
     request = Request(
         source=spec,
-        targets=catalogue.select(",".join(targets)),
+        targets=catalogue.select(targets),
         options=settings,
         calibration=calibration,
         evaluation=evaluation,
@@ -315,9 +315,9 @@ def within_budget(context: BuildContext, prepared: Prepared, target: Target) -> 
     """The plain candidate; with ``--max-drop``, one in which as few layers as possible left INT8 to hold it."""
     plain = candidate(context, prepared, target, Quantization.of(context.options))
     parity = plain.verified.parity
-    if not context.options.max_drop or not target.needs_calibration or parity is None:
+    budget = context.options.max_drop
+    if budget is None or not target.needs_calibration or parity is None:
         return plain
-    budget = config.parse_fraction(context.options.max_drop, what="--max-drop")
     assert prepared.calibrated is not None
     if guard.drop_of(parity)[1] <= budget:
         return plain
@@ -381,8 +381,8 @@ def judge(target: Target, made: Candidate, options: Options) -> tuple[Gate, ...]
     Layers that the user or the guard took out of integers do not count against the placement.
     """
     tolerance, verified = target.tolerance, made.verified
-    if options.max_drop:
-        tolerance = replace(tolerance, metric_drop=config.parse_fraction(options.max_drop, what="--max-drop"))
+    if options.max_drop is not None:
+        tolerance = replace(tolerance, metric_drop=options.max_drop)
     if tolerance.placement is not None:
         tolerance = replace(
             tolerance, placement=tolerance.placement * asked_share(made.lowering.report, target)

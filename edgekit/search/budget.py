@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from edgekit.core.config import parse_fraction
+from edgekit.core.declared import parse_fraction
 from edgekit.errors import ConfigError
 
 _SIZES = {

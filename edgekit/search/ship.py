@@ -69,7 +69,7 @@ def ship(context: BuildContext, source: Source, wanted: Ship) -> Shipped:
 
 def shipped_options(options: Options, wanted: Ship) -> Options:
     """The options of the build: those of the command, the recipe's range method, no recipe of its own."""
-    return replace(options, target=wanted.target, method=wanted.method, recipe="", speed_gate=False)
+    return replace(options, target=(wanted.target,), method=wanted.method, recipe="", speed_gate=False)
 
 
 def calibration(options: Options) -> str | None:

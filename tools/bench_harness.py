@@ -31,7 +31,8 @@ os.environ["EDGEKIT_LOCK"] = f"-harness-{os.getpid()}"  # its load is part of it
 
 import numpy as np
 
-from edgekit.devices.bench import BenchSettings, Variant, compare_artifacts
+from edgekit.devices.bench import BenchSettings, compare_artifacts
+from edgekit.devices.runnable import Runnable
 from edgekit.devices.statistics import paired_difference, wilson
 
 SAME = "no detectable difference"
@@ -123,7 +124,7 @@ def judged_again(row: dict[str, Any]) -> dict[str, Any]:
     return row | found
 
 
-def chain(path: Path, layers: int) -> Variant:
+def chain(path: Path, layers: int) -> Runnable:
     """So many equal convolutions, one after the other: their number is the work."""
     import onnx
     from onnx import helper as h
@@ -138,7 +139,7 @@ def chain(path: Path, layers: int) -> Variant:
     )
     onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=10), path)
     sample = {"x0": generator.normal(size=shape).astype("f")}
-    return Variant(backend="onnxruntime", model=path, inputs=sample, options={"threads": 1})
+    return Runnable(backend="onnxruntime", main=path, inputs=sample, options={"threads": 1})
 
 
 @contextlib.contextmanager

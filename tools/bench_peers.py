@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit.devices.bench import BenchSettings, Variant, bench_artifact
+from edgekit.devices.bench import BenchSettings, bench_artifact
 from edgekit.devices.pack import pack
+from edgekit.devices.runnable import Runnable
 from edgekit.devices.transports.local import LocalTransport
 from edgekit.devices.transports.process import Patience
 
@@ -55,7 +56,7 @@ def compare(model: Path, rounds: int) -> Comparison:
     """Both tools in turn, the first of a round changing; at least two rounds."""
     lite = model.suffix == ".tflite"
     backend, peer = ("tflite", litert_benchmark) if lite else ("openvino", benchmark_app)
-    variant = Variant(backend=backend, model=model, inputs=inputs(backend, model), options={"threads": 1})
+    variant = Runnable(backend=backend, main=model, inputs=inputs(backend, model), options={"threads": 1})
     settings = BenchSettings(processes=1, seconds=1.0, iterations=RUNS, wait_s=600)
     ours: list[float] = []
     theirs: list[float] = []

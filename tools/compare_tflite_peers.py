@@ -144,7 +144,8 @@ def timed(name: str, folder: Path, rounds: int) -> list[Row]:
     """Every tool's files of one network, in turns (and backwards in every other round)."""
     from bench_peers import inputs
 
-    from edgekit.devices.bench import BenchSettings, Variant, bench_artifact
+    from edgekit.devices.bench import BenchSettings, bench_artifact
+    from edgekit.devices.runnable import Runnable
     from edgekit.errors import BackendError
 
     rows = []
@@ -152,7 +153,7 @@ def timed(name: str, folder: Path, rounds: int) -> list[Row]:
         files = {t: folder / f"{t}-{precision}.tflite" for t in ORDER}
         files = {t: p for t, p in files.items() if p.is_file()}
         variants = {
-            t: Variant(backend="tflite", model=p, inputs=inputs("tflite", p), options={"threads": 1})
+            t: Runnable(backend="tflite", main=p, inputs=inputs("tflite", p), options={"threads": 1})
             for t, p in files.items()
         }
         settings = BenchSettings(processes=1, seconds=0.5, iterations=20, wait_s=600)

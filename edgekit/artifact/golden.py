@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.gates import Evidence, gates
-from edgekit.artifact.layout import Restored
 from edgekit.artifact.manifest import Artifact
-from edgekit.artifact.run import running
+from edgekit.artifact.run import runnable
 from edgekit.core import versions
-from edgekit.devices.execute import LOCAL
+from edgekit.devices.execute import LOCAL, run_artifact
 from edgekit.errors import SourceError
 from edgekit.types import Device, Gate, Parity, Sample
 
@@ -103,10 +102,8 @@ def replay(artifact: Artifact, *, device: Device = LOCAL) -> Replay:
     if manifest.golden is None:
         raise SourceError(f"{artifact.directory} has no golden vectors", hint="build the artifact again")
     inputs, expected = read(artifact.directory / manifest.golden.file)
-    with running(artifact, inputs, device=device) as run:
-        parity = compare(
-            expected, Restored(run.outputs, manifest.channels_moved), task=Task(name=manifest.task)
-        )
+    with run_artifact(runnable(artifact), inputs, device=device) as run:
+        parity = compare(expected, run.outputs, task=Task(name=manifest.task))
         tolerance = replace(manifest.target.tolerance, metric_drop=None, placement=None)
         return Replay(
             parity=parity,

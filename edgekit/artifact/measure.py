@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 from edgekit.artifact import golden
 from edgekit.artifact import manifest as manifests
-from edgekit.artifact.layout import to_runtime
 from edgekit.artifact.manifest import Artifact
-from edgekit.devices.bench import BenchSettings, Comparison, Variant, bench_devices
+from edgekit.artifact.run import runnable
+from edgekit.devices.bench import BenchSettings, Comparison, bench_devices
 from edgekit.devices.execute import LOCAL
+from edgekit.devices.runnable import Runnable
 from edgekit.errors import EdgekitError, SourceError, UsageError
 from edgekit.graph.records import read_json, write_json
 from edgekit.types import Device, Json, Measurement
@@ -34,21 +35,14 @@ class Measured:
     comparison: Comparison | None = None
 
 
-def variant(artifact: Artifact) -> Variant:
-    """The artifact with its first golden input, as the benchmark takes it."""
+def timeable(artifact: Artifact) -> Runnable:
+    """The artifact with its first golden input. Raises :class:`SourceError` where it has none or was changed."""
     manifests.check_files(artifact)
     manifest = artifact.manifest
     if manifest.golden is None:
         raise SourceError(f"{artifact.directory} has no golden vectors", hint="build the artifact again")
     inputs, _ = golden.read(artifact.directory / manifest.golden.file)
-    return Variant(
-        backend=manifest.target.backend,
-        model=artifact.model,
-        inputs=to_runtime(inputs[0], manifest.channels_moved),
-        options=manifest.runtime,
-        files=tuple(artifact.directory / f.name for f in manifest.files[1:]),
-        quantize=True,
-    )
+    return replace(runnable(artifact), inputs=inputs[0])
 
 
 def measure(
@@ -71,8 +65,8 @@ def measure(
         if started is not None:
             started(artifact)
         compared = baseline is not None and baseline.directory != artifact.directory
-        variants = [variant(baseline)] if baseline is not None and compared else []
-        results, partial = _bench([*variants, variant(artifact)], artifact, devices, settings)
+        runnables = [timeable(baseline)] if baseline is not None and compared else []
+        results, partial = _bench([*runnables, timeable(artifact)], artifact, devices, settings)
         for name, result in results.items():
             if isinstance(result, EdgekitError):
                 errors.append(result)
@@ -88,7 +82,7 @@ Partial = dict[str, Measurement | Comparison]
 
 
 def _bench(
-    variants: Sequence[Variant],
+    runnables: Sequence[Runnable],
     artifact: Artifact,
     devices: Sequence[Device],
     settings: BenchSettings | None,
@@ -108,7 +102,7 @@ def _bench(
 
     chosen = replace(settings or BenchSettings(), on_partial=cut, keep=journal)
     try:
-        results = bench_devices(variants, devices, settings=chosen)
+        results = bench_devices(runnables, devices, settings=chosen)
     except BaseException as error:
         for outcome in partial.values():
             measured = _measured(artifact, outcome)

@@ -14,17 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.artifact.measure import variant
+from edgekit.artifact.measure import timeable
 from edgekit.devices.arrays import write_arrays
-from edgekit.devices.bench import Variant
-from edgekit.devices.execute import LOCAL
-from edgekit.devices.pack import pack
+from edgekit.devices.execute import LOCAL, model_job
 from edgekit.devices.plan import Task, Watch, run_plan
-from edgekit.devices.transports.connect import connect, send_agent, send_model
+from edgekit.devices.transports.connect import connect, send_agent
 from edgekit.types import Device
 
 if TYPE_CHECKING:
     from edgekit.artifact.manifest import Artifact
+    from edgekit.devices.runnable import Runnable
     from edgekit.devices.transports.transport import Transport
 
 
@@ -78,14 +77,14 @@ def profile_artifact(
     Raises what :func:`edgekit.devices.bench.bench_artifact` does. ``timeout`` in seconds.
     """
     modules = artifact.manifest.details.get("modules", {})
-    subject = variant(artifact)
+    runnable = timeable(artifact)
     with connect(device) as transport, tempfile.TemporaryDirectory(prefix="edgekit-profile-") as folder:
-        task = _task(transport, subject, {"runs": runs, "warmup": warmup}, Path(folder), timeout)
+        task = _task(transport, runnable, {"runs": runs, "warmup": warmup}, Path(folder), timeout)
         done = run_plan(transport, [task], Watch(state_s=0, wait_s=0))[task.id]
     raw = done.result["profile"]
     return Profile(
         device=device.name,
-        backend=subject.backend,
+        backend=runnable.backend,
         runs=runs,
         threads=int(done.result["threads"]),
         operators=read_operators(raw["operators"], modules),
@@ -96,20 +95,12 @@ def profile_artifact(
 
 
 def _task(
-    transport: Transport, subject: Variant, settings: Mapping[str, int], folder: Path, timeout: float
+    transport: Transport, runnable: Runnable, settings: Mapping[str, int], folder: Path, timeout: float
 ) -> Task:
-    sample = write_arrays(folder / "inputs", [subject.inputs])
-    job = {
-        "action": "profile",
-        "scratch": str(transport.root),
-        "model": str(send_model(transport, subject.model, subject.files)),
-        "options": dict(subject.options),
-        "inputs": {"path": str(transport.put(sample.path, "inputs")), "names": sample.names, "count": 1},
-        "quantize": subject.quantize,
-        "profile": dict(settings),
-    }
-    agent = send_agent(transport, pack(subject.backend), folder)
-    return Task(id="profile", backend=subject.backend, agent=agent, job=job, timeout=timeout)
+    sample = write_arrays(folder / "inputs", [runnable.bind(runnable.inputs)])
+    job = model_job(transport, runnable, sample) | {"action": "profile", "profile": dict(settings)}
+    agent = send_agent(transport, runnable.backend, folder)
+    return Task(id="profile", backend=runnable.backend, agent=agent, job=job, timeout=timeout)
 
 
 def read_operators(raw: Sequence[Mapping[str, Any]], modules: Mapping[str, str]) -> tuple[OperatorTime, ...]:

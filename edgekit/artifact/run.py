@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from edgekit.artifact.layout import Restored, to_runtime
 from edgekit.artifact.manifest import Artifact
-from edgekit.devices.execute import LOCAL, RunResult, RunSettings, run_artifact
+from edgekit.devices.execute import LOCAL, run_artifact
+from edgekit.devices.runnable import Runnable
 from edgekit.types import Device, names
 
 if TYPE_CHECKING:
     from edgekit.types import Array
+
+
+def runnable(artifact: Artifact) -> Runnable:
+    """An artifact with the runtime options that its manifest records."""
+    manifest = artifact.manifest
+    return Runnable(
+        backend=manifest.target.backend,
+        main=artifact.model,
+        companions=tuple(artifact.directory / f.name for f in manifest.files[1:]),
+        options=manifest.runtime,
+        outputs=names(manifest.outputs),
+        channels_moved=manifest.channels_moved,
+        quantize=True,
+    )
 
 
 def predict(
@@ -23,28 +36,5 @@ def predict(
     The same agent runs it in a fresh process, here or on ``device``, with the runtime options that the
     manifest records. Raises what :func:`edgekit.devices.execute.run_artifact` does.
     """
-    with running(artifact, inputs, device=device) as run:
-        for outputs in Restored(run.outputs, artifact.manifest.channels_moved):
-            yield dict(outputs)
-
-
-@contextmanager
-def running(
-    artifact: Artifact, inputs: Iterable[Mapping[str, Array]], *, device: Device = LOCAL
-) -> Iterator[RunResult]:
-    """The finished run, whose outputs are still the runtime's own; its files go when the block ends."""
-    manifest = artifact.manifest
-    settings = RunSettings(
-        outputs=names(manifest.outputs),
-        quantize=True,
-        files=tuple(artifact.directory / f.name for f in manifest.files[1:]),
-    )
-    with run_artifact(
-        manifest.target.backend,
-        artifact.model,
-        inputs=(to_runtime(row, manifest.channels_moved) for row in inputs),
-        options=manifest.runtime,
-        device=device,
-        settings=settings,
-    ) as run:
-        yield run
+    with run_artifact(runnable(artifact), inputs, device=device) as run:
+        yield from run.outputs

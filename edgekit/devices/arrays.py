@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayFile:
-    """``count`` samples of arrays by name. Iterating reads the file again, one sample in memory at a time."""
+    """``count`` samples of arrays by name. Iterating reads the file again, one sample in memory at a time.
+
+    Arrays of the names in ``channels_moved`` have their channels last in the file, and as axis 1 when read.
+    """
 
     path: Path
     names: tuple[str, ...]
     count: int
+    channels_moved: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.count
@@ -30,11 +34,19 @@ class ArrayFile:
         with self.path.open("rb") as file:
             try:
                 for _ in range(self.count):
-                    yield {n: np.lib.format.read_array(file, allow_pickle=False) for n in self.names}
+                    sample = {n: np.lib.format.read_array(file, allow_pickle=False) for n in self.names}
+                    yield channels_first(sample, self.channels_moved)
             except ValueError as error:
                 raise DeviceError(
                     f"{self.path.name} is cut short or damaged: {error}", hint="run it again"
                 ) from error
+
+
+def channels_first(arrays: Mapping[str, Array], moved: Collection[str]) -> dict[str, Array]:
+    """Arrays by name; those of ``moved`` with their last axis as axis 1."""
+    import numpy as np
+
+    return {name: np.moveaxis(array, -1, 1) if name in moved else array for name, array in arrays.items()}
 
 
 def write_arrays(path: Path, samples: Iterable[Mapping[str, Array]], names: Sequence[str] = ()) -> ArrayFile:

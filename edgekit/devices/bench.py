@@ -14,44 +14,31 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from edgekit.devices import vendor_run
 from edgekit.devices.arrays import write_arrays
-from edgekit.devices.execute import LOCAL
+from edgekit.devices.execute import LOCAL, model_job
 from edgekit.devices.health import Health, assess, energy, hottest
-from edgekit.devices.pack import pack
 from edgekit.devices.plan import Look, Task, TaskResult, Watch, look, mended, run_plan
 from edgekit.devices.replicates import Replicate, judge, model_memory, peak_memory, replicate
 from edgekit.devices.statistics import Difference, Summary, interleave, paired_difference, summarize
-from edgekit.devices.transports.connect import connect, send_agent, send_model
+from edgekit.devices.transports.connect import connect, send_agent
 from edgekit.errors import EdgekitError, UsageError
-from edgekit.types import Device, Measurement, Option
+from edgekit.types import Device, Measurement
 
 if TYPE_CHECKING:
+    from edgekit.devices.runnable import Runnable
     from edgekit.devices.transports.transport import Transport
-    from edgekit.types import Array
 
 
 REDOS = 2
 """How often a run on a device that throttled is done again."""
 
 COOL_DOWN_S = 300.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """What is timed: a model with one set of inputs on one runtime. ``files`` must lie beside the model."""
-
-    backend: str
-    model: Path
-    inputs: Mapping[str, Array]
-    options: Mapping[str, Option] = field(default_factory=dict)
-    files: tuple[Path, ...] = ()
-    quantize: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +86,7 @@ class Comparison:
 
 
 def bench_artifact(
-    variant: Variant, *, device: Device = LOCAL, settings: BenchSettings | None = None
+    runnable: Runnable, *, device: Device = LOCAL, settings: BenchSettings | None = None
 ) -> Measurement:
     """Measure one variant in fresh processes.
 
@@ -107,13 +94,13 @@ def bench_artifact(
     :class:`~edgekit.errors.DeviceBusyError` when another benchmark holds the device.
     """
     settings = settings or BenchSettings()
-    found = _run(device, [variant], "A" * settings.processes, settings)
+    found = _run(device, [runnable], "A" * settings.processes, settings)
     assert isinstance(found, Measurement)
     return found
 
 
 def compare_artifacts(
-    first: Variant, second: Variant, *, device: Device = LOCAL, settings: BenchSettings | None = None
+    first: Runnable, second: Runnable, *, device: Device = LOCAL, settings: BenchSettings | None = None
 ) -> Comparison:
     """Measure two variants interleaved and say whether the second is faster, slower or no different."""
     settings = settings or BenchSettings()
@@ -123,7 +110,7 @@ def compare_artifacts(
 
 
 def bench_devices(
-    variants: Sequence[Variant], devices: Sequence[Device], *, settings: BenchSettings | None = None
+    runnables: Sequence[Runnable], devices: Sequence[Device], *, settings: BenchSettings | None = None
 ) -> dict[str, Measurement | Comparison | EdgekitError]:
     """Measure one variant, or compare two, on several devices side by side; by device name.
 
@@ -131,7 +118,7 @@ def bench_devices(
     ``settings.on_progress`` is called from several threads, once for the processes of all devices together.
     """
     settings = settings or BenchSettings()
-    if not 1 <= len(variants) <= 2:
+    if not 1 <= len(runnables) <= 2:
         raise UsageError(
             "one or two artifacts can be measured side by side", hint="name one, or two to compare"
         )
@@ -141,9 +128,9 @@ def bench_devices(
     def one(device: Device) -> Measurement | Comparison | EdgekitError:
         own = replace(chosen, on_progress=lambda done, whole: told(device.name, done, whole))
         try:
-            if len(variants) == 1:
-                return bench_artifact(variants[0], device=device, settings=own)
-            return compare_artifacts(variants[0], variants[1], device=device, settings=own)
+            if len(runnables) == 1:
+                return bench_artifact(runnables[0], device=device, settings=own)
+            return compare_artifacts(runnables[0], runnables[1], device=device, settings=own)
         except EdgekitError as error:
             return error
 
@@ -256,15 +243,15 @@ def _reason(error: BaseException) -> str:
 
 
 def _run(
-    device: Device, variants: Sequence[Variant], order: str, settings: BenchSettings
+    device: Device, runnables: Sequence[Runnable], order: str, settings: BenchSettings
 ) -> Measurement | Comparison:
-    """Run fresh processes in ``order`` (its letters stand for the variants), again if the device throttled."""
+    """Run fresh processes in ``order`` (its letters stand for the runnables), again if the device throttled."""
     if vendor_run.applies(device):
-        return _by_program(device, variants, order, settings)
+        return _by_program(device, runnables, order, settings)
     with connect(device) as transport, tempfile.TemporaryDirectory(prefix="edgekit-bench-") as folder:
         prepared = {
-            letter: mended(transport, partial(_send, transport, variant, settings, Path(folder) / letter))
-            for letter, variant in zip("AB", variants, strict=False)
+            letter: mended(transport, partial(_send, transport, runnable, settings, Path(folder) / letter))
+            for letter, runnable in zip("AB", runnables, strict=False)
         }
         bench = _Bench(device=device, transport=transport, prepared=prepared, order=order, settings=settings)
         try:
@@ -284,12 +271,9 @@ def _run(
 
 
 def _by_program(
-    device: Device, variants: Sequence[Variant], order: str, settings: BenchSettings
+    device: Device, runnables: Sequence[Runnable], order: str, settings: BenchSettings
 ) -> Measurement | Comparison:
     """Where no Python runs: the runtime's maker's program is timed, see :mod:`edgekit.devices.vendor`."""
-    subjects = [
-        vendor_run.Timed(backend=v.backend, model=v.model, files=v.files, options=v.options) for v in variants
-    ]
     asked = vendor_run.VendorSettings(
         seconds=settings.seconds,
         iterations=settings.iterations,
@@ -300,7 +284,7 @@ def _by_program(
         on_progress=settings.on_progress,
         cancel=settings.cancel,
     )
-    found = vendor_run.measure(device, subjects, order, asked)
+    found = vendor_run.measure(device, runnables, order, asked)
     if "B" not in found:
         return found["A"]
     difference = paired_difference(found["A"].samples, found["B"].samples)
@@ -347,23 +331,14 @@ def cool_down(
         time.sleep(2)
 
 
-def _send(transport: Transport, variant: Variant, settings: BenchSettings, folder: Path) -> Task:
+def _send(transport: Transport, runnable: Runnable, settings: BenchSettings, folder: Path) -> Task:
     """Put the agent, the model and its inputs on the device; the task that times them once."""
     folder.mkdir(exist_ok=True)
-    sample = write_arrays(folder / "inputs", [variant.inputs])
-    threads = {"threads": settings.threads} if settings.threads else {}
-    job = {
+    sample = write_arrays(folder / "inputs", [runnable.bind(runnable.inputs)])
+    job = model_job(transport, runnable, sample, folder=folder.name)
+    job |= {
         "action": "bench",
-        "scratch": str(transport.root),
-        "model": str(send_model(transport, variant.model, variant.files, folder=folder.name)),
-        "options": {**variant.options, **threads},
         "cpus": settings.cpus,
-        "inputs": {
-            "path": str(transport.put(sample.path, f"{folder.name}-inputs")),
-            "names": sample.names,
-            "count": 1,
-        },
-        "quantize": variant.quantize,
         "bench": {
             "seconds": settings.seconds,
             "iterations": settings.iterations,
@@ -371,8 +346,10 @@ def _send(transport: Transport, variant: Variant, settings: BenchSettings, folde
             "warmup_s": settings.warmup_s,
         },
     }
-    agent = send_agent(transport, pack(variant.backend), folder)
-    return Task(id="", backend=variant.backend, agent=agent, job=job, timeout=settings.timeout)
+    if settings.threads:
+        job["options"]["threads"] = settings.threads
+    agent = send_agent(transport, runnable.backend, folder)
+    return Task(id="", backend=runnable.backend, agent=agent, job=job, timeout=settings.timeout)
 
 
 def _measurement(device: Device, run: Run, letter: str) -> Measurement:

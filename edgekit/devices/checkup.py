@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.core import plugins
 from edgekit.devices.job import Transcript, run_job
-from edgekit.devices.pack import pack
 from edgekit.devices.plan import look
 from edgekit.devices.transports import android
 from edgekit.devices.transports.connect import connect, send_agent, without_python
@@ -67,7 +66,7 @@ def check(device: Device, backends: Sequence[str] = ()) -> Checkup:
                 bare = android.look(transport)
                 return Checkup(device=device.name, facts=bare.facts, state=bare.state)
             backends = tuple(backends) or tuple(plugins.backends())
-            seen = look(transport, send_agent(transport, pack(backends[0]), Path(folder)))
+            seen = look(transport, send_agent(transport, backends[0], Path(folder)))
             runtimes = tuple(probe(transport, backend, Path(folder)) for backend in backends)
     except (DeviceError, ToolMissingError, UsageError) as error:
         return Checkup(device=device.name, error=error.message, hint=error.hint)
@@ -76,7 +75,7 @@ def check(device: Device, backends: Sequence[str] = ()) -> Checkup:
 
 def probe(transport: Transport, backend: str, folder: Path) -> RuntimeCheck:
     """Import one runtime there and ask whether it can be used; ``folder`` is scratch space here."""
-    agent = send_agent(transport, pack(backend), folder)
+    agent = send_agent(transport, backend, folder)
     argv = [transport.python, str(agent)]
     try:
         result = run_job(transport, backend, argv, {"action": "probe"}, Transcript(), 120)

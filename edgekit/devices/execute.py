@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 from edgekit.devices.arrays import ArrayFile, write_arrays
 from edgekit.devices.catalogue import LOCAL as LOCAL
 from edgekit.devices.job import Transcript, run_job
-from edgekit.devices.pack import pack
 from edgekit.devices.plan import Task, TaskResult, Watch, mended, run_plan
 from edgekit.devices.transports.connect import connect, send_agent, send_model
 from edgekit.types import Device, Option
 
 if TYPE_CHECKING:
+    from edgekit.devices.runnable import Runnable
     from edgekit.devices.transports.transport import Transport
     from edgekit.types import Array
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run gave. ``outputs`` reads from a temporary file that lives as long as this object.
+    """What a run gave. ``outputs``, in the source's layout, are read from a file that lives as long as this object.
 
     ``inputs`` and ``output_specs`` are the runtime's own view (name, aliases, dtype, shape, scale,
     zero_point); ``placement`` is the runner's raw report; ``seconds`` has import, load and run.
@@ -50,55 +50,55 @@ class RunResult:
         self.close()
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """How to run. ``outputs`` names what to keep, in order (default: all, the runtime's names).
-
-    ``quantize``: floats go into integer inputs, and come out of integer outputs, by their scale and
-    zero-point. ``files``: what the model needs beside it (``.bin`` of an ``.xml``, external data).
-    ``timeout`` in seconds, for the whole job.
-    """
-
-    outputs: tuple[str, ...] = ()
-    quantize: bool = False
-    placement: bool = False
-    files: tuple[Path, ...] = ()
-    timeout: float = 600.0
-    on_progress: Callable[[int], None] | None = None
-
-
 def run_artifact(
-    backend: str,
-    model: Path,
-    *,
+    runnable: Runnable,
     inputs: Iterable[Mapping[str, Array]],
-    options: Mapping[str, Option] | None = None,
+    *,
     device: Device = LOCAL,
-    settings: RunSettings | None = None,
+    placement: bool = False,
+    timeout: float = 600.0,
+    on_progress: Callable[[int], None] | None = None,
 ) -> RunResult:
-    """Run every sample of ``inputs`` through ``model`` on ``device``; memory stays flat.
+    """Run every sample of ``inputs`` through ``runnable`` on ``device``; memory stays flat.
 
-    Raises :class:`~edgekit.errors.DataError` (inputs that do not fit the model),
-    :class:`~edgekit.errors.MissingExtraError` (runtime not installed there),
-    :class:`~edgekit.errors.NotRunnableError` (hardware missing), :class:`~edgekit.errors.BackendError` (the
-    runtime refused), :class:`~edgekit.errors.RuntimeCrashError` (signal, abort, time-out) and
-    :class:`~edgekit.errors.DeviceError`. A link that breaks is mended.
+    Args:
+        inputs: Samples by the source's names, in the source's layout; so are the outputs.
+        placement: Ask the runtime what it executes where.
+        timeout: Seconds for the whole run.
+        on_progress: Called with the number of samples done.
+
+    Raises:
+        DataError: the inputs do not fit the model.
+        MissingExtraError: the runtime is not installed there.
+        NotRunnableError: the hardware is missing.
+        BackendError: the runtime refused.
+        RuntimeCrashError: a signal, an abort, or no answer in time.
+        DeviceError: the device failed. A link that breaks is mended first.
     """
-    settings = settings or RunSettings()
     folder = tempfile.TemporaryDirectory(prefix="edgekit-run-")
     here = Path(folder.name)
-    samples = write_arrays(here / "inputs", inputs)
+    samples = write_arrays(here / "inputs", (runnable.bind(sample) for sample in inputs))
     with connect(device) as transport:
-        job = mended(transport, partial(_job, transport, model, samples, settings))
-        job |= {"options": dict(options or {})}
-        agent = mended(transport, partial(send_agent, transport, pack(backend), here))
-        task = Task(id="run", backend=backend, agent=agent, job=job, timeout=settings.timeout)
-        done = _run(transport, task, settings.on_progress)
+        job = mended(transport, partial(model_job, transport, runnable, samples))
+        job |= {
+            "action": "run",
+            "outputs": {"path": str(transport.root / "outputs"), "names": runnable.outputs},
+            "placement": placement,
+        }
+        agent = mended(transport, partial(send_agent, transport, runnable.backend, here))
+        task = Task(id="run", backend=runnable.backend, agent=agent, job=job, timeout=timeout)
+        done = _run(transport, task, on_progress)
         mended(transport, partial(transport.get, "outputs", here / "outputs"))
     samples.path.unlink()
     result, transcript = done.result, done.transcript
+    outputs = ArrayFile(
+        path=here / "outputs",
+        names=tuple(result["names"]),
+        count=int(result["done"]),
+        channels_moved=runnable.channels_moved,
+    )
     return RunResult(
-        outputs=ArrayFile(path=here / "outputs", names=tuple(result["names"]), count=int(result["done"])),
+        outputs=outputs,
         versions=transcript.versions,
         inputs=tuple(transcript.ready["inputs"]),
         output_specs=tuple(transcript.ready["outputs"]),
@@ -109,20 +109,20 @@ def run_artifact(
     )
 
 
-def _job(transport: Transport, model: Path, samples: ArrayFile, settings: RunSettings) -> dict[str, Any]:
-    """What the agent is told, once the model and the samples are where it can read them."""
+def model_job(
+    transport: Transport, runnable: Runnable, samples: ArrayFile, *, folder: str = "model"
+) -> dict[str, Any]:
+    """Put the model and its samples where the agent can read them; what a job says of both."""
     return {
-        "action": "run",
         "scratch": str(transport.root),
-        "model": str(send_model(transport, model, settings.files)),
+        "model": str(send_model(transport, runnable, folder=folder)),
+        "options": dict(runnable.options),
         "inputs": {
-            "path": str(transport.put(samples.path, "inputs")),
+            "path": str(transport.put(samples.path, f"{folder}-inputs")),
             "names": samples.names,
             "count": samples.count,
         },
-        "outputs": {"path": str(transport.root / "outputs"), "names": settings.outputs},
-        "quantize": settings.quantize,
-        "placement": settings.placement,
+        "quantize": runnable.quantize,
     }
 
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from edgekit.devices.catalogue import kinds
 from edgekit.devices.checkup import probe
 from edgekit.devices.job import Transcript
-from edgekit.devices.pack import pack
 from edgekit.devices.transports.connect import send_agent
 from edgekit.devices.transports.process import Patience
 from edgekit.devices.wheels import Interpreter, Resolved, installable, resolve
@@ -117,7 +116,7 @@ class Preparation:
         return {w["sha256"] for w in prepared} == {w.sha256 for w in resolved.wheels}
 
     def _ask(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        agent = send_agent(self.transport, pack("onnxruntime"), self.folder)
+        agent = send_agent(self.transport, "onnxruntime", self.folder)
         transcript = Transcript()
         completed = self.transport.run(
             [self.transport.python, str(agent), "installer"],

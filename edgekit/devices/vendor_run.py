@@ -13,14 +13,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from edgekit.backends.base import Reading, Timing, VendorTool
 from edgekit.devices.health import Health, assess, hottest
-from edgekit.devices.pack import pack
 from edgekit.devices.plan import Look, Task, Watch, look, run_plan
 from edgekit.devices.statistics import summarize
 from edgekit.devices.transports import android
@@ -28,11 +27,12 @@ from edgekit.devices.transports.connect import connect, send_agent, send_model, 
 from edgekit.devices.transports.process import Patience
 from edgekit.devices.vendor import median_of, merged_notes, tool_of
 from edgekit.errors import DeviceBusyError, DeviceError, RuntimeCrashError, UsageError
-from edgekit.types import Measurement, Option
+from edgekit.types import Measurement
 
 if TYPE_CHECKING:
     import threading
 
+    from edgekit.devices.runnable import Runnable
     from edgekit.devices.transports.transport import Transport
     from edgekit.types import Device
 
@@ -67,16 +67,6 @@ echo "ours"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timed:
-    """A model to time. ``files`` must lie beside it; ``options`` are its runtime's."""
-
-    backend: str
-    model: Path
-    files: tuple[Path, ...] = ()
-    options: Mapping[str, Option] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
 class VendorSettings:
     """As :class:`edgekit.devices.bench.BenchSettings`, what a maker's program can be told of it."""
 
@@ -96,16 +86,16 @@ def applies(device: Device) -> bool:
 
 
 def measure(
-    device: Device, subjects: Sequence[Timed], order: str, settings: VendorSettings
+    device: Device, runnables: Sequence[Runnable], order: str, settings: VendorSettings
 ) -> dict[str, Measurement]:
-    """Fresh processes in ``order``, whose letters A and B stand for ``subjects``; by letter.
+    """Fresh processes in ``order``, whose letters A and B stand for ``runnables``; by letter.
 
     Raises :class:`UsageError` when no program is known, :class:`RuntimeCrashError`,
     :class:`~edgekit.errors.BackendError` when its output cannot be read, and :class:`DeviceError`.
     """
     with connect(device) as transport, tempfile.TemporaryDirectory(prefix="edgekit-program-") as folder:
         run = _Run(transport=transport, device=device, settings=settings, folder=Path(folder))
-        found = run.bare(subjects, order) if without_python(device) else run.supervised(subjects, order)
+        found = run.bare(runnables, order) if without_python(device) else run.supervised(runnables, order)
     health = assess(found.facts, found.states)
     health = replace(health, noisy=(*health.noisy, found.hot)) if found.hot else health
     return {
@@ -140,13 +130,13 @@ class _Run:
     settings: VendorSettings
     folder: Path
 
-    def bare(self, subjects: Sequence[Timed], order: str) -> _Found:
+    def bare(self, runnables: Sequence[Runnable], order: str) -> _Found:
         """Without Python there: one shell command after the other."""
         with _held(self.transport, self.device):
             before, hot = _cooled(self.device, partial(android.look, self.transport))
             mask = sum(1 << cpu for cpu in self.settings.cpus)
             bound = ("taskset", f"{mask:x}") if mask else ()
-            prepared = self._all(subjects, before.facts)
+            prepared = self._all(runnables, before.facts)
             readings: dict[str, list[Reading]] = {letter: [] for letter in prepared}
             states = [before.state]
             for done, letter in enumerate(order, 1):
@@ -156,12 +146,12 @@ class _Run:
                     self.settings.on_progress(done, len(order))
         return _Found(prepared=prepared, readings=readings, facts=before.facts, states=states, hot=hot)
 
-    def supervised(self, subjects: Sequence[Timed], order: str) -> _Found:
+    def supervised(self, runnables: Sequence[Runnable], order: str) -> _Found:
         """With Python there: the agent runs the program, with its lock, heartbeat and journal."""
-        agents = {s.backend: send_agent(self.transport, pack(s.backend), self.folder) for s in subjects}
-        agent = agents[subjects[0].backend]
+        agents = {r.backend: send_agent(self.transport, r.backend, self.folder) for r in runnables}
+        agent = agents[runnables[0].backend]
         before, hot = _cooled(self.device, partial(look, self.transport, agent))
-        prepared = self._all(subjects, before.facts)
+        prepared = self._all(runnables, before.facts)
         tasks = [
             Task(
                 id=f"{number}-{letter}",
@@ -187,16 +177,16 @@ class _Run:
         states = [before.state, *watch.states]
         return _Found(prepared=prepared, readings=readings, facts=before.facts, states=states, hot=hot)
 
-    def _all(self, subjects: Sequence[Timed], facts: Mapping[str, Any]) -> dict[str, _Prepared]:
-        return {x: self.prepare(x, subject, facts) for x, subject in zip("AB", subjects, strict=False)}
+    def _all(self, runnables: Sequence[Runnable], facts: Mapping[str, Any]) -> dict[str, _Prepared]:
+        return {x: self.prepare(x, runnable, facts) for x, runnable in zip("AB", runnables, strict=False)}
 
-    def prepare(self, letter: str, subject: Timed, facts: Mapping[str, Any]) -> _Prepared:
+    def prepare(self, letter: str, runnable: Runnable, facts: Mapping[str, Any]) -> _Prepared:
         """Put the program and the model there. As many threads as processors, as our own runners have them."""
-        tool = tool_of(subject.backend)
+        tool = tool_of(runnable.backend)
         path = self._program(tool, facts)
-        model = str(send_model(self.transport, subject.model, subject.files, folder=letter))
+        model = str(send_model(self.transport, runnable, folder=letter))
         file = f"{letter}-times"
-        asked = self.settings.threads or int(subject.options.get("threads", 0))
+        asked = self.settings.threads or int(runnable.options.get("threads", 0))
         threads = asked or len(self.settings.cpus) or int(facts.get("usable_processors", 1))
         timing = Timing(
             seconds=self.settings.seconds,
@@ -204,8 +194,8 @@ class _Run:
             warmup_s=self.settings.warmup_s,
             threads=threads,
         )
-        argv = [path, *tool.argv(model, subject.options, timing, str(self.transport.root / file))]
-        return _Prepared(tool=tool, backend=subject.backend, argv=tuple(argv), file=file, threads=threads)
+        argv = [path, *tool.argv(model, runnable.options, timing, str(self.transport.root / file))]
+        return _Prepared(tool=tool, backend=runnable.backend, argv=tuple(argv), file=file, threads=threads)
 
     def _program(self, tool: VendorTool, facts: Mapping[str, Any]) -> str:
         """The path there of the program that the user named: sent, or with ``device:`` there already."""

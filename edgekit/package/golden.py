@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from edgekit.artifact.layout import from_runtime, to_runtime
 from edgekit.artifact.manifest import Artifact
+from edgekit.artifact.run import runnable
+from edgekit.devices.arrays import channels_first
 from edgekit.errors import DataError, GateFailedError, SourceError
 from edgekit.types import TensorSpec
 
@@ -46,8 +47,8 @@ def make_cases(artifact: Artifact, contract: Preprocessing | None) -> tuple[Case
         GateFailedError: what the runtime computes now is further from the stored outputs than at the build.
     """
     stored = _read(artifact)
-    moved = artifact.manifest.channels_moved
-    inputs = [_feed(artifact.manifest.inputs, to_runtime(sample, moved)) for sample, _ in stored]
+    bind = runnable(artifact).bind
+    inputs = [_feed(artifact.manifest.inputs, bind(sample)) for sample, _ in stored]
     outputs = run(artifact, inputs)
     _check_reproduces(artifact, [o for _, o in stored], outputs)
     cases = [
@@ -59,16 +60,10 @@ def make_cases(artifact: Artifact, contract: Preprocessing | None) -> tuple[Case
 
 def run(artifact: Artifact, samples: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
     """The artifact's outputs on its real runtime, in a fresh process, for inputs in its own dtypes."""
-    from edgekit.devices.execute import RunSettings, run_artifact
+    from edgekit.devices.execute import run_artifact
 
-    manifest = artifact.manifest
-    settings = RunSettings(
-        outputs=tuple(o.name for o in manifest.outputs),
-        files=tuple(artifact.directory / f.name for f in manifest.files[1:]),
-    )
-    with run_artifact(
-        manifest.target.backend, artifact.model, inputs=samples, options=manifest.runtime, settings=settings
-    ) as result:
+    as_stored = replace(runnable(artifact), channels_moved=(), quantize=False)
+    with run_artifact(as_stored, samples) as result:
         return list(result.outputs)
 
 
@@ -172,7 +167,7 @@ def _check_reproduces(
     manifest = artifact.manifest
     record = manifest.golden
     assert record is not None
-    restored = (from_runtime(row, manifest.channels_moved) for row in actual)
+    restored = (channels_first(row, manifest.channels_moved) for row in actual)
     pairs = [
         (dequantized(spec, a[spec.name]), e[spec.name])
         for a, e in zip(restored, expected, strict=True)

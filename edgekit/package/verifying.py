@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.devices.execute import LOCAL, RunSettings, run_artifact
+from edgekit.devices.execute import LOCAL, run_artifact
+from edgekit.devices.runnable import Runnable
 from edgekit.errors import SourceError, UnknownNameError
 from edgekit.package import bundle
 from edgekit.package.descriptor import Descriptor, GoldenCase, TensorFile
@@ -58,18 +59,14 @@ def verify_bundle(
         described = read.descriptor
         labels = _labels(read.directory, described)
         fed = [_load_all(read.directory, case.inputs) for case in described.golden.cases]
-        settings = RunSettings(
-            outputs=tuple(o.name for o in described.outputs),
-            files=tuple(read.directory / name for name in described.files[1:]),
-        )
-        with run_artifact(
-            described.backend,
-            read.directory / described.files[0],
-            inputs=fed,
+        runnable = Runnable(
+            backend=described.backend,
+            main=read.directory / described.files[0],
+            companions=tuple(read.directory / name for name in described.files[1:]),
             options=described.runtime.options,
-            device=device,
-            settings=settings,
-        ) as result:
+            outputs=tuple(o.name for o in described.outputs),
+        )
+        with run_artifact(runnable, fed, device=device) as result:
             replay = _Replay(
                 directory=read.directory,
                 descriptor=described,

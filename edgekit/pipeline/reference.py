@@ -44,10 +44,9 @@ def _in_torch(
 
 
 def _in_onnxruntime(record: ModelRecord, samples: Iterable[Sample]) -> Iterator[dict[str, Array]]:
-    from edgekit.devices.execute import RunSettings, run_artifact
+    from edgekit.devices.execute import run_artifact
+    from edgekit.devices.runnable import Runnable
 
-    settings = RunSettings(outputs=names(record.model.outputs))
-    with run_artifact(
-        "onnxruntime", record.model.path, inputs=(s.inputs for s in samples), settings=settings
-    ) as result:
+    runnable = Runnable(backend="onnxruntime", main=record.model.path, outputs=names(record.model.outputs))
+    with run_artifact(runnable, (s.inputs for s in samples)) as result:
         yield from result.outputs

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.artifact.layout import to_runtime
 from edgekit.core.store import Key
 from edgekit.core.structure import structure, to_builtins
-from edgekit.devices.bench import BenchSettings, Variant, compare_artifacts
+from edgekit.devices.bench import BenchSettings, compare_artifacts
 from edgekit.graph.records import read_json, write_json
 from edgekit.pipeline.stages import BuildContext
 from edgekit.pipeline.verify import Subject
@@ -56,8 +55,8 @@ def compare(context: BuildContext, subject: Subject, against: Subject, inputs: M
     def produce(out: Path) -> None:
         with context.progress.task(f"time {subject.target.name} against {against.target.name}"):
             found = compare_artifacts(
-                _variant(against, inputs),
-                _variant(subject, inputs),
+                replace(against.runnable, inputs=inputs),
+                replace(subject.runnable, inputs=inputs),
                 device=context.device,
                 settings=_SETTINGS,
             )
@@ -119,15 +118,3 @@ def _reason(placement: Placement | None) -> str:
 
 def _cause(fallback: Fallback) -> str:
     return f"{fallback.count} {fallback.op} do not run as asked ({fallback.reason})"
-
-
-def _variant(subject: Subject, inputs: Mapping[str, Array]) -> Variant:
-    lowered = subject.files.lowered
-    return Variant(
-        backend=subject.target.backend,
-        model=subject.main,
-        inputs=to_runtime(inputs, lowered.channels_moved),
-        options=lowered.runtime,
-        files=subject.beside,
-        quantize=True,
-    )

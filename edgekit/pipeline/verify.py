@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import golden
-from edgekit.artifact.layout import Restored, to_runtime
 from edgekit.core import plugins, versions
 from edgekit.core.store import Key
 from edgekit.core.structure import structure, to_builtins
 from edgekit.devices.arrays import ArrayFile
-from edgekit.devices.execute import RunSettings, run_artifact
+from edgekit.devices.execute import run_artifact
+from edgekit.devices.runnable import Runnable
 from edgekit.errors import DataError, MissingExtraError, NotRunnableError
 from edgekit.graph.records import read_json, write_json
 from edgekit.load.data import SampleSet, fits
@@ -21,7 +21,7 @@ from edgekit.load.source import Source
 from edgekit.pipeline import stages
 from edgekit.pipeline.pixels import Pixels
 from edgekit.pipeline.stages import BuildContext, Exported, LoweredFiles
-from edgekit.types import OnnxModel, Option, Parity, Placement, Target, names, sha256_file
+from edgekit.types import OnnxModel, Option, Parity, Placement, Target, sha256_file
 
 if TYPE_CHECKING:
     from edgekit.artifact.parity import Metric, Task
@@ -44,14 +44,9 @@ class Subject:
     pixels: Pixels | None = None
 
     @property
-    def main(self) -> Path:
-        """The file that the runtime loads."""
-        return self.files.directory / self.files.lowered.files[0]
-
-    @property
-    def beside(self) -> tuple[Path, ...]:
-        """What must lie next to it."""
-        return tuple(self.files.directory / name for name in self.files.lowered.files[1:])
+    def runnable(self) -> Runnable:
+        """The files as the runtime takes them."""
+        return Runnable.of(self.files.lowered, self.files.directory, self.target.backend)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,22 +164,15 @@ def _measure(context: BuildContext, case: Case) -> Verified:
     reference, chosen = case.reference, case.vectors.chosen
     lowered = subject.files.lowered
     with context.progress.task(f"run {subject.target.name}", total=sum(chosen)) as task:
-        settings = RunSettings(
-            outputs=names(lowered.outputs),
-            quantize=True,
-            placement=True,
-            files=subject.beside,
-            on_progress=_step(task.advance),
-        )
+        runnable = replace(subject.runnable, options={**lowered.runtime, **_alone(context)})
         with run_artifact(
-            subject.target.backend,
-            subject.main,
-            inputs=(to_runtime(s.inputs, lowered.channels_moved) for s in _kept(samples, chosen)),
-            options={**lowered.runtime, **_alone(context)},
+            runnable,
+            (s.inputs for s in _kept(samples, chosen)),
             device=context.device,
-            settings=settings,
+            placement=True,
+            on_progress=_step(task.advance),
         ) as run:
-            rows = Restored(run.outputs, lowered.channels_moved)
+            rows = run.outputs
             parity = compare(_kept(reference, chosen), rows, task=_task(context, exported, samples, chosen))
             count = case.vectors.count
             golden_parity = compare(

@@ -20,6 +20,7 @@ from edgekit.compress.steps.fold import foldable
 from edgekit.core import plugins, targets, versions
 from edgekit.core.config import Options
 from edgekit.core.store import Store, canonical_json
+from edgekit.devices.runnable import Runnable
 from edgekit.errors import DataError, EdgekitError, UsageError
 from edgekit.load import usercode
 from edgekit.load.data import SampleSet, user_samples
@@ -31,7 +32,7 @@ from edgekit.pipeline.verify import Subject
 from edgekit.search import ship
 from edgekit.search.budget import Budget
 from edgekit.search.points import Candidate, Limits, Point, Setup, refused
-from edgekit.search.ship import Judge, Runnable, estimate, estimate_weights, pack
+from edgekit.search.ship import Judge, estimate, estimate_weights, from_source, pack
 from edgekit.types import SourceSpec, Target, TorchModel, sha256_bytes, sha256_file
 
 if TYPE_CHECKING:
@@ -154,10 +155,10 @@ class Bench:
             if self._is_enough(candidate, lost, weights):
                 return self._point(candidate, lost, weights, begin)
         subject = self._lowered(module, target)
-        runnable = Runnable.of_lowered(subject)
+        runnable = from_source(subject.runnable, subject.pixels)
         if target.scheme is not None or not candidate.steps:
             lost = self._lost(self._seen.of(runnable, subject.model.inputs))
-        files = [runnable.main, *runnable.beside]
+        files = [runnable.main, *runnable.companions]
         whole = sum(f.stat().st_size for f in files)
         exact = whole < EXACT_BELOW
         size = estimate(files, subject.model)
@@ -208,8 +209,8 @@ class Bench:
                 if lost.value > self.budget.drop + 1e-9:
                     return Checked(candidate=candidate, point=point, seen=lost, unseen=lost, files=())
             subject = self._lowered(module, targets.select(candidate.target)[0])
-            runnable = Runnable.of_lowered(subject)
-            files = [runnable.main, *runnable.beside]
+            runnable = from_source(subject.runnable, subject.pixels)
+            files = [runnable.main, *runnable.companions]
             digests = tuple(sha256_file(f) for f in files)
             size = point.size
             if not point.exact:
@@ -280,21 +281,14 @@ class Bench:
 
     def _latency(self, runnable: Runnable) -> float:
         from edgekit.devices import catalogue
-        from edgekit.devices.bench import BenchSettings, Variant, bench_devices
+        from edgekit.devices.bench import BenchSettings, bench_devices
 
         plugins.backend(runnable.backend)
         example = {k: v.detach().cpu().numpy() for k, v in self.model.example_inputs.items()}
-        variant = Variant(
-            backend=runnable.backend,
-            model=runnable.main,
-            inputs=runnable.fed(example),
-            options=runnable.lowered.runtime,
-            files=runnable.beside,
-            quantize=True,
-        )
+        timed = replace(runnable, inputs=example)
         devices = catalogue.select(self.budget.device)
         settings = BenchSettings(processes=3, seconds=0.3, wait_s=60.0)
-        result: Any = next(iter(bench_devices([variant], devices, settings=settings).values()))
+        result: Any = next(iter(bench_devices([timed], devices, settings=settings).values()))
         if isinstance(result, EdgekitError):
             raise result
         return float(result.p50_ms)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgekit.artifact.run import runnable
 from edgekit.compress.margin import Drop
 from edgekit.compress.recipes import Recipe, Ship
 from edgekit.core import targets
@@ -22,12 +23,13 @@ from edgekit.errors import EdgekitError, GateFailedError, SourceError, UnknownNa
 from edgekit.graph.records import write_json
 from edgekit.load.source import Source
 from edgekit.pipeline import compress
+from edgekit.pipeline.pixels import recorded
 from edgekit.pipeline.stages import BuildContext
 from edgekit.search import budget as budgets
 from edgekit.search.budget import Budget
 from edgekit.search.evaluate import Bench, Checked
 from edgekit.search.points import Candidate, Journal, Limits, Point, front, no_candidate, ranked
-from edgekit.search.ship import Runnable, Shipped, ship
+from edgekit.search.ship import Shipped, from_source, ship
 from edgekit.search.space import methods
 from edgekit.search.strategy import Search
 
@@ -251,7 +253,8 @@ def _delivered(bench: Bench, checked: Checked, why: Sequence[str]) -> tuple[Reci
     shipped = ship(bench.context, source, Ship(target=candidate.target))
     artifact = shipped.artifact
     if tuple(f.sha256 for f in artifact.manifest.files) != checked.files:
-        seen, unseen = bench.drops(Runnable.of(artifact), artifact.manifest.inputs)
+        delivered = from_source(runnable(artifact), recorded(artifact.manifest))
+        seen, unseen = bench.drops(delivered, artifact.manifest.inputs)
         drop = max(seen.value, unseen.value)
         if not bench.budget.holds(drop, shipped.size, checked.point.latency_ms):
             raise GateFailedError(

@@ -11,19 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from edgekit.artifact.layout import Restored, to_runtime
 from edgekit.artifact.manifest import Artifact
 from edgekit.compress.recipes import Ship
 from edgekit.core import targets
 from edgekit.core.config import Options
-from edgekit.devices.execute import RunSettings, run_artifact
+from edgekit.devices.execute import run_artifact
+from edgekit.devices.runnable import Runnable
 from edgekit.errors import DataError
 from edgekit.load.source import Source
 from edgekit.pipeline import build
-from edgekit.pipeline.pixels import Pixels, recorded
+from edgekit.pipeline.pixels import Pixels
 from edgekit.pipeline.stages import BuildContext
-from edgekit.pipeline.verify import Subject
-from edgekit.types import Lowered, OnnxModel, TensorSpec, TorchModel, names
+from edgekit.types import OnnxModel, TensorSpec, TorchModel
 
 if TYPE_CHECKING:
     import torch
@@ -95,51 +94,9 @@ def pack(files: list[Path], out: Path) -> Path:
     return out
 
 
-@dataclass(frozen=True, kw_only=True)
-class Runnable:
-    """Files that a runtime can run, and how they take their inputs."""
-
-    backend: str
-    main: Path
-    beside: tuple[Path, ...]
-    lowered: Lowered
-    pixels: Pixels | None = None
-
-    def fed(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The source's inputs as the runtime takes them."""
-        taken = self.pixels.fed(inputs) if self.pixels is not None else inputs
-        return to_runtime(taken, self.lowered.channels_moved)
-
-    @classmethod
-    def of_lowered(cls, subject: Subject) -> Runnable:
-        """What a build lowered, before it is an artifact."""
-        return cls(
-            backend=subject.target.backend,
-            main=subject.main,
-            beside=subject.beside,
-            lowered=subject.files.lowered,
-            pixels=subject.pixels,
-        )
-
-    @classmethod
-    def of(cls, artifact: Artifact) -> Runnable:
-        """An artifact's."""
-        m = artifact.manifest
-        files = tuple(f.name for f in m.files)
-        lowered = Lowered(
-            files=files,
-            inputs=m.inputs,
-            outputs=m.outputs,
-            channels_moved=m.channels_moved,
-            runtime=m.runtime,
-        )
-        return cls(
-            backend=m.target.backend,
-            main=artifact.model,
-            beside=tuple(artifact.directory / f for f in files[1:]),
-            lowered=lowered,
-            pixels=recorded(m),
-        )
+def from_source(runnable: Runnable, pixels: Pixels | None) -> Runnable:
+    """``runnable`` so that it takes the source's inputs, also where preprocessing was folded into it."""
+    return runnable if pixels is None else replace(runnable, preprocess=pixels.fed)
 
 
 class Judge(Generic[_T]):
@@ -162,16 +119,8 @@ class Judge(Generic[_T]):
         self._metric(stand_in)
         units = {s.name: s.shape[0] if s.shape and isinstance(s.shape[0], int) else 0 for s in onnx}
         calls = [list(_pieces(inputs, units)) for inputs in stand_in.noted]
-        settings = RunSettings(outputs=names(runnable.lowered.outputs), quantize=True, files=runnable.beside)
-        moved = runnable.lowered.channels_moved
-        with run_artifact(
-            runnable.backend,
-            runnable.main,
-            inputs=(runnable.fed(piece) for pieces in calls for piece in pieces),
-            options=runnable.lowered.runtime,
-            settings=settings,
-        ) as result:
-            rows = iter(Restored(result.outputs, moved))
+        with run_artifact(runnable, (piece for pieces in calls for piece in pieces)) as result:
+            rows = iter(result.outputs)
             stand_in.answers = [_joined([next(rows) for _ in pieces]) for pieces in calls]
         return self._metric(stand_in)
 

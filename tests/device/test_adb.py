@@ -13,10 +13,10 @@ from click.testing import CliRunner
 
 from edgekit.cli import cli
 from edgekit.devices import catalogue
-from edgekit.devices.bench import BenchSettings, Variant, bench_artifact
+from edgekit.devices.bench import BenchSettings, bench_artifact
 from edgekit.devices.checkup import check
 from edgekit.devices.execute import run_artifact
-from edgekit.devices.pack import pack_runner
+from edgekit.devices.runnable import Runnable
 from edgekit.devices.transports import adb, adb_client, android
 from edgekit.devices.transports.adb import AdbOptions, AdbTransport
 from edgekit.devices.transports.connect import connect
@@ -234,17 +234,14 @@ def test_a_restarted_phone(phone, server):
 
 @pytest.fixture
 def fake(monkeypatch):
-    from edgekit.devices import bench, execute
-
-    for module in (bench, execute):
-        monkeypatch.setattr(module, "pack", lambda backend: pack_runner(FAKE))
+    monkeypatch.setattr("edgekit.devices.pack.runner", lambda backend: FAKE)
 
 
 def test_an_artifact_runs_over_adb(fake, phone, server, tmp_path):
     (tmp_path / "m").write_text("")
     x = np.arange(3.0)
     where = with_python(phone, server)
-    with run_artifact("fake", tmp_path / "m", inputs=[{"x": x}], device=where) as result:
+    with run_artifact(Runnable(backend="fake", main=tmp_path / "m"), [{"x": x}], device=where) as result:
         assert len(list(result.outputs)) == 1
     assert settled(phone) == ([], [])
 
@@ -260,7 +257,7 @@ def test_a_run_goes_on_after_the_cable_was_out(fake, phone, server, tmp_path):
             threading.Timer(0.5, phone.plug).start()
 
     settings = BenchSettings(processes=5, seconds=0.3, iterations=3, warmup_s=0.05, on_progress=tell)
-    variant = Variant(backend="fake", model=tmp_path / "m", inputs={"x": np.ones(3)}, options={"threads": 1})
+    variant = Runnable(backend="fake", main=tmp_path / "m", inputs={"x": np.ones(3)}, options={"threads": 1})
     found = bench_artifact(variant, device=with_python(phone, server), settings=settings)
     assert len(found.samples) == 5
     assert found.facts["resumes"] == 1
@@ -269,8 +266,9 @@ def test_a_run_goes_on_after_the_cable_was_out(fake, phone, server, tmp_path):
 
 def test_no_python_is_said_with_what_can_be_done(fake, phone, server, tmp_path):
     (tmp_path / "m").write_text("")
+    runnable = Runnable(backend="fake", main=tmp_path / "m")
     with pytest.raises(DeviceError, match="has no Python") as caught:
-        run_artifact("fake", tmp_path / "m", inputs=[{"x": np.ones(3)}], device=device(phone, server))
+        run_artifact(runnable, [{"x": np.ones(3)}], device=device(phone, server))
     assert "benchmark_model" in caught.value.hint
     assert settled(phone) == ([], [])
 

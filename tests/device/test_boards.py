@@ -5,9 +5,10 @@ import pytest
 from device_models import reference, write_onnx, write_tflite
 
 from edgekit.artifact.parity import compare
-from edgekit.devices.bench import BenchSettings, Variant, bench_artifact
+from edgekit.devices.bench import BenchSettings, bench_artifact
 from edgekit.devices.checkup import check
-from edgekit.devices.execute import RunSettings, run_artifact
+from edgekit.devices.execute import run_artifact
+from edgekit.devices.runnable import Runnable
 from edgekit.types import Device
 
 pytestmark = pytest.mark.device
@@ -51,11 +52,8 @@ def test_every_runtime_runs_there(kind, backend, make_board, tmp_path):
         model, inputs = write_tflite(tmp_path / "m.tflite"), {"x": x.transpose(0, 2, 3, 1)}
     else:
         model, inputs = write_onnx(tmp_path / "m.onnx"), {"x": x}
-    settings = RunSettings(placement=True, timeout=300)
-    options = {"threads": 1}
-    with run_artifact(
-        backend, model, inputs=[inputs], options=options, device=device(board), settings=settings
-    ) as result:
+    runnable = Runnable(backend=backend, main=model, options={"threads": 1})
+    with run_artifact(runnable, [inputs], device=device(board), placement=True, timeout=300) as result:
         assert compare([{"y": reference(x)}], result.outputs).relative_error < 1e-5
         assert result.placement["nodes"]
         if kind == "armhf":
@@ -77,9 +75,9 @@ def test_it_is_known_for_what_it_is(kind, machine, make_board):
 @pytest.mark.parametrize("kind", ["arm64", "armhf"])
 def test_its_latency_is_never_valid(kind, make_board, tmp_path):
     board = make_board(kind)
-    variant = Variant(
+    variant = Runnable(
         backend="tflite",
-        model=write_tflite(tmp_path / "m.tflite"),
+        main=write_tflite(tmp_path / "m.tflite"),
         inputs={"x": np.ones((1, 6, 6, 3), "f")},
         options={"threads": 1},
     )

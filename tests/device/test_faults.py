@@ -23,10 +23,11 @@ import pytest
 from edgekit import cli
 from edgekit.artifact import golden, manifest
 from edgekit.artifact.measure import JOURNAL, PARTIAL, RAW
-from edgekit.devices import bench, catalogue, execute
-from edgekit.devices.bench import BenchSettings, Variant, bench_artifact
-from edgekit.devices.pack import pack_runner
+from edgekit.devices import bench, catalogue
+from edgekit.devices.bench import BenchSettings, bench_artifact
+from edgekit.devices.execute import run_artifact
 from edgekit.devices.plan import Watch
+from edgekit.devices.runnable import Runnable
 from edgekit.devices.transports import ssh
 from edgekit.errors import DeviceError, RunCancelledError
 from edgekit.types import Precision, Sample, SourceRecord, Target
@@ -41,8 +42,7 @@ MIPS = b"\x7fELF\x02\x02\x01" + b"\0" * 9 + b"\0\x02\0\x08" + b"\0" * 200
 def own_world(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.chdir(tmp_path)
-    for module in (bench, execute):
-        monkeypatch.setattr(module, "pack", lambda backend: pack_runner(FAKE))
+    monkeypatch.setattr("edgekit.devices.pack.runner", lambda backend: FAKE)
 
 
 @pytest.fixture
@@ -260,10 +260,9 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_measured(small_disk, call, 
 def test_results_that_find_no_room(small_disk, tmp_path):
     model = tmp_path / "m"
     model.write_text("good")
+    runnable = Runnable(backend="fake", main=model)
     with pytest.raises(DeviceError, match="cannot write") as caught:
-        execute.run_artifact(
-            "fake", model, inputs=[{"x": np.ones(20_000, "f")}] * 5, device=catalogue.device("board")
-        )
+        run_artifact(runnable, [{"x": np.ones(20_000, "f")}] * 5, device=catalogue.device("board"))
     assert caught.value.exit_code == 7
     assert "free some space" in caught.value.hint
     assert small_disk.settled() == ([], [])
@@ -298,8 +297,8 @@ def test_a_corrupt_upload(sshd, call, monkeypatch):
 def test_busy(sshd, call, tmp_path):
     know(sshd)
     (tmp_path / "m").write_text("slow")
-    variant = Variant(
-        backend="fake", model=tmp_path / "m", inputs={"x": np.ones(3, "f")}, options={"threads": 1}
+    variant = Runnable(
+        backend="fake", main=tmp_path / "m", inputs={"x": np.ones(3, "f")}, options={"threads": 1}
     )
     stop = threading.Event()
     settings = BenchSettings(processes=2, seconds=60, cancel=stop)
@@ -472,9 +471,8 @@ def start_host(artifact, tmp_path, *options):
     argv = ["edgekit", "bench", str(artifact), "--device", "board", "--processes", "50", *options]
     script = tmp_path / "host.py"
     script.write_text(
-        "import sys\nfrom pathlib import Path\nfrom edgekit import cli\nfrom edgekit.devices import bench\n"
-        "from edgekit.devices.pack import pack_runner\n"
-        f"bench.pack = lambda backend: pack_runner(Path({str(FAKE)!r}))\n"
+        "import sys\nfrom pathlib import Path\nfrom edgekit import cli\nfrom edgekit.devices import pack\n"
+        f"pack.runner = lambda backend: Path({str(FAKE)!r})\n"
         f"sys.argv = {argv!r}\n"
         "cli.main()\n"
     )

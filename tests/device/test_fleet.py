@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.devices.bench import BenchSettings, Comparison, Variant, bench_devices
-from edgekit.devices.pack import pack_runner
+from edgekit.devices.bench import BenchSettings, Comparison, bench_devices
+from edgekit.devices.runnable import Runnable
 from edgekit.errors import UnreachableError, UsageError
 from edgekit.types import Device, Measurement
 
@@ -19,10 +19,10 @@ FAKE = Path(__file__).parents[1] / "unit" / "fake_runner.py"
 
 @pytest.fixture
 def variant(monkeypatch, tmp_path):
-    monkeypatch.setattr("edgekit.devices.bench.pack", lambda backend: pack_runner(FAKE))
+    monkeypatch.setattr("edgekit.devices.pack.runner", lambda backend: FAKE)
     (tmp_path / "m").write_text("slow")
-    return Variant(
-        backend="fake", model=tmp_path / "m", inputs={"x": np.ones(3, "f")}, options={"threads": 1}
+    return Runnable(
+        backend="fake", main=tmp_path / "m", inputs={"x": np.ones(3, "f")}, options={"threads": 1}
     )
 
 

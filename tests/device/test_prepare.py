@@ -12,6 +12,7 @@ from edgekit.devices import catalogue, prepare, wheels
 from edgekit.devices.catalogue import Row
 from edgekit.devices.checkup import check
 from edgekit.devices.execute import run_artifact
+from edgekit.devices.runnable import Runnable
 from edgekit.errors import DeviceError, ToolMissingError, UsageError
 from edgekit.types import Device
 
@@ -169,7 +170,8 @@ def test_an_emulated_board_without_any_runtime(kind, said, tmp_path):
         x = np.random.default_rng(1).normal(size=(1, 3, 6, 6)).astype("f")
         model = write_tflite(tmp_path / "m.tflite")
         inputs = [{"x": x.transpose(0, 2, 3, 1)}]
-        with run_artifact("tflite", model, inputs=inputs, options={"threads": 1}, device=device) as result:
+        runnable = Runnable(backend="tflite", main=model, options={"threads": 1})
+        with run_artifact(runnable, inputs, device=device) as result:
             np.testing.assert_allclose(next(iter(result.outputs))["y"], reference(x), rtol=1e-5)
         assert board.settled()[1] == []
     finally:

@@ -5,7 +5,8 @@ import pytest
 from device_models import reference, write_onnx, write_tflite
 
 from edgekit.artifact.parity import compare
-from edgekit.devices.execute import RunSettings, run_artifact
+from edgekit.devices.execute import run_artifact
+from edgekit.devices.runnable import Runnable
 from edgekit.errors import BackendError, DataError, NotRunnableError
 from edgekit.types import Device
 
@@ -26,7 +27,7 @@ def samples():
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_onnx_runtimes_run_dynamic_shapes(backend, onnx_model, samples):
     pytest.importorskip(backend)
-    with run_artifact(backend, onnx_model, inputs=samples, options={"threads": 1}) as result:
+    with run_artifact(Runnable(backend=backend, main=onnx_model, options={"threads": 1}), samples) as result:
         assert [tuple(s["name"] for s in result.inputs)] == [("x",)]
         assert {s["name"] for s in result.output_specs} == {"y", "r"}
         expected = ({"y": reference(s["x"])} for s in samples)
@@ -36,8 +37,7 @@ def test_onnx_runtimes_run_dynamic_shapes(backend, onnx_model, samples):
 
 
 def test_onnxruntime_tells_what_it_executed(onnx_model, samples):
-    settings = RunSettings(placement=True)
-    with run_artifact("onnxruntime", onnx_model, inputs=samples, settings=settings) as result:
+    with run_artifact(Runnable(backend="onnxruntime", main=onnx_model), samples, placement=True) as result:
         raw = result.placement
     by_op = {n["op"]: n for n in raw["nodes"]}
     assert {"Conv", "MatMul"} <= set(by_op)
@@ -48,19 +48,16 @@ def test_onnxruntime_tells_what_it_executed(onnx_model, samples):
 
 
 def test_onnxruntime_optimization_is_an_option(onnx_model, samples):
-    settings = RunSettings(placement=True)
     options = {"graph_optimization": "disabled", "threads": 1}
-    with run_artifact(
-        "onnxruntime", onnx_model, inputs=samples, options=options, settings=settings
-    ) as result:
+    runnable = Runnable(backend="onnxruntime", main=onnx_model, options=options)
+    with run_artifact(runnable, samples, placement=True) as result:
         ops = [n["op"] for n in result.placement["nodes"]]
     assert ops == ["Conv", "Relu", "GlobalAveragePool", "Flatten", "MatMul"]
 
 
 def test_openvino_tells_precision_and_origin(onnx_model, samples):
     pytest.importorskip("openvino")
-    settings = RunSettings(placement=True)
-    with run_artifact("openvino", onnx_model, inputs=samples, settings=settings) as result:
+    with run_artifact(Runnable(backend="openvino", main=onnx_model), samples, placement=True) as result:
         raw = result.placement
     assert raw["inference_precision"] == "f32"
     convolution = next(n for n in raw["nodes"] if n["type"] == "Convolution")
@@ -73,8 +70,9 @@ def test_openvino_tells_precision_and_origin(onnx_model, samples):
 def test_unknown_options_are_refused(backend, onnx_model, tflite_model, samples):
     pytest.importorskip("ai_edge_litert" if backend == "tflite" else backend)
     model = tflite_model if backend == "tflite" else onnx_model
+    runnable = Runnable(backend=backend, main=model, options={"thread": 1})
     with pytest.raises(BackendError, match="unknown option thread;"):
-        run_artifact(backend, model, inputs=samples, options={"thread": 1})
+        run_artifact(runnable, samples)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "tflite"])
@@ -83,7 +81,7 @@ def test_a_damaged_model_is_a_typed_error(backend, tmp_path, samples):
     path = tmp_path / ("m.tflite" if backend == "tflite" else "m.onnx")
     path.write_bytes(b"\x00" * 100)
     with pytest.raises(BackendError, match="load"):
-        run_artifact(backend, path, inputs=samples)
+        run_artifact(Runnable(backend=backend, main=path), samples)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "tflite"])
@@ -93,7 +91,7 @@ def test_a_wrong_shape_names_the_sample(backend, onnx_model, tflite_model, sampl
     axes = (0, 2, 3, 1) if backend == "tflite" else (0, 1, 2, 3)
     wrong = [{"x": samples[0]["x"].transpose(axes)}, {"x": np.zeros((1, 2, 5), "f")}]
     with pytest.raises((DataError, BackendError), match="sample 1"):
-        run_artifact(backend, model, inputs=wrong)
+        run_artifact(Runnable(backend=backend, main=model), wrong)
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +104,8 @@ def tflite_model(tmp_path_factory):
 def test_litert_runs_resizes_and_tells_its_partitions(xnnpack, tflite_model, samples):
     inputs = [{"x": s["x"].transpose(0, 2, 3, 1)} for s in samples]
     options = {"threads": 1, "xnnpack": xnnpack}
-    settings = RunSettings(placement=True)
-    with run_artifact("tflite", tflite_model, inputs=inputs, options=options, settings=settings) as result:
+    runnable = Runnable(backend="tflite", main=tflite_model, options=options)
+    with run_artifact(runnable, inputs, placement=True) as result:
         assert result.inputs[0]["name"] == "x"
         assert result.inputs[0]["aliases"] == ["x_nhwc"]
         expected = ({"y": reference(s["x"])} for s in samples)
@@ -129,7 +127,7 @@ def test_an_engine_without_a_gpu_is_not_run(backend, tmp_path):
     engine = tmp_path / "m.engine"
     engine.write_bytes(b"no engine")
     with pytest.raises(NotRunnableError, match="NVIDIA"):
-        run_artifact(backend, engine, inputs=[{"x": np.zeros(1, "f")}])
+        run_artifact(Runnable(backend=backend, main=engine), [{"x": np.zeros(1, "f")}])
 
 
 def test_the_old_board_runs_tflite_runtime(tflite_model, samples):
@@ -139,8 +137,8 @@ def test_the_old_board_runs_tflite_runtime(tflite_model, samples):
         pytest.skip(oldboard.problem())
     inputs = [{"x": s["x"].transpose(0, 2, 3, 1)} for s in samples]
     device = Device(name="old", options={"python": str(oldboard.python())})
-    settings = RunSettings(placement=True)
-    with run_artifact("tflite", tflite_model, inputs=inputs, device=device, settings=settings) as result:
+    runnable = Runnable(backend="tflite", main=tflite_model)
+    with run_artifact(runnable, inputs, device=device, placement=True) as result:
         assert result.versions["tflite_runtime"] == "2.14.0"
         assert result.versions["numpy"].startswith("1.")
         assert compare(({"y": reference(s["x"])} for s in samples), result.outputs).relative_error < 1e-5

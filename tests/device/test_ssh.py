@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.devices.bench import BenchSettings, Variant, bench_artifact, compare_artifacts
-from edgekit.devices.execute import RunSettings, run_artifact
-from edgekit.devices.pack import pack_runner
+from edgekit.devices.bench import BenchSettings, bench_artifact, compare_artifacts
+from edgekit.devices.execute import run_artifact
+from edgekit.devices.runnable import Runnable
 from edgekit.devices.transports import ssh
 from edgekit.devices.transports.connect import connect, open_transport
 from edgekit.devices.transports.process import Patience
@@ -35,8 +35,7 @@ QUICK = BenchSettings(processes=2, seconds=0.05, iterations=3, warmup_s=0.05)
 
 @pytest.fixture(autouse=True)
 def fake_runtime(monkeypatch):
-    for module in ("bench", "execute"):
-        monkeypatch.setattr(f"edgekit.devices.{module}.pack", lambda backend: pack_runner(FAKE))
+    monkeypatch.setattr("edgekit.devices.pack.runner", lambda backend: FAKE)
 
 
 def board(server, **options):
@@ -49,18 +48,13 @@ def board(server, **options):
 
 
 def run(device, tmp_path, behaviour="good", **settings):
-    model = tmp_path / f"{behaviour}.fake"
-    model.write_text(behaviour)
-    options = {"threads": 1}
-    return run_artifact(
-        "fake", model, inputs=[{"x": X}], options=options, device=device, settings=RunSettings(**settings)
-    )
+    return run_artifact(variant(tmp_path, behaviour), [{"x": X}], device=device, **settings)
 
 
 def variant(tmp_path, behaviour="good"):
     model = tmp_path / f"{behaviour}.fake"
     model.write_text(behaviour)
-    return Variant(backend="fake", model=model, inputs={"x": X}, options={"threads": 1})
+    return Runnable(backend="fake", main=model, inputs={"x": X}, options={"threads": 1})
 
 
 def test_a_run_comes_back_and_leaves_nothing(sshd, tmp_path):
@@ -294,11 +288,13 @@ def test_a_killed_host_leaves_no_process(sshd, tmp_path):
     script = tmp_path / "host.py"
     script.write_text(
         "import numpy as np\nfrom pathlib import Path\n"
-        "from edgekit.devices import execute\nfrom edgekit.devices.pack import pack_runner\n"
+        "from edgekit.devices import pack\nfrom edgekit.devices.execute import run_artifact\n"
+        "from edgekit.devices.runnable import Runnable\n"
         "from edgekit.types import Device\n"
-        f"execute.pack = lambda b: pack_runner(Path({str(FAKE)!r}))\n"
+        f"pack.runner = lambda backend: Path({str(FAKE)!r})\n"
         f"board = Device(name='board', transport='ssh', address='device', options={dict(board(sshd).options)!r})\n"
-        f"execute.run_artifact('fake', Path({str(tmp_path / 'hang')!r}), inputs=[{{'x': np.ones(3)}}], device=board)\n"
+        f"runnable = Runnable(backend='fake', main=Path({str(tmp_path / 'hang')!r}))\n"
+        "run_artifact(runnable, [{'x': np.ones(3)}], device=board)\n"
     )
     host = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL)
     for _ in range(2000):

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from edgekit.cli import cli
 from edgekit.devices import catalogue
-from edgekit.devices.bench import BenchSettings, Variant, bench_artifact, compare_artifacts
+from edgekit.devices.bench import BenchSettings, bench_artifact, compare_artifacts
+from edgekit.devices.runnable import Runnable
 from edgekit.errors import BackendError, DeviceBusyError, LinkLostError, RuntimeCrashError, UsageError
 from edgekit.types import Device
 
@@ -64,7 +65,7 @@ def device(phone, server, **options):
 def variant(tmp_path, us, backend="tflite"):
     model = tmp_path / f"{us}.tflite"
     model.write_text(str(us))
-    return Variant(backend=backend, model=model, inputs={"x": np.ones(1)})
+    return Runnable(backend=backend, main=model, inputs={"x": np.ones(1)})
 
 
 SETTINGS = BenchSettings(processes=4, seconds=0.1, iterations=3)

@@ -260,11 +260,14 @@ def test_diff_walks_from_the_source_to_it(artifacts: dict[str, Artifact], target
 
 
 def test_a_search_feeds_it_with_the_sources_inputs(artifacts: dict[str, Artifact]) -> None:
-    from edgekit.search.ship import Runnable
+    from edgekit.artifact.run import runnable
+    from edgekit.pipeline.pixels import recorded
+    from edgekit.search.ship import from_source
 
     artifact = artifacts["tflite-int8"]
     stored, _ = golden.read(artifact.directory / "golden.npz")
-    np.testing.assert_array_equal(Runnable.of(artifact).fed(samples()[0])["image"], stored[0]["image"])
+    taken = from_source(runnable(artifact), recorded(artifact.manifest)).bind(samples()[0])
+    np.testing.assert_array_equal(taken["image"], stored[0]["image"])
 
 
 def test_a_contract_that_leaves_the_size_open_is_written_out(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from edgekit.core.plugins import runner as runner_path
-from edgekit.devices import execute
-from edgekit.devices.execute import RunSettings, run_artifact
+from edgekit.devices.execute import run_artifact
 from edgekit.devices.job import Transcript
 from edgekit.devices.pack import pack_runner
+from edgekit.devices.runnable import Runnable
 from edgekit.errors import (
     BackendError,
     DataError,
@@ -33,18 +33,14 @@ X = np.array([1.0, -2.0, 3.5], np.float32)
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "pack", lambda backend: pack_runner(FAKE))
+    monkeypatch.setattr("edgekit.devices.pack.runner", lambda backend: FAKE)
 
-    def go(behaviour="good", *, inputs=None, options=None, **settings):
+    def go(behaviour="good", *, inputs=None, placement=False, timeout=600, **fields):
         model = tmp_path / "model.fake"
         model.write_text(behaviour)
-        return run_artifact(
-            "fake",
-            model,
-            inputs=[{"x": X}, {"x": X + 1}] if inputs is None else inputs,
-            options=options or {"threads": 1},
-            settings=RunSettings(**settings),
-        )
+        runnable = Runnable(backend="fake", main=model, **{"options": {"threads": 1}, **fields})
+        samples = [{"x": X}, {"x": X + 1}] if inputs is None else inputs
+        return run_artifact(runnable, samples, placement=placement, timeout=timeout)
 
     return go
 
@@ -236,10 +232,12 @@ def test_ctrl_c_leaves_no_process(tmp_path):
     script = tmp_path / "host.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\nimport numpy as np\n"
-        "from edgekit.devices import execute\nfrom edgekit.devices.pack import pack_runner\n"
-        f"execute.pack = lambda b: pack_runner(Path({str(FAKE)!r}))\n"
+        "from edgekit.devices import pack\nfrom edgekit.devices.execute import run_artifact\n"
+        "from edgekit.devices.runnable import Runnable\n"
+        f"pack.runner = lambda backend: Path({str(FAKE)!r})\n"
         "print('go', flush=True)\n"
-        f"execute.run_artifact('fake', Path({str(tmp_path / 'm')!r}), inputs=[{{'x': np.ones(3, 'f')}}])\n"
+        f"runnable = Runnable(backend='fake', main=Path({str(tmp_path / 'm')!r}))\n"
+        "run_artifact(runnable, [{'x': np.ones(3, 'f')}])\n"
     )
     (tmp_path / "m").write_text("hang")
     host = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

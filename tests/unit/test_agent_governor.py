@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.devices import bench
-from edgekit.devices.bench import BenchSettings, Variant, bench_artifact
+from edgekit.devices.bench import BenchSettings, bench_artifact
 from edgekit.devices.pack import pack_runner
+from edgekit.devices.runnable import Runnable
 from edgekit.errors import DeviceError, UsageError
 
 FAKE = Path(__file__).with_name("fake_runner.py")
@@ -45,10 +45,10 @@ OWN, SET = ["ondemand", "schedutil"], ["performance", "performance"]
 
 @pytest.fixture
 def variant(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "pack", lambda backend: pack_runner(FAKE))
+    monkeypatch.setattr("edgekit.devices.pack.runner", lambda backend: FAKE)
     (tmp_path / "m").write_text("good")
-    return Variant(
-        backend="fake", model=tmp_path / "m", inputs={"x": np.ones(3, "f")}, options={"threads": 1}
+    return Runnable(
+        backend="fake", main=tmp_path / "m", inputs={"x": np.ones(3, "f")}, options={"threads": 1}
     )
 
 

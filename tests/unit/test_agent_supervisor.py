@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.devices.bench import BenchSettings, Variant, bench_artifact
+from edgekit.devices.bench import BenchSettings, bench_artifact
 from edgekit.devices.pack import pack_runner
 from edgekit.devices.plan import Task, Watch, look, run_plan
+from edgekit.devices.runnable import Runnable
 from edgekit.devices.transports.local import LocalTransport
 from edgekit.errors import DeviceBusyError, DeviceError, LinkLostError, RuntimeCrashError
 
@@ -257,11 +258,11 @@ def test_the_first_failure_ends_the_plan(tmp_path, agent):
 
 
 def test_busy_names_the_holder(tmp_path, agent, make, monkeypatch):
-    monkeypatch.setattr("edgekit.devices.bench.pack", lambda backend: pack_runner(FAKE))
+    monkeypatch.setattr("edgekit.devices.pack.runner", lambda backend: FAKE)
     first = start(agent, make("hang"))
     running(first)
     (tmp_path / "m").write_text("good")
-    variant = Variant(backend="fake", model=tmp_path / "m", inputs={"x": np.ones(3, "f")})
+    variant = Runnable(backend="fake", main=tmp_path / "m", inputs={"x": np.ones(3, "f")})
     with pytest.raises(DeviceBusyError, match=r"ann .* \(process 7\)") as caught:
         bench_artifact(variant, settings=BenchSettings(processes=1))
     assert caught.value.exit_code == 7

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from edgekit.devices import bench
-from edgekit.devices.bench import BenchSettings, Variant, bench_artifact, compare_artifacts
+from edgekit.devices.bench import BenchSettings, bench_artifact, compare_artifacts
 from edgekit.devices.health import assess
-from edgekit.devices.pack import pack_runner
 from edgekit.devices.replicates import Replicate, judge, model_memory, peak_memory
+from edgekit.devices.runnable import Runnable
 from edgekit.errors import BackendError, RuntimeCrashError, UsageError
 from edgekit.types import Device
 
@@ -35,12 +35,12 @@ GOOD = Replicate(
 
 @pytest.fixture
 def variant(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "pack", lambda backend: pack_runner(FAKE))
+    monkeypatch.setattr("edgekit.devices.pack.runner", lambda backend: FAKE)
 
     def make(behaviour="good"):
         model = tmp_path / f"{behaviour}.fake"
         model.write_text(behaviour)
-        return Variant(backend="fake", model=model, inputs={"x": np.ones(3, "f")}, options={"threads": 1})
+        return Runnable(backend="fake", main=model, inputs={"x": np.ones(3, "f")}, options={"threads": 1})
 
     return make
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from edgekit.devices.pack import pack
 from edgekit.devices.transports.adb import AdbTransport, adb_options
 from edgekit.devices.transports.local import LocalTransport
 from edgekit.devices.transports.ssh import SshOptions, SshTransport
 from edgekit.errors import BackendError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
-    from edgekit.devices.pack import AgentArchive
+    from edgekit.devices.runnable import Runnable
     from edgekit.devices.transports.transport import Transport
     from edgekit.types import Device
 
@@ -67,18 +68,17 @@ def connect(device: Device) -> Iterator[Transport]:
         transport.close()
 
 
-def send_model(
-    transport: Transport, model: Path, files: Sequence[Path] = (), *, folder: str = "model"
-) -> PurePosixPath:
-    """Send the model and the files that must lie beside it into ``folder``; returns the model's path there."""
-    for path in (model, *files):
+def send_model(transport: Transport, runnable: Runnable, *, folder: str = "model") -> PurePosixPath:
+    """Send the model with its companions into ``folder``; returns the main file's path there."""
+    for path in (runnable.main, *runnable.companions):
         if not path.is_file():
             raise BackendError(f"{path} does not exist", hint="build the artifact first: edgekit build")
-    for path in files:
-        transport.put(path, f"{folder}/{path.relative_to(model.parent)}")
-    return transport.put(model, f"{folder}/{model.name}")
+    for path in runnable.companions:
+        transport.put(path, f"{folder}/{path.relative_to(runnable.main.parent)}")
+    return transport.put(runnable.main, f"{folder}/{runnable.main.name}")
 
 
-def send_agent(transport: Transport, agent: AgentArchive, scratch: Path) -> PurePosixPath:
-    """Send the agent's archive; returns its path there."""
-    return transport.put(agent.write(scratch), agent.filename)
+def send_agent(transport: Transport, backend: str, scratch: Path) -> PurePosixPath:
+    """Send the agent with the runner of ``backend``; returns the archive's path there."""
+    archive = pack(backend)
+    return transport.put(archive.write(scratch), archive.filename)

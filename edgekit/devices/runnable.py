@@ -1,0 +1,65 @@
+"""What a runtime can run: the one description that verification, benchmarks and profiles take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.devices.arrays import channels_first
+from edgekit.types import Lowered, Option, names
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runnable:
+    """One model's files on one runtime, and how the source's inputs become the runtime's.
+
+    ``main`` is the file that the runtime loads; ``companions`` must lie beside it (``.bin`` of an ``.xml``,
+    external data). ``options`` are the runtime's. ``outputs`` names what to keep of a run, in order (none: all, by
+    the runtime's names). ``channels_moved`` names inputs and outputs whose channels, axis 1 in the source, are last
+    here. ``quantize``: floats go into integer inputs, and come out of integer outputs, by their scale and
+    zero-point. ``inputs`` is one sample in the source's layout: what benchmarks and profiles run. ``preprocess``
+    makes the artifact's inputs of the source's, where the graph begins with preprocessing of its own.
+    """
+
+    backend: str
+    main: Path
+    companions: tuple[Path, ...] = ()
+    options: Mapping[str, Option] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    channels_moved: tuple[str, ...] = ()
+    quantize: bool = False
+    inputs: Mapping[str, Array] = field(default_factory=dict)
+    preprocess: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = None
+
+    @classmethod
+    def of(cls, lowered: Lowered, directory: Path, backend: str) -> Runnable:
+        """What ``backend`` lowered into ``directory``."""
+        main, *companions = (directory / name for name in lowered.files)
+        return cls(
+            backend=backend,
+            main=main,
+            companions=tuple(companions),
+            options=lowered.runtime,
+            outputs=names(lowered.outputs),
+            channels_moved=lowered.channels_moved,
+            quantize=True,
+        )
+
+    def bind(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The source's inputs as the runtime takes them."""
+        import numpy as np
+
+        ready = inputs if self.preprocess is None else self.preprocess(inputs)
+        return {
+            name: np.ascontiguousarray(np.moveaxis(array, 1, -1)) if name in self.channels_moved else array
+            for name, array in ready.items()
+        }
+
+    def restore(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The runtime's outputs in the source's layout."""
+        return channels_first(outputs, self.channels_moved)

@@ -18,7 +18,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
+from edgekit.core import plugins
+from edgekit.core.store import default_root
 from edgekit.types import Availability
 
 PACKAGES = (
@@ -31,23 +34,12 @@ PACKAGES = (
     "onnx-ir",
     "onnxscript",
     "onnxsim",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-openvino",
-    "onnxruntime-directml",
-    "openvino",
-    "openvino-telemetry",
-    "nncf",
-    "ai-edge-litert",
-    "tflite-runtime",
     "tensorflow",
     "tensorflow-cpu",
     "tf2onnx",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
     "transformers",
 )
-"""Distributions that matter to edgekit, or are known to matter to it."""
+"""Distributions that matter to edgekit whatever the target is; each backend names its own."""
 
 TOOLS: Mapping[str, str] = {
     "ssh": "devices over SSH",
@@ -60,7 +52,6 @@ TOOLS: Mapping[str, str] = {
 }
 """Programs for work around the artifacts, with what each is needed for. Building and verifying needs none."""
 
-_ORT = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 _LOW_SPACE = 2 * 1024**3
 
 
@@ -109,6 +100,15 @@ class Machine:
     backends: Mapping[str, Availability] = field(default_factory=dict)
 
 
+@runtime_checkable
+class Doctor(Protocol):
+    """A backend's module that knows its runtime's traps."""
+
+    def diagnose(self, machine: Machine) -> Iterable[Finding]:
+        """What of ``machine`` is bad for the runtime."""
+        ...
+
+
 def diagnose() -> tuple[Finding, ...]:
     """Every finding about this machine, in a fixed order of subjects."""
     return judge(observe())
@@ -124,9 +124,9 @@ def judge(machine: Machine) -> tuple[Finding, ...]:
 
 def observe() -> Machine:
     """Read the facts from this machine. Takes a fraction of a second."""
-    from edgekit.core.store import default_root
-
-    packages = {name: version for name in PACKAGES if (version := _version(name))}
+    infos = [plugins.info(name) for name in plugins.backends()]
+    names = dict.fromkeys((*PACKAGES, *(name for info in infos for name in info.packages)))
+    packages = {name: version for name in names if (version := _version(name))}
     cpu, flags = _cpu()
     cache = default_root()
     existing = next(p for p in (cache, *cache.parents) if p.exists())
@@ -220,8 +220,6 @@ def _gpu_driver() -> str:
 
 
 def _backends() -> dict[str, Availability]:
-    from edgekit.core import plugins
-
     return {name: plugins.backend(name).available() for name in plugins.backends()}
 
 
@@ -283,42 +281,14 @@ def _runtimes(m: Machine) -> Iterator[Finding]:
         yield Finding(level=level, what=name, detail=detail, hint="" if backend.usable else backend.hint)
 
 
-def _onnxruntime(m: Machine) -> Iterator[Finding]:
-    installed = [name for name in _ORT if name in m.packages]
-    if len(installed) > 1:
-        yield Finding(
-            level=Level.ERROR,
-            what="onnxruntime",
-            detail=f"{' and '.join(installed)} overwrite each other's files",
-            hint=f"pip uninstall {' '.join(installed)}, then install one of them again",
-        )
-    if installed and m.environ.get("ORT_DISABLE_TELEMETRY") != "1":
-        yield Finding(
-            level=Level.INFO,
-            what="onnxruntime",
-            detail="has telemetry on by default since 1.29; edgekit switches it off in its own processes",
-            hint="export ORT_DISABLE_TELEMETRY=1 for your own",
-        )
+def _of_backends(m: Machine) -> Iterator[Finding]:
+    for name in plugins.backends():
+        doctor = plugins.member(name, "doctor", Doctor)
+        if doctor is not None:
+            yield from doctor.diagnose(m)
 
 
-def _openvino(m: Machine) -> Iterator[Finding]:
-    if "openvino-telemetry" in m.packages:
-        yield Finding(
-            level=Level.INFO,
-            what="openvino",
-            detail="writes a client id to ~/intel when imported; edgekit imports it without its telemetry",
-            hint="pip uninstall openvino-telemetry: OpenVINO works without it",
-        )
-
-
-def _tflite(m: Machine) -> Iterator[Finding]:
-    if "tflite-runtime" in m.packages and int(m.packages.get("numpy", "0").split(".")[0]) >= 2:
-        yield Finding(
-            level=Level.ERROR,
-            what="tflite-runtime",
-            detail=f"{m.packages['tflite-runtime']} dies with SystemError beside numpy {m.packages['numpy']}",
-            hint="pip uninstall tflite-runtime and use ai-edge-litert, or an environment with numpy < 2",
-        )
+def _tensorflow(m: Machine) -> Iterator[Finding]:
     both = [name for name in ("tensorflow", "tensorflow-cpu") if name in m.packages]
     if len(both) > 1:
         yield Finding(
@@ -356,12 +326,6 @@ def _processor(m: Machine) -> Iterator[Finding]:
     yield Finding(level=Level.OK, what="CPU", detail=f"{m.cpu}: {have}")
     if flags and not vnni:
         yield Finding(level=Level.WARNING, what="CPU", detail=trouble, hint=hint)
-    if flags & {"avx512_bf16", "amx_bf16"} and "openvino" in m.packages:
-        yield Finding(
-            level=Level.INFO,
-            what="CPU",
-            detail="OpenVINO runs float32 models in bf16 here unless told otherwise; edgekit pins float32",
-        )
 
 
 def _gpu(m: Machine) -> Iterator[Finding]:
@@ -403,9 +367,8 @@ CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     _torch,
     _requirements,
     _runtimes,
-    _onnxruntime,
-    _openvino,
-    _tflite,
+    _of_backends,
+    _tensorflow,
     _processor,
     _gpu,
     _space,

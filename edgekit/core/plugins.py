@@ -56,7 +56,7 @@ class Plugin:
         backends: modules that fit :class:`edgekit.types.Backend`; they may have an ``INFO``.
         loaders: modules with a function ``load`` (:class:`edgekit.types.Loader`), by the kind of source.
         rules: modules with ``RULES``, placement tables by name; see :mod:`edgekit.quantize.rules`.
-        formats: modules that write a package; see :class:`edgekit.package.Format`.
+        formats: modules that write a package; see :mod:`edgekit.package.formats`.
     """
 
     name: str
@@ -76,6 +76,8 @@ class BackendInfo:
         requirement: what pip installs it from on this machine: ``"edgekit-deploy[openvino]"``.
         wheels: requirements that ``edgekit devices prepare`` puts onto a device, the best set first.
         packages: distributions whose versions ``edgekit doctor`` looks at.
+        purl: package URL of what an app depends on, for bills of materials.
+        doctor: a module that fits :class:`edgekit.core.doctor.Doctor`.
         benchmark: a module that fits :class:`edgekit.backends.base.VendorTool`.
         form: a module that fits :class:`edgekit.diff.forms.Forms`.
     """
@@ -84,6 +86,8 @@ class BackendInfo:
     requirement: str = ""
     wheels: tuple[tuple[str, ...], ...] = ()
     packages: tuple[str, ...] = ()
+    purl: str = ""
+    doctor: str = ""
     benchmark: str = ""
     form: str = ""
 
@@ -120,6 +124,16 @@ builtin = Plugin(
         "tflite": "edgekit.backends.tflite.rules",
         "tflite-int16": "edgekit.backends.tflite.rules",
         "tensorrt": "edgekit.backends.nvidia.rules",
+    },
+    formats={
+        "bundle": "edgekit.package.bundle",
+        "android-aar": "edgekit.package.android_aar",
+        "ios-spm": "edgekit.package.ios_spm",
+        "web": "edgekit.package.web",
+        "react-native": "edgekit.package.react_native",
+        "ai-pack": "edgekit.package.ai_pack",
+        "ort": "edgekit.package.ort",
+        "tflite-metadata": "edgekit.package.tflite_metadata",
     },
 )
 
@@ -180,7 +194,9 @@ def info(name: str) -> BackendInfo:
     return stated if stated.title else replace(stated, title=name)
 
 
-def member(name: str, what: Literal["benchmark", "form"], protocol: type[object]) -> ModuleType | None:
+def member(
+    name: str, what: Literal["doctor", "benchmark", "form"], protocol: type[object]
+) -> ModuleType | None:
     """The module that a backend names in its ``INFO`` for ``what``, if it names one.
 
     Raises :class:`PluginError` for one that cannot be imported or does not fit ``protocol``.

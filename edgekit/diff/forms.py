@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from edgekit.artifact.manifest import Artifact
     from edgekit.quantize.rescaled import Factors
     from edgekit.types import Array
 
@@ -39,6 +40,15 @@ class Layer:
     owner_module: str = ""
     activated: str = ""
     factors: Factors | None = None
+
+
+@runtime_checkable
+class Forms(Protocol):
+    """A backend's module that opens its artifacts for a comparison; ``INFO.form`` names it."""
+
+    def form(self, artifact: Artifact) -> Form | None:
+        """The artifact's tensors as its runtime computes them; ``None`` where they cannot be read."""
+        ...
 
 
 class Form(Protocol):

@@ -23,6 +23,7 @@ from edgekit.graph import io as graphs
 from edgekit.quantize import rescaled
 
 if TYPE_CHECKING:
+    from edgekit.artifact.manifest import Artifact
     from edgekit.types import Array
 
 _OWN = "::own"
@@ -45,6 +46,12 @@ class _Pair:
     scale: float
     zero: int
     dtype: np.dtype[Any]
+
+
+def form(artifact: Artifact) -> OnnxForm | None:
+    """ONNX Runtime's, with its kernels; an artifact in ORT format alone cannot be read."""
+    path = artifact.model
+    return OnnxForm("ONNX Runtime", path, kernels=True) if path.suffix == ".onnx" else None
 
 
 class OnnxForm:

@@ -19,11 +19,17 @@ from edgekit.errors import BackendError
 from edgekit.types import Option
 
 if TYPE_CHECKING:
+    from edgekit.artifact.manifest import Artifact
     from edgekit.types import Array
 
 _PLUMBING = frozenset({"Constant", "Parameter", "Result", "Convert", "ShapeOf"})
 _ROUNDS = "FakeQuantize"
 _BITS = {"i8": 8, "u8": 8, "i4": 4, "u4": 4, "f16": 16, "bf16": 16}
+
+
+def form(artifact: Artifact) -> OpenvinoForm:
+    """OpenVINO's, with the artifact's runtime options."""
+    return OpenvinoForm("OpenVINO", artifact.model, artifact.manifest.runtime)
 
 
 class OpenvinoForm:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.artifact import golden, manifest
 from edgekit.artifact.manifest import Artifact
-from edgekit.diff.forms import Form
+from edgekit.core import plugins
+from edgekit.diff.forms import Form, Forms
 from edgekit.errors import DataError, EdgekitError, UsageError
 from edgekit.load import parse, trust
 from edgekit.load.data import Given, fits, random_samples, raw_example, unit_example, user_samples
@@ -165,12 +166,12 @@ def _file(text: str, context: BuildContext) -> Form:
     return OnnxForm(f"exported ONNX of {text}", exported.model.path)
 
 
-def _tflite(path: Path, moved: Sequence[str] = ()) -> Form:
+def _tflite(path: Path) -> Form:
     from edgekit.diff.tflite_form import TfliteForm
 
     if not path.is_file():
         raise UsageError(f"there is no file {path}", hint="check the path")
-    return TfliteForm(f"LiteRT ({path.name})", path, moved=moved)
+    return TfliteForm(f"LiteRT ({path.name})", path)
 
 
 def _end(text: str, context: BuildContext, notes: list[str]) -> Form:
@@ -190,18 +191,14 @@ def _artifact_forms(artifact: Artifact, context: BuildContext, notes: list[str])
     quantized = _kept(artifact, context, notes)
     if quantized is not None:
         forms.append(OnnxForm("quantized ONNX", quantized.path))
-    backend, model = artifact.manifest.target.backend, artifact.model
-    if backend == "onnxruntime" and model.suffix == ".onnx":
-        forms.append(OnnxForm("ONNX Runtime", model, kernels=True))
-    elif model.suffix == ".tflite":
-        forms.append(_tflite(model, artifact.manifest.channels_moved))
-    elif backend == "openvino":
-        from edgekit.diff.openvino_form import OpenvinoForm
-
-        forms.append(OpenvinoForm("OpenVINO", model, artifact.manifest.runtime))
-    else:
-        notes.append(f"tensors inside {model.name} cannot be read: the runtime itself is not compared")
+    module = plugins.member(artifact.manifest.target.backend, "form", Forms)
+    form = None if module is None else module.form(artifact)
+    if form is None:
+        notes.append(
+            f"tensors inside {artifact.model.name} cannot be read: the runtime itself is not compared"
+        )
         return forms
+    forms.append(form)
     pixels = recorded(artifact.manifest)
     if pixels is not None:
         from edgekit.diff.pixel_form import PixelForm

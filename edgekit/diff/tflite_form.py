@@ -18,12 +18,19 @@ from edgekit.diff.onnx_form import quantized
 from edgekit.errors import BackendError, MissingExtraError, SourceError
 
 if TYPE_CHECKING:
+    from edgekit.artifact.manifest import Artifact
     from edgekit.types import Array
 
 _STORED = {3: 8, 7: 16, 9: 8}
 """TensorType UINT8, INT16, INT8: their bits."""
 _FLOATS = (0, 1)
 _QUANTIZE = 114
+
+
+def form(artifact: Artifact) -> TfliteForm:
+    """LiteRT's. Raises :class:`SourceError` for a damaged file."""
+    path = artifact.model
+    return TfliteForm(f"LiteRT ({path.name})", path, moved=artifact.manifest.channels_moved)
 
 
 class TfliteForm:

@@ -11,6 +11,9 @@ from pathlib import Path
 from edgekit.package import readme, sbom, templates, writing
 from edgekit.package.android_aar import asset_folder
 from edgekit.package.contents import Content, Contents
+from edgekit.package.formats import Format
+
+FORMAT = Format(help="a Gradle module that Google Play delivers the model with", template=True)
 
 _USAGE = """
 Copy `{pack}/` beside your app's module, then:

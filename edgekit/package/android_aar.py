@@ -18,6 +18,9 @@ from edgekit.package import android_contract, maven, readme, sbom, templates, wr
 from edgekit.package.contents import Content, Contents
 from edgekit.package.coordinates import camel_case
 from edgekit.package.descriptor import Descriptor
+from edgekit.package.formats import Format
+
+FORMAT = Format(help="an Android library in a Maven folder, and a sample app", template=True)
 
 _DTYPES = frozenset({"float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"})
 # Built-in rules of the Android Gradle plugin leave these uncompressed, so that they can be mapped.

@@ -19,7 +19,12 @@ from edgekit.errors import ContainerError, SourceError, UntrustedSourceError
 from edgekit.package import descriptor, readme, sbom, signing, writing
 from edgekit.package.contents import Content, Contents
 from edgekit.package.descriptor import Descriptor
+from edgekit.package.formats import Format
 from edgekit.types import sha256_file
+
+FORMAT = Format(
+    help="model, contract, labels, golden vectors, SBOM and checksums in a folder and a zip", one_file=False
+)
 
 MAX_BYTES = 16 << 30
 """Unpacked size above which an archive is refused: more than any model for an edge device."""

@@ -15,8 +15,11 @@ from edgekit.package import readme, sbom, templates, writing
 from edgekit.package.contents import Content, Contents
 from edgekit.package.coordinates import camel_case
 from edgekit.package.descriptor import Descriptor
+from edgekit.package.formats import Format
 from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import TensorSpec
+
+FORMAT = Format(help="a Swift package with its numerics in C, and a podspec", template=True)
 
 _DTYPES = {
     "float32": "EK_FLOAT32",

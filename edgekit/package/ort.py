@@ -7,6 +7,11 @@ from pathlib import Path
 
 from edgekit.package import rewritten
 from edgekit.package.contents import Contents
+from edgekit.package.formats import Format
+
+FORMAT = Format(
+    help="a bundle whose model is in the format of ONNX Runtime's mobile builds", backends=("onnxruntime",)
+)
 
 _USAGE = """
 `{file}` is for ONNX Runtime builds with or without ONNX support (`--minimal_build`). It was written with

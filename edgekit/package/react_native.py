@@ -9,6 +9,9 @@ from pathlib import Path
 
 from edgekit.package import readme, sbom, templates, web, writing
 from edgekit.package.contents import Content, Contents
+from edgekit.package.formats import Format
+
+FORMAT = Format(help="an npm package over onnxruntime-react-native", template=True)
 
 _SHARED = ("index.js", "index.d.ts", "model.js", "preprocess.js")
 _USAGE = """

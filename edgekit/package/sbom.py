@@ -13,12 +13,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from edgekit.core import plugins
 from edgekit.package.contents import Contents
-
-_PURL = {
-    "LiteRT": "pkg:maven/com.google.ai.edge.litert/litert",
-    "ONNX Runtime": "pkg:maven/com.microsoft.onnxruntime/onnxruntime-android",
-}
 
 
 def cyclonedx(contents: Contents) -> bytes:
@@ -50,8 +46,8 @@ def cyclonedx(contents: Contents) -> bytes:
         "version": version or "unspecified",
         "scope": "required",
     }
-    if d.runtime.name in _PURL:
-        runtime["purl"] = _PURL[d.runtime.name] + (f"@{version}" if version else "")
+    if purl := plugins.info(d.backend).purl:
+        runtime["purl"] = purl + (f"@{version}" if version else "")
     tools = [
         {"type": "library", "name": n, "version": v, "purl": f"pkg:pypi/{n}@{v}"}
         for n, v in sorted(d.converters.items())

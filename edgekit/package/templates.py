@@ -20,8 +20,6 @@ RECORD = "template.toml"
 _PLACEHOLDER = re.compile(r"@([A-Z][A-Z_]*)@")
 # Copied as they are.
 _BINARY = frozenset({".jar", ".png"})
-
-
 _NUMBER = re.compile(r"\d+(\.\d+)+")
 
 
@@ -34,13 +32,14 @@ class Template:
     """The files of one format for one backend, placeholders unfilled.
 
     ``newer`` has other values for artifacts whose minimum runtime, spelt as in the manifest, is beyond that of
-    ``values``.
+    ``values``. ``dtypes`` are those of tensors that the runtime's interface takes there.
     """
 
     version: int
     values: Mapping[str, str]
     files: Mapping[str, bytes]
     newer: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    dtypes: frozenset[str] = frozenset()
 
     def for_runtime(self, minimum: str) -> Template:
         """The template with the values for an artifact that needs ``minimum``.
@@ -48,10 +47,14 @@ class Template:
         Raises :class:`UnsupportedError` where that is newer than the runtime that the template depends on.
         """
         values = {**self.values, **self.newer.get(minimum, {})}
-        given = values.get("RUNTIME_VERSION", "").removeprefix("^")
-        if _NUMBER.fullmatch(minimum) and _NUMBER.fullmatch(given) and _parts(minimum) > _parts(given):
+        depends_on = values.get("RUNTIME_VERSION", "").removeprefix("^")
+        if (
+            _NUMBER.fullmatch(minimum)
+            and _NUMBER.fullmatch(depends_on)
+            and _parts(minimum) > _parts(depends_on)
+        ):
             raise UnsupportedError(
-                f"the model needs version {minimum} of its runtime, and this format depends on {given}",
+                f"the model needs version {minimum} of its runtime, and this format depends on {depends_on}",
                 hint="export it with an older operator set, or use the bundle format",
             )
         return replace(self, values=values)
@@ -62,24 +65,38 @@ class Template:
         return {fill(name, known): _filled(name, data, known) for name, data in self.files.items()}
 
 
+def exists(backend: str, format_: str) -> bool:
+    """Whether a backend has a template of the format."""
+    return backend in plugins.backends() and (_folder(backend, format_) / RECORD).is_file()
+
+
 def load(backend: str, format_: str) -> Template:
     """Read a template. Raises :class:`UnsupportedError` where the backend has none for the format."""
-    module_owner = plugins.backends().get(backend)
-    own = module_owner[1].data / backend / "package" / format_ if module_owner else None
-    if own is None or not (own / RECORD).is_file():
+    if not exists(backend, format_):
         raise UnsupportedError(
             f"there is no {format_} template for {backend}", hint="edgekit package --help lists the formats"
         )
+    own = _folder(backend, format_)
     record = tomllib.loads((own / RECORD).read_text(encoding="utf-8"))
-    if set(record) - {"values", "newer"} != {"version"}:
+    if set(record) - {"values", "newer", "dtypes"} != {"version"}:
         raise PluginError(
-            f"{own / RECORD} has the keys {', '.join(record)}", hint="it has version, [values] and [newer]"
+            f"{own / RECORD} has the keys {', '.join(record)}",
+            hint="it has version, dtypes, [values] and [newer]",
         )
     common = plugins.data_dir() / "targets" / "common" / "package" / format_
     files = {**_files(common), **_files(own)}
     files.pop(RECORD)
-    values, newer = record.get("values", {}), record.get("newer", {})
-    return Template(version=int(record["version"]), values=values, files=files, newer=newer)
+    return Template(
+        version=int(record["version"]),
+        values=record.get("values", {}),
+        files=files,
+        newer=record.get("newer", {}),
+        dtypes=frozenset(record.get("dtypes", ())),
+    )
+
+
+def _folder(backend: str, format_: str) -> Path:
+    return plugins.backends()[backend][1].data / backend / "package" / format_
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:

@@ -15,8 +15,11 @@ from edgekit.errors import UnsupportedError
 from edgekit.package import rewritten, tflite_schema, writing
 from edgekit.package.contents import Contents
 from edgekit.package.descriptor import Descriptor
+from edgekit.package.formats import Format
 from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import TensorSpec
+
+FORMAT = Format(help="one .tflite with metadata and labels inside, for MediaPipe Tasks", backends=("tflite",))
 
 ENTRY = "TFLITE_METADATA"
 

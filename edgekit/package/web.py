@@ -13,11 +13,12 @@ from edgekit.errors import UnsupportedError
 from edgekit.package import readme, sbom, templates, writing
 from edgekit.package.contents import Content, Contents
 from edgekit.package.descriptor import Descriptor
+from edgekit.package.formats import Format
 
-_DTYPES = {
-    "onnxruntime": frozenset({"float32", "uint8", "int8", "int32", "int64", "bool"}),
-    "tflite": frozenset({"float32", "int32"}),
-}
+FORMAT = Format(
+    help="an npm package (ESM and type declarations) over onnxruntime-web or @litertjs/core", template=True
+)
+
 _USAGE = """
 ```sh
 npm install {name} {runtime}
@@ -80,15 +81,18 @@ def manifest(contents: Contents, template: templates.Template) -> bytes:
 
 def check_dtypes(described: Descriptor) -> None:
     """Raise :class:`UnsupportedError` for tensors that the runtime's JavaScript interface does not take."""
-    taken = _DTYPES[described.backend]
     for spec in (*described.inputs, *described.outputs):
-        if spec.dtype not in taken:
-            able = [b for b, dtypes in _DTYPES.items() if spec.dtype in dtypes]
+        if not _takes(described.backend, spec.dtype):
+            able = [name for name in plugins.backends() if _takes(name, spec.dtype)]
             other = f", or for {plugins.info(able[0]).title}, which takes {spec.dtype}" if able else ""
             raise UnsupportedError(
                 f"{described.runtime.name} in JavaScript does not take {spec.dtype} ({spec})",
                 hint=f"build the artifact with float32 inputs and outputs{other}",
             )
+
+
+def _takes(backend: str, dtype: str) -> bool:
+    return templates.exists(backend, "web") and dtype in templates.load(backend, "web").dtypes
 
 
 def _call(described: Descriptor) -> str:

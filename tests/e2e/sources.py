@@ -26,6 +26,15 @@ def tiny():
     return Tiny(), torch.randn(1, 8)
 
 
+class _Erf(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.erf(x)
+
+
+def with_erf():
+    return _Erf(), torch.randn(1, 8)
+
+
 def without_example():
     torch.manual_seed(1)
     return Tiny()

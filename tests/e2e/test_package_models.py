@@ -15,7 +15,8 @@ from package_jvm import host_classes, javac, litert_library, run
 
 from edgekit.artifact.manifest import Artifact
 from edgekit.errors import UnsupportedError
-from edgekit.package import FORMATS, PackageSpec, is_bundle, package, verify_bundle
+from edgekit.package import PackageSpec, is_bundle, package, verify_bundle
+from edgekit.package.formats import carries, writers
 
 pytest.importorskip("ai_edge_litert")
 
@@ -59,8 +60,8 @@ def written(
         patch.setenv("EDGEKIT_CACHE", str(tmp_path_factory.getbasetemp() / "models-cache"))
         artifact = models.build(name, root / "source", (target,))
     made: dict[str, Path] = {}
-    for format_, row in FORMATS.items():
-        if artifact.manifest.target.backend not in row.backends:
+    for format_, writer in writers().items():
+        if not carries(format_, writer.FORMAT, artifact.manifest.target.backend):
             continue
         spec = PackageSpec(format=format_, name=f"com.example.{name}", version="1.0.0", license="MIT")
         out = root / "out" / format_

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -64,11 +65,69 @@ def test_its_target_is_built_run_and_gated(root, acme, tmp_path):
     assert edgekit("verify", tmp_path / "acme-fp32", env=acme).code == 0
 
 
+@pytest.fixture(scope="session")
+def artifact(root, acme, tmp_path_factory):
+    """An artifact of the plug-in's."""
+    out = tmp_path_factory.mktemp("artifact")
+    assert build(root, out, acme).code == 0
+    return out / "acme-fp32"
+
+
+def test_its_own_placement_rules_quantize(root, acme, tmp_path):
+    data = f"{root}/tests/e2e/sources.py:wide"
+    result = build(root, tmp_path, acme, "--calib", data, "--no-speed-gate", target="acme-int8")
+    assert result.code == 0, result.err
+    manifest = json.loads((tmp_path / "acme-int8" / "manifest.json").read_text())
+    (step,) = [s for s in manifest["steps"] if s["name"] == "quantize"]
+    assert step["output_sha256"]
+
+
+def test_what_its_check_refuses_is_not_built(root, acme, tmp_path):
+    source, data = f"{root}/tests/e2e/sources.py:with_erf", f"{root}/tests/e2e/sources.py:wide"
+    result = edgekit("build", source, "-t", "acme-int8", "-o", tmp_path, "--calib", data, env=acme)
+    assert result.code == 4, result.err
+    assert "the engine has no table for it" in result.err
+    assert "calibrate" not in result.err
+
+
+def test_doctor_says_what_it_knows(acme):
+    findings = edgekit("doctor", "--json", env=acme).json["findings"]
+    assert "plug-in 1.0: the engine runs on one thread" in {f["detail"] for f in findings}
+
+
+def test_its_own_tool_times_its_artifacts(acme, artifact, tmp_path):
+    tool = tmp_path / "acme_bench"
+    tool.write_text("#!/bin/sh\ntest -f $1 && echo acme: 1.5 ms\n")
+    tool.chmod(0o700)
+    result = edgekit("bench", artifact, "--binary", tool, "--json", env=acme)
+    assert result.code == 0, result.err
+    measured = result.json["measurements"][0]["measurement"]
+    assert measured["p50_ms"] == 1.5
+    assert "acme_bench feeds zeros" in measured["reasons"]
+
+
+def test_its_runtime_can_be_compared_layer_by_layer(acme, artifact):
+    result = edgekit("diff", artifact, "--json", env=acme)
+    assert result.code == 0, result.err
+    assert result.json["stages"][-1]["after"] == "Acme Engine"
+
+
+def test_its_own_package_is_written_and_others_say_what_fits(acme, artifact, tmp_path):
+    named = ("--name", "com.example.tiny", "--version", "1.0.0")
+    out = tmp_path / "box"
+    done = edgekit("package", artifact, "--format", "acme-box", *named, "--out", out, env=acme)
+    assert done.code == 0, done.err
+    assert (out / "LABEL").read_text() == "com.example.tiny for Acme Engine\n"
+    refused = edgekit("package", artifact, "--format", "web", *named, "--out", tmp_path / "web", env=acme)
+    assert refused.code == 4
+    assert "formats for this artifact: bundle, acme-box" in refused.err
+
+
 @pytest.mark.parametrize(("crash", "words"), [("segfault", ["SIGSEGV"]), ("abort", ["SIGABRT", "kernel 7"])])
 def test_a_runtime_that_crashes_costs_only_its_own_target(root, acme, tmp_path, crash, words):
     result = build(root, tmp_path, acme, "--set", f"crash={crash}", target="acme-fp32,ort-fp32")
     assert result.code == 6, result.err
-    for word in words:
+    for word in ("Acme Engine", *words):
         assert word in result.err
     assert [t["status"] for t in result.json["targets"]] == ["error", "passed"]
     assert [p.name for p in tmp_path.iterdir()] == ["ort-fp32"]

@@ -17,7 +17,8 @@ from edgekit.errors import (
     UntrustedSourceError,
     UsageError,
 )
-from edgekit.package import FORMATS, PackageSpec, bundle, golden, package, templates, writing
+from edgekit.package import PackageSpec, bundle, golden, package, templates, writing
+from edgekit.package.formats import carries, writers
 from edgekit.types import Precision, SourceRecord, Target, sha256_bytes
 
 
@@ -137,10 +138,23 @@ def test_an_existing_output_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_every_format_has_a_module() -> None:
-    import importlib
+    assert set(writers()) >= {"bundle", "android-aar", "ios-spm", "web", "react-native", "ai-pack", "ort"}
+    assert all(writer.FORMAT.help for writer in writers().values())
 
-    for row in FORMATS.values():
-        assert callable(importlib.import_module(f"edgekit.package.{row.module}").write)
+
+CARRIED = {
+    "onnxruntime": "bundle android-aar ios-spm web react-native ai-pack ort",
+    "tflite": "bundle android-aar web ai-pack tflite-metadata",
+    "openvino": "bundle",
+    "tensorrt": "bundle",
+    "a backend that is not installed": "bundle",
+}
+
+
+@pytest.mark.parametrize("backend", CARRIED)
+def test_what_carries_a_backend_is_what_has_its_template(backend: str) -> None:
+    able = [name for name, writer in writers().items() if carries(name, writer.FORMAT, backend)]
+    assert able == CARRIED[backend].split()
 
 
 def archive(path: Path, name: str, mode: int = 0o100644) -> Path:

@@ -11,13 +11,6 @@ from edgekit.core.plugins import BackendInfo
 from edgekit.types import Availability
 
 NAME = "onnxruntime"
-INFO = BackendInfo(
-    title="ONNX Runtime",
-    requirement="edgekit-deploy[onnxruntime]",
-    wheels=(("onnxruntime",),),
-    benchmark="edgekit.backends.onnxruntime.benchmark",
-)
-
 DISTRIBUTIONS = (
     "onnxruntime",
     "onnxruntime-gpu",
@@ -26,6 +19,17 @@ DISTRIBUTIONS = (
     "onnxruntime-qnn",
 )
 """Distributions that install the module ``onnxruntime``."""
+
+INFO = BackendInfo(
+    title="ONNX Runtime",
+    requirement="edgekit-deploy[onnxruntime]",
+    wheels=(("onnxruntime",),),
+    packages=DISTRIBUTIONS,
+    purl="pkg:maven/com.microsoft.onnxruntime/onnxruntime-android",
+    doctor="edgekit.backends.onnxruntime.doctor",
+    benchmark="edgekit.backends.onnxruntime.benchmark",
+    form="edgekit.diff.onnx_form",
+)
 
 __all__ = ["DISTRIBUTIONS", "INFO", "NAME", "available", "lower", "placement"]
 

@@ -15,6 +15,9 @@ INFO = BackendInfo(
     title="OpenVINO",
     requirement="edgekit-deploy[openvino]",
     wheels=(("openvino",),),
+    packages=("openvino", "openvino-telemetry", "nncf"),
+    doctor="edgekit.backends.openvino.doctor",
+    form="edgekit.diff.openvino_form",
 )
 
 __all__ = ["INFO", "NAME", "available", "lower", "placement"]

@@ -32,7 +32,11 @@ INFO = BackendInfo(
     requirement="edgekit-deploy[tflite]",
     # tflite-runtime, for devices that ai-edge-litert has no wheel for, dies with SystemError beside numpy 2.
     wheels=(("ai-edge-litert",), ("tflite-runtime", "numpy<2")),
+    packages=("ai-edge-litert", "tflite-runtime"),
+    purl="pkg:maven/com.google.ai.edge.litert/litert",
+    doctor="edgekit.backends.tflite.doctor",
     benchmark="edgekit.backends.tflite.benchmark",
+    form="edgekit.diff.tflite_form",
 )
 FILE = "model.tflite"
 ORIGIN = "edgekit.origin"

@@ -23,6 +23,7 @@ NAME = "tensorrt"
 INFO = BackendInfo(
     title="TensorRT",
     requirement="edgekit-deploy[tensorrt]",
+    packages=("tensorrt",),
     benchmark="edgekit.backends.nvidia.benchmark",
 )
 

@@ -19,10 +19,15 @@ from edgekit.graph import io
 from edgekit.types import Availability, Lowered, OnnxModel, Option, Placement, Precision, Target
 
 NAME = "tensorrt_rtx"
-INFO = BackendInfo(title="TensorRT-RTX", requirement="edgekit-deploy[tensorrt-rtx]")
 
 DISTRIBUTIONS = ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx")
 """Distributions that install the module ``tensorrt_rtx``."""
+
+INFO = BackendInfo(
+    title="TensorRT-RTX",
+    requirement="edgekit-deploy[tensorrt-rtx]",
+    packages=DISTRIBUTIONS,
+)
 
 _PORTABLE = "model.onnx"
 

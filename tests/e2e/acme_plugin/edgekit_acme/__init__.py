@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-from edgekit.core.plugins import Plugin
+from edgekit.plugins import Plugin
 
 plugin = Plugin(
     name="acme",
     data=Path(__file__).parent / "targets",
     backends={"acme": "edgekit_acme.backend"},
+    rules={"acme": "edgekit_acme.rules"},
+    formats={"acme-box": "edgekit_acme.box"},
 )

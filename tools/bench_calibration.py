@@ -29,7 +29,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import numpy as np
 
 from edgekit.graph import io
-from edgekit.quantize.calibrate import calibrate
+from edgekit.quantize.calibrate.collect import calibrate
 from edgekit.types import Sample
 
 Array = np.ndarray

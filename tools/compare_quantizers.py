@@ -36,8 +36,10 @@ from time_artifact import RUNS  # noqa: E402
 
 from edgekit.core import plugins, targets  # noqa: E402
 from edgekit.graph import export, io, passes  # noqa: E402
-from edgekit.quantize import QuantizeOptions, quantize  # noqa: E402
-from edgekit.quantize.calibrate import Calibration, calibrate  # noqa: E402
+from edgekit.quantize.calibrate.calibration import Calibration  # noqa: E402
+from edgekit.quantize.calibrate.collect import calibrate  # noqa: E402
+from edgekit.quantize.driver import quantize  # noqa: E402
+from edgekit.quantize.options import QuantizeOptions  # noqa: E402
 from edgekit.types import OnnxModel  # noqa: E402
 
 Peers = Mapping[str, Callable[[], Path]]

@@ -94,8 +94,9 @@ def ours(model: object, samples: list[dict[str, np.ndarray]], folder: Path) -> N
     """edgekit's fp32 and int8 files with the options that a build has."""
     from edgekit.core import targets
     from edgekit.load.samples import from_iterable
-    from edgekit.quantize import QuantizeOptions, quantize
-    from edgekit.quantize.calibrate import calibrate
+    from edgekit.quantize.calibrate.collect import calibrate
+    from edgekit.quantize.driver import quantize
+    from edgekit.quantize.options import QuantizeOptions
     from edgekit.types import OnnxModel
 
     assert isinstance(model, OnnxModel)

@@ -36,8 +36,9 @@ from edgekit.load.source import MODULE, Source
 from edgekit.pipeline import compress, guard, speed, stages
 from edgekit.pipeline.deliver import Product, deliver, refusal
 from edgekit.pipeline.lower import Graph, Lowering, graph_of, lower_for, shaped
-from edgekit.pipeline.stages import BuildContext, Calibrated, Exported, Quantization, Suspicion
+from edgekit.pipeline.stages import BuildContext, Calibrated, Exported, Suspicion
 from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES, Verified, verify
+from edgekit.quantize.options import QuantizeOptions
 from edgekit.types import Gate, Parity, SourceSpec, Target, TorchModel, Verdict
 
 if TYPE_CHECKING:
@@ -313,7 +314,7 @@ def make(request: Request, context: BuildContext, prepared: Prepared, target: Ta
 
 def within_budget(context: BuildContext, prepared: Prepared, target: Target) -> Candidate:
     """The plain candidate; with ``--max-drop``, one in which as few layers as possible left INT8 to hold it."""
-    plain = candidate(context, prepared, target, Quantization.of(context.options))
+    plain = candidate(context, prepared, target, QuantizeOptions.of(context.options, target))
     parity = plain.verified.parity
     budget = context.options.max_drop
     if budget is None or not target.needs_calibration or parity is None:
@@ -322,7 +323,7 @@ def within_budget(context: BuildContext, prepared: Prepared, target: Target) -> 
     if guard.drop_of(parity)[1] <= budget:
         return plain
 
-    def measure(choice: Quantization) -> Parity | None:
+    def measure(choice: QuantizeOptions) -> Parity | None:
         return candidate(context, prepared, target, choice).verified.parity
 
     found = guard.search(context, prepared.graph.model, target, prepared.calibrated, budget, measure)
@@ -352,7 +353,7 @@ class Candidate:
 
 
 def candidate(
-    context: BuildContext, prepared: Prepared, target: Target, quantization: Quantization
+    context: BuildContext, prepared: Prepared, target: Target, quantization: QuantizeOptions
 ) -> Candidate:
     """Quantize as asked, lower, run and compare."""
     graph, data = prepared.graph, prepared.data
@@ -380,26 +381,14 @@ def judge(target: Target, made: Candidate, options: Options) -> tuple[Gate, ...]
 
     Layers that the user or the guard took out of integers do not count against the placement.
     """
-    tolerance, verified = target.tolerance, made.verified
+    tolerance, verified, report = target.tolerance, made.verified, made.lowering.report
     if options.max_drop is not None:
         tolerance = replace(tolerance, metric_drop=options.max_drop)
-    if tolerance.placement is not None:
-        tolerance = replace(
-            tolerance, placement=tolerance.placement * asked_share(made.lowering.report, target)
-        )
+    if tolerance.placement is not None and report is not None and target.scheme is not None:
+        share = 1.0 - report.kept_out(target.scheme.activation)
+        tolerance = replace(tolerance, placement=tolerance.placement * share)
     evidence = Evidence(parity=verified.parity, placement=verified.placement, not_run=verified.not_run)
     return gates(evidence, tolerance)
-
-
-def asked_share(report: Any, target: Target) -> float:
-    """The part of the multiply-accumulates that was not given another precision on purpose (0 to 1)."""
-    nodes = report["nodes"] if report else []
-    total = sum(n["macs"] for n in nodes)
-    wide = "int16" if target.scheme is not None and target.scheme.activation != "int16" else "none"
-    kept_out = sum(
-        n["macs"] for n in nodes if n["reason"].startswith("excluded by") or n["activation"] == wide
-    )
-    return 1.0 - kept_out / total if total else 1.0
 
 
 def refuse_missing_runtime(context: BuildContext, target: Target) -> None:

@@ -31,6 +31,7 @@ from edgekit.pipeline.speed import Speed
 from edgekit.pipeline.stages import Calibrated, Exported, LoweredFiles, Suspicion
 from edgekit.pipeline.verify import Verified
 from edgekit.preprocess.declared import completed
+from edgekit.quantize.options import QuantizeReport
 from edgekit.types import Gate, SourceRecord, Target, Verdict
 
 
@@ -49,7 +50,7 @@ class Product:
     verified: Verified
     gates: tuple[Gate, ...]
     steps: tuple[StepRecord, ...]
-    quantization: Mapping[str, Any] | None = None
+    quantization: QuantizeReport | None = None
     speed: Speed | None = None
     machine: Mapping[str, Any] = field(default_factory=versions.machine)
     guard: Mapping[str, Any] | None = None
@@ -88,7 +89,7 @@ def describe(product: Product, status: str, directory: Path) -> Manifest:
         kept = GoldenRecord(file=golden.FILE, samples=vectors.count, parity=verified.golden_parity)
     details = dict(lowered.details)
     if product.quantization is not None:
-        details["quantization"] = product.quantization
+        details["quantization"] = to_builtins(product.quantization)
     if modules := product.files.modules:
         details["modules"] = modules
     if product.guard is not None:

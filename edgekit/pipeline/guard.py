@@ -12,11 +12,12 @@ from edgekit.core.store import Key
 from edgekit.core.structure import to_builtins
 from edgekit.errors import BackendError, UnsupportedError
 from edgekit.graph.records import read_json, write_json
-from edgekit.pipeline.stages import BuildContext, Calibrated, Quantization
+from edgekit.pipeline.stages import BuildContext, Calibrated
+from edgekit.quantize.options import QuantizeOptions
 from edgekit.types import OnnxModel, Parity, Target
 
 if TYPE_CHECKING:
-    from edgekit.quantize import LayerSensitivity, QuantizeOptions
+    from edgekit.quantize.sensitivity import LayerSensitivity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,9 @@ class Found:
     """What the guard settled on, and its account for the manifest. ``in_float``: the same layers in float, where it
     settled on INT16 activations."""
 
-    choice: Quantization
+    choice: QuantizeOptions
     account: Mapping[str, Any]
-    in_float: Quantization | None = None
+    in_float: QuantizeOptions | None = None
 
     def as_float(self, drop: float, why: str) -> Found:
         """The outcome with the layers in float instead."""
@@ -54,27 +55,23 @@ def search(
     target: Target,
     calibrated: Calibrated,
     budget: float,
-    measure: Callable[[Quantization], Parity | None],
+    measure: Callable[[QuantizeOptions], Parity | None],
 ) -> Found:
     """Find the quantization that holds ``budget``; ``measure`` builds, runs and compares one.
 
     Where the runtime has INT16 activations among INT8 ones, layers get these first, and float where they do not
     suffice. Ctrl-C ends the search with the best so far.
     """
-    from edgekit.quantize import QuantizeOptions, guard
+    from edgekit.quantize.guard import guard
     from edgekit.quantize.rules import table
 
     int16 = target.scheme is not None and table(target.scheme.rules).int16
-
-    start = Quantization.of(context.options)
-    options = QuantizeOptions(
-        method=start.method, exclude=start.exclude, int16=start.int16, corrections=start.corrections
-    )
+    options = QuantizeOptions.of(context.options, target)
     kinds: list[str] = []
 
     def drop(candidate: QuantizeOptions) -> float:
         try:
-            parity = measure(_choice(candidate))
+            parity = measure(candidate)
         except (UnsupportedError, BackendError) as error:  # a kernel that has no INT16 form
             if candidate.int16 == options.int16:
                 raise
@@ -117,8 +114,8 @@ def search(
     in_float = None
     if found.precision == "int16" and found.restored:
         names = tuple(layer.node for layer in found.restored)
-        in_float = replace(start, exclude=(*start.exclude, *names))
-    return Found(choice=_choice(found.options), account=account, in_float=in_float)
+        in_float = replace(options, exclude=(*options.exclude, *names))
+    return Found(choice=found.options, account=account, in_float=in_float)
 
 
 def sensitivities(
@@ -127,8 +124,8 @@ def sensitivities(
     """Every layer that multiplies, the most harmful first; cached."""
     import msgspec
 
-    from edgekit.quantize import LayerSensitivity, Quantizing, sensitivity
-    from edgekit.quantize.calibrate import Calibration
+    from edgekit.quantize.calibrate.calibration import Calibration
+    from edgekit.quantize.sensitivity import LayerSensitivity, Quantizing, sensitivity
 
     def produce(out: Path) -> None:
         job = Quantizing(
@@ -158,9 +155,3 @@ def _steps(task: Any) -> Callable[[int, int], None]:
         task.advance()
 
     return progressed
-
-
-def _choice(options: QuantizeOptions) -> Quantization:
-    return Quantization(
-        method=options.method, exclude=options.exclude, int16=options.int16, corrections=options.corrections
-    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from edgekit.artifact.manifest import StepRecord
 from edgekit.core import config
@@ -13,8 +11,9 @@ from edgekit.load.data import RANDOM, SampleSet
 from edgekit.load.source import Source
 from edgekit.pipeline import pixels, stages
 from edgekit.pipeline.pixels import Pixels
-from edgekit.pipeline.stages import BuildContext, Calibrated, Exported, Quantization
+from edgekit.pipeline.stages import BuildContext, Calibrated, Exported
 from edgekit.pipeline.verify import Subject
+from edgekit.quantize.options import QuantizeOptions, QuantizeReport
 from edgekit.types import OnnxModel, Target
 
 
@@ -35,7 +34,7 @@ class Lowering:
 
     subject: Subject
     steps: tuple[StepRecord, ...]
-    report: Mapping[str, Any] | None = None
+    report: QuantizeReport | None = None
 
 
 def graph_of(context: BuildContext, source: Source) -> Graph:
@@ -51,7 +50,7 @@ def lower_for(
     graph: Graph,
     target: Target,
     samples: SampleSet | None = None,
-    quantization: Quantization | None = None,
+    quantization: QuantizeOptions | None = None,
 ) -> Lowering:
     """Quantize as ``target``'s scheme wants it, fix shapes where it must, fold the preprocessing in where asked, lower.
 
@@ -62,7 +61,7 @@ def lower_for(
     if target.scheme is not None:
         calibrated = calibration_for(context, graph, target, samples)
         steps += [calibrated.step] if calibrated else []
-        chosen = quantization or Quantization.of(context.options)
+        chosen = quantization or QuantizeOptions.of(context.options, target)
         model, quantized, report = stages.quantize(context, model, target, calibrated, chosen)
         steps.append(quantized)
     model, fixed = shaped(context, graph, target, model)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact.manifest import StepRecord
 from edgekit.core import plugins, versions
-from edgekit.core.config import Options, target_options
+from edgekit.core.config import Options
 from edgekit.core.progress import Progress
 from edgekit.core.store import Key, StepResult, Store, scratch
 from edgekit.core.structure import structure, to_builtins
@@ -25,6 +25,7 @@ from edgekit.graph.records import ModelRecord, read_json, read_model, write_json
 from edgekit.load.data import SampleSet, unit_example
 from edgekit.load.source import Source
 from edgekit.pipeline.pixels import Pixels
+from edgekit.quantize.options import QuantizeOptions, QuantizeReport
 from edgekit.types import Checks, Device, Lowered, OnnxModel, Option, Target, TorchModel, sha256_file
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ def calibrate(context: BuildContext, model: OnnxModel, samples: SampleSet) -> Ca
     """One pass over the calibration samples, for all targets and all methods."""
 
     def produce(out: Path) -> None:
-        from edgekit.quantize.calibrate import calibrate as run
+        from edgekit.quantize.calibrate.collect import calibrate as run
 
         with context.progress.task("calibrate", total=len(samples)) as task:
             run(model, samples, out=out / "calibration", progress=lambda *_: task.advance())
@@ -277,7 +278,8 @@ def diagnose(
     the example inputs."""
 
     def produce(out: Path) -> None:
-        from edgekit.quantize.calibrate import Calibration, doctor
+        from edgekit.quantize.calibrate import doctor
+        from edgekit.quantize.calibrate.calibration import Calibration
 
         with context.progress.task("check the calibration samples"):
             known = evaluation if evaluation is not None else [exported.example_inputs()]
@@ -297,77 +299,36 @@ def diagnose(
     return tuple(structure(Suspicion, row, where="findings.json") for row in rows)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Quantization:
-    """What can be chosen about a model's quantization (see :class:`edgekit.quantize.QuantizeOptions`)."""
-
-    method: str = "auto"
-    exclude: tuple[str, ...] = ()
-    int16: tuple[str, ...] = ()
-    corrections: tuple[str, ...] = ("smooth", "bias", "gptq")
-    block_size: int = 32
-    float_outputs: bool = True
-
-    @classmethod
-    def of(cls, options: Options) -> Quantization:
-        """The user's choice."""
-        return cls(
-            method=options.method,
-            exclude=options.exclude,
-            int16=options.int16,
-            corrections=options.corrections,
-        )
-
-
 def quantize(
     context: BuildContext,
     model: OnnxModel,
     target: Target,
     calibrated: Calibrated | None,
-    choice: Quantization,
-) -> tuple[OnnxModel, StepRecord, Any]:
+    options: QuantizeOptions,
+) -> tuple[OnnxModel, StepRecord, QuantizeReport]:
     """Q/DQ as the target's scheme wants it. Also gives the quantizer's report."""
-    settings = target_options(target, context.options.set)
-    choice = replace(
-        choice,
-        block_size=int(settings.get("block_size", choice.block_size)),
-        float_outputs=settings.get("io_dtype", target.io_dtype) == "float32",
-    )
 
     def produce(out: Path) -> None:
-        from edgekit.quantize import QuantizeOptions
-        from edgekit.quantize import quantize as run
-        from edgekit.quantize.calibrate import Calibration
+        from edgekit.quantize.calibrate.calibration import Calibration
+        from edgekit.quantize.driver import quantize as run
 
         calibration = Calibration.load(calibrated.file) if calibrated else None
         samples = calibrated.samples if calibrated else None
         with context.progress.task(f"quantize for {target.name}"):
-            wanted = QuantizeOptions(
-                method=choice.method,
-                exclude=choice.exclude,
-                int16=choice.int16,
-                corrections=choice.corrections,
-                weight_bits=target.scheme.weight_bits if target.scheme else 8,
-                float_outputs=choice.float_outputs,
-                block_size=choice.block_size,
-            )
-            quantized, report = run(model, calibration, target, wanted, out / "model.onnx", samples)
+            quantized, report = run(model, calibration, target, options, out / "model.onnx", samples)
         write_model(ModelRecord(model=quantized), out)
         write_json(report, out / "report.json")
 
     key = Key(
         name="quantize",
         inputs=(model.sha256, calibrated.sha256 if calibrated else ""),
-        options={"scheme": to_builtins(target.scheme), **to_builtins(choice)},
+        options={"scheme": to_builtins(target.scheme), **to_builtins(options)},
         versions=versions.of("onnx", "onnx-ir", "onnxruntime", "numpy"),
     )
     result = _run(context, key, produce)
     record = read_model(result.directory)
-    return (
-        record.model,
-        _step(result, output=record.model.sha256),
-        read_json(result.directory / "report.json"),
-    )
+    report = structure(QuantizeReport, read_json(result.directory / "report.json"), where="report.json")
+    return record.model, _step(result, output=record.model.sha256), report
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,20 +1,6 @@
-"""Quantization of ONNX graphs: which tensors become integers, with which scale, and what stays float."""
+"""Quantization of ONNX graphs: which tensors become integers, with which scale, and what stays float (``driver``).
 
-from edgekit.quantize.driver import quantize
-from edgekit.quantize.guard import Evaluation, Guarded, guard
-from edgekit.quantize.options import CORRECTIONS, NodeReport, QuantizeOptions, QuantizeReport
-from edgekit.quantize.sensitivity import LayerSensitivity, Quantizing, sensitivity
-
-__all__ = [
-    "CORRECTIONS",
-    "Evaluation",
-    "Guarded",
-    "LayerSensitivity",
-    "NodeReport",
-    "QuantizeOptions",
-    "QuantizeReport",
-    "Quantizing",
-    "guard",
-    "quantize",
-    "sensitivity",
-]
+In come a float model, statistics of its activations (``calibrate/``), a target's scheme and the ``options``; out come a
+Q/DQ model and a report on every node.
+What a runtime computes on integers is a table of its backend (``rules`` says how one looks), not known here.
+"""

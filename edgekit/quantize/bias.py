@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.quantize.blocks import Block, attribute
-from edgekit.quantize.calibrate import Calibration
+from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.params import Floats
 
 

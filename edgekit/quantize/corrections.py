@@ -9,7 +9,8 @@ import onnx_ir as ir
 from edgekit.errors import UsageError
 from edgekit.graph import io as graphs
 from edgekit.quantize import prepare
-from edgekit.quantize.calibrate import Calibration, calibrate
+from edgekit.quantize.calibrate.calibration import Calibration
+from edgekit.quantize.calibrate.collect import calibrate
 from edgekit.quantize.equalize import equalize
 from edgekit.quantize.inputs import LayerInputs, LayerRanges
 from edgekit.quantize.options import WEIGHTED_MSE, QuantizeOptions

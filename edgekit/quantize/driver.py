@@ -10,7 +10,7 @@ from edgekit.errors import CalibrationRequiredError, UnsupportedError
 from edgekit.graph import io as graphs
 from edgekit.quantize import prepare
 from edgekit.quantize.auto import settle
-from edgekit.quantize.calibrate import Calibration
+from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.corrections import MEASURED, FloatModels, require_samples
 from edgekit.quantize.dynamic import quantize_dynamic
 from edgekit.quantize.dynamic import report as report_block
@@ -162,7 +162,7 @@ def _needed_opset(scheme: Scheme, options: QuantizeOptions) -> int:
 
 
 def _report(plan: Plan, options: QuantizeOptions, notes: tuple[str, ...]) -> QuantizeReport:
-    nodes = [n for b in plan.blocks for n in report_block(b, plan.reasons.get(b, ""), plan.dtypes[b])]
+    nodes = [n for b in plan.blocks for n in report_block(b, plan.in_float.get(b), plan.dtypes[b])]
     return QuantizeReport(
         method=options.method,
         corrections=options.corrections,
@@ -172,7 +172,10 @@ def _report(plan: Plan, options: QuantizeOptions, notes: tuple[str, ...]) -> Qua
 
 
 def _with_embeddings(report: QuantizeReport, done: dict[str, str]) -> QuantizeReport:
-    nodes = (dataclasses.replace(n, quantized=True, reason="") if n.node in done else n for n in report.nodes)
+    nodes = (
+        dataclasses.replace(n, quantized=True, cause=None, reason="") if n.node in done else n
+        for n in report.nodes
+    )
     notes = tuple(
         f"table {table!r} is stored as INT8 with a scale a row" for table in sorted(set(done.values()))
     )

@@ -7,6 +7,8 @@ ranges is slower than its float one.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import onnx_ir as ir
 
@@ -14,7 +16,7 @@ from edgekit.graph import io as graphs
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, select
 from edgekit.quantize.edit import Editor
 from edgekit.quantize.embedding import quantize_embeddings
-from edgekit.quantize.options import NodeReport, QuantizeOptions, QuantizeReport
+from edgekit.quantize.options import InFloat, NodeReport, QuantizeOptions, QuantizeReport
 from edgekit.quantize.params import quantize_weight
 
 
@@ -26,9 +28,9 @@ def quantize_dynamic(graph: ir.Graph, options: QuantizeOptions) -> QuantizeRepor
     shared: dict[ir.Value, ir.Node] = {}
     reports = []
     for block in blocks:
-        reason = f"excluded by {excluded[block]!r}" if block in excluded else _impossible(block)
-        reports += report(block, reason, "uint8")
-        if not reason:
+        in_float = why_float(block, excluded, _impossible)
+        reports += report(block, in_float, "uint8")
+        if in_float is None:
             _rewrite(editor, block, shared, options.weight_bits)
     tables = quantize_embeddings(graph)
     editor.drop_unused()
@@ -36,16 +38,24 @@ def quantize_dynamic(graph: ir.Graph, options: QuantizeOptions) -> QuantizeRepor
     return QuantizeReport(method="dynamic", corrections=(), nodes=nodes)
 
 
-def report(block: Block, reason: str, activation: str) -> list[NodeReport]:
+def why_float(
+    block: Block, excluded: Mapping[Block, str], impossible: Callable[[Block], str]
+) -> InFloat | None:
+    """Why a block stays in float, as the options or the scheme want it; ``None`` for one to quantize."""
+    return InFloat.excluded(excluded[block]) if block in excluded else InFloat.unsupported(impossible(block))
+
+
+def report(block: Block, in_float: InFloat | None, activation: str) -> list[NodeReport]:
     """One entry for each node of a block."""
     return [
         NodeReport(
             node=node.name or "",
             op=block.op if node is block.core else node.op_type,
             module_path=graphs.module_path(node),
-            quantized=not reason,
-            activation="" if reason else activation,
-            reason=reason,
+            quantized=in_float is None,
+            activation=activation if in_float is None else "",
+            cause=in_float.cause if in_float is not None else None,
+            reason=in_float.reason if in_float is not None else "",
             macs=block.macs if node is block.core else 0,
         )
         for node in block.nodes

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from edgekit.quantize import rescaled
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks
-from edgekit.quantize.calibrate import Calibration
+from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.params import Floats
 
 _FURTHEST = 32.0

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from edgekit.graph import io as graphs
 from edgekit.quantize.auto import probes
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks
-from edgekit.quantize.calibrate import Calibration
+from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.calibrate.ranges import least_squared_error
 from edgekit.quantize.params import Floats
 from edgekit.types import OnnxModel, Samples

@@ -1,20 +1,22 @@
-"""What can be asked of quantization, and what it tells about its result."""
+"""What can be asked of quantization, and what it tells about its result. Cheap to import: no numpy, no onnx."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from enum import StrEnum
 
+from edgekit.core.config import Options, target_options
 from edgekit.errors import UnknownNameError, UsageError
-from edgekit.quantize.calibrate import METHODS
-from edgekit.types import Scheme
+from edgekit.types import Scheme, Target
+
+METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
+"""The range estimators that need nothing but calibration's statistics."""
 
 WEIGHTED_MSE = "weighted-mse"
 """Least squared error at the outputs of the layers that read a tensor: see :mod:`edgekit.quantize.inputs`."""
 
 RANGES = (*METHODS, WEIGHTED_MSE)
-"""The range estimators: those of calibration, and the one that needs the weights too."""
+"""All range estimators."""
 
 CORRECTIONS = ("equalize", "smooth", "bias", "rounding", "gptq")
 """Weight corrections in the order in which they are applied. ``rounding`` is for INT8 weights, ``gptq`` the same for
@@ -55,6 +57,20 @@ class QuantizeOptions:
     block_size: int = 32
     float_outputs: bool = True
 
+    @classmethod
+    def of(cls, options: Options, target: Target) -> QuantizeOptions:
+        """What the user's options, the ``--set`` settings among them, and a target's row ask for."""
+        settings = target_options(target, options.set)
+        return cls(
+            method=options.method,
+            exclude=options.exclude,
+            int16=options.int16,
+            corrections=options.corrections,
+            weight_bits=target.scheme.weight_bits if target.scheme else cls.weight_bits,
+            block_size=int(settings.get("block_size", cls.block_size)),
+            float_outputs=settings.get("io_dtype", target.io_dtype) == "float32",
+        )
+
     def __post_init__(self) -> None:
         if self.method not in (*RANGES, "auto"):
             raise UnknownNameError("calibration method", self.method, (*RANGES, "auto"))
@@ -71,11 +87,41 @@ class QuantizeOptions:
             )
 
 
+class Cause(StrEnum):
+    """Why a node stays in float."""
+
+    EXCLUDED = "excluded"
+    """The user, or the accuracy guard, wants it."""
+    UNSUPPORTED = "unsupported"
+    """There is no integer form for it: no kernel, no range, or a weight that is no constant."""
+    NEIGHBOURS = "neighbours"
+    """It could be quantized, but what it reads or what reads it is float."""
+
+
+@dataclass(frozen=True)
+class InFloat:
+    """That a node stays in float: the cause for programs, ``reason`` for people."""
+
+    cause: Cause
+    reason: str
+
+    @classmethod
+    def excluded(cls, pattern: str) -> InFloat:
+        """By a pattern of the options."""
+        return cls(Cause.EXCLUDED, f"excluded by {pattern!r}")
+
+    @classmethod
+    def unsupported(cls, reason: str) -> InFloat | None:
+        """There is no integer form, for this ``reason``; ``None`` where the reason is empty."""
+        return cls(Cause.UNSUPPORTED, reason) if reason else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class NodeReport:
-    """What became of one node of the float graph. ``reason`` says why it stayed float; else it is empty.
+    """What became of one node of the float graph.
 
-    ``macs`` is the number of multiply-accumulates where the shapes are known, else 0.
+    ``activation`` is the type of a quantized node's activations, ``cause`` and ``reason`` say why another stayed in
+    float. ``macs`` is the number of multiply-accumulates where the shapes are known, else 0.
     """
 
     node: str
@@ -83,6 +129,7 @@ class NodeReport:
     module_path: str
     quantized: bool
     activation: str = ""
+    cause: Cause | None = None
     reason: str = ""
     macs: int = 0
 
@@ -112,6 +159,13 @@ class QuantizeReport:
         total = sum(n.macs for n in self.nodes)
         return sum(n.macs for n in self.quantized) / total if total else 0.0
 
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON-able values, for the manifest."""
-        return dataclasses.asdict(self) | {"share": self.share}
+    def kept_out(self, activation: str) -> float:
+        """The part of all multiply-accumulates, 0 to 1, that was given another precision on purpose: excluded, or on
+        INT16 activations where the scheme has another ``activation``."""
+        total = sum(n.macs for n in self.nodes)
+        out = sum(
+            n.macs
+            for n in self.nodes
+            if n.cause is Cause.EXCLUDED or (n.activation == "int16" and activation != "int16")
+        )
+        return out / total if total else 0.0

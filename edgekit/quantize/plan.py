@@ -14,9 +14,9 @@ import onnx_ir as ir
 from edgekit.errors import UnsupportedError
 from edgekit.quantize.bias import input_mean
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, select
-from edgekit.quantize.calibrate import Calibration
+from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.inputs import LayerRanges
-from edgekit.quantize.options import WEIGHTED_MSE, QuantizeOptions
+from edgekit.quantize.options import WEIGHTED_MSE, Cause, InFloat, QuantizeOptions
 from edgekit.quantize.params import Affine, Floats, Stored, affine, fixed_affine
 from edgekit.quantize.rules import OpRule, Rules
 from edgekit.quantize.trained import Trained, on_grid
@@ -25,6 +25,9 @@ from edgekit.types import Scheme
 Edge = tuple[Block, ir.Value]
 
 _AVERAGES = frozenset({"ReduceMean", "GlobalAveragePool"})
+_FLOAT_INPUTS = InFloat(Cause.NEIGHBOURS, "its inputs are float")
+_FLOAT_READERS = InFloat(Cause.NEIGHBOURS, "only float operators read it")
+_FLOAT_AVERAGE = InFloat(Cause.NEIGHBOURS, "its average leaves the model as float")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +65,8 @@ class Ranges:
 class Plan:
     """The decisions.
 
-    ``reasons``: why a block stays float. ``dtypes``: what the activations of a block are stored as. ``own``:
-    how a tensor is stored. ``stored``: tensors that every reader gets from integers (a set that keeps its
+    ``in_float``: the blocks that stay float, and why. ``dtypes``: what the activations of a block are stored as.
+    ``own``: how a tensor is stored. ``stored``: tensors that every reader gets from integers (a set that keeps its
     order: names of new nodes depend on it). ``edges``: what a quantized block reads an input as, where it is
     not ``own``'s. ``raw``: inputs that a quantized block reads unquantized (fused additions) or already
     quantized (behind operators that move values). ``weights``: integers already chosen, by the weight's
@@ -72,7 +75,7 @@ class Plan:
     """
 
     blocks: list[Block]
-    reasons: dict[Block, str]
+    in_float: dict[Block, InFloat]
     dtypes: dict[Block, str]
     own: dict[ir.Value, Affine] = field(default_factory=dict)
     stored: dict[ir.Value, None] = field(default_factory=dict)
@@ -85,7 +88,7 @@ class Plan:
 
     def quantized(self, block: Block) -> bool:
         """Whether a block computes on integers."""
-        return block not in self.reasons
+        return block not in self.in_float
 
 
 def make_plan(
@@ -123,10 +126,10 @@ class _Planner:
 
     def plan(self) -> Plan:
         """All decisions, in the order in which they depend on each other."""
-        reasons = self._reasons()
+        in_float = self._in_float()
         int16 = select(self.blocks, self.options.int16)
         kinds = {b: "int16" if b in int16 else self.scheme.activation for b in self.blocks}
-        plan = Plan(blocks=self.blocks, reasons=reasons, dtypes=kinds)
+        plan = Plan(blocks=self.blocks, in_float=in_float, dtypes=kinds)
         if self.rules.hybrid:
             self._find_hybrid(plan)
         for block in self.blocks:
@@ -149,7 +152,7 @@ class _Planner:
             between = self._moved_to_float(plan, block)
             if between is not None:
                 plan.hybrid.add(block)
-                plan.reasons.update(dict.fromkeys(between, "its inputs are float"))
+                plan.in_float.update(dict.fromkeys(between, _FLOAT_INPUTS))
 
     def _moved_to_float(self, plan: Plan, block: Block) -> list[Block] | None:
         """The quantized blocks that move a block's result to float readers; ``None`` if it goes anywhere else."""
@@ -184,26 +187,26 @@ class _Planner:
 
     # --- which blocks ---------------------------------------------------------------------------------
 
-    def _reasons(self) -> dict[Block, str]:
+    def _in_float(self) -> dict[Block, InFloat]:
         excluded = select(self.blocks, self.options.exclude)
-        reasons: dict[Block, str] = {}
+        in_float: dict[Block, InFloat] = {}
         feeding: set[ir.Value] = set()
         for block in self.blocks:
             if block in excluded:
-                reasons[block] = f"excluded by {excluded[block]!r}"
+                in_float[block] = InFloat.excluded(excluded[block])
                 continue
-            reason = self._impossible(block)
-            if not reason and not self.rule(block).force and not self._follows(block, feeding):
-                reason = "its inputs are float"
-            if reason:
-                reasons[block] = reason
+            why = InFloat.unsupported(self._impossible(block))
+            if why is None and not self.rule(block).force and not self._follows(block, feeding):
+                why = _FLOAT_INPUTS
+            if why is not None:
+                in_float[block] = why
             elif self.rule(block).feeds:
                 feeding.update(block.outputs)
         if not self.rules.whole:
-            self._cut_tails(reasons)
+            self._cut_tails(in_float)
         elif self.options.float_outputs:
-            self._cut_averages(reasons)
-        return reasons
+            self._cut_averages(in_float)
+        return in_float
 
     def _impossible(self, block: Block) -> str:
         if block.op not in self.rules.ops:
@@ -230,24 +233,24 @@ class _Planner:
     def _follows(self, block: Block, feeding: set[ir.Value]) -> bool:
         return all(v in feeding or (v.is_graph_input() and self.rules.whole) for v in block.activations)
 
-    def _cut_tails(self, reasons: dict[Block, str]) -> None:
+    def _cut_tails(self, in_float: dict[Block, InFloat]) -> None:
         """Back to float: blocks that only follow, and that nothing quantized reads."""
         for block in reversed(self.blocks):
-            if block in reasons or self.rule(block).force:
+            if block in in_float or self.rule(block).force:
                 continue
             readers = [r for o in block.outputs for r in self.readers.get(o, ())]
-            if all(r in reasons for r in readers):
-                reasons[block] = "only float operators read it"
+            if all(r in in_float for r in readers):
+                in_float[block] = _FLOAT_READERS
 
-    def _cut_averages(self, reasons: dict[Block, str]) -> None:
+    def _cut_averages(self, in_float: dict[Block, InFloat]) -> None:
         """Back to float: averages that end at the model's outputs. An average is finer than what it is made of;
         cut to 8 bits again, the scores of neighbouring classes often become the same."""
         for block in self.blocks:
-            if block.op in _AVERAGES and block not in reasons:
+            if block.op in _AVERAGES and block not in in_float:
                 moved = self._moved_out(block)
                 if moved is not None:
-                    reasons[block] = "its average leaves the model as float"
-                    reasons.update(dict.fromkeys(moved, "its inputs are float"))
+                    in_float[block] = _FLOAT_AVERAGE
+                    in_float.update(dict.fromkeys(moved, _FLOAT_INPUTS))
 
     def _moved_out(self, block: Block) -> list[Block] | None:
         """The blocks that move a block's result to the model's outputs; ``None`` if others read it."""

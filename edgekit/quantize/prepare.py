@@ -10,7 +10,7 @@ import onnx_ir as ir
 from edgekit.errors import UnsupportedError
 from edgekit.graph import io as graphs
 from edgekit.quantize.blocks import attribute, constant, name_nodes
-from edgekit.quantize.calibrate import Calibration
+from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.edit import Editor
 from edgekit.quantize.rules import Rules
 from edgekit.types import OnnxModel

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.quantize.auto import probes, run, snr
-from edgekit.quantize.calibrate import Calibration
+from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.corrections import FloatModels
 from edgekit.quantize.driver import quantize
 from edgekit.quantize.options import QuantizeOptions

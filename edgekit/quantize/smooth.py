@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from edgekit.quantize import rescaled
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks
-from edgekit.quantize.calibrate import Calibration
+from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.edit import Editor
 from edgekit.quantize.equalize import (
     core_blocks,

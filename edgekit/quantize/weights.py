@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgekit.quantize.blocks import WEIGHTED, Block, attribute, constant, find_blocks, select
-from edgekit.quantize.dynamic import gemm_bias, mark, matrix, report
+from edgekit.quantize.dynamic import gemm_bias, mark, matrix, report, why_float
 from edgekit.quantize.edit import Editor
 from edgekit.quantize.embedding import quantize_embeddings
 from edgekit.quantize.inputs import LayerInputs
@@ -47,9 +47,9 @@ def quantize_weights(
     rounded = _rounded(left, options.block_size, inputs) if gptq and inputs is not None else {}
     reports, notes, eight = [], [], 0
     for block in blocks:
-        reason = f"excluded by {excluded[block]!r}" if block in excluded else _impossible(block)
-        reports += report(block, reason, "")
-        if reason:
+        in_float = why_float(block, excluded, _impossible)
+        reports += report(block, in_float, "")
+        if in_float is not None:
             continue
         kept = _kept(block, trained)
         if dtype == "float16":

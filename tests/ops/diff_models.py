@@ -16,8 +16,9 @@ from edgekit.core import targets
 from edgekit.graph import passes
 from edgekit.graph.export import export
 from edgekit.load.samples import from_iterable
-from edgekit.quantize import QuantizeOptions, quantize
-from edgekit.quantize.calibrate import calibrate
+from edgekit.quantize.calibrate.collect import calibrate
+from edgekit.quantize.driver import quantize
+from edgekit.quantize.options import QuantizeOptions
 from edgekit.types import OnnxModel, TorchModel
 
 COUNT = 4

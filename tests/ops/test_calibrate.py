@@ -13,7 +13,8 @@ from quantize_support import Items, attention, residual
 
 from edgekit.errors import DataError, SourceError
 from edgekit.graph import io
-from edgekit.quantize.calibrate import Calibration, calibrate
+from edgekit.quantize.calibrate.calibration import Calibration
+from edgekit.quantize.calibrate.collect import calibrate
 from edgekit.types import OnnxModel
 
 

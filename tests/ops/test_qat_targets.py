@@ -18,8 +18,9 @@ from edgekit.compress.step import Context  # noqa: E402
 from edgekit.compress.steps.qat import Qat  # noqa: E402
 from edgekit.errors import UnsupportedError  # noqa: E402
 from edgekit.graph import export, io, passes  # noqa: E402
-from edgekit.quantize import QuantizeOptions, quantize  # noqa: E402
-from edgekit.quantize.calibrate import calibrate  # noqa: E402
+from edgekit.quantize.calibrate.collect import calibrate  # noqa: E402
+from edgekit.quantize.driver import quantize  # noqa: E402
+from edgekit.quantize.options import QuantizeOptions  # noqa: E402
 from edgekit.quantize.params import Affine  # noqa: E402
 from edgekit.quantize.trained import on_grid, take_apart  # noqa: E402
 from edgekit.types import OnnxModel, TorchModel  # noqa: E402

@@ -16,8 +16,10 @@ from quantize_support import CALIBRATED, SCHEMES, Items, attention, exported, op
 
 from edgekit.errors import CalibrationRequiredError, UnknownNameError, UnsupportedError, UsageError
 from edgekit.graph import io
-from edgekit.quantize import QuantizeOptions, QuantizeReport, quantize
-from edgekit.quantize.calibrate import METHODS, Calibration, calibrate
+from edgekit.quantize.calibrate.calibration import Calibration
+from edgekit.quantize.calibrate.collect import calibrate
+from edgekit.quantize.driver import quantize
+from edgekit.quantize.options import METHODS, QuantizeOptions, QuantizeReport
 from edgekit.types import OnnxModel
 
 Network = tuple[OnnxModel, Items, Calibration]
@@ -374,7 +376,7 @@ def test_compensated_rounding_beats_rounding_to_nearest() -> None:
 
 
 def test_sensitivity_names_the_layer_that_was_made_hard(tmp_path: Path) -> None:
-    from edgekit.quantize import Quantizing, sensitivity
+    from edgekit.quantize.sensitivity import Quantizing, sensitivity
 
     model, items = residual(tmp_path)
     ir_model = io.load(model.path)

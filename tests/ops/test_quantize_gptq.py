@@ -14,8 +14,10 @@ from torch import nn
 from edgekit.core import targets
 from edgekit.errors import UsageError
 from edgekit.graph import io
-from edgekit.quantize import QuantizeOptions, quantize, rounding
-from edgekit.quantize.calibrate import calibrate
+from edgekit.quantize import rounding
+from edgekit.quantize.calibrate.collect import calibrate
+from edgekit.quantize.driver import quantize
+from edgekit.quantize.options import QuantizeOptions
 from edgekit.types import OnnxModel
 
 

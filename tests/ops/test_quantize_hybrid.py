@@ -18,8 +18,9 @@ from edgekit.backends.tflite.rules import RULES  # noqa: E402
 from edgekit.core import targets  # noqa: E402
 from edgekit.graph import export, io, passes  # noqa: E402
 from edgekit.load.samples import from_iterable  # noqa: E402
-from edgekit.quantize import QuantizeOptions, quantize  # noqa: E402
-from edgekit.quantize.calibrate import calibrate  # noqa: E402
+from edgekit.quantize.calibrate.collect import calibrate  # noqa: E402
+from edgekit.quantize.driver import quantize  # noqa: E402
+from edgekit.quantize.options import QuantizeOptions  # noqa: E402
 from edgekit.types import OnnxModel, TorchModel  # noqa: E402
 
 

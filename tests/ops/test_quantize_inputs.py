@@ -12,9 +12,11 @@ from torch import nn
 
 from edgekit.errors import UsageError
 from edgekit.graph import io
-from edgekit.quantize import QuantizeOptions, quantize
-from edgekit.quantize.calibrate import Calibration, calibrate
+from edgekit.quantize.calibrate.calibration import Calibration
+from edgekit.quantize.calibrate.collect import calibrate
+from edgekit.quantize.driver import quantize
 from edgekit.quantize.inputs import LayerInputs, LayerRanges
+from edgekit.quantize.options import QuantizeOptions
 from edgekit.quantize.smooth import smooth
 from edgekit.types import OnnxModel
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgekit.errors import DataError, UnknownNameError, UsageError
-from edgekit.quantize.calibrate import METHODS, Calibration, Histogram, TensorStatistics
-from edgekit.quantize.calibrate.histogram import SIDE
+from edgekit.quantize.calibrate.calibration import Calibration, TensorStatistics
+from edgekit.quantize.calibrate.histogram import SIDE, Histogram
+from edgekit.quantize.options import METHODS
 
 ARRAYS = hnp.arrays(
     np.float32, st.integers(1, 50), elements=st.floats(-(2.0**100), 2.0**100, width=32, allow_nan=False)

@@ -110,9 +110,9 @@ def quantize(name: str, folder: Path) -> Path:
     from edgekit.core import targets
     from edgekit.graph import io
     from edgekit.load.samples import from_iterable
-    from edgekit.quantize import QuantizeOptions
-    from edgekit.quantize import quantize as insert
-    from edgekit.quantize.calibrate import calibrate
+    from edgekit.quantize.calibrate.collect import calibrate
+    from edgekit.quantize.driver import quantize as insert
+    from edgekit.quantize.options import QuantizeOptions
     from zoo_models import registry
 
     torch.manual_seed(SEED + 1)

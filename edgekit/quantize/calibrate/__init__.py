@@ -1,17 +1,5 @@
-"""Activation statistics of a float model: one pass over the samples serves every target and range method."""
+"""Calibration: statistics of a float model's activations (``collect``), ranges from them (``calibration``, ``ranges``).
 
-from edgekit.quantize.calibrate.calibration import METHODS, Calibration, TensorStatistics
-from edgekit.quantize.calibrate.collect import calibrate
-from edgekit.quantize.calibrate.doctor import Finding, Severity, diagnose
-from edgekit.quantize.calibrate.histogram import Histogram
-
-__all__ = [
-    "METHODS",
-    "Calibration",
-    "Finding",
-    "Histogram",
-    "Severity",
-    "TensorStatistics",
-    "calibrate",
-    "diagnose",
-]
+In come an optimized ONNX model and samples, which ``doctor`` checks; out comes one :class:`calibration.Calibration`.
+One pass over the samples serves every target and every range method.
+"""

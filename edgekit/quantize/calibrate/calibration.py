@@ -17,9 +17,7 @@ import numpy.typing as npt
 from edgekit.errors import DataError, UnknownNameError, UsageError
 from edgekit.quantize.calibrate import ranges
 from edgekit.quantize.calibrate.histogram import SIDE, Histogram
-
-METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
-"""The range estimators, all from the same statistics."""
+from edgekit.quantize.options import METHODS
 
 VERSION = 2
 _SCALARS = ("count", "low", "high", "average_low", "average_high", "channel_axis", "masked")

@@ -248,5 +248,11 @@ class RuntimeMissingError(DeviceError, MissingExtraError):
         DeviceError.__init__(self, message, hint=hint)
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, its first line; the name of its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def _join(names: Sequence[str]) -> str:
     return ", ".join(names)

@@ -13,7 +13,7 @@ from edgekit.core import plugins
 from edgekit.diff.forms import Form, Forms
 from edgekit.errors import DataError, EdgekitError, UsageError
 from edgekit.load import parse, trust
-from edgekit.load.data import Given, fits, random_samples, raw_example, unit_example, user_samples
+from edgekit.load.data import DataSpec, fits, random_samples, raw_example, unit_example, user_samples
 from edgekit.load.source import Source
 from edgekit.pipeline import stages
 from edgekit.pipeline.pixels import recorded
@@ -42,7 +42,7 @@ class Chain:
     tampered: bool = False
 
 
-def resolve(a: str, b: str, data: Given | None, context: BuildContext) -> Chain:
+def resolve(a: str, b: str, data: DataSpec | None, context: BuildContext) -> Chain:
     """The chain from ``a`` to ``b``; with ``b`` empty, from an artifact's source to it.
 
     Raises :class:`UsageError` for a pair that cannot be compared, :class:`DataError` when no sample fits,
@@ -110,7 +110,7 @@ def _tampered(artifact: Artifact | None, notes: list[str]) -> bool:
 def _source_forms(
     text: str,
     after: Form,
-    data: Given | None,
+    data: DataSpec | None,
     context: BuildContext,
     artifact: Artifact | None,
     notes: list[str],
@@ -140,7 +140,7 @@ def _outputs(artifact: Artifact, step: str) -> set[str]:
     return {s.output_sha256 for s in artifact.manifest.steps if s.name == step}
 
 
-def _opened(text: str, data: Given | None, context: BuildContext) -> Source:
+def _opened(text: str, data: DataSpec | None, context: BuildContext) -> Source:
     options = context.options
     source = Source(parse(text), context.store, trust=options.trust, network=options.network)
     source.example = lambda: raw_example(data)
@@ -230,7 +230,7 @@ def _kept(artifact: Artifact, context: BuildContext, notes: list[str]) -> OnnxMo
 
 
 def _samples(
-    data: Given | None, exported: Exported | None, artifact: Artifact | None, a: str, context: BuildContext
+    data: DataSpec | None, exported: Exported | None, artifact: Artifact | None, a: str, context: BuildContext
 ) -> tuple[Mapping[str, Array], ...]:
     """The user's, else the artifact's golden inputs, else the example and seeded variations of it."""
     inputs = exported.model.inputs if exported is not None else _inputs(a, artifact)

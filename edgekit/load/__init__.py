@@ -10,7 +10,7 @@ source is loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.core.plugins import loader
 from edgekit.load.record import Dependency as Dependency
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def load(
-    spec: SourceSpec, *, trust: bool = False, network: bool = False, needs_example: Any = None
+    spec: SourceSpec, *, trust: bool = False, network: bool = False, needs_example: object = None
 ) -> TorchModel | OnnxModel:
     """Load a source.
 
@@ -35,7 +35,7 @@ def load(
 
     Raises :class:`~edgekit.errors.SourceError` and its kinds.
     """
-    example: Callable[[], Any] | None = needs_example if callable(needs_example) else None
+    example: Callable[[], object] | None = needs_example if callable(needs_example) else None
     if needs_example is not None and example is None:
         example = lambda: needs_example  # noqa: E731
     return loader(spec.kind)(spec, Permit(trust=trust, network=network, example=example))
@@ -43,7 +43,7 @@ def load(
 
 def from_module(
     module: torch.nn.Module,
-    example_inputs: Any,
+    example_inputs: object,
     *,
     task: str = "",
     dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,

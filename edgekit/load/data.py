@@ -6,20 +6,22 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
 from edgekit.core import versions
 from edgekit.core.store import Store, canonical_json
 from edgekit.errors import DataError
-from edgekit.load import Dependency, Recorder, environment_fingerprint, unchanged
-from edgekit.types import Sample, Samples, TensorSpec
+from edgekit.load import Dependency, Recorder, environment_fingerprint, unchanged, usercode
+from edgekit.types import Json, Sample, Samples, TensorSpec
 
-Given: TypeAlias = str | Iterable[Any]
+DataSpec: TypeAlias = str | Iterable[object]
 """DATA as the user gives it: text on the command line, any iterable of inputs in Python."""
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from edgekit.types import Array
 
 RANDOM = "random"
@@ -61,11 +63,11 @@ class SampleSet:
 
 def user_samples(
     store: Store,
-    data: Given,
+    data: DataSpec,
     inputs: tuple[TensorSpec, ...],
     *,
     origin: str,
-    preprocessing: Mapping[str, Any],
+    preprocessing: Mapping[str, Json],
 ) -> SampleSet:
     """The samples that ``--calib`` or ``--eval`` (or the API) names.
 
@@ -102,14 +104,12 @@ def user_samples(
     return described
 
 
-def raw_example(data: Given | None) -> Any:
+def raw_example(data: DataSpec | None) -> object:
     """The first inputs of DATA as they come, for a module that brings no example inputs of its own.
 
     Raises :class:`DataError` when there is no data to take them from.
     """
-    from edgekit.load import usercode
-
-    item: Any = None
+    item: object = None
     if isinstance(data, str) and usercode.split(data):
         item = next(iter(usercode.iterate(data)), None)
     elif data is not None and not isinstance(data, str):
@@ -119,11 +119,12 @@ def raw_example(data: Given | None) -> Any:
             "the module brings no example inputs, and there is no data to take them from",
             hint="return (module, example_inputs) from the factory, or pass --calib file.py:callable",
         )
-    labelled = isinstance(item, tuple) and len(item) == 2 and _is_label(item[1])
-    return item[0] if labelled else item
+    if isinstance(item, tuple) and len(item) == 2 and _is_label(item[1]):
+        return item[0]
+    return item
 
 
-def _is_label(value: Any) -> bool:
+def _is_label(value: object) -> bool:
     return isinstance(value, int | float | str) or getattr(value, "ndim", 1) == 0
 
 
@@ -197,7 +198,7 @@ def _spread(samples: Iterable[Sample], total: int, count: int) -> Iterator[Sampl
             return
 
 
-def _like(array: Array, generator: Any) -> Array:
+def _like(array: Array, generator: np.random.Generator) -> Array:
     import numpy as np
 
     if array.dtype == np.bool_:

@@ -12,16 +12,17 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from edgekit.errors import SourceError, UntrustedSourceError
 from edgekit.graph.nested import Adapter, template, unique
 from edgekit.load import module as modules
-from edgekit.types import Permit, SourceSpec, TorchModel
+from edgekit.load.foreign import translated
+from edgekit.load.tensors import NotTensorsError, read_tensors
+from edgekit.types import Json, Permit, SourceSpec, TorchModel
 
 _OPERATOR = re.compile(
     r"torch\.ops\.\w+\.\w+(\.\w+)?|_operator\.\w+|math\.\w+|torch\.(_check\w*|sym_\w+|_sym_\w+)|torch\.ops\.higher_order\.\w+"
@@ -40,19 +41,17 @@ _MAX_DOCUMENT = 512 << 20
 def load(spec: SourceSpec, permit: Permit) -> TorchModel:
     """Load the program with its own example inputs and dynamic axes; see :func:`edgekit.load.load`."""
     assert spec.path is not None
-    found = [] if permit.trust else hazards(spec.path)
-    if found:
+    dangers = [] if permit.trust else hazards(spec.path)
+    if dangers:
         raise UntrustedSourceError(
-            f"loading {spec.path} would execute code from it: {'; '.join(found[:5])}",
+            f"loading {spec.path} would execute code from it: {'; '.join(dangers[:5])}",
             hint="pass --trust only if you made the file yourself or trust who did: it can then run any program",
         )
-    try:
+    with translated(
+        f"{spec.path} cannot be loaded",
+        hint=f"save it again with torch.export.save and torch {torch.__version__}",
+    ):
         program = torch.export.load(spec.path)
-    except Exception as error:
-        raise SourceError(
-            f"{spec.path} cannot be loaded: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}",
-            hint=f"save it again with torch.export.save and torch {torch.__version__}",
-        ) from error
     return from_program(program, spec.text)
 
 
@@ -64,9 +63,9 @@ def from_program(program: torch.export.ExportedProgram, what: str) -> TorchModel
     args, kwargs = program.example_inputs
     inputs: dict[str, torch.Tensor] = {}
 
-    def slots(value: Any, name: str) -> Any:
-        form, found = template(value, unique(name, inputs))
-        inputs.update(found)
+    def slots(value: object, name: str) -> object:
+        form, tensors = template(value, unique(name, inputs))
+        inputs.update(tensors)
         return form
 
     # An exported module takes its arguments in exactly the form of the export: by position or by name.
@@ -146,40 +145,43 @@ def _hazards(archive: zipfile.ZipFile) -> Iterator[str]:
             yield from _graph_hazards(_document(archive, name), "")
 
 
-def _document(archive: zipfile.ZipFile, name: str) -> Any:
+def _document(archive: zipfile.ZipFile, name: str) -> Json:
     if archive.getinfo(name).file_size > _MAX_DOCUMENT:
         raise ValueError(f"{name} is larger than {_MAX_DOCUMENT >> 20} MB")
-    return json.loads(archive.read(name))
+    document: Json = json.loads(archive.read(name))
+    return document
 
 
 def _is_plain(data: bytes) -> bool:
-    if not data:
-        return True
     try:
-        torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-    except Exception:  # noqa: BLE001 - whatever it is, it is not tensors in plain containers
-        return False
+        read_tensors(io.BytesIO(data))
+    except NotTensorsError:
+        return not data
     return True
 
 
-def _payload_hazards(config: Any) -> Iterator[str]:
-    for name, payload in config.get("config", {}).items():
-        path = str(payload.get("path_name", ""))
-        if payload.get("use_pickle") or path.startswith(("custom_obj", "opaque_obj")):
+def _payload_hazards(document: Json) -> Iterator[str]:
+    for name, payload in _object(_object(document).get("config", {})).items():
+        fields = _object(payload)
+        path = str(fields.get("path_name", ""))
+        if fields.get("use_pickle") or path.startswith(("custom_obj", "opaque_obj")):
             yield f"{name} is a pickled object"
         if ".." in path or path.startswith("/"):
             yield f"{name} is stored outside the archive's folder"
 
 
-def _graph_hazards(item: Any, key: str) -> Iterator[str]:
+def _object(value: Json) -> Mapping[str, Json]:
+    if not isinstance(value, Mapping):
+        raise ValueError("its list of weights is malformed")  # noqa: TRY004 - the file is wrong, not a type of ours
+    return value
+
+
+def _graph_hazards(item: Json, key: str) -> Iterator[str]:
     """Strings that the loader looks up, evaluates or writes into generated code."""
-    if isinstance(item, dict):
+    if isinstance(item, Mapping):
         for name, value in item.items():
             if name not in ("metadata", "doc_string"):
                 yield from _graph_hazards(value, name)
-    elif isinstance(item, list):
-        for value in item:
-            yield from _graph_hazards(value, key)
     elif isinstance(item, str):
         if key == "target" and not _OPERATOR.fullmatch(item):
             yield f"the graph calls {item[:80]}"
@@ -189,10 +191,13 @@ def _graph_hazards(item: Any, key: str) -> Iterator[str]:
             yield f"an argument is named {item[:80]!r}"
         elif key in ("in_spec", "out_spec") and re.search(r"[^\w\s.:,\"\\\[\]{}<>/-]", item):
             yield "its input structure has keys that are no plain names"
+    elif isinstance(item, Sequence):
+        for value in item:
+            yield from _graph_hazards(value, key)
 
 
 def _is_arithmetic(expression: str) -> bool:
     plain = _SYMBOL.sub("0", expression)
     words = re.findall(r"[A-Za-z_]\w*", plain)
-    known = all(w in _EXPRESSION_NAMES or re.fullmatch(r"z?u?[fsu]\d+", w) for w in words)
-    return known and re.fullmatch(r"[\w\s+\-*/%(),.<>=&|~]*", plain) is not None and "__" not in plain
+    named = all(w in _EXPRESSION_NAMES or re.fullmatch(r"z?u?[fsu]\d+", w) for w in words)
+    return named and re.fullmatch(r"[\w\s+\-*/%(),.<>=&|~]*", plain) is not None and "__" not in plain

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from edgekit.errors import SourceError
 from edgekit.load import module as modules
+from edgekit.load.exported import from_program
 from edgekit.load.usercode import run
 from edgekit.types import Permit, SourceSpec, TorchModel
 
@@ -17,59 +17,53 @@ from edgekit.types import Permit, SourceSpec, TorchModel
 def load(spec: SourceSpec, permit: Permit) -> TorchModel:
     """Call the factory; see :func:`edgekit.load.load`."""
 
-    def build(factory: Any) -> TorchModel:
-        made = factory() if callable(factory) and not isinstance(factory, torch.nn.Module) else factory
+    def build(factory: object) -> TorchModel:
+        result = factory() if callable(factory) and not isinstance(factory, torch.nn.Module) else factory
         # Bound, and so run once, while the file's siblings can still be imported.
-        return from_result(made, spec.text, permit.example)
+        return from_result(result, spec.text, permit.example)
 
     return run(spec.text, build)
 
 
-def from_result(made: Any, what: str, example: Callable[[], Any] | None) -> TorchModel:
+def from_result(result: object, what: str, example: Callable[[], object] | None) -> TorchModel:
     """A factory's result: a module, ``(module, example_inputs)`` or a :class:`TorchModel`."""
-    if isinstance(made, TorchModel):
-        model = modules.bind(made.module, dict(made.example_inputs), what=what)
+    if isinstance(result, TorchModel):
+        model = modules.bind(result.module, dict(result.example_inputs), what=what)
         return modules.complete(
             model,
-            task=made.task,
-            dynamic_axes=made.dynamic_axes,
-            labels=tuple(made.labels),
-            preprocessing=made.preprocessing,
+            task=result.task,
+            dynamic_axes=result.dynamic_axes,
+            labels=tuple(result.labels),
+            preprocessing=result.preprocessing,
         )
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], torch.export.ExportedProgram):
-        made = made[0]
-    if isinstance(made, torch.export.ExportedProgram):
-        from edgekit.load.exported import from_program
-
-        return from_program(made, what)  # a program takes inputs in the form it was exported with, no other
-    if isinstance(made, tuple) and len(made) == 2 and modules.is_module(made[0]):
-        return modules.bind(made[0], made[1], what=what)
-    if modules.is_module(made):
-        return modules.bind(made, _own_example(made, what, example), what=what)
+    module, *inputs = result if isinstance(result, tuple) and len(result) == 2 else (result,)
+    if isinstance(module, torch.export.ExportedProgram):
+        return from_program(module, what)  # a program takes inputs in the form it was exported with, no other
+    if isinstance(module, torch.nn.Module):
+        return modules.bind(module, inputs[0] if inputs else _own_example(module, what, example), what=what)
     raise SourceError(
-        f"{what} returned {_describe(made)}", hint="return (module, example_inputs), or the module alone"
+        f"{what} returned {_describe(result)}", hint="return (module, example_inputs), or the module alone"
     )
 
 
-def _own_example(module: Any, what: str, example: Callable[[], Any] | None) -> Any:
-    if getattr(module, "example_inputs", None) is not None:
-        return module.example_inputs
-    if getattr(module, "example_input_array", None) is not None:  # PyTorch Lightning's name for it
-        return module.example_input_array
+def _own_example(module: torch.nn.Module, what: str, example: Callable[[], object] | None) -> object:
+    for attribute in ("example_inputs", "example_input_array"):  # the second is PyTorch Lightning's
+        if (own := getattr(module, attribute, None)) is not None:
+            return own
     if example is not None:
         return example()
-    names = ", ".join(n for n in inspect.signature(module.forward).parameters)
+    names = ", ".join(inspect.signature(module.forward).parameters)
     raise SourceError(
         f"{what} returned a module without example inputs",
         hint=f"return (module, example_inputs) with a tensor for each of: {names}; or pass calibration data",
     )
 
 
-def _describe(made: Any) -> str:
-    if made is None:
+def _describe(result: object) -> str:
+    if result is None:
         return "nothing"
-    if isinstance(made, tuple):
-        return f"a tuple of {len(made)} ({', '.join(type(m).__name__ for m in made)})"
-    if isinstance(made, type):
-        return f"the class {made.__name__}, not a module made from it"
-    return f"a {type(made).__name__}"
+    if isinstance(result, tuple):
+        return f"a tuple of {len(result)} ({', '.join(type(m).__name__ for m in result)})"
+    if isinstance(result, type):
+        return f"the class {result.__name__}, not a module made from it"
+    return f"a {type(result).__name__}"

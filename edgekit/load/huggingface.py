@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+
+import torch
 
 from edgekit.errors import MissingExtraError, SourceError, UntrustedSourceError
 from edgekit.load import module as modules
+from edgekit.load.foreign import translated
 from edgekit.load.usercode import guarded
-from edgekit.types import Permit, SourceSpec, TorchModel
+from edgekit.preprocess.declared import from_mapping
+from edgekit.types import Json, Permit, SourceSpec, TorchModel
 
 _TASKS = {
     "ForSequenceClassification": "text-classification",
@@ -32,9 +38,26 @@ _TASKS = {
     "EncoderModel": "feature-extraction",
     "Model": "feature-extraction",
 }
+"""Task by the end of the class's name; the first that fits, so longer endings come first."""
+
+_IMAGE_TASKS = ("image-classification", "object-detection", "semantic-segmentation", "depth-estimation")
 _SENTENCE = "The quick brown fox jumps over the lazy dog."
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 _PICKLES = ("pytorch_model.bin", "model.ckpt", "tf_model.h5", "flax_model.msgpack")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Hub:
+    """How transformers is asked for the parts of one model: a directory, or a name on the hub."""
+
+    transformers: ModuleType
+    name: str
+    permit: Permit
+
+    @property
+    def limits(self) -> dict[str, bool]:
+        """The arguments of ``from_pretrained`` that keep it from the network and from the model's own code."""
+        return {"local_files_only": not self.permit.network, "trust_remote_code": self.permit.trust}
 
 
 def load(spec: SourceSpec, permit: Permit) -> TorchModel:
@@ -48,18 +71,18 @@ def load(spec: SourceSpec, permit: Permit) -> TorchModel:
             f"{spec.text} is no directory here, and the network is not to be used",
             hint="give the directory of a downloaded model, or pass --network",
         )
-    name = str(spec.path) if spec.path is not None else spec.attribute
     with _offline(not permit.network):
         try:
-            import transformers
+            import transformers  # inside: it reads the environment when it is imported
         except ImportError as error:
             raise MissingExtraError("transformers", "huggingface") from error
         transformers.utils.logging.disable_progress_bar()
-        config = _config(transformers, name, spec, permit.trust, permit.network)
+        hub = _Hub(transformers=transformers, name=str(spec.path or spec.attribute), permit=permit)
+        config = _config(hub, spec)
         if spec.path is not None and not permit.trust:
             _refuse_pickles(spec.path)
-        module = _module(transformers, name, config, permit.trust, permit.network)
-        inputs = _example(transformers, name, config, module, permit.trust, permit.network)
+        module = _module(hub, config)
+        inputs = _example(hub, config, module)
     model = modules.bind(module, inputs, what=spec.text)
     axes = {
         key: {0: "batch", 1: "sequence"} if tensor.dim() == 2 and _is_text(key) else {0: "batch"}
@@ -80,32 +103,30 @@ def _task(architecture: str) -> str:
     return next((task for suffix, task in _TASKS.items() if architecture.endswith(suffix)), "")
 
 
-def _config(transformers: Any, name: str, spec: SourceSpec, trust: bool, network: bool) -> Any:
-    raw = _json(Path(name) / "config.json") if spec.path is not None else {}
-    if raw.get("auto_map") and not trust:
+def _config(hub: _Hub, spec: SourceSpec) -> object:
+    """The model's ``PretrainedConfig``. Raises where it names Python code of its own that is not trusted."""
+    own_code = _json(spec.path / "config.json").get("auto_map") if spec.path is not None else None
+    if own_code and not hub.permit.trust:
+        names = sorted(own_code) if isinstance(own_code, Mapping) else [str(own_code)]
         raise UntrustedSourceError(
-            f"{spec.text} brings its own Python code ({', '.join(sorted(raw['auto_map']))})",
+            f"{spec.text} brings its own Python code ({', '.join(names)})",
             hint="pass --trust to let it run, after you have read it",
         )
-    try:
-        return transformers.AutoConfig.from_pretrained(
-            name, local_files_only=not network, trust_remote_code=trust
-        )
-    except Exception as error:
-        raise SourceError(
-            f"the config of {spec.text} cannot be read: {_line(error)}",
-            hint="is it a model directory of transformers?",
-        ) from error
+    with translated(
+        f"the config of {spec.text} cannot be read", hint="is it a model directory of transformers?"
+    ):
+        config: object = hub.transformers.AutoConfig.from_pretrained(hub.name, **hub.limits)
+    return config
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, Json]:
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SourceError(f"{path} cannot be read: {error}", hint="download the model again") from error
-    if not isinstance(read, dict):
+    if not isinstance(document, dict):
         raise SourceError(f"{path} is not a configuration", hint="download the model again")
-    return read
+    return document
 
 
 def _refuse_pickles(folder: Path) -> None:
@@ -120,71 +141,58 @@ def _refuse_pickles(folder: Path) -> None:
     raise SourceError(f"{folder} has no weights (*.safetensors)", hint="download the model completely")
 
 
-def _module(transformers: Any, name: str, config: Any, trust: bool, network: bool) -> Any:
-    architectures = list(getattr(config, "architectures", None) or [])
-    chosen = next((getattr(transformers, a) for a in architectures if hasattr(transformers, a)), None)
-    for key in ("use_cache", "return_dict"):
+def _module(hub: _Hub, config: object) -> torch.nn.Module:
+    architectures = getattr(config, "architectures", None) or []
+    classes = [getattr(hub.transformers, a) for a in architectures if hasattr(hub.transformers, a)]
+    # The key-value cache would become an output of the graph; named results give the outputs their names.
+    for key, value in (("use_cache", False), ("return_dict", True)):
         if hasattr(config, key):
-            setattr(config, key, key == "return_dict")
-    import torch
-
-    with guarded(f"loading hf:{name}"):
-        return (chosen or transformers.AutoModel).from_pretrained(
-            name,
+            setattr(config, key, value)
+    with guarded(f"loading hf:{hub.name}"):
+        module: torch.nn.Module = (classes or [hub.transformers.AutoModel])[0].from_pretrained(
+            hub.name,
             config=config,
-            local_files_only=not network,
-            trust_remote_code=trust,
-            use_safetensors=None if trust else True,
+            use_safetensors=None if hub.permit.trust else True,
             dtype=torch.float32,
+            # Fused attention is exported as operators that runtimes do not have.
             attn_implementation="eager",
+            **hub.limits,
         )
+    return module
 
 
-def _example(
-    transformers: Any, name: str, config: Any, module: Any, trust: bool, network: bool
-) -> dict[str, Any]:
-    import inspect
-
-    accepted = set(inspect.signature(module.forward).parameters)
+def _example(hub: _Hub, config: object, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    parameters = inspect.signature(module.forward).parameters
     main = getattr(module, "main_input_name", "input_ids")
-    if main == "input_ids":
-        return {k: v for k, v in _tokens(transformers, name, config, trust, network).items() if k in accepted}
     if main == "pixel_values":
-        return {"pixel_values": _image(config)}
-    dummy = getattr(module, "dummy_inputs", None)
-    if isinstance(dummy, Mapping) and main in dummy:
-        return {k: v for k, v in dummy.items() if k in accepted}
+        return {main: _image(config)}
+    inputs = _tokens(hub, config) if main == "input_ids" else getattr(module, "dummy_inputs", None)
+    if isinstance(inputs, Mapping) and main in inputs:
+        return {k: v for k, v in inputs.items() if k in parameters}
     raise SourceError(
         f"no example inputs are known for {type(module).__name__} (its main input is {main!r})",
         hint="write a factory that returns (model, {name: tensor, …})",
     )
 
 
-def _tokens(transformers: Any, name: str, config: Any, trust: bool, network: bool) -> dict[str, Any]:
+def _tokens(hub: _Hub, config: object) -> dict[str, torch.Tensor]:
     """The tokenizer's output for a sentence; seeded ids with a full mask where there is no tokenizer."""
-    import torch
-
-    folder = Path(name)
+    folder = Path(hub.name)
     # Without its files transformers makes an empty tokenizer up, whose ids mean nothing to the model.
     if not folder.is_dir() or any((folder / n).is_file() for n in _TOKENIZER_FILES):
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                name, local_files_only=not network, trust_remote_code=trust
-            )
+        with translated(
+            f"the tokenizer of {hub.name} cannot be loaded",
+            hint="install what it needs, or remove its files to use random token ids as example inputs",
+        ):
+            tokenizer = hub.transformers.AutoTokenizer.from_pretrained(hub.name, **hub.limits)
             return dict(tokenizer(_SENTENCE, return_tensors="pt"))
-        except Exception as error:
-            raise SourceError(
-                f"the tokenizer of {name} cannot be loaded: {_line(error)}",
-                hint="install what it needs, or remove its files to use random token ids as example inputs",
-            ) from error
     size = int(getattr(config, "vocab_size", 0) or 2)
     ids = torch.randint(0, size, (1, 16), generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def _image(config: Any) -> Any:
-    import torch
-
+def _image(config: object) -> torch.Tensor:
+    """A seeded ``[1, channels, height, width]`` image of the size that the config states, else of 224."""
     size = getattr(config, "image_size", None) or 224
     height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     channels = int(getattr(config, "num_channels", 3))
@@ -195,13 +203,9 @@ def _is_text(name: str) -> bool:
     return name.endswith(("_ids", "_mask"))
 
 
-def _preprocessing(folder: Path | None, task: str) -> dict[str, Any]:
-    if folder is None or not (folder / "preprocessor_config.json").is_file():
+def _preprocessing(folder: Path | None, task: str) -> dict[str, Json]:
+    if folder is None or task not in _IMAGE_TASKS or not (folder / "preprocessor_config.json").is_file():
         return {}
-    if task not in ("image-classification", "object-detection", "semantic-segmentation", "depth-estimation"):
-        return {}
-    from edgekit.preprocess.declared import from_mapping
-
     contract = from_mapping({"huggingface": str(folder)})
     return contract.to_mapping() if contract is not None else {}
 
@@ -209,11 +213,11 @@ def _preprocessing(folder: Path | None, task: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def _offline(offline: bool) -> Iterator[None]:
     """Keep the hub client from the network and transformers from its chatter."""
-    wanted = {"HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
+    settings = {"HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
     if offline:
-        wanted |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    before = {k: os.environ.get(k) for k in wanted}
-    os.environ.update(wanted)
+        settings |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    before = {k: os.environ.get(k) for k in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
@@ -222,8 +226,3 @@ def _offline(offline: bool) -> Iterator[None]:
                 del os.environ[key]
             else:
                 os.environ[key] = value
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

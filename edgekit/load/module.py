@@ -9,25 +9,25 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from edgekit.errors import FactoryError, SourceError
-from edgekit.graph.nested import Adapter, call, template
+from edgekit.graph.nested import Adapter, flatten, template
 from edgekit.load.usercode import guarded
-from edgekit.types import TorchModel
+from edgekit.types import Json, TorchModel
 
-_ADAPTED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+ModuleLike: TypeAlias = torch.nn.Module | torch.export.ExportedProgram
+"""What :func:`bind` takes as the module."""
+
+_Arguments: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 
 
-def is_module(value: Any) -> bool:
-    """Whether this is something that :func:`bind` takes as the module."""
-    return isinstance(value, torch.nn.Module | torch.export.ExportedProgram)
-
-
-def bind(module: Any, example: Any, *, what: str) -> TorchModel:
+def bind(module: ModuleLike, example: object, *, what: str) -> TorchModel:
     """Put a module and its example inputs (tensor, tuple, list, dict; nested where the module wants it)
     into the form above, and run it once.
 
@@ -36,26 +36,26 @@ def bind(module: Any, example: Any, *, what: str) -> TorchModel:
     """
     module = prepare(module)
     args, kwargs = _arguments(module, _to_tensors(example), what)
-    named, inputs = _names(module, args, kwargs, what)
-    model = TorchModel(module=named, example_inputs=inputs)
+    named, inputs = _named(module, args, kwargs, what)
     try:
-        with guarded(f"{what}: the module, called with its example inputs,"):
-            outputs = _call(named, inputs)
+        with guarded(f"{what}: the module, called with its example inputs,"), torch.no_grad():
+            result = named(**inputs)
     except FactoryError as error:
-        if (
-            isinstance(example, Mapping) and args and isinstance(args[-1], Mapping)
-        ):  # one dict was the last resort
+        # A dict as the one argument was the last resort: its keys were meant as names, which do not fit.
+        if isinstance(example, Mapping) and args and isinstance(args[-1], Mapping):
             raise _unfit(module, example, what) from error
         raise
-    if isinstance(outputs, str):
+    try:
+        outputs = flatten(result)
+    except TypeError as error:
         raise SourceError(
-            f"{what}: {outputs}", hint="let forward return tensors, or tuples, dicts or dataclasses of them"
-        )
+            f"{what}: {error}", hint="let forward return tensors, or tuples, dicts or dataclasses of them"
+        ) from error
     if not outputs:
         raise SourceError(
             f"{what}: the module returns no tensor", hint="let forward return what the app needs"
         )
-    return model
+    return TorchModel(module=named, example_inputs=inputs)
 
 
 def complete(
@@ -64,7 +64,7 @@ def complete(
     task: str = "",
     dynamic_axes: Mapping[str, Mapping[int, str]],
     labels: tuple[str, ...] = (),
-    preprocessing: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, Json] | None = None,
 ) -> TorchModel:
     """Add what the source says about a model; dynamic axes are checked against the example inputs."""
     for name, axes in dynamic_axes.items():
@@ -88,43 +88,35 @@ def complete(
     )
 
 
-def prepare(module: Any) -> torch.nn.Module:
+def prepare(module: ModuleLike) -> torch.nn.Module:
     """Evaluation mode, CPU, floats in float32; wrappers of training (DDP, ``torch.compile``) taken off."""
     if isinstance(module, torch.export.ExportedProgram):
         return module.module()
-    while True:
-        inner = getattr(module, "_orig_mod", None)
-        if inner is None and isinstance(
-            module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel
-        ):
-            inner = module.module
-        if not isinstance(inner, torch.nn.Module):
-            break
+    while (inner := _wrapped(module)) is not None:
         module = inner
     try:
         module.eval()
     except NotImplementedError:  # torch.export's modules are frozen in one mode
-        return module  # type: ignore[no-any-return]
+        return module
     floats = {t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()}
     module.cpu()
     if floats & {torch.float16, torch.bfloat16, torch.float64}:
         module.float()
-    return module  # type: ignore[no-any-return]
+    return module
 
 
-def _call(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor] | str:
-    with torch.no_grad():
-        result = module(**inputs)
-    from edgekit.graph.nested import flatten
+def _wrapped(module: torch.nn.Module) -> torch.nn.Module | None:
+    """The module inside of a wrapper; ``None`` for any other."""
+    inner: object = getattr(module, "_orig_mod", None)  # torch.compile's
+    if inner is None and isinstance(
+        module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel
+    ):
+        inner = module.module
+    return inner if isinstance(inner, torch.nn.Module) else None
 
-    try:
-        return flatten(result)
-    except TypeError as error:
-        return str(error)
 
-
-def _to_tensors(value: Any) -> Any:
-    """Arrays to tensors, wide floats to float32, on the CPU; containers kept."""
+def _to_tensors(value: object) -> object:
+    """Arrays to tensors, wide floats to float32, on the CPU; containers stay."""
     if isinstance(value, np.ndarray | np.generic):
         value = torch.from_numpy(np.array(value))
     if isinstance(value, torch.Tensor):
@@ -132,19 +124,18 @@ def _to_tensors(value: Any) -> Any:
         return value.detach().cpu().float() if wide else value.detach().cpu()
     if isinstance(value, Mapping):
         return {k: _to_tensors(v) for k, v in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_to_tensors(v) for v in value))
+    if isinstance(value, tuple) and hasattr(value, "_make"):  # a named tuple
+        return value._make(_to_tensors(v) for v in value)
     if isinstance(value, list | tuple):
         return type(value)(_to_tensors(v) for v in value)
     return value
 
 
-def _arguments(module: torch.nn.Module, example: Any, what: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(module: torch.nn.Module, example: object, what: str) -> _Arguments:
     """Whether the example is positional or by name; a dict or list may also be one argument."""
     signature = inspect.signature(module.forward)
-    choices: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     if isinstance(example, torch.Tensor):
-        choices = [((example,), {})]
+        choices: list[_Arguments] = [((example,), {})]
     elif isinstance(example, Mapping):
         choices = [*_by_name(signature, example), ((dict(example),), {})]
     elif isinstance(example, list | tuple):
@@ -160,27 +151,26 @@ def _arguments(module: torch.nn.Module, example: Any, what: str) -> tuple[tuple[
     raise _unfit(module, example, what)
 
 
-def _unfit(module: torch.nn.Module, example: Any, what: str) -> SourceError:
+def _unfit(module: torch.nn.Module, example: object, what: str) -> SourceError:
     count = len(example) if isinstance(example, list | tuple) else 1
-    given = ", ".join(map(str, example)) if isinstance(example, Mapping) else f"{count} by position"
+    form = ", ".join(map(str, example)) if isinstance(example, Mapping) else f"{count} by position"
     return SourceError(
-        f"{what}: the example inputs ({given}) do not fit forward{inspect.signature(module.forward)}",
+        f"{what}: the example inputs ({form}) do not fit forward{inspect.signature(module.forward)}",
         hint="give every parameter without a default, as a tuple by position or as a dict by name",
     )
 
 
-def _by_name(
-    signature: inspect.Signature, example: Mapping[Any, Any]
-) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+def _by_name(signature: inspect.Signature, example: Mapping[object, object]) -> list[_Arguments]:
     """The call that gives every parameter its namesake, positional-only ones by position."""
-    if not all(isinstance(k, str) for k in example):
+    named = {k: v for k, v in example.items() if isinstance(k, str)}
+    if len(named) < len(example):
         return []
-    only = {n for n, p in signature.parameters.items() if p.kind is inspect.Parameter.POSITIONAL_ONLY}
-    args = tuple(example[n] for n in signature.parameters if n in only and n in example)
-    return [(args, {k: v for k, v in example.items() if k not in only})]
+    only = [n for n, p in signature.parameters.items() if p.kind is inspect.Parameter.POSITIONAL_ONLY]
+    args = tuple(named.pop(n) for n in only if n in named)
+    return [(args, named)]
 
 
-def _fits(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _fits(signature: inspect.Signature, args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
     try:
         signature.bind(*args, **kwargs)
     except TypeError:
@@ -188,67 +178,52 @@ def _fits(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str,
     return True
 
 
-def _names(
-    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], what: str
+def _named(
+    module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object], what: str
 ) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """Tensors by parameter name; an :class:`Adapter` where plain keywords are not enough."""
     signature = inspect.signature(module.forward)
     bound = signature.bind(*args, **kwargs).arguments
-    plain: dict[str, Any] = {}
-    for name, parameter in signature.parameters.items():
-        if name not in bound:
-            continue
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            plain.update(bound[name])
-        elif parameter.kind not in _ADAPTED:
-            plain[name] = bound[name]
-    positional = any(p.kind in _ADAPTED and n in bound for n, p in signature.parameters.items())
-    if not positional and all(isinstance(v, torch.Tensor) for v in plain.values()):
-        inputs = dict(plain)
-    else:
-        form, inputs = _adapted(signature, bound)
-        module = Adapter(module, *form)
-        module.eval() if not _is_frozen(module) else None
+    plain: dict[str, object] = {}
+    for name, value in bound.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            plain.update(value)
+        elif kind not in _UNNAMED:
+            plain[name] = value
+    inputs = {name: value for name, value in plain.items() if isinstance(value, torch.Tensor)}
+    if len(inputs) < len(plain) or any(signature.parameters[n].kind in _UNNAMED for n in bound):
+        (slots, named_slots), inputs = _adapted(signature, bound)
+        module = Adapter(module, slots, named_slots)
+        if not any(isinstance(m, torch.fx.GraphModule) for m in module.modules()):
+            module.eval()  # a graph of torch.export is frozen in its mode, and refuses
     if not inputs:
         raise SourceError(f"{what}: the example inputs hold no tensor", hint="give at least one tensor")
     return module, inputs
 
 
 def _adapted(
-    signature: inspect.Signature, bound: Mapping[str, Any]
-) -> tuple[tuple[tuple[Any, ...], dict[str, Any]], dict[str, torch.Tensor]]:
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
+    signature: inspect.Signature, bound: Mapping[str, object]
+) -> tuple[_Arguments, dict[str, torch.Tensor]]:
+    """The arguments with a slot in place of every tensor, and the tensors by name."""
+    args: list[object] = []
+    kwargs: dict[str, object] = {}
     inputs: dict[str, torch.Tensor] = {}
-    for name, parameter in signature.parameters.items():
-        if name not in bound:
-            continue
-        members = (
-            bound[name].items() if parameter.kind is inspect.Parameter.VAR_KEYWORD else [(name, bound[name])]
-        )
-        for key, value in members:
-            form, found = template(value, key)
-            if clash := inputs.keys() & found.keys():
+    for name, argument in bound.items():
+        kind = signature.parameters[name].kind
+        named = argument if kind is inspect.Parameter.VAR_KEYWORD else {name: argument}
+        assert isinstance(named, Mapping)
+        for key, value in named.items():
+            form, tensors = template(value, key)
+            if clash := inputs.keys() & tensors.keys():
                 raise SourceError(
                     f"two inputs are named {min(clash)!r}", hint="rename one of forward's parameters"
                 )
-            inputs |= found
-            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            inputs |= tensors
+            if kind is inspect.Parameter.VAR_POSITIONAL:
                 args.extend(form)
-            elif parameter.kind in (
-                inspect.Parameter.POSITIONAL_ONLY,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            ):
+            elif kind in _POSITIONAL:
                 args.append(form)
             else:
                 kwargs[key] = form
     return (tuple(args), kwargs), inputs
-
-
-def _is_frozen(module: torch.nn.Module) -> bool:
-    return any(isinstance(m, torch.fx.GraphModule) for m in module.modules())
-
-
-def outputs_of(model: TorchModel) -> dict[str, torch.Tensor]:
-    """The module's outputs on its example inputs, by name."""
-    return call(model.module, model.example_inputs)

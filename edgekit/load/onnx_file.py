@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import onnx
+
 from edgekit.errors import SourceError
 from edgekit.graph import io
+from edgekit.load.foreign import translated
 from edgekit.types import OnnxModel, Permit, SourceSpec
 
 
@@ -15,18 +18,11 @@ def load(spec: SourceSpec, permit: Permit) -> OnnxModel:
     """
     del permit  # nothing in the file is executed, and it is here
     assert spec.path is not None
-    import onnx
-
     proto = io.read_proto(spec.path)
-    try:
+    with translated(f"{spec.path} is not a valid ONNX model", hint="export it again"):
         # By path where weights are outside, so that the checker need not hold more than protobuf can.
-        target = str(spec.path) if io.external_files(spec.path) else proto
-        onnx.checker.check_model(target, full_check=False)
-    except Exception as error:
-        raise SourceError(
-            f"{spec.path} is not a valid ONNX model: {str(error).strip().splitlines()[0]}",
-            hint="export it again",
-        ) from error
+        external = io.external_files(spec.path)
+        onnx.checker.check_model(str(spec.path) if external else proto, full_check=False)
     model = io.describe(spec.path)
     if not model.outputs:
         raise SourceError(f"{spec.path} has no output", hint="export it again")

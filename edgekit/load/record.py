@@ -69,7 +69,7 @@ class Recorder:
         if error is None:
             self.dependencies = tuple(d for d in map(_dependency, sorted(self._kept())) if d is not None)
 
-    def saw(self, path: Any, mode: Any = "r", flags: Any = 0) -> None:
+    def saw(self, path: object, mode: object = "r", flags: object = 0) -> None:
         """Note one opened file."""
         if isinstance(path, bytes):
             path = os.fsdecode(path)
@@ -97,7 +97,7 @@ def _install_hook() -> None:
     if _hooked:
         return
 
-    def hook(event: str, args: tuple[Any, ...]) -> None:
+    def hook(event: str, args: tuple[object, ...]) -> None:
         if not _active or event not in ("open", "os.listdir", "os.scandir"):
             return
         if event != "open" and sys._getframe(1).f_code.co_filename.startswith(_IMPORTERS):

@@ -8,18 +8,22 @@ or if its first element is itself a tuple, list or dict; else it is the model's 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekit.errors import DataError, UnknownNameError
-from edgekit.types import Sample, TensorSpec
+from edgekit.load import usercode
+from edgekit.load.foreign import translated
+from edgekit.preprocess.declared import completed
+from edgekit.types import Json, Sample, TensorSpec
 
 if TYPE_CHECKING:
     from edgekit.preprocess.contract import Preprocessing
@@ -34,7 +38,7 @@ def open_samples(
     text: str,
     inputs: tuple[TensorSpec, ...],
     *,
-    preprocessing: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, Json] | None = None,
     limit: int | None = None,
 ) -> DataSamples:
     """Open DATA: ``file.py:callable``, a directory of ``.npz``/``.npy`` files, or one of images.
@@ -43,10 +47,8 @@ def open_samples(
     Raises :class:`DataError` naming sample and tensor, already here for the first sample, and
     :class:`~edgekit.errors.SourceError` or :class:`~edgekit.errors.FactoryError` for the user's code.
     """
-    from edgekit.load import usercode
-
     if usercode.split(text) is not None:
-        return _from_callable(text, inputs, limit)
+        return DataSamples(lambda: usercode.iterate(text), inputs, name=text, limit=limit)
     path = Path(text)
     if path.is_file() and path.suffix in _ARRAYS:
         return DataSamples(_Arrays((path,)), inputs, name=text, limit=limit)
@@ -67,7 +69,7 @@ def open_samples(
 
 
 def from_iterable(
-    iterable: Iterable[Any] | Callable[[], Iterable[Any]],
+    iterable: Iterable[object] | Callable[[], Iterable[object]],
     inputs: tuple[TensorSpec, ...],
     *,
     limit: int | None = None,
@@ -80,7 +82,7 @@ def from_iterable(
     if isinstance(iterable, Iterator):
         once = DataSamples(lambda: iterable, inputs, name=name, limit=limit, probe=False)
         return DataSamples(_Spooled(once), inputs, name=name)
-    return DataSamples(_Again(iterable), inputs, name=name, limit=limit)
+    return DataSamples(lambda: usercode.items(iterable, name), inputs, name=name, limit=limit)
 
 
 class DataSamples:
@@ -118,10 +120,6 @@ class DataSamples:
         """Whether every sample carries a label."""
         return self._summarize()[2]
 
-    def fitted(self, inputs: tuple[TensorSpec, ...]) -> DataSamples:
-        """The same data for other input specs (a model with fixed shapes); raises as :func:`open_samples`."""
-        return DataSamples(self._source, inputs, name=self._name, limit=self._limit)
-
     def _all(self) -> Iterator[Sample]:
         index = 0
         for item in self._source():
@@ -155,26 +153,7 @@ def _feed(hasher: hashlib._Hash, sample: Sample) -> None:
 
 # --- sources: callables that give a fresh iterator each time ------------------------------------------
 
-_Source = Callable[[], Iterable[Any]]
-
-
-def _from_callable(text: str, inputs: tuple[TensorSpec, ...], limit: int | None) -> DataSamples:
-    from edgekit.load import usercode
-
-    return DataSamples(lambda: usercode.iterate(text), inputs, name=text, limit=limit)
-
-
-class _Again:
-    """Something that can be iterated again, or a function that gives it."""
-
-    def __init__(self, iterable: Any) -> None:
-        self._iterable = iterable
-
-    def __call__(self) -> Iterable[Any]:
-        value = self._iterable() if callable(self._iterable) else self._iterable
-        if not hasattr(value, "__iter__") and hasattr(value, "__len__"):
-            return (value[i] for i in range(len(value)))  # a map-style data set
-        return value  # type: ignore[no-any-return]
+_Source = Callable[[], Iterable[object]]
 
 
 class _Spooled:
@@ -183,22 +162,24 @@ class _Spooled:
     def __init__(self, samples: Iterable[Sample]) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="edgekit-samples-"))
         atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
-        self._count = 0
+        self._names: tuple[str, ...] = ()
+        self._labels: list[object] = []
         for sample in samples:
-            arrays: dict[str, Any] = {f"input:{name}": array for name, array in sample.inputs.items()}
-            if sample.label is not None:
-                arrays["label"] = np.asarray(sample.label)
-            np.savez(self._path(self._count), **arrays)
-            self._count += 1
+            self._names = tuple(sample.inputs)
+            # An array may be large; any other label (a dict of boxes, say) numpy would pickle: it stays in memory.
+            on_disk = [sample.label] if isinstance(sample.label, np.ndarray) else []
+            np.savez(self._path(len(self._labels)), *sample.inputs.values(), *on_disk)
+            self._labels.append(None if on_disk else sample.label)
 
     def _path(self, index: int) -> Path:
         return self._folder / f"{index:08d}.npz"
 
-    def __call__(self) -> Iterator[Any]:
-        for index in range(self._count):
+    def __call__(self) -> Iterator[object]:
+        for index, label in enumerate(self._labels):
             with np.load(self._path(index), allow_pickle=False) as stored:
-                inputs = {k.removeprefix("input:"): stored[k] for k in stored.files if k != "label"}
-                yield (inputs, stored["label"]) if "label" in stored.files else inputs
+                arrays = [stored[name] for name in stored.files]
+            inputs = dict(zip(self._names, arrays, strict=False))
+            yield inputs, label if len(arrays) == len(self._names) else arrays[-1]
 
 
 class _Arrays:
@@ -207,7 +188,7 @@ class _Arrays:
     def __init__(self, paths: tuple[Path, ...]) -> None:
         self._paths = paths
 
-    def __call__(self) -> Iterator[Any]:
+    def __call__(self) -> Iterator[object]:
         for path in self._paths:
             try:
                 if path.suffix == ".npy":
@@ -228,7 +209,7 @@ class _Arrays:
 
 
 def _images(
-    root: Path, paths: list[Path], inputs: tuple[TensorSpec, ...], preprocessing: Mapping[str, Any]
+    root: Path, paths: list[Path], inputs: tuple[TensorSpec, ...], preprocessing: Mapping[str, Json]
 ) -> _Source:
     if len(inputs) != 1:
         raise DataError(
@@ -246,7 +227,7 @@ def _images(
     numbered = all(f.isdigit() for f in folders)
     labels = {f: int(f) if numbered else i for i, f in enumerate(folders)}
 
-    def items() -> Iterator[Any]:
+    def items() -> Iterator[object]:
         for path in paths:
             array = contract.apply(read_image(path), inputs[0])
             parts = path.relative_to(root).parts
@@ -261,19 +242,15 @@ def read_image(path: Path) -> Array:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise DataError("reading images needs Pillow", hint="pip install pillow") from error
-    try:
-        with Image.open(path) as opened:
-            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"), dtype=np.uint8)
-    except Exception as error:
-        raise DataError(
-            f"{path} cannot be read as an image: {error}", hint="remove or replace the file"
-        ) from error
+    with (
+        translated(f"{path} cannot be read as an image", hint="remove or replace the file", kind=DataError),
+        Image.open(path) as image,
+    ):
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.uint8)
 
 
-def _contract(mapping: Mapping[str, Any], spec: TensorSpec) -> Preprocessing:
+def _contract(mapping: Mapping[str, Json], spec: TensorSpec) -> Preprocessing:
     """The preprocessing contract, size and layout taken from the model's input where it leaves them open."""
-    from edgekit.preprocess.declared import completed
-
     if len(spec.shape) != 4:
         raise DataError(
             f"{spec} is no image input of four axes", hint="write a callable that yields what the model takes"
@@ -290,7 +267,7 @@ def _contract(mapping: Mapping[str, Any], spec: TensorSpec) -> Preprocessing:
 # --- one item to samples ------------------------------------------------------------------------------
 
 
-def _split(item: Any, inputs: tuple[TensorSpec, ...]) -> tuple[Any, Any]:
+def _split(item: object, inputs: tuple[TensorSpec, ...]) -> tuple[object, object]:
     """Inputs and label of one yielded item, by the rule at the top of this file."""
     if isinstance(item, Sample):
         return dict(item.inputs), item.label
@@ -307,7 +284,7 @@ def _split(item: Any, inputs: tuple[TensorSpec, ...]) -> tuple[Any, Any]:
     return tuple(item), None
 
 
-def _is_numbers(item: Any) -> bool:
+def _is_numbers(item: object) -> bool:
     """Whether nested lists spell an array out: numbers only, and all of one depth."""
     if isinstance(item, list | tuple):
         nested = {isinstance(i, list | tuple) for i in item}
@@ -315,7 +292,7 @@ def _is_numbers(item: Any) -> bool:
     return isinstance(item, bool | int | float)
 
 
-def _by_name(raw: Any, inputs: tuple[TensorSpec, ...], name: str, index: int) -> dict[str, Array]:
+def _by_name(raw: object, inputs: tuple[TensorSpec, ...], name: str, index: int) -> dict[str, Array]:
     where = f"{name}: sample {index}"
     if isinstance(raw, Mapping):
         for spec in inputs:
@@ -332,11 +309,11 @@ def _by_name(raw: Any, inputs: tuple[TensorSpec, ...], name: str, index: int) ->
     return {s.name: _array(v, where, s) for s, v in zip(inputs, values, strict=True)}
 
 
-def _array(value: Any, where: str, spec: TensorSpec) -> Array:
+def _array(value: object, where: str, spec: TensorSpec) -> Array:
     if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
-        return np.asarray(value.numpy())
+        tensor = value.detach().cpu()
+        # numpy has no bfloat16
+        return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -351,7 +328,7 @@ def _array(value: Any, where: str, spec: TensorSpec) -> Array:
 
 
 def _normalized(
-    arrays: dict[str, Array], label: Any, inputs: tuple[TensorSpec, ...], where: str
+    arrays: dict[str, Array], label: object, inputs: tuple[TensorSpec, ...], where: str
 ) -> Iterator[Sample]:
     checked = {s.name: _converted(_batched(arrays[s.name], s), s, where) for s in inputs}
     label = _label(label, where)
@@ -405,7 +382,7 @@ def _piece(array: Array, spec: TensorSpec, part: int, parts: int) -> Array:
     return np.ascontiguousarray(array[part * unit : (part + 1) * unit])
 
 
-def _labels(label: Any, parts: int, where: str) -> list[Any]:
+def _labels(label: object, parts: int, where: str) -> list[object]:
     if label is None:
         return [None] * parts
     if isinstance(label, np.ndarray) and label.ndim and label.shape[0] % parts == 0:
@@ -420,11 +397,12 @@ def _labels(label: Any, parts: int, where: str) -> list[Any]:
     )
 
 
-def _label(label: Any, where: str) -> Any:
+def _label(label: object, where: str) -> object:
     if hasattr(label, "detach"):
         label = label.detach().cpu().numpy()
     if isinstance(label, list | tuple) and _is_numbers(label):
-        label = np.asarray(label)
+        with contextlib.suppress(ValueError):  # rows of different lengths are a label too, as they are
+            label = np.asarray(label)
     if (
         isinstance(label, np.ndarray | np.generic)
         and label.dtype.kind == "f"
@@ -459,7 +437,7 @@ def _converted(array: Array, spec: TensorSpec, where: str) -> Array:
     return np.ascontiguousarray(array)
 
 
-def _dtype_hint(array: Array, want: np.dtype[Any]) -> str:
+def _dtype_hint(array: Array, want: np.dtype[np.generic]) -> str:
     if array.dtype == np.uint8 and want.kind == "f":
         return "convert as in training, usually array.astype('float32') / 255 and then mean and std"
     return f"yield array.astype('{want}') if that is what training did"

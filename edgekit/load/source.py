@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from edgekit.core import versions
 from edgekit.core.store import Store, canonical_json
@@ -37,7 +38,7 @@ class Source:
         self._trust, self._network = trust, network
         self._model: TorchModel | OnnxModel | None = loaded
         self._sha256 = ""
-        self.example: Callable[[], Any] | None = None
+        self.example: Callable[[], object] | None = None
 
     @property
     def sha256(self) -> str:
@@ -105,6 +106,4 @@ def identity(spec: SourceSpec, dependencies: Sequence[Dependency]) -> str:
 
 
 def _dependencies(rows: list[dict[str, object]]) -> tuple[Dependency, ...]:
-    import msgspec
-
     return tuple(msgspec.convert(row, Dependency) for row in rows)

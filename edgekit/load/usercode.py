@@ -13,10 +13,10 @@ import importlib.util
 import random
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from edgekit.core.root import PACKAGE
 from edgekit.errors import EdgekitError, FactoryError, SourceError, UnknownNameError
@@ -25,6 +25,15 @@ T = TypeVar("T")
 
 _OWN = str(PACKAGE)
 _PREFIX = "_edgekit_user_"
+
+
+@runtime_checkable
+class _MapStyle(Protocol):
+    """A data set that is read by index, as PyTorch's are."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> object: ...
 
 
 class _Loaded(NamedTuple):
@@ -46,7 +55,7 @@ def split(text: str) -> tuple[str, str] | None:
     return None
 
 
-def run(text: str, function: Callable[[Any], T]) -> T:
+def run(text: str, function: Callable[[object], T]) -> T:
     """Resolve ``file.py:name`` and give it to ``function``, with the file's siblings importable meanwhile.
 
     The global random generators are seeded before: unseeded user code gives the same result each time.
@@ -61,10 +70,10 @@ def run(text: str, function: Callable[[Any], T]) -> T:
         return function(value)
 
 
-def iterate(text: str) -> Iterator[Any]:
+def iterate(text: str) -> Iterator[object]:
     """The items of ``file.py:name``: an iterable, or a function that returns or yields one."""
     folder = _resolve(text)[2]
-    iterator = run(text, lambda value: _iterator(value() if callable(value) else value, text))
+    iterator = run(text, lambda value: items(value, text))
     done = object()
     while True:
         # The path is put back between items: the consumer's imports must not see the user's folder.
@@ -75,16 +84,18 @@ def iterate(text: str) -> Iterator[Any]:
         yield item
 
 
-def _iterator(value: Any, text: str) -> Iterator[Any]:
-    if not hasattr(value, "__iter__") and hasattr(value, "__getitem__") and hasattr(value, "__len__"):
-        return (value[i] for i in range(len(value)))  # a map-style data set
-    try:
+def items(value: object, what: str) -> Iterator[object]:
+    """A fresh iterator over ``value``, or over what it returns when called. Raises :class:`SourceError` for neither."""
+    if callable(value):
+        value = value()
+    if isinstance(value, Iterable):
         return iter(value)
-    except TypeError:
-        raise SourceError(
-            f"{text} gives a {type(value).__name__}, which cannot be iterated",
-            hint="yield the samples one by one, or return a list of them",
-        ) from None
+    if isinstance(value, _MapStyle):
+        return (value[i] for i in range(len(value)))
+    raise SourceError(
+        f"{what} gives a {type(value).__name__}, which cannot be iterated",
+        hint="yield the samples one by one, or return a list of them",
+    )
 
 
 def _seed() -> None:
@@ -126,15 +137,15 @@ def guarded(what: str) -> Iterator[None]:
 def user_traceback(error: BaseException) -> str:
     """The traceback of ``error`` without the frames of edgekit and of the import system."""
     report = traceback.TracebackException.from_exception(error)
-    seen: set[int] = set()
+    visited: set[int] = set()
     queue: list[traceback.TracebackException | None] = [report]
     while queue:
         part = queue.pop()
-        if part is None or id(part) in seen:
+        if part is None or id(part) in visited:
             continue
-        seen.add(id(part))
-        kept = [f for f in part.stack if not f.filename.startswith((_OWN, "<frozen importlib"))]
-        part.stack = traceback.StackSummary.from_list(kept)
+        visited.add(id(part))
+        frames = [f for f in part.stack if not f.filename.startswith((_OWN, "<frozen importlib"))]
+        part.stack = traceback.StackSummary.from_list(frames)
         queue += [part.__cause__, part.__context__, *(part.exceptions or ())]
     return "".join(report.format())
 
@@ -148,11 +159,9 @@ def _advice(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return 'the file ends the process when imported; put that part under if __name__ == "__main__":'
     if isinstance(error, FileNotFoundError):
-        return (
-            "relative paths count from the working directory; Path(__file__).parent finds files beside yours"
-        )
+        return "relative paths count from the working directory; Path(__file__).parent is the folder of your file"
     if isinstance(error, ModuleNotFoundError):
-        return f"install {error.name!r} in edgekit's environment, or put it beside the file"
+        return f"install {error.name!r} in edgekit's environment, or put it into the folder of the file"
     return "the error is in that file or what it calls; the traceback shows where"
 
 
@@ -177,12 +186,11 @@ def _import_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise SourceError(f"{path} is not a Python file", hint="give a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and torch look classes up by their module's name
-    try:
+    with contextlib.ExitStack() as on_failure:
+        sys.modules[name] = module  # dataclasses and torch look classes up by their module's name
+        on_failure.callback(sys.modules.pop, name, None)
         spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
+        on_failure.pop_all()
     return module
 
 
@@ -198,20 +206,20 @@ def _import_module(name: str) -> ModuleType:
         ) from error
 
 
-def _attribute(module: ModuleType, name: str, where: str) -> Any:
-    value: Any = module
+def _attribute(module: ModuleType, name: str, where: str) -> object:
+    value: object = module
     for part in name.split("."):
         if not hasattr(value, part):
-            known = [n for n in vars(value) if not n.startswith("_")] if hasattr(value, "__dict__") else []
-            raise missing(f"{where} has no attribute {name!r}", part, known)
+            public = [n for n in getattr(value, "__dict__", ()) if not n.startswith("_")]
+            raise missing(f"{where} has no attribute {name!r}", part, public)
         value = getattr(value, part)
     return value
 
 
-def missing(message: str, name: str, known: list[str]) -> SourceError:
+def missing(message: str, name: str, existing: list[str]) -> SourceError:
     """A :class:`SourceError` that offers the nearest of the names that exist."""
     return SourceError(
-        message, hint=UnknownNameError("name", name, known).hint if known else "check the spelling"
+        message, hint=UnknownNameError("name", name, existing).hint if existing else "check the spelling"
     )
 
 

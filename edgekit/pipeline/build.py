@@ -31,7 +31,7 @@ from edgekit.errors import (
     UnsupportedOperatorsError,
 )
 from edgekit.load import parse, trust
-from edgekit.load.data import RANDOM, Given, SampleSet, random_samples, raw_example, user_samples
+from edgekit.load.data import RANDOM, DataSpec, SampleSet, random_samples, raw_example, user_samples
 from edgekit.load.source import MODULE, Source
 from edgekit.pipeline import compress, guard, speed, stages
 from edgekit.pipeline.deliver import Product, deliver, refusal
@@ -52,8 +52,8 @@ class Request:
     source: SourceSpec
     targets: tuple[Target, ...]
     options: Options
-    calibration: Given | None = None
-    evaluation: Given | None = None
+    calibration: DataSpec | None = None
+    evaluation: DataSpec | None = None
     module: TorchModel | None = None
 
 
@@ -91,8 +91,8 @@ def build(
     example_inputs: Any = None,
     *,
     targets: Sequence[str],
-    calibration: Given | None = None,
-    evaluation: Given | None = None,
+    calibration: DataSpec | None = None,
+    evaluation: DataSpec | None = None,
     out: str | Path = "build",
     options: Mapping[str, Any] | None = None,
 ) -> list[Artifact]:
@@ -246,7 +246,7 @@ def gather(request: Request, context: BuildContext, exported: Exported) -> Data:
     """Open the user's samples. Parity is measured on the evaluation samples, else on those of the
     calibration, else on the example and seeded variations of it."""
 
-    def named(data: Given | None, origin: str) -> SampleSet | None:
+    def named(data: DataSpec | None, origin: str) -> SampleSet | None:
         if data is None or data == "":
             return None
         if data == RANDOM:

@@ -14,7 +14,7 @@ from edgekit.core.structure import structure, to_builtins
 from edgekit.devices.arrays import ArrayFile
 from edgekit.devices.execute import run_artifact
 from edgekit.devices.runnable import Runnable
-from edgekit.errors import DataError, MissingExtraError, NotRunnableError
+from edgekit.errors import DataError, MissingExtraError, NotRunnableError, SourceError
 from edgekit.graph.records import read_json, write_json
 from edgekit.load.data import SampleSet, fits
 from edgekit.load.source import Source
@@ -249,7 +249,9 @@ def _user_metric(text: str) -> Metric | None:
     from edgekit.artifact.parity import Metric
     from edgekit.load.usercode import run
 
-    def described(function: Callable[[Any, Any], float]) -> Metric:
+    def described(function: object) -> Metric:
+        if not callable(function):
+            raise SourceError(f"{text} is no function", hint="name a function of (outputs, label)")
         name = getattr(function, "__name__", text)
         return Metric(name=name, score=function, whole=bool(getattr(function, "whole", False)))
 

@@ -143,6 +143,13 @@ def test_generators_are_kept_and_iterated_again() -> None:
     assert again.labelled
 
 
+@pytest.mark.parametrize("label", [{"boxes": [1, 2]}, [{"a": 1}], "cat", [[0, 1], [2]], np.arange(4)], ids=str)
+def test_labels_of_every_kind_outlive_a_generator(label: object) -> None:
+    samples = from_iterable(iter([(ROW, label), (ROW, label)]), (X,))
+    for found in labels(samples) + labels(samples):
+        assert np.array_equal(found, label) if isinstance(label, np.ndarray) else found == label
+
+
 def test_fingerprint_follows_content_and_order() -> None:
     one = from_iterable([ROW, ROW * 2], (X,)).fingerprint
     assert one == from_iterable([ROW, ROW * 2], (X,)).fingerprint
@@ -156,6 +163,11 @@ def test_labelled_needs_every_label() -> None:
 
 def test_limit() -> None:
     assert len(from_iterable([ROW] * 9, (X,), limit=4)) == 4
+
+
+def test_what_cannot_be_iterated_is_named() -> None:
+    with pytest.raises(SourceError, match="a int, which cannot be iterated"):
+        from_iterable(3, (X,))  # type: ignore[arg-type]
 
 
 def test_map_style_data_set() -> None:
@@ -259,8 +271,7 @@ def test_damaged_image_is_named(tmp_path: Path) -> None:
         len(open_samples(str(tmp_path), (spec,), preprocessing={"scale": 1.0}))
 
 
-def test_fitted_checks_against_fixed_shapes() -> None:
-    samples = from_iterable([np.ones((1, 5), np.int64)], (IDS,))
+def test_a_fixed_shape_is_checked() -> None:
     fixed = TensorSpec(name="ids", dtype="int64", shape=(1, 8))
     with pytest.raises(DataError, match=r"\(1, 5\)"):
-        samples.fitted((fixed,))
+        from_iterable([np.ones((1, 5), np.int64)], (fixed,))

@@ -14,7 +14,7 @@ from edgekit.core import versions
 from edgekit.core.store import Store, canonical_json
 from edgekit.errors import DataError
 from edgekit.load import Dependency, Recorder, environment_fingerprint, unchanged, usercode
-from edgekit.types import Json, Sample, Samples, TensorSpec
+from edgekit.types import Sample, Samples, TensorSpec
 
 DataSpec: TypeAlias = str | Iterable[object]
 """DATA as the user gives it: text on the command line, any iterable of inputs in Python."""
@@ -67,7 +67,7 @@ def user_samples(
     inputs: tuple[TensorSpec, ...],
     *,
     origin: str,
-    preprocessing: Mapping[str, Json],
+    preprocessing: Mapping[str, object],
 ) -> SampleSet:
     """The samples that ``--calib`` or ``--eval`` (or the API) names.
 

@@ -23,7 +23,7 @@ from edgekit.errors import DataError, UnknownNameError
 from edgekit.load import usercode
 from edgekit.load.foreign import translated
 from edgekit.preprocess.declared import completed
-from edgekit.types import Json, Sample, TensorSpec
+from edgekit.types import Sample, TensorSpec
 
 if TYPE_CHECKING:
     from edgekit.preprocess.contract import Preprocessing
@@ -38,7 +38,7 @@ def open_samples(
     text: str,
     inputs: tuple[TensorSpec, ...],
     *,
-    preprocessing: Mapping[str, Json] | None = None,
+    preprocessing: Mapping[str, object] | None = None,
     limit: int | None = None,
 ) -> DataSamples:
     """Open DATA: ``file.py:callable``, a directory of ``.npz``/``.npy`` files, or one of images.
@@ -209,7 +209,7 @@ class _Arrays:
 
 
 def _images(
-    root: Path, paths: list[Path], inputs: tuple[TensorSpec, ...], preprocessing: Mapping[str, Json]
+    root: Path, paths: list[Path], inputs: tuple[TensorSpec, ...], preprocessing: Mapping[str, object]
 ) -> _Source:
     if len(inputs) != 1:
         raise DataError(
@@ -249,7 +249,7 @@ def read_image(path: Path) -> Array:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.uint8)
 
 
-def _contract(mapping: Mapping[str, Json], spec: TensorSpec) -> Preprocessing:
+def _contract(mapping: Mapping[str, object], spec: TensorSpec) -> Preprocessing:
     """The preprocessing contract, size and layout taken from the model's input where it leaves them open."""
     if len(spec.shape) != 4:
         raise DataError(

@@ -8,27 +8,39 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import onnx
+import onnx_ir as ir
 
 from edgekit.errors import MissingExtraError, SourceError, UntrustedSourceError
 from edgekit.graph import io
 from edgekit.types import OnnxModel, Permit, SourceSpec
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
 OPSET = 18
 """The highest that tf2onnx writes."""
 
 _LIMIT = 1e-3
+"""Relative L2 distance from TensorFlow's outputs, float32 on both sides; misread operators are far beyond it."""
+
 _TIMEOUT_S = 1800
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Report:
+    """What the worker says: nothing when the file is written, else why it is not."""
+
+    untrusted: str = ""
+    error: str = ""
+    hint: str = ""
 
 
 def load(spec: SourceSpec, permit: Permit) -> OnnxModel:
@@ -39,14 +51,14 @@ def load(spec: SourceSpec, permit: Permit) -> OnnxModel:
             raise MissingExtraError(f"{package}, which reads {spec.text},", "tensorflow")
     folder = Path(tempfile.mkdtemp(prefix="edgekit-tensorflow-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    told = _convert(spec.path.resolve(), folder / "converted.onnx", permit.trust)
-    if told.get("untrusted"):
+    report = _convert(spec.path.resolve(), folder / "converted.onnx", permit.trust)
+    if report.untrusted:
         raise UntrustedSourceError(
-            f"{spec.text} {told['untrusted']}",
+            f"{spec.text} {report.untrusted}",
             hint="pass --trust only if you made the file yourself or trust who did: it can then run any program",
         )
-    if told.get("error"):
-        raise SourceError(f"{spec.text} cannot be converted: {told['error']}", hint=str(told.get("hint", "")))
+    if report.error:
+        raise SourceError(f"{spec.text} cannot be converted: {report.error}", hint=report.hint)
     model = io.load(folder / "converted.onnx")
     io.strip_metadata(model)
     _express_erfc(model)
@@ -59,17 +71,15 @@ def load(spec: SourceSpec, permit: Permit) -> OnnxModel:
 
 def _compare(model: OnnxModel, reference: Path, what: str) -> None:
     """The ONNX against what TensorFlow computed on the same random inputs, where it took them."""
-    import numpy as np
-
     if not reference.is_file():
         return
     with np.load(reference, allow_pickle=False) as stored:
         inputs = {k.removeprefix("in:"): stored[k] for k in stored.files if k.startswith("in:")}
         expected = {k.removeprefix("out:"): stored[k] for k in stored.files if k.startswith("out:")}
-    got = io.run(io.session(model.path), inputs)
+    outputs = io.run(io.session(model.path), inputs)
     for name, array in expected.items():
         wide = array.astype(np.float64)
-        distance = float(np.linalg.norm(wide - got[name]) / max(float(np.linalg.norm(wide)), 1e-6))
+        distance = float(np.linalg.norm(wide - outputs[name]) / max(float(np.linalg.norm(wide)), 1e-6))
         if not distance <= _LIMIT:
             raise SourceError(
                 f"{what}: the converted model computes something else: {name!r} is {distance:.2g} away (relative L2)",
@@ -77,7 +87,8 @@ def _compare(model: OnnxModel, reference: Path, what: str) -> None:
             )
 
 
-def _convert(source: Path, out: Path, trust: bool) -> dict[str, object]:
+def _convert(source: Path, out: Path, trust: bool) -> _Report:
+    # TensorFlow reads these when it is imported: quiet, the same sums on every processor, and no GPU.
     environment = os.environ | {
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "TF_ENABLE_ONEDNN_OPTS": "0",
@@ -107,16 +118,11 @@ def _convert(source: Path, out: Path, trust: bool) -> dict[str, object]:
             f"TensorFlow ended with status {done.returncode} on {source}: {last}",
             hint="is the model complete?",
         )
-    told = json.loads(report.read_text())
-    assert isinstance(told, dict)
-    return told
+    return msgspec.json.decode(report.read_bytes(), type=_Report)
 
 
 def _express_erfc(model: ir.Model) -> None:
     """``Erfc(x)`` → ``1 - Erf(x)``: Keras' Gelu uses it, tf2onnx leaves it, ONNX does not have it."""
-    import numpy as np
-    import onnx_ir as ir
-
     one = ir.Value(name="erfc_one", const_value=ir.Tensor(np.float32(1), name="erfc_one"))
     for node in [n for n in model.graph if n.op_type == "Erfc"]:
         erf = ir.Node("", "Erf", node.inputs, name=f"{node.name}_erf")
@@ -128,9 +134,6 @@ def _express_erfc(model: ir.Model) -> None:
 
 
 def _refuse_foreign(model: ir.Model, what: str) -> None:
-    import onnx
-    import onnx_ir as ir
-
     foreign = {
         n.op_type
         for n in ir.traversal.RecursiveGraphIterator(model.graph)
@@ -145,8 +148,6 @@ def _refuse_foreign(model: ir.Model, what: str) -> None:
 
 def _name_axes(model: ir.Model) -> None:
     """Name the dynamic axes: the first is the batch; state the layout of what looks like images."""
-    import onnx_ir as ir
-
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is None:
             continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from edgekit.core.structure import structure
 from edgekit.preprocess import readers
@@ -13,7 +12,7 @@ from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import TensorSpec
 
 
-def from_mapping(mapping: Mapping[str, Any], *, base: Path | None = None) -> Preprocessing | None:
+def from_mapping(mapping: Mapping[str, object], *, base: Path | None = None) -> Preprocessing | None:
     """The contract from a table of edgekit.toml or a manifest; ``None`` for an empty one.
 
     ``{"huggingface": "DIR"}`` reads a processor's ``preprocessor_config.json`` and ``{"timm": "FILE"}`` a
@@ -33,7 +32,7 @@ def from_mapping(mapping: Mapping[str, Any], *, base: Path | None = None) -> Pre
 
 
 def completed(
-    mapping: Mapping[str, Any], inputs: Sequence[TensorSpec], *, base: Path | None = None
+    mapping: Mapping[str, object], inputs: Sequence[TensorSpec], *, base: Path | None = None
 ) -> Preprocessing | None:
     """:func:`from_mapping`, with size, layout and grey taken from the model's input where the table, which
     then names no file either, leaves them open.
@@ -41,10 +40,10 @@ def completed(
     ``None`` for a table that is not about images (a tokenizer, say), and for a model without an input of four
     axes. Raises as :func:`from_mapping` does.
     """
-    known = {f.name for f in fields(Preprocessing)} | readers.READERS.keys()
-    wanted = mapping.get("input")
-    spec = next((s for s in inputs if len(s.shape) == 4 and wanted in (None, "", s.name)), None)
-    if spec is None or not known & mapping.keys():
+    keys = {f.name for f in fields(Preprocessing)} | readers.READERS.keys()
+    input_name = mapping.get("input")
+    spec = next((s for s in inputs if len(s.shape) == 4 and input_name in (None, "", s.name)), None)
+    if spec is None or not keys & mapping.keys():
         return None
     if readers.READERS.keys() & mapping.keys():
         return from_mapping(mapping, base=base)
@@ -53,7 +52,7 @@ def completed(
     layout = str(mapping.get("layout", "NHWC" if channels_last else "NCHW"))
     height, width = shape[2:] if layout == "NCHW" else shape[1:3]
     channels = shape[1] if layout == "NCHW" else shape[3]
-    open_ends: dict[str, Any] = {"layout": layout, "color": "gray" if channels == 1 else "rgb"}
+    inferred: dict[str, object] = {"layout": layout, "color": "gray" if channels == 1 else "rgb"}
     if height and width and not ({"resize", "crop"} & mapping.keys()):
-        open_ends["resize"] = [height, width]
-    return from_mapping(open_ends | dict(mapping), base=base)
+        inferred["resize"] = [height, width]
+    return from_mapping(inferred | dict(mapping), base=base)

@@ -143,7 +143,9 @@ def test_generators_are_kept_and_iterated_again() -> None:
     assert again.labelled
 
 
-@pytest.mark.parametrize("label", [{"boxes": [1, 2]}, [{"a": 1}], "cat", [[0, 1], [2]], np.arange(4)], ids=str)
+@pytest.mark.parametrize(
+    "label", [{"boxes": [1, 2]}, [{"a": 1}], "cat", [[0, 1], [2]], np.arange(4)], ids=str
+)
 def test_labels_of_every_kind_outlive_a_generator(label: object) -> None:
     samples = from_iterable(iter([(ROW, label), (ROW, label)]), (X,))
     for found in labels(samples) + labels(samples):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from edgekit.core import plugins
+from edgekit.core import plugins, versions
 from edgekit.core.store import default_root
 from edgekit.types import Availability
 
@@ -126,7 +126,7 @@ def observe() -> Machine:
     """Read the facts from this machine. Takes a fraction of a second."""
     infos = [plugins.info(name) for name in plugins.backends()]
     names = dict.fromkeys((*PACKAGES, *(name for info in infos for name in info.packages)))
-    packages = {name: version for name in names if (version := _version(name))}
+    packages = {name: version for name in names if (version := versions.installed(name))}
     cpu, flags = _cpu()
     cache = default_root()
     existing = next(p for p in (cache, *cache.parents) if p.exists())
@@ -150,13 +150,6 @@ def observe() -> Machine:
     )
 
 
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
 def _conflicts(packages: Iterable[str]) -> Iterator[str]:
     """What ``pip check`` would say about these packages: ``onnx 1.23 needs protobuf>=6, found 5.29``."""
     from packaging.requirements import InvalidRequirement, Requirement
@@ -169,7 +162,7 @@ def _conflicts(packages: Iterable[str]) -> Iterator[str]:
                 continue
             if need.marker is not None and not need.marker.evaluate({"extra": ""}):
                 continue
-            found = _version(need.name)
+            found = versions.installed(need.name)
             if not found:
                 yield f"{name} needs {need.name}{need.specifier}, which is not installed"
             elif not need.specifier.contains(found, prereleases=True):

@@ -77,6 +77,7 @@ class BackendInfo:
         wheels: requirements that ``edgekit devices prepare`` puts onto a device, the best set first.
         packages: distributions whose versions ``edgekit doctor`` looks at.
         purl: package URL of what an app depends on, for bills of materials.
+        runner: the folder in the plug-in's data whose ``runner.py`` it is, when several backends share one.
         doctor: a module that fits :class:`edgekit.core.doctor.Doctor`.
         benchmark: a module that fits :class:`edgekit.backends.base.VendorTool`.
         form: a module that fits :class:`edgekit.diff.forms.Forms`.
@@ -87,6 +88,7 @@ class BackendInfo:
     wheels: tuple[tuple[str, ...], ...] = ()
     packages: tuple[str, ...] = ()
     purl: str = ""
+    runner: str = ""
     doctor: str = ""
     benchmark: str = ""
     form: str = ""
@@ -221,7 +223,7 @@ def loader(kind: str) -> Loader:
 
 def runner(name: str) -> Path:
     """The file that runs this backend's artifacts on a device."""
-    path = _entry("backends", name)[1].data / name / "runner.py"
+    path = _entry("backends", name)[1].data / (info(name).runner or name) / "runner.py"
     if not path.is_file():
         raise PluginError(
             f"backend {name!r} has no runner at {path}",

@@ -15,7 +15,7 @@ from edgekit.core.root import PACKAGE
 
 def of(*distributions: str) -> dict[str, str]:
     """Installed versions, ``""`` where a distribution is missing; edgekit's own code always included."""
-    return {"edgekit": code(), "python": platform.python_version()} | {d: _version(d) for d in distributions}
+    return {"edgekit": code(), "python": platform.python_version()} | {d: installed(d) for d in distributions}
 
 
 EDGEKIT = "0.1.0"
@@ -52,6 +52,11 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor()
+
+
+def installed(*distributions: str) -> str:
+    """The version of the first of these that is installed; ``""`` where none is."""
+    return next(filter(None, map(_version, distributions)), "")
 
 
 @functools.cache

@@ -44,19 +44,20 @@ class AgentArchive:
 
 def pack(backend: str) -> AgentArchive:
     """The agent for ``backend``."""
-    return pack_runner(runner(backend))
+    return pack_runner(runner(backend), backend)
 
 
-def pack_runner(file: Path) -> AgentArchive:
+def pack_runner(file: Path, backend: str) -> AgentArchive:
     """The agent with the runner at ``file`` (a plug-in's, or a test's)."""
-    return _pack(file.read_bytes())
+    return _pack(file.read_bytes(), backend)
 
 
 @functools.lru_cache(maxsize=32)
-def _pack(runner: bytes) -> AgentArchive:
+def _pack(runner: bytes, backend: str) -> AgentArchive:
     core = PACKAGE / "devices" / "agent"
     files = {f"edgekit_agent/{p.name}": p.read_bytes() for p in core.glob("*.py")}
     files["edgekit_agent/runner.py"] = runner
+    files["edgekit_agent/backend.py"] = f"NAME = {backend!r}\n".encode()
     files["__main__.py"] = _MAIN.encode()
     buffer = io.BytesIO()
     # Stored, not deflated: the importer need not load zlib, and the bytes do not depend on its version.

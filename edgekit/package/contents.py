@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from edgekit.artifact import manifest
 from edgekit.artifact.manifest import Artifact
-from edgekit.core import plugins
-from edgekit.core.versions import EDGEKIT
+from edgekit.core import plugins, versions
 from edgekit.errors import GateFailedError, SourceError, UnsupportedError, UsageError
 from edgekit.package import golden
 from edgekit.package.descriptor import (
@@ -244,7 +242,7 @@ def _describe(
         source_sha256=m.source.sha256,
         manifest_digest=m.digest,
         converters=_converters(artifact),
-        edgekit=EDGEKIT,
+        edgekit=versions.EDGEKIT,
     )
 
 
@@ -253,10 +251,4 @@ def _converters(artifact: Artifact) -> dict[str, str]:
     recorded = {k: v for step in artifact.manifest.steps for k, v in step.versions.items()}
     if recorded:
         return dict(sorted(recorded.items()))
-    found = {}
-    for name in _CONVERTERS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {name: version for name in _CONVERTERS if (version := versions.installed(name))}

@@ -31,9 +31,6 @@ import json
 import shutil
 import tempfile
 
-RUNTIME = "ONNX Runtime"
-EXTRA = "onnxruntime"
-
 _SUFFIX = "_kernel_time"
 _LEVELS = {
     "disabled": "ORT_DISABLE_ALL",

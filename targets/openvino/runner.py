@@ -27,9 +27,6 @@ import time
 
 sys.modules.setdefault("openvino_telemetry", None)  # else "import openvino" writes a client id into the home
 
-RUNTIME = "OpenVINO"
-EXTRA = "openvino"
-
 
 def versions():
     """Versions of the runtime and of numpy; imports the runtime."""

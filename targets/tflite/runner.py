@@ -27,9 +27,6 @@ import importlib
 import os
 import time
 
-RUNTIME = "LiteRT"
-EXTRA = "tflite"
-
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _PACKAGES = (

@@ -7,8 +7,6 @@ import tempfile
 import time
 from pathlib import Path
 
-RUNTIME = "Fake"
-
 
 def versions():
     if os.environ.get("FAKE_RUNTIME") == "missing":
@@ -16,6 +14,10 @@ def versions():
     if os.environ.get("FAKE_RUNTIME") == "foreign":
         sys.path.insert(0, str(Path.home()))
         import foreign_extension  # noqa: F401 - the test has put one there
+    if os.environ.get("FAKE_RUNTIME") == "prepared":
+        import fake_extension  # the test has put one there
+
+        return {"fake": fake_extension.VERSION}
     return {"fake": "1.0"}
 
 

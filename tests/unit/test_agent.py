@@ -127,6 +127,18 @@ def test_missing_runtime(run, monkeypatch):
         run()
 
 
+def test_what_was_prepared_for_a_plugins_backend_is_found(run, monkeypatch, tmp_path):
+    """The runner need not say what it is called: its name is packed with it."""
+    prepared = tmp_path / "runtimes" / f"cp{sys.version_info[0]}{sys.version_info[1]}" / "fake"
+    prepared.mkdir(parents=True)
+    (prepared / "edgekit.json").write_text("{}")
+    (prepared / "fake_extension.py").write_text("VERSION = '2.0'\n")
+    monkeypatch.setenv("EDGEKIT_RUNTIMES", str(tmp_path / "runtimes"))
+    monkeypatch.setenv("FAKE_RUNTIME", "prepared")
+    with run() as result:
+        assert result.versions["fake"] == "2.0"
+
+
 def test_missing_hardware(run, monkeypatch):
     monkeypatch.setenv("FAKE_RUNTIME", "unusable")
     with pytest.raises(NotRunnableError, match="no fake hardware"):
@@ -174,7 +186,7 @@ def test_nothing_is_left_behind(run, tmp_path, monkeypatch):
 def test_the_far_process_ends_with_its_host(tmp_path):
     model = tmp_path / "model"
     model.write_text("hang")
-    agent = pack_runner(FAKE).write(tmp_path)
+    agent = pack_runner(FAKE, "fake").write(tmp_path)
     np.save(tmp_path / "in", X)
     job = (
         f'{{"action":"run","model":"{model}","options":{{}},"outputs":{{"path":"{tmp_path}/out","names":[]}},'
@@ -204,10 +216,10 @@ def test_a_broken_protocol_is_a_device_error(line, message):
 
 
 def test_the_archive_is_deterministic_and_named_by_content():
-    first, second = pack_runner(FAKE), pack_runner(FAKE)
+    first, second = pack_runner(FAKE, "fake"), pack_runner(FAKE, "fake")
     assert first.content == second.content
     assert first.filename == f"agent-{first.sha256[:16]}.pyz"
-    assert pack_runner(runner_path("onnxruntime")).sha256 != first.sha256
+    assert pack_runner(runner_path("onnxruntime"), "onnxruntime").sha256 != first.sha256
 
 
 def test_unknown_backend():

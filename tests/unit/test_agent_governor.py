@@ -76,7 +76,7 @@ def test_it_is_put_back_after_a_run_and_after_a_crash(policies, variant, tmp_pat
 def test_it_is_put_back_whoever_dies(way, policies, tmp_path):
     (tmp_path / "m").write_text("hang")
     np.save(tmp_path / "in", np.ones(3, "f"))
-    agent = pack_runner(FAKE).write(tmp_path)
+    agent = pack_runner(FAKE, "fake").write(tmp_path)
     job = {
         "action": "run",
         "model": str(tmp_path / "m"),

@@ -28,7 +28,7 @@ def own_lock(monkeypatch, tmp_path):
 
 @pytest.fixture
 def agent(tmp_path):
-    return pack_runner(FAKE).write(tmp_path)
+    return pack_runner(FAKE, "fake").write(tmp_path)
 
 
 @pytest.fixture

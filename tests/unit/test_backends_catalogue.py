@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.backends.nvidia import portable
-from edgekit.backends.nvidia.tensorrt.recipe import build_argv
+from edgekit.backends.nvidia.recipe import build_argv
 from edgekit.backends.onnxruntime.lower import minimum_runtime
 from edgekit.core import plugins, targets
 from edgekit.errors import ConfigError, UnknownNameError

@@ -7,12 +7,11 @@ import ctypes
 import importlib.util
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from edgekit.core import plugins
 
 
 class FakeDriver:
@@ -154,8 +153,11 @@ def runner(request, monkeypatch):
         deserialize_cuda_engine=lambda data: FakeEngine() if data == b"engine" else None
     )
     monkeypatch.setitem(sys.modules, request.param, fake)
-    path = ROOT / "targets" / request.param / "runner.py"
-    spec = importlib.util.spec_from_file_location(f"runner_{request.param}", path)
+    agent, backend = types.ModuleType("agent"), types.ModuleType("agent.backend")
+    agent.__path__, backend.NAME = [], request.param
+    monkeypatch.setitem(sys.modules, "agent", agent)
+    monkeypatch.setitem(sys.modules, "agent.backend", backend)
+    spec = importlib.util.spec_from_file_location("agent.runner", plugins.runner(request.param))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

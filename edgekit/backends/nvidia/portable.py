@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypeAlias, TypedDict
+
+import onnx_ir as ir
 
 from edgekit.backends.nvidia import worker
 from edgekit.errors import (
@@ -20,14 +22,15 @@ from edgekit.errors import (
     UnsupportedOperatorsError,
 )
 from edgekit.graph import io
+from edgekit.graph.passes.float16 import to_float16
 from edgekit.types import OnnxModel, Option, Precision, Target, TensorSpec
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
+Profiles: TypeAlias = Mapping[str, tuple[tuple[int, ...], ...]]
+"""Smallest, usual and largest shape by the input's name."""
 
 BATCH = (1, 1, 8)
 OTHER = (1, 128, 512)
-"""Smallest, usual and largest size of a dynamic axis that no option names: the first axis, the others."""
+"""Smallest, usual and largest size of a dynamic dimension that no option names: the first dimension, the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +50,25 @@ class Job:
     onnx: Path
     engine: Path | None = None
     compute_capabilities: tuple[str, ...] = ()
-    profiles: Mapping[str, Sequence[Sequence[int]]]
+    profiles: Profiles
     tf32: bool = False
 
 
-def gpu_present() -> bool:
-    """Whether an NVIDIA driver is loaded on this machine."""
-    return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
+class ParserError(TypedDict):
+    """One node that TensorRT's parser refuses; both names empty for an input or output."""
+
+    node: str
+    op: str
+    message: str
+
+
+class Answer(TypedDict):
+    """What the worker answers."""
+
+    version: str
+    errors: list[ParserError]
+    failure: str
+    layers: int
 
 
 def write_portable(model: OnnxModel, target: Target, path: Path) -> Portable:
@@ -68,8 +83,6 @@ def write_portable(model: OnnxModel, target: Target, path: Path) -> Portable:
 
 
 def _to_half(model: ir.Model) -> Iterator[str]:
-    from edgekit.graph.passes.float16 import to_float16
-
     report = to_float16(model)
     yield f"{len(report.converted)} nodes in float16, {len(report.kept)} kept in float32"
     for what, names in (("clamped to float16's range", report.clamped), ("raised to 2^-24", report.flushed)):
@@ -77,26 +90,26 @@ def _to_half(model: ir.Model) -> Iterator[str]:
             yield f"constants {what}: {', '.join(names)}"
 
 
-def profiles(inputs: Sequence[TensorSpec], text: str) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Smallest, usual and largest shape of every input with dynamic axes.
+def profiles(inputs: Sequence[TensorSpec], text: str) -> Profiles:
+    """Smallest, usual and largest shape of every input with dynamic dimensions.
 
-    ``text`` is the option ``axes``: ``"batch=1:1:8,sequence=1:128:512"``. Raises for an axis that the model
-    does not have and for sizes out of order.
+    ``text`` is the option ``axes``: ``"batch=1:1:8,sequence=1:128:512"``. Raises for a dimension that the
+    model does not have and for sizes out of order.
     """
     sizes = dict(_axis(part) for part in text.split(",") if part.strip())
-    known = {d for spec in inputs for d in spec.shape if isinstance(d, str)}
+    names = {d for spec in inputs for d in spec.shape if isinstance(d, str)}
     for name in sizes:
-        if name not in known:
-            raise UnknownNameError("dynamic axis", name, known, where="--set axes")
-    found = {}
+        if name not in names:
+            raise UnknownNameError("dynamic dimension", name, names, where="--set axes")
+    shapes = {}
     for spec in inputs:
         if not spec.is_static:
             triples = [
                 (d, d, d) if isinstance(d, int) else sizes.get(d, BATCH if i == 0 else OTHER)
                 for i, d in enumerate(spec.shape)
             ]
-            found[spec.name] = tuple(zip(*triples, strict=True))
-    return found
+            shapes[spec.name] = tuple(zip(*triples, strict=True))
+    return shapes
 
 
 def _axis(part: str) -> tuple[str, tuple[int, int, int]]:
@@ -114,8 +127,6 @@ def _axis(part: str) -> tuple[str, tuple[int, int, int]]:
 
 def static_problems(path: Path, modules: Mapping[str, str]) -> list[UnsupportedNode]:
     """What TensorRT's parser refuses in Q/DQ graphs: all of it, where the parser stops at the first."""
-    import onnx_ir as ir
-
     problems = []
     for node in io.load(path).graph:
         reason = ""
@@ -138,7 +149,7 @@ def _shifted(node: ir.Node) -> bool:
     return constant is not None and bool(constant.numpy().astype("int64").any())
 
 
-def run_worker(job: Job, target: Target, modules: Mapping[str, str]) -> Mapping[str, Any]:
+def run_worker(job: Job, target: Target, modules: Mapping[str, str]) -> Answer:
     """Parse and build in a fresh process.
 
     Raises :class:`UnsupportedOperatorsError` with all nodes that the parser or the rules refuse,
@@ -146,7 +157,7 @@ def run_worker(job: Job, target: Target, modules: Mapping[str, str]) -> Mapping[
     """
     problems = static_problems(job.onnx, modules)
     answer = _call(job, target)
-    seen = {p.node for p in problems}
+    reported = {p.node for p in problems}
     problems += [
         UnsupportedNode(
             op=e["op"] or "graph",
@@ -155,7 +166,7 @@ def run_worker(job: Job, target: Target, modules: Mapping[str, str]) -> Mapping[
             module_path=modules.get(e["node"], ""),
         )
         for e in answer["errors"]
-        if e["node"] not in seen
+        if e["node"] not in reported
     ]
     if problems:
         raise UnsupportedOperatorsError(target.name, problems)
@@ -176,7 +187,7 @@ def _readable(message: str) -> str:
     return message.removeprefix("Assertion failed: ")
 
 
-def _call(job: Job, target: Target) -> Mapping[str, Any]:
+def _call(job: Job, target: Target) -> Answer:
     request = {
         "module": job.module,
         "onnx": str(job.onnx),
@@ -186,16 +197,15 @@ def _call(job: Job, target: Target) -> Mapping[str, Any]:
         "tf32": job.tf32,
     }
     argv = [sys.executable, "-I", str(Path(worker.__file__))]
-    done = subprocess.run(argv, input=json.dumps(request), capture_output=True, text=True, check=False)
+    process = subprocess.run(argv, input=json.dumps(request), capture_output=True, text=True, check=False)
     try:
-        answer = json.loads(done.stdout)
+        answer: Answer = json.loads(process.stdout)
     except json.JSONDecodeError as e:
         raise RuntimeCrashError(
-            f"{job.module} ended its process while it built {target.name} (exit status {done.returncode}): "
-            + done.stderr.strip()[-400:],
+            f"{job.module} ended its process while it built {target.name} (exit status {process.returncode}): "
+            + process.stderr.strip()[-400:],
             hint="the other targets are not affected; report the model to edgekit",
         ) from e
-    assert isinstance(answer, dict)
     return answer
 
 

@@ -142,9 +142,10 @@ class Worker:
         self.phase("import")
         start = time.perf_counter_ns()
         try:
-            from . import runner, runtimes  # type: ignore[attr-defined]  # put beside this module when packed
+            # The first two are put beside this module when it is packed.
+            from . import backend, runner, runtimes  # type: ignore[attr-defined]
 
-            runtimes.use(getattr(runner, "EXTRA", ""))
+            runtimes.use(backend.NAME)
             versions = runner.versions()
         except ImportError as error:
             raise JobError("missing", str(error)) from error

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
+from edgekit.backends.nvidia.portable import Profiles
 from edgekit.types import Precision, Target
 
 MINIMUM = "10.12"
 """The first release whose ``--stronglyTyped`` takes every graph that edgekit writes; 11 has no other mode."""
 
-_Shapes = Mapping[str, tuple[tuple[int, ...], ...]]
 
-
-def write_recipe(target: Target, shapes: _Shapes, out: Path) -> tuple[str, ...]:
+def write_recipe(target: Target, shapes: Profiles, out: Path) -> tuple[str, ...]:
     """Write ``recipe.json`` and ``README.md``; returns their names."""
+    argv = build_argv(target, shapes)
     recipe = {
         "schema": 1,
         "tool": "trtexec",
         "minimum_version": MINIMUM,
-        "build": build_argv(target, shapes),
+        "build": argv,
         "measure": ["trtexec", "--loadEngine=model.engine", "--useCudaGraph", "--noDataTransfers"],
         "run_on": "the GPU that will run the engine: engines fit one GPU model and one TensorRT version",
     }
     text = json.dumps(recipe, indent=2, sort_keys=True) + "\n"
-    for name, content in (("recipe.json", text), ("README.md", _readme(recipe["build"], target))):
+    for name, content in (("recipe.json", text), ("README.md", _readme(argv, target))):
         part = out / f".{name}.part"
         part.write_text(content, encoding="utf-8")
         part.replace(out / name)
     return ("recipe.json", "README.md")
 
 
-def build_argv(target: Target, shapes: _Shapes) -> list[str]:
+def build_argv(target: Target, shapes: Profiles) -> list[str]:
     """``trtexec`` arguments that build the engine. Precision is in the ONNX: no ``--fp16``, no ``--int8``."""
     argv = ["trtexec", f"--onnx={target.file}", "--saveEngine=model.engine", "--stronglyTyped"]
     if target.precision is Precision.FP32:
@@ -44,8 +43,7 @@ def build_argv(target: Target, shapes: _Shapes) -> list[str]:
     return [*argv, "--profilingVerbosity=detailed", "--skipInference"]
 
 
-def _readme(argv: object, target: Target) -> str:
-    assert isinstance(argv, list)
+def _readme(argv: list[str], target: Target) -> str:
     return (
         f"# {target.name}\n\n"
         "This artifact was not run: TensorRT builds its engine on the GPU that will run it.\n"

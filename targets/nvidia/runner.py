@@ -1,7 +1,9 @@
-"""Runs a serialized engine in TensorRT, on the device: Python 3.8 or newer, numpy and tensorrt.
+"""Runs a serialized engine in TensorRT or TensorRT-RTX, on the device: Python 3.8 or newer, numpy and that module.
+
+The two differ in the module that is imported, which is called as the backend that was packed with this file.
 
 It needs an NVIDIA GPU and its driver (``libcuda``, called through ctypes: no other package); without one
-``probe`` says so.
+``probe`` says so (engines may be built without a GPU; they do not even deserialize without one).
 
 Options: ``gpu`` (index, default 0), ``profile`` (optimization profile, default 0), ``threads`` (recorded; the
 work is the GPU's), ``placement`` and ``profiling`` (no effect: the engine can always be inspected).
@@ -24,20 +26,19 @@ strings (names) in place of the dictionaries.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import re
 import time
 
-RUNTIME = "TensorRT"
-EXTRA = "tensorrt"
+from .backend import NAME  # "tensorrt" or "tensorrt_rtx"
 
 
 def versions():
     """Versions of the runtime and of numpy; imports the runtime."""
     import numpy
-    import tensorrt as trt
 
-    return {"tensorrt": trt.__version__, "numpy": numpy.__version__}
+    return {NAME: importlib.import_module(NAME).__version__, "numpy": numpy.__version__}
 
 
 def probe():
@@ -57,8 +58,7 @@ class Session:
     """One engine with one execution context, one stream, and buffers for its tensors."""
 
     def __init__(self, path, options):
-        import tensorrt as trt
-
+        trt = importlib.import_module(NAME)
         known = {"threads", "gpu", "profile", "placement", "profiling"}
         unknown = sorted(set(options) - known)
         if unknown:
@@ -71,7 +71,7 @@ class Session:
         with open(path, "rb") as file:
             self._engine = self._runtime.deserialize_cuda_engine(file.read())
         if self._engine is None:
-            raise ValueError("the engine does not fit this version of TensorRT or this GPU")
+            raise ValueError("the engine does not fit this version of %s or this GPU" % NAME)
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise ValueError("there is not enough GPU memory for an execution context")
@@ -159,7 +159,7 @@ class Session:
         inspector.execution_context = self._context
         text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
         return {
-            "runtime": "tensorrt",
+            "runtime": NAME,
             "version": self._trt.__version__,
             "gpu": self._cuda.name,
             "compute_capability": self._cuda.capability,

@@ -1,0 +1,94 @@
+"""The files of both: the portable ONNX, and the recipe of an engine (TensorRT) or the engine itself (TensorRT-RTX)."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+from edgekit.backends.nvidia import portable
+from edgekit.backends.nvidia.placement import requested
+from edgekit.backends.nvidia.recipe import MINIMUM, write_recipe
+from edgekit.errors import UnsupportedOperatorsError
+from edgekit.graph import io
+from edgekit.types import Json, Lowered, OnnxModel, Option, Precision, Target
+
+_PORTABLE = "model.onnx"
+
+
+def lower_to_recipe(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
+    """See :func:`edgekit.backends.nvidia.tensorrt.lower`."""
+    onnx = portable.write_portable(model, target, out / target.file)
+    shapes = portable.profiles(onnx.model.inputs, str(options.get("axes", "")))
+    parsed = _parsed(onnx, target, shapes)
+    recipe = write_recipe(target, shapes, out)
+    return Lowered(
+        files=(target.file, *(f.name for f in io.external_files(onnx.model.path)), *recipe),
+        inputs=onnx.model.inputs,
+        outputs=onnx.model.outputs,
+        runtime=dict(target.runtime),
+        minimum_runtime=MINIMUM,
+        notes=(
+            *onnx.notes,
+            *requested(model, target).notes[:1],
+            parsed,
+            "the engine is built on the device, by recipe.json",
+        ),
+        details={"profiles": _listed(shapes)},
+    )
+
+
+def lower_to_engine(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
+    """See :func:`edgekit.backends.nvidia.tensorrt_rtx.lower`."""
+    capabilities = portable.compute_capabilities(options.get("compute_capabilities", ""))
+    onnx = portable.write_portable(model, target, out / _PORTABLE)
+    part = out / f".{target.file}.part"
+    job = portable.Job(
+        module="tensorrt_rtx",
+        onnx=onnx.model.path,
+        engine=part,
+        compute_capabilities=capabilities,
+        profiles=portable.profiles(onnx.model.inputs, str(options.get("axes", ""))),
+    )
+    try:
+        answer = portable.run_worker(job, target, onnx.modules)
+        part.replace(out / target.file)
+    finally:
+        part.unlink(missing_ok=True)
+    return Lowered(
+        files=(target.file, _PORTABLE, *(f.name for f in io.external_files(onnx.model.path))),
+        inputs=onnx.model.inputs,
+        outputs=onnx.model.outputs,
+        runtime=dict(target.runtime),
+        minimum_runtime=answer["version"],
+        notes=(*onnx.notes, *requested(model, target).notes[:1], *_notes(capabilities, job, target)),
+        details={"layers": answer["layers"], "profiles": _listed(job.profiles)},
+    )
+
+
+def _parsed(onnx: portable.Portable, target: Target, shapes: portable.Profiles) -> str:
+    """Parse with what is installed; says by what."""
+    for module in ("tensorrt", "tensorrt_rtx"):
+        if importlib.util.find_spec(module) is not None:
+            job = portable.Job(module=module, onnx=onnx.model.path, profiles=shapes)
+            answer = portable.run_worker(job, target, onnx.modules)
+            return f"parsed by {module} {answer['version']}: {answer['layers']} layers"
+    problems = portable.static_problems(onnx.model.path, onnx.modules)
+    if problems:
+        raise UnsupportedOperatorsError(target.name, problems)
+    return "checked by rules only: neither tensorrt nor tensorrt_rtx is installed to parse it"
+
+
+def _notes(capabilities: tuple[str, ...], job: portable.Job, target: Target) -> tuple[str, ...]:
+    where = ", ".join(capabilities) or "8.0 and later (the builder's default)"
+    notes = [f"compute capabilities: {where}", "strongly typed network, TF32 off"]
+    notes += [f"{name}: {' / '.join(map(str, shapes))}" for name, shapes in job.profiles.items()]
+    if target.precision is Precision.INT8:
+        notes.append(
+            "NVIDIA's support matrix lists INT8 for weight-only products: measure on the GPU before use"
+        )
+    return tuple(notes)
+
+
+def _listed(profiles: portable.Profiles) -> Json:
+    return {name: [list(shape) for shape in shapes] for name, shapes in profiles.items()}

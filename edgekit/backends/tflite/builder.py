@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
+import onnx_ir as ir
 from ai_edge_litert import schema_py_generated as schema
 
-from edgekit.backends.tflite.extent import open_axis
+from edgekit.backends.tflite.dynamic import dynamic_dimension
 from edgekit.backends.tflite.ir import (
+    FLOAT,
     FLOAT32,
     INT32,
     TENSOR_TYPES,
@@ -25,14 +26,11 @@ from edgekit.backends.tflite.ir import (
     Quant,
     Shape,
     Tensor,
+    Type,
 )
+from edgekit.backends.tflite.quant import Lookahead
 from edgekit.backends.tflite.registry import Refusal
 from edgekit.backends.tflite.view import Items, Perm, View, compose, inverse, reshape_groups, reshape_order
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-    from edgekit.backends.tflite.lowering import Lowering
 
 # Without the flag, sums of int16 tensors need power-of-two scales.
 ADD_LIKE: dict[str, Callable[[], Any]] = {
@@ -43,15 +41,45 @@ ADD_LIKE: dict[str, Callable[[], Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Type:
-    """Element type of a tensor: storage dtype and quantization."""
+class Scope(Protocol):
+    """What operators with subgraphs, and those that look further on, need of the walk over the ONNX graph."""
 
-    dtype: DType
-    quant: Quant | None = None
+    @property
+    def graphs(self) -> list[Graph]:
+        """The subgraphs of the file, the main one first; handlers may append."""
+        ...
 
+    @property
+    def kernels(self) -> str:
+        """``"xnnpack"`` or ``"builtin"``, see :class:`edgekit.backends.tflite.compiler.CompileOptions`."""
+        ...
 
-FLOAT = Type(FLOAT32)
+    @property
+    def lookahead(self) -> Lookahead:
+        """Which quantized types later nodes ask for."""
+        ...
+
+    def inline(self, graph: ir.Graph, arguments: Sequence[View]) -> list[View]:
+        """Lower a subgraph's body in place; returns its outputs."""
+        ...
+
+    def nested(
+        self, name: str, graph: ir.Graph, like: Sequence[Tensor], captured: Sequence[ir.Value] = ()
+    ) -> int:
+        """Lower a subgraph into one of the file's; returns its index in ``graphs``."""
+        ...
+
+    def captured(self, graphs: Sequence[ir.Graph]) -> list[ir.Value]:
+        """What subgraphs read of the outside and that is not constant, in order of use."""
+        ...
+
+    def view(self, value: ir.Value) -> View:
+        """The view of a value that was lowered before."""
+        ...
+
+    def is_constant(self, value: ir.Value) -> bool:
+        """Whether a value is constant, or a dequantized constant."""
+        ...
 
 
 class Builder:
@@ -62,7 +90,7 @@ class Builder:
     (how many outputs, who consumes them); ``lowering`` is for operators with subgraphs.
     """
 
-    def __init__(self, graph: Graph, lowering: Lowering, *, opset: int) -> None:
+    def __init__(self, graph: Graph, lowering: Scope, *, opset: int) -> None:
         self.graph = graph
         self.lowering = lowering
         self.opset = opset
@@ -114,8 +142,8 @@ class Builder:
             if of.dtype not in TENSOR_TYPES:
                 raise Refusal(f"TFLite has no element type {of.dtype}")
             size = tuple(int(d) for d in shape)
-            axis = open_axis(code, inputs, size, options)
-            tensors.append(Tensor(size, of.dtype, quant=of.quant, open=axis))
+            dynamic = dynamic_dimension(code, inputs, size, options)
+            tensors.append(Tensor(size, of.dtype, quant=of.quant, dynamic=dynamic))
         op = Op(code, inputs, tensors, options, self.origin)
         self.graph.ops.append(op)
         self._producers.update((id(t), op) for t in tensors)

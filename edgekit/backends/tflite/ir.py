@@ -127,11 +127,22 @@ def integer_range(dtype: DType) -> tuple[int, int]:
     return int(info.min), int(info.max)
 
 
+@dataclass(frozen=True, slots=True)
+class Type:
+    """Element type of a tensor: storage dtype and quantization."""
+
+    dtype: DType
+    quant: Quant | None = None
+
+
+FLOAT = Type(FLOAT32)
+
+
 @dataclass(slots=True, eq=False)
 class Tensor:
     """One TFLite tensor. ``data`` is set for constants. Identity is object identity.
 
-    ``open`` is the axis whose size only the run tells; ``shape`` has its upper bound there.
+    ``dynamic`` is the dimension whose size only the run tells; ``shape`` has its upper bound there.
     """
 
     shape: Shape
@@ -140,7 +151,7 @@ class Tensor:
     data: Array | None = None
     quant: Quant | None = None
     is_variable: bool = False
-    open: int | None = None
+    dynamic: int | None = None
 
     @property
     def rank(self) -> int:

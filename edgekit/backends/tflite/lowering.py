@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.backends.tflite.boundary import bind_inputs, bind_outputs
-from edgekit.backends.tflite.builder import Builder, Type
+from edgekit.backends.tflite.boundary import Boundary
+from edgekit.backends.tflite.builder import Builder
+from edgekit.backends.tflite.dynamic import refuse
 from edgekit.backends.tflite.expand import expand
-from edgekit.backends.tflite.extent import refuse
 from edgekit.backends.tflite.fold import NotFoldable, fold
-from edgekit.backends.tflite.ir import INT8, Array, Graph, Origin, Quant, Tensor
+from edgekit.backends.tflite.ir import INT8, Array, Graph, Origin, Quant, Tensor, Type
 from edgekit.backends.tflite.quant import Lookahead
 from edgekit.backends.tflite.registry import Refusal, Row, Rule, lookup
 from edgekit.backends.tflite.report import FloatNode
@@ -46,12 +46,16 @@ class Lowering:
     def run(self) -> None:
         """Lower the main graph, inputs to outputs."""
         graph = self.model.graph
-        self.inputs = bind_inputs(self)
+        boundary = Boundary(
+            builder=self.builder, lookahead=self.lookahead, layout=self.io_layout, dtype=self.io_dtype
+        )
+        views, self.inputs = boundary.bind_inputs([v for v in graph.inputs if not v.is_initializer()])
+        self.env |= views
         self.walk(graph)
         if self.unsupported:
             return
         try:
-            self.outputs = bind_outputs(self)
+            self.outputs = boundary.bind_outputs([(v, self.view(v)) for v in graph.outputs])
         except Refusal as refusal:
             self.unsupported.append(
                 UnsupportedNode(op="output", node=graph.name or "graph", reason=str(refusal))
@@ -79,7 +83,7 @@ class Lowering:
         """Lower a subgraph into a TFLite subgraph of its own (the body of a WHILE, a branch of an IF).
 
         ``like`` gives the shapes and types of the subgraph's inputs. TFLite subgraphs see nothing of the
-        outside: values in ``captured`` (see :func:`captured_values`) become further inputs, in that order.
+        outside: values in ``captured`` become further inputs, in that order.
         Returns the subgraph's index. All its values lie in ONNX order at the boundary.
         """
         outer, outer_env = self.builder, self.env
@@ -100,6 +104,18 @@ class Lowering:
         finally:
             self.builder, self.env = outer, outer_env
         return index
+
+    def captured(self, graphs: Sequence[ir.Graph]) -> list[ir.Value]:
+        """What subgraphs read of the outside and that is not constant, in order of use."""
+        captured: dict[ir.Value, None] = {}
+        for graph in graphs:
+            nodes = list(graph.all_nodes())
+            own = {o for n in nodes for o in n.outputs} | set(graph.inputs)
+            for value in (*(v for n in nodes for v in n.inputs), *graph.outputs):
+                view = self.env.get(value) if value is not None and value not in own else None
+                if value is not None and view is not None and view.tensor.data is None:
+                    captured.setdefault(value)
+        return list(captured)
 
     # --- values -------------------------------------------------------------------------------------
 
@@ -198,7 +214,11 @@ class Lowering:
     def _fold(
         self, node: ir.Node, inputs: Sequence[View | None], attributes: dict[str, Any]
     ) -> list[View] | None:
-        if node.op_type in ("Shape", "Size") and inputs[0] is not None and inputs[0].tensor.open is not None:
+        if (
+            node.op_type in ("Shape", "Size")
+            and inputs[0] is not None
+            and inputs[0].tensor.dynamic is not None
+        ):
             refuse(f"{node.op_type} of something whose size is not known")
         if node.op_type == "Shape" and node.domain == "" and inputs[0] is not None:
             dims = inputs[0].shape[attributes.get("start", 0) : attributes.get("end")]
@@ -303,19 +323,6 @@ class Lowering:
 
 def _constant(view: View | None) -> bool:
     return view is not None and view.tensor.data is not None
-
-
-def captured_values(graph: ir.Graph, env: Mapping[ir.Value, View]) -> list[ir.Value]:
-    """Values of the surrounding graphs that ``graph`` reads and that are not constant, in order of use."""
-    found: dict[ir.Value, None] = {}
-    for node in graph.all_nodes():
-        for value in node.inputs:
-            if value is not None and value in env and env[value].tensor.data is None:
-                found.setdefault(value)
-    for value in graph.outputs:
-        if value in env and env[value].tensor.data is None:
-            found.setdefault(value)
-    return list(found)
 
 
 def inlined(model: ir.Model) -> ir.Model:

@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.backends.tflite.builder import Type
-from edgekit.backends.tflite.ir import INT8, UINT8, Array, DType, Quant
+from edgekit.backends.tflite.ir import INT8, UINT8, Array, DType, Quant, Type
 from edgekit.backends.tflite.registry import Rule, lookup
 from edgekit.backends.tflite.view import View
 

@@ -6,32 +6,29 @@ Linear in the number of operators: each is looked at once, in order, with a tabl
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekit.backends.tflite.builder import Scope
 from edgekit.backends.tflite.fusion import fuse_graph
 from edgekit.backends.tflite.ir import Graph, Op, Tensor
 from edgekit.backends.tflite.xnnpack import after_fusion, before_fusion
 
-if TYPE_CHECKING:
-    from edgekit.backends.tflite.lowering import Lowering
 
-
-def rewrite(lowering: Lowering, *, fuse: bool, kernels: str) -> dict[str, int]:
+def rewrite(scope: Scope, *, fuse: bool, kernels: str) -> dict[str, int]:
     """Respell for XNNPACK (if ``kernels`` says so), fuse (if ``fuse``), remove what nobody reads.
 
     Returns how often each kind of rewrite applied.
     """
     counts: Counter[str] = Counter()
-    for graph in lowering.graphs:
+    for graph in scope.graphs:
         if kernels == "xnnpack":
-            counts["respelled"] += before_fusion(graph, lowering)
+            counts["respelled"] += before_fusion(graph, scope)
         if fuse:
             counts["duplicate"] += merge_equal(graph)
             counts.update(fuse_graph(graph))
         if kernels == "xnnpack":
-            counts["respelled"] += after_fusion(graph, lowering)
+            counts["respelled"] += after_fusion(graph, scope)
         remove_dead(graph)
     return {kind: n for kind, n in counts.items() if n}
 

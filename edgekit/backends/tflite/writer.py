@@ -209,10 +209,10 @@ class _Writer:
         return int(schema.QuantizationParametersEnd(self.b))
 
     def _tensor(self, tensor: Tensor, number: int) -> int:
-        shape = self._ints([1 if i == tensor.open else d for i, d in enumerate(tensor.shape)])
+        shape = self._ints([1 if i == tensor.dynamic else d for i, d in enumerate(tensor.shape)])
         signature = None
-        if tensor.open is not None:
-            signature = self._ints([-1 if i == tensor.open else d for i, d in enumerate(tensor.shape)])
+        if tensor.dynamic is not None:
+            signature = self._ints([-1 if i == tensor.dynamic else d for i, d in enumerate(tensor.shape)])
         name = self.b.CreateString(tensor.name)
         quant = None
         if tensor.quant is not None:

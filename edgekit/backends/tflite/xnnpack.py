@@ -16,18 +16,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import TYPE_CHECKING
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgekit.backends.tflite.builder import Builder, Type
-from edgekit.backends.tflite.ir import FLOAT32, INT8, Graph, Op, Quant, Tensor, integer_range
+from edgekit.backends.tflite.builder import Builder, Scope
+from edgekit.backends.tflite.ir import FLOAT32, INT8, Graph, Op, Quant, Tensor, Type, integer_range
 from edgekit.backends.tflite.ops.shape import strided
 from edgekit.backends.tflite.xnnpack_spatial import CONCAT_LIMIT, concatenated, mirror_pad, resize_nearest
-
-if TYPE_CHECKING:
-    from edgekit.backends.tflite.lowering import Lowering
 
 Rule = Callable[[Builder, Op], list[Tensor] | None]
 
@@ -37,19 +33,19 @@ _CEILINGS = {"RELU": math.inf, "RELU6": 6.0, "RELU_N1_TO_1": 1.0, "RELU_0_TO_1":
 _FLOORS = {"RELU": 0.0, "RELU6": 0.0, "RELU_N1_TO_1": -1.0, "RELU_0_TO_1": 0.0}
 
 
-def before_fusion(graph: Graph, lowering: Lowering) -> int:
+def before_fusion(graph: Graph, scope: Scope) -> int:
     """Apply the rules that fusion builds on; returns how many operators were respelled."""
-    return _apply(graph, lowering, _BEFORE)
+    return _apply(graph, scope, _BEFORE)
 
 
-def after_fusion(graph: Graph, lowering: Lowering) -> int:
+def after_fusion(graph: Graph, scope: Scope) -> int:
     """Apply the rules for what fusion left over."""
-    return _apply(graph, lowering, _AFTER)
+    return _apply(graph, scope, _AFTER)
 
 
-def _apply(graph: Graph, lowering: Lowering, rules: Mapping[str, Rule]) -> int:
+def _apply(graph: Graph, scope: Scope, rules: Mapping[str, Rule]) -> int:
     scratch = Graph(graph.name)
-    g = Builder(scratch, lowering, opset=0)
+    g = Builder(scratch, scope, opset=0)
     kept_outputs = {id(t) for t in graph.outputs}
     alias: dict[int, Tensor] = {}
     out: list[Op] = []
@@ -73,7 +69,7 @@ def _apply(graph: Graph, lowering: Lowering, rules: Mapping[str, Rule]) -> int:
 
 
 def _known_sizes(op: Op) -> bool:
-    return all(t is None or t.open is None for t in (*op.inputs, *op.outputs))
+    return all(t is None or t.dynamic is None for t in (*op.inputs, *op.outputs))
 
 
 def _replace(

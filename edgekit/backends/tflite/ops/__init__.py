@@ -5,6 +5,7 @@ from edgekit.backends.tflite.ops import (
     contrib,
     control,
     convolution,
+    dynamic,
     einsum,
     elementwise,
     functions,
@@ -24,7 +25,6 @@ from edgekit.backends.tflite.ops import (
     sequences,
     shape,
     signal,
-    unbounded,
 )
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "contrib",
     "control",
     "convolution",
+    "dynamic",
     "einsum",
     "elementwise",
     "functions",
@@ -51,5 +52,4 @@ __all__ = [
     "sequences",
     "shape",
     "signal",
-    "unbounded",
 ]

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgekit.backends.tflite.builder import Builder, Type
-from edgekit.backends.tflite.ir import FLOAT32, INT8, INT32, INT64, Quant, Tensor
+from edgekit.backends.tflite.builder import Builder
+from edgekit.backends.tflite.ir import FLOAT32, INT8, INT32, INT64, Quant, Tensor, Type
 from edgekit.backends.tflite.ops.elementwise import broadcast, covering
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View

@@ -12,9 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from ai_edge_litert import schema_py_generated as schema
 
-from edgekit.backends.tflite.builder import Builder, Type
-from edgekit.backends.tflite.ir import BOOL, INT64, Graph, Tensor
-from edgekit.backends.tflite.lowering import captured_values
+from edgekit.backends.tflite.builder import Builder
+from edgekit.backends.tflite.ir import BOOL, INT64, Graph, Tensor, Type
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View
 
@@ -26,7 +25,7 @@ def if_(g: Builder, condition: View, *, then_branch: ir.Graph, else_branch: ir.G
     """The branch in place, or IF."""
     if condition.const is not None:
         return g.lowering.inline(then_branch if bool(condition.const.reshape(-1)[0]) else else_branch, [])
-    captured = _captured(g, [then_branch, else_branch])
+    captured = g.lowering.captured([then_branch, else_branch])
     branches = [
         g.lowering.nested(name, graph, [], captured)
         for name, graph in (("then", then_branch), ("else", else_branch))
@@ -169,7 +168,7 @@ def _while(
         raise Refusal(
             "a loop whose number of iterations is computed at run time, with an output of every iteration"
         )
-    outside = _captured(g, [body])
+    outside = g.lowering.captured([body])
     start = [
         g.constant(0, INT64),
         g.constant(True, BOOL) if condition is None else g.reshape(g.plain(condition), ()),
@@ -209,17 +208,6 @@ def _condition_graph(g: Builder, states: Sequence[Tensor]) -> int:
         inner.emit("LOGICAL_AND", [left, graph.inputs[1]], (), BOOL, schema.LogicalAndOptionsT())
     ]
     return index
-
-
-def _captured(g: Builder, graphs: Sequence[ir.Graph]) -> list[ir.Value]:
-    """What the subgraphs read of the outside and that is not constant."""
-    found: dict[ir.Value, None] = {}
-    for graph in graphs:
-        own = {o for n in graph.all_nodes() for o in n.outputs} | set(graph.inputs)
-        for value in captured_values(graph, g.lowering.env):
-            if value not in own:
-                found.setdefault(value)
-    return list(found)
 
 
 def _truth(condition: View) -> bool | None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgekit.backends.tflite.builder import Builder, Type
-from edgekit.backends.tflite.ir import FLOAT32, INT16, INT32, INT64, Quant, Tensor
+from edgekit.backends.tflite.builder import Builder
+from edgekit.backends.tflite.ir import FLOAT32, INT16, INT32, INT64, Quant, Tensor, Type
 from edgekit.backends.tflite.ops.volume import conv_transpose_3d
 from edgekit.backends.tflite.ops.window import Window, crop, make_window, padded
 from edgekit.backends.tflite.registry import Refusal, Rule, op

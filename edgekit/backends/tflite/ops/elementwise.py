@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgekit.backends.tflite.builder import ADD_LIKE, Builder, Type
+from edgekit.backends.tflite.builder import ADD_LIKE, Builder
 from edgekit.backends.tflite.ir import (
     BOOL,
     FLOAT32,
@@ -22,6 +22,7 @@ from edgekit.backends.tflite.ir import (
     Quant,
     Shape,
     Tensor,
+    Type,
 )
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import Perm, View

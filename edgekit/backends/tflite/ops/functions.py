@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgekit.backends.tflite.builder import Builder, Type
-from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, INT64, Tensor
+from edgekit.backends.tflite.builder import Builder
+from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, INT64, Tensor, Type
 from edgekit.backends.tflite.ops.elementwise import broadcast, cast
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgekit.backends.tflite.builder import Builder, Type
-from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, INT64, Array, Tensor
+from edgekit.backends.tflite.builder import Builder
+from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, INT64, Array, Tensor, Type
 from edgekit.backends.tflite.ops.shape import strided
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgekit.backends.tflite.builder import Builder, Type
-from edgekit.backends.tflite.ir import FLOAT32, INT32, Tensor
+from edgekit.backends.tflite.builder import Builder
+from edgekit.backends.tflite.ir import FLOAT32, INT32, Tensor, Type
 from edgekit.backends.tflite.ops.convolution import bias_tensor
 from edgekit.backends.tflite.ops.elementwise import broadcast
 from edgekit.backends.tflite.registry import Refusal, Rule, op

@@ -7,8 +7,8 @@ from ai_edge_litert import schema_py_generated as schema
 from onnx import helper
 
 from edgekit.backends.tflite.boundary import is_spatial
-from edgekit.backends.tflite.builder import Builder, Type
-from edgekit.backends.tflite.ir import FLOAT32, INT4, INT8, INT16, UINT8, Tensor
+from edgekit.backends.tflite.builder import Builder
+from edgekit.backends.tflite.ir import FLOAT32, INT4, INT8, INT16, UINT8, Tensor, Type
 from edgekit.backends.tflite.ops import integer
 from edgekit.backends.tflite.registry import Refusal, Rule, lookup, op
 from edgekit.backends.tflite.view import View, channels_last

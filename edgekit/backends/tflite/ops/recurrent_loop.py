@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgekit.backends.tflite.builder import Builder, Type
-from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, Graph, Tensor
+from edgekit.backends.tflite.builder import Builder
+from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, Graph, Tensor, Type
 from edgekit.backends.tflite.view import View
 
 LOOP_FROM = 65

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgekit.backends.tflite.builder import Builder, Type
-from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, INT64, Tensor
+from edgekit.backends.tflite.builder import Builder
+from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, INT64, Tensor, Type
 from edgekit.backends.tflite.ops.indexing import nonnegative
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgekit.backends.tflite.builder import Builder, Type
-from edgekit.backends.tflite.ir import Tensor
+from edgekit.backends.tflite.builder import Builder
+from edgekit.backends.tflite.ir import Tensor, Type
 from edgekit.backends.tflite.registry import Refusal
 
 

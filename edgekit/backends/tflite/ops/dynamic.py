@@ -1,4 +1,4 @@
-"""Operators whose result has a size that depends on the data (see :mod:`edgekit.backends.tflite.extent`)."""
+"""Operators whose result has a size that depends on the data (see :mod:`edgekit.backends.tflite.dynamic`)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgekit.backends.tflite.builder import Builder, Type
-from edgekit.backends.tflite.extent import refuse
-from edgekit.backends.tflite.ir import BOOL, INT32, INT64, Array, Tensor
+from edgekit.backends.tflite.builder import Builder
+from edgekit.backends.tflite.dynamic import refuse
+from edgekit.backends.tflite.ir import BOOL, INT32, INT64, Array, Tensor, Type
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View
 
@@ -32,7 +32,7 @@ def non_zero(g: Builder, x: View) -> View:
 def _where(g: Builder, condition: Tensor) -> Tensor:
     """The places [n, rank] where a condition holds."""
     out = g.emit("WHERE", [condition], (condition.size, condition.rank), INT64, schema.WhereOptionsT())
-    out.open = 0
+    out.dynamic = 0
     return out
 
 

@@ -1,6 +1,6 @@
-"""Sizes that only the run tells: the indices of what is not zero, the boxes that are left.
+"""Dynamic dimensions: the indices of what is not zero, the boxes that are left.
 
-Such a tensor has one open axis (:attr:`Tensor.open`), in the place of whose size its upper bound stands. LiteRT
+Such a tensor has one dimension (:attr:`Tensor.dynamic`) in the place of whose size its upper bound stands. LiteRT
 resizes what is behind it as it runs, as long as no constant spells the size out; the operators for which that
 holds are in the table here, the others are refused.
 """
@@ -35,13 +35,13 @@ _PAIRS = (
 )
 
 
-def open_axis(code: str, inputs: _Inputs, shape: Shape, options: Any) -> int | None:
-    """Which axis of an operator's result is open, if any. Constants among ``inputs`` that spell the bound out
+def dynamic_dimension(code: str, inputs: _Inputs, shape: Shape, options: Any) -> int | None:
+    """Which dimension of an operator's result is dynamic, if any. Constants among ``inputs`` that spell the bound out
     are replaced in the list by ones that do not.
 
     Raises :class:`Refusal` for operators that need to know the size.
     """
-    if all(t is None or t.open is None for t in inputs):
+    if all(t is None or t.dynamic is None for t in inputs):
         return None
     rule = _RULES.get(code)
     if rule is None:
@@ -50,17 +50,17 @@ def open_axis(code: str, inputs: _Inputs, shape: Shape, options: Any) -> int | N
 
 
 def refuse(what: str) -> NoReturn:
-    """The refusal of everything here."""
+    """Raise the refusal of everything here."""
     raise Refusal(
         f"{what}: the size of the result depends on the data, and files are compiled for fixed shapes"
     )
 
 
 def reshaped_axis(x: Tensor, shape: Sequence[int]) -> int:
-    """The open axis of ``x`` in ``shape``."""
-    assert x.open is not None
+    """The dynamic dimension of ``x`` in ``shape``."""
+    assert x.dynamic is not None
     for axis, size in enumerate(shape):
-        if size == x.shape[x.open] and math.prod(shape[:axis]) == math.prod(x.shape[: x.open]):
+        if size == x.shape[x.dynamic] and math.prod(shape[:axis]) == math.prod(x.shape[: x.dynamic]):
             return axis
     refuse("a reshape that splits or merges an axis")
 
@@ -73,18 +73,18 @@ def _data(inputs: _Inputs, position: int = 0) -> Tensor:
 
 def _same(inputs: _Inputs, shape: Shape, options: Any) -> int:
     del shape, options
-    axis = _data(inputs).open
+    axis = _data(inputs).dynamic
     assert axis is not None
     return axis
 
 
 def _pair(inputs: _Inputs, shape: Shape, options: Any) -> int:
-    """One side open, the other of size 1 along that axis."""
+    """One side dynamic, the other of size 1 along that axis."""
     del options
     sides = [t for t in inputs if t is not None]
-    axes = [t.open + len(shape) - t.rank for t in sides if t.open is not None]
+    axes = [t.dynamic + len(shape) - t.rank for t in sides if t.dynamic is not None]
     axis = axes[0]
-    fixed = [t for t in sides if t.open is None]
+    fixed = [t for t in sides if t.dynamic is None]
     one = all(t.rank < len(shape) - axis or t.shape[axis - len(shape) + t.rank] == 1 for t in fixed)
     if len(axes) != 1 or not one:
         refuse("an operator on two tensors that may differ in size")
@@ -95,7 +95,7 @@ def _transpose(inputs: _Inputs, shape: Shape, options: Any) -> int:
     del shape, options
     order = _data(inputs, 1).data
     assert order is not None
-    return int(np.flatnonzero(order == _data(inputs).open)[0])
+    return int(np.flatnonzero(order == _data(inputs).dynamic)[0])
 
 
 def _reshape(inputs: _Inputs, shape: Shape, options: Any) -> int:
@@ -109,35 +109,35 @@ def _reshape(inputs: _Inputs, shape: Shape, options: Any) -> int:
 def _gather(inputs: _Inputs, shape: Shape, options: Any) -> int:
     del shape
     table, index = _data(inputs), _data(inputs, 1)
-    if table.open is None:
-        assert index.open is not None
-        return int(options.axis) + index.open
-    if index.open is not None or options.axis == table.open:
+    if table.dynamic is None:
+        assert index.dynamic is not None
+        return int(options.axis) + index.dynamic
+    if index.dynamic is not None or options.axis == table.dynamic:
         refuse("a lookup along an axis of unknown size")
-    return table.open if table.open < options.axis else table.open - 1 + index.rank
+    return table.dynamic if table.dynamic < options.axis else table.dynamic - 1 + index.rank
 
 
 def _gather_nd(inputs: _Inputs, shape: Shape, options: Any) -> int:
     del shape, options
     table, index = _data(inputs), _data(inputs, 1)
-    if table.open is not None or index.open is None or index.open == index.rank - 1:
+    if table.dynamic is not None or index.dynamic is None or index.dynamic == index.rank - 1:
         refuse("a lookup in a table of unknown size")
-    return index.open
+    return index.dynamic
 
 
 def _slice(inputs: _Inputs, shape: Shape, options: Any) -> int:
     """Along the other axes; -1 takes what is there."""
     del shape, options
     x, begin, size = (_data(inputs, i) for i in range(3))
-    assert x.open is not None
+    assert x.dynamic is not None
     assert begin.data is not None
     assert size.data is not None
-    if begin.data[x.open] != 0 or size.data[x.open] != x.shape[x.open]:
+    if begin.data[x.dynamic] != 0 or size.data[x.dynamic] != x.shape[x.dynamic]:
         refuse("a part of an axis of unknown size")
     sizes = np.array(size.data)
-    sizes[x.open] = -1
+    sizes[x.dynamic] = -1
     inputs[2] = Tensor(sizes.shape, size.dtype, data=sizes)
-    return x.open
+    return x.dynamic
 
 
 _RULES: dict[str, _Rule] = {

@@ -342,6 +342,25 @@ class Lowered:
     details: Mapping[str, Json] = field(default_factory=dict)
 
 
+class Severity(enum.StrEnum):
+    """``error``: quantizing with these samples would be wrong. ``warning``: look at it."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong with calibration samples. ``evidence`` are the figures that say so."""
+
+    code: str
+    severity: Severity
+    tensor: str
+    message: str
+    hint: str
+    evidence: Mapping[str, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parity:
     """How far the artifact's outputs are from the reference, over ``samples`` inputs.

@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
@@ -31,6 +32,9 @@ import numpy as np
 from edgekit.graph import io
 from edgekit.quantize.calibrate.collect import calibrate
 from edgekit.types import Sample
+
+if TYPE_CHECKING:
+    from edgekit.types import TorchModel
 
 Array = np.ndarray
 
@@ -75,11 +79,17 @@ def noise(seed: int) -> Array:
 
 
 def export(path: Path) -> None:
-    """MobileNetV2 (Sandler et al., 2018) as optimized ONNX."""
+    """MobileNetV2 as optimized ONNX."""
+    from edgekit.graph import export, passes
+
+    passes.optimize(export.export(mobilenet(), path.with_name("export.onnx")), path)
+
+
+def mobilenet() -> TorchModel:
+    """MobileNetV2 (Sandler et al., 2018) with random weights."""
     import torch
     from torch import nn
 
-    from edgekit.graph import export, passes
     from edgekit.types import TorchModel
 
     def conv(i: int, o: int, k: int, stride: int = 1, groups: int = 1, *, act: bool = True) -> nn.Sequential:
@@ -119,8 +129,7 @@ def export(path: Path) -> None:
     with torch.no_grad():  # batch statistics of its own, so that no layer dies or explodes
         for _ in range(3):
             model.train()(torch.randn(8, 3, 224, 224))
-    source = TorchModel(module=model.eval(), example_inputs={"x": torch.randn(1, 3, 224, 224)})
-    passes.optimize(export.export(source, path.with_name("export.onnx")), path)
+    return TorchModel(module=model.eval(), example_inputs={"x": torch.randn(1, 3, 224, 224)})
 
 
 def images(count: int) -> tuple[Array, ...]:

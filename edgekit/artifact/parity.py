@@ -10,7 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from edgekit.devices.statistics import Interval, paired_bootstrap, paired_proportions
 from edgekit.errors import BackendError, DataError
@@ -83,15 +86,14 @@ def compare(
 def _pairs(
     reference: Iterable[Mapping[str, Array]], outputs: Iterable[Mapping[str, Array]]
 ) -> Iterator[tuple[Mapping[str, Array], Mapping[str, Array]]]:
-    try:
-        yield from zip(reference, outputs, strict=True)
-    except ValueError as error:
-        if "zip()" not in str(error):
-            raise
-        raise BackendError(
-            "the artifact and the reference gave different numbers of samples",
-            hint="run the artifact again; if it stays so, report it",
-        ) from error
+    # Not zip(strict=True): the ValueError that it raises cannot be told from one that the samples raise themselves.
+    for expected, got in zip_longest(reference, outputs):
+        if expected is None or got is None:
+            raise BackendError(
+                "the artifact and the reference gave different numbers of samples",
+                hint="run the artifact again; if it stays so, report it",
+            )
+        yield expected, got
 
 
 def _matching(name: str, ref: Array, got: Mapping[str, Array], sample: int) -> Array:
@@ -126,8 +128,6 @@ def _could_hold_scores(name: str, ref: Array, task: Task) -> bool:
 def _looks_embedded(ref: Array, task: Task) -> bool:
     """Whether the rows have unit length and are no probabilities; never where the task says what they are. One sample's
     scores may have unit length by chance."""
-    import numpy as np
-
     if task.scores is not None or any(t in task.name for t in _SCORE_TASKS):
         return False
     lengths = np.linalg.norm(ref.astype(np.float64), axis=1)
@@ -154,8 +154,6 @@ class _Tally:
 
     def add(self, ref: Array, out: Array, *, scores: bool, embedded: bool) -> None:
         """One sample. It takes only embeddings, all through, to make the output one."""
-        import numpy as np
-
         self.integer = ref.dtype.kind in "iub"
         self.embedded &= embedded
         rows = ref.shape[0] if ref.ndim >= 2 else 1
@@ -174,8 +172,6 @@ class _Tally:
         self._distances(np.where(good, r, 0.0), np.where(good, a, 0.0))
 
     def _distances(self, r: Array, a: Array) -> None:
-        import numpy as np
-
         if not r.size:
             return
         difference = a - r
@@ -290,8 +286,6 @@ def _no_classes(found: int) -> DataError:
 
 def _right(array: Array, label: Any, index: int) -> list[bool]:
     """Which rows name their label's class."""
-    import numpy as np
-
     classes = array.argmax(axis=-1) if array.dtype.kind == "f" else array
     wanted = np.asarray(label).reshape(-1)
     classes = np.asarray(classes).reshape(-1)

@@ -36,10 +36,10 @@ from edgekit.load.source import MODULE, Source
 from edgekit.pipeline import compress, guard, speed, stages
 from edgekit.pipeline.deliver import Product, deliver, refusal
 from edgekit.pipeline.lower import Graph, Lowering, graph_of, lower_for, shaped
-from edgekit.pipeline.stages import BuildContext, Calibrated, Exported, Suspicion
+from edgekit.pipeline.stages import BuildContext, Calibrated, Exported
 from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES, Verified, verify
 from edgekit.quantize.options import QuantizeOptions
-from edgekit.types import Gate, Parity, SourceSpec, Target, TorchModel, Verdict
+from edgekit.types import Finding, Gate, Parity, Severity, SourceSpec, Target, TorchModel, Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +82,7 @@ class Prepared:
     graph: Graph
     data: Data
     calibrated: Calibrated | None
-    suspicions: tuple[Suspicion, ...]
+    findings: tuple[Finding, ...]
     refused: Mapping[str, EdgekitError]
 
 
@@ -179,17 +179,17 @@ def prepare(request: Request, context: BuildContext) -> Prepared:
         trust.remember(context.store, source.spec, source.record)
     data = gather(request, context, graph.exported)
     calibrated: Calibrated | None = None
-    suspicions: tuple[Suspicion, ...] = ()
+    findings: tuple[Finding, ...] = ()
     quantized = [t for t in request.targets if t.uses_calibration]
     refused = refusals(context, quantized, graph)
     if data.calibration is not None and any(t.name not in refused for t in quantized):
         calibrated = stages.calibrate(context, graph.model, data.calibration)
-        suspicions = examine(context, calibrated, data, graph.exported)
+        findings = examine(context, calibrated, data, graph.exported)
     return Prepared(
         graph=replace(graph, steps=(*compress_steps, *graph.steps)),
         data=data,
         calibrated=calibrated,
-        suspicions=suspicions,
+        findings=findings,
         refused=refused,
     )
 
@@ -224,22 +224,22 @@ def compressed(
 
 def examine(
     context: BuildContext, calibrated: Calibrated, data: Data, exported: Exported
-) -> tuple[Suspicion, ...]:
+) -> tuple[Finding, ...]:
     """The calibration doctor's findings: all are shown, the grave ones end the build unless accepted."""
     if calibrated.samples.origin == RANDOM:
         return ()
-    found = stages.diagnose(context, calibrated, data.evaluation, exported)
-    for suspicion in found:
-        context.progress.note(f"calibration {suspicion.severity}: {suspicion.message}")
-    grave = [s for s in found if s.severity == "error"]
+    findings = stages.diagnose(context, calibrated, data.evaluation, exported)
+    for finding in findings:
+        context.progress.note(f"calibration {finding.severity}: {finding.message}")
+    grave = [f for f in findings if f.severity is Severity.ERROR]
     if grave and not context.options.accept_data:
         raise DataError(
             "the calibration samples are not what the model will meet: "
-            + "; ".join(s.message for s in grave),
-            hint="; ".join(dict.fromkeys(s.hint for s in grave))
+            + "; ".join(f.message for f in grave),
+            hint="; ".join(dict.fromkeys(f.hint for f in grave))
             + "; --accept-data builds with them all the same",
         )
-    return found
+    return findings
 
 
 def gather(request: Request, context: BuildContext, exported: Exported) -> Data:
@@ -298,7 +298,7 @@ def make(request: Request, context: BuildContext, prepared: Prepared, target: Ta
             source=prepared.graph.source.record,
             exported=prepared.graph.exported,
             calibrated=prepared.calibrated,
-            suspicions=prepared.suspicions,
+            findings=prepared.findings,
             files=made.lowering.subject.files,
             pixels=prepared.graph.pixels,
             verified=made.verified,

@@ -28,11 +28,11 @@ from edgekit.load.data import RANDOM
 from edgekit.pipeline import pixels
 from edgekit.pipeline.pixels import Pixels
 from edgekit.pipeline.speed import Speed
-from edgekit.pipeline.stages import Calibrated, Exported, LoweredFiles, Suspicion
+from edgekit.pipeline.stages import Calibrated, Exported, LoweredFiles
 from edgekit.pipeline.verify import Verified
 from edgekit.preprocess.declared import completed
 from edgekit.quantize.options import QuantizeReport
-from edgekit.types import Gate, SourceRecord, Target, Verdict
+from edgekit.types import Finding, Gate, SourceRecord, Target, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Product:
     source: SourceRecord
     exported: Exported
     calibrated: Calibrated | None
-    suspicions: tuple[Suspicion, ...] = ()
+    findings: tuple[Finding, ...] = ()
     files: LoweredFiles
     pixels: Pixels | None = None
     verified: Verified
@@ -172,7 +172,7 @@ def _calibration(product: Product) -> CalibrationRecord | None:
         samples=len(calibrated.samples),
         method=product.options.method,
         calibrated=calibrated.samples.origin != RANDOM,
-        findings=tuple(f"{s.severity}: {s.message}" for s in product.suspicions),
+        findings=tuple(f"{f.severity}: {f.message}" for f in product.findings),
     )
 
 

@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.core import versions
-from edgekit.core.store import Key
 from edgekit.core.structure import to_builtins
 from edgekit.errors import BackendError, UnsupportedError
-from edgekit.graph.records import read_json, write_json
-from edgekit.pipeline.stages import BuildContext, Calibrated
+from edgekit.pipeline.cached import Step, rows_reader, run
+from edgekit.pipeline.stages import QUANTIZE_PACKAGES, BuildContext, Calibrated
 from edgekit.quantize.options import QuantizeOptions
 from edgekit.types import OnnxModel, Parity, Target
 
@@ -122,10 +120,9 @@ def sensitivities(
     context: BuildContext, model: OnnxModel, target: Target, calibrated: Calibrated, options: QuantizeOptions
 ) -> tuple[LayerSensitivity, ...]:
     """Every layer that multiplies, the most harmful first; cached."""
-    import msgspec
-
+    from edgekit.pipeline.work import Work
     from edgekit.quantize.calibrate.calibration import Calibration
-    from edgekit.quantize.sensitivity import LayerSensitivity, Quantizing, sensitivity
+    from edgekit.quantize.sensitivity import LayerSensitivity, Quantizing
 
     def produce(out: Path) -> None:
         job = Quantizing(
@@ -135,23 +132,14 @@ def sensitivities(
             options=options,
             samples=calibrated.samples,
         )
-        with context.progress.task("sensitivity of each layer") as task:
-            write_json(sensitivity(job, out, progress=_steps(task)), out / "sensitivity.json")
+        Work(context.progress).sensitivity(job, out)
 
-    key = Key(
+    step = Step(
         name="sensitivity",
         inputs=(model.sha256, calibrated.sha256),
         options={"scheme": to_builtins(target.scheme), "options": to_builtins(options)},
-        versions=versions.of("onnx", "onnx-ir", "onnxruntime", "numpy"),
+        packages=QUANTIZE_PACKAGES,
+        produce=produce,
+        read=rows_reader(LayerSensitivity, "sensitivity.json"),
     )
-    rows = read_json(context.store.step(key, produce).directory / "sensitivity.json")
-    return tuple(msgspec.convert(row, LayerSensitivity) for row in rows)
-
-
-def _steps(task: Any) -> Callable[[int, int], None]:
-    def progressed(done: int, total: int) -> None:
-        if done == 1:
-            task.total(total)
-        task.advance()
-
-    return progressed
+    return run(context.store, step).value

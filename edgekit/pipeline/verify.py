@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypeVar
 
 from edgekit.artifact import golden
-from edgekit.core import plugins, versions
-from edgekit.core.store import Key
-from edgekit.core.structure import structure, to_builtins
-from edgekit.devices.arrays import ArrayFile
+from edgekit.artifact.parity import Metric, Task, compare
+from edgekit.core import plugins
+from edgekit.core.progress import Task as Progress
+from edgekit.core.structure import to_builtins
 from edgekit.devices.execute import run_artifact
 from edgekit.devices.runnable import Runnable
 from edgekit.errors import DataError, MissingExtraError, NotRunnableError, SourceError
 from edgekit.graph.records import read_json, write_json
+from edgekit.load import usercode
 from edgekit.load.data import SampleSet, fits
 from edgekit.load.source import Source
 from edgekit.pipeline import stages
+from edgekit.pipeline.cached import Step, reader, run
 from edgekit.pipeline.pixels import Pixels
-from edgekit.pipeline.stages import BuildContext, Exported, LoweredFiles
+from edgekit.pipeline.stages import BuildContext, Exported, LoweredFiles, Reference
 from edgekit.types import OnnxModel, Option, Parity, Placement, Target, sha256_file
 
-if TYPE_CHECKING:
-    from edgekit.artifact.parity import Metric, Task
+T = TypeVar("T")
 
 RANDOM_SAMPLES = 8
 """How many random inputs stand in when there are no samples: enough for parity, too few for ranges."""
@@ -70,17 +72,16 @@ class Verified:
     runtime_versions: Mapping[str, str] = field(default_factory=dict)
     not_run: str = ""
     skipped: int = 0
-    seconds: float = 0.0
 
     @property
     def notes(self) -> tuple[str, ...]:
         """For the manifest."""
-        found = []
+        notes = []
         if self.skipped:
-            found.append(f"{self.skipped} samples have other shapes than this fixed-shape artifact: not run")
+            notes.append(f"{self.skipped} samples have other shapes than this fixed-shape artifact: not run")
         if not self.not_run and (self.placement is None or self.placement.share is None):
-            found.append("the runtime does not tell what it executes: there is no placement gate")
-        return tuple(found)
+            notes.append("the runtime does not tell what it executes: there is no placement gate")
+        return tuple(notes)
 
 
 def verify(
@@ -91,37 +92,51 @@ def verify(
     Raises :class:`DataError` when no sample fits, and what :func:`run_artifact` raises, but for
     :class:`NotRunnableError`, which is a result.
     """
-    asked = samples
-    if subject.pixels is not None:
-        asked, samples = subject.pixels.samples_asked(samples), subject.pixels.samples_fed(samples)
-    reference, reference_sha256 = stages.reference(context, source, exported, asked)
-    vectors = _golden(context, subject, samples, reference, reference_sha256)
+    pixels = subject.pixels
+    reference = stages.reference(
+        context, source, exported, samples if pixels is None else pixels.samples_asked(samples)
+    )
+    samples = samples if pixels is None else pixels.samples_fed(samples)
+    vectors = _golden(context, subject, samples, reference)
+    case = Case(subject=subject, exported=exported, samples=samples, reference=reference, vectors=vectors)
+    unusable = _unusable(context, subject.target)
 
     def produce(out: Path) -> None:
-        case = Case(subject=subject, exported=exported, samples=samples, reference=reference, vectors=vectors)
-        write_json(_measure(context, case), out / "verified.json")
+        try:
+            verified = _measure(context, case)
+        except (NotRunnableError, MissingExtraError) as error:
+            if not unusable:
+                raise  # what only the run can tell may be otherwise next time
+            verified = Verified(not_run=error.message)
+        write_json(verified, out / "verified.json")
 
     metric = context.options.metric
-    key = Key(
+    step = Step(
         name="verify",
-        inputs=(subject.files.sha256, samples.fingerprint, reference_sha256),
+        inputs=(subject.files.sha256, samples.fingerprint, reference.sha256),
         options={
             "lowered": to_builtins(subject.files.lowered),
             "runner_sha256": sha256_file(plugins.runner(subject.target.backend)),
+            "task": exported.record.task,
             "metric": metric,
             "metric_sha256": _file_sha256(metric),
+            "unusable": unusable,
         },
         versions=dict(subject.files.step.versions) | context.machine_versions(subject.target.backend),
+        produce=produce,
+        read=reader(Verified, "verified.json"),
     )
     try:
-        result = context.store.step(key, produce)
-    except (NotRunnableError, MissingExtraError) as error:
-        installed = context.site is not None or plugins.backend(subject.target.backend).available().usable
-        if isinstance(error, MissingExtraError) and installed:
-            raise
-        return Verified(not_run=error.message, vectors=vectors)
-    verified = structure(Verified, read_json(result.directory / "verified.json"), where="verified.json")
-    return replace(verified, vectors=vectors, seconds=round(result.seconds, 3))
+        verified = run(context.store, step).value
+    except NotRunnableError as error:
+        verified = Verified(not_run=error.message)
+    return replace(verified, vectors=vectors)
+
+
+def _unusable(context: BuildContext, target: Target) -> str:
+    """Why this machine cannot run the target's artifacts, as far as can be told without trying."""
+    available = plugins.backend(target.backend).available()
+    return "" if context.site is not None or available.usable else available.why_not or "not usable"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,64 +146,63 @@ class Case:
     subject: Subject
     exported: Exported
     samples: SampleSet
-    reference: ArrayFile
+    reference: Reference
     vectors: Vectors
 
 
-def _golden(
-    context: BuildContext, subject: Subject, samples: SampleSet, reference: ArrayFile, reference_sha256: str
-) -> Vectors:
+def _golden(context: BuildContext, subject: Subject, samples: SampleSet, reference: Reference) -> Vectors:
     """Written whether or not this machine can run the artifact: another may have to."""
 
     def produce(out: Path) -> None:
         chosen = _fitting(subject, samples)
-        count = golden.write(_kept(samples, chosen), _kept(reference, chosen), out / golden.FILE)
+        count = golden.write(_kept(samples, chosen), _kept(reference.outputs, chosen), out / golden.FILE)
         write_json({"count": count, "chosen": chosen}, out / "golden.json")
 
+    def read(directory: Path) -> Vectors:
+        facts = read_json(directory / "golden.json")
+        return Vectors(file=directory / golden.FILE, count=facts["count"], chosen=tuple(facts["chosen"]))
+
     shapes = {s.name: list(s.shape) for s in subject.model.inputs} if subject.target.fixed_shapes else {}
-    key = Key(
+    step = Step(
         name="golden",
-        inputs=(samples.fingerprint, reference_sha256),
+        inputs=(samples.fingerprint, reference.sha256),
         options={"shapes": shapes},
-        versions=versions.of("numpy"),
+        packages=("numpy",),
+        produce=produce,
+        read=read,
     )
-    directory = context.store.step(key, produce).directory
-    facts = read_json(directory / "golden.json")
-    return Vectors(file=directory / golden.FILE, count=facts["count"], chosen=tuple(facts["chosen"]))
+    return run(context.store, step).value
 
 
 def _measure(context: BuildContext, case: Case) -> Verified:
-    from edgekit.artifact.parity import compare
-
-    subject, exported, samples = case.subject, case.exported, case.samples
-    reference, chosen = case.reference, case.vectors.chosen
-    lowered = subject.files.lowered
-    with context.progress.task(f"run {subject.target.name}", total=sum(chosen)) as task:
-        runnable = replace(subject.runnable, options={**lowered.runtime, **_alone(context)})
-        with run_artifact(
+    subject, chosen = case.subject, case.vectors.chosen
+    lowered, expected = subject.files.lowered, case.reference.outputs
+    runnable = replace(subject.runnable, options={**lowered.runtime, **_alone(context)})
+    with (
+        context.progress.task(f"run {subject.target.name}", total=sum(chosen)) as task,
+        run_artifact(
             runnable,
-            (s.inputs for s in _kept(samples, chosen)),
+            (s.inputs for s in _kept(case.samples, chosen)),
             device=context.device,
             placement=True,
-            on_progress=_step(task.advance),
-        ) as run:
-            rows = run.outputs
-            parity = compare(_kept(reference, chosen), rows, task=_task(context, exported, samples, chosen))
-            count = case.vectors.count
-            golden_parity = compare(
-                _first(_kept(reference, chosen), count), _first(rows, count), task=_plain(exported)
-            )
-            placement = None
-            if run.placement is not None:
-                backend = plugins.backend(subject.target.backend)
-                placement = backend.placement(subject.model, subject.target, lowered, run.placement)
-            return Verified(
-                parity=parity,
-                placement=placement,
-                golden_parity=golden_parity,
-                runtime_versions=run.versions,
-                skipped=len(chosen) - sum(chosen),
-            )
+            on_progress=_advancing(task),
+        ) as result,
+    ):
+        plain = Task(name=case.exported.record.task)
+        parity = compare(_kept(expected, chosen), result.outputs, task=_labelled(context, case, plain))
+        count = case.vectors.count
+        first = compare(islice(_kept(expected, chosen), count), islice(result.outputs, count), task=plain)
+        placement = None
+        if result.placement is not None:
+            backend = plugins.backend(subject.target.backend)
+            placement = backend.placement(subject.model, subject.target, lowered, result.placement)
+        return Verified(
+            parity=parity,
+            placement=placement,
+            golden_parity=first,
+            runtime_versions=result.versions,
+            skipped=len(chosen) - sum(chosen),
+        )
 
 
 def _alone(context: BuildContext) -> dict[str, Option]:
@@ -202,60 +216,44 @@ def _fitting(subject: Subject, samples: SampleSet) -> list[bool]:
     shapes = {s.name: tuple(int(d) for d in s.shape) for s in subject.model.inputs}
     chosen = [fits(shapes, sample) for sample in samples]
     if not any(chosen):
-        taken = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        wanted = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
         raise DataError(
-            f"{subject.target.name} has fixed shapes ({taken}, from the example inputs) and no sample has them",
+            f"{subject.target.name} has fixed shapes ({wanted}, from the example inputs) and no sample has them",
             hint="give samples of that shape, or example inputs of the samples' shape",
         )
     return chosen
 
 
-def _kept(rows: Iterable[Any], chosen: Sequence[bool]) -> Iterator[Any]:
+def _kept(rows: Iterable[T], chosen: Sequence[bool]) -> Iterator[T]:
     return (row for row, keep in zip(rows, chosen, strict=True) if keep)
 
 
-def _first(rows: Iterable[Any], count: int) -> Iterator[Any]:
-    return (row for _, row in zip(range(count), rows, strict=False))
-
-
-def _step(advance: Callable[[int], None]) -> Callable[[int], None]:
-    seen = 0
+def _advancing(task: Progress) -> Callable[[int], None]:
+    """Takes how many are done in all, and moves the bar by what is new."""
+    before = 0
 
     def progressed(done: int) -> None:
-        nonlocal seen
-        advance(done - seen)
-        seen = done
+        nonlocal before
+        task.advance(done - before)
+        before = done
 
     return progressed
 
 
-def _task(context: BuildContext, exported: Exported, samples: SampleSet, chosen: Sequence[bool]) -> Task:
-    plain = _plain(exported)
-    if not samples.labelled:
-        return plain
-    labels = [s.label for s in _kept(samples, chosen)]
-    return replace(plain, labels=labels, metric=_user_metric(context.options.metric))
+def _labelled(context: BuildContext, case: Case, task: Task) -> Task:
+    if not case.samples.labelled:
+        return task
+    labels = [s.label for s in _kept(case.samples, case.vectors.chosen)]
+    text = context.options.metric
+    metric = usercode.run(text, lambda function: _metric(function, text)) if text else None
+    return replace(task, labels=labels, metric=metric)
 
 
-def _plain(exported: Exported) -> Task:
-    from edgekit.artifact.parity import Task
-
-    return Task(name=exported.record.task)
-
-
-def _user_metric(text: str) -> Metric | None:
-    if not text:
-        return None
-    from edgekit.artifact.parity import Metric
-    from edgekit.load.usercode import run
-
-    def described(function: object) -> Metric:
-        if not callable(function):
-            raise SourceError(f"{text} is no function", hint="name a function of (outputs, label)")
-        name = getattr(function, "__name__", text)
-        return Metric(name=name, score=function, whole=bool(getattr(function, "whole", False)))
-
-    return run(text, described)
+def _metric(function: object, text: str) -> Metric:
+    if not callable(function):
+        raise SourceError(f"{text} is no function", hint="name a function of (outputs, label)")
+    name = getattr(function, "__name__", text)
+    return Metric(name=name, score=function, whole=bool(getattr(function, "whole", False)))
 
 
 def _file_sha256(text: str) -> str:

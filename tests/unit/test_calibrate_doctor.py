@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from test_calibrate_histogram import calibration
 
-from edgekit.quantize.calibrate.doctor import Finding, Severity, diagnose
-from edgekit.types import Sample
+from edgekit.quantize.calibrate.doctor import diagnose
+from edgekit.types import Finding, Sample, Severity
 
 MEAN, STD = (np.array(v, np.float32)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 TRIALS = 20

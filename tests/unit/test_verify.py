@@ -149,6 +149,15 @@ def test_mismatches_are_errors(got, message):
         compare([{"y": np.zeros((1, 3), "f")}], [got])
 
 
+def test_an_error_of_the_samples_own_stays_what_it_is():
+    def rows():
+        yield {"y": np.ones((1, 2), np.float32)}
+        raise ValueError("zip() is what this file is called")
+
+    with pytest.raises(ValueError, match="is what this file is called"):
+        compare(rows(), rows())
+
+
 def test_different_numbers_of_samples():
     y = scores()
     with pytest.raises(BackendError, match="different numbers"):

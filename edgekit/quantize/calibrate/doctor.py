@@ -8,8 +8,6 @@ and with what any such data looks like; the ranges of one half with those of the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,28 +15,9 @@ import numpy.typing as npt
 
 from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.calibrate.profile import Floats, InputProfile, exchange, profile
-from edgekit.types import Sample
+from edgekit.types import Finding, Sample, Severity
 
 _T = TypeVar("_T")
-
-
-class Severity(StrEnum):
-    """``error``: quantizing with these samples would be wrong. ``warning``: look at it."""
-
-    ERROR = "error"
-    WARNING = "warning"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that is wrong. ``evidence`` are the figures that say so."""
-
-    code: str
-    severity: Severity
-    tensor: str
-    message: str
-    hint: str
-    evidence: Mapping[str, float] = field(default_factory=dict)
 
 
 LIMIT = 256

@@ -1,0 +1,175 @@
+"""The work of the stages: each method fills one step's directory. Heavy: imported once a step has to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+
+from edgekit.core.progress import Progress, Task
+from edgekit.core.structure import to_builtins
+from edgekit.devices.arrays import write_arrays
+from edgekit.errors import DataError
+from edgekit.graph import io, passes
+from edgekit.graph.passes.fold_preprocessing import fold_preprocessing
+from edgekit.graph.records import ModelRecord, write_json, write_model
+from edgekit.load.data import SampleSet, unit_example
+from edgekit.load.samples import from_iterable
+from edgekit.load.source import Source
+from edgekit.pipeline.pixels import Pixels
+from edgekit.pipeline.reference import answers
+from edgekit.quantize.calibrate import doctor
+from edgekit.quantize.calibrate.calibration import Calibration
+from edgekit.quantize.calibrate.collect import calibrate
+from edgekit.quantize.driver import quantize
+from edgekit.quantize.options import QuantizeOptions
+from edgekit.quantize.sensitivity import Quantizing, sensitivity
+from edgekit.types import OnnxModel, Target, TorchModel, sha256_file
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
+
+MODEL = "model.onnx"
+_FUSED = ("Clip", "Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh", "QuantizeLinear", "DequantizeLinear")
+
+
+class Work:
+    """What the stages do, shown on ``progress``."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def export(self, source: Source, out: Path) -> None:
+        """The source as ONNX, and one set of example inputs."""
+        with self._progress.task(f"load {source.spec.text}"):
+            model = source.load()
+        with self._progress.task("export to ONNX"):
+            if isinstance(model, OnnxModel):
+                record, example = _imported(model, source, out)
+            else:
+                record, example = _exported(model, out)
+        write_model(record, out)
+        stored = write_arrays(out / "example", [example])
+        write_json(stored.names, out / "example.json")
+
+    def optimize(self, model: OnnxModel, example: Mapping[str, Array], out: Path) -> None:
+        """Simplify, then edgekit's own passes."""
+        with self._progress.task("optimize the graph"):
+            optimized, report = passes.optimize_with_report(model, out / MODEL, example=example)
+        write_model(ModelRecord(model=optimized, notes=report.notes, details=to_builtins(report)), out)
+
+    def fix_shapes(self, model: OnnxModel, shapes: Mapping[str, tuple[int, ...]], out: Path) -> None:
+        """Dynamic dimensions set to ``shapes``."""
+        write_model(ModelRecord(model=passes.fix_shapes(model, shapes, out / MODEL)), out)
+
+    def fold_preprocessing(self, model: OnnxModel, pixels: Pixels, out: Path) -> None:
+        """The preprocessing contract in front of the graph."""
+        folded, _ = fold_preprocessing(model, pixels.contract, out / MODEL, dtype=pixels.dtype)
+        write_model(ModelRecord(model=folded), out)
+
+    def calibrate(self, model: OnnxModel, samples: SampleSet, out: Path) -> None:
+        """Statistics of every activation."""
+        with self._progress.task("calibrate", total=len(samples)) as task:
+            calibrate(model, samples, out=out / "calibration", progress=lambda *_: task.advance())
+
+    def diagnose(
+        self,
+        samples: SampleSet,
+        reference: SampleSet | Sequence[Mapping[str, Array]],
+        calibration: Path,
+        out: Path,
+    ) -> None:
+        """What is wrong with calibration samples."""
+        with self._progress.task("check the calibration samples"):
+            findings = doctor.diagnose(
+                samples, reference=reference, calibration=Calibration.load(calibration)
+            )
+        write_json(findings, out / "findings.json")
+
+    def quantize(
+        self,
+        model: OnnxModel,
+        calibration: tuple[Path, SampleSet] | None,
+        target: Target,
+        options: QuantizeOptions,
+        out: Path,
+    ) -> None:
+        """Q/DQ, and the quantizer's report. ``calibration``: the statistics and the samples they are of."""
+        statistics = Calibration.load(calibration[0]) if calibration else None
+        samples = calibration[1] if calibration else None
+        with self._progress.task(f"quantize for {target.name}"):
+            quantized, report = quantize(model, statistics, target, options, out / MODEL, samples)
+        write_model(ModelRecord(model=quantized), out)
+        write_json(report, out / "report.json")
+
+    def sensitivity(self, job: Quantizing, out: Path) -> None:
+        """What each layer costs alone in integers."""
+        with self._progress.task("sensitivity of each layer") as task:
+            write_json(sensitivity(job, out, progress=_counting(task)), out / "sensitivity.json")
+
+    def reference(self, source: Source, record: ModelRecord, samples: SampleSet, out: Path) -> None:
+        """The source's own outputs, one row a sample."""
+        with self._progress.task("reference outputs", total=len(samples)) as task:
+            rows = _counted(answers(source.load(), record, samples), task)
+            stored = write_arrays(out / "outputs", rows)
+        facts = {"names": stored.names, "count": stored.count, "sha256": sha256_file(stored.path)}
+        write_json(facts, out / "outputs.json")
+
+    def modules(self, model: OnnxModel, out: Path) -> None:
+        """The PyTorch module of each node, by the node's name and its outputs': what a profile of the runtime is read
+        with. A runtime names a fused operator by its last output: an activation's belongs to what it is fused into."""
+        paths: dict[str, str] = {}
+        for node in onnx.load(model.path, load_external_data=False).graph.node:
+            path = io.module_path(node)
+            if path and node.name:
+                paths[node.name] = path
+            if not path and node.op_type in _FUSED:
+                path = paths.get(node.input[0], "")
+            paths |= {name: path for name in node.output if name and path}
+        write_json(paths, out / "modules.json")
+
+
+def _exported(model: TorchModel, out: Path) -> tuple[ModelRecord, dict[str, Array]]:
+    from edgekit.graph.export import export_with_report  # PyTorch: an ONNX source does without
+
+    written, report = export_with_report(model, out / MODEL)
+    record = ModelRecord(
+        model=written,
+        task=model.task,
+        labels=model.labels,
+        preprocessing=model.preprocessing,
+        notes=report.notes,
+        details=to_builtins(report),
+    )
+    return record, {name: tensor.detach().cpu().numpy() for name, tensor in model.example_inputs.items()}
+
+
+def _imported(model: OnnxModel, source: Source, out: Path) -> tuple[ModelRecord, dict[str, Array]]:
+    """An ONNX source: copied with its external data; the example is the first sample, else random."""
+    written = io.save(io.load(model.path), out / MODEL)
+    try:
+        first = [source.example()] if source.example else []
+    except DataError:
+        first = []
+    if first:
+        sample = next(iter(from_iterable(first, written.inputs, name="the first sample")))
+        return ModelRecord(model=written), dict(sample.inputs)
+    notes = tuple(f"{s.name}: dynamic axes of the example are 1" for s in written.inputs if not s.is_static)
+    return ModelRecord(model=written, notes=notes), unit_example(written.inputs)
+
+
+def _counted(rows: Iterator[dict[str, Array]], task: Task) -> Iterator[dict[str, Array]]:
+    for row in rows:
+        task.advance()
+        yield row
+
+
+def _counting(task: Task) -> Callable[[int, int], None]:
+    def progressed(done: int, total: int) -> None:
+        if done == 1:
+            task.total(total)
+        task.advance()
+
+    return progressed

@@ -20,6 +20,8 @@ from onnx import TensorProto, numpy_helper
 from edgekit.diff.forms import INPUT, Layer
 from edgekit.errors import SourceError
 from edgekit.graph import io as graphs
+from edgekit.graph import ops
+from edgekit.graph.ops import Trait
 from edgekit.quantize import rescaled
 
 if TYPE_CHECKING:
@@ -27,15 +29,11 @@ if TYPE_CHECKING:
     from edgekit.types import Array
 
 _OWN = "::own"
-_ACTIVATIONS = frozenset({"Relu", "Clip"})
-_THROUGH = _ACTIVATIONS | {
-    "BatchNormalization", "QuantizeLinear", "DequantizeLinear", "LeakyRelu", "HardSwish", "HardSigmoid",
-    "Sigmoid", "Tanh", "Gelu", "Cast", "Identity", "Add",
-}  # fmt: skip
+_THROUGH = (
+    ops.named(Trait.ACTIVATION | Trait.QUANTIZES) - {"Elu", "PRelu"}  # which no runtime here fuses
+) | {"BatchNormalization", "Cast", "Identity", "Add"}
 """What belongs to the layer in front of it, as long as it reads nothing else of its own."""
-_WEIGHTED = frozenset(
-    {"Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulNBits", "MatMulInteger", "ConvInteger"}
-)
+_WEIGHTED = ops.named(Trait.WEIGHTED) | {"MatMulNBits", "MatMulInteger", "ConvInteger"}
 _LIMIT = 1_900_000_000
 
 
@@ -246,7 +244,7 @@ class OnnxForm:
     def _activated(self, name: str) -> str:
         readers = self._readers.get(name, ())
         only = readers[0] if len(readers) == 1 and name not in self.outputs else None
-        return only.output[0] if only is not None and only.op_type in _ACTIVATIONS else ""
+        return only.output[0] if only is not None and ops.has(only, Trait.CLIPS) else ""
 
     def _pair(self, node: onnx.NodeProto) -> _Pair | None:
         scale = self._initializers.get(node.input[1])

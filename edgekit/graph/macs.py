@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.graph import io
+from edgekit.graph import io, ops
+from edgekit.graph.ops import Trait
 from edgekit.types import Fallback
 
 if TYPE_CHECKING:
@@ -24,11 +25,8 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
-_MOVES = frozenset(
-    {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Identity", "Expand"}
-    | {"MaxPool", "Gather", "GatherElements", "DepthToSpace", "SpaceToDepth", "Tile", "Concat", "Pad"}
-)
-"""Operators whose output values are input values: runtimes carry integers through them."""
+_CARRIERS = ops.named(Trait.CARRIES) - {"Dropout"}  # which no kernel has that carries integers
+"""Operators that runtimes carry integers through."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +36,7 @@ class MacNode:
     ``macs`` is ``None`` where a shape is unknown. ``aliases`` are the names under which a runtime may
     report the kernel that runs it, nearest first: its own, its outputs', and those of the nodes that only
     it feeds (an activation or a quantizer that a runtime fuses into it). ``quantized`` tells whether its
-    first two inputs come from DequantizeLinear, directly or through operators that only move values;
+    first two inputs come from DequantizeLinear, directly or through operators that compute nothing;
     ``weight`` is how its second input is stored: ``"integer"``, ``"float"``, or empty: not a constant.
     """
 
@@ -149,7 +147,7 @@ def _mac_nodes(scope: onnx.GraphProto, shapes: Mapping[str, Shape]) -> Iterator[
         for name in filter(None, node.input):
             users.setdefault(name, []).append(node)
     for node in scope.node:
-        if node.op_type not in _RULES:
+        if node.op_type not in RULES:
             continue
         yield MacNode(
             name=node.name or node.output[0],
@@ -163,12 +161,12 @@ def _mac_nodes(scope: onnx.GraphProto, shapes: Mapping[str, Shape]) -> Iterator[
 
 
 def _weight(name: str, producer: Mapping[str, onnx.NodeProto], constants: Mapping[str, int]) -> str:
-    """How a constant is stored, looking through casts, moves and DequantizeLinear."""
+    """How a constant is stored, looking through casts, DequantizeLinear and what computes nothing."""
     import onnx
 
     while name not in constants:
         node = producer.get(name)
-        if node is None or not node.input or node.op_type not in _MOVES | {"DequantizeLinear", "Cast"}:
+        if node is None or not node.input or node.op_type not in _CARRIERS | {"DequantizeLinear", "Cast"}:
             return ""
         name = node.input[0]
     types = onnx.TensorProto
@@ -177,7 +175,7 @@ def _weight(name: str, producer: Mapping[str, onnx.NodeProto], constants: Mappin
 
 
 def _dequantized(name: str, producer: Mapping[str, onnx.NodeProto]) -> bool:
-    """Whether a value comes from DequantizeLinear, through nothing but operators that move values."""
+    """Whether a value comes from DequantizeLinear, perhaps through operators that compute nothing."""
     pending, seen = [name], set[str]()
     while pending:
         node = producer.get(pending.pop())
@@ -185,7 +183,7 @@ def _dequantized(name: str, producer: Mapping[str, onnx.NodeProto]) -> bool:
             return False
         if node.op_type == "DequantizeLinear" or node.name in seen:
             continue
-        if node.op_type not in _MOVES:
+        if node.op_type not in _CARRIERS:
             return False
         if node.name:
             seen.add(node.name)
@@ -200,7 +198,7 @@ def _count(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int | None:
     inputs = [shapes.get(name) for name in node.input]
     outputs = [shapes.get(name) for name in node.output]
     try:
-        return _RULES[node.op_type](inputs, outputs, attributes)
+        return RULES[node.op_type](inputs, outputs, attributes)
     except (TypeError, IndexError, KeyError):  # an unknown shape (None) where a rule needs one
         return None
 
@@ -210,7 +208,7 @@ def _aliases(node: onnx.NodeProto, users: Mapping[str, Sequence[onnx.NodeProto]]
     for _ in range(16):
         yield from filter(None, (node.name, *node.output))
         following = users.get(node.output[0], ())
-        if len(following) != 1 or following[0].op_type in _RULES:
+        if len(following) != 1 or following[0].op_type in RULES:
             return
         node = following[0]
 
@@ -275,7 +273,7 @@ def _matmul_nbits(i: Sequence[Any], _o: Sequence[Any], a: Mapping[str, Any]) -> 
     return _size(i[0]) * int(a["N"])
 
 
-_RULES: Mapping[str, _Rule] = {
+RULES: Mapping[str, _Rule] = {
     "Conv": _conv(1),
     "FusedConv": _conv(1),
     "NhwcFusedConv": _conv(1),
@@ -303,6 +301,7 @@ _RULES: Mapping[str, _Rule] = {
     "MultiHeadAttention": _attention,
     "GroupQueryAttention": _attention,
 }
+"""By operator, in whatever domain: multiply-accumulates of one node."""
 
 
 # --- which executed kernel runs which node ------------------------------------------------------------------

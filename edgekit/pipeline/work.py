@@ -12,7 +12,8 @@ from edgekit.core.progress import Progress, Task
 from edgekit.core.structure import to_builtins
 from edgekit.devices.arrays import write_arrays
 from edgekit.errors import DataError
-from edgekit.graph import io, passes
+from edgekit.graph import io, ops, passes
+from edgekit.graph.ops import Trait
 from edgekit.graph.passes.fold_preprocessing import fold_preprocessing
 from edgekit.graph.records import ModelRecord, write_json, write_model
 from edgekit.load.data import SampleSet, unit_example
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from edgekit.types import Array
 
 MODEL = "model.onnx"
-_FUSED = ("Clip", "Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh", "QuantizeLinear", "DequantizeLinear")
+_FUSED = ops.named(Trait.ACTIVATION | Trait.QUANTIZES) - {"HardSwish", "Gelu", "Elu", "PRelu"}
+"""Operators that runtimes fuse into the one before; the others have kernels of their own."""
 
 
 class Work:

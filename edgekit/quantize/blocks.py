@@ -14,12 +14,13 @@ import onnx_ir as ir
 
 from edgekit.errors import UnknownNameError
 from edgekit.graph import io as graphs
+from edgekit.graph import ops
+from edgekit.graph.ops import Trait
 
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-"""Operators whose second input is a weight, where it is constant."""
-
-_MANY_INPUTS = frozenset({"Add", "Sub", "Mul", "Div", "Concat", "Min", "Max", "MatMul", "PRelu"})
+WEIGHTED = ops.named(Trait.WEIGHTED)
+_MANY_INPUTS = ops.named(Trait.BINARY | Trait.JOINS) | {"MatMul"}
 _ABSORB_CLIP = WEIGHTED | {"Add", "Sub", "Mul", "AveragePool", "GlobalAveragePool", "BatchNormalization"}
+"""Operators whose kernels clip what they write: with integers at no cost."""
 
 
 @dataclass(eq=False)
@@ -177,7 +178,7 @@ def _bias_behind(block: Block) -> ir.Node | None:
 
 def clip_limits(node: ir.Node) -> tuple[float, float] | None:
     """The limits of a Relu or a Clip with constant limits; ``None`` for other nodes."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in ("Relu", "Clip"):
+    if not ops.has(node, Trait.CLIPS):
         return None
     limits = [0.0 if node.op_type == "Relu" else -np.inf, np.inf]
     for i, value in enumerate(node.inputs[1:3] if node.op_type == "Clip" else ()):

@@ -12,6 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.errors import UnsupportedError
+from edgekit.graph import ops
+from edgekit.graph.ops import Trait
 from edgekit.quantize.bias import input_mean
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, select
 from edgekit.quantize.calibrate.calibration import Calibration
@@ -24,7 +26,7 @@ from edgekit.types import Scheme
 
 Edge = tuple[Block, ir.Value]
 
-_AVERAGES = frozenset({"ReduceMean", "GlobalAveragePool"})
+_AVERAGES = ops.named(Trait.AVERAGES) - {"AveragePool"}  # of windows: not what a classifier ends with
 _FLOAT_INPUTS = InFloat(Cause.NEIGHBOURS, "its inputs are float")
 _FLOAT_READERS = InFloat(Cause.NEIGHBOURS, "only float operators read it")
 _FLOAT_AVERAGE = InFloat(Cause.NEIGHBOURS, "its average leaves the model as float")
@@ -301,7 +303,7 @@ class _Planner:
         candidates = []
         for value in block.activations:
             source = self.producer.get(value)
-            if source is None or source.op not in ("Conv", "ConvTranspose") or not plan.quantized(source):
+            if source is None or not ops.has(source.core, Trait.CONVOLVES) or not plan.quantized(source):
                 continue
             if len(value.uses()) == 1 and not value.is_graph_output() and source.clip is None:
                 candidates.append(value)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from edgekit.core import plugins
 from edgekit.errors import PluginError
+from edgekit.graph import ops
+from edgekit.graph.ops import Trait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +65,11 @@ class Rules:
     int16: bool = False
 
 
-MOVES = (
-    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "MaxPool", "Identity",
-    "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "Gather", "Pad",
-)  # fmt: skip
+MOVES = ops.named(Trait.CARRIES) - {
+    "Concat",  # takes several tensors: some kernels want one scale of all, some rescale each
+    "GatherElements",  # no runtime here has it in integers
+    "Dropout",  # is not in an optimized graph
+}
 MOVE = OpRule(moves=True)
 FOLLOW = OpRule(writes=True)
 UNIT = (0.0, 1.0)

@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgekit.graph import ops
+from edgekit.graph.ops import Trait
 from edgekit.quantize import rescaled
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks
 from edgekit.quantize.calibrate.calibration import Calibration
@@ -41,10 +43,9 @@ _ACTIVATION, _WEIGHT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), (0.0, 0.2, 0.5)
 """Exponents that are tried: of the activation's largest value, and of the weight's."""
 _WORTH = 2.0  # dB at the products' outputs: below that a product more is not worth its time
 _LEVELS, _TOP = 255, 127
-_ONWARD = frozenset(
-    ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout", "Relu", "Clip", "HardSwish",
-     "LeakyRelu", "Sigmoid", "GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool", "ReduceMean", "ReduceMax"]
-)  # fmt: skip
+_ONWARD = ops.named(Trait.VIEW | Trait.PASSES | Trait.POOLS) | {
+    *("Transpose", "Relu", "Clip", "HardSwish", "LeakyRelu", "Sigmoid", "ReduceMean", "ReduceMax")
+}
 """Operators behind which a tensor still is what a convolution wrote."""
 
 Doubles = npt.NDArray[np.float64]
@@ -91,7 +92,7 @@ def _convolved(value: ir.Value) -> bool:
     while node is not None and not node.domain and node.op_type in _ONWARD:
         source = node.inputs[0]
         node = source.producer() if source is not None else None
-    return node is not None and not node.domain and node.op_type in ("Conv", "ConvTranspose")
+    return ops.is_op(node, "Conv", "ConvTranspose")
 
 
 def _matrix(block: Block) -> Floats:

@@ -19,6 +19,8 @@ import onnx_ir as ir
 
 from edgekit.errors import UnsupportedError
 from edgekit.graph import io as graphs
+from edgekit.graph import ops
+from edgekit.graph.ops import Trait
 from edgekit.graph.passes._edit import add_constant, bypass
 from edgekit.quantize.blocks import attribute, constant
 from edgekit.quantize.options import QuantizeOptions
@@ -127,7 +129,7 @@ def _weight(graph: ir.Graph, node: ir.Node, parts: _Parts) -> None:
 def _put(graph: ir.Graph, node: ir.Node, real: Any, stored: Stored | None, parts: _Parts) -> None:
     """An initializer in the place of ``node``'s result, and of what only moves it."""
     value = node.outputs[0]
-    moved = [u.node for u in value.uses() if u.node.op_type in _MOVED and not u.node.domain]
+    moved = [u.node for u in value.uses() if ops.is_op(u.node, "Transpose", "Identity")]
     if len(moved) < len(value.uses()):
         new = add_constant(graph, np.ascontiguousarray(real, np.float32), value.name or "weight")
         name, value.name = value.name, None
@@ -252,15 +254,9 @@ def _fake_quantized(graph: ir.Graph, quantize: ir.Node, dequantize: ir.Node, par
 
 # --- the graph ----------------------------------------------------------------------------------------------
 
-_INTEGER_OPERATORS = frozenset(
-    {"QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear"}
-)
-
 
 def _refuse_integer_operators(graph: ir.Graph) -> None:
-    found = sorted(
-        {n.op_type for n in graph if n.op_type in _INTEGER_OPERATORS or n.op_type.startswith("QLinear")}
-    )
+    found = sorted({n.op_type for n in graph if ops.has(n, Trait.INTEGER) or n.op_type.startswith("QLinear")})
     if found:
         raise UnsupportedError(
             f"the graph computes on integers itself ({', '.join(found)}): it is made for one runtime",

@@ -6,42 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from edgekit.graph import macs, ops
 from edgekit.graph.macs import Kernel, MacNode, assign, axis_sizes, count_macs, summarize
+from edgekit.graph.ops import Trait
 from edgekit.types import Lowered, OnnxModel, Placement, Precision, Target
 
-_INT8 = frozenset(
-    {
-        "QLinearConv",
-        "QLinearMatMul",
-        "QGemm",
-        "QAttention",
-        "ConvInteger",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "DynamicQuantizeMatMul",
-        "DynamicQuantizeLSTM",
-    }
-)
-_FLOAT = frozenset(
-    {
-        "Conv",
-        "FusedConv",
-        "NhwcFusedConv",
-        "ConvTranspose",
-        "DeformConv",
-        "MatMul",
-        "FusedMatMul",
-        "Gemm",
-        "FusedGemm",
-        "Einsum",
-        "LSTM",
-        "GRU",
-        "RNN",
-        "Attention",
-        "MultiHeadAttention",
-        "GroupQueryAttention",
-    }
-)
+_INT8 = macs.RULES.keys() & (ops.named(Trait.INTEGER) | ops.named(Trait.INTEGER, "com.microsoft"))
+_FLOAT = macs.RULES.keys() - _INT8 - {"MatMulNBits"}
 _DTYPES = {"float32": "fp32", "float16": "fp16", "float64": "fp64", "bfloat16": "bf16"}
 
 _ASKED = {

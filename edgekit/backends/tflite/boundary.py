@@ -14,53 +14,14 @@ from edgekit.backends.tflite.dynamic import refuse
 from edgekit.backends.tflite.ir import FLOAT32, INT8, UINT8, DType, Op, Quant, Tensor, Type
 from edgekit.backends.tflite.quant import Lookahead
 from edgekit.backends.tflite.view import View, channels_last
+from edgekit.graph import ops
+from edgekit.graph.ops import Trait
 from edgekit.types import TensorSpec
 
-_SPATIAL = frozenset(
-    [
-        "Conv",
-        "ConvTranspose",
-        "MaxPool",
-        "AveragePool",
-        "LpPool",
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-        "BatchNormalization",
-        "InstanceNormalization",
-        "GroupNormalization",
-        "Resize",
-        "Upsample",
-        "DepthToSpace",
-        "SpaceToDepth",
-        "LRN",
-    ]
-)
-_TRANSPARENT = frozenset(
-    [
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Relu",
-        "Clip",
-        "Sigmoid",
-        "Tanh",
-        "Identity",
-        "Cast",
-        "Pad",
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "HardSwish",
-        "HardSigmoid",
-        "LeakyRelu",
-        "PRelu",
-        "Concat",
-        "Slice",
-        "Neg",
-        "Sqrt",
-        "Pow",
-    ]
-)
+_TRANSPARENT = (
+    ops.named(Trait.ELEMENTWISE | Trait.PASSES | Trait.PADS | Trait.JOINS)
+    - {"Min", "Max", "Gelu", "Elu", "Erf", "Reciprocal", "Dropout"}  # seldom in front of a first layer
+) | {"Slice"}
 _LAYOUTS = {3: ("NCL", "NLC"), 4: ("NCHW", "NHWC"), 5: ("NCDHW", "NDHWC")}
 
 
@@ -156,7 +117,7 @@ def is_spatial(value: ir.Value) -> bool:
             continue
         seen.add(v)
         for use in v.uses():
-            if use.node.op_type in _SPATIAL and use.idx == 0:
+            if ops.has(use.node, Trait.CHANNELS_AT_1) and use.idx == 0:
                 return True
             if use.node.op_type in _TRANSPARENT:
                 front.extend(use.node.outputs)

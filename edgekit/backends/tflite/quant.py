@@ -19,8 +19,8 @@ import onnx_ir as ir
 from edgekit.backends.tflite.ir import INT8, UINT8, Array, DType, Quant, Type
 from edgekit.backends.tflite.registry import Rule, lookup
 from edgekit.backends.tflite.view import View
-
-_FUSABLE = frozenset({"Relu", "Clip"})
+from edgekit.graph import ops
+from edgekit.graph.ops import Trait
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class Lookahead:
         node = consumers[0]
         row = lookup(node.domain, node.op_type, self.opset)
         keeps = row is not None and row.rule is Rule.SAME
-        return node.outputs[0] if keeps or node.op_type in _FUSABLE else None
+        return node.outputs[0] if keeps or ops.has(node, Trait.CLIPS) else None
 
     def type_of(self, node: ir.Node) -> Type | None:
         """The tensor type that a QuantizeLinear or DequantizeLinear node speaks of."""

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.graph import ops
+from edgekit.graph.ops import Trait
 from edgekit.graph.passes._edit import add_constant, attribute, bypass, constant, home, nodes, only_user
 
 if TYPE_CHECKING:
     from edgekit.types import Array
 
-_FOLDABLE = ("Conv", "ConvTranspose", "Gemm")
+_FOLDABLE = ops.named(Trait.WEIGHTED) - {"MatMul"}  # which has no bias to take the shift
 
 
 class FoldBatchNorm(ir.passes.InPlacePass):
@@ -28,7 +30,7 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         for norm in nodes(model, "BatchNormalization"):
             source = norm.inputs[0]
             node = source.producer() if source is not None else None
-            if node is None or node.op_type not in _FOLDABLE or node.domain not in ("", "ai.onnx"):
+            if not ops.is_op(node, *_FOLDABLE):
                 continue
             if source is None or only_user(source) is not norm or attribute(norm, "training_mode", 0):
                 continue

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from edgekit.graph import ops
+from edgekit.graph.ops import Trait
 from edgekit.graph.passes._edit import attribute, constant, nodes, static_shape, sweep
-
-_VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 class MergeReshapes(ir.passes.InPlacePass):
@@ -31,9 +31,8 @@ class MergeReshapes(ir.passes.InPlacePass):
 
 def _view(node: ir.Node) -> ir.Node | None:
     inner = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if inner is None or inner.op_type not in _VIEWS or inner.domain not in ("", "ai.onnx"):
-        return None
-    return inner if inner.graph is node.graph else None
+    is_view = inner is not None and inner.graph is node.graph and ops.has(inner, Trait.VIEW)
+    return inner if is_view else None
 
 
 def _stands_alone(node: ir.Node) -> bool:

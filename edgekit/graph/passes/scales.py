@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.graph import ops
+from edgekit.graph.ops import Trait
 from edgekit.graph.passes._edit import (
     add_constant,
     attribute,
@@ -21,11 +23,11 @@ from edgekit.graph.passes._edit import (
 if TYPE_CHECKING:
     from edgekit.types import Array
 
-_CARRIES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+_TRANSPARENT = ops.named(Trait.VIEW) | {"Transpose", "Identity"}  # DepthToSpace would do, too: not seen there
 
 
 class FoldScale(ir.passes.InPlacePass):
-    """``Mul | Div (moved product of weights, scalar)`` → the product with scaled weights and bias.
+    """``Mul | Div (reshaped product of weights, scalar)`` → the product with scaled weights and bias.
 
     Attention is exported with queries and keys multiplied by ``d^-1/4`` each: two operators a layer that cost
     time, and two roundings when everything is quantized.
@@ -67,7 +69,7 @@ def _weights(value: ir.Value, reader: ir.Node) -> list[tuple[ir.Node, int]] | No
         node = value.producer()
         if node is None or only_user(value) is not reader or node.domain not in ("", "ai.onnx"):
             return None
-        if node.op_type not in _CARRIES or node.inputs[0] is None:
+        if node.op_type not in _TRANSPARENT or node.inputs[0] is None:
             break
         value, reader = node.inputs[0], node
     if node.op_type == "Add":

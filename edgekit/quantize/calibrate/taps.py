@@ -19,29 +19,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.errors import SourceError
 from edgekit.graph import io as graphs
+from edgekit.graph import ops
+from edgekit.graph.ops import Trait
 from edgekit.types import OnnxModel
 
 OFFSET = "edgekit.offset"
 """The extra graph input: which residue of the stride this sample's subsample takes."""
 
-ALIASING = frozenset(
-    [
-        "Reshape",
-        "Transpose",
-        "Squeeze",
-        "Unsqueeze",
-        "Flatten",
-        "Identity",
-        "MaxPool",
-        "Slice",
-        "Expand",
-        "Tile",
-        "DepthToSpace",
-        "SpaceToDepth",
-        "Split",
-        "Dropout",
-    ]
-)
+_ALIASES = ops.named(Trait.VIEW | Trait.PERMUTES | Trait.SELECTS | Trait.REPEATS | Trait.PASSES) - {
+    "Gather",  # picks one token or channel of many: its own range is often far narrower
+    "GatherElements",
+}
 """Operators whose output holds only values of their input: its range serves."""
 
 OUTPUTS = ("edgekit.values", "edgekit.sizes")
@@ -52,11 +40,9 @@ _STEPS = (3, 5, 7)
 """Large rectified images are thinned to every third row and column before they are sampled, or to every fifth or
 seventh: the step divides no side, so that what an upscaling by it repeats is seen whole."""
 _LEFT, _PLACES = 3, 5  # times the sample, and places a side, that are left at least
-_CLIPS = frozenset({"Relu", "Clip"})
-_CLIPPED = frozenset(
-    ["Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "BatchNormalization"]
-)
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_CLIPPED = ops.named(Trait.WEIGHTED) | {"Add", "Sub", "Mul", "Div", "BatchNormalization"}
+"""Operators whose values an activation clips at once. Those quantized with it (``quantize/blocks.py``) are pooling
+besides, and not Div: a range that nobody asks for costs little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,12 +169,12 @@ def _choose(
             if name not in shapes:
                 continue
             users = readers.get(name, [])
-            clipped = node.op_type in _CLIPPED and len(users) == 1 and users[0].op_type in _CLIPS
+            clipped = node.op_type in _CLIPPED and len(users) == 1 and ops.has(users[0], Trait.CLIPS)
             if clipped and name not in outputs:
                 continue
-            if node.op_type in ALIASING and node.input[0] in shapes:
+            if node.op_type in _ALIASES and node.input[0] in shapes:
                 aliases[name] = node.input[0]
-                if not any(u.op_type in _WEIGHTED for u in users):
+                if not any(ops.has(u, Trait.WEIGHTED) for u in users):
                     continue
             chosen.append(name)
     rectified = _rectified(graph)

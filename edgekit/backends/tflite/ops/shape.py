@@ -14,6 +14,8 @@ from edgekit.backends.tflite.ir import BOOL, INT32, INT64, Tensor, Type
 from edgekit.backends.tflite.ops.window import pad as pad_tensor
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View
+from edgekit.graph import ops
+from edgekit.graph.ops import Trait
 
 
 def constant_ints(view: View | None, what: str) -> tuple[int, ...] | None:
@@ -51,22 +53,10 @@ def _reshaped(g: Builder, x: View, shape: tuple[int, ...]) -> View:
     return g.reshape_view(x, shape)
 
 
-_POINTWISE = frozenset(
-    [
-        "Relu",
-        "Sigmoid",
-        "Tanh",
-        "Clip",
-        "LeakyRelu",
-        "Dropout",
-        "Identity",
-        "HardSwish",
-        "Elu",
-        "Gelu",
-        "QuantizeLinear",
-        "DequantizeLinear",
-    ]
-)
+_POINTWISE = ops.named(Trait.ACTIVATION | Trait.PASSES | Trait.QUANTIZES) - {
+    "PRelu",  # has a slope a channel
+    "HardSigmoid",
+}
 
 
 def _feeds_weights(g: Builder) -> bool:

@@ -26,10 +26,11 @@ from cifar_prune_quantize import EXAMPLE, baseline
 from safetensors.torch import load_file
 
 import edgekit
-from edgekit.compress.plan import rebuilt
-from edgekit.compress.step import Context, run, save
+from edgekit.compress.plan import rebuilt, save
+from edgekit.compress.run import run
+from edgekit.compress.step import Context
 from edgekit.compress.steps.qat import Qat
-from edgekit.compress.training.train import Training
+from edgekit.compress.training.settings import Training
 from edgekit.graph.export import export
 from edgekit.types import TorchModel
 

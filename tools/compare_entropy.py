@@ -119,7 +119,7 @@ def lenet(folder: Path) -> Tensors:
     from edgekit.compress.step import Context
     from edgekit.compress.steps.cluster import Cluster
     from edgekit.compress.steps.prune import Prune
-    from edgekit.compress.training.train import Training
+    from edgekit.compress.training.settings import Training
 
     torch.manual_seed(0)
     context = Context(task=digits(folder), seed=0)

@@ -78,7 +78,8 @@ def lenet5() -> TorchModel:
     """Caffe's LeNet-5, trained as in ``examples/mnist_lossless``."""
     from mnist import lenet_5
 
-    from edgekit.compress.training.train import Training, fit
+    from edgekit.compress.training.settings import Training
+    from edgekit.compress.training.train import fit
 
     torch.manual_seed(0)
     model = _kept("lenet5", lenet_5(), lambda m: fit(m, _digits(), Training(epochs=5.0, rate=1.5e-3), seed=0))
@@ -122,7 +123,8 @@ def resnet20() -> TorchModel:
     sys.path.insert(0, str(_CIFAR))
     from resnet import resnet20 as published
 
-    from edgekit.compress.training.train import Training, fit
+    from edgekit.compress.training.settings import Training
+    from edgekit.compress.training.train import fit
 
     tuning = Training(epochs=2.0, rate=0.02, optimizer="sgd", weight_decay=5e-4)
     model = _kept("resnet20", published(DATA), lambda m: fit(m, _objects(50_000), tuning, seed=0))

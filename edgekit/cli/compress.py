@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +12,7 @@ from edgekit.cli._options import Grouped, declared, json_flag
 
 if TYPE_CHECKING:
     from edgekit.compress.recipes import Recipe
+    from edgekit.compress.step import Size, StepReport
     from edgekit.core.config import Options
     from edgekit.load.source import Source
     from edgekit.pipeline.compress import Compressed
@@ -103,7 +104,7 @@ def compress(
 
 def _run(context: BuildContext, source: Source, text: str, seed: int | None, as_json: bool) -> None:
     from edgekit.compress import recipes
-    from edgekit.compress.training.resume import is_first_process
+    from edgekit.compress.training.settings import is_first_process
     from edgekit.pipeline.compress import compress as run
     from edgekit.pipeline.compress import deliver
 
@@ -234,26 +235,26 @@ def _show(made: Compressed, recipe: Recipe, folder: Path, shipped: Shipped | Non
             "folder": str(folder),
             "recipe": recipe.line,
             "seed": recipe.seed,
-            "metric": made.metric,
-            "steps": made.rows,
+            "metric": made.report.metric,
+            "steps": made.report.steps,
         }
         if shipped is not None:
             document["shipped"] = {"path": str(shipped.packed), "bytes": shipped.size}
         print_json(document)
         return
-    columns = ("step", "parameters", "not zero", "MACs", "bytes", made.metric or "metric", "seconds")
-    table("", columns, _rows(made.rows))
+    columns = ("step", "parameters", "not zero", "MACs", "bytes", made.report.metric or "metric", "seconds")
+    table("", columns, _rows(made.report.steps))
     click.echo(f"{folder}: a source for edgekit build; the recipe is {folder / 'recipe.toml'}", err=True)
     if shipped is not None:
         click.echo(f"{shipped.packed}: {shipped.size:,} bytes", err=True)
 
 
-def _rows(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+def _rows(steps: Sequence[StepReport]) -> list[tuple[str, ...]]:
     from edgekit.cli._output import size
 
-    def figures(at: Mapping[str, Any]) -> tuple[str, ...]:
-        metric = "-" if at["metric"] is None else f"{at['metric']:.4f}"
-        return (f"{at['parameters']:,}", f"{at['nonzero']:,}", f"{at['macs']:,}", size(at["bytes"]), metric)
+    def figures(at: Size) -> tuple[str, ...]:
+        metric = "-" if at.metric is None else f"{at.metric:.4f}"
+        return (f"{at.parameters:,}", f"{at.nonzero:,}", f"{at.macs:,}", size(at.bytes), metric)
 
-    first = [("before", *figures(rows[0]["before"]), "-")] if rows else []
-    return [*first, *((row["step"], *figures(row["after"]), f"{row['seconds']:.1f}") for row in rows)]
+    first = [("before", *figures(steps[0].before), "-")] if steps else []
+    return [*first, *((s.step, *figures(s.after), f"{s.seconds:.1f}") for s in steps)]

@@ -10,18 +10,26 @@ rank", EUSIPCO 2007), over the smaller side of the weight as a matrix ``[out, in
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
+from edgekit.compress.hooks import removed
+from edgekit.compress.step import Context, forward
+from edgekit.compress.structured.blocks import influences
+from edgekit.compress.training import dataset
+from edgekit.compress.training.task import Task
 from edgekit.errors import SourceError
-
-if TYPE_CHECKING:
-    import torch
+from edgekit.types import TorchModel
 
 _SAMPLE = 1 << 20
 """So many values of a tensor are looked at, evenly spaced: statistics of a million do not move with more."""
+_BATCHES = 8
+"""Batches whose activations are looked at."""
 _LARGEST = 2048
 """Matrices with a smaller side above this are projected before their spectrum is taken."""
 
@@ -151,9 +159,26 @@ def reasons(found: Findings, method: str) -> tuple[str, ...]:
     return (*whole, *(text for _, text in rows))
 
 
-def analyze(
-    model: torch.nn.Module, run: Callable[[torch.nn.Module], None] | None = None
-) -> tuple[Layer, ...]:
+def study(model: TorchModel, data: str, task: Task | None) -> Findings:
+    """Layers and blocks of a copy of ``model``; activations over some of ``data`` (as ``edgekit build`` takes it), else
+    of the ``task``'s batches, else over the example."""
+
+    def run(module: nn.Module) -> None:
+        if not data and task is not None and task.steps():
+            Context(task=task).observe(module, _BATCHES, step="analysis")
+            return
+        with torch.no_grad():
+            if not data:
+                forward(module, model.example_inputs)
+                return
+            for _, batch in zip(range(_BATCHES), dataset.load(data, model).batches(32), strict=False):
+                module(**batch.inputs)
+
+    layers = analyze(copy.deepcopy(model.module), run)
+    return findings(layers, influences(copy.deepcopy(model.module), model.example_inputs))
+
+
+def analyze(model: nn.Module, run: Callable[[nn.Module], None] | None = None) -> tuple[Layer, ...]:
     """Every layer with a weight of two or more axes, in the model's order.
 
     ``run`` feeds the model with samples (see :meth:`edgekit.compress.step.Context.observe`); without it there
@@ -166,7 +191,7 @@ def analyze(
     tallies: dict[str, _Tally] = {name: _Tally() for name in found}
     if run is not None:
         model.eval()
-        with _watched(found, tallies):
+        with removed([m.register_forward_hook(tallies[name].look) for name, m in found.items()]):
             run(model)
     layers = []
     for name, module in found.items():
@@ -190,8 +215,6 @@ def analyze(
 
 def of_weight(weight: torch.Tensor) -> Weights:
     """Statistics of one weight ``[out, …]``."""
-    import torch
-
     matrix = weight.detach().float().flatten(1)
     values = _sampled(matrix.flatten())
     rms = float(values.square().mean().sqrt())
@@ -239,7 +262,7 @@ def _of_structure(
     kind: str, shape: tuple[int, ...], weights: Weights, activations: Activations | None
 ) -> Iterator[tuple[str, str]]:
     """What can be cut out of the layer as a whole: channels, ranks."""
-    side = min(shape[0], _product(shape[1:]))
+    side = min(shape[0], math.prod(shape[1:]))
     if activations is not None and activations.dead:
         yield (
             "shrink",
@@ -267,17 +290,13 @@ def _of_values(weights: Weights) -> Iterator[tuple[str, str]]:
         )
 
 
-def _weight(module: torch.nn.Module) -> torch.Tensor | None:
-    import torch
-
+def _weight(module: nn.Module) -> torch.Tensor | None:
     weight = getattr(module, "weight", None)
     return weight if isinstance(weight, torch.Tensor) and weight.dim() >= 2 else None
 
 
 def _rank(matrix: torch.Tensor) -> float:
     """Effective rank over the smaller side."""
-    import torch
-
     side = min(matrix.shape)
     if side < 2 or not matrix.any():
         return 0.0 if not matrix.any() else 1.0
@@ -317,44 +336,42 @@ class _Tally:
     """Sums over the outputs of one layer; the channel axis is 1 for maps, the last for everything else."""
 
     def __init__(self) -> None:
-        self.sums: Any = None
+        self.sums = torch.zeros(4, dtype=torch.float64)
         self.count = 0
         self.zeros = 0
         self.peak = 0.0
-        self.alive: Any = None
+        self.range: torch.Tensor | None = None
 
-    def add(self, module: torch.nn.Module, output: torch.Tensor) -> None:
-        """One forward pass's output."""
-        import torch
+    def look(self, module: nn.Module, _: object, output: object) -> None:
+        """A forward hook."""
+        value = output[0] if isinstance(output, tuple) else output
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim():
+            self._add(module, value)
 
+    def _add(self, module: nn.Module, output: torch.Tensor) -> None:
         values = output.detach().float()
         wide = _sampled(values.flatten()).double()
-        powers = torch.stack([wide.pow(k).sum() for k in range(1, 5)])
-        self.sums = powers if self.sums is None else self.sums + powers
+        self.sums += torch.stack([wide.pow(k).sum() for k in range(1, 5)]).cpu()
         self.count += len(wide)
         self.zeros += int((wide == 0).sum())
         self.peak = max(self.peak, float(values.abs().max()) if values.numel() else 0.0)
-        axis = (
-            1 if isinstance(module, torch.nn.modules.conv._ConvNd) and values.dim() > 2 else values.dim() - 1
-        )
+        axis = 1 if isinstance(module, nn.modules.conv._ConvNd) and values.dim() > 2 else values.dim() - 1
         # A channel that gives the same value for every input carries nothing.
         columns = values.movedim(axis, 0).flatten(1)
-        spread = torch.stack([columns.amin(1), columns.amax(1)])
-        if self.alive is None:
-            self.alive = spread
-        elif self.alive.shape == spread.shape:
-            self.alive = torch.stack(
-                [torch.minimum(self.alive[0], spread[0]), torch.maximum(self.alive[1], spread[1])]
-            )
+        low, high = columns.amin(1), columns.amax(1)
+        if self.range is None:
+            self.range = torch.stack([low, high])
+        elif self.range.shape[1] == len(low):
+            self.range = torch.stack([torch.minimum(self.range[0], low), torch.maximum(self.range[1], high)])
 
     def result(self) -> Activations | None:
         """The statistics; ``None`` when the layer was not run."""
-        if not self.count:
+        if not self.count or self.range is None:
             return None
         m1, m2, m3, m4 = (float(s) / self.count for s in self.sums)
         variance = max(m2 - m1 * m1, 0.0)
         fourth = m4 - 4 * m1 * m3 + 6 * m1 * m1 * m2 - 3 * m1**4
-        low, high = self.alive
+        low, high = self.range
         same = (high - low).abs() <= 1e-6 * max(self.peak, 1e-30)
         rms = m2**0.5
         return Activations(
@@ -362,38 +379,7 @@ class _Tally:
             std=variance**0.5,
             kurtosis=fourth / variance**2 - 3 if variance > 1e-30 else 0.0,
             sparsity=self.zeros / self.count,
-            dead=int((same | (high <= 0)).sum()) if _rectified(low) else int(same.sum()),
+            dead=int((same | (high <= 0)).sum()) if bool((low >= 0).all()) else int(same.sum()),
             channels=len(low),
             peak=self.peak / rms if rms else 0.0,
         )
-
-
-def _rectified(low: torch.Tensor) -> bool:
-    return bool((low >= 0).all())
-
-
-@contextmanager
-def _watched(modules: Mapping[str, torch.nn.Module], tallies: Mapping[str, _Tally]) -> Iterator[None]:
-    import torch
-
-    def hook(name: str) -> Callable[..., None]:
-        def seen(module: torch.nn.Module, _: Any, output: Any) -> None:
-            value = output[0] if isinstance(output, tuple) else output
-            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim():
-                tallies[name].add(module, value)
-
-        return seen
-
-    handles = [m.register_forward_hook(hook(name)) for name, m in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    out = 1
-    for size in sizes:
-        out *= size
-    return out

@@ -12,20 +12,17 @@ a module, transposed convolutions) have the diagonal of the Fisher matrix alone.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
+from torch import nn
 
-    from edgekit.compress.step import Context
+from edgekit.compress.hooks import ROWS, Weighted, patches, removed
+from edgekit.compress.step import Context
 
 _BLOCK = 2304
 """Columns whose moments are taken together: a matrix of 21 MB."""
-_ROWS = 1 << 15
-"""Positions a batch that are looked at: enough for moments of any block, and a bound for the memory."""
 _DAMPING = 0.01
 _TINY = 1e-30
 _ROUNDING = 1e-5
@@ -52,8 +49,8 @@ class Curvature:
 
 
 def curvature(
-    model: torch.nn.Module,
-    targets: Mapping[str, torch.nn.Module],
+    model: nn.Module,
+    targets: Mapping[str, Weighted],
     context: Context,
     batches: int,
     *,
@@ -65,21 +62,20 @@ def curvature(
     """
     task = context.needs_task(step)
     model.eval()
-    wanted = {p: p.requires_grad for p in model.parameters()}
+    trainable = {p: p.requires_grad for p in model.parameters()}
     watchers = {name: _Watcher(module) for name, module in targets.items()}
     try:
-        for parameter in wanted:
-            parameter.requires_grad_(False)
-        for module in targets.values():
-            module.get_parameter("weight").requires_grad_(True)
-        for _, batch in zip(range(batches), task.batches(0, context.seed), strict=False):
-            task.loss(model, batch).backward()  # type: ignore[no-untyped-call]
-            for watcher in watchers.values():
-                watcher.after()
+        with removed(watcher.handle for watcher in watchers.values()):
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            for module in targets.values():
+                module.weight.requires_grad_(True)
+            for _, batch in zip(range(batches), task.batches(0, context.seed), strict=False):
+                task.loss(model, batch).backward()  # type: ignore[no-untyped-call]
+                for watcher in watchers.values():
+                    watcher.after()
     finally:
-        for watcher in watchers.values():
-            watcher.handle.remove()
-        for parameter, before in wanted.items():
+        for parameter, before in trainable.items():
             parameter.requires_grad_(before)
             parameter.grad = None
     return {name: watcher.curvature() for name, watcher in watchers.items()}
@@ -88,9 +84,7 @@ def curvature(
 class _Watcher:
     """Collects one layer's moments and gradients."""
 
-    def __init__(self, module: Any) -> None:
-        import torch
-
+    def __init__(self, module: Weighted) -> None:
         self.module = module
         weight = module.weight
         self.outputs, self.width = weight.shape[0], weight[0].numel()
@@ -108,7 +102,7 @@ class _Watcher:
         self.positions, self.calls = 0, 0
         self.handle = module.register_forward_hook(self.look)
 
-    def look(self, module: Any, args: tuple[Any, ...], output: torch.Tensor) -> None:
+    def look(self, module: Weighted, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         del module
         if self.plain and output.requires_grad:
             self._inputs(args[0].detach())
@@ -123,11 +117,11 @@ class _Watcher:
             self.module.weight.grad = None
 
     def _inputs(self, x: torch.Tensor) -> None:
-        if self.module.weight.ndim > 2:
+        if not isinstance(self.module, nn.Linear):
             rows, each = patches(self.module, x)
         else:
             rows = x.reshape(-1, 1, self.width)
-            each = -(-len(rows) // _ROWS)
+            each = -(-len(rows) // ROWS)
             rows = rows[::each]
         for group in range(self.groups):
             some = rows[:, group].float()
@@ -143,8 +137,6 @@ class _Watcher:
 
     def curvature(self) -> Curvature:
         """Damped, so that what the data never moved is not free to change."""
-        import torch
-
         if not self.calls:
             return Curvature(blocks=(), diagonal=_damped(self.squares, self.squares.mean()))
         scale = max(self.gradient / max(1, self.positions), _TINY)
@@ -172,26 +164,3 @@ def _cuts(width: int) -> list[slice]:
     count = -(-width // _BLOCK)
     edges = [width * i // count for i in range(count + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
-
-
-def patches(module: Any, x: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """What a convolution of any number of dimensions multiplies, ``[positions, groups, columns]``: every so
-    many-th position (the second result), so that there are not more than ``_ROWS``."""
-    import torch
-    from torch.nn import functional
-
-    dims = len(module.kernel_size)
-    if x.ndim == dims + 1:
-        x = x[None]
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    for axis in range(dims):
-        size, dilation = module.kernel_size[axis], module.dilation[axis]
-        windows = x.unfold(2 + axis, dilation * (size - 1) + 1, module.stride[axis])
-        x = windows[..., ::dilation]
-    sizes = (x.shape[0], *x.shape[2 : 2 + dims])
-    count = math.prod(sizes)
-    each = -(-count // _ROWS)
-    sample, *position = torch.unravel_index(torch.arange(0, count, each, device=x.device), sizes)
-    x = x.movedim(1, 1 + dims)[(sample, *position)]  # [positions, channels, *kernel]
-    return x.reshape(len(x), module.groups, -1), each

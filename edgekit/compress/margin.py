@@ -11,12 +11,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+
+import torch
 
 from edgekit.errors import DataError
-
-if TYPE_CHECKING:
-    import torch
 
 PARTS = 32
 """So many parts give a standard error within about an eighth of itself."""
@@ -43,8 +41,6 @@ class Drop:
 
 def members(count: int) -> list[int]:
     """The part of each of ``count`` samples: as many in each, drawn without regard to their order."""
-    import torch
-
     order = torch.randperm(count, generator=torch.Generator().manual_seed(count))
     part = torch.empty(count, dtype=torch.int64)
     part[order] = torch.arange(count) % min(PARTS, max(1, count))
@@ -53,26 +49,24 @@ def members(count: int) -> list[int]:
 
 def of_values(values: torch.Tensor | Sequence[float]) -> Score:
     """The mean of a number for each sample. Raises ``DataError`` for none."""
-    import torch
-
     each = torch.as_tensor(values).detach().double().flatten().cpu()
     if not len(each):
         raise DataError("the metric gives no sample", hint="scores(model) gives one number for each sample")
     part = torch.tensor(members(len(each)))
-    kept = [each[part != p] for p in range(int(part.max()) + 1)]
-    without = tuple(float(k.mean()) for k in kept if len(k)) if len(kept) > 1 else ()
+    others = [each[part != p] for p in range(int(part.max()) + 1)]
+    without = tuple(float(k.mean()) for k in others if len(k)) if len(others) > 1 else ()
     return Score(value=float(each.mean()), without=without, count=len(each))
 
 
-def drop(base: Score, got: Score) -> Drop:
-    """By how much ``got`` is below ``base`` on the same samples."""
+def drop(base: Score, other: Score) -> Drop:
+    """By how much ``other`` is below ``base`` on the same samples."""
     count = len(base.without)
-    if count < 2 or count != len(got.without):
-        return Drop(value=base.value - got.value)
-    each = [b - g for b, g in zip(base.without, got.without, strict=True)]
+    if count < 2 or count != len(other.without):
+        return Drop(value=base.value - other.value)
+    each = [b - g for b, g in zip(base.without, other.without, strict=True)]
     mean = math.fsum(each) / count
     variance = (count - 1) / count * math.fsum((d - mean) ** 2 for d in each)
-    return Drop(value=base.value - got.value, error=math.sqrt(variance), count=got.count)
+    return Drop(value=base.value - other.value, error=math.sqrt(variance), count=other.count)
 
 
 def both(one: Drop, other: Drop) -> Drop:

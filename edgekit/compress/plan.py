@@ -1,4 +1,4 @@
-"""A plan folder as a source: the factory that it names, its steps' structure, its weights.
+"""A plan folder: the steps that were run, their structure, the weights. It is a source again.
 
 ``plan.json`` names code: the factory of the source that was compressed. A plan that was not written on this
 machine is therefore loaded only when the user says that they trust it.
@@ -6,13 +6,16 @@ machine is therefore loaded only when the user says that they trust it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
-from edgekit.compress.step import PLAN, TENSORS, WEIGHTS, Origin, Step, load_steps, rebuild
+from edgekit.compress.registry import from_options
+from edgekit.compress.step import CompressionReport, Context, Scalar, Step, Tensors, options, rebuild
 from edgekit.core.store import Store
 from edgekit.core.structure import structure
 from edgekit.errors import ConfigError, SourceError, UntrustedSourceError
@@ -23,23 +26,26 @@ from edgekit.types import Permit, SourceSpec, TorchModel, sha256_bytes
 if TYPE_CHECKING:
     import torch
 
+PLAN, WEIGHTS, TENSORS = "plan.json", "weights.safetensors", "plan.safetensors"
+_VERSION = 1
 _NOTE = "plan"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What ``plan.json`` says. ``report`` is that of the run, without times."""
+    """What ``plan.json`` says. The ``origin``'s path is relative to ``folder`` where that is possible; ``report`` is
+    that of the run, without times."""
 
     folder: Path
     steps: tuple[Step, ...]
-    origin: Origin
-    report: Any
+    origin: SourceSpec
+    report: CompressionReport
 
     @property
     def source(self) -> str:
         """The original source as the command line spells it, found from the plan's folder."""
         origin = self.origin
-        if not origin.path:
+        if origin.path is None:
             return origin.text
         path = (self.folder / origin.path).resolve()
         try:
@@ -51,32 +57,105 @@ class Plan:
         return f"{text}:{origin.attribute}" if origin.kind == "factory" else text
 
 
-def origin(spec: SourceSpec, folder: Path) -> Origin:
+def origin(spec: SourceSpec, folder: Path) -> SourceSpec:
     """How a plan in ``folder`` names the source ``spec``. Raises ``SourceError`` for what is no module."""
-    import os
-
     if spec.kind in ("onnx", "savedmodel", "keras"):
         raise SourceError(
             f"{spec.text} is a graph, not a PyTorch module: steps have nothing to change in it",
             hint="give the factory of the module it was exported from; a graph can be quantized (edgekit build)",
         )
-    path = os.path.relpath(spec.path.resolve(), folder.resolve()) if spec.path is not None else ""
-    return Origin(
-        text=spec.text, kind=spec.kind, path=Path(path).as_posix() if path else "", attribute=spec.attribute
-    )
+    if spec.path is None:
+        return spec
+    return replace(spec, path=Path(os.path.relpath(spec.path.resolve(), folder.resolve())))
+
+
+def origin_record(spec: SourceSpec) -> dict[str, str]:
+    """The source as ``plan.json`` has it: an empty path for one that is no file."""
+    path = spec.path.as_posix() if spec.path is not None else ""
+    return {"text": spec.text, "kind": spec.kind, "path": path, "attribute": spec.attribute}
+
+
+def save(
+    folder: Path,
+    model: torch.nn.Module,
+    steps: Sequence[Step],
+    report: CompressionReport,
+    context: Context,
+    *,
+    origin: SourceSpec | None = None,
+) -> None:
+    """Write the plan: the recipe and report as JSON, the weights and what steps recorded as safetensors.
+
+    The same recipe, seed and source give the same bytes: how long steps took is not written.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    for name, tensors in ((WEIGHTS, state), (TENSORS, context.tensors)):
+        temporary = folder / f".{name}.part"
+        save_file(dict(sorted(tensors.items())), temporary)
+        temporary.replace(folder / name)
+    rows = [dataclasses.asdict(row) for row in report.steps]
+    for row in rows:
+        del row["seconds"]
+    document: dict[str, object] = {
+        "version": _VERSION,
+        "seed": context.seed,
+        "steps": [{"name": s.NAME, "options": options(s)} for s in steps],
+        "report": {"metric": report.metric, "steps": rows},
+    }
+    if origin is not None:
+        document["source"] = origin_record(origin)
+    write_document(folder, document)
+
+
+def write_document(folder: Path, document: Mapping[str, object]) -> None:
+    """Write ``plan.json``, as a whole or not at all."""
+    temporary = folder / f".{PLAN}.part"
+    temporary.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.replace(folder / PLAN)
+
+
+def read_document(folder: Path) -> dict[str, object]:
+    """``plan.json`` as it is. Raises ``ConfigError`` if there is none."""
+    try:
+        document = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _no_plan(folder) from error
+    if not isinstance(document, dict):
+        raise _no_plan(folder)
+    return document
+
+
+def load_steps(folder: Path) -> tuple[Step, ...]:
+    """The recipe of a saved plan. Raises ``ConfigError`` if it is none, ``UnknownNameError`` for a step that is not
+    installed."""
+    try:
+        rows = cast("list[dict[str, dict[str, Scalar]]]", read_document(folder)["steps"])
+        pairs = [(str(row["name"]), dict(row["options"])) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _no_plan(folder) from error
+    return tuple(from_options(name, values) for name, values in pairs)
+
+
+def read_report(folder: Path) -> CompressionReport:
+    """What the run of a saved plan measured, without times."""
+    where = str(folder / PLAN)
+    return structure(CompressionReport, read_document(folder).get("report", {}), where=where)
 
 
 def read(folder: Path) -> Plan:
     """The plan in ``folder``. Raises ``ConfigError``/``UnknownNameError`` if there is none that can be read."""
-    steps = load_steps(folder)
-    document = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-    if not isinstance(document.get("source"), dict):
+    record = read_document(folder).get("source")
+    if not isinstance(record, dict):
         raise ConfigError(
             f"{folder / PLAN} does not say which source it is of",
             hint="compress with edgekit compress, or pass origin to save()",
         )
-    source = structure(Origin, document["source"], where=str(folder / PLAN))
-    return Plan(folder=folder, steps=steps, origin=source, report=document.get("report", {}))
+    path = record.pop("path", "")
+    source = structure(SourceSpec, record | {"path": path or None}, where=str(folder / PLAN))
+    return Plan(folder=folder, steps=load_steps(folder), origin=source, report=read_report(folder))
 
 
 def remember(folder: Path, store: Store | None = None) -> None:
@@ -109,12 +188,9 @@ def restore(module: torch.nn.Module, plan: Plan) -> torch.nn.Module:
 
 
 def rebuilt(
-    module: torch.nn.Module,
-    steps: Sequence[Step],
-    tensors: Mapping[str, torch.Tensor],
-    weights: Mapping[str, torch.Tensor],
+    module: torch.nn.Module, steps: Sequence[Step], tensors: Tensors, weights: Tensors
 ) -> torch.nn.Module:
-    """The same from what :func:`edgekit.compress.step.run` left in its context, and the weights in the end."""
+    """The same from what :func:`edgekit.compress.run.run` left in its context, and the weights in the end."""
     for number, step in enumerate(steps):
         prefix = f"{number}/"
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -123,12 +199,12 @@ def rebuilt(
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
-    import safetensors
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         loaded: dict[str, torch.Tensor] = load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise SourceError(f"{path} cannot be read: {error}", hint="compress again") from error
     return loaded
 
@@ -137,4 +213,8 @@ def _identity(folder: Path) -> str:
     try:
         return sha256_bytes((folder / PLAN).read_bytes())
     except OSError as error:
-        raise ConfigError(f"{folder} holds no compression plan", hint=f"it needs a {PLAN}") from error
+        raise _no_plan(folder) from error
+
+
+def _no_plan(folder: Path) -> ConfigError:
+    return ConfigError(f"{folder} holds no compression plan", hint=f"it needs a {PLAN}")

@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from edgekit.compress.step import Scalar, Step, from_options, options, parse, registry, spell
+from edgekit.compress.registry import default_options, from_options, parse, registry
+from edgekit.compress.step import Scalar, Step, options, spell
 from edgekit.core.structure import structure
 from edgekit.errors import ConfigError, UnknownNameError, UsageError
 
@@ -64,7 +64,7 @@ def read(text: str, *, seed: int | None = None) -> Recipe:
         raise ConfigError(f"the recipe {text!r} has no step", hint=_known())
     if seed is None:
         return recipe
-    return Recipe(steps=recipe.steps, seed=seed, ship=recipe.ship)
+    return replace(recipe, seed=seed)
 
 
 def write(recipe: Recipe, path: Path, *, comment: str = "") -> None:
@@ -108,31 +108,32 @@ def _from_file(path: Path) -> Recipe:
     if not isinstance(rows, list) or not isinstance(seed, int) or isinstance(seed, bool):
         raise ConfigError(f"{path}: steps are [[step]] tables and the seed a whole number", hint=_known())
     steps = tuple(_step(row, f"{path}: step {number}") for number, row in enumerate(rows, 1))
-    made = None if ship is None else structure(Ship, ship, where=f"{path}: ship")
-    return Recipe(steps=steps, seed=seed, ship=made)
+    shipping = None if ship is None else structure(Ship, ship, where=f"{path}: ship")
+    return Recipe(steps=steps, seed=seed, ship=shipping)
 
 
 def _step(row: object, where: str) -> Step:
     if not isinstance(row, Mapping) or not isinstance(row.get("name"), str):
         raise ConfigError(f"{where} has no name", hint=_known())
-    name, kinds = row["name"], registry()
-    if name not in kinds:
-        raise UnknownNameError("step", name, kinds, where=where)
-    given = _flat({k: v for k, v in row.items() if k != "name"})
-    known = options(kinds[name]())
-    for key, value in given.items():
-        if key not in known:
-            raise UnknownNameError(f"option of {name}", key, known, where=where)
+    name = row["name"]
+    defaults = default_options(name, where=where)
+    values: dict[str, Scalar] = {}
+    for key, value in _flat({k: v for k, v in row.items() if k != "name"}).items():
+        if key not in defaults:
+            raise UnknownNameError(f"option of {name}", key, defaults, where=where)
         if not isinstance(value, bool | int | float | str):
-            raise ConfigError(f"{where}: {key} is no number or text", hint=f"the default is {known[key]!r}")
-    return from_options(name, given)
+            raise ConfigError(
+                f"{where}: {key} is no number or text", hint=f"the default is {defaults[key]!r}"
+            )
+        values[key] = value
+    return from_options(name, values)
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
+def _flat(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in table.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return out
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _parts(text: str) -> list[str]:

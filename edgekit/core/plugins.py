@@ -34,7 +34,7 @@ from edgekit.errors import PluginError, UnknownNameError
 if TYPE_CHECKING:
     from edgekit.types import Backend, Loader
 
-Kind: TypeAlias = Literal["backends", "loaders", "rules", "formats"]
+Kind: TypeAlias = Literal["backends", "loaders", "rules", "formats", "steps"]
 
 GROUP = "edgekit.plugins"
 
@@ -43,6 +43,7 @@ _TITLES: Mapping[Kind, str] = {
     "loaders": "source kind",
     "rules": "placement rules",
     "formats": "package format",
+    "steps": "step",
 }
 
 
@@ -57,6 +58,7 @@ class Plugin:
         loaders: modules with a function ``load`` (:class:`edgekit.types.Loader`), by the kind of source.
         rules: modules with ``RULES``, placement tables by name; see :mod:`edgekit.quantize.rules`.
         formats: modules that write a package; see :mod:`edgekit.package.formats`.
+        steps: modules with ``STEP``, a compression step's dataclass; see :class:`edgekit.compress.step.Step`.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Plugin:
     loaders: Mapping[str, str] = field(default_factory=dict)
     rules: Mapping[str, str] = field(default_factory=dict)
     formats: Mapping[str, str] = field(default_factory=dict)
+    steps: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +139,17 @@ builtin = Plugin(
         "ai-pack": "edgekit.package.ai_pack",
         "ort": "edgekit.package.ort",
         "tflite-metadata": "edgekit.package.tflite_metadata",
+    },
+    steps={
+        "cluster": "edgekit.compress.steps.cluster",
+        "depth": "edgekit.compress.structured.depth",
+        "distill": "edgekit.compress.steps.distill",
+        "fold": "edgekit.compress.steps.fold",
+        "low-rank": "edgekit.compress.steps.low_rank",
+        "prune": "edgekit.compress.steps.prune",
+        "qat": "edgekit.compress.steps.qat",
+        "shrink": "edgekit.compress.structured.shrink",
+        "sparsify": "edgekit.compress.steps.sparsify",
     },
 )
 

@@ -217,8 +217,8 @@ def compressed(
     from edgekit.compress import recipes
 
     evaluation = request.evaluation if isinstance(request.evaluation, str) else request.options.eval
-    work = compress.Work(source, replace(request.options, eval=evaluation), context.store)
-    made = compress.compress(context, source, recipes.read(request.options.recipe), work)
+    training = compress.TrainingTask(source, replace(request.options, eval=evaluation), context.store)
+    made = compress.compress(context, source, recipes.read(request.options.recipe), training)
     return made.source, (made.step,)
 
 

@@ -7,16 +7,20 @@ was killed goes on from the step and the training checkpoint that it had reached
 from __future__ import annotations
 
 import copy
-import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from edgekit.artifact.manifest import StepRecord
+from edgekit.compress import plan, recipes
+from edgekit.compress.plan import PLAN, TENSORS, WEIGHTS
+from edgekit.compress.recipes import Recipe
+from edgekit.compress.step import CompressionReport, Context, StepReport, options
+from edgekit.compress.training.settings import Loop, looping
+from edgekit.compress.training.task import Task
 from edgekit.core import versions
 from edgekit.core.config import Options
 from edgekit.core.store import Key, Store, canonical_json, scratch
@@ -29,26 +33,21 @@ from edgekit.types import SourceSpec, sha256_file
 
 if TYPE_CHECKING:
     from edgekit.compress.analysis import Findings
-    from edgekit.compress.recipes import Recipe
-    from edgekit.compress.training.train import Task
 
-PLAN, WEIGHTS, TENSORS = "plan.json", "weights.safetensors", "plan.safetensors"
 TIMES = "times.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compressed:
-    """A recipe's result: the plan folder as a source, and what each step did. ``rows`` are the step reports
-    (``step``, ``before``, ``after``, ``seconds``)."""
+    """A recipe's result: the plan folder as a source, and what each step did."""
 
     folder: Path
     source: Source
-    metric: str
-    rows: tuple[Mapping[str, Any], ...]
+    report: CompressionReport
     step: StepRecord
 
 
-class Work:
+class TrainingTask:
     """What the steps are to learn, opened at most once, and its identity without opening it.
 
     ``task`` is one that is open already; ``folder`` is where steps are kept while the recipe runs.
@@ -68,20 +67,20 @@ class Work:
         self.folder = folder
 
     @property
-    def given(self) -> bool:
+    def exists(self) -> bool:
         """Whether there is a task at all."""
         return self._task is not None or bool(self._options.task)
 
     @property
     def fingerprint(self) -> str:
         """Identity of the data, the loss and the metric; ``""`` without a task."""
-        if not self.given:
+        if not self.exists:
             return ""
         if self._task is not None:
             return self._task.fingerprint
-        known = self._store.recall("task", self._key())
-        if known and unchanged(tuple(msgspec.convert(d, Dependency) for d in known["dependencies"])):
-            return str(known["fingerprint"])
+        note = self._store.recall("task", self._key())
+        if note and unchanged(tuple(msgspec.convert(d, Dependency) for d in note["dependencies"])):
+            return str(note["fingerprint"])
         return self.open().fingerprint
 
     def open(self) -> Task:
@@ -109,134 +108,104 @@ class Work:
         }
 
 
-def compress(context: BuildContext, source: Source, recipe: Recipe, work: Work | None = None) -> Compressed:
+def compress(
+    context: BuildContext, source: Source, recipe: Recipe, training: TrainingTask | None = None
+) -> Compressed:
     """Run ``recipe`` on ``source``, or find that it was run.
 
     Raises ``UsageError`` when the recipe trains and no task is given, or the source is an object in memory;
     ``SourceError`` when it is no PyTorch module; what the steps raise.
     """
-    work = work or Work(source, context.options, context.store)
+    training = training or TrainingTask(source, context.options, context.store)
     if source.in_memory:
         raise UsageError(
             "a recipe needs a source that can be loaded again",
-            hint="give a factory (file.py:factory), or apply the steps yourself (edgekit.compress.step.run)",
+            hint="give a factory (file.py:factory), or apply the steps yourself (edgekit.compress.run.run)",
         )
-    if recipe.trains and not work.given:
+    if recipe.trains and not training.exists:
         raise UsageError(
             f"the recipe trains ({recipe.line}), and there is nothing to train on",
             hint="pass --task classification --train DATA --eval DATA, --task file.py:task, or set "
             "training.epochs=0",
         )
-    options = {"recipe": recipe.line, "steps": _spelled(recipe), "seed": recipe.seed}
+    steps = [{"name": s.NAME, **options(s)} for s in recipe.steps]
     key = Key(
         name="compress",
-        inputs=(source.sha256, work.fingerprint),
-        options={**options, "accelerator": context.options.accelerator},
+        inputs=(source.sha256, training.fingerprint),
+        options={
+            "recipe": recipe.line,
+            "steps": steps,
+            "seed": recipe.seed,
+            "accelerator": context.options.accelerator,
+        },
         versions=versions.of("torch", "safetensors", "lightning-fabric"),
     )
-    folder = work.folder or context.store.root / "compressing" / key.digest[:32]
-    result = context.store.step(key, lambda out: _produce(context, source, recipe, _Run(work, folder), out))
-    if work.folder is None:
+    folder = training.folder or context.store.root / "compressing" / key.digest[:32]
+    result = context.store.step(key, lambda out: _produce(context, source, recipe, training, folder, out))
+    if training.folder is None:
         shutil.rmtree(folder, ignore_errors=True)
-    return _described(
-        context, source, result.directory, replace(_record(key), seconds=round(result.seconds, 3))
-    )
+    return _compressed(context, source, key, result.directory, result.seconds)
 
 
-@dataclass(frozen=True)
-class _Run:
-    work: Work
-    folder: Path
-
-
-def _produce(context: BuildContext, source: Source, recipe: Recipe, run: _Run, out: Path) -> None:
-    from edgekit.compress import plan, step
-    from edgekit.compress.training.engine import looping
+def _produce(
+    context: BuildContext, source: Source, recipe: Recipe, training: TrainingTask, folder: Path, out: Path
+) -> None:
+    """Run the recipe into ``out``: the plan, and how long each step took. ``folder`` keeps finished steps."""
+    from edgekit.compress.run import check_plan, run
 
     model = source.torch()
-    origin = replace(
-        plan.origin(source.spec, out), path=str(source.spec.path.resolve() if source.spec.path else "")
-    )
-    recipe_context = step.Context(
-        task=run.work.open() if run.work.given else None,
+    spec = source.spec
+    origin = replace(plan.origin(spec, out), path=spec.path.resolve() if spec.path else None)
+    recipe_context = Context(
+        task=training.open() if training.exists else None,
         example_inputs=model.example_inputs,
         seed=recipe.seed,
     )
-    with looping(_loop(context)), context.progress.task(f"compress: {recipe.line}"):
+    o = context.options
+    loop = Loop(device=o.accelerator, loggers=o.log, logs=Path(o.out) / "logs", progress=context.progress)
+    with looping(loop), context.progress.task(f"compress: {recipe.line}"):
         copied = copy.deepcopy(model.module)  # the source stays what it was
-        module, report = step.run(copied, recipe.steps, recipe_context, work=run.folder)
-        step.save(out, module, recipe.steps, report, recipe_context, origin=origin)
-        _same_again(source, plan.read(out), module)
+        module, report = run(copied, recipe.steps, recipe_context, work=folder)
+        plan.save(out, module, recipe.steps, report, recipe_context, origin=origin)
+        check_plan(out, source.torch().module, module)
     (out / TIMES).write_bytes(canonical_json([r.seconds for r in report.steps]))
 
 
-def _loop(context: BuildContext) -> Any:
-    from edgekit.compress.training.engine import Loop
-
-    o = context.options
-    return Loop(device=o.accelerator, loggers=o.log, logs=Path(o.out) / "logs", progress=context.progress)
-
-
-def _same_again(source: Source, made: Any, module: Any) -> None:
-    """A plan that does not give back the model it was made from never leaves here."""
-    import torch
-
-    from edgekit.compress.plan import restore
-    from edgekit.errors import SourceError
-
-    with torch.random.fork_rng(devices=[]):
-        fresh = restore(copy.deepcopy(source.torch().module), made)
-    got, want = fresh.state_dict(), module.state_dict()
-    different = [k for k in want if k not in got or not torch.equal(got[k].cpu(), want[k].cpu())]
-    if different or len(got) != len(want):
-        raise SourceError(
-            f"the plan does not give the compressed model back: {', '.join(different[:5])} differ",
-            hint="a step changed the structure without recording it; please report the recipe",
-        )
-
-
-def _described(context: BuildContext, source: Source, folder: Path, record: StepRecord) -> Compressed:
-    from edgekit.compress.plan import remember
-
-    remember(folder, context.store)
-    document = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-    rows = [
-        {**row, "seconds": seconds}
-        for row, seconds in zip(document["report"]["steps"], read_json(folder / TIMES), strict=True)
-    ]
+def _compressed(context: BuildContext, source: Source, key: Key, folder: Path, seconds: float) -> Compressed:
+    """What the plan in ``folder`` says, with the times beside it."""
+    plan.remember(folder, context.store)
+    report = plan.read_report(folder)
+    steps = tuple(
+        replace(step, seconds=seconds)
+        for step, seconds in zip(report.steps, read_json(folder / TIMES), strict=True)
+    )
     spec = SourceSpec(text=source.spec.text, kind="plan", path=folder)
-    metric = document["report"]["metric"]
-    notes = tuple(told(row, metric) for row in rows)
     return Compressed(
         folder=folder,
         source=Source(spec, context.store, trust=context.options.trust, network=context.options.network),
-        metric=metric,
-        rows=tuple(rows),
-        step=replace(record, output_sha256=sha256_file(folder / WEIGHTS), notes=notes),
+        report=replace(report, steps=steps),
+        step=StepRecord(
+            name=key.name,
+            options=key.options,
+            input_sha256=key.inputs[0],
+            output_sha256=sha256_file(folder / WEIGHTS),
+            versions=key.versions,
+            seconds=round(seconds, 3),
+            notes=tuple(summary(step, report.metric) for step in steps),
+        ),
     )
 
 
-def told(row: Mapping[str, Any], metric: str) -> str:
+def summary(step: StepReport, metric: str) -> str:
     """One step in one line, for manifests."""
-    before, after = row["before"], row["after"]
+    before, after = step.before, step.after
     parts = [
-        f"{name} {before[name]:,} → {after[name]:,}" for name in ("parameters", "nonzero", "macs", "bytes")
+        f"{name} {getattr(before, name):,} → {getattr(after, name):,}"
+        for name in ("parameters", "nonzero", "macs", "bytes")
     ]
-    if after["metric"] is not None:
-        parts.append(f"{metric} {before['metric']:.4f} → {after['metric']:.4f}")
-    return f"{row['step']}: {', '.join(parts)}"
-
-
-def _record(key: Key) -> StepRecord:
-    return StepRecord(
-        name=key.name, options=key.options, input_sha256=key.inputs[0], versions=key.versions, seconds=0.0
-    )
-
-
-def _spelled(recipe: Recipe) -> list[dict[str, Any]]:
-    from edgekit.compress.step import options
-
-    return [{"name": s.NAME, **options(s)} for s in recipe.steps]
+    if after.metric is not None:
+        parts.append(f"{metric} {before.metric:.4f} → {after.metric:.4f}")
+    return f"{step.step}: {', '.join(parts)}"
 
 
 def deliver(compressed: Compressed, recipe: Recipe, source: Source, out: Path, *, comment: str = "") -> Path:
@@ -245,16 +214,13 @@ def deliver(compressed: Compressed, recipe: Recipe, source: Source, out: Path, *
 
     What else is in ``out`` stays; each file appears as a whole.
     """
-    from edgekit.compress import plan, recipes
-
     out.mkdir(parents=True, exist_ok=True)
-    origin = plan.origin(source.spec, out)
-    document = json.loads((compressed.folder / PLAN).read_text(encoding="utf-8"))
-    document["source"] = asdict(origin)
+    document = plan.read_document(compressed.folder)
+    document["source"] = plan.origin_record(plan.origin(source.spec, out))
     with scratch(out) as work:
         for name in (WEIGHTS, TENSORS):
             shutil.copyfile(compressed.folder / name, work / name)
-        (work / PLAN).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        plan.write_document(work, document)
         recipes.write(recipe, work / "recipe.toml", comment=comment)
         for name in (TENSORS, WEIGHTS, "recipe.toml", PLAN):  # the plan last: it makes the folder one
             (work / name).replace(out / name)
@@ -262,35 +228,12 @@ def deliver(compressed: Compressed, recipe: Recipe, source: Source, out: Path, *
     return out
 
 
-_OBSERVED = 8
-"""Batches whose activations the analysis looks at."""
-
-
-def analyze(context: BuildContext, source: Source, work: Work | None = None) -> Findings:
+def analyze(context: BuildContext, source: Source, training: TrainingTask | None = None) -> Findings:
     """The layers' distributions; activations over the task's data, else ``--calib`` or ``--eval``, else the example."""
-    from edgekit.compress import analysis, step
-    from edgekit.compress.structured.depth import influences
+    from edgekit.compress import analysis
 
-    model, options = source.torch(), context.options
-    data = "" if work is not None else options.train or options.calib or options.eval
-    work = work or Work(source, options, context.store)
-
-    def run(module: Any) -> None:
-        import torch
-
-        if data:
-            from edgekit.compress.training import dataset
-
-            loaded = dataset.load(data, model)
-            with torch.no_grad():
-                for _, batch in zip(range(_OBSERVED), loaded.batches(32), strict=False):
-                    module(**batch.inputs)
-        elif work.given and work.open().steps():
-            step.Context(task=work.open()).observe(module, _OBSERVED, step="analysis")
-        else:
-            with torch.no_grad():
-                step.forward(module, model.example_inputs)
-
+    options, model = context.options, source.torch()
+    data = "" if training is not None else options.train or options.calib or options.eval
+    training = training or TrainingTask(source, options, context.store)
     with context.progress.task("analyze"):
-        layers = analysis.analyze(copy.deepcopy(model.module), run)
-        return analysis.findings(layers, influences(copy.deepcopy(model.module), model.example_inputs))
+        return analysis.study(model, data, training.open() if training.exists and not data else None)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.compress import margin
 from edgekit.compress.margin import Drop, Score
 from edgekit.compress.recipes import Ship
-from edgekit.compress.steps.fold import foldable
+from edgekit.compress.steps.batch_norm import foldable
 from edgekit.core import plugins, targets, versions
 from edgekit.core.config import Options
 from edgekit.core.store import Store, canonical_json
@@ -76,7 +76,7 @@ class Bench:
         self.folder = Path(options.out) / ".search"
         self.context, self.options = context, options
         self.model: TorchModel = source.torch()
-        self.task: Any = halved(compress.Work(source, options, context.store))
+        self.task: Any = halved(compress.TrainingTask(source, options, context.store))
         name = self.task.metric_name
         self._seen = Judge(scorer(self.task, held=False), self.model)
         self._unseen = Judge(scorer(self.task, held=True), self.model)
@@ -102,7 +102,8 @@ class Bench:
 
     def header(self, tried: Sequence[Target]) -> dict[str, Any]:
         """What results depend on: a journal of anything else is not continued."""
-        from edgekit.compress.step import Context, cache_key
+        from edgekit.compress.run import cache_key
+        from edgekit.compress.step import Context
         from edgekit.compress.steps.prune import Prune
 
         weights = cache_key(Prune(), self.model.module, Context())
@@ -122,7 +123,7 @@ class Bench:
 
     def setup(self) -> Setup:
         """How long a candidate may train and at which rate; the time since this bench was opened counts."""
-        from edgekit.compress.training.engine import Loop, looping
+        from edgekit.compress.training.settings import Loop, looping
         from edgekit.search import probe
 
         found = Setup()
@@ -242,17 +243,17 @@ class Bench:
         )
 
     def _compressed(self, candidate: Candidate) -> torch.nn.Module:
-        from edgekit.compress import plan, step
-        from edgekit.compress.training.engine import Loop, looping
+        from edgekit.compress import plan
+        from edgekit.compress.run import run
+        from edgekit.compress.step import Context
+        from edgekit.compress.training.settings import Loop, looping
 
-        recipe_context = step.Context(
+        recipe_context = Context(
             task=self.task, example_inputs=self.model.example_inputs, seed=self.limits.seed
         )
         module = copy.deepcopy(self.model.module)
         with looping(Loop(device=self.options.accelerator)):
-            made, _ = step.run(
-                module, candidate.steps, recipe_context, work=self.folder / "steps", judged=False
-            )
+            made, _ = run(module, candidate.steps, recipe_context, work=self.folder / "steps", judged=False)
         fresh = copy.deepcopy(self.model.module)  # as the plan will be loaded: the same order of weights
         return plan.rebuilt(fresh, candidate.steps, recipe_context.tensors, made.state_dict()).eval()
 
@@ -298,9 +299,9 @@ class Bench:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def halved(work: compress.Work) -> Any:
+def halved(work: compress.TrainingTask) -> Any:
     """The task with a metric for the search and another for the end. Raises ``UsageError`` where it has but one."""
-    if not work.given:
+    if not work.exists:
         raise UsageError(
             "a budget needs a task: what is lost is measured by its metric",
             hint="pass --task classification --eval DATA (and --train DATA to train), or --task file.py:task",

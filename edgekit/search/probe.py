@@ -12,7 +12,9 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from edgekit.compress.training.train import Task, Training, fit
+from edgekit.compress.training.settings import Training
+from edgekit.compress.training.task import Task
+from edgekit.compress.training.train import fit
 from edgekit.errors import DataError
 from edgekit.search.points import Limits, Setup
 

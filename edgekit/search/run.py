@@ -16,6 +16,7 @@ from typing import Any
 
 from edgekit.artifact.run import runnable
 from edgekit.compress.margin import Drop
+from edgekit.compress.plan import PLAN, TENSORS, WEIGHTS
 from edgekit.compress.recipes import Recipe, Ship
 from edgekit.core import targets
 from edgekit.core.config import Options
@@ -195,7 +196,7 @@ def _plan(bench: Bench, context: BuildContext, candidate: Candidate) -> tuple[So
     recipe = Recipe(steps=candidate.steps, seed=bench.limits.seed, ship=Ship(target=candidate.target))
     if not candidate.steps:
         return bench.source, recipe, None
-    work = compress.Work(
+    work = compress.TrainingTask(
         bench.source, context.options, context.store, task=bench.task, folder=bench.folder / "steps"
     )
     made = compress.compress(context, bench.source, recipe, work)
@@ -216,7 +217,7 @@ def _why(bench: Bench, checked: Checked, points: Sequence[Point]) -> tuple[str, 
 
     if not checked.candidate.steps:
         return ()
-    work = compress.Work(bench.source, bench.options, bench.context.store, task=bench.task)
+    work = compress.TrainingTask(bench.source, bench.options, bench.context.store, task=bench.task)
     try:
         found = compress.analyze(bench.context, bench.source, work)
     except SourceError:  # no layer of a kind whose distribution is looked at
@@ -272,7 +273,7 @@ def _delivered(bench: Bench, checked: Checked, why: Sequence[str]) -> tuple[Reci
 
 def _clear(out: Path, target: str, *, planned: bool) -> None:
     """Remove what an earlier search left in ``out`` and this one does not replace."""
-    for name in () if planned else (compress.PLAN, compress.WEIGHTS, compress.TENSORS):
+    for name in () if planned else (PLAN, WEIGHTS, TENSORS):
         (out / name).unlink(missing_ok=True)
     try:
         before = str(json.loads((out / PARETO).read_text(encoding="utf-8"))["winner"]["target"])
@@ -298,7 +299,7 @@ def parse_limits(
 
 def step_names(text: str | None) -> tuple[str, ...]:
     """``--steps``. Raises ``UnknownNameError``."""
-    from edgekit.compress.step import registry
+    from edgekit.compress.registry import registry
 
     known = registry()
     names = tuple(part.strip() for part in (text or "").split(",") if part.strip())

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgekit.compress.step import Scalar, Step, from_options, options, registry
+from edgekit.compress.registry import from_options, registry
+from edgekit.compress.step import Scalar, Step, options
 
 Space = Mapping[str, tuple[Scalar, ...]]
 
@@ -152,7 +153,7 @@ def methods(*, max_epochs: float, rate: float | None = None) -> tuple[Method, ..
 
 def space(name: str) -> Space:
     """What is declared for the step ``name``; empty where nothing is."""
-    declared: Space = getattr(registry()[name], "SPACE", None) or _DEFAULT.get(name, {})
+    declared: Space = registry()[name].SPACE or _DEFAULT.get(name, {})
     return declared
 
 

@@ -28,10 +28,13 @@ from resnet import resnet20
 from safetensors.torch import load_file, save_file
 
 import edgekit
-from edgekit.compress.step import Context, run, save
+from edgekit.compress.plan import save
+from edgekit.compress.run import run
+from edgekit.compress.step import Context
 from edgekit.compress.steps.distill import Distill
 from edgekit.compress.structured.shrink import Shrink
-from edgekit.compress.training.train import Training, fit
+from edgekit.compress.training.settings import Training
+from edgekit.compress.training.train import fit
 
 EXAMPLE = {"image": torch.zeros(1, 3, 32, 32)}
 CALIBRATION = 256

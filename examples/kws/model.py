@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from edgekit.compress.training.train import Training, fit
+from edgekit.compress.training.settings import Training
+from edgekit.compress.training.train import fit
 from edgekit.types import TorchModel
 
 TRAINING = Training(epochs=15.0, rate=3e-3, optimizer="adamw", weight_decay=0.01, warmup=0.05)
@@ -51,7 +52,7 @@ class DsCnn(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Digits:
-    """An :class:`edgekit.compress.training.train.Task`; the metric is the accuracy on the development set."""
+    """An :class:`edgekit.compress.training.task.Task`; the metric is the accuracy on the development set."""
 
     train: speech.Clips
     dev: speech.Clips

@@ -26,7 +26,7 @@ def read(folder: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class Digits:
-    """An :class:`edgekit.compress.training.train.Task`. A ``teacher``'s logits are learnt beside the labels."""
+    """An :class:`edgekit.compress.training.task.Task`. A ``teacher``'s logits are learnt beside the labels."""
 
     images: torch.Tensor
     labels: torch.Tensor

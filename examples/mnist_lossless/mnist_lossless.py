@@ -21,10 +21,13 @@ from mnist import Digits, digits, lenet_5, lenet_300_100
 from safetensors.torch import save_file
 
 from edgekit import entropy
-from edgekit.compress.step import Context, Step, run, save
+from edgekit.compress.plan import save
+from edgekit.compress.run import run
+from edgekit.compress.step import Context, Step
 from edgekit.compress.steps.cluster import Cluster
 from edgekit.compress.steps.prune import Prune
-from edgekit.compress.training.train import Training, fit
+from edgekit.compress.training.settings import Training
+from edgekit.compress.training.train import fit
 
 
 @dataclass(frozen=True, kw_only=True)

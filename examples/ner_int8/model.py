@@ -18,7 +18,8 @@ import wnut
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from edgekit.compress.training.train import Training, fit
+from edgekit.compress.training.settings import Training
+from edgekit.compress.training.train import fit
 from edgekit.types import TorchModel
 
 TRAINING = Training(epochs=5.0, rate=1.5e-4, optimizer="adamw", weight_decay=0.01, warmup=0.1, clip=1.0)
@@ -43,7 +44,7 @@ class Tagger(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Entities:
-    """An :class:`edgekit.compress.training.train.Task`; the metric is the entity F1 on the development set."""
+    """An :class:`edgekit.compress.training.task.Task`; the metric is the entity F1 on the development set."""
 
     train: wnut.Sentences
     dev: wnut.Sentences

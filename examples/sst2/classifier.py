@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from edgekit.compress.training.train import Training, fit
+from edgekit.compress.training.settings import Training
+from edgekit.compress.training.train import fit
 from edgekit.types import TorchModel
 
 TRAINING = Training(epochs=3.0, rate=1e-4, optimizer="adamw", weight_decay=0.01, warmup=0.1, clip=1.0)

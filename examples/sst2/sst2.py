@@ -86,7 +86,7 @@ def _tokenizer() -> Tokenizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Sentiment:
-    """An :class:`edgekit.compress.training.train.Task`: cross entropy, accuracy."""
+    """An :class:`edgekit.compress.training.task.Task`: cross entropy, accuracy."""
 
     train: Sentences
     held_out: Sentences

@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from edgekit.compress.step import Context, run
+from edgekit.compress.run import run
+from edgekit.compress.step import Context
 from edgekit.compress.steps.cluster import Cluster
 from edgekit.compress.steps.prune import Prune
-from edgekit.compress.training.engine import Loop, looping
-from edgekit.compress.training.resume import is_first_process
-from edgekit.compress.training.train import Training
+from edgekit.compress.training.settings import Loop, Training, is_first_process, looping
 
 STEPS_AN_EPOCH = 10
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from edgekit.compress.curvature import curvature
-from edgekit.compress.step import Context, run
-from edgekit.compress.steps.cluster import Cluster, kmeans
-from edgekit.compress.steps.prune import prunable
+from edgekit.compress.hooks import prunable
+from edgekit.compress.run import run
+from edgekit.compress.step import Context
+from edgekit.compress.steps.cluster import Cluster
+from edgekit.compress.steps.cluster_tables import kmeans
 from edgekit.errors import ConfigError, UsageError
 
 

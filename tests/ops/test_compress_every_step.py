@@ -14,7 +14,10 @@ pytest.importorskip("onnxscript")
 import torch
 
 from edgekit.compress import plan
-from edgekit.compress.step import Context, from_options, load_steps, registry, run, save
+from edgekit.compress.plan import load_steps, save
+from edgekit.compress.registry import from_options, registry
+from edgekit.compress.run import run
+from edgekit.compress.step import Context
 from edgekit.graph import io
 from edgekit.graph.export import export_with_report
 from edgekit.types import TorchModel

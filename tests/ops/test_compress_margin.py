@@ -13,7 +13,8 @@ import torch
 
 from edgekit.compress import margin
 from edgekit.compress.margin import Drop, Score
-from edgekit.compress.step import Step, from_options
+from edgekit.compress.registry import from_options
+from edgekit.compress.step import Step
 from edgekit.compress.training.dataset import Dataset
 from edgekit.compress.training.tasks import Classification, DataTask, Regression
 from edgekit.errors import DataError

@@ -10,21 +10,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edgekit.compress.step import (  # noqa: E402
-    Context,
-    cache_key,
-    load_steps,
-    measure,
-    options,
-    parse,
-    registry,
-    run,
-    save,
-    spell,
-)
-from edgekit.compress.steps.cluster import Cluster, kmeans  # noqa: E402
+from edgekit.compress.plan import load_steps, save  # noqa: E402
+from edgekit.compress.registry import parse, registry  # noqa: E402
+from edgekit.compress.run import cache_key, measure, run  # noqa: E402
+from edgekit.compress.step import Context, options, spell  # noqa: E402
+from edgekit.compress.steps.cluster import Cluster  # noqa: E402
+from edgekit.compress.steps.cluster_tables import kmeans  # noqa: E402
 from edgekit.compress.steps.prune import Prune  # noqa: E402
-from edgekit.compress.training.train import Training, fit  # noqa: E402
+from edgekit.compress.training.settings import Training  # noqa: E402
+from edgekit.compress.training.train import fit  # noqa: E402
 from edgekit.errors import ConfigError, DataError, SourceError, UnknownNameError, UsageError  # noqa: E402
 
 

@@ -13,11 +13,15 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from edgekit.compress import analysis, plan  # noqa: E402
-from edgekit.compress.step import Context, Origin, from_options, run, save  # noqa: E402
+from edgekit.compress.plan import save  # noqa: E402
+from edgekit.compress.registry import from_options  # noqa: E402
+from edgekit.compress.run import run  # noqa: E402
+from edgekit.compress.step import Context  # noqa: E402
 from edgekit.compress.steps.prune import Prune  # noqa: E402
 from edgekit.compress.training import dataset, scoring, tasks  # noqa: E402
 from edgekit.compress.training.engine import _cut  # noqa: E402
-from edgekit.compress.training.train import Training, fit  # noqa: E402
+from edgekit.compress.training.settings import Training  # noqa: E402
+from edgekit.compress.training.train import fit  # noqa: E402
 from edgekit.errors import (  # noqa: E402
     ConfigError,
     DataError,
@@ -28,7 +32,10 @@ from edgekit.errors import (  # noqa: E402
     UsageError,
 )
 from edgekit.load import load, parse  # noqa: E402
-from edgekit.types import Sample, TorchModel  # noqa: E402
+from edgekit.types import (  # noqa: E402
+    Sample,
+    TorchModel,
+)
 
 FACTORY = """
 import numpy as np, torch
@@ -264,9 +271,9 @@ def test_plans_are_the_same_bytes_and_hold_no_code(user: Path, tmp_path: Path) -
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     document = json.loads((tmp_path / "a" / "plan.json").read_text())
-    assert document["source"] == vars(
-        Origin(text=f"{user}:net", kind="factory", path="../user.py", attribute="net")
-    )
+    assert document["source"] == {
+        "text": f"{user}:net", "kind": "factory", "path": "../user.py", "attribute": "net"
+    }  # fmt: skip
     (tmp_path / "m.onnx").write_bytes(b"")
     with pytest.raises(SourceError, match="not a PyTorch module"):
         plan.origin(parse(str(tmp_path / "m.onnx")), tmp_path)
@@ -397,8 +404,8 @@ def test_every_method_that_can_be_searched_has_reasons() -> None:
             x = self.heavy(self.blocks(x)) + self.low(x) + self.sparse(x)
             return self.wide(self.peaked(x))
 
-    from edgekit.compress.step import registry
-    from edgekit.compress.structured.depth import influences
+    from edgekit.compress.registry import registry
+    from edgekit.compress.structured.blocks import influences
     from edgekit.search import space
 
     model, x = Many(), torch.randn(32, 64, generator=random)

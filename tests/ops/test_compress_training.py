@@ -16,10 +16,16 @@ torch = pytest.importorskip("torch")
 from compress_run import Blobs, net, recipe  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from edgekit.compress.step import Context, run  # noqa: E402
-from edgekit.compress.training import resume  # noqa: E402
-from edgekit.compress.training.engine import Loop, engine, looping  # noqa: E402
-from edgekit.compress.training.train import Training, fit  # noqa: E402
+from edgekit.compress.run import run  # noqa: E402
+from edgekit.compress.step import Context  # noqa: E402
+from edgekit.compress.training import checkpoint  # noqa: E402
+from edgekit.compress.training.engine import engine  # noqa: E402
+from edgekit.compress.training.settings import (  # noqa: E402
+    Loop,
+    Training,
+    looping,
+)
+from edgekit.compress.training.train import fit  # noqa: E402
 from edgekit.errors import ConfigError, UsageError  # noqa: E402
 
 PROGRAM = Path(__file__).with_name("compress_run.py")
@@ -143,10 +149,10 @@ def test_a_checkpoint_of_other_options_is_not_used(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_is_no_pickle(tmp_path: Path) -> None:
-    resume.write(tmp_path / "x", {"a": torch.ones(2)}, {"n": float("inf"), "s": "ü"})
+    checkpoint.write(tmp_path / "x", {"a": torch.ones(2)}, {"n": float("inf"), "s": "ü"})
     raw = (tmp_path / "x").read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     assert set(header) == {"__metadata__", "a"}
-    tensors, facts = resume.read(tmp_path / "x")
+    tensors, facts = checkpoint.read(tmp_path / "x")
     assert torch.equal(tensors["a"], torch.ones(2))
     assert facts == {"n": float("inf"), "s": "ü"}

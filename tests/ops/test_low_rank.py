@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.compress.step import Context, rebuild, run
+from edgekit.compress.run import run
+from edgekit.compress.step import Context, rebuild
 from edgekit.compress.steps.low_rank import LowRank
-from edgekit.compress.steps.low_rank_factors import cuttable
+from edgekit.compress.steps.low_rank_ranks import factorable
 from edgekit.errors import ConfigError, SourceError, UsageError
 
 
@@ -158,13 +159,13 @@ def test_what_is_left_alone() -> None:
             self.depthwise = nn.Conv2d(16, 16, 3, groups=16)
             self.free = nn.Linear(16, 16)
 
-    assert list(cuttable(Tied(), embeddings=True, convolutions=True)) == ["free"]
+    assert list(factorable(Tied(), embeddings=True, convolutions=True)) == ["free"]
 
 
 def test_refusals() -> None:
     with pytest.raises(ConfigError):
         LowRank(parameters=0.0)
-    with pytest.raises(ConfigError, match="unknown factors"):
+    with pytest.raises(ConfigError, match="unknown convolutions"):
         LowRank(convolutions="qr")
     with pytest.raises(SourceError, match="no layer"):
         LowRank().apply(nn.Sequential(nn.ReLU()), Context())

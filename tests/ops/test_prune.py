@@ -10,11 +10,11 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from edgekit.compress import saliency  # noqa: E402
 from edgekit.compress.step import Context  # noqa: E402
-from edgekit.compress.steps.prune import Prune, parse_pattern  # noqa: E402
+from edgekit.compress.steps import saliency  # noqa: E402
+from edgekit.compress.steps.prune import CRITERIA, Prune, parse_pattern  # noqa: E402
 from edgekit.compress.steps.sparsify import Sparsify  # noqa: E402
-from edgekit.compress.training.train import Training  # noqa: E402
+from edgekit.compress.training.settings import Training  # noqa: E402
 from edgekit.errors import ConfigError, UsageError  # noqa: E402
 
 
@@ -53,7 +53,7 @@ def zeros(model: nn.Sequential) -> float:
     return float(torch.cat([model[i].weight.flatten() == 0 for i in (0, 3)]).float().mean())
 
 
-@pytest.mark.parametrize("criterion", saliency.CRITERIA)
+@pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("schedule", ["gradual", "iterative", "one-shot"])
 def test_criteria_and_schedules_reach_their_sparsity_and_learn(criterion: str, schedule: str) -> None:
     task, model = Useful(), net()

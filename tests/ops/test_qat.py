@@ -21,13 +21,16 @@ import onnx_ir as ir  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from edgekit.compress.plan import rebuilt  # noqa: E402
-from edgekit.compress.step import Context, parse, run, save, spell  # noqa: E402
-from edgekit.compress.steps import qat_batch_norm as norms  # noqa: E402
+from edgekit.compress.plan import rebuilt, save  # noqa: E402
+from edgekit.compress.registry import parse  # noqa: E402
+from edgekit.compress.run import run  # noqa: E402
+from edgekit.compress.step import Context, spell  # noqa: E402
+from edgekit.compress.steps import batch_norm as norms  # noqa: E402
 from edgekit.compress.steps.prune import Prune  # noqa: E402
 from edgekit.compress.steps.qat import Qat, parse_bits  # noqa: E402
 from edgekit.compress.steps.qat_layers import Levels, quantized  # noqa: E402
-from edgekit.compress.training.train import Training, fit  # noqa: E402
+from edgekit.compress.training.settings import Training  # noqa: E402
+from edgekit.compress.training.train import fit  # noqa: E402
 from edgekit.errors import ConfigError, SourceError, UsageError  # noqa: E402
 from edgekit.graph import export, io, passes  # noqa: E402
 from edgekit.types import TorchModel  # noqa: E402
@@ -312,9 +315,10 @@ PROGRAM = """
 import sys, pathlib
 sys.path.insert(0, {folder!r})
 from test_qat import EXAMPLE, Net, Qat, Stripes
-from edgekit.compress.training.engine import Loop, looping
-from edgekit.compress.step import Context, run
-from edgekit.compress.training.train import Training
+from edgekit.compress.training.settings import Loop, looping
+from edgekit.compress.run import run
+from edgekit.compress.step import Context
+from edgekit.compress.training.settings import Training
 from safetensors.torch import save_file
 task = Stripes(int(sys.argv[3]))
 step = Qat(weights=4, batch_norm="train", training=Training(epochs=3.0, rate=1e-3))

@@ -13,14 +13,16 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from edgekit.compress.step import Context, forward, rebuild, run, save  # noqa: E402
+from edgekit.compress.plan import save  # noqa: E402
+from edgekit.compress.run import run  # noqa: E402
+from edgekit.compress.step import Context, forward, rebuild  # noqa: E402
 from edgekit.compress.structured import attention  # noqa: E402
 from edgekit.compress.structured.cut import Plan, apply  # noqa: E402
 from edgekit.compress.structured.depth import Depth  # noqa: E402
 from edgekit.compress.structured.groups import analyse  # noqa: E402
 from edgekit.compress.structured.rules_shape import _factors  # noqa: E402
 from edgekit.compress.structured.shrink import Shrink  # noqa: E402
-from edgekit.compress.training.train import Training  # noqa: E402
+from edgekit.compress.training.settings import Training  # noqa: E402
 from edgekit.errors import ConfigError, SourceError, UsageError  # noqa: E402
 from edgekit.graph.nested import flatten  # noqa: E402
 

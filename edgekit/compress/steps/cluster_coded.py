@@ -2,10 +2,10 @@
 
 Three known ideas together. Entropy-constrained quantization (Chou, Lookabaugh & Gray 1989) with the curvature of the
 loss as the weight of each error (Choi, El-Khamy & Lee, "Towards the limit of network quantization", ICLR 2017): one
-price of a bit for all layers, so that bits go where they lower the loss most. Error feedback (Hassibi & Stork 1993;
-Frantar et al., "GPTQ", 2022): columns are quantized one after another, and what is left of a layer takes up the error
-that was made; here each choice also pays for its bits. And the table that is best for the indices found, by weighted
-least squares.
+Lagrange multiplier for all layers, so that bits go where they lower the loss most. Error feedback (Hassibi & Stork
+1993; Frantar et al., "GPTQ", 2022): columns are quantized one after another, and what is left of a layer takes up the
+error that was made; here each choice also pays for its bits. And the table that is best for the indices found, by
+weighted least squares.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
 
 from edgekit.compress.curvature import Block, Curvature
-
-if TYPE_CHECKING:
-    import torch
 
 _TRIES = 3
 _TOLERANCE = 0.02
@@ -51,8 +49,6 @@ class Coded:
 
     def bits(self) -> torch.Tensor:
         """Bits of each table entry, from how often it is used."""
-        import torch
-
         counts = torch.bincount(self.index.flatten(), minlength=len(self.table)).double()
         return -torch.log2((counts + 0.5) / (counts + 0.5).sum())
 
@@ -74,18 +70,20 @@ def share(
     matrices = {name: w.detach().reshape(w.shape[0], -1).double().cpu() for name, w in weights.items()}
     whole = sum(w.numel() for w in matrices.values())
     importance = {name: _importance(curvatures[name]) for name in matrices}
-    wish, nearest = bits, math.inf
+    aim, nearest = bits, math.inf
     for _ in range(_TRIES):
-        asked = _price(matrices, importance, counts, wish)
-        tried = {name: _nearest(w, importance[name], asked, counts[name]) for name, w in matrices.items()}
+        multiplier = _multiplier(matrices, importance, counts, aim)
+        layers = {
+            name: _nearest(w, importance[name], multiplier, counts[name]) for name, w in matrices.items()
+        }
         for _ in range(_PASSES):
-            _pass(tried, matrices, curvatures, asked)
-        found = sum(c.total() for c in tried.values()) / whole
-        if abs(found / bits - 1) < nearest:
-            nearest, coded = abs(found / bits - 1), tried
+            _pass(layers, matrices, curvatures, multiplier)
+        rate = sum(layer.total() for layer in layers.values()) / whole
+        if abs(rate / bits - 1) < nearest:
+            nearest, coded = abs(rate / bits - 1), layers
         if nearest < _TOLERANCE:
             break
-        wish *= (bits / found) ** 0.5  # the feedback moves the rate; half-way: layers may drop out at once
+        aim *= (bits / rate) ** 0.5  # the feedback moves the rate; half-way: layers may drop out at once
     return {name: _shares(coded[name], w, weights[name], curvatures[name]) for name, w in matrices.items()}
 
 
@@ -93,33 +91,31 @@ def _pass(
     coded: Mapping[str, Coded],
     matrices: Mapping[str, torch.Tensor],
     curvatures: Mapping[str, Curvature],
-    price: float,
+    multiplier: float,
 ) -> None:
     for name, w in matrices.items():
-        _feed_back(coded[name], w, curvatures[name], price)
+        _feed_back(coded[name], w, curvatures[name], multiplier)
         _refit(coded[name], w, curvatures[name])
 
 
-def _shares(coded: Coded, matrix: torch.Tensor, weight: torch.Tensor, seen: Curvature) -> Shares:
+def _shares(coded: Coded, matrix: torch.Tensor, weight: torch.Tensor, curvature: Curvature) -> Shares:
     shift = matrix.new_zeros(len(matrix))
     error = matrix - coded.table[coded.index]
-    for block in seen.blocks:
+    for block in curvature.blocks:
         shift[block.rows] += error[block.rows, block.columns] @ block.mean
     return Shares(
         table=coded.table.to(weight.dtype),
         index=coded.index.view(weight.shape),
-        shift=shift.to(weight.dtype) if seen.blocks else None,
+        shift=shift.to(weight.dtype) if curvature.blocks else None,
     )
 
 
-def _importance(seen: Curvature) -> torch.Tensor:
+def _importance(curvature: Curvature) -> torch.Tensor:
     """What an error in a weight costs when the columns after it make up for it as well as they can."""
-    import torch
-
-    if not seen.blocks:
-        return seen.diagonal
-    out = torch.empty_like(seen.diagonal)
-    for block in seen.blocks:
+    if not curvature.blocks:
+        return curvature.diagonal
+    out = torch.empty_like(curvature.diagonal)
+    for block in curvature.blocks:
         order, upper = _factor(block)
         columns = torch.empty(len(order), dtype=torch.float64)
         columns[order] = upper.diagonal() ** -2
@@ -129,8 +125,6 @@ def _importance(seen: Curvature) -> torch.Tensor:
 
 def _factor(block: Block) -> tuple[torch.Tensor, torch.Tensor]:
     """The order of the columns, the most important first, and the upper Cholesky factor of the inverse moments."""
-    import torch
-
     order = torch.argsort(block.moments.diagonal(), descending=True, stable=True)
     moments = block.moments[order][:, order]
     damping = moments.diagonal().mean() * 1e-6
@@ -144,24 +138,24 @@ def _factor(block: Block) -> tuple[torch.Tensor, torch.Tensor]:
         damping *= 10
 
 
-def _price(
+def _multiplier(
     matrices: Mapping[str, torch.Tensor],
     importance: Mapping[str, torch.Tensor],
     counts: Mapping[str, int],
     bits: float,
 ) -> float:
-    """The loss that a bit may cost for ``bits`` a weight: bisection over a sample of the weights."""
+    """The Lagrange multiplier, in loss a bit, at which a weight takes ``bits``: bisection over a sample."""
     whole = sum(w.numel() for w in matrices.values())
     samples = {}
     for name, w in matrices.items():
         step = -(-w.numel() // _SAMPLE)
         samples[name] = w.flatten()[::step, None], importance[name].flatten()[::step, None]
 
-    def rate(price: float) -> float:
+    def rate(multiplier: float) -> float:
         out = 0.0
         for name, (w, h) in samples.items():
             each = matrices[name].numel() / w.numel()
-            coded = _nearest(w, h, price, counts[name], each)
+            coded = _nearest(w, h, multiplier, counts[name], each)
             entries = _ENTRY * len(coded.table)
             out += (coded.total() - entries) * each + entries
         return out / whole
@@ -175,12 +169,10 @@ def _price(
 
 
 def _nearest(
-    weight: torch.Tensor, importance: torch.Tensor, price: float, count: int, each: float = 1.0
+    weight: torch.Tensor, importance: torch.Tensor, multiplier: float, count: int, each: float = 1.0
 ) -> Coded:
-    """Entropy-constrained k-means of single weights, from an even grid as fine as the price allows. Entries that
+    """Entropy-constrained k-means of single weights, from an even grid as fine as the multiplier allows. Entries that
     few weights share are dear: they pay for their place in the table. A weight stands for ``each``."""
-    import torch
-
     flat, h = weight.flatten(), importance.flatten()
     zero = flat == 0
     some, minds = flat[~zero], h[~zero]
@@ -188,15 +180,15 @@ def _nearest(
         return Coded(table=flat.new_zeros(1), index=torch.zeros(weight.shape, dtype=torch.int64))
     step = -(-len(some) // (4 * _CHUNK))
     sample, weights = some[::step], minds[::step]
-    pitch = math.sqrt(12 * price / (float(weights.mean()) * math.log(2)))
+    pitch = math.sqrt(12 * multiplier / (float(weights.mean()) * math.log(2)))
     table = _grid(sample, pitch, count)
     bits = torch.zeros_like(table)
     dead = float(zero.sum()) / step
     for _ in range(_LLOYD):
-        mine = _assign(sample, weights, table, price * bits)
-        members = torch.bincount(mine, minlength=len(table)).double()
-        mass = torch.bincount(mine, weights=weights, minlength=len(table))
-        sums = torch.bincount(mine, weights=weights * sample, minlength=len(table))
+        nearest = assign(sample, table, multiplier * bits, weights)
+        members = torch.bincount(nearest, minlength=len(table)).double()
+        mass = torch.bincount(nearest, weights=weights, minlength=len(table))
+        sums = torch.bincount(nearest, weights=weights * sample, minlength=len(table))
         table = torch.where(mass > 0, sums / mass.clamp_min(1e-300), table)
         table[0] = 0
         members[0] += dead
@@ -207,14 +199,12 @@ def _nearest(
         bits += _ENTRY / ((members + 0.5) * step * each)
         bits[0] = -torch.log2((members[0] + 0.5) / (members + 0.5).sum())
     index = torch.zeros(flat.shape, dtype=torch.int64)
-    index[~zero] = _assign(some, minds, table, price * bits)
+    index[~zero] = assign(some, table, multiplier * bits, minds)
     return Coded(table=table, index=index.view(weight.shape))
 
 
 def _grid(values: torch.Tensor, pitch: float, count: int) -> torch.Tensor:
     """Zero, then multiples of the pitch over the range of the values: ``count`` at most, wider if need be."""
-    import torch
-
     low, high = float(values.min()), float(values.max())
     pitch = max(pitch, (high - min(low, 0.0)) / count, (max(high, 0.0) - low) / count)
     first, last = math.floor(min(low, 0.0) / pitch + 0.5), math.floor(max(high, 0.0) / pitch + 0.5)
@@ -222,34 +212,34 @@ def _grid(values: torch.Tensor, pitch: float, count: int) -> torch.Tensor:
     return torch.tensor([0.0, *(k * pitch for k in steps[:count])], dtype=torch.float64)
 
 
-def _assign(
-    values: torch.Tensor, importance: torch.Tensor, table: torch.Tensor, cost: torch.Tensor
+def assign(
+    values: torch.Tensor, table: torch.Tensor, cost: torch.Tensor, importance: torch.Tensor | None = None
 ) -> torch.Tensor:
-    import torch
-
+    """For each value ``[n]`` the entry of ``table`` ``[k]`` of the least squared error plus ``cost`` ``[k]``;
+    half of each squared error times ``importance`` ``[n]`` where there is one."""
     out = torch.empty(len(values), dtype=torch.int64)
-    for at in range(0, len(values), _CHUNK):
+    for at in range(0, len(values), _CHUNK):  # all distances at once would take k times the layer's memory
         here = slice(at, at + _CHUNK)
-        errors = (values[here, None] - table).square_().mul_(importance[here, None] / 2)
+        errors = (values[here, None] - table).square_()
+        if importance is not None:
+            errors.mul_(importance[here, None] / 2)
         out[here] = errors.add_(cost).argmin(dim=1)
     return out
 
 
-def _feed_back(coded: Coded, weight: torch.Tensor, seen: Curvature, price: float) -> None:
+def _feed_back(coded: Coded, weight: torch.Tensor, curvature: Curvature, multiplier: float) -> None:
     """Assign the weights anew, column by column; later columns make up for the errors of earlier ones."""
-    cost = price * coded.bits()
-    if not seen.blocks:
+    cost = multiplier * coded.bits()
+    if not curvature.blocks:
         some = weight != 0
-        coded.index[some] = _assign(weight[some], seen.diagonal[some], coded.table, cost)
-    for block in seen.blocks:
+        coded.index[some] = assign(weight[some], coded.table, cost, curvature.diagonal[some])
+    for block in curvature.blocks:
         coded.index[block.rows, block.columns] = _walk(
             weight[block.rows, block.columns], block, coded.table, cost
         )
 
 
 def _walk(weight: torch.Tensor, block: Block, table: torch.Tensor, cost: torch.Tensor) -> torch.Tensor:
-    import torch
-
     order, upper = _factor(block)
     left = weight[:, order].clone()
     zero = left == 0
@@ -270,10 +260,8 @@ def _walk(weight: torch.Tensor, block: Block, table: torch.Tensor, cost: torch.T
     return out
 
 
-def _refit(coded: Coded, weight: torch.Tensor, seen: Curvature) -> None:
+def _refit(coded: Coded, weight: torch.Tensor, curvature: Curvature) -> None:
     """The table of least loss for the indices. Entries that nobody uses go."""
-    import torch
-
     used, index = torch.unique(
         torch.cat([torch.zeros(1, dtype=torch.int64), coded.index.flatten()]), return_inverse=True
     )
@@ -282,21 +270,21 @@ def _refit(coded: Coded, weight: torch.Tensor, seen: Curvature) -> None:
     if count == 1:
         return
     products = torch.zeros(count, count, dtype=torch.float64)
-    wanted = torch.zeros(count, dtype=torch.float64)
-    if not seen.blocks:
+    moments = torch.zeros(count, dtype=torch.float64)
+    if not curvature.blocks:
         flat = coded.index.flatten()
-        products += torch.diag(torch.bincount(flat, weights=seen.diagonal.flatten(), minlength=count))
-        wanted += torch.bincount(flat, weights=(seen.diagonal * weight).flatten(), minlength=count)
-    for block in seen.blocks:
+        products += torch.diag(torch.bincount(flat, weights=curvature.diagonal.flatten(), minlength=count))
+        moments += torch.bincount(flat, weights=(curvature.diagonal * weight).flatten(), minlength=count)
+    for block in curvature.blocks:
         width = block.moments.shape[0]
         step = max(1, math.ceil((block.rows.stop - block.rows.start) * count * width**2 / _REFIT_FLOPS))
         rows = torch.arange(block.rows.start, block.rows.stop, step)
-        mine, w = coded.index[rows][:, block.columns], weight[rows][:, block.columns]
+        index, w = coded.index[rows][:, block.columns], weight[rows][:, block.columns]
         for k in range(1, count):
-            pull = (mine == k).double() @ block.moments
-            products[k] += torch.bincount(mine.flatten(), weights=pull.flatten(), minlength=count)
-            wanted[k] += (pull * w).sum()
-    inner = products[1:, 1:]
+            pull = (index == k).double() @ block.moments
+            products[k] += torch.bincount(index.flatten(), weights=pull.flatten(), minlength=count)
+            moments[k] += (pull * w).sum()
+    inner = products[1:, 1:]  # the entry 0 stays
     inner = inner + torch.eye(count - 1, dtype=torch.float64) * (1e-6 * inner.diagonal().mean() + 1e-300)
-    wanted[1:] += (inner.diagonal() - products[1:, 1:].diagonal()) * coded.table[1:]
-    coded.table = torch.cat([coded.table[:1], torch.linalg.solve(inner, wanted[1:])])
+    moments[1:] += (inner.diagonal() - products[1:, 1:].diagonal()) * coded.table[1:]
+    coded.table = torch.cat([coded.table[:1], torch.linalg.solve(inner, moments[1:])])

@@ -10,17 +10,19 @@ divergence, which needs no equal number of heads (after Wang et al., "MiniLM", 2
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+import torch
+from torch import nn
+from torch.nn import functional
+
+from edgekit.compress.hooks import Weighted
+from edgekit.compress.steps.distill import Distill
+from edgekit.compress.training.task import Task
 from edgekit.errors import ConfigError, SourceError
-
-if TYPE_CHECKING:
-    import torch
-
-    from edgekit.compress.steps.distill import Distill
-    from edgekit.compress.training.train import Task
+from edgekit.graph.nested import flatten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class Pair:
         return self.student.replace(".", "/")
 
 
-def find_pairs(student: torch.nn.Module, teacher: torch.nn.Module, text: str) -> tuple[Pair, ...]:
+def find_pairs(student: nn.Module, teacher: nn.Module, text: str) -> tuple[Pair, ...]:
     """The pairs that ``text`` names, or the last of each share of the teacher's stack for each student's block.
 
     Raises ``ConfigError`` for names that are none and where no stack of blocks is found.
@@ -66,13 +68,11 @@ def find_pairs(student: torch.nn.Module, teacher: torch.nn.Module, text: str) ->
     )
 
 
-def stack(model: torch.nn.Module) -> list[str]:
+def stack(model: nn.Module) -> list[str]:
     """Names of the blocks of the longest run of numbered siblings of one class: a network's repeated part.
 
     Where there is none of three (plain CNNs), the stages: children that hold convolutions.
     """
-    import torch
-
     groups: dict[tuple[str, str], list[str]] = {}
     for name, module in model.named_modules():
         parent, _, last = name.rpartition(".")
@@ -81,23 +81,22 @@ def stack(model: torch.nn.Module) -> list[str]:
     best = max(groups.values(), key=len, default=[])
     if len(best) >= 3:
         return best
-    kinds = (torch.nn.modules.conv._ConvNd, torch.nn.Linear)
-    stages = [n for n, m in model.named_children() if any(isinstance(x, kinds) for x in m.modules())]
+    stages = [n for n, m in model.named_children() if any(isinstance(x, Weighted) for x in m.modules())]
     return stages[:-1] if len(stages) > 1 else best
 
 
 class Watch:
     """Keeps a call's arguments and result, and the outputs of some modules, while it is entered."""
 
-    def __init__(self, model: torch.nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self.model, self.names = model, names
         self.states: dict[str, torch.Tensor] = {}
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
-        self._output: Any = None
+        self._output: object = None
 
     def __enter__(self) -> Self:
-        def whole(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        def whole(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
             self.args, self.kwargs, self._output = args, kwargs, output
 
         self.handles = [self.model.register_forward_hook(whole, with_kwargs=True)]
@@ -110,7 +109,7 @@ class Watch:
             handle.remove()
 
     @property
-    def output(self) -> Any:
+    def output(self) -> object:
         """The result. Raises ``SourceError`` if the model was never called."""
         if self._output is None:
             raise SourceError(
@@ -118,10 +117,8 @@ class Watch:
             )
         return self._output
 
-    def _keep(self, name: str) -> Any:
-        from edgekit.graph.nested import flatten
-
-        def hook(_: Any, __: Any, output: Any) -> None:
+    def _keep(self, name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(_: nn.Module, __: object, output: object) -> None:
             floats = [t for t in flatten(output).values() if t.is_floating_point()]
             if floats:
                 self.states[name] = floats[0]
@@ -130,11 +127,9 @@ class Watch:
 
 
 def state_loss(
-    step: Distill, learner: torch.nn.Module, pairs: Sequence[Pair], own: Watch, other: Watch
+    step: Distill, learner: nn.Module, pairs: Sequence[Pair], own: Watch, other: Watch
 ) -> torch.Tensor:
     """The mean over the pairs of the feature and attention losses, weighted as ``step`` says."""
-    import torch
-
     maps = dict(learner.get_submodule("maps").named_children())
     losses = []
     for pair in pairs:
@@ -153,8 +148,6 @@ def state_loss(
 
 def feature_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Mean squared error between states of unit root mean square, channels last."""
-    from torch.nn import functional
-
     if student.shape[1:-1] != teacher.shape[1:-1]:
         raise SourceError(
             f"states of {list(student.shape)} and {list(teacher.shape)} do not match",
@@ -165,8 +158,6 @@ def feature_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 def attention_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Energy maps of images ``[N, C, H, W]``, attention between tokens ``[N, T, D]``."""
-    from torch.nn import functional
-
     if student.ndim == 3 and teacher.ndim == 3:
         own, other = (
             functional.log_softmax(x @ x.transpose(1, 2) / x.shape[-1] ** 0.5, -1) for x in (student, teacher)
@@ -185,11 +176,9 @@ def attention_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor
 
 
 def projections(
-    student: torch.nn.Module, teacher: torch.nn.Module, pairs: Sequence[Pair], task: Task, seed: int
-) -> Mapping[str, torch.nn.Module]:
+    student: nn.Module, teacher: nn.Module, pairs: Sequence[Pair], task: Task, seed: int
+) -> Mapping[str, nn.Module]:
     """A linear map for each pair whose widths differ; found by running one batch."""
-    import torch
-
     batch = next(iter(task.batches(0, seed)), None)
     if batch is None:
         return {}
@@ -198,7 +187,7 @@ def projections(
             task.loss(student, batch)
         with Watch(teacher, [p.teacher for p in pairs]) as other:
             teacher(*own.args, **own.kwargs)
-    maps: dict[str, torch.nn.Module] = {}
+    maps: dict[str, nn.Module] = {}
     torch.manual_seed(seed)
     for pair in pairs:
         if pair.student in own.states and pair.teacher in other.states:
@@ -206,8 +195,20 @@ def projections(
                 _last(w.states[n]).shape[-1] for w, n in ((own, pair.student), (other, pair.teacher))
             )
             if narrow != wide:
-                maps[pair.key] = torch.nn.Linear(narrow, wide, bias=False)
+                maps[pair.key] = nn.Linear(narrow, wide, bias=False)
     return maps
+
+
+def pick(result: object, name: str) -> torch.Tensor:
+    """The output called ``name``, or the first one of floats. Raises ``SourceError`` where there is none."""
+    floats = {k: v for k, v in flatten(result).items() if v.is_floating_point()}
+    if name and name not in floats:
+        raise SourceError(
+            f"there is no output {name!r}", hint=f"outputs: {', '.join(floats) or 'none of floats'}"
+        )
+    if not floats:
+        raise SourceError("the model gives no floats to learn from", hint="distill needs scores or values")
+    return floats[name] if name else next(iter(floats.values()))
 
 
 def _last(state: torch.Tensor) -> torch.Tensor:

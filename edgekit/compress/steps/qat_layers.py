@@ -58,7 +58,9 @@ class _Lsq(torch.autograd.Function):
         return out.to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
+    def backward(
+        ctx: Any, *gradients: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         x, step = ctx.saved_tensors
         gradient, levels = gradients[0], ctx.levels
         scaled = x.float() / step  # in half precision, 255 levels would not be told apart
@@ -110,7 +112,7 @@ class _Relative(torch.autograd.Function):
         return start * (1 + change).clamp_min(_LEAST)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradients[0] / ctx.saved_tensors[0], None
 
 
@@ -133,8 +135,10 @@ class LearnedWeight(nn.Module):
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """What the layer computes with."""
         step = self.step()
-        made = quantized(weight, step, Levels.of_weight(self.bits), features=weight.numel() // step.numel())
-        return made.masked_fill(self.zeros, 0.0) if self.zeros.numel() else made
+        stepped = quantized(
+            weight, step, Levels.of_weight(self.bits), features=weight.numel() // step.numel()
+        )
+        return stepped.masked_fill(self.zeros, 0.0) if self.zeros.numel() else stepped
 
     def integers(self, weight: torch.Tensor) -> Integers:
         """The same for good, from the weight that was learnt."""
@@ -168,9 +172,9 @@ class Integers(nn.Module):
         if not torch.onnx.is_in_onnx_export():
             return values.to(scale.dtype) * spread(scale, self.axis, values.dim())
         if self.bits <= 4:
-            values = _onnx("Cast", [values], {"to": _ONNX_INT4}, dtype=_ONNX_INT4, like=values)
+            values = _onnx("Cast", [values], {"to": _ONNX_INT4}, _ONNX_INT4)
         attributes = {} if self.axis is None else {"axis": self.axis}
-        return _onnx("DequantizeLinear", [values, scale], attributes, dtype=scale.dtype, like=values)
+        return _onnx("DequantizeLinear", [values, scale], attributes, scale.dtype)
 
 
 class LearnedInput(nn.Module):
@@ -188,11 +192,11 @@ class LearnedInput(nn.Module):
 
     def settled(self) -> Input:
         """The same for good."""
-        made = Input(self.dtype)
+        quantizer = Input(self.dtype)
         with torch.no_grad():
-            made.scale.copy_(self.step())
-            made.zero_point.fill_(self.zero_point)
-        return made
+            quantizer.scale.copy_(self.step())
+            quantizer.zero_point.fill_(self.zero_point)
+        return quantizer
 
 
 class Input(nn.Module):
@@ -212,17 +216,18 @@ class Input(nn.Module):
         """``x`` as its integers stand for it. Rounds half to even, as ONNX does."""
         if torch.onnx.is_in_onnx_export():
             zero = self.zero_point
-            stored = _onnx("QuantizeLinear", [x, self.scale, zero], {}, dtype=zero.dtype, like=x)
-            return _onnx("DequantizeLinear", [stored, self.scale, zero], {}, dtype=x.dtype, like=x)
+            stored = _onnx("QuantizeLinear", [x, self.scale, zero], {}, zero.dtype)
+            return _onnx("DequantizeLinear", [stored, self.scale, zero], {}, x.dtype)
         return quantized(x, self.scale, Levels.of_activation(self.zero_point.dtype, int(self.zero_point)))
 
 
 def _onnx(
-    op: str, inputs: list[torch.Tensor], attributes: dict[str, int], *, dtype: Any, like: torch.Tensor
+    op: str, inputs: list[torch.Tensor], attributes: dict[str, int], dtype: torch.dtype | int
 ) -> torch.Tensor:
-    """The ONNX operator itself, in the graph that is being exported."""
-    made: torch.Tensor = torch.onnx.ops.symbolic(op, inputs, {**attributes}, dtype=dtype, shape=like.shape)
-    return made
+    """The ONNX operator itself, in the graph that is being exported; its result has the first input's shape."""
+    shape = inputs[0].shape
+    result: torch.Tensor = torch.onnx.ops.symbolic(op, inputs, {**attributes}, dtype=dtype, shape=shape)
+    return result
 
 
 def spread(scale: torch.Tensor, axis: int | None, rank: int) -> torch.Tensor:
@@ -239,7 +244,9 @@ def channel_axis(module: nn.Module) -> int | None:
     return 0
 
 
-def read_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def read_input(
+    module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]
+) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
     """A pre-hook: quantize what the layer reads. Of the module, not of a closure, so that copies have their own."""
     quantizer = module.get_submodule(INPUT)
     if args:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
+from edgekit.compress.hooks import first_input, removed
+from edgekit.compress.step import Tensors
 from edgekit.compress.steps.qat_layers import Levels, spread
 from edgekit.errors import DataError
 from edgekit.quantize.calibrate import ranges
@@ -18,35 +19,33 @@ _VALUES = 1 << 16  # of a tensor that are counted, a batch
 _CLIPS = 40  # fractions of a channel's largest weight that are tried
 
 
-def shared_inputs(model: nn.Module, layers: Iterable[str], run: Callable[[nn.Module], Any]) -> dict[str, int]:
+def shared_inputs(
+    model: nn.Module, layers: Iterable[str], run: Callable[[nn.Module], object]
+) -> dict[str, int]:
     """The number of the input that a layer reads. Layers that read the very same tensor have the same number, as
     have all the inputs of a layer that is called several times; layers that were not called have none."""
     names = {model.get_submodule(n): n for n in layers}
-    kept: list[Any] = []  # as long as a tensor lives, no other has its id
+    alive: list[torch.Tensor] = []  # as long as a tensor lives, no other has its id
     group: dict[str, set[str]] = {}
     readers: dict[int, str] = {}
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x, name = _first(args, kwargs), names[module]
-        kept.append(x)
-        mine = group.setdefault(name, {name})
+    def hook(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Tensors) -> None:
+        x, name = first_input(args, kwargs), names[module]
+        alive.append(x)
+        own = group.setdefault(name, {name})
         other = group[readers.setdefault(id(x), name)]
-        if other is not mine:
-            other |= mine
-            group.update(dict.fromkeys(mine, other))
+        if other is not own:
+            other |= own
+            group.update(dict.fromkeys(own, other))
 
-    handles = [m.register_forward_pre_hook(hook, with_kwargs=True) for m in names]
-    try:
+    with removed([m.register_forward_pre_hook(hook, with_kwargs=True) for m in names]):
         run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
     numbers: dict[int, int] = {}
     return {n: numbers.setdefault(id(group[n]), len(numbers)) for n in names.values() if n in group}
 
 
 @dataclass
-class Seen:
+class InputStatistics:
     """What one input was on the calibration batches."""
 
     low: float = 0.0
@@ -76,21 +75,19 @@ class Seen:
         return max(low, self.low) if not symmetric else low, min(high, self.high) if not symmetric else high
 
 
-def observe(model: nn.Module, numbers: dict[str, int], run: Callable[[nn.Module], Any]) -> dict[int, Seen]:
+def observe(
+    model: nn.Module, numbers: Mapping[str, int], run: Callable[[nn.Module], object]
+) -> dict[int, InputStatistics]:
     """The statistics of every input while ``run`` runs the model, by its number."""
-    seen = {number: Seen() for number in numbers.values()}
+    statistics = {number: InputStatistics() for number in numbers.values()}
     layers = {model.get_submodule(name): number for name, number in numbers.items()}
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen[layers[module]].add(_first(args, kwargs))
+    def hook(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Tensors) -> None:
+        statistics[layers[module]].add(first_input(args, kwargs))
 
-    handles = [m.register_forward_pre_hook(hook, with_kwargs=True) for m in layers]
-    try:
+    with removed([m.register_forward_pre_hook(hook, with_kwargs=True) for m in layers]):
         run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
+    return statistics
 
 
 def weight_scale(weight: torch.Tensor, axis: int | None, bits: int, method: str) -> torch.Tensor:
@@ -110,7 +107,3 @@ def weight_scale(weight: torch.Tensor, axis: int | None, bits: int, method: str)
         best = torch.where(cost < least, scale, best)
         least = torch.minimum(cost, least)
     return best
-
-
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0] if args else next(iter(kwargs.values()))

@@ -10,18 +10,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgekit.compress.step import Context
 from edgekit.compress.structured.groups import Analysis
 
-if TYPE_CHECKING:
-    from edgekit.compress.step import Context
-
-CRITERIA = ("l2", "l1", "taylor", "bn", "random")
 _BATCHES = 16
 
 Scores = NDArray[np.float64]

@@ -10,17 +10,16 @@ any of this).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TypeGuard
 
 import torch
+from torch import nn
 
-from edgekit.compress.curvature import patches
-
-if TYPE_CHECKING:
-    from edgekit.compress.step import Context
-    from edgekit.compress.structured.cut import Plan
+from edgekit.compress.hooks import Weighted, first_input, grouped, patches, removed
+from edgekit.compress.step import Context, Tensors
+from edgekit.compress.structured.cut import Plan
 
 _MEMORY = 512 << 20
 _WIDEST = 6144
@@ -36,72 +35,53 @@ class Fitted:
     bias: torch.Tensor | None
 
 
-def fit(
-    model: torch.nn.Module, plan: Plan, context: Context, batches: int, *, step: str
-) -> dict[str, Fitted]:
+def fit(model: nn.Module, plan: Plan, context: Context, batches: int, *, step: str) -> dict[str, Fitted]:
     """For each layer of ``model`` that loses inputs by ``plan``, which is yet to be applied, what to read the others
     with. Layers that are not called as modules, and grouped convolutions, are passed over.
 
     Raises ``UsageError`` without a task.
     """
-    names = [n for n, m in model.named_modules() if (f"{n}.weight", 1) in plan.kept and _solvable(m)]
-    out: dict[str, Fitted] = {}
-    for group in _groups(model, plan, names):
-        watchers = {name: _Watcher(model.get_submodule(name), plan, name) for name in group}
-        try:
+    layers = {n: m for n, m in model.named_modules() if (f"{n}.weight", 1) in plan.kept and _solvable(m)}
+    sizes = {
+        n: 8 * (m.weight[0].numel() // m.weight.shape[1] * len(plan.kept[f"{n}.weight", 1])) ** 2
+        for n, m in layers.items()
+    }
+    fitted: dict[str, Fitted] = {}
+    for group in grouped(sizes, _MEMORY):
+        watchers = {name: _Watcher(layers[name], plan, name) for name in group}
+        with removed(watcher.handle for watcher in watchers.values()):
             context.observe(model, batches, step=step)
-        finally:
-            for watcher in watchers.values():
-                watcher.handle.remove()
         solved = {name: watcher.solved() for name, watcher in watchers.items()}
-        out |= {name: fitted for name, fitted in solved.items() if fitted is not None}
-    return out
+        fitted |= {name: weights for name, weights in solved.items() if weights is not None}
+    return fitted
 
 
-def install(model: torch.nn.Module, fitted: Mapping[str, Fitted]) -> None:
+def install(model: nn.Module, fitted: Mapping[str, Fitted]) -> None:
     """Give the layers of a model that was cut what was found for them."""
-    for name, found in fitted.items():
-        layer: Any = model.get_submodule(name)
-        layer.weight.data.copy_(found.weight)
-        if found.bias is not None:
-            layer.bias.data.copy_(found.bias)
+    for name, weights in fitted.items():
+        layer = model.get_submodule(name)
+        layer.get_parameter("weight").data.copy_(weights.weight)
+        if weights.bias is not None:
+            layer.get_parameter("bias").data.copy_(weights.bias)
 
 
-def _solvable(module: Any) -> bool:
-    conv = isinstance(module, torch.nn.modules.conv._ConvNd) and not module.transposed and module.groups == 1
-    weight = getattr(module, "weight", None)
-    return (
-        (conv or isinstance(module, torch.nn.Linear)) and weight is not None and weight[0].numel() <= _WIDEST
-    )
-
-
-def _groups(model: torch.nn.Module, plan: Plan, names: list[str]) -> Iterator[list[str]]:
-    """Layers whose moments fit into memory together."""
-    group: list[str] = []
-    used = 0
-    for name in names:
-        weight = model.get_parameter(f"{name}.weight")
-        size = 8 * (weight[0].numel() // weight.shape[1] * len(plan.kept[f"{name}.weight", 1])) ** 2
-        if group and used + size > _MEMORY:
-            yield group
-            group, used = [], 0
-        group.append(name)
-        used += size
-    if group:
-        yield group
+def _solvable(module: nn.Module) -> TypeGuard[Weighted]:
+    if isinstance(module, nn.modules.conv._ConvNd) and (module.transposed or module.groups > 1):
+        return False
+    return isinstance(module, Weighted) and module.weight is not None and module.weight[0].numel() <= _WIDEST
 
 
 class _Watcher:
     """Collects ``Σ x xᵀ`` of a layer's kept inputs and ``Σ y xᵀ`` of its kept outputs, a column of ones for a bias."""
 
-    def __init__(self, module: Any, plan: Plan, name: str) -> None:
+    def __init__(self, module: Weighted, plan: Plan, name: str) -> None:
         self.module = module
         self.read = torch.from_numpy(plan.kept[f"{name}.weight", 1])
         rows = plan.kept.get((f"{name}.weight", 0))
-        self.made = torch.arange(module.weight.shape[0]) if rows is None else torch.from_numpy(rows)
+        self.written = torch.arange(module.weight.shape[0]) if rows is None else torch.from_numpy(rows)
         self.weight = self._now()
         self.moments = torch.zeros(self.weight.shape[1], self.weight.shape[1], dtype=torch.float64)
-        self.wanted = torch.zeros_like(self.weight)
+        self.products = torch.zeros_like(self.weight)
         self.calls = 0
         self.handle = module.register_forward_hook(self.look, with_kwargs=True)
 
@@ -109,31 +89,33 @@ class _Watcher:
         """The weights after the cut alone, ``[outputs, columns]``."""
         weight = self.module.weight.detach()
         self.device = weight.device
-        weight = weight[self.made.to(self.device)][:, self.read.to(self.device)]
+        weight = weight[self.written.to(self.device)][:, self.read.to(self.device)]
         self.shape = weight.shape
         weight = weight.reshape(len(weight), -1)
         if self.module.bias is not None:
-            weight = torch.cat([weight, self.module.bias.detach()[self.made.to(self.device), None]], 1)
+            weight = torch.cat([weight, self.module.bias.detach()[self.written.to(self.device), None]], 1)
         return torch.as_tensor(weight, dtype=torch.float64, device="cpu")
 
-    def look(self, module: Any, args: tuple[Any, ...], named: Any, output: torch.Tensor) -> None:
+    def look(
+        self, module: Weighted, args: tuple[torch.Tensor, ...], kwargs: Tensors, output: torch.Tensor
+    ) -> None:
         """Add up what one call shows."""
-        given = args[0] if args else named["input"]
-        read, made = self.read.to(output.device), self.made.to(output.device)
-        if module.weight.ndim > 2:
+        layer_input = first_input(args, kwargs)
+        read, written = self.read.to(output.device), self.written.to(output.device)
+        if not isinstance(module, nn.Linear):
             dims = module.weight.ndim - 2
-            x, y = (t[None] if t.ndim == dims + 1 else t for t in (given, output))
+            x, y = (t[None] if t.ndim == dims + 1 else t for t in (layer_input, output))
             rows, each = patches(module, x[:, read])
             inputs = rows[:, 0]
-            outputs = y[:, made].movedim(1, -1).reshape(-1, len(made))[::each]
+            outputs = y[:, written].movedim(1, -1).reshape(-1, len(written))[::each]
         else:
-            inputs = given[..., read].reshape(-1, len(read))
-            outputs = output[..., made].reshape(-1, len(made))
+            inputs = layer_input[..., read].reshape(-1, len(read))
+            outputs = output[..., written].reshape(-1, len(written))
         inputs, outputs = inputs.float(), outputs.float()
         if module.bias is not None:
             inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1)
         self.moments += (inputs.T @ inputs).double().cpu()
-        self.wanted += (outputs.T @ inputs).double().cpu()
+        self.products += (outputs.T @ inputs).double().cpu()
         self.calls += 1
 
     def solved(self) -> Fitted | None:
@@ -141,7 +123,7 @@ class _Watcher:
         say nothing; none if the layer was not called."""
         if not self.calls:
             return None
-        missing = self.wanted - self.weight @ self.moments
+        missing = self.products - self.weight @ self.moments
         diagonal = self.moments.diagonal()
         diagonal += _DAMPING * diagonal.mean() + torch.finfo(torch.float64).tiny
         new = (self.weight + torch.linalg.solve(self.moments, missing.T).T).float().to(self.device)

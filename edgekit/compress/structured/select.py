@@ -11,8 +11,6 @@ from edgekit.compress.structured.groups import Alive, Analysis, Group
 from edgekit.compress.structured.importance import Scores
 from edgekit.errors import UsageError
 
-SCOPES = ("global", "layer")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:

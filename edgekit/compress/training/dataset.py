@@ -9,13 +9,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
 
 from edgekit.errors import DataError
+from edgekit.load.samples import open_samples
 from edgekit.types import Sample, TensorSpec, TorchModel
 
-if TYPE_CHECKING:
-    import torch
+Rows: TypeAlias = torch.Tensor | list[torch.Tensor]
+"""One value a sample: a tensor ``[n, …]``, or a list where shapes differ."""
 
 IGNORED = -100
 """The label of padding: no loss, no part in a metric (PyTorch's own convention)."""
@@ -30,10 +34,10 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Samples without their batch axis: one tensor ``[n, …]`` an input, or a list where shapes differ."""
+    """Samples without their batch axis: one row of each input a sample."""
 
-    inputs: Mapping[str, Any]
-    labels: Any
+    inputs: Mapping[str, Rows]
+    labels: Rows | None
     fingerprint: str
 
     def __len__(self) -> int:
@@ -62,7 +66,7 @@ class Dataset:
         digest = hashlib.sha256(f"{self.fingerprint} {name} {list(rows)}".encode()).hexdigest()
         return Dataset(inputs=inputs, labels=labels, fingerprint=digest)
 
-    def labelled(self, labels: Any, name: str) -> Dataset:
+    def labelled(self, labels: Rows, name: str) -> Dataset:
         """The same inputs with other labels."""
         digest = hashlib.sha256(f"{self.fingerprint} {name}".encode()).hexdigest()
         return replace(self, labels=labels, fingerprint=digest)
@@ -81,44 +85,40 @@ def specs(model: TorchModel) -> tuple[TensorSpec, ...]:
 
 def load(text: str, model: TorchModel) -> Dataset:
     """Read DATA, as ``edgekit build`` takes it, into memory. Raises ``DataError``."""
-    from edgekit.load.samples import open_samples
-
     return collect(open_samples(text, specs(model), preprocessing=model.preprocessing), text)
 
 
 def collect(samples: Iterable[Sample], name: str) -> Dataset:
     """Samples (batch axis of 1 first) as a dataset. Raises ``DataError`` for none, or for labels of some only."""
-    import torch
-
     inputs: dict[str, list[torch.Tensor]] = {}
-    labels: list[Any] = []
+    labels: list[torch.Tensor] = []
     digest = hashlib.sha256()
+    count = 0
     for sample in samples:
+        count += 1
         for key, array in sample.inputs.items():
-            for row in torch.from_numpy(array.copy()):
-                inputs.setdefault(key, []).append(row)
+            inputs.setdefault(key, []).extend(torch.from_numpy(array.copy()))
             digest.update(f"{key} {array.dtype} {array.shape}".encode() + array.tobytes())
-        labels.append(_label(sample.label, name))
+        label = _label(sample.label, name)
+        labels += [] if label is None else [label]
         digest.update(repr(sample.label).encode())
-    if not labels:
+    if not count:
         raise DataError(f"{name} gives no sample", hint="yield (inputs, label)")
-    count = {len(v) for v in inputs.values()} | {len(labels)}
-    if len(count) > 1:
+    if {len(rows) for rows in inputs.values()} != {count}:
         raise DataError(
             f"{name}: samples of several rows cannot be trained on one by one",
             hint="yield single samples: a batch axis of 1, or none",
         )
-    if any(x is None for x in labels):
-        if not all(x is None for x in labels):
-            raise DataError(f"{name}: some samples have a label and others not", hint="label all, or none")
-        return Dataset(inputs=_stacked_all(inputs), labels=None, fingerprint=digest.hexdigest())
-    return Dataset(inputs=_stacked_all(inputs), labels=_stacked(labels), fingerprint=digest.hexdigest())
+    if len(labels) not in (0, count):
+        raise DataError(f"{name}: some samples have a label and others not", hint="label all, or none")
+    return Dataset(
+        inputs={key: stacked(rows) for key, rows in inputs.items()},
+        labels=stacked(labels) if labels else None,
+        fingerprint=digest.hexdigest(),
+    )
 
 
-def _label(label: Any, name: str) -> torch.Tensor | None:
-    import numpy as np
-    import torch
-
+def _label(label: object, name: str) -> torch.Tensor | None:
     if label is None:
         return None
     array = np.asarray(label)
@@ -130,24 +130,17 @@ def _label(label: Any, name: str) -> torch.Tensor | None:
     return tensor[0] if tensor.dim() > 1 and tensor.shape[0] == 1 else tensor
 
 
-def _stacked_all(inputs: Mapping[str, list[torch.Tensor]]) -> dict[str, Any]:
-    return {name: _stacked(rows) for name, rows in inputs.items()}
-
-
-def _stacked(rows: list[Any]) -> Any:
-    import torch
-
+def stacked(rows: list[torch.Tensor]) -> Rows:
+    """Rows of one shape and type as one tensor; others as they are."""
     return torch.stack(rows) if len({(r.shape, r.dtype) for r in rows}) == 1 else rows
 
 
-def _some(values: Any, rows: Sequence[int]) -> Any:
-    return values[list(rows)] if hasattr(values, "shape") else [values[r] for r in rows]
+def _some(values: Rows, rows: Sequence[int]) -> Rows:
+    return values[list(rows)] if isinstance(values, torch.Tensor) else [values[r] for r in rows]
 
 
-def _pick(values: Any, rows: Sequence[int], padding: int) -> torch.Tensor:
+def _pick(values: Rows, rows: Sequence[int], padding: int) -> torch.Tensor:
     """The rows as one tensor, padded at the end of each axis to the longest."""
-    import torch
-
     some = _some(values, rows)
     if isinstance(some, torch.Tensor):
         return some

@@ -1,4 +1,4 @@
-"""How a training run uses the machine: device, precision, several processes, what is logged.
+"""How a training run uses the machine: device, precision, several processes.
 
 None of it is part of a recipe but the precision, which changes what is learnt. One process in fp32 on the
 CPU needs nothing but torch; everything else goes through Lightning Fabric (the extra ``compress``).
@@ -13,61 +13,25 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, cast
 
-from edgekit.core.progress import Progress, Silent
-from edgekit.errors import ConfigError, MissingExtraError, UsageError
+import torch
+from torch import nn
+from torch.utils import _pytree as tree
+
+from edgekit.compress.training.settings import current
+from edgekit.compress.training.task import AnyBatch
+from edgekit.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
-    import torch
+    from lightning_fabric import Fabric
 
-PRECISIONS: Mapping[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-DEVICES = ("auto", "cpu", "cuda", "mps")
-LOGGERS = ("tensorboard", "mlflow", "wandb")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loop:
-    """What the machine's user chooses: where training runs, and what is shown and written meanwhile.
-
-    ``device`` is one of ``DEVICES``; ``loggers`` some of ``LOGGERS``, writing to ``logs``;
-    ``checkpoint_s`` is the time between checkpoints in seconds.
-    """
-
-    device: str = "cpu"
-    loggers: tuple[str, ...] = ()
-    logs: Path = Path("logs")
-    checkpoint_s: float = 30.0
-    progress: Progress = field(default_factory=Silent)
-
-    def __post_init__(self) -> None:
-        if self.device not in DEVICES:
-            raise ConfigError(f"unknown device {self.device!r}", hint=f"use {', '.join(DEVICES)}")
-        for name in self.loggers:
-            if name not in LOGGERS:
-                raise ConfigError(f"unknown logger {name!r}", hint=f"use {', '.join(LOGGERS)}")
-
-
-_loop: ContextVar[Loop] = ContextVar("loop", default=Loop())  # noqa: B039 - frozen
-
-
-@contextlib.contextmanager
-def looping(loop: Loop) -> Iterator[None]:
-    """Train with ``loop`` inside the block. Ambient, because no step has a say in it."""
-    token = _loop.set(loop)
-    try:
-        yield
-    finally:
-        _loop.reset(token)
-
-
-def current() -> Loop:
-    """The loop settings in force."""
-    return _loop.get()
+_PRECISIONS: Mapping[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
 
 
 def engine(precision: str) -> Engine:
@@ -83,23 +47,23 @@ def engine(precision: str) -> Engine:
 class Engine:
     """One training run's hold of the machine."""
 
-    def __init__(self, fabric: Any | None) -> None:
-        import torch
-
+    def __init__(self, fabric: Fabric | None) -> None:
         self._fabric = fabric
         self.world: int = fabric.world_size if fabric is not None else 1
         self.rank: int = fabric.global_rank if fabric is not None else 0
         self.device: torch.device = fabric.device if fabric is not None else torch.device("cpu")
 
-    def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
+    def prepare(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The optimizer with the precision's loss scaling around its step."""
-        return optimizer if self._fabric is None else self._fabric.setup_optimizers(optimizer)
+        if self._fabric is None:
+            return optimizer
+        return cast("torch.optim.Optimizer", self._fabric.setup_optimizers(optimizer))
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Around every forward pass."""
         return contextlib.nullcontext() if self._fabric is None else self._fabric.autocast()
 
-    def share(self, batch: Any) -> tuple[Any, float]:
+    def share(self, batch: AnyBatch) -> tuple[AnyBatch, float]:
         """This process's part of a batch, on its device, and the part's weight (1 if it is all of it).
 
         Tensors whose first axis is the batch's are cut; the rest is given to every process. A batch that
@@ -117,7 +81,7 @@ class Engine:
         else:
             self._fabric.backward(loss)
 
-    def average(self, model: torch.nn.Module) -> None:
+    def average(self, model: nn.Module) -> None:
         """Sum up the processes' gradients (weighted already), and average the statistics in buffers."""
         if self.world > 1:
             grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -125,37 +89,29 @@ class Engine:
             self._reduce(grads, 1.0)
             self._reduce(buffers, 1.0 / self.world)
 
-    def clip(self, model: torch.nn.Module, optimizer: Any, norm: float) -> None:
+    def clip(self, model: nn.Module, optimizer: torch.optim.Optimizer, norm: float) -> None:
         """Limit the gradient's norm."""
-        import torch
-
         if self._fabric is None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), norm)
+            nn.utils.clip_grad_norm_(model.parameters(), norm)
         else:
             self._fabric.clip_gradients(model, optimizer, max_norm=norm, error_if_nonfinite=False)
 
     def mean(self, value: float) -> float:
         """The mean of one number over the processes: all of them go on with the same."""
-        import torch
-
         if self.world == 1:
             return value
-        told = torch.tensor([value], dtype=torch.float64)
-        self._reduce([told], 1.0 / self.world)
-        return float(told)
+        total = torch.tensor([value], dtype=torch.float64)
+        self._reduce([total], 1.0 / self.world)
+        return float(total)
 
-    def align(self, model: torch.nn.Module) -> None:
+    def align(self, model: nn.Module) -> None:
         """Every process starts with the first one's weights."""
-        import torch
-
         if self.world > 1:
             for tensor in model.state_dict().values():
                 torch.distributed.broadcast(tensor, 0)
 
     def random_state(self) -> torch.Tensor:
         """The random generators' states, uint8 ``[processes, bytes]``."""
-        import torch
-
         parts = [torch.get_rng_state()]
         if self.device.type == "cuda":
             parts.append(torch.cuda.get_rng_state(self.device))
@@ -169,28 +125,25 @@ class Engine:
 
     def set_random_state(self, states: torch.Tensor) -> None:
         """Put :meth:`random_state` back."""
-        import torch
-
         mine, size = states[self.rank % len(states)], len(torch.get_rng_state())
         torch.set_rng_state(mine[:size].clone())
         if self.device.type == "cuda" and len(mine) > size:
             torch.cuda.set_rng_state(mine[size:].clone(), self.device)
 
-    def scaling(self) -> dict[str, Any]:
+    def scaling(self) -> dict[str, object]:
         """The state of the loss scaling (fp16); empty where there is none."""
-        state: dict[str, Any] = {} if self._fabric is None else self._fabric._precision.state_dict()
-        return state
+        return {} if self._fabric is None else self._fabric._precision.state_dict()
 
-    def set_scaling(self, state: Mapping[str, Any]) -> None:
+    def set_scaling(self, state: Mapping[str, object]) -> None:
         """Put :meth:`scaling` back."""
         if self._fabric is not None and state:
             self._fabric._precision.load_state_dict(dict(state))
 
     def _reduce(self, tensors: list[torch.Tensor], scale: float) -> None:
-        import torch
-
         if not tensors:
             return
+        # One tensor for all: a call for each gradient costs more in latency than the sums take. In float64, so that N
+        # processes round as one does.
         flat = torch.cat([t.detach().flatten().double() for t in tensors]).to(self.device)
         torch.distributed.all_reduce(flat)
         at = 0
@@ -200,33 +153,26 @@ class Engine:
             at += tensor.numel()
 
 
-def _cut(batch: Any, rank: int, world: int) -> tuple[Any, float]:
-    import torch
-    from torch.utils import _pytree as tree
-
+def _cut(batch: AnyBatch, rank: int, world: int) -> tuple[AnyBatch, float]:
     leaves, form = tree.tree_flatten(batch)
     rows = next((x.shape[0] for x in leaves if isinstance(x, torch.Tensor) and x.dim()), 0)
     if world == 1 or rows < world:
         return batch, 1.0 / world
     begin, end = rank * rows // world, (rank + 1) * rows // world
-    mine = [
+    own = [
         x[begin:end] if isinstance(x, torch.Tensor) and x.dim() and x.shape[0] == rows else x for x in leaves
     ]
-    return tree.tree_unflatten(mine, form), (end - begin) / rows
+    return tree.tree_unflatten(own, form), (end - begin) / rows
 
 
 def _best() -> str:
-    import torch
-
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 @functools.cache
-def _fabric(device: str, precision: str) -> Any:
-    import torch
-
+def _fabric(device: str, precision: str) -> Fabric:
     try:
         from lightning_fabric import Fabric
     except ImportError as error:
@@ -239,13 +185,13 @@ def _fabric(device: str, precision: str) -> Any:
         raise UsageError(f"there is no {device} device here", hint="use --device cpu, or auto")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
-    made = Fabric(
+    fabric = Fabric(
         accelerator=device,
         devices=local,
         num_nodes=world // local,
         strategy="ddp" if world > 1 else "auto",
-        precision=PRECISIONS[precision],
+        precision=_PRECISIONS[precision],
     )
-    made.launch()
+    fabric.launch()
     torch.backends.cudnn.deterministic = True  # same seed, same weights, where the GPU's kernels allow it
-    return made
+    return fabric

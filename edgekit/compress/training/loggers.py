@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from edgekit.compress.training.resume import is_first_process
+from edgekit.compress.training.settings import Loop, is_first_process
 from edgekit.errors import MissingExtraError
-
-if TYPE_CHECKING:
-    from edgekit.compress.training.engine import Loop
 
 
 class Log(Protocol):

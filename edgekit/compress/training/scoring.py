@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
 
 from edgekit.compress.training.dataset import IGNORED
 from edgekit.errors import DataError
-
-if TYPE_CHECKING:
-    import torch
 
 
 def accuracy(outputs: list[torch.Tensor], labels: list[torch.Tensor]) -> float:
@@ -23,33 +22,28 @@ def accuracy(outputs: list[torch.Tensor], labels: list[torch.Tensor]) -> float:
 
 def f1(outputs: list[torch.Tensor], labels: list[torch.Tensor], *, outside: int) -> float:
     """Micro-averaged F1 of all classes but ``outside``; 1 where there are none to find and none is found."""
-    found = wanted = right = 0
+    guesses = positives = right = 0
     for guess, label in _classes(outputs, labels):
-        found += int((guess != outside).sum())
-        wanted += int((label != outside).sum())
+        guesses += int((guess != outside).sum())
+        positives += int((label != outside).sum())
         right += int(((guess == label) & (label != outside)).sum())
-    return 2 * right / (found + wanted) if found + wanted else 1.0
+    return 2 * right / (guesses + positives) if guesses + positives else 1.0
 
 
 def r2(outputs: list[torch.Tensor], labels: list[torch.Tensor]) -> float:
     """1 - squared error / variance of the labels."""
-    import torch
-
-    got = torch.cat([o.double().flatten() for o in outputs])
-    want = torch.cat([x.double().flatten() for x in labels])
-    if got.shape != want.shape:
+    predicted = torch.cat([o.double().flatten() for o in outputs])
+    true = torch.cat([x.double().flatten() for x in labels])
+    if predicted.shape != true.shape:
         raise DataError(
-            f"{len(got)} outputs do not go with {len(want)} labels", hint="give a label for each number"
+            f"{len(predicted)} outputs do not go with {len(true)} labels", hint="give a label for each number"
         )
-    spread = (want - want.mean()).square().sum()
-    return float(1 - (got - want).square().sum() / spread.clamp_min(1e-30))
+    spread = (true - true.mean()).square().sum()
+    return float(1 - (predicted - true).square().sum() / spread.clamp_min(1e-30))
 
 
 def cosine(outputs: list[torch.Tensor], labels: list[torch.Tensor]) -> float:
     """The mean cosine between rows."""
-    import torch
-    from torch.nn import functional
-
     if any(o.shape != x.shape for o, x in zip(outputs, labels, strict=True)):
         raise DataError("outputs and labels have different shapes", hint="give vectors as the model gives")
     rows = [

@@ -1,8 +1,8 @@
 """The training loop that steps use between and after their changes to a model.
 
-What to learn is the user's :class:`Task`; how long and how fast is :class:`Training`; where it runs and what
-is logged is :class:`~edgekit.compress.training.engine.Loop`. The order of the batches follows from the seed, and a run
-inside :func:`edgekit.compress.step.run` that is killed goes on from its last checkpoint to the same weights,
+What to learn is the user's :class:`~edgekit.compress.training.task.Task`; how long and how fast, and where it runs,
+are :mod:`~edgekit.compress.training.settings`. The order of the batches follows from the seed, and a run
+inside :func:`edgekit.compress.run.run` that is killed goes on from its last checkpoint to the same weights,
 bit for bit on the CPU.
 """
 
@@ -11,91 +11,23 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
 
-from edgekit.compress.training import engine as engines
-from edgekit.compress.training import loggers, resume
-from edgekit.compress.training.engine import PRECISIONS, Engine
-from edgekit.errors import ConfigError, DataError
+import torch
+from torch import nn
 
-if TYPE_CHECKING:
-    import torch
-
-    from edgekit.core.progress import Task as ProgressTask
-
-OPTIMIZERS = ("adam", "adamw", "sgd")
-
-
-class Task(Protocol):
-    """What a model is trained for and judged by. The user's own code, or one of the built-in tasks."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies data and loss in cache keys."""
-        ...
-
-    @property
-    def metric_name(self) -> str:
-        """For reports, for example ``"accuracy"``."""
-        ...
-
-    def steps(self) -> int:
-        """Batches of one epoch."""
-        ...
-
-    def batches(self, epoch: int, seed: int) -> Iterable[Any]:
-        """The batches of one epoch, shuffled by ``seed`` and ``epoch`` only."""
-        ...
-
-    def loss(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
-        """The scalar to minimise: a mean over the batch. ``batch`` is on the model's device."""
-        ...
-
-    def metric(self, model: torch.nn.Module) -> float:
-        """Quality on data that is not trained on; higher is better. The model may be on a GPU."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """Length and speed of one training run. The rate warms up, then falls to zero along a cosine.
-
-    ``precision``: ``fp32``, or the forward pass in mixed ``bf16`` or ``fp16`` (with loss scaling).
-    """
-
-    epochs: float = 1.0
-    rate: float = 1e-3
-    optimizer: str = "adam"
-    weight_decay: float = 0.0
-    warmup: float = 0.02
-    l1: float = 0.0
-    clip: float = 0.0
-    patience: int = 0
-    precision: str = "fp32"
-
-    def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise ConfigError(f"unknown optimizer {self.optimizer!r}", hint=f"use {', '.join(OPTIMIZERS)}")
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"unknown precision {self.precision!r}", hint=f"use {', '.join(PRECISIONS)}")
-        if self.epochs < 0 or self.rate <= 0 or not 0 <= self.warmup < 1:
-            raise ConfigError(
-                f"training of {self.epochs} epochs at rate {self.rate} with warm-up {self.warmup}",
-                hint="epochs must not be negative, the rate positive, warm-up a share below 1",
-            )
-
-    def at(self, progress: float) -> float:
-        """The rate at ``progress`` (0 to 1)."""
-        if progress < self.warmup:
-            return self.rate * progress / self.warmup
-        return self.rate * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
+from edgekit.compress.training import checkpoint as checkpoints
+from edgekit.compress.training import loggers
+from edgekit.compress.training.engine import Engine, engine
+from edgekit.compress.training.settings import Training, current, is_first_process
+from edgekit.compress.training.task import AnyBatch, Task
+from edgekit.core.progress import Task as ProgressTask
+from edgekit.errors import DataError
 
 
 def fit(
-    model: torch.nn.Module,
+    model: nn.Module,
     task: Task,
     training: Training,
     *,
@@ -114,7 +46,7 @@ def fit(
     if training.epochs <= 0:
         model.eval()
         return math.nan
-    running = resume.running()
+    running = checkpoints.running()
     home = next((p.device for p in model.parameters()), None)
     run = _Run(model, task, training, seed)
     try:
@@ -129,12 +61,10 @@ def fit(
 class _Run:
     """One training run: its state is what a checkpoint holds."""
 
-    def __init__(self, model: torch.nn.Module, task: Task, training: Training, seed: int) -> None:
-        import torch
-
+    def __init__(self, model: nn.Module, task: Task, training: Training, seed: int) -> None:
         torch.manual_seed(seed)
         self.model, self.task, self.training, self.seed = model, task, training, seed
-        self.engine: Engine = engines.engine(training.precision)
+        self.engine: Engine = engine(training.precision)
         model.to(self.engine.device)
         self.engine.align(model)
         self.raw = _optimizer([p for p in model.parameters() if p.requires_grad], training)
@@ -148,7 +78,7 @@ class _Run:
 
     def go(self, each_step: Callable[[float], None] | None, checkpoint: Path | None) -> None:
         """From the checkpoint, or from the start, to the end."""
-        loop = engines.current()
+        loop = current()
         if checkpoint is not None and checkpoint.is_file():
             self._load(checkpoint, each_step)
         saved = time.monotonic()
@@ -170,7 +100,7 @@ class _Run:
             self.raw.state.clear()
             self._save(checkpoint)
 
-    def _rest_of_epoch(self) -> Iterable[Any]:
+    def _rest_of_epoch(self) -> Iterator[AnyBatch]:
         """The epoch's batches that were not trained on yet."""
         self.model.train()
         left = self.total - self.done
@@ -185,16 +115,16 @@ class _Run:
             self.engine.set_random_state(now)  # what skipping draws was drawn before the checkpoint
         return itertools.islice(batches, left)
 
-    def _one(self, batch: Any, log: loggers.Log, shown: ProgressTask) -> None:
+    def _one(self, batch: AnyBatch, log: loggers.Log, shown: ProgressTask) -> None:
         """One update."""
         training, progress = self.training, self.done / self.total
         rate = training.at(progress)
         for group in self.raw.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        mine, weight = self.engine.share(batch)
+        part, weight = self.engine.share(batch)
         with self.engine.autocast():
-            loss = self.task.loss(self.model, mine)
+            loss = self.task.loss(self.model, part)
         value = self.engine.mean(float(loss.detach()) * weight * self.engine.world)
         if not math.isfinite(value):
             raise DataError(
@@ -246,45 +176,44 @@ class _Run:
         numbers: dict[str, float] = {}
         for index, state in self.raw.state_dict()["state"].items():
             for name, value in state.items():
-                if hasattr(value, "detach"):
+                if isinstance(value, torch.Tensor):
                     tensors[f"optimizer/{index}/{name}"] = value
                 elif value is not None:
                     numbers[f"{index}/{name}"] = value
+        # The generators' states are gathered from all processes: each has to come here before the first one writes.
         tensors |= {"random/now": self.engine.random_state(), "random/epoch": self.epoch_random}
-        if not resume.is_first_process():
+        if not is_first_process():
             return
         facts = {name: getattr(self, name) for name in _COUNTERS}
-        resume.write(path, tensors, {"state": facts, "optimizer": numbers, "scaling": self.engine.scaling()})
+        checkpoints.write(
+            path, tensors, {"state": facts, "optimizer": numbers, "scaling": self.engine.scaling()}
+        )
 
     def _load(self, path: Path, each_step: Callable[[float], None] | None) -> None:
-        tensors, facts = resume.read(path)
+        tensors, facts = checkpoints.read(path)
         for name in _COUNTERS:
             setattr(self, name, facts["state"][name])
         if each_step is not None:
             for done in range(self.done):
                 each_step(done / self.total)
-        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "best": {}, "optimizer": {}, "random": {}}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition("/")
-            parts[part][rest] = tensor
-        self.model.load_state_dict(parts["model"])
-        self.best_state = parts["best"]
-        state: dict[int, dict[str, Any]] = {}
-        for name, value in (*parts["optimizer"].items(), *facts["optimizer"].items()):
+        weights, self.best_state, moments, random = checkpoints.parts(
+            tensors, "model", "best", "optimizer", "random"
+        )
+        self.model.load_state_dict(weights)
+        state: dict[int, dict[str, torch.Tensor | float]] = {}
+        for name, value in (*moments.items(), *facts["optimizer"].items()):
             index, _, key = name.partition("/")
             state.setdefault(int(index), {})[key] = value
         self.raw.load_state_dict({"state": state, "param_groups": self.raw.state_dict()["param_groups"]})
         self.engine.set_scaling(facts["scaling"])
-        self.epoch_random = parts["random"]["epoch"]
-        self.engine.set_random_state(parts["random"]["now"])
+        self.epoch_random = random["epoch"]
+        self.engine.set_random_state(random["now"])
 
 
 _COUNTERS = ("done", "epoch", "in_epoch", "losses", "mean", "best", "waited", "stopped")
 
 
 def _optimizer(parameters: list[torch.nn.Parameter], training: Training) -> torch.optim.Optimizer:
-    import torch
-
     if training.optimizer == "sgd":
         return torch.optim.SGD(
             parameters, lr=training.rate, momentum=0.9, nesterov=True, weight_decay=training.weight_decay

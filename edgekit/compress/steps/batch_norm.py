@@ -7,19 +7,49 @@ Folding before training is the usual way. Behind quantized weights with a scale 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
+from edgekit.compress.hooks import prunable, removed
+from edgekit.compress.step import Context, Tensors, forward
+from edgekit.compress.steps.fold import Fold
 from edgekit.compress.steps.qat_layers import channel_axis, spread
+from edgekit.graph.nested import flatten
 
 Pairs = Mapping[str, str]
 """The batch norm behind a layer, by the layer's name."""
 
 _SAME = 1e-3  # of the largest output
+
+
+def apply(step: Fold, model: nn.Module, context: Context) -> nn.Module:
+    """The step ``fold``: in place. Raises ``UsageError`` without example inputs."""
+    pairs = foldable(model.eval(), context.needs_example(step.NAME))
+    fold(model, pairs)
+    context.record({layer: encoded(norm) for layer, norm in pairs.items()})
+    return model
+
+
+def restore(_: Fold, model: nn.Module, tensors: Tensors) -> nn.Module:
+    """The same batch norms out of a fresh module; their layers get a bias."""
+    for layer, norm in tensors.items():
+        take_in(model, layer, decoded(norm))
+    return model.eval()
+
+
+def foldable(model: nn.Module, inputs: Tensors) -> dict[str, str]:
+    """The batch norm behind each layer that can take it up. ``model`` is in evaluation mode."""
+
+    def run(module: nn.Module) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.cat([t.float().flatten() for t in flatten(forward(module, inputs)).values()])
+
+    return pairs(model, prunable(model), run)
 
 
 def pairs(
@@ -30,7 +60,7 @@ def pairs(
     ``run`` gives the outputs of a model on some inputs, as one vector: what was found is tried on a copy, and a
     pair with which the copy computes something else is left out.
     """
-    found = _behind(model, list(layers), run)
+    behind = _behind(model, list(layers), run)
     reference = run(model)
 
     def same(tried: Pairs) -> bool:
@@ -39,45 +69,35 @@ def pairs(
         distance = (run(trial) - reference).abs().max()
         return bool(distance <= _SAME * reference.abs().max().clamp_min(1e-6))
 
-    if not found or same(found):
-        return found
-    return {layer: norm for layer, norm in found.items() if same({layer: norm})}
+    if not behind or same(behind):
+        return behind
+    return {layer: norm for layer, norm in behind.items() if same({layer: norm})}
 
 
-def _behind(model: nn.Module, layers: list[str], run: Callable[[nn.Module], Any]) -> dict[str, str]:
+def _behind(model: nn.Module, layers: list[str], run: Callable[[nn.Module], torch.Tensor]) -> dict[str, str]:
     """Layer → batch norm where the one reads the very tensor that the other wrote, and both ran once."""
-    wrote: dict[int, list[str]] = {}
-    kept: list[Any] = []  # as long as a tensor lives, no other has its id
-    read: dict[str, list[int]] = {}
+    writers: dict[int, list[str]] = {}  # by the id of the tensor
+    reads: dict[str, list[int]] = {}
+    alive: list[object] = []  # as long as a tensor lives, no other has its id
     names = {m: n for n, m in model.named_modules() if isinstance(m, _BatchNorm) or n in set(layers)}
 
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        kept.append((args, output))
+    def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        alive.append((args, output))
         name = names[module]
         if isinstance(module, _BatchNorm):
-            read.setdefault(name, []).append(id(args[0]) if args else 0)
+            reads.setdefault(name, []).append(id(args[0]) if args else 0)
         else:
-            wrote.setdefault(id(output), []).append(name)
+            writers.setdefault(id(output), []).append(name)
 
-    handles = [m.register_forward_hook(hook) for m in names]
-    try:
+    with removed([m.register_forward_hook(hook) for m in names]):
         run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    calls: dict[str, int] = {}
-    for name in (n for writers in wrote.values() for n in writers):
-        calls[name] = calls.get(name, 0) + 1
+    calls = Counter(name for layers in writers.values() for name in layers)
     out: dict[str, str] = {}
-    for norm, seen in read.items():
-        writers = wrote.get(seen[0], [])
-        if (
-            len(seen) == 1
-            and len(writers) == 1
-            and calls[writers[0]] == 1
-            and _foldable(model, writers[0], norm)
-        ):
-            out[writers[0]] = norm
+    for norm, read in reads.items():
+        writer, *others = writers.get(read[0], [""])
+        once = len(read) == 1 and not others and calls[writer] == 1
+        if once and _foldable(model, writer, norm):
+            out[writer] = norm
     return out
 
 
@@ -86,9 +106,9 @@ def _foldable(model: nn.Module, layer: str, norm: str) -> bool:
     return getattr(batch_norm, "running_var", None) is not None and channel_axis(module) is not None
 
 
-def fold(model: nn.Module, found: Pairs) -> None:
+def fold(model: nn.Module, pairs: Pairs) -> None:
     """Fold batch norms into float weights, in place."""
-    for layer, norm in found.items():
+    for layer, norm in pairs.items():
         module = model.get_submodule(layer)
         factor, shift = _affine(model.get_submodule(norm))
         weight = module.get_parameter("weight")
@@ -98,9 +118,9 @@ def fold(model: nn.Module, found: Pairs) -> None:
         drop(model, norm)
 
 
-def fold_stored(model: nn.Module, found: Pairs) -> None:
+def fold_stored(model: nn.Module, pairs: Pairs) -> None:
     """Fold batch norms into the scales of integer weights, in place. A negative factor turns the integers' sign."""
-    for layer, norm in found.items():
+    for layer, norm in pairs.items():
         module = model.get_submodule(layer)
         factor, shift = _affine(model.get_submodule(norm))
         values = module.get_parameter("parametrizations.weight.original0")
@@ -142,18 +162,30 @@ def drop(model: nn.Module, norm: str) -> None:
     setattr(model.get_submodule(parent), name, nn.Identity())
 
 
-def add_bias(module: nn.Module) -> None:
-    """A bias for a layer without one: what folding leaves, before it is loaded."""
+def take_in(model: nn.Module, layer: str, norm: str) -> None:
+    """The structure that folding leaves, before the weights are loaded: a bias, and no batch norm."""
+    module = model.get_submodule(layer)
     if not isinstance(module.bias, nn.Parameter):
         weight = module.get_parameter("weight")
         axis = channel_axis(module) or 0
         module.register_parameter("bias", nn.Parameter(weight.new_zeros(weight.shape[axis])))
+    drop(model, norm)
 
 
-def hold_statistics(model: nn.Module) -> list[Any]:
+def encoded(name: str) -> torch.Tensor:
+    """A name as a tensor for the plan: its bytes."""
+    return torch.tensor(list(name.encode()))
+
+
+def decoded(name: torch.Tensor) -> str:
+    """The inverse of :func:`encoded`."""
+    return bytes(name.tolist()).decode()
+
+
+def hold_statistics(model: nn.Module) -> list[RemovableHandle]:
     """Keep batch norms in evaluation mode whatever the training loop says; handles to let go of them."""
 
-    def still(module: nn.Module, _: Any) -> None:
+    def still(module: nn.Module, _: object) -> None:
         module.training = False
 
     return [m.register_forward_pre_hook(still) for m in model.modules() if isinstance(m, _BatchNorm)]

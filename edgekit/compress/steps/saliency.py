@@ -11,61 +11,56 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
+from torch import nn
 
-    from edgekit.compress.step import Context
+from edgekit.compress.step import Context
 
-CRITERIA = ("magnitude", "taylor", "snip", "movement", "random")
 FOLLOWS_TRAINING = ("taylor", "movement")
 """Criteria whose scores change with every batch."""
 _BATCHES = 16
 _MEMORY = 0.98
 
 
-def mask_module(module: torch.nn.Module, criterion: str) -> torch.nn.Module:
+class Mask(nn.Module):
     """A parametrization of ``weight`` with a buffer ``mask``, and ``score`` where the criterion follows training."""
-    import torch
 
-    class Mask(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("mask", torch.ones_like(module.get_parameter("weight")))
-            if criterion in FOLLOWS_TRAINING:
-                self.register_buffer("score", torch.zeros_like(module.get_parameter("weight")))
+    mask: torch.Tensor
+    score: torch.Tensor | None
 
-        def forward(self, weight: torch.Tensor) -> torch.Tensor:
-            masked = weight * self.get_buffer("mask")
-            if criterion in FOLLOWS_TRAINING and masked.requires_grad and self.training:
-                masked.register_hook(  # type: ignore[no-untyped-call]
-                    lambda grad: self.collect(grad, weight.detach())
-                )
-            return masked
+    def __init__(self, module: nn.Module, criterion: str) -> None:
+        super().__init__()
+        self.criterion = criterion
+        weight = module.get_parameter("weight")
+        self.register_buffer("mask", torch.ones_like(weight))
+        self.register_buffer("score", torch.zeros_like(weight) if criterion in FOLLOWS_TRAINING else None)
 
-        def collect(self, grad: torch.Tensor, weight: torch.Tensor) -> None:
-            score = self.get_buffer("score")
-            if criterion == "movement":
-                score.sub_(grad.to(score.dtype) * weight)
-            else:
-                score.mul_(_MEMORY).add_((grad.to(score.dtype) * weight).square(), alpha=1 - _MEMORY)
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """The masked weight; its gradient, also where it is masked, goes into the score."""
+        masked = weight * self.mask
+        if self.score is not None and masked.requires_grad and self.training:
+            masked.register_hook(lambda grad: self._collect(grad, weight.detach()))  # type: ignore[no-untyped-call]
+        return masked
 
-    return Mask()
+    def _collect(self, grad: torch.Tensor, weight: torch.Tensor) -> None:
+        assert self.score is not None
+        if self.criterion == "movement":
+            self.score.sub_(grad.to(self.score.dtype) * weight)
+        else:
+            self.score.mul_(_MEMORY).add_((grad.to(self.score.dtype) * weight).square(), alpha=1 - _MEMORY)
 
 
 def initial(
-    model: torch.nn.Module, targets: Mapping[str, torch.nn.Module], criterion: str, context: Context
+    model: nn.Module, targets: Mapping[str, nn.Module], criterion: str, context: Context
 ) -> dict[str, torch.Tensor]:
     """Scores before training, by layer; empty where they follow from the weights at any time.
 
     Raises ``UsageError`` without a task where gradients are needed.
     """
-    import torch
-
     if criterion == "magnitude":
         return {}
-    weights = {name: _original(module) for name, module in targets.items()}
+    weights = {name: original(module) for name, module in targets.items()}
     if criterion == "random":
         random = torch.Generator().manual_seed(context.seed)
         return {name: torch.rand(w.shape, generator=random) for name, w in weights.items()}
@@ -88,11 +83,9 @@ def blocks(score: torch.Tensor, size: int) -> torch.Tensor:
 
     Whole runs are then cut together. ``score`` is [out, in, …]; runs do not cross output channels.
     """
-    import torch
-
     flat = score.reshape(len(score), -1)
     width = flat.shape[1]
-    padded = torch.nn.functional.pad(flat, (0, -width % size)).view(len(score), -1, size)
+    padded = nn.functional.pad(flat, (0, -width % size)).view(len(score), -1, size)
     norm = padded.square().mean(-1, keepdim=True).sqrt().expand_as(padded)
     return norm.reshape(len(score), -1)[:, :width].reshape(score.shape)
 
@@ -102,8 +95,6 @@ def n_of_m(score: torch.Tensor, keep: int, of: int) -> torch.Tensor | None:
 
     ``None`` where the input channels are not a multiple of ``of``: the layer stays dense. Ties go to the first.
     """
-    import torch
-
     if score.ndim < 2 or score.shape[1] % of:
         return None
     last = score.movedim(1, -1)
@@ -113,5 +104,6 @@ def n_of_m(score: torch.Tensor, keep: int, of: int) -> torch.Tensor | None:
     return mask.reshape(last.shape).movedim(-1, 1).contiguous()
 
 
-def _original(module: torch.nn.Module) -> Any:
+def original(module: nn.Module) -> nn.Parameter:
+    """The weight under a parametrization."""
     return module.get_parameter("parametrizations.weight.original")

@@ -1,0 +1,131 @@
+"""The masks of ``prune``: parametrizations while training runs, folded into the weights at the end.
+
+What is masked gets no gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from edgekit.compress.hooks import prunable
+from edgekit.compress.step import Context
+from edgekit.compress.steps import patterns, saliency
+from edgekit.compress.steps.prune import Prune, parse_layers, parse_pattern
+from edgekit.compress.training.train import fit
+from edgekit.errors import SourceError
+
+
+def apply(step: Prune, model: nn.Module, context: Context) -> nn.Module:
+    """Prune in place and return ``model``; the masks are recorded. Raises ``SourceError`` if nothing can be pruned."""
+    targets = prunable(model)
+    if not targets:
+        raise SourceError("the model has no linear or convolution layer", hint="leave this step out")
+    own = _own_sparsities(step, tuple(targets))
+    masks = {name: saliency.Mask(module, step.criterion) for name, module in targets.items()}
+    for name, module in targets.items():
+        parametrize.register_parametrization(module, "weight", masks[name])
+    try:
+        scores = saliency.initial(model, targets, step.criterion, context)
+        _train(model, context, _Masks(step=step, targets=targets, masks=masks, own=own, scores=scores))
+    finally:
+        for module in targets.values():
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    context.record({f"{name}.mask": mask.mask.bool() for name, mask in masks.items()})
+    return model
+
+
+def _own_sparsities(step: Prune, names: tuple[str, ...]) -> dict[str, float]:
+    """Sparsity by layer where one is given or the scope is the layer."""
+    rules = parse_layers(step.layers)
+    patterns.check((pattern for pattern, _ in rules), names, "pruned")
+    if step.scope == "layer":
+        rules.append(("*", step.sparsity))
+    return {name: share for name in names if (share := patterns.first(rules, name, -1.0)) >= 0}
+
+
+def _train(model: nn.Module, context: Context, masks: _Masks) -> None:
+    """Cut and train as the schedule says; everything is cut at the end."""
+    step = masks.step
+    masks.update(1.0 if not step.training.epochs else 0.0)
+    if not step.training.epochs:
+        return
+    task = context.needs_task(step.NAME)
+    if step.schedule == "gradual":
+        fit(model, task, step.training, seed=context.seed, each_step=_rising(masks, step.ramp))
+        masks.update(1.0)
+        return
+    rounds = step.rounds if step.schedule == "iterative" else 1
+    part = dataclasses.replace(step.training, epochs=step.training.epochs / rounds)
+    for number in range(1, rounds + 1):
+        masks.update(1 - (1 - number / rounds) ** 3)
+        fit(model, task, part, seed=context.seed + number - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Masks:
+    """The masks of all layers. ``own`` are the sparsities of layers that have one of their own; ``scores`` those from
+    before training, where the criterion has any."""
+
+    step: Prune
+    targets: Mapping[str, nn.Module]
+    masks: Mapping[str, saliency.Mask]
+    own: Mapping[str, float]
+    scores: Mapping[str, torch.Tensor]
+
+    def update(self, share: float) -> None:
+        """Set all masks to ``share`` of the final sparsity."""
+        scores = {name: self._score(name) for name in self.targets}
+        if self.step.pattern:
+            self._regular(scores, share)
+            return
+        free = [scores[name].flatten() for name in self.targets if name not in self.own]
+        common = _threshold(torch.cat(free), self.step.sparsity * share) if free else torch.zeros(())
+        for name, score in scores.items():
+            limit = _threshold(score.flatten(), self.own[name] * share) if name in self.own else common
+            self.masks[name].mask.copy_(score > limit)
+
+    def _regular(self, scores: Mapping[str, torch.Tensor], share: float) -> None:
+        keep, of = parse_pattern(self.step.pattern)
+        for name, score in scores.items() if share > 0 else ():
+            mask = saliency.n_of_m(score, keep, of)
+            if mask is not None:
+                self.masks[name].mask.copy_(mask)
+
+    def _score(self, name: str) -> torch.Tensor:
+        weight = saliency.original(self.targets[name]).detach()
+        score = weight.abs()
+        if self.step.criterion != "magnitude":
+            running = self.masks[name].score
+            started = running is not None and bool(running.any())
+            score = running if running is not None and started else self.scores[name].to(weight.device)
+        if self.step.block > 1:
+            score = saliency.blocks(score, self.step.block)
+        if not self.step.normalize:
+            return score
+        return score / score.square().mean().sqrt().clamp_min(1e-12)
+
+
+def _rising(masks: _Masks, ramp: float) -> Callable[[float], None]:
+    """Called with the progress of the training: raises the sparsity in steps of a hundredth of the ramp."""
+    last = -1.0
+
+    def each_step(progress: float) -> None:
+        nonlocal last
+        risen = min(1.0, progress / ramp) if ramp else 1.0
+        if risen - last >= 0.01 or (risen == 1.0 and last < 1.0):
+            last = risen
+            masks.update(1 - (1 - risen) ** 3)
+
+    return each_step
+
+
+def _threshold(score: torch.Tensor, share: float) -> torch.Tensor:
+    """The value that ``share`` of the scores do not exceed."""
+    count = int(share * len(score))
+    return score.kthvalue(count).values if count else score.new_tensor(-1.0)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import abc
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from edgekit.artifact.manifest import Artifact
     from edgekit.quantize.rescaled import Factors
     from edgekit.types import Array
 
+T = TypeVar("T")
 
 INPUT = "input"
 """The operator of a layer that is an input of the model."""
@@ -93,3 +95,46 @@ class Form(Protocol):
     def received(self, values: Mapping[str, Array]) -> dict[str, Array]:
         """Replaced tensors as their readers get them: rounded where the form keeps integers."""
         ...
+
+
+class CutForm(abc.ABC, Generic[T]):
+    """Base of the forms whose graph is cut at tensors: those to read become outputs, those to replace inputs.
+
+    ``T`` is what the runtime makes of such a graph.
+    """
+
+    _latest: tuple[tuple[tuple[str, ...], tuple[str, ...]], T] | None = None
+
+    @property
+    @abc.abstractmethod
+    def layers(self) -> tuple[Layer, ...]:
+        """See :attr:`Form.layers`."""
+
+    def free(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See :meth:`Form.free`."""
+        return dict(inputs) | self._run(inputs, {}, [x.tensor for x in self.layers if x.op != INPUT])
+
+    def forced(self, inputs: Mapping[str, Array], values: Mapping[str, Array]) -> dict[str, Array]:
+        """See :meth:`Form.forced`."""
+        return self._run(inputs, values, [])
+
+    def received(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """See :meth:`Form.received`; as they are, where operators round for themselves."""
+        return dict(values)
+
+    def _prepared(self, cut: Iterable[str], read: Iterable[str]) -> T:
+        key = tuple(cut), tuple(read)
+        if self._latest is None or self._latest[0] != key:
+            self._latest = None  # two programs of a large model are one too many
+            self._latest = key, self._prepare(*key)
+        return self._latest[1]
+
+    @abc.abstractmethod
+    def _prepare(self, cut: tuple[str, ...], read: tuple[str, ...]) -> T:
+        """The runtime's program of the graph, cut at the tensors ``cut``, with ``read`` among its outputs."""
+
+    @abc.abstractmethod
+    def _run(
+        self, inputs: Mapping[str, Array], values: Mapping[str, Array], read: Iterable[str]
+    ) -> dict[str, Array]:
+        """One inference with the tensors of ``values`` replaced: what makes them gives, ``read``, and the outputs."""

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekit.artifact.parity import decibels
 from edgekit.diff.align import Anchor, Pass, given
 from edgekit.diff.forms import Form
-from edgekit.diff.views import decibels
 
 if TYPE_CHECKING:
     from edgekit.types import Array

@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekit.diff.forms import INPUT, Layer
+from edgekit.backends.openvino.lower import runtime as import_openvino
+from edgekit.diff.forms import INPUT, CutForm, Layer
 from edgekit.errors import BackendError
 from edgekit.types import Option
 
 if TYPE_CHECKING:
+    import openvino as ov
+
     from edgekit.artifact.manifest import Artifact
     from edgekit.types import Array
 
@@ -32,17 +35,14 @@ def form(artifact: Artifact) -> OpenvinoForm:
     return OpenvinoForm("OpenVINO", artifact.model, artifact.manifest.runtime)
 
 
-class OpenvinoForm:
-    """See :class:`edgekit.diff.forms.Form`. ``runtime`` are the artifact's runtime options."""
+class OpenvinoForm(CutForm["ov.InferRequest"]):
+    """See :class:`edgekit.diff.forms.Form`. ``options`` are the artifact's runtime options."""
 
-    def __init__(self, title: str, path: Path, runtime: Mapping[str, Option]) -> None:
-        from edgekit.backends.openvino.lower import runtime as openvino
-
-        self.title, self._path, self._ov = title, path, openvino()
+    def __init__(self, title: str, path: Path, options: Mapping[str, Option]) -> None:
+        self.title, self._path, self._ov = title, path, import_openvino()
         self._core = self._ov.Core()
-        self._precision = str(runtime.get("inference_precision", "f32"))
+        self._precision = str(options.get("inference_precision", "f32"))
         self._model = self._read()
-        self._compiled: dict[tuple[str, ...], Any] = {}
 
     @cached_property
     def outputs(self) -> tuple[str, ...]:
@@ -52,55 +52,36 @@ class OpenvinoForm:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """Every floating-point tensor that depends on the inputs."""
-        inputs = [p.output(0) for p in self._model.get_parameters()]
-        found = [self._layer(o, INPUT) for o in inputs]
-        live = {p.get_friendly_name() for p in self._model.get_parameters()}
+        parameters = self._model.get_parameters()
+        layers = [self._layer(p.output(0), INPUT) for p in parameters]
+        live = {p.get_friendly_name() for p in parameters}
         for op in self._model.get_ordered_ops():
-            sources = [v.get_node().get_friendly_name() for v in op.input_values()]
-            if not any(s in live for s in sources):
+            if not any(v.get_node().get_friendly_name() in live for v in op.input_values()):
                 continue
             live.add(op.get_friendly_name())
-            if op.get_type_name() in _PLUMBING:
-                continue
-            kinds = [str(o.get_element_type().get_type_name()) for o in op.outputs()]
-            found += [
-                self._layer(o, op.get_type_name())
-                for o, kind in zip(op.outputs(), kinds, strict=True)
-                if kind in ("f32", "f16", "bf16")
-            ]
-        return tuple(found)
+            if op.get_type_name() not in _PLUMBING:
+                layers += [
+                    self._layer(o, op.get_type_name())
+                    for o in op.outputs()
+                    if _type(o) in ("f32", "f16", "bf16")
+                ]
+        return tuple(layers)
 
     @cached_property
     def weight_bits(self) -> int:
         """Width of the coarsest constant matrix."""
-        constants = [o for o in self._model.get_ordered_ops() if o.get_type_name() == "Constant"]
-        kinds = [
-            str(o.get_element_type().get_type_name()) for o in constants if len(o.output(0).get_shape()) >= 2
-        ]
-        found = [_BITS.get(kind, 32) for kind in kinds]
-        return min(found, default=32)
+        constants = [o.output(0) for o in self._model.get_ordered_ops() if o.get_type_name() == "Constant"]
+        widths = [_BITS.get(_type(c), 32) for c in constants if len(c.get_shape()) >= 2]
+        return min(widths, default=32)
 
     @property
     def float_bits(self) -> int:
         """Significant bits of the inference precision."""
         return {"f16": 11, "bf16": 8}.get(self._precision, 24)
 
-    def free(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One inference with every tensor as a result."""
-        tensors = [layer.tensor for layer in self.layers if layer.op != INPUT]
-        return dict(inputs) | self._run(inputs, {}, tensors)
-
-    def forced(self, inputs: Mapping[str, Array], values: Mapping[str, Array]) -> dict[str, Array]:
-        """One inference with the tensors of ``values`` replaced."""
-        return self._run(inputs, values, [])
-
-    def received(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        """As they are: operations round for themselves."""
-        return dict(values)
-
     # --- reading and running it -----------------------------------------------------------------------------
 
-    def _read(self) -> Any:
+    def _read(self) -> ov.Model:
         try:
             return self._core.read_model(str(self._path))
         except RuntimeError as error:
@@ -108,73 +89,73 @@ class OpenvinoForm:
                 f"OpenVINO does not read {self._path}: {error}", hint="build or copy it again"
             ) from error
 
-    def _layer(self, output: Any, op: str) -> Layer:
+    def _layer(self, output: ov.Output, op: str) -> Layer:
         name = self._name(output)
         node = output.get_node()
-        known = [str(n) for n in output.get_names()] if output.get_names() else []
-        before = []
-        if op == _ROUNDS:
-            source = node.input_value(0)
-            before = [self._name(source), *map(str, source.get_names() or [])]
-        names = tuple(dict.fromkeys((*before, *sorted(known), name)))
+        rounds = op == _ROUNDS
+        source = node.input_value(0) if rounds else None
+        before = [] if source is None else [self._name(source), *map(str, source.get_names() or [])]
+        own = sorted(map(str, output.get_names() or []))
         return Layer(
             tensor=name,
             node=node.get_friendly_name(),
             op=op,
             module="",
-            names=names,
-            bits=8 if op == _ROUNDS else 0,
+            names=tuple(dict.fromkeys((*before, *own, name))),
+            bits=8 if rounds else 0,
         )
 
-    def _name(self, output: Any) -> str:
+    def _name(self, output: ov.Output) -> str:
         node = output.get_node()
         stem = str(node.get_friendly_name())
         return stem if len(node.outputs()) == 1 else f"{stem}.{output.get_index()}"
 
     def _run(
-        self, inputs: Mapping[str, Array], values: Mapping[str, Array], also: Iterable[str]
+        self, inputs: Mapping[str, Array], values: Mapping[str, Array], read: Iterable[str]
     ) -> dict[str, Array]:
-        wanted = tuple(dict.fromkeys((*sorted(values), *also, *self.outputs)))
-        request, cut = self._request(tuple(sorted(values)), wanted)
-        feeds = [self._fed(p, inputs) for p in self._model.get_parameters()]
-        results = request.infer([*feeds, *(np.asarray(values[n], np.float32) for n in cut)])
-        arrays = [results[i] for i in range(len(wanted))]
+        cut = sorted(values)
+        names = tuple(dict.fromkeys((*cut, *read, *self.outputs)))
+        feeds = [self._input(p, inputs) for p in self._model.get_parameters()]
+        results = self._prepared(cut, names).infer(
+            [*feeds, *(np.asarray(values[n], np.float32) for n in cut)]
+        )
+        arrays = [results[i] for i in range(len(names))]
         return {
             n: np.array(a, np.float32 if a.dtype.kind == "f" else a.dtype)
-            for n, a in zip(wanted, arrays, strict=True)
+            for n, a in zip(names, arrays, strict=True)
         }
 
-    def _fed(self, parameter: Any, inputs: Mapping[str, Array]) -> Array:
+    def _input(self, parameter: ov.Node, inputs: Mapping[str, Array]) -> Array:
         names = {str(parameter.get_friendly_name()), *map(str, parameter.output(0).get_names() or [])}
         name = next((n for n in inputs if n in names), None)
         if name is None:
             raise BackendError(
-                f"{self._path.name} wants an input {sorted(names)[0]!r}",
-                hint="compare models with the same inputs",
+                f"{self._path.name} has an input {min(names)!r}, the samples have: {', '.join(inputs)}",
+                hint="compare models with inputs of the same names",
             )
         return np.ascontiguousarray(inputs[name])
 
-    def _request(self, cut: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[Any, tuple[str, ...]]:
-        key = (*cut, "|", *wanted)
-        if key not in self._compiled:
-            self._compiled.clear()
-            model = self._cut(cut, wanted)
-            settings = {"INFERENCE_PRECISION_HINT": self._precision, "INFERENCE_NUM_THREADS": "1"}
-            self._compiled[key] = self._core.compile_model(model, "CPU", settings).create_infer_request()
-        return self._compiled[key], cut
+    def _prepare(self, cut: tuple[str, ...], read: tuple[str, ...]) -> ov.InferRequest:
+        settings = {"INFERENCE_PRECISION_HINT": self._precision, "INFERENCE_NUM_THREADS": "1"}
+        return self._core.compile_model(self._cut(cut, read), "CPU", settings).create_infer_request()
 
-    def _cut(self, cut: tuple[str, ...], wanted: tuple[str, ...]) -> Any:
+    def _cut(self, cut: tuple[str, ...], read: tuple[str, ...]) -> ov.Model:
+        """A copy in which readers of ``cut`` take new parameters, behind the model's own; ``read`` are its results."""
         opset = self._ov.opset13
         model = self._read()
         by_name = {self._name(o): o for op in model.get_ordered_ops() for o in op.outputs()}
-        results = [opset.result(by_name[name]) for name in wanted]
-        kept = {r.get_friendly_name() for r in results}
+        results = [opset.result(by_name[name]) for name in read]
+        ends = {r.get_friendly_name() for r in results}
         parameters = list(model.get_parameters())
         for name in cut:
             source = by_name[name]
             parameter = opset.parameter(source.get_partial_shape(), source.get_element_type())
             for reader in source.get_target_inputs():
-                if reader.get_node().get_friendly_name() not in kept:
+                if reader.get_node().get_friendly_name() not in ends:
                     reader.replace_source_output(parameter.output(0))
             parameters.append(parameter)
         return self._ov.Model(results, parameters, "edgekit-diff")
+
+
+def _type(output: ov.Output) -> str:
+    return str(output.get_element_type().get_type_name())

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekit.artifact.parity import decibels
 from edgekit.diff.align import Anchor, Pass, given
 from edgekit.diff.measure import Stage, Tally
-from edgekit.diff.views import decibels
 
 if TYPE_CHECKING:
     from edgekit.types import Array

@@ -6,25 +6,34 @@ becomes an input of the graph. LiteRT runs the result with its own kernels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from edgekit.diff.forms import INPUT, Layer
-from edgekit.diff.onnx_form import quantized
+from edgekit.diff.forms import INPUT, CutForm, Layer
+from edgekit.diff.views import real, stored
 from edgekit.errors import BackendError, MissingExtraError, SourceError
+from edgekit.load.foreign import translated
+from edgekit.quantize.params import Affine
 
 if TYPE_CHECKING:
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.interpreter import Interpreter
+
     from edgekit.artifact.manifest import Artifact
     from edgekit.types import Array
 
-_STORED = {3: 8, 7: 16, 9: 8}
-"""TensorType UINT8, INT16, INT8: their bits."""
+_STORED = {3: "uint8", 7: "int16", 9: "int8"}
+"""TensorType UINT8, INT16, INT8."""
 _FLOATS = (0, 1)
-_QUANTIZE = 114
+_PLAIN = {0: "float32", 1: "float16", 2: "int32", 4: "int64", 6: "bool"}
+_WEIGHT_BITS = {1: 16, 3: 8, 7: 16, 9: 8, 17: 4}
+_INT32 = 2  # biases
 
 
 def form(artifact: Artifact) -> TfliteForm:
@@ -33,7 +42,15 @@ def form(artifact: Artifact) -> TfliteForm:
     return TfliteForm(f"LiteRT ({path.name})", path, moved=artifact.manifest.channels_moved)
 
 
-class TfliteForm:
+class _Program(NamedTuple):
+    """An interpreter, and the tensors of its inputs and of its outputs, in order."""
+
+    interpreter: Interpreter
+    sources: list[int]
+    results: list[int]
+
+
+class TfliteForm(CutForm[_Program]):
     """See :class:`edgekit.diff.forms.Form`. Inputs and outputs go by the names of the signature.
 
     ``moved`` names the inputs and outputs whose channels are last here and axis 1 in the source.
@@ -52,7 +69,6 @@ class TfliteForm:
         self._names = _unique([(t.name or b"").decode(errors="replace") for t in self._tensors])
         self._index = {name: i for i, name in enumerate(self._names)}
         self._signature = self._signatures(model)
-        self._interpreters: dict[tuple[str, ...], Any] = {}
 
     @cached_property
     def outputs(self) -> tuple[str, ...]:
@@ -62,57 +78,38 @@ class TfliteForm:
     @cached_property
     def weight_bits(self) -> int:
         """Width of the coarsest constant matrix."""
-        widths = {**_STORED, 17: 4, 1: 16}
-        produced = {o for op in self._graph.operators for o in op.outputs} | set(self._graph.inputs)
-        found = [
-            widths.get(t.type, 32)
-            for i, t in enumerate(self._tensors)
-            if i not in produced and t.shape is not None and len(t.shape) >= 2 and t.type != 2
-        ]
-        return min(found, default=32)
+        computed = {o for op in self._graph.operators for o in op.outputs} | set(self._graph.inputs)
+        constants = [t for i, t in enumerate(self._tensors) if i not in computed and t.type != _INT32]
+        matrices = [t for t in constants if t.shape is not None and len(t.shape) >= 2]
+        return min((_WEIGHT_BITS.get(t.type, 32) for t in matrices), default=32)
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """Every tensor of real values that depends on the inputs."""
         live = set(self._graph.inputs)
-        found = [
-            Layer(tensor=self._names[i], node=self._names[i], op=INPUT, module="", names=(self._names[i],))
-            for i in self._graph.inputs
-        ]
+        inputs = [self._names[i] for i in self._graph.inputs]
+        layers = [Layer(tensor=name, node=name, op=INPUT, module="", names=(name,)) for name in inputs]
         for op in self._graph.operators:
-            if not any(i in live for i in op.inputs):
-                continue
-            live.update(op.outputs)
-            found += [self._layer(op, i) for i in op.outputs if self._readable(i)]
-        return tuple(found)
-
-    def free(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One inference with every tensor as an output."""
-        tensors = [layer.tensor for layer in self.layers if layer.op != INPUT]
-        return dict(inputs) | self._run(inputs, {}, tensors)
-
-    def forced(self, inputs: Mapping[str, Array], values: Mapping[str, Array]) -> dict[str, Array]:
-        """One inference with the tensors of ``values`` replaced."""
-        return self._run(inputs, values, [])
+            if any(i in live for i in op.inputs):
+                live.update(op.outputs)
+                layers += [self._layer(op, i) for i in op.outputs if self._readable(i)]
+        return tuple(layers)
 
     def received(self, values: Mapping[str, Array]) -> dict[str, Array]:
         """Rounded where the tensor is stored as integers."""
-        found = {}
+        rounded = {}
         for name, value in values.items():
             index = self._index[name]
-            found[name] = self._real(index, self._stored(index, value)).reshape(value.shape)
-        return found
+            rounded[name] = self._real(index, self._stored(index, value)).reshape(value.shape)
+        return rounded
 
     # --- reading the file -------------------------------------------------------------------------------
 
-    def _model(self) -> Any:
-        try:
-            root = self._schema.Model.GetRootAs(self._data, 0)
-            return self._schema.ModelT.InitFromObj(root)
-        except Exception as error:
-            raise SourceError(f"{self._path} is damaged: {error}", hint="build or copy it again") from error
+    def _model(self) -> schema.ModelT:
+        with translated(f"{self._path} is damaged", hint="build or copy it again"):
+            return self._schema.ModelT.InitFromObj(self._schema.Model.GetRootAs(self._data, 0))
 
-    def _signatures(self, model: Any) -> dict[str, int]:
+    def _signatures(self, model: schema.ModelT) -> dict[str, int]:
         if not model.signatureDefs:
             return {self._names[i]: i for i in self._graph.inputs}
         maps = model.signatureDefs[0].inputs or []
@@ -122,92 +119,79 @@ class TfliteForm:
         tensor = self._tensors[index]
         return tensor.type in _FLOATS or (tensor.type in _STORED and self._affine(index) is not None)
 
-    def _affine(self, index: int) -> tuple[float, int] | None:
-        """Scale and zero point of a tensor with one of each."""
-        q = self._tensors[index].quantization
+    def _affine(self, index: int) -> Affine | None:
+        """Of an integer tensor with one scale; ``None`` for one by channel."""
+        tensor = self._tensors[index]
+        q = tensor.quantization
         if q is None or q.scale is None or len(q.scale) != 1:
             return None
         zero = q.zeroPoint[0] if q.zeroPoint is not None and len(q.zeroPoint) else 0
-        return float(q.scale[0]), int(zero)
+        return Affine(scale=float(q.scale[0]), zero_point=int(zero), dtype=_STORED.get(tensor.type, ""))
 
-    def _layer(self, op: Any, index: int) -> Layer:
+    def _layer(self, op: schema.OperatorT, index: int) -> Layer:
         name = self._names[index]
-        code = self._code(op)
         parts = name.split("/")
         tails = ["/".join(parts[i:]) for i in range(len(parts))]
         stems = [s.removesuffix("_QuantizeLinear").removesuffix("_DequantizeLinear") for s in tails]
-        module = parts[0] if len(parts) > 1 else ""
         return Layer(
             tensor=name,
             node=name,
-            op=code,
-            module=module,
+            op=self._code(op),
+            module=parts[0] if len(parts) > 1 else "",
             names=tuple(dict.fromkeys((*tails, *stems))),
-            bits=_STORED.get(self._tensors[index].type, 0),
+            bits=_WEIGHT_BITS[kind] if (kind := self._tensors[index].type) in _STORED else 0,
             owner=name,
         )
 
-    def _code(self, op: Any) -> str:
-        wanted = self._codes[op.opcodeIndex]
-        names = vars(self._schema.BuiltinOperator).items()
-        return next((k for k, v in names if v == wanted and not k.startswith("_")), "CUSTOM")
+    def _code(self, op: schema.OperatorT) -> str:
+        codes = vars(self._schema.BuiltinOperator).items()
+        code = self._codes[op.opcodeIndex]
+        return next((name for name, value in codes if value == code and not name.startswith("_")), "CUSTOM")
 
     # --- running it -------------------------------------------------------------------------------------
 
     def _run(
-        self, inputs: Mapping[str, Array], values: Mapping[str, Array], also: Iterable[str]
+        self, inputs: Mapping[str, Array], values: Mapping[str, Array], read: Iterable[str]
     ) -> dict[str, Array]:
-        also = tuple(dict.fromkeys((*also, *self.outputs)))
-        interpreter, sources, results = self._interpreter(tuple(sorted(values)), also)
-        by_index = {i: self._fed(name, i, inputs) for name, i in self._signature.items()}
+        program = self._prepared(sorted(values), dict.fromkeys((*read, *self.outputs)))
+        interpreter = program.interpreter
+        by_index = {i: self._input(name, i, inputs) for name, i in self._signature.items()}
         by_index |= {self._index[n]: self._stored(self._index[n], v) for n, v in values.items()}
-        for index, detail in zip(sources, interpreter.get_input_details(), strict=True):
+        for index, detail in zip(program.sources, interpreter.get_input_details(), strict=True):
             interpreter.set_tensor(detail["index"], by_index[index])
         interpreter.invoke()
-        found = {}
-        for index, detail in zip(results, interpreter.get_output_details(), strict=True):
-            found[self._names[index]] = self._real(index, interpreter.get_tensor(detail["index"]))
-        return {n: np.moveaxis(v, -1, 1) if n in self._moved else v for n, v in found.items()}
+        tensors = {
+            self._names[index]: self._real(index, interpreter.get_tensor(detail["index"]))
+            for index, detail in zip(program.results, interpreter.get_output_details(), strict=True)
+        }
+        return {n: np.moveaxis(v, -1, 1) if n in self._moved else v for n, v in tensors.items()}
 
-    def _fed(self, name: str, index: int, inputs: Mapping[str, Array]) -> Array:
+    def _input(self, name: str, index: int, inputs: Mapping[str, Array]) -> Array:
         if name not in inputs:
             raise SourceError(
-                f"{self._path.name} wants an input {name!r}, the samples have: {', '.join(inputs)}",
+                f"{self._path.name} has an input {name!r}, the samples have: {', '.join(inputs)}",
                 hint="compare models with inputs of the same names",
             )
         value = np.asarray(inputs[name])
-        value = np.moveaxis(value, 1, -1) if name in self._moved else value
-        return self._stored(index, value)
+        return self._stored(index, np.moveaxis(value, 1, -1) if name in self._moved else value)
 
     def _stored(self, index: int, value: Array) -> Array:
         tensor, affine = self._tensors[index], self._affine(index)
         shape = tuple(int(d) for d in tensor.shape) if tensor.shape is not None else ()
         if tensor.type in _STORED and affine is not None and value.dtype.kind == "f":
-            dtype = np.dtype({3: np.uint8, 7: np.int16, 9: np.int8}[tensor.type])
-            return quantized(value, *affine, dtype).reshape(shape)
-        kinds: dict[int, Any] = {0: np.float32, 1: np.float16, 2: np.int32, 4: np.int64, 6: np.bool_}
-        return np.ascontiguousarray(value, kinds.get(tensor.type, value.dtype)).reshape(shape)
+            return stored(value, affine).reshape(shape)
+        return np.ascontiguousarray(value, _PLAIN.get(tensor.type, value.dtype)).reshape(shape)
 
     def _real(self, index: int, value: Array) -> Array:
         affine = self._affine(index)
         if affine is not None and value.dtype.kind in "iu":
-            return ((value.astype(np.float32) - affine[1]) * np.float32(affine[0])).astype(np.float32)
+            return real(value, affine)
         return value.astype(np.float32) if value.dtype.kind == "f" else value
 
-    def _interpreter(self, cut: tuple[str, ...], also: tuple[str, ...]) -> Any:
-        key = (*cut, "|", *also)
-        if key not in self._interpreters:
-            self._interpreters.clear()
-            self._interpreters[key] = self._prepared(
-                [self._index[n] for n in cut], [self._index[n] for n in also]
-            )
-        return self._interpreters[key]
+    def _prepare(self, cut: tuple[str, ...], read: tuple[str, ...]) -> _Program:
+        from ai_edge_litert.interpreter import Interpreter  # an extra
 
-    def _prepared(self, cut: list[int], also: list[int]) -> tuple[Any, list[int], list[int]]:
-        """An interpreter, the tensors of its inputs, and those of its outputs, in order."""
-        from ai_edge_litert.interpreter import Interpreter
-
-        data, sources, results = self._cut(cut, also)
+        data, sources, results = self._cut([self._index[n] for n in cut], [self._index[n] for n in read])
         try:
             interpreter = Interpreter(model_content=data, num_threads=1)
             interpreter.allocate_tensors()
@@ -216,12 +200,11 @@ class TfliteForm:
                 f"LiteRT does not run {self._path} layer by layer: {error}",
                 hint="compare another form of the model; edgekit verify runs the file as it is",
             ) from error
-        return interpreter, sources, results
+        return _Program(interpreter, sources, results)
 
-    def _cut(self, cut: list[int], also: list[int]) -> tuple[bytes, list[int], list[int]]:
-        import copy
-
-        import flatbuffers
+    def _cut(self, cut: list[int], read: list[int]) -> tuple[bytes, list[int], list[int]]:
+        """The file with producers of ``cut`` writing copies, and ``read`` among the outputs; the tensors of both."""
+        import flatbuffers  # comes with the extra
 
         model = self._model()
         graph = model.subgraphs[0]
@@ -233,7 +216,7 @@ class TfliteForm:
             graph.tensors.append(twin)
         for op in graph.operators:
             op.outputs = [own.get(int(i), int(i)) for i in op.outputs]
-        results = list(dict.fromkeys([*cut, *also]))
+        results = list(dict.fromkeys([*cut, *read]))
         sources = [*(int(i) for i in graph.inputs), *cut]
         graph.inputs, graph.outputs = sources, [own.get(i, i) for i in results]
         model.signatureDefs = []
@@ -242,19 +225,17 @@ class TfliteForm:
         return bytes(builder.Output()), sources, results
 
 
-def _schema() -> Any:
+def _schema() -> ModuleType:
     try:
         from ai_edge_litert import schema_py_generated
     except ImportError as error:
         raise MissingExtraError("LiteRT", "tflite") from error
-    return schema_py_generated
+    return schema_py_generated  # type: ignore[no-any-return]
 
 
 def _unique(names: list[str]) -> list[str]:
-    seen: set[str] = set()
-    found = []
+    """The names, with ``#index`` behind those that are empty or taken already."""
+    unique: dict[str, None] = {}
     for i, name in enumerate(names):
-        chosen = name if name and name not in seen else f"{name}#{i}"
-        seen.add(chosen)
-        found.append(chosen)
-    return found
+        unique[name if name and name not in unique else f"{name}#{i}"] = None
+    return list(unique)

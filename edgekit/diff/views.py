@@ -1,4 +1,5 @@
-"""One tensor in two layouts: axes of size 1 come and go, the others may be permuted, and channels rescaled."""
+"""One tensor in two layouts: axes of size 1 come and go, the others may be permuted, and channels rescaled; or in
+integers."""
 
 from __future__ import annotations
 
@@ -8,7 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekit.artifact.parity import decibels
+
 if TYPE_CHECKING:
+    from edgekit.quantize.params import Affine
     from edgekit.types import Array
 
 _MOST_AXES = 5
@@ -74,12 +78,12 @@ class Rescaled(View):
 def views(before: tuple[int, ...], after: tuple[int, ...]) -> list[View]:
     """Every way in which a tensor of shape ``before`` can lie in ``after``; the plain one first."""
     a, b = [d for d in before if d != 1], [d for d in after if d != 1]
-    found = [View()] if a == b else []
+    ways = [View()] if a == b else []
     if sorted(a) == sorted(b) and 1 < len(a) <= _MOST_AXES:
         for perm in itertools.permutations(range(len(a))):
             if [a[p] for p in perm] == b and list(perm) != sorted(perm):
-                found.append(View(perm))
-    return found
+                ways.append(View(perm))
+    return ways
 
 
 def alike(one: Array, two: Array) -> float:
@@ -92,23 +96,28 @@ def alike(one: Array, two: Array) -> float:
     return decibels(float(a @ a), float((a - b) @ (a - b)))
 
 
-def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise) between -200 and 200."""
-    if noise <= 0:
-        return 200.0
-    if signal <= 0:
-        return -200.0
-    return float(np.clip(10 * (np.log10(signal) - np.log10(noise)), -200.0, 200.0))
+def stored(value: Array, affine: Affine) -> Array:
+    """Real values as the integers of an affine mapping; NaN becomes zero, infinities the limits."""
+    limits = np.iinfo(affine.dtype)
+    steps = np.rint(np.nan_to_num(value.astype(np.float64) / affine.scale, posinf=1e9, neginf=-1e9))
+    return np.ascontiguousarray(
+        np.clip(steps + affine.zero_point, limits.min, limits.max).astype(affine.dtype)
+    )
+
+
+def real(integers: Array, affine: Affine) -> Array:
+    """The real values of integers, float32."""
+    return ((integers.astype(np.float32) - affine.zero_point) * np.float32(affine.scale)).astype(np.float32)
 
 
 def likeliest(candidates: list[View], value: Array, other: Array) -> View:
     """The candidate in whose layout ``value`` resembles ``other`` most, whatever its sign and scale."""
     if len(candidates) == 1:
         return candidates[0]
-    b = _centred(other)
-    return max(candidates, key=lambda v: abs(float(_centred(v.forward(value, other.shape)) @ b)))
+    b = _without_mean(other)
+    return max(candidates, key=lambda v: abs(float(_without_mean(v.forward(value, other.shape)) @ b)))
 
 
-def _centred(value: Array) -> Array:
+def _without_mean(value: Array) -> Array:
     flat = np.nan_to_num(value.astype(np.float64).ravel(), posinf=0.0, neginf=0.0)
     return np.asarray(flat - flat.mean())

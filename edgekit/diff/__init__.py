@@ -1,8 +1,9 @@
 """Where two models begin to differ: layer by layer, from the source to what the runtime executes.
 
-:func:`walk` compares consecutive forms of a model. Every layer of the later form is fed with the earlier
-form's tensors, so that an error shows in the layer that makes it and in no other; the free-running error is
-given beside it. See docs/diff.md.
+In come the names of two models and samples; :func:`walk` compares the consecutive forms of a model between them. Every
+layer of the later form computes on the earlier form's tensors, so that an error shows in the layer that makes it and in
+no other; the free-running error is reported as well. Out go figures by layer, the layer where it starts, and what to
+build differently. See docs/diff.md.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from edgekit.diff.align import align
 from edgekit.diff.forms import Form, Layer
-from edgekit.diff.report import LayerDiff, StageDiff
+from edgekit.diff.measure import measure
+from edgekit.diff.report import LayerDiff, StageDiff, summarize
+from edgekit.errors import UsageError
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -58,20 +62,15 @@ def walk(forms: Sequence[Form], samples: Iterable[Mapping[str, Array]], notes: S
     ``samples`` are inputs by name, batch axis included. Raises :class:`~edgekit.errors.UsageError` for fewer
     than two forms, and what the forms' runtimes raise.
     """
-    from edgekit.diff.align import align
-    from edgekit.diff.measure import measure
-    from edgekit.diff.report import summarize
-    from edgekit.errors import UsageError
-
-    chosen = list(samples)
-    if len(forms) < 2 or not chosen:
+    rows = list(samples)
+    if len(forms) < 2 or not rows:
         raise UsageError(
             "there is nothing to compare", hint="name two models, and data with at least one sample"
         )
     stages: list[StageDiff] = []
     source: list[list[Array]] = []
     for before, after in pairwise(forms):
-        stage = measure(before, after, align(before, after, chosen[0]), chosen)
+        stage = measure(before, after, align(before, after, rows[0]), rows)
         source = source or stage.outputs_a
-        stages.append(summarize(stage, chosen, source))
-    return Walk(stages=tuple(stages), samples=len(chosen), notes=tuple(notes))
+        stages.append(summarize(stage, rows, source))
+    return Walk(stages=tuple(stages), samples=len(rows), notes=tuple(notes))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from edgekit.artifact.manifest import Artifact
 from edgekit.core import targets
+from edgekit.core.config import Options
 from edgekit.diff.resolve import named_source
-from edgekit.diff.suggest import Suggestion
+from edgekit.diff.suggest import Suggestion, used_options
 from edgekit.errors import UsageError
 from edgekit.pipeline.build import Outcome, Request, run
 from edgekit.pipeline.stages import BuildContext
@@ -41,39 +41,31 @@ def apply(artifact: Artifact, suggestion: Suggestion, rebuild: Rebuild, context:
             "to build again, the calibration data are needed",
             hint="--apply --calib DATA, as for edgekit build",
         )
-    options = _with(artifact, suggestion, rebuild, context)
     request = Request(
         source=rebuild.source or named_source(artifact, context),
         targets=(target,),
-        options=options,
+        options=_with(artifact, suggestion, rebuild, context),
         calibration=rebuild.calibration or None,
         evaluation=rebuild.evaluation or None,
     )
-    return run(request, BuildContext(store=context.store, options=options, progress=context.progress))[0]
+    return run(request, replace(context, options=request.options))[0]
 
 
-def _with(artifact: Artifact, suggestion: Suggestion, rebuild: Rebuild, context: BuildContext) -> Any:
+def _with(artifact: Artifact, suggestion: Suggestion, rebuild: Rebuild, context: BuildContext) -> Options:
     """The options of the artifact's own build, then the suggestion's."""
-    from dataclasses import replace
-
-    step = next((s for s in artifact.manifest.steps if s.name == "quantize"), None)
-    kept = step.options if step is not None else {}
-    options = replace(
+    used = used_options(artifact)
+    match suggestion.flags:
+        case ("--method", method):
+            used = replace(used, method=method)
+        case ("--exclude", layer):
+            used = replace(used, exclude=(*used.exclude, layer))
+    return replace(
         context.options,
         out=Path(rebuild.out) if rebuild.out else artifact.directory.parent,
         set=artifact.manifest.settings,
-        method=kept.get("method", "auto"),
-        exclude=tuple(kept.get("exclude", ())),
-        int16=tuple(kept.get("int16", ())),
-        corrections=tuple(kept.get("corrections", ("bias",))),
-        speed_gate=False,
+        method=used.method,
+        exclude=used.exclude,
+        int16=used.int16,
+        corrections=used.corrections,
+        speed_gate=False,  # the artifact's own build decided about speed
     )
-    pairs = list(zip(suggestion.flags[::2], suggestion.flags[1::2], strict=True))
-    for flag, value in pairs:
-        if flag == "--method":
-            options = replace(options, method=value)
-        elif flag == "--exclude":
-            options = replace(options, exclude=(*options.exclude, value))
-        elif flag == "--int16":
-            options = replace(options, int16=(*options.int16, value))
-    return options

@@ -1,7 +1,7 @@
 """How far each layer is off by itself, and whether its arithmetic explains that.
 
-A layer is fed with the earlier form's tensors (teacher forcing), so that its error is its own. What rounding
-would do to that layer is measured too: the earlier graph with weights as coarse as the later form's, fed the
+A layer reads the earlier form's tensors (teacher forcing), so that its error is its own. What rounding
+would do to that layer is measured too: the earlier graph with weights as coarse as the later form's, on the
 same. The *excess* of a layer is its error power over that expectation, channel by channel, in dB; naturally
 noisy layers (depthwise convolutions, wide ranges) have none.
 """
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekit.artifact.parity import decibels
-from edgekit.diff.align import Anchor, Pass, given
+from edgekit.diff.align import Anchor, Pass
 from edgekit.diff.forms import Form
+from edgekit.diff.onnx_form import OnnxForm
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -77,17 +78,17 @@ def measure(a: Form, b: Form, anchors: Sequence[Anchor], samples: Iterable[Mappi
     """Run both forms on every input, free and teacher-forced."""
     stage = Stage(a=a, b=b, anchors=tuple(anchors), tallies=[Tally() for _ in anchors])
     coarse = _coarse(a, b)
-    named = {anchor.b.tensor: anchor for anchor in anchors}
+    by_tensor = {anchor.b.tensor: anchor for anchor in anchors}
     for inputs in samples:
-        seen = Pass(inputs=inputs, a=a.free(inputs), b=b.free(inputs))
-        stage.outputs_a.append([seen.a[name] for name in a.outputs])
-        stage.outputs_b.append([seen.b[name] for name in b.outputs])
-        fed = given(named, seen)
-        own = b.forced(inputs, fed)
-        rounding = _rounding(coarse, b, named, seen, fed) if coarse is not None else {}
-        typical = float(np.median([_power(seen.a[x.a.tensor]) for x in anchors])) if anchors else 0.0
+        run = Pass.of(a, b, inputs)
+        stage.outputs_a.append([run.a[name] for name in a.outputs])
+        stage.outputs_b.append([run.b[name] for name in b.outputs])
+        injected = run.injected(by_tensor)
+        own = b.forced(inputs, injected)
+        rounding = _rounding(coarse, run, by_tensor, b.received(injected)) if coarse is not None else {}
+        typical = float(np.median([_power(run.a[x.a.tensor]) for x in anchors])) if anchors else 0.0
         for anchor, tally in zip(stage.anchors, stage.tallies, strict=True):
-            _add(tally, anchor, b, _Values.of(anchor, seen, own, rounding), typical)
+            _add(tally, anchor, b, _Values.of(anchor, run, own, rounding), typical)
     return stage
 
 
@@ -102,37 +103,34 @@ class _Values:
 
     @classmethod
     def of(
-        cls, anchor: Anchor, seen: Pass, own: Mapping[str, Array], rounding: Mapping[str, Array]
+        cls, anchor: Anchor, run: Pass, own: Mapping[str, Array], rounding: Mapping[str, Array]
     ) -> _Values:
-        true = seen.a[anchor.a.tensor].astype(np.float64)
+        true = run.a[anchor.a.tensor].astype(np.float64)
         tensor = anchor.b.tensor
         return cls(
             true=true,
             local=anchor.view.back(own[tensor], true.shape).astype(np.float64),
-            free=anchor.view.back(seen.b[tensor], true.shape).astype(np.float64),
+            free=anchor.view.back(run.b[tensor], true.shape).astype(np.float64),
             rounded=rounding.get(anchor.a.tensor),
         )
 
 
 def _coarse(a: Form, b: Form) -> Form | None:
     """The earlier form with weights as coarse as the later's; itself where they are that already."""
-    from edgekit.diff.onnx_form import OnnxForm
-
     if not isinstance(a, OnnxForm):
         return None
     return a.rounded(b.weight_bits) if b.weight_bits < a.weight_bits and b.weight_bits <= 8 else a
 
 
 def _rounding(
-    coarse: Form, b: Form, anchors: Mapping[str, Anchor], seen: Pass, fed: Mapping[str, Array]
+    coarse: Form, run: Pass, anchors: Mapping[str, Anchor], received: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """The earlier form's layers with coarse weights, each fed with what the later form's layers read."""
-    received = b.received(fed)
+    """The earlier form's layers with coarse weights, each on what the later form's layers read."""
     values = {}
     for name, anchor in anchors.items():
-        true = seen.a[anchor.a.tensor]
+        true = run.a[anchor.a.tensor]
         values[anchor.a.tensor] = anchor.view.back(received[name], true.shape).astype(true.dtype)
-    return coarse.forced(seen.inputs, values)
+    return coarse.forced(run.inputs, values)
 
 
 def _step(value: Array, bits: int) -> float:
@@ -159,6 +157,7 @@ def _add(tally: Tally, anchor: Anchor, b: Form, values: _Values, typical: float)
     if values.rounded is not None:
         expected = np.where(good, values.rounded.astype(np.float64) - clean, 0.0) ** 2
     floor = _floor(anchor, b, clean, typical)
+    # Which axis holds the channels is not known: axis 1 or the last. One lost channel of hundreds must count.
     for axis in {1 % max(true.ndim, 1), true.ndim - 1} if true.ndim else {0}:
         n, q = _by_channel(noise, axis), _by_channel(expected + floor, axis)
         before = tally.by_axis.get(axis)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekit.artifact.parity import decibels
-from edgekit.diff.align import Anchor, Pass, given
+from edgekit.diff.align import Anchor, Pass
 from edgekit.diff.measure import Stage, Tally
+from edgekit.diff.onnx_form import OnnxForm
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -81,13 +82,13 @@ def summarize(stage: Stage, samples: Iterable[Mapping[str, Array]], source: list
     output = _distance(stage.outputs_a, stage.outputs_b)
     suspects = [row for row in rows if row.layer.excess_db >= EXCESS_DB]
     alone = _alone(stage, suspects[:_INJECTED], list(samples))
-    judged = [_judged(row.layer, alone.get(row.anchor.b.tensor), output) for row in rows]
+    layers = [_judged(row.layer, alone.get(row.anchor.b.tensor), output) for row in rows]
     return StageDiff(
         before=stage.a.title,
         after=stage.b.title,
         output_db=output,
         source_db=_distance(source, stage.outputs_b),
-        layers=tuple(sorted(judged, key=lambda layer: not layer.wrong)),
+        layers=tuple(sorted(layers, key=lambda layer: not layer.wrong)),
     )
 
 
@@ -140,30 +141,25 @@ def _alone(
     stage: Stage, suspects: Sequence[_Row], samples: Sequence[Mapping[str, Array]]
 ) -> dict[str, float]:
     """For each suspect the outputs of the earlier form with this one tensor as the later form makes it."""
-    from edgekit.diff.onnx_form import OnnxForm
-
     a, b = stage.a, stage.b
     if not isinstance(a, OnnxForm) or not suspects:
         return {}
     anchors = {x.b.tensor: x for x in stage.anchors}
-    locals_: list[dict[str, Array]] = []
+    local: dict[str, list[Array]] = {suspect.anchor.b.tensor: [] for suspect in suspects}
     for inputs in samples:
-        seen = Pass(inputs=inputs, a=a.free(inputs), b=b.free(inputs))
-        own = b.forced(inputs, given(anchors, seen))
-        locals_.append({n: _back(anchors[n], own, seen) for n in (s.anchor.b.tensor for s in suspects)})
-    found = {}
-    for suspect in suspects:
-        name, tensor = suspect.anchor.b.tensor, suspect.anchor.a.tensor
+        run = Pass.of(a, b, inputs)
+        own = b.forced(inputs, run.injected(anchors))
+        for name, values in local.items():
+            values.append(anchors[name].view.back(own[name], run.a[anchors[name].a.tensor].shape))
+    figures = {}
+    for name, values in local.items():  # samples inside: a form keeps the program of one set of tensors
+        tensor = anchors[name].a.tensor
         changed = []
-        for inputs, local in zip(samples, locals_, strict=True):
-            results = a.forced(inputs, {tensor: local[name]}) | {tensor: local[name]}
+        for inputs, value in zip(samples, values, strict=True):
+            results = a.forced(inputs, {tensor: value}) | {tensor: value}
             changed.append([results[output] for output in a.outputs])
-        found[name] = _distance(stage.outputs_a, changed)
-    return found
-
-
-def _back(anchor: Anchor, own: Mapping[str, Array], seen: Pass) -> Array:
-    return anchor.view.back(own[anchor.b.tensor], seen.a[anchor.a.tensor].shape)
+        figures[name] = _distance(stage.outputs_a, changed)
+    return figures
 
 
 def _distance(one: list[list[Array]], two: list[list[Array]]) -> float:

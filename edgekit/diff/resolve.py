@@ -8,17 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.artifact import golden, manifest
+from edgekit.artifact.inspect import inspect_file
 from edgekit.artifact.manifest import Artifact
 from edgekit.core import plugins
 from edgekit.diff.forms import Form, Forms
+from edgekit.diff.onnx_form import OnnxForm
+from edgekit.diff.pixel_form import PixelForm
+from edgekit.diff.tflite_form import TfliteForm
+from edgekit.diff.torch_form import TorchForm
 from edgekit.errors import DataError, EdgekitError, UsageError
+from edgekit.graph.records import MODEL_RECORD, read_model
 from edgekit.load import parse, trust
 from edgekit.load.data import DataSpec, fits, random_samples, raw_example, unit_example, user_samples
 from edgekit.load.source import Source
 from edgekit.pipeline import stages
 from edgekit.pipeline.pixels import recorded
 from edgekit.pipeline.stages import BuildContext, Exported
-from edgekit.types import OnnxModel, SourceSpec, TensorSpec, TorchModel
+from edgekit.types import OnnxModel, Sample, SourceSpec, TensorSpec, TorchModel
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -68,7 +74,11 @@ def resolve(a: str, b: str, data: DataSpec | None, context: BuildContext) -> Cha
         source, first, exported = None, [_end(a, context, notes)], None
     else:
         source = parse(a)
-        first, exported = _source_forms(a, second[0], data, context, artifact, notes)
+        opened = _opened(source, data, context)
+        exported = stages.export(context, opened)
+        if artifact is not None and exported.model.sha256 not in _outputs(artifact, "export"):
+            notes.append(f"{a} is not what {artifact.directory} was built from: its export is another")
+        first = _source_forms(opened, exported, second[0], artifact is not None, context)
     tampered = _tampered(artifact, notes)
     return Chain(
         forms=(*first, *second),
@@ -108,46 +118,35 @@ def _tampered(artifact: Artifact | None, notes: list[str]) -> bool:
 
 
 def _source_forms(
-    text: str,
-    after: Form,
-    data: DataSpec | None,
-    context: BuildContext,
-    artifact: Artifact | None,
-    notes: list[str],
-) -> tuple[list[Form], Exported]:
-    source = _opened(text, data, context)
-    exported = stages.export(context, source)
-    if artifact is not None and exported.model.sha256 not in _outputs(artifact, "export"):
-        notes.append(f"{text} is not what {artifact.directory} was built from: its export is another")
-    from edgekit.diff.onnx_form import OnnxForm
-
+    source: Source, exported: Exported, after: Form, is_artifact: bool, context: BuildContext
+) -> list[Form]:
+    """The source and its graphs, as far as the form ``after`` was made from them."""
     model = source.load()
     forms: list[Form] = []
     if isinstance(model, TorchModel):
-        from edgekit.diff.torch_form import TorchForm
-
         forms.append(TorchForm(model, tuple(o.name for o in exported.model.outputs)))
     plain = OnnxForm("exported ONNX" if forms else "ONNX", exported.model.path)
-    forms.append(plain)
-    optimized, _ = stages.optimize(context, exported.model, exported.example_inputs())
-    better = OnnxForm("optimized ONNX", optimized.path)
-    if artifact is not None or _shared(better, after) > _shared(plain, after) or after.weight_bits < 16:
-        forms.append(better)
-    return forms, exported
+    optimized = OnnxForm(
+        "optimized ONNX",
+        stages.optimize(context, exported.model, exported.example_inputs())[0].path,
+    )
+    used = is_artifact or after.weight_bits < 16 or _shared(optimized, after) > _shared(plain, after)
+    return [*forms, plain, *([optimized] if used else [])]
 
 
 def _outputs(artifact: Artifact, step: str) -> set[str]:
     return {s.output_sha256 for s in artifact.manifest.steps if s.name == step}
 
 
-def _opened(text: str, data: DataSpec | None, context: BuildContext) -> Source:
+def _opened(spec: SourceSpec, data: DataSpec | None, context: BuildContext) -> Source:
     options = context.options
-    source = Source(parse(text), context.store, trust=options.trust, network=options.network)
+    source = Source(spec, context.store, trust=options.trust, network=options.network)
     source.example = lambda: raw_example(data)
     return source
 
 
 def _shared(a: Form, b: Form) -> int:
+    """How many of ``b``'s layers go by the name of a tensor of ``a``."""
     ours = {layer.tensor for layer in a.layers}
     return sum(any(name in ours for name in layer.names) for layer in b.layers)
 
@@ -156,22 +155,15 @@ def _shared(a: Form, b: Form) -> int:
 
 
 def _file(text: str, context: BuildContext) -> Form:
-    from edgekit.diff.onnx_form import OnnxForm
-
-    if text.endswith(".tflite"):
-        return _tflite(Path(text))
-    if text.endswith(".onnx"):
-        return OnnxForm(Path(text).name, Path(text))
-    exported = stages.export(context, _opened(text, None, context))
+    path = Path(text)
+    if path.suffix == ".tflite":
+        if not path.is_file():
+            raise UsageError(f"there is no file {path}", hint="check the path")
+        return TfliteForm(f"LiteRT ({path.name})", path)
+    if path.suffix == ".onnx":
+        return OnnxForm(path.name, path)
+    exported = stages.export(context, _opened(parse(text), None, context))
     return OnnxForm(f"exported ONNX of {text}", exported.model.path)
-
-
-def _tflite(path: Path) -> Form:
-    from edgekit.diff.tflite_form import TfliteForm
-
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}", hint="check the path")
-    return TfliteForm(f"LiteRT ({path.name})", path)
 
 
 def _end(text: str, context: BuildContext, notes: list[str]) -> Form:
@@ -185,39 +177,28 @@ def _end(text: str, context: BuildContext, notes: list[str]) -> Form:
 
 def _artifact_forms(artifact: Artifact, context: BuildContext, notes: list[str]) -> list[Form]:
     """The quantized ONNX that the artifact was lowered from, if there is one, and what the runtime loads."""
-    from edgekit.diff.onnx_form import OnnxForm
-
-    forms: list[Form] = []
-    quantized = _kept(artifact, context, notes)
-    if quantized is not None:
-        forms.append(OnnxForm("quantized ONNX", quantized.path))
+    quantized = _quantized(artifact, context, notes)
+    forms: list[Form] = [OnnxForm("quantized ONNX", quantized.path)] if quantized is not None else []
     module = plugins.member(artifact.manifest.target.backend, "form", Forms)
-    form = None if module is None else module.form(artifact)
+    form: Form | None = None if module is None else module.form(artifact)
     if form is None:
         notes.append(
             f"tensors inside {artifact.model.name} cannot be read: the runtime itself is not compared"
         )
         return forms
-    forms.append(form)
     pixels = recorded(artifact.manifest)
-    if pixels is not None:
-        from edgekit.diff.pixel_form import PixelForm
-
-        forms[-1] = PixelForm(forms[-1], pixels)
-    return forms
+    return [*forms, form if pixels is None else PixelForm(form, pixels)]
 
 
-def _kept(artifact: Artifact, context: BuildContext, notes: list[str]) -> OnnxModel | None:
+def _quantized(artifact: Artifact, context: BuildContext, notes: list[str]) -> OnnxModel | None:
     """The output of the artifact's quantize step, from the cache of steps."""
-    from edgekit.graph.records import MODEL_RECORD, read_model
-
-    step = next((s for s in artifact.manifest.steps if s.name == "quantize"), None)
-    if step is None:
+    outputs = _outputs(artifact, "quantize")
+    if not outputs:
         return None
     for directory in sorted((context.store.root / "steps" / "quantize").glob("*")):
         if (directory / MODEL_RECORD).is_file():
             record = read_model(directory)
-            if record.model.sha256 == step.output_sha256:
+            if record.model.sha256 in outputs:
                 return record.model
     notes.append(
         "the quantized ONNX is no longer in the cache: the runtime is compared with the optimized graph, and"
@@ -237,8 +218,8 @@ def _samples(
     preprocessing = exported.record.preprocessing if exported is not None else {}
     rows: list[Mapping[str, Array]]
     if data:
-        chosen = user_samples(context.store, data, inputs, origin="comparison", preprocessing=preprocessing)
-        rows = [sample.inputs for sample in chosen.spread(SAMPLES)]
+        samples = user_samples(context.store, data, inputs, origin="comparison", preprocessing=preprocessing)
+        rows = [sample.inputs for sample in samples.spread(SAMPLES)]
     elif artifact is not None and artifact.manifest.golden is not None:
         pixels = recorded(artifact.manifest)
         stored = golden.read(artifact.directory / artifact.manifest.golden.file)[0]
@@ -248,8 +229,6 @@ def _samples(
         rows = [sample.inputs for sample in random_samples(example, _RANDOM)]
     if exported is None or artifact is None or not artifact.manifest.target.fixed_shapes:
         return tuple(rows)
-    from edgekit.types import Sample
-
     shapes = {name: array.shape for name, array in exported.example_inputs().items()}
     fitting = [row for row in rows if fits(shapes, Sample(inputs=row))]
     if not fitting:
@@ -267,8 +246,6 @@ def _inputs(text: str, artifact: Artifact | None) -> tuple[TensorSpec, ...]:
         moved, pixels = artifact.manifest.channels_moved, recorded(artifact.manifest)
         inputs = tuple(_unmoved(spec) if spec.name in moved else spec for spec in artifact.manifest.inputs)
         return inputs if pixels is None else pixels.source_inputs(inputs)
-    from edgekit.artifact.inspect import inspect_file
-
     return inspect_file(Path(text)).inputs
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from edgekit.artifact.manifest import Artifact
 from edgekit.core import targets
+from edgekit.core.structure import structure
 from edgekit.diff import Walk
 from edgekit.diff.report import LayerDiff, StageDiff
+from edgekit.quantize.options import QuantizeOptions
+from edgekit.types import Precision
 
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "QUANTIZE"})
 
@@ -17,7 +18,7 @@ _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "QUANTIZE"})
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
     """``flags`` for ``edgekit build``, on top of those of the artifact's own build; ``target`` is set where
-    another row would do instead. ``why`` is one sentence."""
+    another target would do instead. ``why`` is one sentence."""
 
     flags: tuple[str, ...]
     why: str
@@ -36,13 +37,13 @@ def suggest(walk: Walk, artifact: Artifact | None, *, tampered: bool = False) ->
         return ()
     if tampered or artifact is None or artifact.manifest.target.scheme is None:
         return (Suggestion(flags=(), why=_rebuild(stage, tampered)),)
-    options = _options(artifact)
+    options = used_options(artifact)
     if not artifact.manifest.target.needs_calibration:
-        found = [_exclude(layer, options, "its weights do not survive this few bits")]
+        ideas = [_exclude(layer, options, "its weights do not survive this few bits")]
     else:
         data = _everywhere(stage, layer)
-        found = [data] if data else [*_by_cause(layer, options), *_wider(artifact)]
-    return tuple(s for s in found if s is not None)
+        ideas = [data] if data else [*_by_cause(layer, options), *_wider(artifact)]
+    return tuple(idea for idea in ideas if idea is not None)
 
 
 def _rebuild(stage: StageDiff, tampered: bool) -> str:
@@ -64,40 +65,38 @@ def _everywhere(stage: StageDiff, start: LayerDiff) -> Suggestion | None:
     return Suggestion(flags=(), why=f"calibrate with data like these (--calib): {what} do not cover them")
 
 
-def _by_cause(layer: LayerDiff, options: Mapping[str, Any]) -> list[Suggestion | None]:
-    method = options.get("method", "auto")
-    beside = layer.cause in ("clipping", "rounding")
-    why = "or keep the layer in float" if beside else "the layer's own arithmetic is off"
-    exclude = _exclude(layer, options, why)
-    if layer.cause == "clipping":
-        return [_method("minmax", method, "its range cuts off values that occur"), exclude]
-    if layer.cause == "rounding":
-        return [_method("mse", method, "its range is too wide for its values"), exclude]
-    return [exclude]
+def _by_cause(layer: LayerDiff, options: QuantizeOptions) -> list[Suggestion | None]:
+    methods = {
+        "clipping": ("minmax", "its range cuts off values that occur"),
+        "rounding": ("mse", "its range is too wide for its values"),
+    }
+    if layer.cause not in methods:
+        return [_exclude(layer, options, "the layer's own arithmetic is off")]
+    better, why = methods[layer.cause]
+    range_method = None if options.method == better else Suggestion(flags=("--method", better), why=why)
+    return [range_method, _exclude(layer, options, "or keep the layer in float")]
 
 
-def _method(wanted: str, used: str, why: str) -> Suggestion | None:
-    return None if used == wanted else Suggestion(flags=("--method", wanted), why=why)
-
-
-def _exclude(layer: LayerDiff, options: Mapping[str, Any], why: str) -> Suggestion | None:
+def _exclude(layer: LayerDiff, options: QuantizeOptions, why: str) -> Suggestion | None:
     """Keep the layer in float; ``None`` where it is already."""
-    if layer.place in options.get("exclude", ()):
+    if layer.place in options.exclude:
         return None
     return Suggestion(flags=("--exclude", layer.place), why=why)
 
 
 def _wider(artifact: Artifact) -> list[Suggestion]:
-    """A row of the same backend with wider activations, else its half-precision one."""
+    """A target of the same backend with wider activations, else its half-precision one."""
     own = artifact.manifest.target
-    rows = {t.precision: t for t in targets.known().values() if t.backend == own.backend}
-    for precision in ("int16x8", "fp16"):
-        row = next((t for p, t in rows.items() if str(p) == precision), None)
-        if row is not None and row.name != own.name:
-            return [Suggestion(flags=(), target=row.name, why="or a target with finer activations")]
+    siblings = {t.precision: t for t in targets.known().values() if t.backend == own.backend}
+    for precision in (Precision.INT16X8, Precision.FP16):
+        if precision in siblings and siblings[precision].name != own.name:
+            name = siblings[precision].name
+            return [Suggestion(flags=(), target=name, why="or a target with finer activations")]
     return []
 
 
-def _options(artifact: Artifact) -> Mapping[str, Any]:
+def used_options(artifact: Artifact) -> QuantizeOptions:
+    """How the artifact was quantized; the defaults where it was not."""
     step = next((s for s in artifact.manifest.steps if s.name == "quantize"), None)
-    return step.options if step is not None else {}
+    options = {} if step is None else {k: v for k, v in step.options.items() if k != "scheme"}
+    return structure(QuantizeOptions, options, where=f"the options of {artifact.directory}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -35,19 +35,19 @@ class TorchForm:
 
     def free(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of modules and of the model."""
-        found: dict[str, list[Array]] = {}
-        handles = [m.register_forward_hook(_keeper(found, path)) for path, m in self._modules.items()]
+        outputs: dict[str, list[Array]] = {}
+        handles = [m.register_forward_hook(_recorder(outputs, path)) for path, m in self._modules.items()]
         try:
             with torch.inference_mode():
                 results = call(self._model.module, {n: torch.from_numpy(a) for n, a in inputs.items()})
         finally:
             for handle in handles:
                 handle.remove()
-        once = {path: values[0] for path, values in found.items() if len(values) == 1}
+        once = {path: values[0] for path, values in outputs.items() if len(values) == 1}
         return once | {n: v.cpu().numpy() for n, v in zip(self.outputs, results.values(), strict=True)}
 
     def forced(self, inputs: Mapping[str, Array], values: Mapping[str, Array]) -> dict[str, Array]:  # noqa: ARG002
-        """Not possible: a module's Python code reads what it likes."""
+        """Not possible: a module's Python code cannot be cut."""
         raise UsageError(
             "a PyTorch module cannot be the second of two models",
             hint="name the source first: edgekit diff SOURCE B",
@@ -58,13 +58,14 @@ class TorchForm:
         return dict(values)
 
 
-def _keeper(found: dict[str, list[Array]], path: str) -> Callable[..., None]:
-    def keep(_module: Any, _inputs: Any, output: Any) -> None:
+def _recorder(outputs: dict[str, list[Array]], path: str) -> Callable[..., None]:
+    def record(_module: torch.nn.Module, _inputs: object, output: object) -> None:
         first = output[0] if isinstance(output, tuple | list) and output else output
         if isinstance(first, torch.Tensor) and first.is_floating_point():
-            found.setdefault(path, []).append(first.detach().float().cpu().numpy().copy())
+            # copied: a later operator of the module may write into it
+            outputs.setdefault(path, []).append(first.detach().float().cpu().numpy().copy())
 
-    return keep
+    return record
 
 
 def _layer(name: str, op: str) -> Layer:

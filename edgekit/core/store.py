@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
+from edgekit.core.dependency import Dependency, unchanged
 from edgekit.core.structure import to_builtins
 from edgekit.errors import EdgekitError, UsageError
 
@@ -64,26 +65,45 @@ def default_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekit"
 
 
+class Reading(Protocol):
+    """Looks at what code reads (see :class:`edgekit.load.record.Recorder`)."""
+
+    @property
+    def dependencies(self) -> tuple[Dependency, ...]:
+        """What was read."""
+        ...
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why something may be missing there."""
+        ...
+
+
 class Store:
     """Finished steps under one root directory. Safe for several processes at once."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or default_root()
 
-    def step(self, key: Key, produce: Callable[[Path], None]) -> StepResult:
+    def step(self, key: Key, produce: Callable[[Path], None], reads: Reading | None = None) -> StepResult:
         """The result for ``key``: from the cache, else from ``produce(directory)``.
 
         ``produce`` writes into an empty directory; when it raises, the directory is removed and nothing
-        is remembered.
+        is remembered. What it reads beyond the key is what ``reads`` saw: the result is another's once that
+        changed, and nobody's where it cannot be told.
         """
         final = self.root / "steps" / key.name / key.digest[:32]
-        if (record := _read_record(final)) is not None:
+        record = _read_record(final)
+        if record is not None and _holds(record):
             return StepResult(key=key, directory=final, seconds=record["seconds"], cached=True)
         with scratch(final.parent) as work:
             started = time.perf_counter()
             produce(work)
             seconds = time.perf_counter() - started
-            (work / RECORD).write_bytes(canonical_json({"key": key, "seconds": round(seconds, 3)}))
+            record = {"key": key, "seconds": round(seconds, 3)}
+            if reads is not None:
+                record |= {"reads": reads.dependencies, "doubts": reads.doubts}
+            (work / RECORD).write_bytes(canonical_json(record))
             publish(work, final)
         return StepResult(key=key, directory=final, seconds=seconds, cached=False)
 
@@ -164,6 +184,12 @@ def publish(work: Path, final: Path) -> None:
             final.rename(old)
         work.rename(final)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _holds(record: Any) -> bool:
+    """Whether what the step read beyond its key is as it was."""
+    reads = msgspec.convert(record.get("reads", ()), tuple[Dependency, ...])
+    return not record.get("doubts") and unchanged(reads)
 
 
 def _read_record(directory: Path) -> Any:

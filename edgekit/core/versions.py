@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import os
 import platform
 import sys
+import sysconfig
 from pathlib import Path
 
 from edgekit.core.root import PACKAGE
@@ -29,6 +31,31 @@ def code() -> str:
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def environment() -> str:
+    """sha256 over Python and what is installed: of every distribution the list of its files with their digests, so
+    that one that was installed again under the same version is another."""
+    metadata: set[str] = set()
+    for entry in sys.path:
+        with contextlib.suppress(OSError), os.scandir(entry or ".") as items:
+            metadata.update(i.path for i in items if i.name.endswith((".dist-info", ".egg-info")))
+    return _environment(tuple(sorted(metadata)))
+
+
+@functools.lru_cache(maxsize=4)
+def _environment(metadata: tuple[str, ...]) -> str:
+    text = "\n".join([sys.version, sysconfig.get_platform(), *sorted(map(_contents, metadata))])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _contents(metadata: str) -> str:
+    name = os.path.basename(metadata)  # noqa: PTH119
+    try:
+        with open(os.path.join(metadata, "RECORD"), "rb") as file:  # noqa: PTH118, PTH123
+            return f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}"
+    except OSError:  # an old format without one
+        return name
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from edgekit.diff.torch_form import TorchForm
 from edgekit.errors import DataError, EdgekitError, UsageError
 from edgekit.graph.records import MODEL_RECORD, read_model
 from edgekit.load import parse, trust
-from edgekit.load.data import DataSpec, fits, random_samples, raw_example, unit_example, user_samples
+from edgekit.load.data import DataSpec, Example, fits, random_samples, unit_example, user_samples
 from edgekit.load.source import Source
 from edgekit.pipeline import stages
 from edgekit.pipeline.pixels import recorded
@@ -140,9 +140,7 @@ def _outputs(artifact: Artifact, step: str) -> set[str]:
 
 def _opened(spec: SourceSpec, data: DataSpec | None, context: BuildContext) -> Source:
     options = context.options
-    source = Source(spec, context.store, trust=options.trust, network=options.network)
-    source.example = lambda: raw_example(data)
-    return source
+    return Source(spec, context.store, trust=options.trust, network=options.network, example=Example(data))
 
 
 def _shared(a: Form, b: Form) -> int:

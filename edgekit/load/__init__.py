@@ -13,10 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from edgekit.core.plugins import loader
-from edgekit.load.record import Dependency as Dependency
 from edgekit.load.record import Recorder as Recorder
-from edgekit.load.record import environment_fingerprint as environment_fingerprint
-from edgekit.load.record import unchanged as unchanged
 from edgekit.load.spec import parse as parse
 from edgekit.types import OnnxModel, Permit, SourceSpec, TorchModel
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import msgspec
 
 from edgekit.core import versions
 from edgekit.core.store import Store, canonical_json
 from edgekit.errors import DataError
-from edgekit.load import Dependency, Recorder, environment_fingerprint, unchanged, usercode
+from edgekit.load import Recorder, known
 from edgekit.types import Sample, Samples, TensorSpec
 
 DataSpec: TypeAlias = str | Iterable[object]
@@ -80,48 +81,123 @@ def user_samples(
         return _described(
             from_iterable(data, inputs, name=f"the {origin} samples"), origin=origin, text="(Python)"
         )
-    key = {
-        "text": data,
-        "folder": str(Path.cwd()),
-        "inputs": inputs,
-        "preprocessing": dict(preprocessing),
-        "environment": environment_fingerprint(),
-        "edgekit": versions.code(),
-    }
+    key = {"text": data, "inputs": inputs, "preprocessing": dict(preprocessing)}
 
     def opened() -> Samples:
         from edgekit.load.samples import open_samples
 
         return open_samples(data, inputs, preprocessing=preprocessing)
 
-    known = store.recall("samples", key)
-    if known and unchanged(tuple(msgspec.convert(d, Dependency) for d in known.pop("dependencies"))):
-        return SampleSet(origin=origin, text=data, open=opened, **known)
+    facts = known.recall(store, "samples", key)
+    if facts is not None:
+        return SampleSet(origin=origin, text=data, open=opened, **msgspec.convert(facts, _Facts))
     with Recorder() as recorder:
         described = _described(opened(), origin=origin, text=data)
-    facts = {"fingerprint": described.fingerprint, "count": described.count, "labelled": described.labelled}
-    store.remember("samples", key, facts | {"dependencies": [asdict(d) for d in recorder.dependencies]})
+    found = _Facts(fingerprint=described.fingerprint, count=described.count, labelled=described.labelled)
+    known.remember(store, "samples", key, found, recorder)
     return described
 
 
-def raw_example(data: DataSpec | None) -> object:
-    """The first inputs of DATA as they come, for a module that brings no example inputs of its own.
+class _Facts(TypedDict):
+    fingerprint: str
+    count: int
+    labelled: bool
 
-    Raises :class:`DataError` when there is no data to take them from.
-    """
-    item: object = None
-    if isinstance(data, str) and usercode.split(data):
-        item = next(iter(usercode.iterate(data)), None)
-    elif data is not None and not isinstance(data, str):
-        item = next(iter(data), None)
-    if item is None:
-        raise DataError(
-            "the module brings no example inputs, and there is no data to take them from",
-            hint="return (module, example_inputs) from the factory, or pass --calib file.py:callable",
-        )
-    if isinstance(item, tuple) and len(item) == 2 and _is_label(item[1]):
-        return item[0]
-    return item
+
+class Peekable(Iterator[object]):
+    """An iterator that tells its first item without losing it."""
+
+    def __init__(self, items: Iterator[object]) -> None:
+        self._items, self._peeked = items, list(itertools.islice(items, 0))
+
+    def __next__(self) -> object:
+        return self._peeked.pop() if self._peeked else next(self._items)
+
+    def first(self) -> object:
+        """The first item; ``None`` when there is none."""
+        if not self._peeked:
+            self._peeked = list(itertools.islice(self._items, 1))
+        return self._peeked[0] if self._peeked else None
+
+
+def peekable(data: DataSpec | None) -> DataSpec | None:
+    """DATA that is an iterator, so that an example can be taken from it; any other as it is."""
+    return Peekable(iter(data)) if isinstance(data, Iterator) else data
+
+
+@dataclass(frozen=True)
+class Example:
+    """The first inputs of DATA, for a model that brings none of its own."""
+
+    data: DataSpec | None
+    preprocessing: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def given(self) -> bool:
+        """Whether there is data to take an example from."""
+        return self.data not in (None, "", RANDOM) if isinstance(self.data, str) else self.data is not None
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Which example it is: the text, whose files a recorder sees, or the content of what Python gave."""
+        if isinstance(self.data, str) or not self.given:
+            return str(self.data or "")
+        return hashlib.sha256(b"".join(_contents(self._first()))).hexdigest()
+
+    def raw(self) -> object:
+        """The first inputs as they come, without their label.
+
+        Raises :class:`DataError` when there is no data to take them from.
+        """
+        item = self._first() if self.given else None
+        if item is None:
+            raise DataError(
+                "the module brings no example inputs, and there is no data to take them from",
+                hint="return (module, example_inputs) from the factory, or pass --calib file.py:callable",
+            )
+        if isinstance(item, tuple) and len(item) == 2 and _is_label(item[1]):
+            return item[0]
+        return item
+
+    def inputs(self, specs: tuple[TensorSpec, ...]) -> Mapping[str, Array]:
+        """The first sample by input name, as :func:`user_samples` gives it."""
+        from edgekit.load.samples import from_iterable, open_samples
+
+        if isinstance(self.data, str):
+            samples = open_samples(self.data, specs, preprocessing=self.preprocessing, limit=1)
+        else:
+            samples = from_iterable([self._first()], specs, name="the first sample")
+        return dict(next(iter(samples)).inputs)
+
+    def _first(self) -> object:
+        from edgekit.load.samples import raw_items
+
+        if isinstance(self.data, Peekable):
+            return self.data.first()
+        data = raw_items(self.data) if isinstance(self.data, str) else self.data
+        return next(iter(data() if callable(data) else data or ()), None)
+
+
+def _contents(value: object) -> Iterator[bytes]:
+    """What tells one item from another: its arrays, and how they are nested."""
+    import numpy as np
+
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield f"{key}:".encode()
+            yield from _contents(item)
+    elif isinstance(value, list | tuple):
+        yield f"[{len(value)}]".encode()
+        for item in value:
+            yield from _contents(item)
+    elif isinstance(value, Sample):
+        yield from _contents((dict(value.inputs), value.label))
+    elif value is not None and not isinstance(value, str):
+        array = np.asarray(value.detach().cpu().float() if hasattr(value, "detach") else value)
+        yield f"{getattr(value, 'dtype', array.dtype)}{array.shape}".encode()
+        yield np.ascontiguousarray(array).tobytes()
+    else:
+        yield repr(value).encode()
 
 
 def _is_label(value: object) -> bool:

@@ -1,188 +1,220 @@
 """What a factory or data callable read, so that an unchanged build can be recognized without running it.
 
-Light: no torch. The second identical build answers from these records alone.
+Light: no torch. A module stays imported, and may keep what it once read. So everything that ran as the user's code
+belongs to a *world*: the modules that it could reach, and all that code in any of them read in this process. What a
+recorder saw is completed by the worlds that it touched, whether or not something was imported before.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import importlib
 import os
-import pkgutil
-import site
 import sys
-import sysconfig
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
 
-from edgekit.core.root import PACKAGE
-from edgekit.types import sha256_file
+from edgekit.core.dependency import (
+    Dependency,
+    Kind,
+    Stamp,
+    is_folder,
+    of_path,
+    of_variable,
+    stamp,
+    variable,
+)
+from edgekit.load import imports, watch
+
+_NOT_FILES = ("/proc/", "/sys/", "/dev/")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Dependency:
-    """One file as it was when it was read."""
+@dataclass(kw_only=True)
+class Reads:
+    """What was seen: paths as they were at first sight, variables, compiled sources, and why something may lack."""
 
-    path: str
-    size: int
-    mtime_ns: int
-    sha256: str
+    paths: dict[str, Stamp] = field(default_factory=dict)
+    listed: set[str] = field(default_factory=set)
+    written: set[str] = field(default_factory=set)
+    variables: dict[str, str | None] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    doubts: dict[str, None] = field(default_factory=dict)
+
+    def add(self, event: watch.Event) -> None:
+        """One more thing; what was seen first counts."""
+        match event.kind:
+            case watch.Seen.PATH:
+                self.paths.setdefault(event.name, event.stamp)
+            case watch.Seen.LISTED:
+                self.paths.setdefault(event.name, event.stamp)
+                self.listed.add(event.name)
+            case watch.Seen.WRITTEN:
+                self.written.add(event.name)
+            case watch.Seen.VARIABLE:
+                self.variables.setdefault(event.name, event.value)
+            case watch.Seen.SOURCE:
+                self.paths.setdefault(event.name, event.stamp)
+                self.sources[event.name] = event.value or ""
+            case watch.Seen.DOUBT:
+                self.doubts[event.name] = None
+
+    def update(self, later: Reads) -> None:
+        """Add what was seen later."""
+        for path, first in later.paths.items():
+            self.paths.setdefault(path, first)
+        for name, value in later.variables.items():
+            self.variables.setdefault(name, value)
+        self.listed |= later.listed
+        self.written |= later.written
+        self.sources |= later.sources
+        self.doubts |= later.doubts
+
+    def moved(self) -> bool:
+        """Whether something is not as it was at first sight, and this process did not make it so."""
+        return any(map(self.has_moved, self.paths)) or any(
+            variable(name) != value for name, value in self.variables.items()
+        )
+
+    def has_moved(self, path: str) -> bool:
+        """The same of one path. A file that was not there and is now was made by the code that looked for it."""
+        first = self.paths[path]
+        if not first or path in self.written or stamp(path) == first:
+            return False
+        return path in self.listed or not is_folder(path)
+
+    def dependencies(self) -> Iterator[Dependency]:
+        """Each thing as it is now; of a module what was compiled. What is installed is known by its version."""
+        roots = imports.installed_roots()
+        for path in self.paths:
+            real = os.path.realpath(path)
+            if (real + os.sep).startswith(roots) or (path + os.sep).startswith(roots):
+                continue
+            if path.endswith((".pyc", ".pyo")) or real.startswith(_NOT_FILES):
+                continue
+            found = of_path(path, listed=path in self.listed)
+            if path in self.sources and found.sha256 != self.sources[path]:
+                found = Dependency(kind=Kind.FILE, name=path, sha256=self.sources[path])
+            yield found
+        for name, value in self.variables.items():
+            yield of_variable(name, value)
 
 
-_IMPORTERS = ("<frozen importlib", str(Path(importlib.__file__).parent) + os.sep, str(pkgutil.__file__))
-_active: list[Recorder] = []
-_hooked = False
+@dataclass(kw_only=True)
+class _World:
+    names: set[str]
+    reads: Reads
+
+
+_worlds: list[_World] = []
 
 
 class Recorder:
-    """Records every file that is read while it is active: modules imported from outside the installed
-    packages, files opened for reading, directories listed, and safetensors files.
+    """Records everything that is read while it is active; it may be entered again, and then goes on.
 
-    What native code opens by itself (HDF5, video, databases) is not seen. ``dependencies`` is complete
-    after the block.
+    ``dependencies`` is complete after the block, ``doubts`` says why it is not: another program was started, or a
+    module had been imported before anybody looked. What native code opens by itself is not seen, but for the
+    readers in :data:`edgekit.load.watch.NATIVE`.
     """
 
     def __init__(self) -> None:
-        self._paths: set[str] = set()
-        self._written: set[str] = set()
-        self.dependencies: tuple[Dependency, ...] = ()
+        self.reads = Reads()
+        self.roots: set[str] = set()
+        self._result: tuple[tuple[Dependency, ...], tuple[str, ...]] | None = None
 
     def __enter__(self) -> Recorder:
-        _install_hook()
-        self._modules = set(sys.modules)
-        self._safetensors = _wrap_safetensors()
-        self._safetensors.__enter__()
-        _active.append(self)
+        if not watch.watchers():
+            _forget_moved()
+        watch.start(self)
+        self._result = None
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _active.remove(self)
-        self._safetensors.__exit__(kind, error, trace)
-        for name in set(sys.modules) - self._modules:
-            self.saw(getattr(sys.modules[name], "__file__", None) or "")
-        if error is None:
-            self.dependencies = tuple(d for d in map(_dependency, sorted(self._kept())) if d is not None)
+        watch.stop(self)
 
-    def saw(self, path: object, mode: object = "r", flags: object = 0) -> None:
-        """Note one opened file."""
-        if isinstance(path, bytes):
-            path = os.fsdecode(path)
-        if not isinstance(path, str) or not path or path.startswith("<"):
-            return
-        absolute = os.path.abspath(path)  # noqa: PTH100 - runs inside an audit hook: no allocation-heavy pathlib
-        writes = (isinstance(mode, str) and any(c in mode for c in "wax+")) or (
-            isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR))
-        )
-        (self._written if writes else self._paths).add(absolute)
+    def see(self, event: watch.Event) -> None:
+        """Take note of an event; code that begins in a module, or imports one, can use all that it reaches."""
+        if event.kind is watch.Seen.MODULE:
+            self.roots.add(event.name)
+        else:
+            self.reads.add(event)
 
-    def _kept(self) -> Iterator[str]:
-        skip = _installed_roots()
-        for path in self._paths - self._written:
-            real = os.path.realpath(path)
-            if path.endswith((".pyc", ".pyo")) or real.startswith(("/proc/", "/sys/", "/dev/")):
-                continue
-            if not (real + os.sep).startswith(skip) and not (path + os.sep).startswith(skip):
-                yield path
+    @property
+    def dependencies(self) -> tuple[Dependency, ...]:
+        """All that the code in the block can have depended on."""
+        return self._described()[0]
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why the dependencies may not be all."""
+        return self._described()[1]
 
-def _install_hook() -> None:
-    """One audit hook for the life of the process (they cannot be removed), idle unless a recorder is active."""
-    global _hooked
-    if _hooked:
-        return
-
-    def hook(event: str, args: tuple[object, ...]) -> None:
-        if not _active or event not in ("open", "os.listdir", "os.scandir"):
-            return
-        if event != "open" and sys._getframe(1).f_code.co_filename.startswith(_IMPORTERS):
-            return  # they look through every folder of sys.path, the working directory among them
-        for recorder in _active:
-            recorder.saw(*args[:3])
-
-    sys.addaudithook(hook)
-    _hooked = True
+    def _described(self) -> tuple[tuple[Dependency, ...], tuple[str, ...]]:
+        if self._result is None:
+            reads = Reads()
+            with watch.lock:
+                reached = imports.reach(self.roots)
+                for world in _worlds:
+                    if not world.names.isdisjoint(reached):
+                        reads.update(world.reads)
+                reads.update(self.reads)
+            doubts = [*reads.doubts]
+            doubts += [f"{path} changed meanwhile" for path in reads.paths if reads.has_moved(path)]
+            unseen = (n for n in reached - set(imports.sources) if imports.is_users(imports.file_of(n)))
+            doubts += [f"the module {name} was imported before" for name in sorted(unseen)]
+            self._result = tuple(sorted(reads.dependencies(), key=lambda d: d.name)), tuple(doubts)
+        return self._result
 
 
-def _dependency(path: str) -> Dependency | None:
-    try:
-        status = Path(path).stat()
-        return Dependency(path=path, size=_size(path), mtime_ns=status.st_mtime_ns, sha256=_digest(path))
-    except OSError:  # a temporary file, gone by now: nothing that the next run could compare
-        return None
+class Session(Recorder):
+    """The user's code runs, from the module ``root`` on: what it reads belongs to its world."""
+
+    def __init__(self, root: str = "") -> None:
+        super().__init__()
+        self._root = root
+        self._names: set[str] = set()
+
+    def __enter__(self) -> Session:
+        watch.start(self)
+        if self._root:
+            self.enter_module(self._root)
+        return self
+
+    def enter_module(self, name: str) -> None:
+        """The code is in this module from now on."""
+        self._root = name
+        watch.observe(watch.Event(kind=watch.Seen.MODULE, name=name))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        with watch.lock:
+            if not self.roots <= self._names:
+                self._names = imports.reach(self.roots)
+            reads, self.reads = self.reads, Reads()
+            _belong(self._names, reads)
 
 
-def _size(path: str) -> int:
-    """Bytes of a file; of a directory 0, because what counts is which names it holds."""
-    return 0 if os.path.isdir(path) else Path(path).stat().st_size  # noqa: PTH112
+def _belong(names: set[str], reads: Reads) -> None:
+    """Worlds that share a module are one: what code of the one reads, code of the other may have kept."""
+    touched = [w for w in _worlds if not w.names.isdisjoint(names)]
+    world = touched[0] if touched else _World(names=set(), reads=Reads())
+    for other in touched[1:]:
+        _worlds.remove(other)
+        world.names |= other.names
+        world.reads.update(other.reads)
+    world.names |= names
+    world.reads.update(reads)
+    if not touched and names:
+        _worlds.append(world)
 
 
-def _digest(path: str) -> str:
-    if not os.path.isdir(path):  # noqa: PTH112
-        return sha256_file(Path(path))
-    names = sorted(n for n in os.listdir(path) if n != "__pycache__" and not n.startswith("."))  # noqa: PTH208
-    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def unchanged(dependencies: Iterable[Dependency]) -> bool:
-    """Whether every file still has its content: by size and time, else by sha256."""
-    for dependency in dependencies:
-        try:
-            if _size(dependency.path) != dependency.size:
-                return False
-            if Path(dependency.path).stat().st_mtime_ns == dependency.mtime_ns:
-                continue
-            if _digest(dependency.path) != dependency.sha256:
-                return False
-        except OSError:
-            return False
-    return True
-
-
-def environment_fingerprint() -> str:
-    """sha256 over Python's version and the names and versions of the installed distributions."""
-    found: set[str] = set()
-    for entry in sys.path:
-        with contextlib.suppress(OSError), os.scandir(entry or ".") as items:
-            found.update(i.name for i in items if i.name.endswith((".dist-info", ".egg-info")))
-    text = "\n".join([sys.version, sysconfig.get_platform(), *sorted(found)])
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _installed_roots() -> tuple[str, ...]:
-    roots = {sysconfig.get_path(k) for k in ("stdlib", "platstdlib", "purelib", "platlib")}
-    roots |= {*site.getsitepackages(), site.getusersitepackages(), str(PACKAGE)}
-    return tuple(sorted({form + os.sep for r in roots if r for form in (r, os.path.realpath(r))}))
-
-
-@contextlib.contextmanager
-def _wrap_safetensors() -> Iterator[None]:
-    """Make ``safe_open`` report its file, wherever a module has imported it to: native code opens it."""
-    try:
-        import safetensors
-    except ImportError:
-        yield
-        return
-    original: Any = safetensors.safe_open
-
-    def opened(filename: Any, *args: Any, **kwargs: Any) -> Any:
-        for recorder in _active:
-            recorder.saw(os.fspath(filename))
-        return original(filename, *args, **kwargs)
-
-    _replace("safe_open", original, opened)
-    try:
-        yield
-    finally:
-        _replace("safe_open", opened, original)
-
-
-def _replace(name: str, old: Any, new: Any) -> None:
-    for module in list(sys.modules.values()):
-        if getattr(module, "__dict__", {}).get(name) is old:
-            setattr(module, name, new)
+def _forget_moved() -> None:
+    """Forget the modules of worlds in which something changed since it was read: they are imported again."""
+    with watch.lock:
+        for world in [w for w in _worlds if w.reads.moved()]:
+            _worlds.remove(world)
+            for name in world.names & set(imports.sources):
+                sys.modules.pop(name, None)
+                del imports.sources[name]

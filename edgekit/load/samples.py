@@ -49,23 +49,32 @@ def open_samples(
     """
     if usercode.split(text) is not None:
         return DataSamples(lambda: usercode.iterate(text), inputs, name=text, limit=limit)
-    path = Path(text)
-    if path.is_file() and path.suffix in _ARRAYS:
-        return DataSamples(_Arrays((path,)), inputs, name=text, limit=limit)
+    path, arrays = Path(text), _array_files(text)
+    if arrays:
+        return DataSamples(_Arrays(arrays), inputs, name=text, limit=limit)
     if path.suffix == ".py":
         raise DataError(f"{text} names a file but no callable in it", hint=f"write {text}:NAME")
     if not path.is_dir():
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"there is no data at {text}", hint=UnknownNameError("name", path.name, near).hint)
-    arrays = tuple(sorted(p for p in path.rglob("*") if p.suffix in _ARRAYS and p.is_file()))
-    if arrays:
-        return DataSamples(_Arrays(arrays), inputs, name=text, limit=limit)
     images = sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGES and p.is_file())
     if images:
         return DataSamples(_images(path, images, inputs, preprocessing or {}), inputs, name=text, limit=limit)
     raise DataError(
         f"{text} holds neither .npz/.npy files nor images", hint="see edgekit build --help for DATA"
     )
+
+
+def raw_items(text: str) -> Iterable[object]:
+    """What DATA gives before anything is known of the model: what a callable yields, or files of arrays hold."""
+    return usercode.iterate(text) if usercode.split(text) is not None else _Arrays(_array_files(text))()
+
+
+def _array_files(text: str) -> tuple[Path, ...]:
+    path = Path(text)
+    if path.is_file():
+        return (path,) if path.suffix in _ARRAYS else ()
+    return tuple(sorted(p for p in path.rglob("*") if p.suffix in _ARRAYS and p.is_file()))
 
 
 def from_iterable(

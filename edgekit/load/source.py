@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from pathlib import Path
-
-import msgspec
+import secrets
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from edgekit.core import versions
+from edgekit.core.dependency import digest
 from edgekit.core.store import Store, canonical_json
 from edgekit.errors import SourceError
-from edgekit.load import Dependency, Recorder, environment_fingerprint, load, unchanged
+from edgekit.load import Recorder, known, load
+from edgekit.load.data import Example
 from edgekit.types import OnnxModel, SourceRecord, SourceSpec, TorchModel
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
 
 MODULE = "module"
 """The kind of a source that is an object in this process, not text."""
@@ -33,20 +36,23 @@ class Source:
         trust: bool = False,
         network: bool = False,
         loaded: TorchModel | None = None,
+        example: Example | None = None,
     ) -> None:
         self.spec, self._store = spec, store
         self._trust, self._network = trust, network
         self._model: TorchModel | OnnxModel | None = loaded
         self._sha256 = ""
-        self.example: Callable[[], object] | None = None
+        self._example = example or Example(None)
+        self.first_sample: Mapping[str, Array] | None = None
+        """What a graph, which has no example inputs of its own, is given for an example."""
 
     @property
     def sha256(self) -> str:
         """The identity. Loads the model when a file it was made from changed, or on first sight."""
         if not self._sha256:
-            known = self._store.recall("source", self._key())
-            if known and unchanged(_dependencies(known["dependencies"])):
-                self._sha256 = known["sha256"]
+            note = known.recall(self._store, "source", self._key())
+            if note is not None and note["example"] in ("", self._example.fingerprint):
+                self._sha256 = str(note["sha256"])
             else:
                 self.load()
         return self._sha256
@@ -68,13 +74,21 @@ class Source:
     def load(self) -> TorchModel | OnnxModel:
         """The model itself."""
         if self._model is None:
+            used: list[str] = []
+
+            def example() -> object:
+                used.append(self._example.fingerprint)
+                return self._example.raw()
+
             with Recorder() as recorder:
-                self._model = load(
-                    self.spec, trust=self._trust, network=self._network, needs_example=self.example
-                )
-            self._sha256 = identity(self.spec, recorder.dependencies)
-            note = {"sha256": self._sha256, "dependencies": [asdict(d) for d in recorder.dependencies]}
-            self._store.remember("source", self._key(), note)
+                model = load(self.spec, trust=self._trust, network=self._network, needs_example=example)
+                if isinstance(model, OnnxModel) and self._example.given:
+                    used.append(self._example.fingerprint)
+                    self.first_sample = self._example.inputs(model.inputs)
+            self._model = model
+            self._sha256 = identity(self.spec, recorder, "".join(used[:1]))
+            facts = {"sha256": self._sha256, "example": "".join(used[:1])}
+            known.remember(self._store, "source", self._key(), facts, recorder)
         return self._model
 
     def torch(self) -> TorchModel:
@@ -90,20 +104,16 @@ class Source:
         return {
             "text": self.spec.text,
             "kind": self.spec.kind,
-            "path": str(self.spec.path.resolve() if self.spec.path else Path.cwd()),
-            "environment": environment_fingerprint(),
+            "path": str(self.spec.path.resolve() if self.spec.path else ""),
             "trust": self._trust,
             "network": self._network,
-            "edgekit": versions.code(),
         }
 
 
-def identity(spec: SourceSpec, dependencies: Sequence[Dependency]) -> str:
-    """sha256 over which factory it is, the names and contents of the files, and what is installed."""
-    files = sorted((Path(d.path).name, d.sha256) for d in dependencies)
-    what = [spec.kind, spec.path.name if spec.path else spec.text, spec.attribute]
-    return hashlib.sha256(canonical_json([what, files, environment_fingerprint()])).hexdigest()
-
-
-def _dependencies(rows: list[dict[str, object]]) -> tuple[Dependency, ...]:
-    return tuple(msgspec.convert(row, Dependency) for row in rows)
+def identity(spec: SourceSpec, recorder: Recorder, example: str = "") -> str:
+    """sha256 over which factory it is, all that was read, the example where it was taken from data, and what is
+    installed. Of its own each time where what was read cannot be known."""
+    what = [spec.kind, spec.path.name if spec.path else spec.text, spec.attribute, example]
+    doubt = secrets.token_hex(8) if recorder.doubts else ""
+    parts = [what, digest(recorder.dependencies), versions.environment(), doubt]
+    return hashlib.sha256(canonical_json(parts)).hexdigest()

@@ -8,18 +8,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import importlib.machinery
 import importlib.util
+import os
 import random
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from edgekit.core.root import PACKAGE
 from edgekit.errors import EdgekitError, FactoryError, SourceError, UnknownNameError
+from edgekit.load.record import Session
+from edgekit.load.watch import FromSource
 
 T = TypeVar("T")
 
@@ -63,7 +65,7 @@ def run(text: str, function: Callable[[object], T]) -> T:
     :class:`SourceError` when the file, module or name does not exist.
     """
     where, name, folder = _resolve(text)
-    with _importable(folder), guarded(text):
+    with _importable(folder), guarded(text, session(text)):
         module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
         value = _attribute(module, name, where)
         _seed()
@@ -72,12 +74,12 @@ def run(text: str, function: Callable[[object], T]) -> T:
 
 def iterate(text: str) -> Iterator[object]:
     """The items of ``file.py:name``: an iterable, or a function that returns or yields one."""
-    folder = _resolve(text)[2]
+    folder, running = _resolve(text)[2], session(text)
     iterator = run(text, lambda value: items(value, text))
     done = object()
     while True:
         # The path is put back between items: the consumer's imports must not see the user's folder.
-        with _on_path(folder), guarded(text):
+        with _on_path(folder), guarded(text, running):
             item = next(iterator, done)
         if item is done:
             return
@@ -116,13 +118,19 @@ def _resolve(text: str) -> tuple[str, str, Path]:
     return where, name, Path(where).resolve().parent if where.endswith(".py") else Path.cwd()
 
 
+def session(text: str) -> Session:
+    """What code of ``file.py:name`` reads belongs to that file's module."""
+    where = _resolve(text)[0]
+    return Session(_private_name(Path(where).resolve()) if where.endswith(".py") else where)
+
+
 @contextlib.contextmanager
-def guarded(what: str) -> Iterator[None]:
+def guarded(what: str, running: Session | None = None) -> Iterator[None]:
     """Turn whatever user code raises into a :class:`FactoryError`; its prints go to stderr."""
     argv = sys.argv
     sys.argv = [what]  # a script that parses its command line must not see ours
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), running or Session():
             yield
     except (EdgekitError, KeyboardInterrupt):
         raise
@@ -165,24 +173,15 @@ def _advice(error: BaseException) -> str:
     return "the error is in that file or what it calls; the traceback shows where"
 
 
-class _Uncached(importlib.machinery.SourceFileLoader):
-    """Compiles what is in the file now: bytecode in ``__pycache__`` passes for fresh when a file of the same length
-    was written within the same second."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        path = self.get_filename(fullname)
-        return self.source_to_code(self.get_data(path), path)
-
-
 def _import_file(path: Path) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise missing(f"there is no file {path}", path.name, near)
-    name = f"{_PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    name = _private_name(path)
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path, loader=_Uncached(name, str(path)))
+    spec = importlib.util.spec_from_file_location(name, path, loader=FromSource(name, str(path)))
     if spec is None or spec.loader is None:
         raise SourceError(f"{path} is not a Python file", hint="give a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
@@ -192,6 +191,10 @@ def _import_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
         on_failure.pop_all()
     return module
+
+
+def _private_name(path: Path) -> str:
+    return f"{_PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
 
 
 def _import_module(name: str) -> ModuleType:
@@ -227,7 +230,8 @@ def missing(message: str, name: str, existing: list[str]) -> SourceError:
 def _importable(folder: Path) -> Iterator[None]:
     """Let the modules in ``folder`` be imported, and win over installed ones of the same name."""
     _forget_stale(folder)
-    hidden = {n: sys.modules.pop(n) for n in list(sys.modules) if _is_shadowed(n, folder)}
+    offered = _offered(folder)
+    hidden = {n: sys.modules.pop(n) for n in list(sys.modules) if _is_shadowed(n, folder, offered)}
     before = set(sys.modules)
     importlib.invalidate_caches()
     try:
@@ -275,11 +279,19 @@ def _stamp(module: ModuleType | None) -> tuple[str, int]:
     return file, Path(file).stat().st_mtime_ns if file and Path(file).exists() else 0
 
 
-def _is_shadowed(name: str, folder: Path) -> bool:
+def _offered(folder: Path) -> frozenset[str]:
+    """The modules and packages that lie in a folder."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        names = [e.name.removesuffix(".py") for e in entries if e.name.endswith(".py") or e.is_dir()]
+        return frozenset(
+            n for n in names if (folder / f"{n}.py").is_file() or (folder / n / "__init__.py").is_file()
+        )
+    return frozenset()
+
+
+def _is_shadowed(name: str, folder: Path, offered: frozenset[str]) -> bool:
     top = name.partition(".")[0]
-    if top in sys.stdlib_module_names or top == "edgekit" or name.startswith(_PREFIX):
-        return False
-    if not ((folder / f"{top}.py").is_file() or (folder / top / "__init__.py").is_file()):
+    if top not in offered or top in sys.stdlib_module_names or top == "edgekit" or name.startswith(_PREFIX):
         return False
     return not _is_in(sys.modules[name], folder)
 

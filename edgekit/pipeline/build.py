@@ -31,7 +31,7 @@ from edgekit.errors import (
     UnsupportedOperatorsError,
 )
 from edgekit.load import parse, trust
-from edgekit.load.data import RANDOM, DataSpec, SampleSet, random_samples, raw_example, user_samples
+from edgekit.load.data import RANDOM, DataSpec, Example, SampleSet, peekable, random_samples, user_samples
 from edgekit.load.source import MODULE, Source
 from edgekit.pipeline import compress, guard, speed, stages
 from edgekit.pipeline.deliver import Product, deliver, refusal
@@ -116,8 +116,8 @@ def build(
         source=spec,
         targets=catalogue.select(targets),
         options=settings,
-        calibration=calibration,
-        evaluation=evaluation,
+        calibration=peekable(calibration),
+        evaluation=peekable(evaluation),
         module=module,
     )
     outcomes = run(request, BuildContext(store=Store(), options=settings, progress=Silent()))
@@ -170,9 +170,13 @@ def prepare(request: Request, context: BuildContext) -> Prepared:
     """The shared part: load, compress, export, optimize, calibrate."""
     options = request.options
     source = Source(
-        request.source, context.store, trust=options.trust, network=options.network, loaded=request.module
+        request.source,
+        context.store,
+        trust=options.trust,
+        network=options.network,
+        loaded=request.module,
+        example=Example(request.calibration or request.evaluation, options.preprocessing),
     )
-    source.example = lambda: raw_example(request.calibration or request.evaluation)
     source, compress_steps = compressed(request, context, source)
     graph = graph_of(context, source)
     if not source.in_memory:

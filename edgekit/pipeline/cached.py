@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from edgekit.artifact.manifest import StepRecord
 from edgekit.core import versions
-from edgekit.core.store import Key, StepResult, Store
+from edgekit.core.store import Key, Reading, StepResult, Store
 from edgekit.core.structure import structure
 from edgekit.graph.records import read_json
 
@@ -22,7 +22,8 @@ class Step(Generic[T]):
     """A step: ``produce`` fills an empty directory, ``read`` makes the step's value of a filled one.
 
     The cache's key is ``name``, ``inputs`` (sha256 each), ``options``, the installed versions of ``packages``, and
-    ``versions`` of what else takes part (a runtime, the machine). What is not named there must not change the result.
+    ``versions`` of what else takes part (a runtime, the machine). What is not named there must not change the result,
+    but for what ``reads`` sees: files and variables that the user's code reads while the step runs.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Step(Generic[T]):
     options: Mapping[str, object] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    reads: Reading | None = None
 
     @property
     def key(self) -> Key:
@@ -65,7 +67,7 @@ def run(store: Store, step: Step[T]) -> Done[T]:
     """The step's value: read from the cache, where it is not produced first. Raises what ``produce`` raises."""
     key = step.key
     with _lock(key.digest):
-        result = store.step(key, step.produce)
+        result = store.step(key, step.produce, step.reads)
     return Done(value=step.read(result.directory), result=result)
 
 

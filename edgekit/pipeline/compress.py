@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import copy
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from edgekit.artifact.manifest import StepRecord
 from edgekit.compress import plan, recipes
@@ -26,7 +24,7 @@ from edgekit.core.config import Options
 from edgekit.core.store import Key, Store, canonical_json, scratch
 from edgekit.errors import UsageError
 from edgekit.graph.records import read_json
-from edgekit.load import Dependency, Recorder, environment_fingerprint, unchanged
+from edgekit.load import Recorder, known
 from edgekit.load.source import Source
 from edgekit.pipeline.stages import BuildContext
 from edgekit.types import SourceSpec, sha256_file
@@ -78,10 +76,8 @@ class TrainingTask:
             return ""
         if self._task is not None:
             return self._task.fingerprint
-        note = self._store.recall("task", self._key())
-        if note and unchanged(tuple(msgspec.convert(d, Dependency) for d in note["dependencies"])):
-            return str(note["fingerprint"])
-        return self.open().fingerprint
+        note = known.recall(self._store, "task", self._key())
+        return str(note["fingerprint"]) if note is not None else self.open().fingerprint
 
     def open(self) -> Task:
         """The task. Raises as :func:`edgekit.compress.training.tasks.open_task`."""
@@ -93,18 +89,14 @@ class TrainingTask:
             with Recorder() as recorder:
                 self._task = open_task(o.task, model, data=o.train, evaluation=o.eval)
                 fingerprint = self._task.fingerprint
-            note = {"fingerprint": fingerprint, "dependencies": [asdict(d) for d in recorder.dependencies]}
-            self._store.remember("task", self._key(), note)
+            known.remember(self._store, "task", self._key(), {"fingerprint": fingerprint}, recorder)
         return self._task
 
     def _key(self) -> dict[str, object]:
         o = self._options
         return {
             "task": (o.task, o.train, o.eval),
-            "folder": str(Path.cwd()),
             "source": self._source.sha256,
-            "environment": environment_fingerprint(),
-            "edgekit": versions.code(),
         }
 
 

@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from edgekit.artifact import golden
 from edgekit.artifact.parity import Metric, Task, compare
-from edgekit.core import plugins
+from edgekit.core import plugins, versions
 from edgekit.core.progress import Task as Progress
 from edgekit.core.structure import to_builtins
 from edgekit.devices.execute import run_artifact
 from edgekit.devices.runnable import Runnable
 from edgekit.errors import DataError, MissingExtraError, NotRunnableError, SourceError
 from edgekit.graph.records import read_json, write_json
-from edgekit.load import usercode
+from edgekit.load import Recorder, usercode
 from edgekit.load.data import SampleSet, fits
 from edgekit.load.source import Source
 from edgekit.pipeline import stages
@@ -98,7 +98,15 @@ def verify(
     )
     samples = samples if pixels is None else pixels.samples_fed(samples)
     vectors = _golden(context, subject, samples, reference)
-    case = Case(subject=subject, exported=exported, samples=samples, reference=reference, vectors=vectors)
+    metric = context.options.metric
+    case = Case(
+        subject=subject,
+        exported=exported,
+        samples=samples,
+        reference=reference,
+        vectors=vectors,
+        reads=Recorder() if metric else None,
+    )
     unusable = _unusable(context, subject.target)
 
     def produce(out: Path) -> None:
@@ -110,7 +118,6 @@ def verify(
             verified = Verified(not_run=error.message)
         write_json(verified, out / "verified.json")
 
-    metric = context.options.metric
     step = Step(
         name="verify",
         inputs=(subject.files.sha256, samples.fingerprint, reference.sha256),
@@ -119,10 +126,12 @@ def verify(
             "runner_sha256": sha256_file(plugins.runner(subject.target.backend)),
             "task": exported.record.task,
             "metric": metric,
-            "metric_sha256": _file_sha256(metric),
+            "metric_folder": str(Path.cwd()) if metric else "",
+            "metric_environment": versions.environment() if metric else "",
             "unusable": unusable,
         },
         versions=dict(subject.files.step.versions) | context.machine_versions(subject.target.backend),
+        reads=case.reads,
         produce=produce,
         read=reader(Verified, "verified.json"),
     )
@@ -141,13 +150,14 @@ def _unusable(context: BuildContext, target: Target) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One run: what is run, on what, and what it is compared with."""
+    """One run: what is run, on what, and what it is compared with; what the user's metric ``reads`` is noted."""
 
     subject: Subject
     exported: Exported
     samples: SampleSet
     reference: Reference
     vectors: Vectors
+    reads: Recorder | None
 
 
 def _golden(context: BuildContext, subject: Subject, samples: SampleSet, reference: Reference) -> Vectors:
@@ -245,17 +255,20 @@ def _labelled(context: BuildContext, case: Case, task: Task) -> Task:
         return task
     labels = [s.label for s in _kept(case.samples, case.vectors.chosen)]
     text = context.options.metric
-    metric = usercode.run(text, lambda function: _metric(function, text)) if text else None
+    if not text or case.reads is None:
+        return replace(task, labels=labels)
+    with case.reads as reads:
+        metric = usercode.run(text, lambda function: _metric(function, text, reads))
     return replace(task, labels=labels, metric=metric)
 
 
-def _metric(function: object, text: str) -> Metric:
+def _metric(function: object, text: str, reads: Recorder) -> Metric:
     if not callable(function):
         raise SourceError(f"{text} is no function", hint="name a function of (outputs, label)")
+
+    def score(outputs: object, label: object) -> float:
+        with reads, usercode.session(text):
+            return cast(float, function(outputs, label))
+
     name = getattr(function, "__name__", text)
-    return Metric(name=name, score=function, whole=bool(getattr(function, "whole", False)))
-
-
-def _file_sha256(text: str) -> str:
-    path = Path(text.rpartition(":")[0])
-    return sha256_file(path) if text and path.is_file() else ""
+    return Metric(name=name, score=score, whole=bool(getattr(function, "whole", False)))

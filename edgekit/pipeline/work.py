@@ -11,13 +11,11 @@ import onnx
 from edgekit.core.progress import Progress, Task
 from edgekit.core.structure import to_builtins
 from edgekit.devices.arrays import write_arrays
-from edgekit.errors import DataError
 from edgekit.graph import io, ops, passes
 from edgekit.graph.ops import Trait
 from edgekit.graph.passes.fold_preprocessing import fold_preprocessing
 from edgekit.graph.records import ModelRecord, write_json, write_model
 from edgekit.load.data import SampleSet, unit_example
-from edgekit.load.samples import from_iterable
 from edgekit.load.source import Source
 from edgekit.pipeline.pixels import Pixels
 from edgekit.pipeline.reference import answers
@@ -151,13 +149,8 @@ def _exported(model: TorchModel, out: Path) -> tuple[ModelRecord, dict[str, Arra
 def _imported(model: OnnxModel, source: Source, out: Path) -> tuple[ModelRecord, dict[str, Array]]:
     """An ONNX source: copied with its external data; the example is the first sample, else random."""
     written = io.save(io.load(model.path), out / MODEL)
-    try:
-        first = [source.example()] if source.example else []
-    except DataError:
-        first = []
-    if first:
-        sample = next(iter(from_iterable(first, written.inputs, name="the first sample")))
-        return ModelRecord(model=written), dict(sample.inputs)
+    if source.first_sample is not None:
+        return ModelRecord(model=written), dict(source.first_sample)
     notes = tuple(f"{s.name}: dynamic axes of the example are 1" for s in written.inputs if not s.is_static)
     return ModelRecord(model=written, notes=notes), unit_example(written.inputs)
 

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.load import Recorder, environment_fingerprint, unchanged
+from edgekit.core.dependency import Kind, unchanged
+from edgekit.core.versions import environment
+from edgekit.load import Recorder
 
 
 def names(recorder: Recorder) -> set[str]:
-    return {Path(d.path).name for d in recorder.dependencies}
+    return {Path(d.name).name for d in recorder.dependencies if d.kind in (Kind.FILE, Kind.FOLDER)}
 
 
 def test_files_read_are_recorded_files_written_are_not(tmp_path: Path) -> None:
@@ -25,14 +27,13 @@ def test_files_read_are_recorded_files_written_are_not(tmp_path: Path) -> None:
     with Recorder() as recorder:
         (tmp_path / "read.txt").read_text()
         (tmp_path / "written.txt").write_text("b")
-        (tmp_path / "written.txt").read_text()
         os.close(os.open(tmp_path / "read.txt", os.O_RDONLY))
         Path(os.devnull).read_text()
         assert not (tmp_path / "missing").exists()
     (tmp_path / "read.txt").read_text()
     assert names(recorder) == {"read.txt"}
-    (dependency,) = recorder.dependencies
-    assert dependency.size == 1
+    absent = {Path(d.name).name for d in recorder.dependencies if d.kind is Kind.ABSENT}
+    assert absent == {"missing"}
 
 
 def test_modules_are_recorded_installed_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +65,7 @@ def test_looking_for_modules_lists_nothing(tmp_path: Path, monkeypatch: pytest.M
         importlib.invalidate_caches()
         list(importlib.metadata.distributions())
         list(pkgutil.iter_modules())
-    assert str(tmp_path) not in {d.path for d in recorder.dependencies}
+    assert str(tmp_path) not in {d.name for d in recorder.dependencies}
 
 
 def test_unchanged_by_content_not_by_time(tmp_path: Path) -> None:
@@ -109,11 +110,9 @@ def test_nested_recorders(tmp_path: Path) -> None:
     assert names(inner) == {"b"}
 
 
-def test_environment_fingerprint_follows_what_is_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_follows_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = environment_fingerprint()
-    assert before == environment_fingerprint()
+    before = environment()
+    assert before == environment()
     (tmp_path / "thing-1.0.dist-info").mkdir()
-    assert before != environment_fingerprint()
+    assert before != environment()

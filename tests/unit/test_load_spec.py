@@ -76,7 +76,8 @@ def test_unknown_suffix(folder: Path) -> None:
 
 def test_parsing_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from edgekit.load import parse, Recorder, environment_fingerprint; environment_fingerprint()\n"
+        "import sys; from edgekit.load import parse, Recorder\n"
+        "from edgekit.core.versions import environment; environment()\n"
         "parse('model.onnx'); print([m for m in ('torch', 'onnx', 'numpy', 'onnx_ir') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

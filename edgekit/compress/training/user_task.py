@@ -72,7 +72,7 @@ class Guarded:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        with usercode.guarded(f"{self._text}: {name}"):
+        with usercode.guarded(f"{self._text}: {name}", usercode.session(self._text)):
             exists = hasattr(self._task, name)
             value = getattr(self._task, name, None)
         if not exists:
@@ -81,7 +81,7 @@ class Guarded:
 
     def _called(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: object, **kwargs: object) -> object:
-            with usercode.guarded(f"{self._text}: {name}"):
+            with usercode.guarded(f"{self._text}: {name}", usercode.session(self._text)):
                 result = function(*args, **kwargs)
                 return self._each(iter(result)) if name == "batches" else result
 
@@ -91,7 +91,7 @@ class Guarded:
         """A generator of theirs runs their code only when it is asked for the next batch."""
         end = object()
         while True:
-            with usercode.guarded(f"{self._text}: batches"):
+            with usercode.guarded(f"{self._text}: batches", usercode.session(self._text)):
                 batch = next(batches, end)
             if batch is end:
                 return

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.gates import Evidence, gates
-from edgekit.artifact.manifest import Artifact
+from edgekit.artifact.manifest import Artifact, Status
 from edgekit.artifact.run import runnable
 from edgekit.core import versions
 from edgekit.devices.execute import LOCAL, run_artifact
@@ -83,7 +83,7 @@ class Replay:
     recorded: Parity | None
 
     @property
-    def status(self) -> str:
+    def status(self) -> Status:
         """As :func:`edgekit.artifact.manifest.status_of`."""
         return manifests.status_of(self.gates)
 
@@ -116,7 +116,7 @@ def replay(artifact: Artifact, *, device: Device = LOCAL) -> Replay:
 
 def adopt(artifact: Artifact, result: Replay) -> Artifact:
     """Write the replay into an artifact that could not be run where it was built."""
-    if artifact.manifest.status != "not-run" or artifact.manifest.golden is None:
+    if artifact.manifest.status is not Status.NOT_RUN or artifact.manifest.golden is None:
         return artifact
     manifest = replace(
         artifact.manifest,

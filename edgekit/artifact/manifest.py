@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
-from typing import Any
+from enum import StrEnum
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
-import msgspec
-
+from edgekit.artifact import wire
 from edgekit.core.store import canonical_json
-from edgekit.core.structure import structure
-from edgekit.errors import SourceError
+from edgekit.core.structure import structure, to_builtins
+from edgekit.errors import ConfigError, SourceError
 from edgekit.types import (
     Gate,
+    Json,
     Measurement,
     Option,
     Parity,
@@ -31,9 +31,17 @@ from edgekit.types import (
     sha256_file,
 )
 
-SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
 _VOLATILE = ("measurements", "machine")
+
+
+class Status(StrEnum):
+    """What an artifact's gates come to. Only one that ``PASSED`` counts as built."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    INCONCLUSIVE = "inconclusive"
+    NOT_RUN = "not-run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +49,7 @@ class StepRecord:
     """One stage as it ran."""
 
     name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Json] = field(default_factory=dict)
     input_sha256: str = ""
     output_sha256: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -80,11 +88,11 @@ class GoldenRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The record of one artifact."""
+    """The record of one artifact; :mod:`edgekit.artifact.wire` is its form in the file."""
 
-    schema: int = SCHEMA_VERSION
+    schema: int = wire.SCHEMA
     edgekit: str
-    status: str
+    status: Status
     target: Target
     source: SourceRecord
     settings: Mapping[str, Option] = field(default_factory=dict)
@@ -95,7 +103,7 @@ class Manifest:
     channels_moved: tuple[str, ...] = ()
     task: str = ""
     labels: tuple[str, ...] = ()
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: Mapping[str, Json] = field(default_factory=dict)
     calibration: CalibrationRecord | None = None
     golden: GoldenRecord | None = None
     parity: Parity | None = None
@@ -106,8 +114,8 @@ class Manifest:
     runtime_versions: Mapping[str, str] = field(default_factory=dict)
     minimum_runtime: str = ""
     notes: tuple[str, ...] = ()
-    details: Mapping[str, Any] = field(default_factory=dict)
-    machine: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Json] = field(default_factory=dict)
+    machine: Mapping[str, Json] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -117,7 +125,7 @@ class Manifest:
     @property
     def digest(self) -> str:
         """sha256 over everything but times and machine facts."""
-        document = msgspec.to_builtins(self)
+        document = to_builtins(self)
         for key in _VOLATILE:
             document.pop(key, None)
         document["steps"] = [{k: v for k, v in s.items() if k != "seconds"} for s in document["steps"]]
@@ -144,17 +152,17 @@ class Artifact:
     @property
     def passed(self) -> bool:
         """Whether it ran and every gate passed."""
-        return self.manifest.status == "passed"
+        return self.manifest.status is Status.PASSED
 
 
-def status_of(gates: tuple[Gate, ...]) -> str:
-    """``passed``, ``failed``, ``not-run`` (nothing was executed) or ``inconclusive``."""
+def status_of(gates: tuple[Gate, ...]) -> Status:
+    """What the verdicts come to; without any, nothing was executed."""
     verdicts = {g.verdict for g in gates}
     if Verdict.FAIL in verdicts:
-        return "failed"
+        return Status.FAILED
     if Verdict.NOT_RUN in verdicts or not verdicts:
-        return "not-run"
-    return "inconclusive" if Verdict.INCONCLUSIVE in verdicts else "passed"
+        return Status.NOT_RUN
+    return Status.INCONCLUSIVE if Verdict.INCONCLUSIVE in verdicts else Status.PASSED
 
 
 def file_records(directory: Path, names: tuple[str, ...]) -> tuple[FileRecord, ...]:
@@ -169,9 +177,7 @@ def write(manifest: Manifest, directory: Path) -> Path:
     """Write ``manifest.json`` into ``directory`` by temporary name and rename."""
     path = directory / FILE_NAME
     part = directory / f".{FILE_NAME}.{os.getpid()}"
-    part.write_bytes(
-        msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
-    )
+    part.write_bytes(wire.encode(to_builtins(manifest)))
     part.replace(path)
     return path
 
@@ -185,22 +191,22 @@ def read(path: Path) -> Artifact:
     directory = path.parent if path.name == FILE_NAME else path
     file = directory / FILE_NAME
     try:
-        document = msgspec.json.decode(file.read_bytes())
-    except FileNotFoundError as e:
+        data = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise SourceError(
             f"no artifact at {directory}: {FILE_NAME} is missing", hint="edgekit build makes one"
-        ) from e
-    except (msgspec.DecodeError, UnicodeDecodeError, NotADirectoryError) as e:
-        raise SourceError(f"{file} is not a manifest: {e}", hint="build the artifact again") from e
-    schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != SCHEMA_VERSION:
+        ) from error
+    try:
+        manifest = structure(Manifest, wire.decode(data, str(file)), where=str(file))
+    except ConfigError as error:
         raise SourceError(
-            f"{file} has schema {schema!r}, this edgekit reads {SCHEMA_VERSION}",
-            hint="upgrade edgekit or rebuild",
-        )
-    manifest = structure(Manifest, document, where=str(file))
-    for record in (*(f.name for f in manifest.files), manifest.golden.file if manifest.golden else "golden"):
-        _refuse_escape(record, file)
+            f"{error.message}: this edgekit does not know it",
+            hint="upgrade edgekit, or build the artifact again",
+        ) from error
+    if not manifest.files:
+        raise SourceError(f"{file} names no model file", hint="build the artifact again")
+    for name in (*(f.name for f in manifest.files), *([manifest.golden.file] if manifest.golden else [])):
+        _refuse_escape(name, file)
     return Artifact(directory=directory, manifest=manifest)
 
 
@@ -225,9 +231,22 @@ def with_measurements(artifact: Artifact, measurements: tuple[Measurement, ...])
     return replace(artifact, manifest=manifest)
 
 
-def _refuse_escape(name: str, file: Path) -> None:
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+def _refuse_escape(name: str, manifest: Path) -> None:
+    """A manifest may come from anybody: what it names must be a file of its own folder, links followed.
+
+    Else ``edgekit package`` would copy any file of the user's into what is handed on.
+    """
+    pure, folder = PurePosixPath(name), manifest.parent.resolve()
+    inside = (
+        pure.name not in ("", ".")
+        and "\\" not in name
+        and "\0" not in name
+        and ".." not in pure.parts
+        and not pure.is_absolute()
+        and not PureWindowsPath(name).drive
+        and (folder / name).resolve().is_relative_to(folder)
+    )
+    if not inside:
         raise SourceError(
-            f"{file} names a file outside its folder: {name!r}", hint="do not trust this artifact"
+            f"{manifest} names a file outside its folder: {name!r}", hint="do not trust this artifact"
         )

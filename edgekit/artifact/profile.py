@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact.measure import timeable
+from edgekit.core.structure import structure
 from edgekit.devices.arrays import write_arrays
 from edgekit.devices.execute import LOCAL, model_job
 from edgekit.devices.plan import Task, Watch, run_plan
@@ -76,7 +77,7 @@ def profile_artifact(
 
     Raises what :func:`edgekit.devices.bench.bench_artifact` does. ``timeout`` in seconds.
     """
-    modules = artifact.manifest.details.get("modules", {})
+    modules = structure(dict[str, str], artifact.manifest.details.get("modules", {}), where="modules")
     runnable = timeable(artifact)
     with connect(device) as transport, tempfile.TemporaryDirectory(prefix="edgekit-profile-") as folder:
         task = _task(transport, runnable, {"runs": runs, "warmup": warmup}, Path(folder), timeout)

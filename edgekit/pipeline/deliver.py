@@ -16,6 +16,7 @@ from edgekit.artifact.manifest import (
     CalibrationRecord,
     GoldenRecord,
     Manifest,
+    Status,
     StepRecord,
 )
 from edgekit.core import versions
@@ -63,7 +64,7 @@ def deliver(out: Path, product: Product) -> Artifact:
     """
     status = manifests.status_of(product.gates)
     name = product.target.name
-    refused = status in ("failed", "inconclusive")
+    refused = status in (Status.FAILED, Status.INCONCLUSIVE)
     final = out / (f"{name}.failed" if refused else name)
     other = out / (name if refused else f"{name}.failed")
     with scratch(out) as work:
@@ -81,7 +82,7 @@ def deliver(out: Path, product: Product) -> Artifact:
     return manifests.read(final)
 
 
-def describe(product: Product, status: str, directory: Path) -> Manifest:
+def describe(product: Product, status: Status, directory: Path) -> Manifest:
     """The manifest of the files in ``directory``."""
     verified, lowered, record = product.verified, product.files.lowered, product.exported.record
     kept = None
@@ -139,7 +140,7 @@ def _where(product: Product) -> tuple[str, ...]:
 def refusal(artifact: Artifact, *, allow_not_run: bool) -> EdgekitError | None:
     """Why this artifact must not count as built, or ``None``."""
     manifest = artifact.manifest
-    if manifest.status == "failed":
+    if manifest.status is Status.FAILED:
         failed = [g for g in manifest.gates if g.verdict is Verdict.FAIL]
         lines = "; ".join(f"{g.name}: {g.message}" for g in failed)
         return GateFailedError(
@@ -147,14 +148,14 @@ def refusal(artifact: Artifact, *, allow_not_run: bool) -> EdgekitError | None:
             hint=f"look at {artifact.directory}: edgekit inspect shows placement and parity per output",
             gates=[g.name for g in failed],
         )
-    if manifest.status == "inconclusive":
+    if manifest.status is Status.INCONCLUSIVE:
         open_ones = [g for g in manifest.gates if g.verdict is Verdict.INCONCLUSIVE]
         return GateFailedError(
             f"{artifact.target} did not pass: " + "; ".join(f"{g.name}: {g.message}" for g in open_ones),
             hint="evaluate on more samples, or set the limit that you can accept with --max-drop",
             gates=[g.name for g in open_ones],
         )
-    if manifest.status == "not-run" and not allow_not_run:
+    if manifest.status is Status.NOT_RUN and not allow_not_run:
         reason = next((g.message for g in manifest.gates if g.verdict is Verdict.NOT_RUN), "nothing ran it")
         return NotRunnableError(
             f"{artifact.target} was built but not run: {reason}",

@@ -141,7 +141,7 @@ def asked_for(settings: Mapping[str, Any], record: ModelRecord, table: Mapping[s
 def recorded(manifest: Manifest) -> Pixels | None:
     """What an artifact was built with; ``None`` where its source takes the same inputs."""
     stored = manifest.details.get(DETAIL)
-    contract = from_mapping(stored) if stored else None
+    contract = from_mapping(stored) if isinstance(stored, Mapping) else None
     if contract is None:
         return None
     spec = next(s for s in manifest.inputs if s.name == contract.input)

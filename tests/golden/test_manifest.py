@@ -13,7 +13,7 @@ from pathlib import Path
 import jsonschema
 import msgspec
 
-from edgekit.artifact import manifest
+from edgekit.artifact import manifest, wire
 from edgekit.artifact.manifest import FileRecord, GoldenRecord, Manifest, StepRecord
 from edgekit.types import Gate, Parity, Placement, Precision, SourceRecord, Target, TensorSpec, Verdict
 
@@ -46,7 +46,7 @@ def example() -> Manifest:
 
 def test_the_schema_is_the_one_in_the_documentation():
     schema = (
-        msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Manifest), order="sorted"), indent=2)
+        msgspec.json.format(msgspec.json.encode(msgspec.json.schema(wire.Manifest), order="sorted"), indent=2)
         + b"\n"
     )
     if os.environ.get("EDGEKIT_UPDATE_GOLDEN"):
@@ -67,6 +67,31 @@ def test_the_example_is_written_and_read_as_ever(tmp_path):
     manifest.write(example(), tmp_path)
     assert (tmp_path / "manifest.json").read_bytes() == EXAMPLE.read_bytes()
     assert manifest.read(EXAMPLE.parent).manifest == example()
+
+
+def test_an_artifact_of_every_schema_that_was_ever_written_is_read(tmp_path):
+    """``schema-N`` is what a build wrote when N was new; it is never written again."""
+    kept = sorted(HERE.glob("manifest/schema-*/manifest.json"))
+    assert [json.loads(file.read_bytes())["schema"] for file in kept] == list(range(1, wire.SCHEMA + 1))
+    for file in kept:
+        read = manifest.read(file).manifest
+        assert read.status == "passed"
+        assert read.target.scheme is not None
+        assert read.calibration is not None
+        manifest.write(read, tmp_path)
+        assert_holds(json.loads((tmp_path / "manifest.json").read_bytes()), json.loads(file.read_bytes()))
+
+
+def assert_holds(written: object, old: object) -> None:
+    """Everything of ``old`` is in ``written``, which may have keys that came later."""
+    if isinstance(old, dict):
+        for key, value in old.items():
+            assert_holds(written[key], value)
+    elif isinstance(old, list):
+        for one, other in zip(written, old, strict=True):
+            assert_holds(one, other)
+    else:
+        assert written == old
 
 
 def test_times_and_machines_do_not_change_the_digest():

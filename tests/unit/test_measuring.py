@@ -93,7 +93,7 @@ def test_an_interrupt_that_does_not_wait_loses_nothing(artifact, monkeypatch):
                 file.write(json.dumps(entry) + "\n")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measure, "variant", lambda artifact: None)
+    monkeypatch.setattr(measure, "timeable", lambda artifact: None)
     monkeypatch.setattr(measure, "bench_devices", bench_devices)
     with pytest.raises(KeyboardInterrupt) as caught:
         measure.measure([artifact])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import msgspec
+import numpy as np
 
 from edgekit.core import versions
 from edgekit.core.store import Store, canonical_json
@@ -21,8 +22,6 @@ DataSpec: TypeAlias = str | Iterable[object]
 """DATA as the user gives it: text on the command line, any iterable of inputs in Python."""
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from edgekit.types import Array
 
 RANDOM = "random"
@@ -215,8 +214,6 @@ def random_samples(example: Mapping[str, Array], count: int) -> SampleSet:
         fingerprint.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
 
     def opened() -> Iterator[Sample]:
-        import numpy as np
-
         yield Sample(inputs=dict(example))
         generator = np.random.default_rng(_SEED)
         for _ in range(count - 1):
@@ -234,8 +231,6 @@ def random_samples(example: Mapping[str, Array], count: int) -> SampleSet:
 
 def unit_example(inputs: tuple[TensorSpec, ...]) -> dict[str, Array]:
     """Seeded inputs for an ONNX file that comes without data: dynamic axes are 1, floats normal, integers 0 or 1."""
-    import numpy as np
-
     generator = np.random.default_rng(_SEED)
     example: dict[str, Array] = {}
     for spec in inputs:
@@ -275,8 +270,6 @@ def _spread(samples: Iterable[Sample], total: int, count: int) -> Iterator[Sampl
 
 
 def _like(array: Array, generator: np.random.Generator) -> Array:
-    import numpy as np
-
     if array.dtype == np.bool_:
         return np.asarray(generator.integers(0, 2, array.shape, dtype=np.int8)).astype(np.bool_)
     if np.issubdtype(array.dtype, np.integer):

@@ -1,6 +1,6 @@
-"""The preprocessing contract: how an 8-bit RGB image becomes the tensor that a model is fed.
+"""The preprocessing contract: how an 8-bit RGB image becomes the tensor that a model reads.
 
-It is declared once and kept by everything that feeds the model: calibration on image folders, golden
+It is declared once and kept by everything that gives the model inputs: calibration on image folders, golden
 vectors, and the wrappers in the app packages, which state the same arithmetic in other languages. Every
 step is exact: resizing is integer arithmetic (:mod:`edgekit.preprocess.resample`), and what follows depends on one
 byte and its channel only, so it is a table of 256 values a channel, computed in IEEE double as
@@ -13,13 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from edgekit.core.structure import to_builtins
 from edgekit.errors import ConfigError, DataError
+from edgekit.preprocess import resample
+from edgekit.types import Json, TensorSpec
 
 if TYPE_CHECKING:
-    from edgekit.types import Array, TensorSpec
+    from edgekit.types import Array
 
 LUMA = (19595, 38470, 7471)
 """The parts of red, green and blue in grey, of 65536 (ITU-R 601-2)."""
@@ -108,10 +112,10 @@ class Preprocessing:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of what the model is fed."""
-        chosen = self.crop if self.crop is not None else self.resize
-        assert isinstance(chosen, tuple)
-        return chosen
+        """Height and width of the model's input."""
+        size = self.crop if self.crop is not None else self.resize
+        assert isinstance(size, tuple)
+        return size
 
     @property
     def channels(self) -> int:
@@ -120,7 +124,7 @@ class Preprocessing:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Shape of one fed tensor, batch of 1 included."""
+        """Shape of one input tensor, batch of 1 included."""
         height, width = self.size
         if self.layout == "NCHW":
             return (1, self.channels, height, width)
@@ -132,8 +136,6 @@ class Preprocessing:
         ``spec`` is the model's input: integer dtypes are quantized with its scale and zero point,
         rounded half to even and saturated.
         """
-        import numpy as np
-
         value = np.arange(256, dtype=np.float64)[None]
         mean = np.asarray(self.mean, np.float64).reshape(-1, 1)
         std = np.asarray(self.std, np.float64).reshape(-1, 1)
@@ -151,8 +153,6 @@ class Preprocessing:
 
         Raises :class:`DataError` for another dtype or shape, and for an image smaller than the crop.
         """
-        import numpy as np
-
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise DataError(
                 f"an image must be uint8 [height, width, 3], not {image.dtype}{list(image.shape)}",
@@ -166,42 +166,31 @@ class Preprocessing:
         return np.ascontiguousarray(image[..., ::-1] if self.color == "bgr" else image)
 
     def apply(self, image: Array, spec: TensorSpec | None = None) -> Array:
-        """The tensor that the model is fed, batch of 1 included, for uint8 ``[H, W, 3]`` RGB."""
-        import numpy as np
+        """The tensor that the model reads, batch of 1 included, for uint8 ``[H, W, 3]`` RGB."""
+        return self._looked_up(self.fit_image(image)[None], self.table(spec))
 
-        pixels = self.fit_image(image)
-        table = self.table(spec)
-        fed = np.stack([table[c][pixels[..., c]] for c in range(self.channels)], axis=-1)
-        if self.layout == "NCHW":
-            fed = fed.transpose(2, 0, 1)
-        return np.ascontiguousarray(fed[None])
-
-    def invert(self, fed: Array, spec: TensorSpec | None = None) -> Array | None:
-        """An RGB image that :meth:`apply` turns into ``fed``, bit for bit.
+    def invert(self, tensor: Array, spec: TensorSpec | None = None) -> Array | None:
+        """An RGB image that :meth:`apply` turns into ``tensor``, bit for bit.
 
         It has the size at which resizing changes nothing; what the crop cuts away repeats the edge.
-        ``None`` when ``fed`` did not come from 8-bit pixels through this contract.
+        ``None`` when ``tensor`` did not come from 8-bit pixels through this contract.
         """
-        import numpy as np
-
-        if fed.shape != self.shape:
+        if tensor.shape != self.shape:
             return None
-        planes = fed[0] if self.layout == "NCHW" else fed[0].transpose(2, 0, 1)
+        planes = tensor[0] if self.layout == "NCHW" else tensor[0].transpose(2, 0, 1)
         pixels = np.stack([_lookup(t, p) for t, p in zip(self.table(spec), planes, strict=True)], axis=-1)
         rgb = np.repeat(pixels, 3, axis=-1) if self.color == "gray" else pixels
         image = self._uncropped(np.ascontiguousarray(rgb[..., ::-1] if self.color == "bgr" else rgb))
-        return image if np.array_equal(self.apply(image, spec), fed) else None
+        return image if np.array_equal(self.apply(image, spec), tensor) else None
 
-    def unapply(self, fed: Array) -> Array:
+    def unapply(self, tensor: Array) -> Array:
         """The pixels behind a float tensor: float32 ``[N, h, w, 3]`` in RGB order, 0 to 255; greys are three times
         the same.
 
         For models whose preprocessing was folded into the graph. Values within a thousandth of a whole
         number become that number, so that tensors made of 8-bit pixels give these pixels back.
         """
-        import numpy as np
-
-        planes = fed.transpose(0, 2, 3, 1) if self.layout == "NCHW" else fed
+        planes = tensor.transpose(0, 2, 3, 1) if self.layout == "NCHW" else tensor
         mean, std = np.asarray(self.mean, np.float64), np.asarray(self.std, np.float64)
         pixels = (planes.astype(np.float64) * std + mean) / self.scale
         whole = np.rint(pixels)
@@ -211,22 +200,25 @@ class Preprocessing:
         return np.ascontiguousarray(pixels, dtype=np.float32)
 
     def feed(self, pixels: Array) -> Array:
-        """What the model is fed for pixels: ``[N, h, w, 3]`` in RGB order, 0 to 255, to float32 in its layout.
+        """What the model reads for pixels: ``[N, h, w, 3]`` in RGB order, 0 to 255, to float32 in its layout.
 
         The inverse of :meth:`unapply` for 8-bit pixels, and the second half of :meth:`apply`. Floats may lie
         between two bytes, or outside of them; greys become whole numbers all the same.
         """
-        import numpy as np
-
         ordered = luma(pixels) if self.color == "gray" else pixels
         ordered = ordered[..., ::-1] if self.color == "bgr" else ordered
         if ordered.dtype == np.uint8:
-            table = self.table().astype(np.float32)
-            fed = np.stack([table[c][ordered[..., c]] for c in range(self.channels)], axis=-1)
-        else:
-            real = ordered.astype(np.float64) * self.scale - np.asarray(self.mean)
-            fed = (real / np.asarray(self.std)).astype(np.float32)
-        return np.ascontiguousarray(fed.transpose(0, 3, 1, 2) if self.layout == "NCHW" else fed)
+            return self._looked_up(ordered, self.table().astype(np.float32))
+        real = ordered.astype(np.float64) * self.scale - np.asarray(self.mean)
+        return self._laid_out((real / np.asarray(self.std)).astype(np.float32))
+
+    def _looked_up(self, pixels: Array, table: Array) -> Array:
+        """The table's values of bytes ``[N, h, w, C]``, in the model's layout."""
+        return self._laid_out(np.stack([table[c][pixels[..., c]] for c in range(self.channels)], axis=-1))
+
+    def _laid_out(self, values: Array) -> Array:
+        """``[N, h, w, C]`` in the model's layout."""
+        return np.ascontiguousarray(values.transpose(0, 3, 1, 2) if self.layout == "NCHW" else values)
 
     def folded(self, input_name: str, dtype: str = "float32") -> Preprocessing:
         """The contract that is left once colour, table and layout are part of the graph."""
@@ -239,15 +231,11 @@ class Preprocessing:
         plain = self.scale == 1 and set(self.mean) == {0.0} and set(self.std) == {1.0}
         return plain and self.layout == "NHWC" and self.color != "bgr"
 
-    def to_mapping(self) -> dict[str, Any]:
+    def to_mapping(self) -> dict[str, Json]:
         """All fields as JSON values; :func:`from_mapping` reads them back."""
         return dict(to_builtins(self))
 
     def _resized(self, image: Array) -> Array:
-        import numpy as np
-
-        from edgekit.preprocess import resample
-
         height, width = image.shape[:2]
         if self.resize is None:
             return image
@@ -262,8 +250,6 @@ class Preprocessing:
 
     def _uncropped(self, image: Array) -> Array:
         """``image`` in the middle of one of the size that is cropped from."""
-        import numpy as np
-
         if self.crop is None or self.resize is None:
             return image
         size = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
@@ -285,8 +271,6 @@ class Preprocessing:
 
 def luma(pixels: Array) -> Array:
     """RGB ``[..., 3]`` to grey ``[..., 1]``, rounded to whole numbers: bytes to bytes, floats to float32."""
-    import numpy as np
-
     if pixels.dtype == np.uint8:
         whole = (pixels.astype(np.int64) @ np.array(LUMA, np.int64) + 0x8000) >> 16
         return whole.astype(np.uint8)[..., None]
@@ -295,16 +279,16 @@ def luma(pixels: Array) -> Array:
 
 
 def bound(contract: Preprocessing, inputs: Sequence[TensorSpec]) -> Preprocessing:
-    """The contract with the name, layout and dtype of the model input that it feeds.
+    """The contract with the name, layout and dtype of the model input that it is for.
 
     Raises :class:`ConfigError` where no input takes what it gives.
     """
-    known = {s.name: s for s in inputs}
-    if contract.input and contract.input not in known:
+    by_name = {s.name: s for s in inputs}
+    if contract.input and contract.input not in by_name:
         raise ConfigError(
-            f"preprocessing: the model has no input {contract.input!r}", hint=f"one of: {', '.join(known)}"
+            f"preprocessing: the model has no input {contract.input!r}", hint=f"one of: {', '.join(by_name)}"
         )
-    candidates = [known[contract.input]] if contract.input else list(known.values())
+    candidates = [by_name[contract.input]] if contract.input else list(by_name.values())
     for spec in candidates:
         for layout in (contract.layout, "NHWC", "NCHW"):
             tried = replace(contract, layout=layout, input=spec.name)
@@ -319,7 +303,7 @@ def bound(contract: Preprocessing, inputs: Sequence[TensorSpec]) -> Preprocessin
 def _dtype(spec: TensorSpec) -> str:
     if spec.dtype not in _CHOICES["dtype"]:
         raise ConfigError(
-            f"the image input {spec} is {spec.dtype}; images are fed as {', '.join(_CHOICES['dtype'])}",
+            f"the image input {spec} is {spec.dtype}; images are given as {', '.join(_CHOICES['dtype'])}",
             hint="export the model with a float32 input",
         )
     return spec.dtype
@@ -350,8 +334,6 @@ def _offset(margin: int, rounding: str) -> int:
 
 def _lookup(table: Array, plane: Array) -> Array:
     """For each value the byte whose table entry is nearest."""
-    import numpy as np
-
     order = np.argsort(table, kind="stable")
     ordered = table[order].astype(np.float64)
     right = np.clip(np.searchsorted(ordered, plane), 1, 255)

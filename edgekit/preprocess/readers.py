@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from edgekit.errors import ConfigError
 from edgekit.preprocess.contract import Preprocessing
+from edgekit.types import Json
 
 # PIL.Image.Resampling, which processor configurations store by number.
-_PIL_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic", 4: "box"}
-_TIMM_FILTERS = {"nearest": "nearest", "bilinear": "bilinear", "bicubic": "bicubic", "box": "box"}
+_PIL_FILTERS: dict[object, str] = {0: "nearest", 2: "bilinear", 3: "bicubic", 4: "box"}
+_TIMM_FILTERS: dict[object, str] = {
+    "nearest": "nearest",
+    "bilinear": "bilinear",
+    "bicubic": "bicubic",
+    "box": "box",
+}
 
 
 def from_huggingface(path: Path) -> Preprocessing:
@@ -28,23 +34,24 @@ def from_huggingface(path: Path) -> Preprocessing:
     if config.get("do_center_crop"):
         crop = _pair(config.get("crop_size", config.get("size")), file)
     if isinstance(resize, int) and crop is None:
-        crop_pct = config.get("crop_pct")
-        if crop_pct is None:
+        if config.get("crop_pct") is None:
             raise _cannot(file, "resizes the shortest edge and does not crop: the size stays open")
-        crop, resize = (resize, resize), int(resize / float(crop_pct)) if resize < 384 else (resize, resize)
+        fraction = _fraction(config["crop_pct"], file)
+        # ConvNeXt's processor: from 384 pixels on it stretches, without a crop.
+        crop, resize = (resize, resize), int(resize / fraction) if resize < 384 else (resize, resize)
     rescale = config.get("do_rescale", True)
     normalise = config.get("do_normalize", True)
     shift = 1.0 if rescale and (config.get("offset") or config.get("rescale_offset")) else 0.0
-    mean = _floats(config.get("image_mean", [0.0])) if normalise else (0.0,)
+    mean = _floats(config.get("image_mean", [0.0]), "image_mean", file) if normalise else (0.0,)
     flip = bool(config.get("do_flip_channel_order"))
     return Preprocessing(
         resize=resize,
         filter=_filter(config.get("resample", 2), _PIL_FILTERS, file),
         crop=crop,
         color="bgr" if flip else "rgb",
-        scale=float(config.get("rescale_factor", 1 / 255)) if rescale else 1.0,
+        scale=_number(config.get("rescale_factor", 1 / 255), "rescale_factor", file) if rescale else 1.0,
         mean=tuple(m + shift for m in mean),
-        std=_floats(config.get("image_std", [1.0])) if normalise else (1.0,),
+        std=_floats(config.get("image_std", [1.0]), "image_std", file) if normalise else (1.0,),
     )
 
 
@@ -58,8 +65,11 @@ def from_timm(path: Path) -> Preprocessing:
     config = document.get("pretrained_cfg", document)
     if not isinstance(config, Mapping) or "input_size" not in config:
         raise _cannot(file, "has no input_size")
-    channels, height, width = (int(n) for n in config["input_size"])
-    fraction = float(config.get("crop_pct") or 0.875)
+    size = _floats(config["input_size"], "input_size", file)
+    if len(size) != 3:
+        raise _cannot(file, f"has the input_size {config['input_size']!r}")
+    channels, height, width = (int(n) for n in size)
+    fraction = _fraction(config.get("crop_pct") or 0.875, file)
     scaled = (int(height / fraction), int(width / fraction))
     mode = config.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
@@ -72,8 +82,8 @@ def from_timm(path: Path) -> Preprocessing:
         crop=(height, width),
         crop_rounding="half-even",
         color="rgb" if channels == 3 else "gray",
-        mean=_floats(config.get("mean", [0.485, 0.456, 0.406])),
-        std=_floats(config.get("std", [0.229, 0.224, 0.225])),
+        mean=_floats(config.get("mean", [0.485, 0.456, 0.406]), "mean", file),
+        std=_floats(config.get("std", [0.229, 0.224, 0.225]), "std", file),
     )
 
 
@@ -84,40 +94,56 @@ READERS: Mapping[str, Callable[[Path], Preprocessing]] = {
 """Keys of a preprocessing table that name a file to read."""
 
 
-def _hf_resize(config: Mapping[str, Any], file: Path) -> int | tuple[int, int] | None:
+def _hf_resize(config: Mapping[str, Json], file: Path) -> int | tuple[int, int] | None:
     if not config.get("do_resize", True) or config.get("size") is None:
         return None
     size = config["size"]
     if isinstance(size, Mapping) and "shortest_edge" in size:
         if "longest_edge" in size:
             raise _cannot(file, "limits the longest edge: the tensor's size depends on the image")
-        return int(size["shortest_edge"])
+        return int(_number(size["shortest_edge"], "shortest_edge", file))
     if isinstance(size, int) and config.get("do_center_crop"):
         return size
     return _pair(size, file)
 
 
-def _pair(size: object, file: Path) -> tuple[int, int]:
+def _pair(size: Json, file: Path) -> tuple[int, int]:
     if isinstance(size, int):
         return (size, size)
     if isinstance(size, Mapping) and {"height", "width"} <= set(size):
-        return (int(size["height"]), int(size["width"]))
+        return int(_number(size["height"], "height", file)), int(_number(size["width"], "width", file))
     if isinstance(size, Mapping) and "shortest_edge" in size:
-        return (int(size["shortest_edge"]), int(size["shortest_edge"]))
+        edge = int(_number(size["shortest_edge"], "shortest_edge", file))
+        return edge, edge
     raise _cannot(file, f"has the size {size!r}")
 
 
-def _floats(value: object) -> tuple[float, ...]:
-    return tuple(float(v) for v in value) if isinstance(value, list | tuple) else (float(str(value)),)
+def _floats(value: Json, name: str, file: Path) -> tuple[float, ...]:
+    return tuple(_number(v, name, file) for v in (value if isinstance(value, list | tuple) else [value]))
 
 
-def _filter(value: object, table: Mapping[Any, str], file: Path) -> str:
-    if value not in table:
+def _number(value: Json, name: str, file: Path) -> float:
+    """A finite number. The file comes from a model's author, and may hold anything."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise _cannot(file, f"has the {name} {value!r}")
+    return float(value)
+
+
+def _fraction(value: Json, file: Path) -> float:
+    """The part of the resized image that the crop keeps."""
+    fraction = _number(value, "crop_pct", file)
+    if fraction <= 0:
+        raise _cannot(file, f"has the crop_pct {value!r}")
+    return fraction
+
+
+def _filter(value: Json, table: Mapping[object, str], file: Path) -> str:
+    if not isinstance(value, int | str) or value not in table:
         raise _cannot(file, f"resamples with {value!r}")
     return table[value]
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> dict[str, Json]:
     try:
         document = json.loads(file.read_bytes())
     except OSError as e:

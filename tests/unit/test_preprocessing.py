@@ -236,6 +236,27 @@ def spec(*shape: int | str) -> TensorSpec:
     return TensorSpec(name="x", dtype="float32", shape=shape)
 
 
+@pytest.mark.parametrize(
+    ("reader", "config"),
+    [
+        ("huggingface", {"size": {"shortest_edge": [224]}}),
+        ("huggingface", {"size": {"height": None, "width": 8}}),
+        ("huggingface", {"size": 8, "image_mean": ["a"]}),
+        ("huggingface", {"size": 8, "rescale_factor": {}}),
+        ("huggingface", {"size": {"shortest_edge": 224}, "crop_pct": 0}),
+        ("huggingface", {"size": 8, "resample": [2]}),
+        ("timm", {"input_size": [3, 224]}),
+        ("timm", {"input_size": 224}),
+        ("timm", {"input_size": [3, 224, 224], "crop_pct": "much"}),
+    ],
+    ids=str,
+)
+def test_values_that_are_no_numbers_name_the_file(tmp_path, reader: str, config: dict[str, object]) -> None:
+    (tmp_path / "p.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"p\.json"):
+        from_mapping({reader: "p.json"}, base=tmp_path)
+
+
 def test_what_a_table_leaves_open_comes_from_the_models_input() -> None:
     made = completed({"mean": [0.5]}, (spec(1, 5), spec("n", 3, 8, 9)))
     assert made is not None

@@ -18,14 +18,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from edgekit.core.root import PACKAGE
+from edgekit.core.root import OWN
 from edgekit.errors import EdgekitError, FactoryError, SourceError, UnknownNameError
 from edgekit.load.record import Session
 from edgekit.load.watch import FromSource
 
 T = TypeVar("T")
 
-_OWN = str(PACKAGE)
 _PREFIX = "_edgekit_user_"
 
 
@@ -152,7 +151,7 @@ def user_traceback(error: BaseException) -> str:
         if part is None or id(part) in visited:
             continue
         visited.add(id(part))
-        frames = [f for f in part.stack if not f.filename.startswith((_OWN, "<frozen importlib"))]
+        frames = [f for f in part.stack if not f.filename.startswith((OWN, "<frozen importlib"))]
         part.stack = traceback.StackSummary.from_list(frames)
         queue += [part.__cause__, part.__context__, *(part.exceptions or ())]
     return "".join(report.format())

@@ -27,7 +27,7 @@ from typing import Final, Protocol
 
 from edgekit.core import dependency
 from edgekit.core.dependency import Stamp, stamp
-from edgekit.core.root import PACKAGE
+from edgekit.core.root import OWN, PACKAGE
 from edgekit.load import imports
 
 
@@ -195,7 +195,7 @@ def _reader() -> _Reader:
             return _Reader.IMPORT
         if file == __file__ or file.startswith("<") or _is_stdlib(file):
             pass
-        elif file.startswith(str(PACKAGE)):
+        elif file.startswith(OWN):
             return _Reader.LIBRARY if by_library else _Reader.OURS
         elif imports.is_users(file):
             return _Reader.LIBRARY if by_library else _Reader.USER

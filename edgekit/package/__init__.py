@@ -1,7 +1,7 @@
 """Packages that an app developer can trust: the model, its preprocessing, and a test that runs on the phone.
 
 In comes a verified artifact, out goes a folder in one of the formats of :mod:`edgekit.package.formats`, or the
-judgement on a bundle that came from elsewhere.
+judgement on a bundle that came from elsewhere. Nothing is written that was not replayed first.
 
     contents.collect   checks the artifact, replays its golden vectors, describes it (``edgekit.json``)
     bundle, web, …     one module a format: ``write(contents, out)``

@@ -1,7 +1,7 @@
 """Where the tensors are inside an artifact: small readers that never execute and never trust a length.
 
 A reader only *suggests*: the packer stores every byte in any case, so a wrong suggestion costs size,
-never correctness.
+never correctness. In come the bytes of one file; out go the places, types and shapes of tensors that it seems to hold.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""PyTorch → ONNX, checked against the module in ONNX Runtime."""
+"""PyTorch → ONNX, checked against the module in ONNX Runtime.
+
+In comes a module in evaluation mode with its example inputs. Out goes an ONNX file of which every output was compared
+with the module's, on the example and on random inputs.
+"""
 
 from __future__ import annotations
 

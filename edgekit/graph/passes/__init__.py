@@ -1,4 +1,8 @@
-"""ONNX rewrites that serve every target: one file each, applied in the order of :data:`PASSES`."""
+"""ONNX rewrites that serve every target: one file each, applied in the order of :data:`PASSES`.
+
+In comes an exported graph and the inputs of one call. Out goes a graph that was compared with the first on those
+inputs, and a report on what each pass changed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""ONNX operators by family. Importing this package fills the operator table; a failing import is an error."""
+"""ONNX operators by family. Importing this package fills the operator table; a failing import is an error.
+
+In comes one ONNX node as views of its inputs and its attributes as keyword parameters. Out go the operators that LiteRT
+executes for it, or the reason for which it cannot be expressed.
+"""
 
 from edgekit.backends.tflite.ops import (
     activation,

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from edgekit.load.source import Source
     from edgekit.pipeline.compress import Compressed
     from edgekit.pipeline.stages import BuildContext
-    from edgekit.search.points import Limits
-    from edgekit.search.run import Found
+    from edgekit.search.limits import Limits
+    from edgekit.search.run import SearchResult
     from edgekit.search.ship import Shipped
 
 
@@ -74,7 +74,7 @@ def compress(
     from edgekit.load import parse
     from edgekit.load.source import Source
     from edgekit.pipeline.stages import BuildContext
-    from edgekit.search.run import parse_limits, search_options, step_names
+    from edgekit.search.limits import parse_limits, search_options, step_names
 
     if sum(map(bool, (recipe, budget, analyze))) != 1:
         raise UsageError(
@@ -134,12 +134,12 @@ def _search(context: BuildContext, source: Source, budget: str, limits: Limits, 
                 "recipe": str(out / "recipe.toml"),
                 "artifact": str(found.shipped.artifact.directory),
                 "packed": str(found.shipped.packed),
-                "winner": found.point,
+                "winner": found.trial,
                 "metric": found.metric,
                 "base_metric": found.base_metric,
                 "seen": {"base_metric": found.base_metric, "drop": found.seen.value},
                 "unseen": {"base_metric": found.held_base, "drop": found.unseen.value},
-                "tried": len(found.points),
+                "tried": len(found.trials),
                 "front": found.front,
                 "rejected": found.rejected,
                 "why": found.why,
@@ -156,7 +156,7 @@ def _search(context: BuildContext, source: Source, budget: str, limits: Limits, 
         click.echo(f"not confirmed: {line}", err=True)
     click.echo(
         f"{found.metric} {found.base_metric:.4f}, drop {100 * found.seen.value:.2f} pt where the search looked and "
-        f"{100 * found.unseen.value:.2f} pt where it did not, at most {100 * found.point.bound:.2f} pt with the margin "
+        f"{100 * found.unseen.value:.2f} pt where it did not, at most {100 * found.trial.bound:.2f} pt with the margin "
         f"for chance; {found.shipped.size:,} bytes in {found.shipped.packed}; "
         f"again: edgekit compress {source.spec.text} --recipe {out / 'recipe.toml'}",
         err=True,
@@ -213,7 +213,7 @@ def _analyze(context: BuildContext, source: Source, as_json: bool) -> None:
         click.echo(f"the whole model: {advice.method}: {advice.why}", err=True)
 
 
-def _front(found: Found) -> list[tuple[str, ...]]:
+def _front(found: SearchResult) -> list[tuple[str, ...]]:
     return [
         (
             p.line or "-",
@@ -221,7 +221,7 @@ def _front(found: Found) -> list[tuple[str, ...]]:
             ("" if p.exact else "~") + f"{p.size:,}",
             f"{100 * p.drop:.2f} pt",
             "-" if p.latency_ms is None else f"{p.latency_ms:.2f}",
-            "chosen" if (p.line, p.target) == (found.point.line, found.point.target) else "",
+            "chosen" if (p.line, p.target) == (found.trial.line, found.trial.target) else "",
         )
         for p in found.front
     ]

@@ -8,35 +8,42 @@ import copy
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from edgekit.compress import margin
+import torch
+
+from edgekit.compress import margin, plan
 from edgekit.compress.margin import Drop, Score
 from edgekit.compress.recipes import Ship
+from edgekit.compress.run import cache_key, run
+from edgekit.compress.step import Context
 from edgekit.compress.steps.batch_norm import foldable
-from edgekit.core import plugins, targets, versions
+from edgekit.compress.steps.prune import Prune
+from edgekit.compress.training.settings import Loop, looping
+from edgekit.core import targets, versions
 from edgekit.core.config import Options
 from edgekit.core.store import Store, canonical_json
+from edgekit.devices import catalogue
+from edgekit.devices.bench import BenchSettings, bench_devices
 from edgekit.devices.runnable import Runnable
-from edgekit.errors import DataError, EdgekitError, UsageError
+from edgekit.errors import DataError, EdgekitError
 from edgekit.load import usercode
 from edgekit.load.data import SampleSet, user_samples
 from edgekit.load.source import MODULE, Source
-from edgekit.pipeline import compress, stages
+from edgekit.pipeline.compress import TrainingTask
 from edgekit.pipeline.lower import graph_of, lower_for
-from edgekit.pipeline.stages import BuildContext
+from edgekit.pipeline.stages import BuildContext, Exported
 from edgekit.pipeline.verify import Subject
-from edgekit.search import ship
+from edgekit.search import probe, ship
 from edgekit.search.budget import Budget
-from edgekit.search.points import Candidate, Limits, Point, Setup, refused
-from edgekit.search.ship import Judge, estimate, estimate_weights, from_source, pack
-from edgekit.types import SourceSpec, Target, TorchModel, sha256_bytes, sha256_file
-
-if TYPE_CHECKING:
-    import torch
+from edgekit.search.judge import Judge, from_source, halved, scorer
+from edgekit.search.limits import Limits
+from edgekit.search.ship import pack
+from edgekit.search.sizes import estimate, estimate_weights
+from edgekit.search.trials import Candidate, Setup, Trial, refused
+from edgekit.types import Measurement, SourceSpec, Target, TensorSpec, TorchModel, sha256_bytes, sha256_file
 
 TARGETS = ("ort-fp32", "ort-int8", "ort-int8-dynamic", "ort-int8-weights")
 EXACT_BELOW = 100_000
@@ -50,23 +57,23 @@ KEPT = 2 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A candidate measured in full: ``point`` has the exact size and the bound of the drop over all evaluation data,
+    """A candidate measured in full: ``trial`` has the exact size and the bound of the drop over all evaluation data,
     ``seen`` and ``unseen`` the drops on the half that the search saw and on the other, ``files`` the sha256 of each
     file that was measured."""
 
     candidate: Candidate
-    point: Point
+    trial: Trial
     seen: Drop
     unseen: Drop
     files: tuple[str, ...]
 
     def holds(self, budget: Budget) -> bool:
         """On either half as measured, and on both together with its margin."""
-        drop = max(self.point.bound, self.seen.value, self.unseen.value)
-        return budget.holds(drop, self.point.size, self.point.latency_ms)
+        drop = max(self.trial.bound, self.seen.value, self.unseen.value)
+        return budget.holds(drop, self.trial.size, self.trial.latency_ms)
 
 
-class Bench:
+class Evaluator:
     """Measures candidates of one source."""
 
     def __init__(self, context: BuildContext, source: Source, budget: Budget, limits: Limits) -> None:
@@ -76,7 +83,7 @@ class Bench:
         self.folder = Path(options.out) / ".search"
         self.context, self.options = context, options
         self.model: TorchModel = source.torch()
-        self.task: Any = halved(compress.TrainingTask(source, options, context.store))
+        self.task = halved(TrainingTask(source, options, context.store))
         name = self.task.metric_name
         self._seen = Judge(scorer(self.task, held=False), self.model)
         self._unseen = Judge(scorer(self.task, held=True), self.model)
@@ -93,19 +100,11 @@ class Bench:
 
     def usual_targets(self) -> tuple[Target, ...]:
         """Float, then the quantized rows of ONNX Runtime; those that need calibration where there is data."""
-        able = [
-            t
-            for t in targets.select(",".join(TARGETS))
-            if not t.needs_calibration or ship.calibration(self.options)
-        ]
-        return tuple(able)
+        rows = targets.select(",".join(TARGETS))
+        return tuple(t for t in rows if not t.needs_calibration or ship.calibration(self.options))
 
-    def header(self, tried: Sequence[Target]) -> dict[str, Any]:
+    def header(self, tried: Sequence[Target]) -> dict[str, object]:
         """What results depend on: a journal of anything else is not continued."""
-        from edgekit.compress.run import cache_key
-        from edgekit.compress.step import Context
-        from edgekit.compress.steps.prune import Prune
-
         weights = cache_key(Prune(), self.model.module, Context())
         facts = [
             self.source.spec.text,
@@ -122,20 +121,17 @@ class Bench:
         return {"search": sha256_bytes(canonical_json([facts, data])), "seed": self.limits.seed}
 
     def setup(self) -> Setup:
-        """How long a candidate may train and at which rate; the time since this bench was opened counts."""
-        from edgekit.compress.training.settings import Loop, looping
-        from edgekit.search import probe
-
-        found = Setup()
+        """How long a candidate may train and at which rate; the time since this was opened counts."""
+        setup = Setup()
         if self.options.train or usercode.split(self.options.task) is not None:
             with (
                 looping(Loop(device=self.options.accelerator)),
                 self.context.progress.task("how fast it trains, and at which rate"),
             ):
-                found = probe.setup(self.task, self.model.module, self.limits)
-        return replace(found, seconds=round(time.monotonic() - self._begin, 2))
+                setup = probe.setup(self.task, self.model.module, self.limits)
+        return replace(setup, seconds=round(time.monotonic() - self._begin, 2))
 
-    def evaluate(self, candidate: Candidate) -> Point:
+    def evaluate(self, candidate: Candidate) -> Trial:
         """Compress, export, quantize, lower, run. What a step or target refuses is a result too."""
         begin = time.monotonic()
         try:
@@ -146,7 +142,7 @@ class Bench:
             shutil.rmtree(self.folder / "cache", ignore_errors=True)
             _forget(self.folder / "steps")
 
-    def _measured(self, candidate: Candidate, begin: float) -> Point:
+    def _measured(self, candidate: Candidate, begin: float) -> Trial:
         module = self._compressed(candidate)
         target = targets.select(candidate.target)[0]
         lost = Drop(value=0.0)
@@ -154,7 +150,7 @@ class Bench:
             lost = self._lost(scorer(self.task, held=False)(module))
             weights = estimate_weights(module)
             if self._is_enough(candidate, lost, weights):
-                return self._point(candidate, lost, weights, begin)
+                return self._trial(candidate, lost, weights, begin)
         subject = self._lowered(module, target)
         runnable = from_source(subject.runnable, subject.pixels)
         if target.scheme is not None or not candidate.steps:
@@ -165,12 +161,12 @@ class Bench:
         size = estimate(files, subject.model)
         if exact:
             size = pack(files, self.folder / "cache" / "size.ekz").stat().st_size
-        point = replace(self._point(candidate, lost, size, begin), exact=exact, built=True)
-        if self.budget.latency_ms is not None and self.budget.holds(point.bound, size, None):
-            point = replace(point, latency_ms=self._latency(runnable))
-        point = replace(point, seconds=round(time.monotonic() - begin, 2))
-        self.saw(point)
-        return point
+        trial = replace(self._trial(candidate, lost, size, begin), exact=exact, built=True)
+        if self.budget.latency_ms is not None and self.budget.holds(trial.bound, size, None):
+            trial = replace(trial, latency_ms=self._latency(runnable))
+        trial = replace(trial, seconds=round(time.monotonic() - begin, 2))
+        self.saw(trial)
+        return trial
 
     def _is_enough(self, candidate: Candidate, lost: Drop, weights: int) -> bool:
         """Whether what PyTorch says decides already, without a build."""
@@ -182,8 +178,8 @@ class Bench:
             return False
         return weights > min(PROMISING * self.smallest, 2 * EXACT_BELOW)
 
-    def _lost(self, got: Score) -> Drop:
-        return margin.drop(self.base, margin.checked(got, self.task.metric_name))
+    def _lost(self, score: Score) -> Drop:
+        return margin.drop(self.base, margin.checked(score, self.task.metric_name))
 
     def _margin(self, drop: Drop, candidate: Candidate) -> float:
         """For chance; what computes as the source does needs none."""
@@ -196,44 +192,44 @@ class Bench:
         """The margin that the drop would have on both halves of the data."""
         return self._margin(margin.both(drop, drop), candidate)
 
-    def saw(self, point: Point) -> None:
+    def saw(self, trial: Trial) -> None:
         """Remember the smallest that was built and holds: what is clearly larger need not be built."""
-        if point.built and self.budget.holds(point.bound, point.size, point.latency_ms):
-            self.smallest = min(self.smallest, point.size)
+        if trial.built and self.budget.holds(trial.bound, trial.size, trial.latency_ms):
+            self.smallest = min(self.smallest, trial.size)
 
-    def check(self, candidate: Candidate, point: Point) -> Checked:
+    def check(self, candidate: Candidate, trial: Trial) -> Checked:
         """Everything about a candidate that the search only estimated or did not look at."""
         try:
             module = self._compressed(candidate)
             if candidate.steps and self.budget.drop is not None:
                 lost = margin.drop(self.held_base, scorer(self.task, held=True)(module))
                 if lost.value > self.budget.drop + 1e-9:
-                    return Checked(candidate=candidate, point=point, seen=lost, unseen=lost, files=())
+                    return Checked(candidate=candidate, trial=trial, seen=lost, unseen=lost, files=())
             subject = self._lowered(module, targets.select(candidate.target)[0])
             runnable = from_source(subject.runnable, subject.pixels)
             files = [runnable.main, *runnable.companions]
             digests = tuple(sha256_file(f) for f in files)
-            size = point.size
-            if not point.exact:
+            size = trial.size
+            if not trial.exact:
                 size = pack(files, self.folder / "cache" / "size.ekz").stat().st_size
             seen, unseen = self.drops(runnable, subject.model.inputs)
         finally:
             shutil.rmtree(self.folder / "cache", ignore_errors=True)
         whole = margin.both(seen, unseen)
         exact = replace(
-            point, size=size, exact=True, built=True, drop=whole.value, margin=self._margin(whole, candidate)
+            trial, size=size, exact=True, built=True, drop=whole.value, margin=self._margin(whole, candidate)
         )
-        return Checked(candidate=candidate, point=exact, seen=seen, unseen=unseen, files=digests)
+        return Checked(candidate=candidate, trial=exact, seen=seen, unseen=unseen, files=digests)
 
-    def drops(self, runnable: Runnable, inputs: Any) -> tuple[Drop, Drop]:
+    def drops(self, runnable: Runnable, inputs: tuple[TensorSpec, ...]) -> tuple[Drop, Drop]:
         """What files lose on the half that the search saw, and on the other."""
         name = self.task.metric_name
         seen = margin.drop(self.base, margin.checked(self._seen.of(runnable, inputs), name))
         unseen = margin.drop(self.held_base, margin.checked(self._unseen.of(runnable, inputs), name))
         return seen, unseen
 
-    def _point(self, candidate: Candidate, lost: Drop, size: int, begin: float) -> Point:
-        return Point(
+    def _trial(self, candidate: Candidate, lost: Drop, size: int, begin: float) -> Trial:
+        return Trial(
             line=candidate.line,
             target=candidate.target,
             drop=lost.value,
@@ -243,19 +239,16 @@ class Bench:
         )
 
     def _compressed(self, candidate: Candidate) -> torch.nn.Module:
-        from edgekit.compress import plan
-        from edgekit.compress.run import run
-        from edgekit.compress.step import Context
-        from edgekit.compress.training.settings import Loop, looping
-
         recipe_context = Context(
             task=self.task, example_inputs=self.model.example_inputs, seed=self.limits.seed
         )
         module = copy.deepcopy(self.model.module)
         with looping(Loop(device=self.options.accelerator)):
-            made, _ = run(module, candidate.steps, recipe_context, work=self.folder / "steps", judged=False)
+            compressed, _ = run(
+                module, candidate.steps, recipe_context, work=self.folder / "steps", judged=False
+            )
         fresh = copy.deepcopy(self.model.module)  # as the plan will be loaded: the same order of weights
-        return plan.rebuilt(fresh, candidate.steps, recipe_context.tensors, made.state_dict()).eval()
+        return plan.rebuilt(fresh, candidate.steps, recipe_context.tensors, compressed.state_dict()).eval()
 
     def _lowered(self, module: torch.nn.Module, target: Target) -> Subject:
         options = ship.shipped_options(self.options, Ship(target=target.name))
@@ -263,11 +256,11 @@ class Bench:
             store=Store(self.folder / "cache"), options=options, progress=self.context.progress
         )
         spec = SourceSpec(text=self.source.spec.text, kind=MODULE)
-        graph = graph_of(context, Source(spec, context.store, loaded=ship.module_of(self.model, module)))
+        graph = graph_of(context, Source(spec, context.store, loaded=replace(self.model, module=module)))
         samples = self._calibration(options, graph.exported) if target.uses_calibration else None
         return lower_for(context, graph, target, samples).subject
 
-    def _calibration(self, options: Options, exported: stages.Exported) -> SampleSet | None:
+    def _calibration(self, options: Options, exported: Exported) -> SampleSet | None:
         data = ship.calibration(options)
         if data is None:
             return None
@@ -281,59 +274,19 @@ class Bench:
         return samples.spread(options.samples)
 
     def _latency(self, runnable: Runnable) -> float:
-        from edgekit.devices import catalogue
-        from edgekit.devices.bench import BenchSettings, bench_devices
-
-        plugins.backend(runnable.backend)
         example = {k: v.detach().cpu().numpy() for k, v in self.model.example_inputs.items()}
         timed = replace(runnable, inputs=example)
         devices = catalogue.select(self.budget.device)
         settings = BenchSettings(processes=3, seconds=0.3, wait_s=60.0)
-        result: Any = next(iter(bench_devices([timed], devices, settings=settings).values()))
+        result = next(iter(bench_devices([timed], devices, settings=settings).values()))
         if isinstance(result, EdgekitError):
             raise result
-        return float(result.p50_ms)
+        assert isinstance(result, Measurement)  # a comparison needs two
+        return result.p50_ms
 
     def clean(self) -> None:
         """Remove what only the search needed; the journal stays."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def halved(work: compress.TrainingTask) -> Any:
-    """The task with a metric for the search and another for the end. Raises ``UsageError`` where it has but one."""
-    if not work.exists:
-        raise UsageError(
-            "a budget needs a task: what is lost is measured by its metric",
-            hint="pass --task classification --eval DATA (and --train DATA to train), or --task file.py:task",
-        )
-    task: Any = work.open()
-    if hasattr(task, "split"):
-        task = task.split()
-    if not callable(getattr(task, "holdout_metric", None)):
-        raise UsageError(
-            "the task has no data that the search does not see: the budget could not be confirmed",
-            hint="give it holdout_metric(model), on data that metric(model) does not use",
-        )
-    return task
-
-
-def scorer(task: Any, *, held: bool) -> Callable[[Any], Score]:
-    """The task's metric on the data that the search sees, or on what is ``held`` out, with its values on parts of it
-    where the task can tell: built-in ones can, others by ``scores(model)`` (``holdout_scores``), a number a sample."""
-
-    def judge(model: Any) -> Score:
-        return task.judge(model, held=held)  # type: ignore[no-any-return]
-
-    def own(model: Any) -> Score:
-        import torch
-
-        each = getattr(task, "holdout_scores" if held else "scores", None)
-        with torch.no_grad():
-            if callable(each):
-                return margin.of_values(each(model))
-            return Score(value=float((task.holdout_metric if held else task.metric)(model)))
-
-    return judge if callable(getattr(task, "judge", None)) else own
 
 
 def _forget(steps: Path) -> None:

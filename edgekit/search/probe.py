@@ -10,16 +10,16 @@ import copy
 import itertools
 import math
 import time
-from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
 
 from edgekit.compress.training.settings import Training
 from edgekit.compress.training.task import Task
 from edgekit.compress.training.train import fit
 from edgekit.errors import DataError
-from edgekit.search.points import Limits, Setup
-
-if TYPE_CHECKING:
-    import torch
+from edgekit.search.limits import Limits
+from edgekit.search.trials import Setup
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 _FEW = (1e-4, 1e-3)
@@ -34,7 +34,7 @@ _DAMAGE = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 _BATCHES = 4
 
 
-def setup(task: Task, model: torch.nn.Module, limits: Limits) -> Setup:
+def setup(task: Task, model: nn.Module, limits: Limits) -> Setup:
     """Epochs and rate for ``limits``; no clock is asked where they do not limit the time.
 
     Epochs are a power of two, so that a clock that goes a little differently gives the same.
@@ -61,14 +61,12 @@ def setup(task: Task, model: torch.nn.Module, limits: Limits) -> Setup:
     return Setup(epochs=epochs, rate=rate, seconds=round(time.monotonic() - begin, 2))
 
 
-def usual_rate(model: torch.nn.Module) -> float:
+def usual_rate(model: nn.Module) -> float:
     """Where there is no time to try: transformers are tuned at a tenth of what convolutions take."""
-    import torch
-
-    return 1e-4 if any(isinstance(m, torch.nn.LayerNorm) for m in model.modules()) else 1e-3
+    return 1e-4 if any(isinstance(m, nn.LayerNorm) for m in model.modules()) else 1e-3
 
 
-def best_rate(task: Task, model: torch.nn.Module, steps: int, rates: tuple[float, ...] = RATES) -> float:
+def best_rate(task: Task, model: nn.Module, steps: int, rates: tuple[float, ...] = RATES) -> float:
     """The rate at which ``steps`` updates heal a damaged copy of ``model`` the most; of equal ones the lowest."""
     damaged = _damaged(task, model)
     losses = {}
@@ -82,42 +80,36 @@ def best_rate(task: Task, model: torch.nn.Module, steps: int, rates: tuple[float
     return min(losses, key=lambda r: (losses[r], r)) if losses else rates[0]
 
 
-def _damaged(task: Task, model: torch.nn.Module) -> torch.nn.Module:
+def _damaged(task: Task, model: nn.Module) -> nn.Module:
     """A copy with the smallest weights set to zero, so many that the loss rises by a half."""
-    import torch
-
     sound = _loss(task, model)
-    made = copy.deepcopy(model)
+    damaged = copy.deepcopy(model)
     for share in _DAMAGE:
         with torch.no_grad():
-            for parameter in made.parameters():
+            for parameter in damaged.parameters():
                 if parameter.dim() > 1:
                     size = parameter.abs().flatten()
                     limit = size.kthvalue(max(1, int(share * len(size)))).values
                     parameter[parameter.abs() <= limit] = 0
-        if not _loss(task, made) < 1.5 * abs(sound) + 0.1:
+        if not _loss(task, damaged) < 1.5 * abs(sound) + 0.1:
             break
-    return made
+    return damaged
 
 
-def _loss(task: Task, model: torch.nn.Module) -> float:
+def _loss(task: Task, model: nn.Module) -> float:
     """Over a few batches of an epoch that the probe does not train on."""
-    import torch
-
     model.eval()
     with torch.no_grad():
-        found = [float(task.loss(model, b)) for b in itertools.islice(task.batches(1, 0), _BATCHES)]
-    mean = math.fsum(found) / max(1, len(found))
+        losses = [float(task.loss(model, b)) for b in itertools.islice(task.batches(1, 0), _BATCHES)]
+    mean = math.fsum(losses) / max(1, len(losses))
     return mean if math.isfinite(mean) else math.inf
 
 
-def _seconds_a_step(task: Task, model: torch.nn.Module) -> float:
-    import torch
-
-    tried: Any = copy.deepcopy(model).train()
+def _seconds_a_step(task: Task, model: nn.Module) -> float:
+    trained = copy.deepcopy(model).train()
     begin, count = time.perf_counter(), 0
     for batch in task.batches(0, 0):
-        torch.autograd.backward(task.loss(tried, batch))
+        torch.autograd.backward(task.loss(trained, batch))
         count += 1
         if count >= 2 * _BATCHES or time.perf_counter() - begin > 5:
             break

@@ -3,8 +3,7 @@
 First every method alone: its strongest setting that holds the metric's limit is found by bisection, without training
 and with; what came out is quantized for the other targets. Then combinations, in turns: what a model of the single
 results guesses to be the smallest within the limit (:mod:`edgekit.search.surrogate`), or the best with one setting
-changed; and what a multi-objective Parzen estimator (Bergstra et al. 2011, as in Optuna) proposes, which was told
-everything.
+changed; and what an estimator proposes that was told everything (:mod:`edgekit.search.parzen`).
 
 What a candidate costs is measured by the caller. Time is counted as the sum of the seconds that the results took, and
 these are kept with them: the same seed and the same results give the same proposals and the same end, so a search that
@@ -16,17 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from edgekit.compress.step import Scalar, Step
 from edgekit.errors import MissingExtraError
 from edgekit.search.budget import Budget
-from edgekit.search.points import Candidate, Journal, Limits, Point, ranked
-from edgekit.search.space import Method, apart, completed
+from edgekit.search.limits import Limits
+from edgekit.search.space import Method, completed
 from edgekit.search.surrogate import Surrogate
-
-if TYPE_CHECKING:
-    import optuna
+from edgekit.search.trials import Candidate, Journal, Trial, ranked
 
 _SINGLE = 0.6
 """The share of the time in which methods are tried alone; combinations of what was found by then get the rest."""
@@ -60,17 +56,16 @@ class Search:
         self.methods, self.targets, self.budget, self.limits = methods, targets, budget, limits
         self._folds = folds
         self.journal = journal
-        self.points: dict[tuple[str, str], tuple[Candidate, Point]] = {}
+        self.trials: dict[tuple[str, str], tuple[Candidate, Trial]] = {}
         self.interrupted = False
         self.exhausted = False
         self.spent = journal.setup.seconds
         self.measured = 0
-        self._study: optuna.Study | None = None
         self._surrogate = Surrogate(methods, targets, budget)
 
     def run(
-        self, evaluate: Callable[[Candidate], Point], show: Callable[[Point, Search], None]
-    ) -> list[tuple[Candidate, Point]]:
+        self, evaluate: Callable[[Candidate], Trial], show: Callable[[Trial, Search], None]
+    ) -> list[tuple[Candidate, Trial]]:
         """Search until the time or the trials are used up, the space is, or Ctrl-C; all results, in order."""
         self._evaluate, self._show = evaluate, show
         try:
@@ -84,7 +79,7 @@ class Search:
             pass
         except KeyboardInterrupt:
             self.interrupted = True
-        return list(self.points.values())
+        return list(self.trials.values())
 
     @property
     def seconds_left(self) -> float:
@@ -95,40 +90,40 @@ class Search:
     def share(self) -> float:
         """How much of the search is done, by time or by candidates."""
         by_time = self.spent / self.limits.seconds if math.isfinite(self.limits.seconds) else 0.0
-        return max(by_time, len(self.points) / self.limits.trials)
+        return max(by_time, len(self.trials) / self.limits.trials)
 
     @property
-    def best(self) -> Point | None:
+    def best(self) -> Trial | None:
         """The best so far that holds the budget."""
-        held = ranked(self.points.values(), self.budget)
-        return held[0][1] if held else None
+        within = ranked(self.trials.values(), self.budget)
+        return within[0][1] if within else None
 
     def _candidate(self, steps: Sequence[Step], target: str) -> Candidate:
         return Candidate(steps=completed(steps, folds=self._folds), target=target)
 
-    def _try(self, candidate: Candidate) -> Point:
+    def _try(self, candidate: Candidate) -> Trial:
         key = (candidate.line, candidate.target)
-        if key in self.points:
-            return self.points[key][1]
-        if len(self.points) >= self.limits.trials or self.spent >= self.limits.seconds:
+        if key in self.trials:
+            return self.trials[key][1]
+        if len(self.trials) >= self.limits.trials or self.spent >= self.limits.seconds:
             raise _Stop
-        point = self.journal.known.get(key)
-        if point is None:
-            point = self._evaluate(candidate)
-            self.journal.add(point)
+        trial = self.journal.known.get(key)
+        if trial is None:
+            trial = self._evaluate(candidate)
+            self.journal.add(trial)
             self.measured += 1
-        self.spent += point.seconds
-        self.points[key] = (candidate, point)
-        self._surrogate.learn(candidate, point)
-        self._show(point, self)
-        return point
+        self.spent += trial.seconds
+        self.trials[key] = (candidate, trial)
+        self._surrogate.learn(candidate, trial)
+        self._show(trial, self)
+        return trial
 
     def _alone(self) -> None:
         """Every method alone, in turns, so that each has been tried when the time is over early."""
-        found: dict[str, int] = {}
+        strongest: dict[str, int] = {}
         for trained in (False, True):
             singles = [
-                _Single(method=m, chosen=v, best=found.get(m.name, -1))
+                _Single(method=m, chosen=v, best=strongest.get(m.name, -1))
                 for m in self.methods
                 for v in m.variants()
                 if m.trains(v) == trained and not m.aid
@@ -136,7 +131,7 @@ class Search:
             turns = [self._bisect(single) for single in singles]
             while turns and self.share < _SINGLE:
                 turns = [turn for turn in turns if next(turn, _DONE) is not _DONE]
-            found = {s.method.name: s.best for s in singles}
+            strongest = {s.method.name: s.best for s in singles}
 
     def _bisect(self, single: _Single) -> Generator[None]:
         """The strongest setting within the metric's limit; without a limit, a few over the range.
@@ -152,8 +147,8 @@ class Search:
         low, high = single.best, count
         while high - low > 1:
             middle = (low + high) // 2
-            point = self._try(self._candidate((single.step(middle),), self.targets[0]))
-            if point.error or point.bound > self.budget.drop + 1e-9:
+            trial = self._try(self._candidate((single.step(middle),), self.targets[0]))
+            if trial.error or trial.bound > self.budget.drop + 1e-9:
                 high = middle
             else:
                 single.best = low = middle
@@ -161,62 +156,65 @@ class Search:
 
     def _elsewhere(self) -> None:
         """The smallest of each method on the other targets, as long as it may come near the best."""
-        found: dict[str, Point] = {}
-        candidates: dict[str, Candidate] = {}
-        for candidate, point in ranked(self.points.values(), self.budget):
+        smallest: dict[str, tuple[Candidate, Trial]] = {}
+        for candidate, trial in ranked(self.trials.values(), self.budget):
             own = [s.NAME for s in candidate.steps if s.NAME in {m.name for m in self.methods}]
-            if len(own) == 1 and candidate.target == self.targets[0] and own[0] not in found:
-                found[own[0]], candidates[own[0]] = point, candidate
+            if len(own) == 1 and candidate.target == self.targets[0]:
+                smallest.setdefault(own[0], (candidate, trial))
         guesses = sorted(
-            (self._surrogate.elsewhere(point, name, target), name, target)
-            for name, point in found.items()
+            (self._surrogate.elsewhere(trial, name, target), name, target)
+            for name, (_, trial) in smallest.items()
             for target in self.targets[1:]
         )
         for size, name, target in guesses:
             if self.best is not None and size < _NEAR * self.best.size:
-                self._try(Candidate(steps=candidates[name].steps, target=target))
+                self._try(Candidate(steps=smallest[name][0].steps, target=target))
 
     def _together(self) -> None:
         """Combinations until the time is over or nothing new is proposed."""
-        self._study = study = self._opened()
-        for candidate, point in self.points.values():
-            self._told(study, candidate, point)
+        try:
+            from edgekit.search.parzen import Estimator
+        except ImportError as error:
+            raise MissingExtraError("optuna (search under a budget)", "compress") from error
+        estimator = Estimator(self.methods, self.targets, self.budget, self.limits.seed)
+        for candidate, trial in self.trials.values():
+            estimator.learn(candidate, trial)
         idle = turn = 0
         while idle < _IDLE:
             turn += 1
             proposed = None
             if turn % _TURN:
                 size = math.inf if self.best is None else self.best.size
-                proposed = self._surrogate.propose(self.points, size, self.seconds_left, self._candidate)
+                proposed = self._surrogate.propose(self.trials, size, self.seconds_left, self._candidate)
                 proposed = proposed or self._beside()
             if proposed is not None:
-                self._told(study, proposed, self._try(proposed))
+                estimator.learn(proposed, self._try(proposed))
                 idle = 0
                 continue
-            trial = study.ask()
-            candidate = self._proposed(trial)
+            asked, steps, target = estimator.propose()
+            candidate = self._candidate(steps, target)
             hopeless = self._refused(candidate)
-            idle = idle + 1 if hopeless or (candidate.line, candidate.target) in self.points else 0
-            self._finish(study, trial, None if hopeless else self._try(candidate))
+            idle = idle + 1 if hopeless or (candidate.line, candidate.target) in self.trials else 0
+            estimator.finish(asked, None if hopeless else self._try(candidate))
 
     def _refused(self, candidate: Candidate) -> bool:
         """Whether it has a method that the model refused whenever it was tried alone."""
         own = {m.name for m in self.methods}
         outcomes: dict[str, set[bool]] = {}
-        for known, point in self.points.values():
+        for known, trial in self.trials.values():
             names = [s.NAME for s in known.steps if s.NAME in own]
             if len(names) == 1:
-                outcomes.setdefault(names[0], set()).add(bool(point.error))
+                outcomes.setdefault(names[0], set()).add(bool(trial.error))
         return any(outcomes.get(s.NAME) == {True} for s in candidate.steps)
 
     def _beside(self) -> Candidate | None:
         """The best few with one setting changed: stronger by one, another choice, another target."""
         named = {m.name: m for m in self.methods}
-        for candidate, _ in ranked(self.points.values(), self.budget)[:_BESIDE]:
+        for candidate, _ in ranked(self.trials.values(), self.budget)[:_BESIDE]:
             for steps, target in self._changed(candidate, named):
-                found = self._candidate(steps, target)
-                if (found.line, found.target) not in self.points:
-                    return found
+                changed = self._candidate(steps, target)
+                if (changed.line, changed.target) not in self.trials:
+                    return changed
         return None
 
     def _changed(
@@ -225,62 +223,13 @@ class Search:
         own = [s for s in candidate.steps if s.NAME in named]
         for number, step in enumerate(own):
             method = named[step.NAME]
-            at, chosen = method.place(step)
-            other = [(at + 1, chosen)] if at + 1 < len(method.strengths) else []
-            other += [(at, chosen | {k: v}) for k, values in method.choices.items() for v in values]
-            for strength, choices in other:
-                made = method.step(strength, choices)
-                yield (*own[:number], made, *own[number + 1 :]), candidate.target
+            at, choices = method.place(step)
+            others = [(at + 1, choices)] if at + 1 < len(method.strengths) else []
+            others += [(at, choices | {k: v}) for k, values in method.choices.items() for v in values]
+            for other in others:
+                yield (*own[:number], method.step(*other), *own[number + 1 :]), candidate.target
         for target in self.targets if own else ():
             yield tuple(own), target
-
-    def _opened(self) -> optuna.Study:
-        try:
-            import optuna
-        except ImportError as error:
-            raise MissingExtraError("optuna (search under a budget)", "compress") from error
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        sampler = optuna.samplers.TPESampler(seed=self.limits.seed, n_startup_trials=5)
-        return optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
-
-    def _proposed(self, trial: optuna.Trial) -> Candidate:
-        target = trial.suggest_categorical("target", list(self.targets))
-        steps: list[Step] = []
-        for m in self.methods:
-            if trial.suggest_categorical(f"use {m.name}", [False, True]):
-                at = trial.suggest_int(m.name, 0, len(m.strengths) - 1)
-                chosen: dict[str, Any] = {
-                    k: trial.suggest_categorical(f"{m.name} {k}", list(v)) for k, v in m.choices.items()
-                }
-                if not apart([m.name, *(s.NAME for s in steps)]):
-                    steps.append(m.step(at, chosen))
-        return self._candidate(steps, target)
-
-    def _told(self, study: optuna.Study, candidate: Candidate, point: Point) -> None:
-        """A result that the study did not ask for."""
-        named = {s.NAME: s for s in candidate.steps}
-        settings: dict[str, Any] = {"target": candidate.target}
-        for m in self.methods:
-            settings[f"use {m.name}"] = m.name in named
-            if m.name in named:
-                at, chosen = m.place(named[m.name])
-                settings |= {m.name: at, **{f"{m.name} {k}": v for k, v in chosen.items()}}
-        study.enqueue_trial(settings)
-        trial = study.ask()
-        self._proposed(trial)
-        self._finish(study, trial, point)
-
-    def _finish(self, study: optuna.Study, trial: optuna.Trial, point: Point | None) -> None:
-        """Tell the study what came out; without a point, that it did not."""
-        import optuna
-
-        if point is None:
-            study.tell(trial, None, state=optuna.trial.TrialState.FAIL)
-            return
-        for number, excess in enumerate(self.budget.excess(point.bound, point.size, point.latency_ms)):
-            trial.set_constraint(f"limit {number}", excess)
-        state = optuna.trial.TrialState.FAIL if point.error else optuna.trial.TrialState.COMPLETE
-        study.tell(trial, None if point.error else [float(point.size), point.drop], state=state)
 
 
 _DONE = object()

@@ -11,15 +11,15 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.compress.step import Scalar, Step
 from edgekit.search.budget import Budget
-from edgekit.search.points import Candidate, Point
 from edgekit.search.space import Method, apart
-
-if TYPE_CHECKING:
-    import numpy as np
+from edgekit.search.trials import Candidate, Trial
 
 HEALED = 0.5
 """The part of an earlier drop that is left after a step that trains."""
@@ -32,6 +32,9 @@ _OPTIONS = 12
 _FEW = 4
 """So many where four methods meet."""
 _LATEST = 3
+"""So many of the latest results correct a guess: later ones are nearer to the budget's limit."""
+_BEST = 24
+"""So many guesses of each set of methods are ranked: the first of them were tried already."""
 _LITTLE = 0.002
 """Drops below this are chance: it is added to both before they are compared."""
 HOPE = (0.25, 0.3)
@@ -41,9 +44,9 @@ _REFUSALS = 2
 _STEEP = 0.01
 """The drop that one strength more costs at least, where nothing stronger was measured."""
 
-_COLUMNS = ("drop", "size", "seconds", "trains")
-
-Signature = tuple[tuple[tuple[str, bool], ...], str]
+Signature: TypeAlias = tuple[tuple[tuple[str, bool], ...], str]
+"""Methods, whether each of them trains, and the target: what corrections are learnt for."""
+Floats: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,23 +74,23 @@ class _Alone:
 
     method: Method
     chosen: tuple[tuple[str, Scalar], ...]
-    points: dict[int, tuple[float, float, float]] = field(default_factory=dict)
+    trials: dict[int, tuple[float, float, float]] = field(default_factory=dict)
     other: _Alone | None = None
 
     def part(self, at: int) -> Part:
         """Measured, or between what was measured."""
-        drop, size, seconds = self.points.get(at) or self._guess(at)
+        drop, size, seconds = self.trials.get(at) or self._guess(at)
         return Part(method=self.method, at=at, chosen=self.chosen, drop=drop, size=size, seconds=seconds)
 
     def _guess(self, at: int) -> tuple[float, float, float]:
-        drops = {i: p[0] for i, p in self.points.items()}
-        sizes = {i: p[1] for i, p in self.points.items()}
+        drops = {i: p[0] for i, p in self.trials.items()}
+        sizes = {i: p[1] for i, p in self.trials.items()}
         if self.other is not None:
-            sizes = {i: p[1] for i, p in self.other.points.items()} | sizes
+            sizes = {i: p[1] for i, p in self.other.trials.items()} | sizes
         drop = _between(drops, at, _STEEP)
-        if self.other is not None and at in self.other.points:
-            drop = min(drop, self.other.points[at][0])
-        return drop, _between(sizes, at, -0.1), max((p[2] for p in self.points.values()), default=0.0)
+        if self.other is not None and at in self.other.trials:
+            drop = min(drop, self.other.trials[at][0])
+        return drop, _between(sizes, at, -0.1), max((p[2] for p in self.trials.values()), default=0.0)
 
 
 def _between(known: Mapping[int, float], at: int, slope: float) -> float:
@@ -104,6 +107,28 @@ def _between(known: Mapping[int, float], at: int, slope: float) -> float:
     return low + (at - below) / (above - below) * (known[above] - low)
 
 
+class _Combinations:
+    """Every combination of a part of each method, as columns ``[method, combination]``."""
+
+    def __init__(self, group: Sequence[Sequence[Part]]) -> None:
+        self._group = group
+        grids = np.meshgrid(*(np.arange(len(parts)) for parts in group), indexing="ij")
+        self._index = [grid.ravel() for grid in grids]
+        self.names = tuple(parts[0].method.name for parts in group)
+        self.drop, self.size, self.seconds = (
+            self._column(of) for of in (lambda p: p.drop, lambda p: p.size, lambda p: p.seconds)
+        )
+        self.trains = self._column(lambda p: p.trains) > 0
+
+    def _column(self, of: Callable[[Part], float]) -> Floats:
+        each = zip(self._group, self._index, strict=True)
+        return np.array([np.array([of(p) for p in parts], float)[at] for parts, at in each])
+
+    def parts(self, at: int) -> tuple[Part, ...]:
+        """The combination number ``at``."""
+        return tuple(parts[index[at]] for parts, index in zip(self._group, self._index, strict=True))
+
+
 class Surrogate:
     """Predictions for combinations of ``methods`` on ``targets``."""
 
@@ -111,29 +136,29 @@ class Surrogate:
         self.methods = {m.name: m for m in methods}
         self.targets, self.budget = tuple(targets), budget
         self._order = [m.name for m in methods]
-        self._base: dict[str, Point] = {}
+        self._base: dict[str, Trial] = {}
         self._alone: dict[tuple[str, tuple[tuple[str, Scalar], ...]], _Alone] = {}
         self._off: dict[Signature, list[tuple[float, float]]] = {}
         self._refused: dict[tuple[tuple[str, ...], str], int] = {}
 
-    def elsewhere(self, point: Point, name: str, target: str) -> float:
+    def elsewhere(self, trial: Trial, name: str, target: str) -> float:
         """The size that what method ``name`` made for the first target would have on another, in bytes."""
         base, other = self._base.get(self.targets[0]), self._base.get(target)
         if base is None or other is None:
             return math.inf
         saving = math.log(other.size / base.size) * (OTHER if name in _COARSE else 1.0)
-        return point.size * math.exp(saving)
+        return trial.size * math.exp(saving)
 
-    def learn(self, candidate: Candidate, point: Point) -> None:
+    def learn(self, candidate: Candidate, trial: Trial) -> None:
         """Take a result into account."""
         steps = [s for s in candidate.steps if s.NAME in self.methods]
         names = tuple(s.NAME for s in steps), candidate.target
-        if point.error:
+        if trial.error:
             self._refused[names] = self._refused.get(names, 0) + 1
             return
         self._refused[names] = -_REFUSALS
         if not candidate.steps:
-            self._base[candidate.target] = point
+            self._base[candidate.target] = trial
             return
         base = self._base.get(self.targets[0])
         if base is None or not steps:
@@ -143,17 +168,17 @@ class Surrogate:
             method = self.methods[step.NAME]
             at, chosen = method.place(step)
             key = (step.NAME, tuple(chosen.items()))
-            size = math.log(max(1, point.size) / base.size)
+            size = math.log(max(1, trial.size) / base.size)
             known = self._alone.setdefault(key, _Alone(method, key[1]))
             known.other = self._alone.get((step.NAME, tuple(method.variants()[0].items())))
-            known.points[at] = (max(0.0, point.bound), size, point.seconds)
+            known.trials[at] = (max(0.0, trial.bound), size, trial.seconds)
             return
         parts = self._parts(steps)
         if parts is not None:
-            drop, size = self._plain(parts, candidate.target)
-            real = math.log(max(1, point.size) / base.size)
+            ((drop,), (size,)) = self._plain(_Combinations([[p] for p in parts]), candidate.target)
+            real = math.log(max(1, trial.size) / base.size)
             self._off.setdefault(_signature(parts, candidate.target), []).append(
-                (_ratio(point.bound, drop), real - size)
+                (_ratio(trial.bound, drop), real - size)
             )
 
     def propose(
@@ -175,33 +200,28 @@ class Surrogate:
 
     def _guesses(self, best: float, seconds: float) -> Iterator[tuple[float, tuple[Part, ...], str]]:
         """The few best of each set of methods and target, with what they are ordered by."""
-        import numpy as np
-
         base = self._base.get(self.targets[0])
         if base is None:
             return
         goal = math.log(best / base.size) if math.isfinite(best) else math.inf
         limit = self.budget.drop or 0.0
         for group in self._groups():
-            grids = np.meshgrid(*(np.arange(len(parts)) for parts in group), indexing="ij")
-            flat = [g.ravel() for g in grids]
+            combined = _Combinations(group)
             for target in self.targets:
                 names = tuple(parts[0].method.name for parts in group)
                 if target not in self._base or self._refused.get((names, target), 0) >= _REFUSALS:
                     continue
-                drop, size, time, known = self._grid(group, flat, target)
+                drop, size, known = self._corrected(combined, target)
                 hope = 1 / (1 + known)
                 order = self._value(drop - HOPE[0] * limit * hope, size - HOPE[1] * hope, goal)
-                order[time > seconds] = np.inf
-                for at in np.argsort(order, kind="stable")[:24]:
+                order[combined.seconds.sum(0) > seconds] = np.inf
+                for at in np.argsort(order, kind="stable")[:_BEST]:
                     if not np.isfinite(order[at]):
                         break
-                    yield float(order[at]), tuple(p[f[at]] for p, f in zip(group, flat, strict=True)), target
+                    yield float(order[at]), combined.parts(int(at)), target
 
-    def _value(self, drop: np.ndarray, size: np.ndarray, goal: float) -> np.ndarray:
+    def _value(self, drop: Floats, size: Floats, goal: float) -> Floats:
         """Less is better; infinite for what is not worth trying."""
-        import numpy as np
-
         if self.budget.drop is None:
             limit = self.budget.size or math.inf
             base = self._base[self.targets[0]].size
@@ -209,68 +229,35 @@ class Surrogate:
         worth = (drop <= self.budget.drop) & (size < goal)
         return np.where(worth, size, np.inf)
 
-    def _grid(self, group: Sequence[Sequence[Part]], flat: Any, target: str) -> tuple[Any, Any, Any, Any]:
-        """Drop, logarithm of the size and seconds of every combination of a group's parts, and how many like it are
-        known."""
-        import numpy as np
-
-        columns = [
-            tuple(np.array([getattr(p, k) for p in parts], float)[at] for k in _COLUMNS)
-            for parts, at in zip(group, flat, strict=True)
-        ]
-        drop, size, seconds = (np.zeros(len(flat[0])) for _ in range(3))
-        coarse = np.zeros(len(flat[0]))
-        for (d, s, t, trains), parts in zip(columns, group, strict=True):
-            drop = np.where(trains > 0, HEALED * drop, drop) + d
-            seconds = seconds + t
-            if parts[0].method.name in _COARSE:
-                coarse = coarse + s
-            else:
-                size = size + s
-        gain = self._gain(target)
-        size = size + _together(coarse, np.full_like(coarse, gain))
-        drop = drop + max(0.0, self._base[target].bound - self._base[self.targets[0]].bound)
-        known = np.zeros(len(flat[0]))
-        for signature, where in self._signatures(group, columns, target):
-            known[where] = len(self._off.get(signature, ()))
-            d, s = self._correction(signature)
-            drop = np.where(where, (drop + _LITTLE) * math.exp(d) - _LITTLE, drop)
-            size = np.where(where, size + s, size)
-        return drop, size, seconds, known
-
-    def _signatures(
-        self, group: Sequence[Sequence[Part]], columns: Any, target: str
-    ) -> Iterator[tuple[Signature, Any]]:
-        import numpy as np
-
-        names = [parts[0].method.name for parts in group]
-        for flags in itertools.product((False, True), repeat=len(group)):
-            where = np.ones(len(columns[0][0]), bool)
-            for flag, column in zip(flags, columns, strict=True):
-                where &= (column[3] > 0) == flag
+    def _corrected(self, combined: _Combinations, target: str) -> tuple[Floats, Floats, Floats]:
+        """Drop and logarithm of the size of combinations, and how many like each are known."""
+        drop, size = self._plain(combined, target)
+        known = np.zeros(len(drop))
+        for flags in itertools.product((False, True), repeat=len(combined.names)):
+            where = (combined.trains == np.array(flags)[:, None]).all(0)
             if where.any():
-                yield (tuple(zip(names, flags, strict=True)), target), where
+                signature = tuple(zip(combined.names, flags, strict=True)), target
+                known[where] = len(self._off.get(signature, ()))
+                factor, shift = self._correction(signature)
+                drop = np.where(where, (drop + _LITTLE) * math.exp(factor) - _LITTLE, drop)
+                size = np.where(where, size + shift, size)
+        return drop, size, known
 
-    def _plain(self, parts: Sequence[Part], target: str) -> tuple[float, float]:
+    def _plain(self, combined: _Combinations, target: str) -> tuple[Floats, Floats]:
         """The guess without a correction."""
-        import numpy as np
-
-        drop = size = coarse = 0.0
-        for part in parts:
-            drop = (HEALED * drop if part.trains else drop) + part.drop
-            if part.method.name in _COARSE:
-                coarse += part.size
+        drop, size, coarse = (np.zeros(combined.seconds.shape[1]) for _ in range(3))
+        for name, trains, lost, saved in zip(
+            combined.names, combined.trains, combined.drop, combined.size, strict=True
+        ):
+            drop = np.where(trains, HEALED * drop, drop) + lost
+            if name in _COARSE:
+                coarse = coarse + saved
             else:
-                size += part.size
-        gain = self._gain(target)
-        size += float(_together(np.array(coarse), np.array(gain)))
-        lost = self._base[target].bound - self._base[self.targets[0]].bound if target in self._base else 0.0
-        return drop + max(0.0, lost), size
-
-    def _gain(self, target: str) -> float:
-        if target not in self._base:
-            return 0.0
-        return math.log(self._base[target].size / self._base[self.targets[0]].size)
+                size = size + saved
+        base, own = self._base[self.targets[0]], self._base.get(target)
+        gain = math.log(own.size / base.size) if own is not None else 0.0
+        more = max(0.0, own.bound - base.bound) if own is not None else 0.0
+        return drop + more, size + _together(coarse, np.full_like(coarse, gain))
 
     def _correction(self, signature: Signature) -> tuple[float, float]:
         """By how much guesses for such combinations are off: logarithms of a factor of the drop and of the size."""
@@ -307,7 +294,7 @@ class Surrogate:
 
     def _training(self) -> float:
         """How long a step that trains takes."""
-        found = [p[2] for a in self._alone.values() for p in a.points.values() if a.part(0).trains]
+        found = [p[2] for a in self._alone.values() for p in a.trials.values() if a.part(0).trains]
         return max(found, default=0.0)
 
     def _parts(self, steps: Sequence[Step]) -> list[Part] | None:
@@ -335,14 +322,11 @@ def heap_of(
     return sorted(guesses, key=lambda g: (g[0], len(g[1])))
 
 
-def _together(coarse: np.ndarray, gain: np.ndarray) -> np.ndarray:
+def _together(coarse: Floats, gain: Floats) -> Floats:
     """Few values and an integer grid, as logarithms of what remains: the better of the two, and a part of the other,
     for layers that only one of them reaches."""
-    import numpy as np
-
     low, high = np.minimum(coarse, gain), np.maximum(coarse, gain)
-    found: np.ndarray = np.where(high < 0, low + OTHER * high, low + high)
-    return found
+    return np.where(high < 0, low + OTHER * high, low + high)
 
 
 def _ratio(real: float, guessed: float) -> float:

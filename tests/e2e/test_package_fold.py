@@ -262,7 +262,7 @@ def test_diff_walks_from_the_source_to_it(artifacts: dict[str, Artifact], target
 def test_a_search_feeds_it_with_the_sources_inputs(artifacts: dict[str, Artifact]) -> None:
     from edgekit.artifact.run import runnable
     from edgekit.pipeline.pixels import recorded
-    from edgekit.search.ship import from_source
+    from edgekit.search.judge import from_source
 
     artifact = artifacts["tflite-int8"]
     stored, _ = golden.read(artifact.directory / "golden.npz")

@@ -20,10 +20,11 @@ from edgekit.compress.training.tasks import Classification, DataTask, Regression
 from edgekit.errors import DataError
 from edgekit.search import probe
 from edgekit.search.budget import Budget
-from edgekit.search.evaluate import scorer
-from edgekit.search.points import Candidate, Limits, Point
+from edgekit.search.judge import scorer
+from edgekit.search.limits import Limits
 from edgekit.search.space import methods
 from edgekit.search.surrogate import Surrogate
+from edgekit.search.trials import Candidate, Trial
 
 
 def rights(count: int, *, worse: float, better: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,17 +161,17 @@ def made(steps: Sequence[Step], target: str) -> Candidate:
     return Candidate(steps=tuple(steps), target=target)
 
 
-def points() -> Iterator[tuple[Candidate, Point]]:
+def points() -> Iterator[tuple[Candidate, Trial]]:
     """Two methods, one trained too; what they cost alone on the first of two targets, and both targets as they are."""
-    yield Candidate(steps=(), target="fp32"), Point(line="", target="fp32", drop=0, size=100_000)
-    yield Candidate(steps=(), target="int8"), Point(line="", target="int8", drop=0.001, size=40_000)
+    yield Candidate(steps=(), target="fp32"), Trial(line="", target="fp32", drop=0, size=100_000)
+    yield Candidate(steps=(), target="int8"), Trial(line="", target="int8", drop=0.001, size=40_000)
     for name, option, rows in (
         ("prune", "sparsity", ((0.4, 0.001, 70_000), (0.6, 0.004, 50_000), (0.8, 0.03, 30_000))),
         ("shrink", "macs", ((0.8, 0.002, 80_000), (0.6, 0.006, 60_000), (0.4, 0.05, 40_000))),
     ):
         for value, drop, size in rows:
             one = made((from_options(name, {option: value}),), "fp32")
-            yield one, Point(line=one.line, target="fp32", drop=drop, size=size)
+            yield one, Trial(line=one.line, target="fp32", drop=drop, size=size)
 
 
 def test_guesses_combine_what_holds_alone_and_learn_from_what_came_out() -> None:
@@ -185,7 +186,7 @@ def test_guesses_combine_what_holds_alone_and_learn_from_what_came_out() -> None
     assert first.target == "int8"
     assert [s.NAME for s in first.steps] == ["shrink", "prune"]
     # It came out far worse than guessed: milder settings, or another target, are proposed next.
-    point = Point(line=first.line, target="int8", drop=0.03, size=20_000)
+    point = Trial(line=first.line, target="int8", drop=0.03, size=20_000)
     model.learn(first, point)
     known[first.line, first.target] = point
     second = model.propose(known, 40_000, math.inf, made)
@@ -194,7 +195,7 @@ def test_guesses_combine_what_holds_alone_and_learn_from_what_came_out() -> None
     # Nothing is proposed that is guessed to be no better than what there is, or that has no time left.
     assert model.propose(known, 1_000, math.inf, made) is None
     for candidate, point in points():
-        slow = Point(line=point.line, target=point.target, drop=point.drop, size=point.size, seconds=9.0)
+        slow = Trial(line=point.line, target=point.target, drop=point.drop, size=point.size, seconds=9.0)
         model.learn(candidate, slow)
     assert model.propose(known, 40_000, 5.0, made) is None
 
@@ -209,24 +210,24 @@ def test_what_cannot_be_combined_is_left_alone() -> None:
     for _ in range(2):
         found = model.propose(known, 100_000, math.inf, made)
         assert found is not None
-        error = Point(line=found.line, target=found.target, drop=1, size=1 << 62, error="no")
+        error = Trial(line=found.line, target=found.target, drop=1, size=1 << 62, error="no")
         model.learn(found, error)
         known[found.line, found.target] = error
     assert model.propose(known, 100_000, math.inf, made) is None
 
 
 def test_the_journal_survives_being_cut_off(tmp_path: Path) -> None:
-    from edgekit.search.points import Journal, Setup
+    from edgekit.search.trials import Journal, Setup
 
     path, kept = tmp_path / "out" / "search.jsonl", tmp_path / "cache" / "s.jsonl"
     first = Journal(path, {"search": "a"}, lambda: Setup(epochs=1.0, rate=3e-4, seconds=2.0), kept)
     for number in range(3):
-        first.add(Point(line=f"prune({number})", target="t", drop=0.0, size=number))
+        first.add(Trial(line=f"prune({number})", target="t", drop=0.0, size=number))
     path.write_text(path.read_text()[:-9])
     second = Journal(path, {"search": "a"}, Setup, kept)
     assert len(second.known) == 2
     assert second.setup == Setup(epochs=1.0, rate=3e-4, seconds=2.0)
-    second.add(Point(line="cluster", target="t", drop=0.0, size=9))
+    second.add(Trial(line="cluster", target="t", drop=0.0, size=9))
     assert len(Journal(path, {"search": "a"}, Setup, kept).known) == 3
     second.keep()
     other = Journal(tmp_path / "elsewhere" / "search.jsonl", {"search": "a"}, Setup, kept)
@@ -239,8 +240,8 @@ def test_few_values_are_estimated_by_their_entropy_in_any_type(name: str) -> Non
     import ml_dtypes
     import numpy as np
 
-    from edgekit.search.ship import _entropy
+    from edgekit.search.sizes import entropy
 
     values = np.random.default_rng(0).integers(0, 8, 80_000)
     array = values.astype(np.dtype(getattr(ml_dtypes, name, name)))
-    assert _entropy(array) == pytest.approx(80_000 * 3 / 8, rel=0.02)
+    assert entropy(array) == pytest.approx(80_000 * 3 / 8, rel=0.02)

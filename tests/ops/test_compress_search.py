@@ -19,9 +19,10 @@ from edgekit.compress.steps.prune import Prune
 from edgekit.errors import ConfigError, EdgekitError, SourceError, UnknownNameError, UsageError
 from edgekit.search import budget as budgets
 from edgekit.search.budget import Budget
-from edgekit.search.points import Candidate, Journal, Limits, Point, Setup, front, ranked, refused
+from edgekit.search.limits import Limits
 from edgekit.search.space import methods
 from edgekit.search.strategy import Search
+from edgekit.search.trials import Candidate, Journal, Setup, Trial, front, ranked, refused
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ class World:
         self.calls: list[tuple[str, str]] = []
         self.fail_after = fail_after
 
-    def evaluate(self, candidate: Candidate) -> Point:
+    def evaluate(self, candidate: Candidate) -> Trial:
         self.calls.append((candidate.line, candidate.target))
         if len(self.calls) == self.fail_after:
             raise KeyboardInterrupt
@@ -130,12 +131,12 @@ class World:
                 size *= 0.1 + step.values / 300
         if candidate.target == "int8":
             drop, size = drop + 0.002, size * 0.6
-        return Point(line=candidate.line, target=candidate.target, drop=drop, size=round(size), seconds=1.0)
+        return Trial(line=candidate.line, target=candidate.target, drop=drop, size=round(size), seconds=1.0)
 
 
 def searched(
     tmp_path: Path, world: World, *, trials: int = 60, seed: int = 0, budget: Budget | None = None
-) -> tuple[list[tuple[Candidate, Point]], Search]:
+) -> tuple[list[tuple[Candidate, Trial]], Search]:
     found = tuple(m for m in methods(max_epochs=1.0) if m.name in ("prune", "cluster"))
     journal = Journal(tmp_path / "j.jsonl", {"search": "x", "seed": seed}, lambda: Setup(epochs=1.0))
     search = Search(
@@ -228,8 +229,8 @@ def test_without_a_limit_of_the_metric_the_least_drop_within_the_size_wins(tmp_p
 
 
 def test_the_front_has_what_nothing_beats() -> None:
-    def point(size: int, drop: float, error: str = "") -> Point:
-        return Point(line=f"{size}", target="t", size=size, drop=drop, error=error)
+    def point(size: int, drop: float, error: str = "") -> Trial:
+        return Trial(line=f"{size}", target="t", size=size, drop=drop, error=error)
 
     points = [point(10, 0.5), point(20, 0.1), point(30, 0.2), point(5, 0.0, "refused"), point(20, 0.3)]
     assert [p.size for p in front(points)] == [10, 20]
@@ -249,7 +250,7 @@ def test_what_a_model_refuses_alone_is_in_no_combination(tmp_path: Path) -> None
     no = {"depth", "shrink", "low-rank", "sparsify"}
 
     class Refuses(World):
-        def evaluate(self, candidate: Candidate) -> Point:
+        def evaluate(self, candidate: Candidate) -> Trial:
             point = super().evaluate(candidate)
             if any(s.NAME in no for s in candidate.steps):
                 return refused(candidate, SourceError("no blocks", hint=""), 1.0)

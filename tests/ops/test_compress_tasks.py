@@ -18,7 +18,7 @@ from edgekit.compress.registry import from_options  # noqa: E402
 from edgekit.compress.run import run  # noqa: E402
 from edgekit.compress.step import Context  # noqa: E402
 from edgekit.compress.steps.prune import Prune  # noqa: E402
-from edgekit.compress.training import dataset, scoring, tasks  # noqa: E402
+from edgekit.compress.training import dataset, scoring, tasks, user_task  # noqa: E402
 from edgekit.compress.training.engine import _cut  # noqa: E402
 from edgekit.compress.training.settings import Training  # noqa: E402
 from edgekit.compress.training.train import fit  # noqa: E402
@@ -75,7 +75,7 @@ def data(epoch):
         yield torch.tensor(np.stack([x for x, _ in part])), torch.tensor([y for _, y in part])
 
 def train_step(model, batch):
-    return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+    return torch.nn.functional.crossentropy(model(batch[0]), batch[1])
 
 def metric(model):
     rows = list(samples())
@@ -310,7 +310,7 @@ class Broken:
 
 @pytest.mark.parametrize("where", ["", "batches", "loss", "metric", "nan"])
 def test_what_the_users_task_raises_is_theirs(where: str) -> None:
-    guarded = tasks.Guarded(Broken(where), "own.py:Broken")
+    guarded = user_task.Guarded(Broken(where), "own.py:Broken")
     assert not hasattr(guarded, "split")
     assert guarded.metric_name == "accuracy"
     steps = (from_options("prune", {"training.epochs": 2.0}),)

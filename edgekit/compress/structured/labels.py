@@ -6,7 +6,7 @@ stay: inputs, outputs, positions, and what no rule can follow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -38,7 +38,6 @@ class Labels:
         self.macs: list[tuple[int, Dims]] = []
         self.constants: list[tuple[tuple[str, ...], int, Ids]] = []
         self.unknown: dict[str, int] = {}
-        self.why: list[tuple[Ids, str]] = []
 
     def fresh(self, count: int) -> Ids:
         """New labels."""
@@ -70,11 +69,16 @@ class Labels:
                 return
             np.minimum.at(self._parent, high[differ], low[differ])
 
-    def freeze(self, ids: Ids, why: str) -> None:
+    def freeze(self, ids: Ids) -> None:
         """These entries stay."""
-        if len(ids) and self.is_free(ids):
-            self.why.append((ids[self.find(ids) != 0], why))
-            self.unify(ids, np.zeros(1, np.int64))
+        if len(ids):
+            self.unify(ids, fixed(1))
+
+    def freeze_all(self, tensors: Iterable[int]) -> None:
+        """All entries of all dimensions stay."""
+        for ref in tensors:
+            for ids in self.of(ref):
+                self.freeze(ids)
 
     def is_free(self, ids: Ids) -> bool:
         """Whether any of these can be cut."""
@@ -114,6 +118,11 @@ class Labels:
     def used(self, ref: int) -> bool:
         """Whether any operator has read or made this tensor."""
         return ref in self._dims
+
+    def set_fixed(self, tensors: Iterable[int]) -> None:
+        """Results of which nothing can be cut."""
+        for ref in tensors:
+            self.set(ref, [fixed(n) for n in self.size(ref)])
 
     def set(self, ref: int, dims: Sequence[Ids]) -> None:
         """The labels of an operator's result."""

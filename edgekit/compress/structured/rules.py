@@ -41,7 +41,7 @@ def walk(labels: Labels) -> None:
             _unknown(labels, call)  # a form of the operator that its rule does not know: nothing of it is cut
     for ref in labels.trace.outputs:
         for ids in labels.of(ref):
-            labels.freeze(ids, "output")
+            labels.freeze(ids)  # output
 
 
 def _rule(call: Call) -> Rule | None:
@@ -67,11 +67,8 @@ def _unknown(labels: Labels, call: Call) -> None:
     touched = any(labels.is_free(ids) for ref in refs(call.args) for ids in labels.of(ref))
     if touched:
         labels.unknown[call.op] = labels.unknown.get(call.op, 0) + 1
-    for ref in refs(call.args):
-        for ids in labels.of(ref):
-            labels.freeze(ids, call.op)
-    for ref in refs(call.out):
-        labels.set(ref, [fixed(n) for n in labels.size(ref)])
+    labels.freeze_all(refs(call.args))
+    labels.set_fixed(refs(call.out))
 
 
 def join_dims(labels: Labels, one: Dims, two: Dims) -> Dims:
@@ -129,8 +126,7 @@ def constants(labels: Labels, call: Call) -> None:
 @rule("arange", "linspace", "randn", "rand", "tril_indices", "eye", "randperm", "randint")
 def values(labels: Labels, call: Call) -> None:
     """Values that depend on the place: nothing of them can be left out."""
-    for ref in refs(call.out):
-        labels.set(ref, [fixed(n) for n in labels.size(ref)])
+    labels.set_fixed(refs(call.out))
 
 
 # --- products -----------------------------------------------------------------------------------------
@@ -179,7 +175,7 @@ def convolution(labels: Labels, call: Call) -> None:
     kernel = labels.size(weight.id)[2:]
     labels.macs.append((shape[0] * _count(shape[2:]) * _count(kernel), (w[0], w[1])))
     for kernel_ids in w[2:]:
-        labels.freeze(kernel_ids, "kernel")
+        labels.freeze(kernel_ids)  # kernel
     channel = ids[1]
     if groups == 1:
         labels.unify(channel, into)
@@ -211,7 +207,7 @@ def _grouped(labels: Labels, call: Call, x: Ids, long: Ids, short: Ids, groups: 
         labels.unify(a[:, 0], b[:, 0])
         labels.constant(call, b[:, 0])
         if not depthwise:
-            labels.freeze(short, "width of a group")
+            labels.freeze(short)  # width of a group
     else:
         labels.unify(a, a[:1])
         labels.unify(b, short[None])
@@ -237,22 +233,21 @@ def attention(labels: Labels, call: Call) -> None:
         labels.unify(q[0], d[0])
     labels.unify(q[3], k[3])
     labels.unify(k[2], v[2])
-    labels.freeze(k[2], "attended positions")
+    labels.freeze(k[2])  # attended positions
     labels.inexact(q[3])
     for ref in refs(call.args[3:]):
         join_dims(labels, (q[0], q[1], q[2], k[2]), labels.of(ref))
     labels.macs += [(1, (q[0], q[1], q[2], k[2], d)) for d in (q[3], v[3])]
     outs = list(refs(call.out))
     labels.set(outs[0], (q[0], q[1], q[2], v[3]))
-    for ref in outs[1:]:
-        labels.set(ref, [fixed(n) for n in labels.size(ref)])
+    labels.set_fixed(outs[1:])
 
 
 @rule("embedding")
 def embedding(labels: Labels, call: Call) -> None:
     """Rows of a table. Which rows the data asks for is not known, so that they stay."""
     table, index = labels.of(call.args[0].id), labels.of(call.args[1].id)
-    labels.freeze(table[0], "vocabulary")
+    labels.freeze(table[0])  # vocabulary
     labels.set(call.out.id, (*index, table[1]))
 
 

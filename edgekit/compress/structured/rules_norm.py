@@ -52,8 +52,7 @@ def group_norm(labels: Labels, call: Call) -> None:
 def _first(labels: Labels, call: Call, dims: tuple[Ids, ...]) -> None:
     first, *others = refs(call.out)
     labels.set(first, dims)
-    for ref in others:
-        labels.set(ref, [fixed(n) for n in labels.size(ref)])
+    labels.set_fixed(others)
 
 
 @rule(
@@ -74,7 +73,7 @@ def over_one(labels: Labels, call: Call) -> None:
     given = call.args[2:] if call.op.endswith(("roll", "topk")) else call.args[1:]
     axes = next((a for a in given if isinstance(a, int | tuple) and not isinstance(a, bool)), -1)
     for axis in (axes,) if isinstance(axes, int) else axes or range(len(dims)):
-        labels.freeze(dims[axis], call.op)
+        labels.freeze(dims[axis])
     for ref in refs(call.out):
         shape = labels.size(ref)
         labels.set(ref, [d if len(d) == n else fixed(n) for d, n in zip(dims, shape, strict=True)])
@@ -106,7 +105,7 @@ def _reduce(labels: Labels, call: Call, *, exact: bool) -> None:
     if not exact:
         for axis in axes:
             if call.op.endswith(("argmax", "argmin", "prod")):
-                labels.freeze(dims[axis], call.op)
+                labels.freeze(dims[axis])
             labels.inexact(dims[axis])
     for ref in refs(call.out):
         kept = len(labels.size(ref)) == len(dims)
@@ -145,7 +144,7 @@ def spatial(labels: Labels, call: Call) -> None:
     count = next((n for name, n in _SPATIAL.items() if name in call.op), 2)
     for ref in refs(call.args):
         for ids in labels.of(ref)[-count:]:
-            labels.freeze(ids, "positions")
+            labels.freeze(ids)  # positions
     for ref in refs(call.out):
         shape = labels.size(ref)
         labels.set(ref, (*dims[: len(dims) - count], *(fixed(n) for n in shape[len(dims) - count :])))

@@ -104,7 +104,7 @@ def _run(labels: Labels, left: Sequence[Ids], right: Sequence[int]) -> list[Ids]
     factors = _factors([len(d) for d in left], right)
     if factors is None:
         for ids in left:
-            labels.freeze(ids, "reshape without common factors")
+            labels.freeze(ids)  # reshape without common factors
         return [fixed(n) for n in right]
     free = [f for span, ids in zip(factors.left, left, strict=True) if labels.is_free(ids) for f in span]
     if not free:
@@ -119,7 +119,7 @@ def _run(labels: Labels, left: Sequence[Ids], right: Sequence[int]) -> list[Ids]
             labels.unify(table, table[:, :1])
             label = table[:, 0]
         else:
-            labels.freeze(ids, "other factor of a reshape")
+            labels.freeze(ids)  # other factor of a reshape
     out = []
     for span, size in zip(factors.right, right, strict=True):
         if chosen not in span:
@@ -224,7 +224,7 @@ def sliced(labels: Labels, call: Call) -> None:
             _tie(labels, ids, size)
             labels.constant(call, ids[begin:end])
         else:
-            labels.freeze(ids, "slice")
+            labels.freeze(ids)  # slice
     dims[axis] = ids[begin:end:by]
     labels.set(call.out.id, dims)
 
@@ -234,7 +234,7 @@ def selected(labels: Labels, call: Call) -> None:
     """One entry of a dimension, or each: they stay."""
     dims = labels.of(call.args[0].id)
     axis = (call.args[1] or 0) % len(dims)
-    labels.freeze(dims[axis], "select")
+    labels.freeze(dims[axis])  # select
     for ref in refs(call.out):
         labels.set(ref, (*dims[:axis], *dims[axis + 1 :]))
 
@@ -249,7 +249,7 @@ def padded(labels: Labels, call: Call) -> None:
         axis = len(dims) - 1 - i
         ids = dims[axis]
         if before < 0 or after < 0:
-            labels.freeze(ids, "negative padding")
+            labels.freeze(ids)  # negative padding
             ids = ids[max(0, -before) : len(ids) - max(0, -after)]
         dims[axis] = np.concatenate([fixed(max(0, before)), ids, fixed(max(0, after))])
     labels.set(call.out.id, dims)
@@ -261,7 +261,7 @@ def picked(labels: Labels, call: Call) -> None:
     x, axis, index = call.args[:3]
     dims = list(labels.of(x.id))
     axis %= len(dims)
-    labels.freeze(dims[axis], "index")
+    labels.freeze(dims[axis])  # index
     if call.op.endswith("index_select"):
         dims[axis] = fixed(len(labels.of(index.id)[0]))
     else:
@@ -281,7 +281,7 @@ def indexed(labels: Labels, call: Call) -> None:
     index = (*call.args[1], *(None,) * (len(dims) - len(call.args[1])))
     axes = [i for i, ref in enumerate(index) if isinstance(ref, Ref)]
     for i in axes:
-        labels.freeze(dims[i], "index")
+        labels.freeze(dims[i])  # index
     rest = [d for i, d in enumerate(dims) if i not in axes]
     shape = labels.size(call.out.id)
     new = [fixed(n) for n in shape[: len(shape) - len(rest)]]
@@ -320,7 +320,7 @@ def triangle(labels: Labels, call: Call) -> None:
     """Positions stay."""
     dims = labels.of(call.args[0].id)
     for ids in dims[-2:]:
-        labels.freeze(ids, "triangle")
+        labels.freeze(ids)  # triangle
     labels.set(call.out.id, dims)
 
 
@@ -339,9 +339,7 @@ def gated(labels: Labels, call: Call) -> None:
 def interleaved(labels: Labels, call: Call) -> None:
     """Each entry several times; other forms stay."""
     out = next(refs(call.out))
-    for ref in refs(call.args):
-        for ids in labels.of(ref):
-            labels.freeze(ids, call.op)
+    labels.freeze_all(refs(call.args))
     labels.set(out, [fixed(n) for n in labels.size(out)])
 
 
@@ -356,6 +354,4 @@ def interleaved(labels: Labels, call: Call) -> None:
 )
 def looked_at(labels: Labels, call: Call) -> None:
     """A number for Python."""
-    for ref in refs(call.args):
-        for ids in labels.of(ref):
-            labels.freeze(ids, "read by Python")
+    labels.freeze_all(refs(call.args))  # read by Python

@@ -115,7 +115,7 @@ class _Run:
             self.engine.set_random_state(now)  # what skipping draws was drawn before the checkpoint
         return itertools.islice(batches, left)
 
-    def _one(self, batch: AnyBatch, log: loggers.Log, shown: ProgressTask) -> None:
+    def _one(self, batch: AnyBatch, log: loggers.Write, shown: ProgressTask) -> None:
         """One update."""
         training, progress = self.training, self.done / self.total
         rate = training.at(progress)
@@ -142,10 +142,10 @@ class _Run:
         self.optimizer.step()
         self.losses += value
         self.done, self.in_epoch = self.done + 1, self.in_epoch + 1
-        log.write({"loss": value, "rate": rate}, self.done)
+        log({"loss": value, "rate": rate}, self.done)
         shown.advance()
 
-    def _end_epoch(self, log: loggers.Log) -> None:
+    def _end_epoch(self, log: loggers.Write) -> None:
         if not self.in_epoch:
             raise DataError("the task has no training batches", hint="check what its batches() yields")
         self.mean = self.losses / self.in_epoch
@@ -154,7 +154,7 @@ class _Run:
             return
         self.model.eval()
         value = self.engine.mean(self.task.metric(self.model))
-        log.write({self.task.metric_name or "metric": value}, self.done)
+        log({self.task.metric_name or "metric": value}, self.done)
         if value > self.best:
             self.best, self.waited = value, 0
             self.best_state = {k: v.detach().clone() for k, v in self.model.state_dict().items()}

@@ -1,0 +1,196 @@
+"""Candidates of a search, the trials that measured them, and the journal that keeps those."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.compress.step import Step, spell
+from edgekit.core.structure import structure
+from edgekit.errors import EdgekitError, GateFailedError, UsageError
+from edgekit.search.budget import Budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Steps and the target that their result is shipped as."""
+
+    steps: tuple[Step, ...]
+    target: str
+
+    @property
+    def line(self) -> str:
+        """The steps on one line."""
+        return ";".join(spell(s) for s in self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a candidate costs: ``drop`` of the metric (0 to 1) and the ``margin`` by which the true drop may be
+    larger, ``size`` in bytes as shipped (``exact`` or estimated; from the files when they were ``built``, else from
+    the weights), ``latency_ms`` where a budget asks for it, the ``seconds`` it took to find out. ``error`` says why
+    it cannot be had at all."""
+
+    line: str
+    target: str
+    drop: float
+    size: int
+    margin: float = 0.0
+    exact: bool = False
+    built: bool = False
+    latency_ms: float | None = None
+    seconds: float = 0.0
+    error: str = ""
+
+    @property
+    def bound(self) -> float:
+        """The drop that a budget is held to."""
+        return self.drop + self.margin
+
+    @property
+    def name(self) -> str:
+        """Recipe and target, for messages."""
+        return f"{self.line or 'nothing'} → {self.target}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What was found out before the first candidate: how many ``epochs`` one may train and at which ``rate``, and
+    the ``seconds`` that this took."""
+
+    epochs: float = 0.0
+    rate: float = 1e-3
+    seconds: float = 0.0
+
+
+class Journal:
+    """Results as they come, one JSON line each: what a later run of the same search need not measure again.
+
+    ``header`` is what results depend on; ``prepare`` is asked once in a search's life. ``kept`` is a second place
+    to look for the journal, and to leave it in the end.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        header: Mapping[str, object],
+        prepare: Callable[[], Setup],
+        kept: Path | None = None,
+    ) -> None:
+        self.path, self._kept = path, kept
+        self.known: dict[tuple[str, str], Trial] = {}
+        source = next((p for p in (path, kept) if p is not None and self._read(p, header)), None)
+        if source is None:
+            self.setup = prepare()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if source != path and path.is_file():
+            path.replace(path.with_suffix(".old.jsonl"))
+        rows = [{**header, "setup": dataclasses.asdict(self.setup)}]
+        rows += [dataclasses.asdict(t) for t in self.known.values()]
+        text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+        _replace(path, text.encode())  # as a whole: a last line that was cut off is gone
+
+    def _read(self, path: Path, header: Mapping[str, object]) -> bool:
+        """Take over what ``path`` holds of the same search."""
+        rows = _rows(path)
+        first = dict(rows[0]) if rows else {}
+        setup = first.pop("setup", None)
+        if setup is None or first != header:
+            return False
+        try:
+            self.setup = structure(Setup, setup, where=str(path))
+            trials = [structure(Trial, row, where=str(path)) for row in rows[1:]]
+        except UsageError:  # another version's
+            return False
+        self.known = {(t.line, t.target): t for t in trials}
+        return True
+
+    def add(self, trial: Trial) -> None:
+        """Keep one result."""
+        self.known[trial.line, trial.target] = trial
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dataclasses.asdict(trial), sort_keys=True) + "\n")
+
+    def keep(self) -> None:
+        """Leave a copy in the second place."""
+        if self._kept is not None:
+            self._kept.parent.mkdir(parents=True, exist_ok=True)
+            _replace(self._kept, self.path.read_bytes())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_suffix(".part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def _rows(path: Path) -> list[dict[str, object]]:
+    """The journal's lines; a last one that was cut off by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(row, dict):
+            break
+        rows.append(row)
+    return rows
+
+
+def ranked(results: Iterable[tuple[Candidate, Trial]], budget: Budget) -> list[tuple[Candidate, Trial]]:
+    """Those within the budget, the best first: the smallest where the drop is limited, else the least drop."""
+    within = [(c, t) for c, t in results if not t.error and budget.holds(t.bound, t.size, t.latency_ms)]
+    if budget.drop is None and budget.size is not None:
+        return sorted(within, key=lambda r: (r[1].drop, r[1].size, r[1].line))
+    return sorted(within, key=lambda r: (r[1].size, r[1].drop, r[1].line))
+
+
+def front(trials: Iterable[Trial]) -> list[Trial]:
+    """The Pareto front: trials that no other beats in size and drop (and latency, where it was measured), smallest
+    first."""
+    able = [t for t in trials if not t.error]
+
+    def beats(a: Trial, b: Trial) -> bool:
+        one, other = _costs(a), _costs(b)
+        return all(x <= y for x, y in zip(one, other, strict=True)) and one != other
+
+    best = [t for t in able if not any(beats(other, t) for other in able)]
+    return sorted(best, key=lambda t: (t.size, t.drop, t.line))
+
+
+def _costs(trial: Trial) -> tuple[float, ...]:
+    return (trial.size, trial.drop, trial.latency_ms or 0.0)
+
+
+def refused(candidate: Candidate, error: EdgekitError, seconds: float) -> Trial:
+    """The trial of a candidate that a step or a target refuses."""
+    return Trial(
+        line=candidate.line,
+        target=candidate.target,
+        drop=1.0,
+        size=1 << 62,
+        seconds=round(seconds, 2),
+        error=error.message or type(error).__name__,
+    )
+
+
+def no_candidate(budget: Budget, trials: Sequence[Trial], rejected: Sequence[str]) -> GateFailedError:
+    """Nothing that was tried holds the budget."""
+    nearest = "; ".join(
+        f"{t.name}: {t.size:,} bytes, drop {100 * t.drop:.2f} pt ± {100 * t.margin:.2f}"
+        for t in front(trials)[:3]
+    )
+    hint = "loosen a limit, search longer (--time), or let steps train (--train)"
+    if budget.drop is not None and any(t.drop <= budget.drop < t.bound for t in trials):
+        hint += "; with more evaluation samples the margin for chance becomes smaller"
+    return GateFailedError(
+        f"none of {len(trials)} candidates holds {budget}"
+        + (f". The nearest: {nearest}" if nearest else "")
+        + "".join(f"\n  not confirmed: {line}" for line in rejected[:5]),
+        hint=hint,
+        gates=("budget",),
+    )

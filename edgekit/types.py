@@ -145,7 +145,7 @@ class TorchModel:
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxModel:
-    """An ONNX file by path and content. Weights may be in external data files beside it."""
+    """An ONNX file by path and content. Weights may be in external data files in the same folder."""
 
     path: Path
     sha256: str

@@ -207,7 +207,8 @@ def decibels(signal: float, noise: float) -> float:
     """10 log10(signal / noise) of two energies, between -200 and 200."""
     if noise == 0:
         return SNR_CAP
-    if signal == 0:
+    # Energies overflow from values of 1e154 on. inf - inf is NaN, which min() would let pass as the best figure.
+    if signal == 0 or not math.isfinite(signal) or not math.isfinite(noise):
         return -SNR_CAP
     return max(-SNR_CAP, min(SNR_CAP, 10 * (math.log10(signal) - math.log10(noise))))
 

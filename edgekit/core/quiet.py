@@ -21,7 +21,7 @@ def silence(*, native: bool = False) -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     try:
         with (
-            open(os.devnull, "w") as nowhere,  # noqa: PTH123 - a descriptor is what is wanted
+            open(os.devnull, "w") as nowhere,  # noqa: PTH123 - its descriptor is used
             _redirected(nowhere.fileno() if native else None),
             warnings.catch_warnings(),
             contextlib.redirect_stdout(nowhere),
@@ -40,12 +40,12 @@ def _redirected(target: int | None) -> Iterator[None]:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = [(number, os.dup(number)) for number in (1, 2)]
+    copies = [(number, os.dup(number)) for number in (1, 2)]
     try:
-        for number, _ in kept:
+        for number, _ in copies:
             os.dup2(target, number)
         yield
     finally:
-        for number, copy in kept:
+        for number, copy in copies:
             os.dup2(copy, number)
             os.close(copy)

@@ -145,6 +145,7 @@ def _step(value: Array, bits: int) -> float:
 def _add(tally: Tally, anchor: Anchor, b: Form, values: _Values, typical: float) -> None:
     true = values.true
     good = np.isfinite(true)
+    # Where the earlier form itself is not finite nothing can be said; where only the later one is, it is wrong.
     tally.broken |= bool((good & ~np.isfinite(values.local)).any())
     clean = np.where(good, true, 0.0)
     noise = np.where(good & np.isfinite(values.local), values.local - clean, 0.0) ** 2
@@ -169,11 +170,12 @@ def _add(tally: Tally, anchor: Anchor, b: Form, values: _Values, typical: float)
 def _floor(anchor: Anchor, b: Form, true: Array, typical: float) -> Array:
     """Mean error power that storing or summing the tensor explains, per element (broadcast to its shape)."""
     relative = _RELATIVE[b.float_bits if b.weight_bits > 16 else min(b.float_bits, 11)]
+    # A tensor that is almost zero everywhere must not look infinitely wrong.
     power = max(_power(true), 1e-8 * typical, 1e-30)
     spread = anchor.view.spread(true.shape)
     bits = anchor.b.bits or (8 if b.weight_bits <= 8 else 0)
     step = spread * max(_step(true / spread, bits), _FIXED.get(anchor.a.op, 0.0) if bits == 8 else 0.0)
-    return np.asarray(relative**2 * power + step**2 / 12)
+    return np.asarray(relative**2 * power + step**2 / 12)  # a uniform error of one step has this variance
 
 
 def _by_channel(value: Array, axis: int) -> Array:

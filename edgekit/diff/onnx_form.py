@@ -1,7 +1,7 @@
 """An ONNX graph, its tensors read as extra outputs and replaced by extra inputs of the same name.
 
 The producer of a replaced tensor writes under another name and the tensor becomes a graph input: every
-reader, in subgraphs too, then takes the given value, and one inference yields all local results.
+reader, in subgraphs too, then takes that input, and one inference yields all local results.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ class OpenvinoForm(CutForm["ov.InferRequest"]):
     def _cut(self, cut: tuple[str, ...], read: tuple[str, ...]) -> ov.Model:
         """A copy in which readers of ``cut`` take new parameters, behind the model's own; ``read`` are its results."""
         opset = self._ov.opset13
-        model = self._read()
+        model = self._read()  # anew: it is changed in place
         by_name = {self._name(o): o for op in model.get_ordered_ops() for o in op.outputs()}
         results = [opset.result(by_name[name]) for name in read]
         ends = {r.get_friendly_name() for r in results}

@@ -1,4 +1,4 @@
-"""An artifact's form whose graph begins with the preprocessing: fed by the source's inputs all the same."""
+"""An artifact's form whose graph begins with the preprocessing: it takes the source's inputs all the same."""
 
 from __future__ import annotations
 

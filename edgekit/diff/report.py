@@ -111,6 +111,7 @@ def _grouped(stage: Stage) -> list[_Row]:
 
 def _described(anchor: Anchor, tally: Tally, order: int) -> LayerDiff:
     a, b = anchor.a, anchor.b
+    # Behind Q/DQ a tensor's rounding is a layer of its own; elsewhere it is part of the operator's figure.
     apart = b.tensor.endswith(DEQUANTIZED) or b.op in ("QuantizeLinear", "DequantizeLinear", "QUANTIZE")
     return LayerDiff(
         order=order,
@@ -167,7 +168,7 @@ def _distance(one: list[list[Array]], two: list[list[Array]]) -> float:
     signal = noise = 0.0
     for ours, theirs in zip(one, two, strict=True):
         for x, y in zip(ours, theirs, strict=False):
-            if x.size == y.size:
+            if x.size == y.size:  # another shape of the same values: runtimes drop axes of size 1
                 s, n = _energies(x, y.reshape(x.shape))
                 signal, noise = signal + s, noise + n
     return decibels(signal, noise)

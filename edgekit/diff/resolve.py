@@ -227,6 +227,7 @@ def _samples(
         rows = [sample.inputs for sample in random_samples(example, _RANDOM)]
     if exported is None or artifact is None or not artifact.manifest.target.fixed_shapes:
         return tuple(rows)
+    # A runtime with fixed shapes was compiled for the example's.
     shapes = {name: array.shape for name, array in exported.example_inputs().items()}
     fitting = [row for row in rows if fits(shapes, Sample(inputs=row))]
     if not fitting:

@@ -54,6 +54,7 @@ def _rebuild(stage: StageDiff, tampered: bool) -> str:
 
 def _everywhere(stage: StageDiff, start: LayerDiff) -> Suggestion | None:
     """Ranges that are wrong from the input on, or in most layers, come from the calibration data."""
+    # The first quantizer reads the samples themselves: when it is off, no layer is to blame.
     at_input = start.op in _QUANTIZED and not start.module
     if not at_input and 2 * len(stage.wrong) < len(stage.layers):
         return None

@@ -131,6 +131,7 @@ class TfliteForm(CutForm[_Program]):
     def _layer(self, op: schema.OperatorT, index: int) -> Layer:
         name = self._names[index]
         parts = name.split("/")
+        # The compiler names tensors module/name: what the graph called it is one of the tails.
         tails = ["/".join(parts[i:]) for i in range(len(parts))]
         stems = [s.removesuffix("_QuantizeLinear").removesuffix("_DequantizeLinear") for s in tails]
         return Layer(
@@ -219,7 +220,7 @@ class TfliteForm(CutForm[_Program]):
         results = list(dict.fromkeys([*cut, *read]))
         sources = [*(int(i) for i in graph.inputs), *cut]
         graph.inputs, graph.outputs = sources, [own.get(i, i) for i in results]
-        model.signatureDefs = []
+        model.signatureDefs = []  # they name the old inputs and outputs
         builder = flatbuffers.Builder(len(self._data) + (1 << 16))
         builder.Finish(model.Pack(builder), b"TFL3")
         return bytes(builder.Output()), sources, results

@@ -77,7 +77,7 @@ class Rescaled(View):
 
 def views(before: tuple[int, ...], after: tuple[int, ...]) -> list[View]:
     """Every way in which a tensor of shape ``before`` can lie in ``after``; the plain one first."""
-    a, b = [d for d in before if d != 1], [d for d in after if d != 1]
+    a, b = [d for d in before if d != 1], [d for d in after if d != 1]  # axes of size 1 hold nothing
     ways = [View()] if a == b else []
     if sorted(a) == sorted(b) and 1 < len(a) <= _MOST_AXES:
         for perm in itertools.permutations(range(len(a))):
@@ -90,6 +90,7 @@ def alike(one: Array, two: Array) -> float:
     """Signal to noise in dB where both are finite; -200 where one is not and the other is."""
     a, b = one.astype(np.float64).ravel(), two.astype(np.float64).ravel()
     good = np.isfinite(a) & np.isfinite(b)
+    # A value that is finite in one of them only has no distance.
     if bool((good != (np.isfinite(a) | np.isfinite(b))).any()):
         return -200.0
     a, b = a[good], b[good]

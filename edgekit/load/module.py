@@ -1,4 +1,4 @@
-"""A module and example inputs, however they are given, to a :class:`TorchModel`.
+"""A module and example inputs, in whatever form, to a :class:`TorchModel`.
 
 What holds afterwards, and everything else relies on: the module is in evaluation mode on the CPU with
 floats in float32, ``module(**example_inputs)`` works, and every example input is a tensor by name.
@@ -28,7 +28,7 @@ _UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 
 
 def bind(module: ModuleLike, example: object, *, what: str) -> TorchModel:
-    """Put a module and its example inputs (tensor, tuple, list, dict; nested where the module wants it)
+    """Put a module and its example inputs (tensor, tuple, list, dict; nested where the module takes it so)
     into the form above, and run it once.
 
     Raises :class:`SourceError` when the inputs do not fit ``forward`` and

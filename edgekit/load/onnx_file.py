@@ -1,4 +1,4 @@
-"""``model.onnx``: taken as it is, after the checks that untrusted files need."""
+"""``model.onnx``: used unchanged, after the checks that untrusted files need."""
 
 from __future__ import annotations
 

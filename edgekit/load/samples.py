@@ -227,7 +227,7 @@ def _images(
         )
     if not preprocessing:
         raise DataError(
-            f"{root} holds images, but how the model wants them is not known",
+            f"{root} holds images, but how the model expects them is not known",
             hint="give the preprocessing of training (size, crop, colour, mean, std, layout), "
             "in TorchModel(preprocessing=…) or in edgekit.toml: a wrong one costs accuracy without any error",
         )
@@ -359,9 +359,9 @@ def _batched(array: Array, spec: TensorSpec) -> Array:
     return array[None] if missing and _matches(array.shape, spec.shape[1:]) else array
 
 
-def _matches(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
-    return len(shape) == len(wanted) and all(
-        w == have for have, w in zip(shape, wanted, strict=True) if isinstance(w, int)
+def _matches(shape: tuple[int, ...], declared: tuple[int | str, ...]) -> bool:
+    return len(shape) == len(declared) and all(
+        size == d for size, d in zip(shape, declared, strict=True) if isinstance(d, int)
     )
 
 
@@ -425,17 +425,20 @@ def _label(label: object, where: str) -> object:
 
 def _converted(array: Array, spec: TensorSpec, where: str) -> Array:
     """The array in the input's dtype; only conversions that keep the values."""
-    want = np.dtype(spec.dtype)
-    if array.dtype != want:
-        allowed = {"f": "f", "i": "iub", "u": "iub", "b": "iub"}.get(want.kind, want.kind)
+    dtype = np.dtype(spec.dtype)
+    if array.dtype != dtype:
+        allowed = {"f": "f", "i": "iub", "u": "iub", "b": "iub"}.get(dtype.kind, dtype.kind)
         if array.dtype.kind not in allowed:
             raise DataError(
-                f"{where}: {spec.name!r} is {array.dtype}, the model takes {want}",
-                hint=_dtype_hint(array, want),
+                f"{where}: {spec.name!r} is {array.dtype}, the model takes {dtype}",
+                hint=_dtype_hint(array, dtype),
             )
-        converted = array.astype(want)
-        if want.kind in "iub" and not np.array_equal(converted, array):
-            raise DataError(f"{where}: {spec.name!r} has values outside {want}", hint="check what is fed in")
+        converted = array.astype(dtype)
+        if dtype.kind in "iub" and not np.array_equal(converted, array):
+            raise DataError(
+                f"{where}: {spec.name!r} has values outside {dtype}",
+                hint="clip or convert them first",
+            )
         array = converted
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = "NaN" if np.isnan(array).any() else "infinite"
@@ -446,10 +449,10 @@ def _converted(array: Array, spec: TensorSpec, where: str) -> Array:
     return np.ascontiguousarray(array)
 
 
-def _dtype_hint(array: Array, want: np.dtype[np.generic]) -> str:
-    if array.dtype == np.uint8 and want.kind == "f":
+def _dtype_hint(array: Array, dtype: np.dtype[np.generic]) -> str:
+    if array.dtype == np.uint8 and dtype.kind == "f":
         return "convert as in training, usually array.astype('float32') / 255 and then mean and std"
-    return f"yield array.astype('{want}') if that is what training did"
+    return f"yield array.astype('{dtype}') if that is what training did"
 
 
 def _check_shapes(arrays: Mapping[str, Array], inputs: tuple[TensorSpec, ...], where: str) -> None:
@@ -457,8 +460,9 @@ def _check_shapes(arrays: Mapping[str, Array], inputs: tuple[TensorSpec, ...], w
     for spec in inputs:
         shape = arrays[spec.name].shape
         fits = _matches(shape, spec.shape)
-        for have, want in zip(shape, spec.shape, strict=False):
-            fits &= not isinstance(want, str) or sizes.setdefault(want, have) == have
+        for size, declared in zip(shape, spec.shape, strict=False):
+            # Dynamic dimensions of one name have one size in all inputs.
+            fits &= not isinstance(declared, str) or sizes.setdefault(declared, size) == size
         if not fits:
             raise DataError(
                 f"{where}: {spec.name!r} has the shape {shape}, the model takes ({', '.join(map(str, spec.shape))})",

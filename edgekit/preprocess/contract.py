@@ -142,6 +142,7 @@ class Preprocessing:
         real = np.broadcast_to((value * self.scale - mean) / std, (self.channels, 256))
         dtype = np.dtype(spec.dtype if spec is not None else self.dtype)
         if dtype.kind in "iu":
+            # Rounded once, from the double: half to even, as QuantizeLinear of ONNX.
             if spec is not None and spec.scale is not None:
                 real = np.rint(real / spec.scale) + (spec.zero_point or 0)
             limits = np.iinfo(dtype)
@@ -194,6 +195,7 @@ class Preprocessing:
         mean, std = np.asarray(self.mean, np.float64), np.asarray(self.std, np.float64)
         pixels = (planes.astype(np.float64) * std + mean) / self.scale
         whole = np.rint(pixels)
+        # float32 keeps a byte's value to about 1e-5: nearer than a thousandth is the byte itself.
         pixels = np.where(np.abs(pixels - whole) < 1e-3, whole, pixels)
         pixels = pixels[..., ::-1] if self.color == "bgr" else pixels
         pixels = pixels.repeat(3, axis=-1) if self.color == "gray" else pixels
@@ -258,7 +260,7 @@ class Preprocessing:
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
         if isinstance(self.resize, int):
-            edge = self.resize
+            edge = self.resize  # in integers, rounded down, as torchvision and transformers do
             return (edge, edge * width // height) if height <= width else (edge * height // width, edge)
         assert self.resize is not None
         if self.fit == "stretch":
@@ -290,6 +292,7 @@ def bound(contract: Preprocessing, inputs: Sequence[TensorSpec]) -> Preprocessin
         )
     candidates = [by_name[contract.input]] if contract.input else list(by_name.values())
     for spec in candidates:
+        # The layout that was stated, then both: the exported graph may have the other.
         for layout in (contract.layout, "NHWC", "NCHW"):
             tried = replace(contract, layout=layout, input=spec.name)
             if _takes(spec, tried.shape):

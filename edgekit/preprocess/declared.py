@@ -1,4 +1,4 @@
-"""Contracts that a source, a project or a manifest declares: a table, or a hub's file and a table beside it."""
+"""Contracts that a source, a project or a manifest declares: a table, or a hub's file and a table that overrides it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def from_mapping(mapping: Mapping[str, object], *, base: Path | None = None) -> 
     """The contract from a table of edgekit.toml or a manifest; ``None`` for an empty one.
 
     ``{"huggingface": "DIR"}`` reads a processor's ``preprocessor_config.json`` and ``{"timm": "FILE"}`` a
-    timm ``config.json``, relative to ``base``; other keys beside them override what was read.
+    timm ``config.json``, relative to ``base``; the table's other keys override what was read.
 
     Raises:
         ConfigError: a value is impossible, or the file asks for something that the contract cannot say.

@@ -41,6 +41,7 @@ def from_huggingface(path: Path) -> Preprocessing:
         crop, resize = (resize, resize), int(resize / fraction) if resize < 384 else (resize, resize)
     rescale = config.get("do_rescale", True)
     normalise = config.get("do_normalize", True)
+    # EfficientNet's and ViViT's "offset" subtracts 1 after rescaling, before the mean.
     shift = 1.0 if rescale and (config.get("offset") or config.get("rescale_offset")) else 0.0
     mean = _floats(config.get("image_mean", [0.0]), "image_mean", file) if normalise else (0.0,)
     flip = bool(config.get("do_flip_channel_order"))
@@ -80,7 +81,7 @@ def from_timm(path: Path) -> Preprocessing:
         resize=scaled if mode == "squash" else scaled[0],
         filter=_filter(config.get("interpolation", "bicubic"), _TIMM_FILTERS, file),
         crop=(height, width),
-        crop_rounding="half-even",
+        crop_rounding="half-even",  # torchvision's center_crop uses Python's round()
         color="rgb" if channels == 3 else "gray",
         mean=_floats(config.get("mean", [0.485, 0.456, 0.406]), "mean", file),
         std=_floats(config.get("std", [0.229, 0.224, 0.225]), "std", file),

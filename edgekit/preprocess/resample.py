@@ -59,6 +59,7 @@ def resize(image: Array, height: int, width: int, *, filter: str, antialias: boo
     if filter == "nearest":
         rows = _nearest(image.shape[0], height)
         return np.ascontiguousarray(image[rows][:, _nearest(image.shape[1], width)])
+    # Horizontal first, as Pillow: each pass rounds to 8 bits, so that the order shows in the result.
     if image.shape[1] != width:
         image = _pass(image, width, 1, filter, antialias)
     if image.shape[0] != height:
@@ -79,6 +80,7 @@ def coefficients(source: int, target: int, filter: str, antialias: bool) -> list
         last = min(int(centre + support + 0.5), source)
         weights = [window((x + first - centre + 0.5) * shrink) for x in range(last - first)]
         total = 0.0
+        # One by one and in this order: sum() and numpy add otherwise, and the last bit decides a rounding.
         for weight in weights:
             total += weight
         if total != 0.0:

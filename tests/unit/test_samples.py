@@ -261,7 +261,7 @@ def test_directory_of_images(tmp_path: Path) -> None:
 def test_images_without_a_contract_are_refused(tmp_path: Path) -> None:
     images(tmp_path)
     spec = TensorSpec(name="x", dtype="float32", shape=(1, 3, 4, 4))
-    with pytest.raises(DataError, match="how the model wants them"):
+    with pytest.raises(DataError, match="how the model expects them"):
         open_samples(str(tmp_path), (spec,))
 
 

@@ -62,6 +62,13 @@ def test_a_value_that_is_not_finite_is_a_failure(bad):
     assert math.isfinite(parity.max_abs)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_energies_that_overflow_are_no_perfect_figure():
+    reference, outputs = np.array([[1e200, 2e200]]), np.array([[3e200, -2e200]])
+    assert compare([{"y": reference}], [{"y": outputs}]).snr_db == -SNR_CAP
+    assert compare([{"y": reference}], [{"y": reference}]).snr_db == SNR_CAP
+
+
 def test_equal_infinities_are_equal_and_nan_never_is():
     y = scores()
     y[0, 1] = -np.inf

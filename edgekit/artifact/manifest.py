@@ -6,13 +6,13 @@ so that equal inputs give an equal digest.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from edgekit.artifact import wire
+from edgekit.core import files
 from edgekit.core.store import canonical_json
 from edgekit.core.structure import structure, to_builtins
 from edgekit.errors import ConfigError, SourceError
@@ -176,9 +176,7 @@ def file_records(directory: Path, names: tuple[str, ...]) -> tuple[FileRecord, .
 def write(manifest: Manifest, directory: Path) -> Path:
     """Write ``manifest.json`` into ``directory`` by temporary name and rename."""
     path = directory / FILE_NAME
-    part = directory / f".{FILE_NAME}.{os.getpid()}"
-    part.write_bytes(wire.encode(to_builtins(manifest)))
-    part.replace(path)
+    files.write(path, wire.encode(to_builtins(manifest)))
     return path
 
 

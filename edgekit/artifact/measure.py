@@ -12,11 +12,13 @@ from edgekit.artifact import golden
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.manifest import Artifact
 from edgekit.artifact.run import runnable
+from edgekit.core import files
+from edgekit.core.store import canonical_json
 from edgekit.devices.bench import BenchSettings, Comparison, bench_devices
 from edgekit.devices.execute import LOCAL
 from edgekit.devices.runnable import Runnable
 from edgekit.errors import EdgekitError, SourceError, UsageError
-from edgekit.graph.records import read_json, write_json
+from edgekit.graph.records import read_json
 from edgekit.types import Device, Json, Measurement
 
 RAW = "measurements.json"
@@ -178,9 +180,7 @@ def _write_raw(
         cut[device] = {**partial, "samples": samples}
     else:
         found[device] = samples
-    part = path.with_name(f".{RAW}.{os.getpid()}")
-    write_json({**found, **({PARTIAL: cut} if cut else {})}, part)
-    part.replace(path)
+    files.write(path, canonical_json({**found, **({PARTIAL: cut} if cut else {})}))
 
 
 def _figures(measurement: Measurement) -> dict[str, Json]:

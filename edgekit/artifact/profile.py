@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact.measure import timeable
+from edgekit.core.files import temporary
 from edgekit.core.structure import structure
 from edgekit.devices.arrays import write_arrays
 from edgekit.devices.execute import LOCAL, model_job
@@ -79,7 +79,7 @@ def profile_artifact(
     """
     modules = structure(dict[str, str], artifact.manifest.details.get("modules", {}), where="modules")
     runnable = timeable(artifact)
-    with connect(device) as transport, tempfile.TemporaryDirectory(prefix="edgekit-profile-") as folder:
+    with connect(device) as transport, temporary("profile") as folder:
         task = _task(transport, runnable, {"runs": runs, "warmup": warmup}, Path(folder), timeout)
         done = run_plan(transport, [task], Watch(state_s=0, wait_s=0))[task.id]
     raw = done.result["profile"]

@@ -36,7 +36,7 @@ def build(source: str, options: Options, dry_run: bool, as_json: bool) -> None:
         _plan(request, as_json)
         return
     with progress() as shown:
-        outcomes = run(request, BuildContext(store=Store(), options=options, progress=shown))
+        outcomes = run(request, BuildContext(store=Store(report=shown.note), options=options, progress=shown))
     _finish(outcomes, options, as_json)
 
 

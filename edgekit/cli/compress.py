@@ -89,9 +89,9 @@ def compress(
             hint="say what the model may cost: --budget 'drop<=1pt'",
         )
     options = search_options(replace(options, out=Path(out or "build/compressed")))
-    store = Store()
-    opened = Source(parse(source), store, trust=options.trust, network=options.network)
     with progress() as shown:
+        store = Store(report=shown.note)
+        opened = Source(parse(source), store, trust=options.trust, network=options.network)
         context = BuildContext(store=store, options=options, progress=shown)
         if recipe:
             _run(context, opened, recipe, seed, as_json)

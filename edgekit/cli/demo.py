@@ -39,7 +39,7 @@ def demo(target: str, out: str) -> None:
         evaluation=f"{example}/data.py:evaluation",
     )
     with progress() as shown:
-        outcomes = run(request, BuildContext(store=Store(), options=options, progress=shown))
+        outcomes = run(request, BuildContext(store=Store(report=shown.note), options=options, progress=shown))
         passed = [o.artifact for o in outcomes if o.artifact is not None and failure(o, options) is None]
         with shown.task("benchmark", total=len(passed)) as task:
             settings = BenchSettings(processes=5, seconds=0.3)

@@ -71,7 +71,7 @@ def diff(
     from edgekit.pipeline.stages import BuildContext
 
     with progress() as shown:
-        context = BuildContext(store=Store(), options=options, progress=shown)
+        context = BuildContext(store=Store(report=shown.note), options=options, progress=shown)
         chain = resolve(a, b, data, context)
         with shown.task("compare layer by layer"):
             found = walk(chain.forms, chain.samples, chain.notes)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from edgekit.compress.registry import default_options, from_options, parse, registry
 from edgekit.compress.step import Scalar, Step, options, spell
+from edgekit.core import files
 from edgekit.core.structure import structure
 from edgekit.errors import ConfigError, UnknownNameError, UsageError
 
@@ -69,9 +70,7 @@ def read(text: str, *, seed: int | None = None) -> Recipe:
 
 def write(recipe: Recipe, path: Path, *, comment: str = "") -> None:
     """Write the recipe as TOML, every option spelled out: later defaults do not change what it gives."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(dumps(recipe, comment=comment), encoding="utf-8")
-    temporary.replace(path)
+    files.write(path, dumps(recipe, comment=comment).encode())
 
 
 def dumps(recipe: Recipe, *, comment: str = "") -> str:

@@ -2,30 +2,32 @@
 
 A step's key is the sha256 of its name, its options, the sha256 of its inputs and the versions of what
 runs it. Its value is a directory, produced under a temporary name and renamed into place when complete:
-an interrupted step leaves nothing behind that a later run would take for a result.
+an interrupted step leaves nothing behind that a later run would take for a result. Its record holds the sha256 of
+every file, and each is checked before it is used: what is damaged is made again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
-import secrets
-import shutil
+import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
-from edgekit.core.dependency import Dependency, unchanged
+from edgekit.core import cache, dependency, files
+from edgekit.core.cache import NOTES, PARTS, RECORD, STEPS
+from edgekit.core.dependency import Dependency, Stamp, stamp, unchanged
 from edgekit.core.structure import to_builtins
-from edgekit.errors import EdgekitError, UsageError
-
-RECORD = "step.json"
+from edgekit.errors import UsageError
+from edgekit.types import sha256_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +81,33 @@ class Reading(Protocol):
         ...
 
 
-class Store:
-    """Finished steps under one root directory. Safe for several processes at once."""
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What ``step.json`` says: how the step was made, the sha256 of each of its files, and what it read besides."""
 
-    def __init__(self, root: Path | None = None) -> None:
+    key: dict[str, object]
+    seconds: float
+    files: dict[str, str]
+    reads: tuple[Dependency, ...] = ()
+    doubts: tuple[str, ...] = ()
+
+
+class DamagedError(Exception):
+    """Something in the cache is not what was written there."""
+
+
+class Store:
+    """Finished steps under one root directory. Safe for several processes at once.
+
+    ``report`` is told, once each, what was found damaged.
+    """
+
+    def __init__(self, root: Path | None = None, report: Callable[[str], None] | None = None) -> None:
         self.root = root or default_root()
+        self._report = report or _warn
+        self._limit, self._size = cache.limit(), -1
+        self._checked: dict[Path, dict[str, Stamp]] = {}
+        dependency.own |= {f"{self.root.absolute() / name}{os.sep}" for name in (NOTES, PARTS)}
 
     def step(self, key: Key, produce: Callable[[Path], None], reads: Reading | None = None) -> StepResult:
         """The result for ``key``: from the cache, else from ``produce(directory)``.
@@ -92,108 +116,185 @@ class Store:
         is remembered. What it reads beyond the key is what ``reads`` saw: the result is another's once that
         changed, and nobody's where it cannot be told.
         """
-        final = self.root / "steps" / key.name / key.digest[:32]
-        record = _read_record(final)
-        if record is not None and _holds(record):
-            return StepResult(key=key, directory=final, seconds=record["seconds"], cached=True)
-        with scratch(final.parent) as work:
+        final = self.root / STEPS / key.name / key.digest[:32]
+        self._begin()
+        record = self._found(final, key)
+        if record is not None and not record.doubts and unchanged(record.reads):
+            cache.touch(final)
+            return StepResult(key=key, directory=final, seconds=record.seconds, cached=True)
+        with self.scratch() as work:
             started = time.perf_counter()
             produce(work)
             seconds = time.perf_counter() - started
-            record = {"key": key, "seconds": round(seconds, 3)}
-            if reads is not None:
-                record |= {"reads": reads.dependencies, "doubts": reads.doubts}
-            (work / RECORD).write_bytes(canonical_json(record))
-            publish(work, final)
+            record = Record(
+                key=to_builtins(key),
+                seconds=round(seconds, 3),
+                files={name: sha256_file(work / name) for name in sorted(_stamps(work))},
+                reads=reads.dependencies if reads is not None else (),
+                doubts=reads.doubts if reads is not None else (),
+            )
+            (work / RECORD).write_bytes(_sealed(asdict(record)))
+            final.parent.mkdir(parents=True, exist_ok=True)
+            files.publish(work, final)
+        self._checked[final] = _stamps(final)
+        self._grow(final)
         return StepResult(key=key, directory=final, seconds=seconds, cached=False)
+
+    def results(self, name: str) -> Iterator[Path]:
+        """The directories of all results of a step that are there and whole."""
+        for directory in sorted((self.root / STEPS / name).glob("*")):
+            if self._found(directory, None) is not None:
+                yield directory
 
     def remember(self, name: str, parts: object, value: object) -> None:
         """Keep a small JSON value under ``name`` and the digest of ``parts``."""
         path = self._note(name, parts)
-        with scratch(path.parent) as work:
-            (work / "note").write_bytes(canonical_json(value))
+        with self.scratch() as work:
+            (work / "note").write_bytes(_sealed({"name": name, "value": value}))
+            path.parent.mkdir(parents=True, exist_ok=True)
             (work / "note").replace(path)
 
     def recall(self, name: str, parts: object) -> Any:
         """What :meth:`remember` kept, or ``None``."""
         path = self._note(name, parts)
         try:
-            return msgspec.json.decode(path.read_bytes())
-        except (FileNotFoundError, msgspec.DecodeError):
+            self._own(path)
+            document = _opened(path)
+            if document.get("name") != name:
+                raise DamagedError("it is another's")
+            cache.touch(path)
+            return document["value"]
+        except FileNotFoundError:
+            return None
+        except (DamagedError, KeyError) as reason:
+            self._remove(path, f"what was known of {name}", str(reason))
             return None
 
+    def scratch(self) -> AbstractContextManager[Path]:
+        """A directory in the cache for what is being made (see :func:`edgekit.core.files.scratch`)."""
+        self._make_root()
+        return files.scratch(self.root / PARTS)
+
+    def _begin(self) -> None:
+        """Once a process and cache: what was killed is swept, what this process will use is not removed by others."""
+        files.sweep_once(str(self.root / PARTS))
+        files.sweep_once(tempfile.gettempdir())
+        cache.begin_run(self.root)
+
+    def _grow(self, directory: Path) -> None:
+        """Keep the cache within its limit. Its size is taken once, then counted on."""
+        if self._size < 0:
+            self._size = sum(e.size for e in cache.entries(self.root))
+        else:
+            self._size += sum(s[0] for s in self._checked[directory].values())
+        if self._size > self._limit:
+            removed = cache.make_room(self.root, self._limit)
+            self._size = -1
+            if removed.entries:
+                self._report(f"the cache is full: {removed.entries} of its oldest entries were removed")
+
     def _note(self, name: str, parts: object) -> Path:
-        return self.root / "notes" / name / (hashlib.sha256(canonical_json(parts)).hexdigest()[:32] + ".json")
+        return self.root / NOTES / name / (hashlib.sha256(canonical_json(parts)).hexdigest()[:32] + ".json")
 
+    def _make_root(self) -> None:
+        """A cache that is made here is nobody else's to read: it holds models and data."""
+        try:
+            if not self.root.exists():
+                self.root.parent.mkdir(parents=True, exist_ok=True)
+                self.root.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise files.unwritable(self.root, error) from error
 
-@contextlib.contextmanager
-def scratch(parent: Path) -> Iterator[Path]:
-    """A private directory under ``parent``, removed at the end unless it was renamed away.
+    def _own(self, path: Path) -> None:
+        """Raise for what another user owns: it may be changed after it was checked."""
+        if not _is_ours(root := self.root.stat()):
+            raise UsageError(
+                f"the cache {self.root} belongs to another user (number {root.st_uid})",
+                hint="name a folder of your own with EDGEKIT_CACHE",
+            )
+        if not _is_ours(path.lstat()):
+            raise DamagedError("it belongs to another user")
 
-    Raises :class:`UsageError` when it cannot be made, or when the disk is full (or a quota or file-size
-    limit reached) while the block runs, whatever the code inside made of that.
-    """
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        work = parent / f".part-{os.getpid()}-{secrets.token_hex(4)}"
-        work.mkdir(mode=0o700)
-    except OSError as e:
-        raise unwritable(parent, e) from e
-    try:
-        yield work
-    except OSError as e:
-        if not disk_is_full(e):
-            raise
-        raise unwritable(parent, e) from e
-    except EdgekitError:
-        raise
-    except Exception as e:
-        if shutil.disk_usage(parent).free > _ALMOST_NOTHING:
-            raise
-        raise unwritable(parent, e) from e
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def disk_is_full(error: BaseException) -> bool:
-    """Whether this is the operating system's word that nothing more can be written."""
-    return isinstance(error, OSError) and error.errno in _FULL
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_ALMOST_NOTHING = 1 << 20
-
-
-def unwritable(parent: Path, error: Exception) -> UsageError:
-    """What to raise when the operating system refuses to write below ``parent``."""
-    why = getattr(error, "strerror", None) or "the disk is full"
-    return UsageError(
-        f"cannot write to {parent}: {why}",
-        hint="free some space, or name another folder (--out; the cache is set by EDGEKIT_CACHE)",
-    )
-
-
-def publish(work: Path, final: Path) -> None:
-    """Move a complete directory to its place, replacing what was there in one step as seen by readers."""
-    work.chmod(0o755)
-    try:
-        work.rename(final)
-    except OSError:
-        old = final.with_name(f".old-{os.getpid()}-{secrets.token_hex(4)}")
-        with contextlib.suppress(FileNotFoundError):
-            final.rename(old)
-        work.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _holds(record: Any) -> bool:
-    """Whether what the step read beyond its key is as it was."""
-    reads = msgspec.convert(record.get("reads", ()), tuple[Dependency, ...])
-    return not record.get("doubts") and unchanged(reads)
-
-
-def _read_record(directory: Path) -> Any:
-    try:
-        return msgspec.json.decode((directory / RECORD).read_bytes())
-    except (FileNotFoundError, msgspec.DecodeError):
+    def _found(self, directory: Path, key: Key | None) -> Record | None:
+        """The record of a result that is there and whole; what is damaged is said and removed."""
+        reason: Exception | None = None
+        for _ in range(2):  # another process may have put a new one in its place between two looks
+            try:
+                self._own(directory)
+                return self._whole(directory, key)
+            except FileNotFoundError as error:
+                if not directory.exists():
+                    return None
+                reason = DamagedError(f"{Path(error.filename or '').name} is missing")
+            except (DamagedError, OSError, msgspec.MsgspecError) as error:
+                reason = error
+        self._checked.pop(directory, None)
+        self._remove(directory, f"the cached result of {directory.parent.name}", str(reason))
         return None
+
+    def _whole(self, directory: Path, key: Key | None) -> Record:
+        record = msgspec.convert(_opened(directory / RECORD), Record)
+        if key is not None and canonical_json(record.key) != canonical_json(key):
+            raise DamagedError("it is another's")
+        present, checked = _stamps(directory), self._checked.get(directory, {})
+        if odd := sorted(record.files.keys() ^ present.keys()):
+            raise DamagedError(
+                f"{odd[0]} {'is missing' if odd[0] in record.files else 'does not belong there'}"
+            )
+        for name, digest in record.files.items():
+            if checked.get(name) != present[name] and sha256_file(directory / name) != digest:
+                raise DamagedError(f"{name} is not what was written")
+        self._checked[directory] = present
+        return record
+
+    def _remove(self, path: Path, what: str, reason: str) -> None:
+        self._report(f"{what} was damaged ({reason}) and is made again")
+        # Out of sight in one step: whoever looks now finds nothing, not a part.
+        with contextlib.suppress(OSError, UsageError), self.scratch() as grave:
+            path.rename(grave / "damaged")
+
+
+def _stamps(directory: Path, inside: str = "") -> dict[str, Stamp]:
+    """The files below a directory, but for the record, by name. Raises :class:`DamagedError` for any other thing."""
+    found: dict[str, Stamp] = {}
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            name, status = f"{inside}{entry.name}", entry.stat(follow_symlinks=False)
+            if not _is_ours(status):
+                raise DamagedError(f"{name} belongs to another user")
+            if stat.S_ISDIR(status.st_mode):
+                found |= _stamps(Path(entry.path), f"{name}/")
+            elif not stat.S_ISREG(status.st_mode):
+                raise DamagedError(f"{name} is no file")
+            elif name != RECORD:
+                found[name] = stamp(entry.path)
+    return found
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    return not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+
+
+def _sealed(document: dict[str, object]) -> bytes:
+    """The document with its own sha256 in it."""
+    plain = to_builtins(document)
+    return canonical_json({**plain, "sha256": hashlib.sha256(canonical_json(plain)).hexdigest()})
+
+
+def _opened(path: Path) -> dict[str, Any]:
+    """What :func:`_sealed` made; every byte counts. Raises :class:`DamagedError`, FileNotFoundError."""
+    raw = path.read_bytes()
+    try:
+        document = msgspec.json.decode(raw, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        raise DamagedError(f"{path.name} cannot be read") from None
+    document.pop("sha256", None)
+    if _sealed(document) != raw:
+        raise DamagedError(f"{path.name} is not what was written")
+    return document
+
+
+def _warn(message: str) -> None:
+    import logging
+
+    logging.getLogger("edgekit").warning(message)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import statistics as stdlib
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from edgekit.core.files import temporary
 from edgekit.devices import vendor_run
 from edgekit.devices.arrays import write_arrays
 from edgekit.devices.execute import LOCAL, model_job
@@ -248,7 +248,7 @@ def _run(
     """Run fresh processes in ``order`` (its letters stand for the runnables), again if the device throttled."""
     if vendor_run.applies(device):
         return _by_program(device, runnables, order, settings)
-    with connect(device) as transport, tempfile.TemporaryDirectory(prefix="edgekit-bench-") as folder:
+    with connect(device) as transport, temporary("bench") as folder:
         prepared = {
             letter: mended(transport, partial(_send, transport, runnable, settings, Path(folder) / letter))
             for letter, runnable in zip("AB", runnables, strict=False)

@@ -6,7 +6,6 @@ A user's row lies in ``~/.config/edgekit/devices/NAME.toml`` or the project's ``
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from edgekit.core import files
 from edgekit.core.plugins import data_dir
 from edgekit.core.structure import structure
 from edgekit.core.targets import user_dir
@@ -152,9 +152,7 @@ def write(row: Row) -> Path:
     path = folder / f"{row.name}.toml"
     values = msgspec.to_builtins(row)
     lines = [f"{key} = {_toml(value)}" for key, value in values.items() if value not in ("", None, False)]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    files.write(path, ("\n".join(lines) + "\n").encode())
     return path
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.core import plugins
+from edgekit.core.files import temporary
 from edgekit.devices.job import Transcript, run_job
 from edgekit.devices.plan import look
 from edgekit.devices.transports import android
@@ -61,7 +61,7 @@ def check(device: Device, backends: Sequence[str] = ()) -> Checkup:
     it has is told, and that artifacts can be timed there.
     """
     try:
-        with connect(device) as transport, tempfile.TemporaryDirectory(prefix="edgekit-check-") as folder:
+        with connect(device) as transport, temporary("check") as folder:
             if without_python(device):
                 bare = android.look(transport)
                 return Checkup(device=device.name, facts=bare.facts, state=bare.state)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.core.files import temporary
 from edgekit.devices.arrays import ArrayFile, write_arrays
 from edgekit.devices.catalogue import LOCAL as LOCAL
 from edgekit.devices.job import Transcript, run_job
@@ -75,7 +76,7 @@ def run_artifact(
         RuntimeCrashError: a signal, an abort, or no answer in time.
         DeviceError: the device failed. A link that breaks is mended first.
     """
-    folder = tempfile.TemporaryDirectory(prefix="edgekit-run-")
+    folder = temporary("run")
     here = Path(folder.name)
     samples = write_arrays(here / "inputs", (runnable.bind(sample) for sample in inputs))
     with connect(device) as transport:

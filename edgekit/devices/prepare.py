@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.core.files import temporary
 from edgekit.devices.catalogue import kinds
 from edgekit.devices.checkup import probe
 from edgekit.devices.job import Transcript
@@ -160,4 +161,4 @@ def default_backends(device: Device) -> tuple[str, ...]:
 
 def scratch() -> tempfile.TemporaryDirectory[str]:
     """Where the wheels lie until they are sent."""
-    return tempfile.TemporaryDirectory(prefix="edgekit-wheels-")
+    return temporary("wheels")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from edgekit.backends.base import Reading, Timing, VendorTool
+from edgekit.core.files import temporary
 from edgekit.devices.health import Health, assess, hottest
 from edgekit.devices.plan import Look, Task, Watch, look, run_plan
 from edgekit.devices.statistics import summarize
@@ -93,7 +93,7 @@ def measure(
     Raises :class:`UsageError` when no program is known, :class:`RuntimeCrashError`,
     :class:`~edgekit.errors.BackendError` when its output cannot be read, and :class:`DeviceError`.
     """
-    with connect(device) as transport, tempfile.TemporaryDirectory(prefix="edgekit-program-") as folder:
+    with connect(device) as transport, temporary("program") as folder:
         run = _Run(transport=transport, device=device, settings=settings, folder=Path(folder))
         found = run.bare(runnables, order) if without_python(device) else run.supervised(runnables, order)
     health = assess(found.facts, found.states)

@@ -7,7 +7,6 @@ reader, in subgraphs too, then takes that input, and one inference yields all lo
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, inliner, numpy_helper
 
+from edgekit.core.files import temporary
 from edgekit.diff.forms import INPUT, CutForm, Layer
 from edgekit.diff.views import real, stored
 from edgekit.errors import SourceError
@@ -295,7 +295,7 @@ def _load(path: Path) -> onnx.ModelProto:
 
 
 def _session(proto: onnx.ModelProto, path: Path, *, optimized: bool) -> onnxruntime.InferenceSession:
-    with tempfile.TemporaryDirectory(prefix="edgekit-diff-") as folder:
+    with temporary("diff") as folder:
         file = Path(folder) / path.name
         onnx.save_model(
             proto,

@@ -17,7 +17,7 @@ from edgekit.diff.pixel_form import PixelForm
 from edgekit.diff.tflite_form import TfliteForm
 from edgekit.diff.torch_form import TorchForm
 from edgekit.errors import DataError, EdgekitError, UsageError
-from edgekit.graph.records import MODEL_RECORD, read_model
+from edgekit.graph.records import read_model
 from edgekit.load import parse, trust
 from edgekit.load.data import DataSpec, Example, fits, random_samples, unit_example, user_samples
 from edgekit.load.source import Source
@@ -193,11 +193,10 @@ def _quantized(artifact: Artifact, context: BuildContext, notes: list[str]) -> O
     outputs = _outputs(artifact, "quantize")
     if not outputs:
         return None
-    for directory in sorted((context.store.root / "steps" / "quantize").glob("*")):
-        if (directory / MODEL_RECORD).is_file():
-            record = read_model(directory)
-            if record.model.sha256 in outputs:
-                return record.model
+    for directory in context.store.results("quantize"):
+        record = read_model(directory)
+        if record.model.sha256 in outputs:
+            return record.model
     notes.append(
         "the quantized ONNX is no longer in the cache: the runtime is compared with the optimized graph, and"
         " layers between which scales were moved may seem wrong (build again to fill the cache)"

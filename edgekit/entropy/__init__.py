@@ -72,7 +72,7 @@ def pack(path: Path, out: Path, *, coder: str = "adaptive") -> PackReport:
     permissions and times are not kept. Raises ``SourceError`` if ``path`` cannot be packed (missing, a link or
     special file inside), ``UnknownNameError`` for another coder, ``UsageError`` where ``out`` cannot be written.
     """
-    from edgekit.core.store import unwritable
+    from edgekit.core.files import unwritable
     from edgekit.entropy import packing
 
     if coder not in packing.CODERS:

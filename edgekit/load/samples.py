@@ -7,18 +7,16 @@ or if its first element is itself a tuple, list or dict; else it is the model's 
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import hashlib
 import itertools
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekit.core.files import temporary
 from edgekit.errors import DataError, UnknownNameError
 from edgekit.load import usercode
 from edgekit.load.foreign import translated
@@ -169,8 +167,7 @@ class _Spooled:
     """Samples that came once only, kept in a temporary directory that goes with the process."""
 
     def __init__(self, samples: Iterable[Sample]) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="edgekit-samples-"))
-        atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
+        self._temporary = temporary("samples")
         self._names: tuple[str, ...] = ()
         self._labels: list[object] = []
         for sample in samples:
@@ -181,7 +178,7 @@ class _Spooled:
             self._labels.append(None if on_disk else sample.label)
 
     def _path(self, index: int) -> Path:
-        return self._folder / f"{index:08d}.npz"
+        return Path(self._temporary.name) / f"{index:08d}.npz"
 
     def __call__(self) -> Iterator[object]:
         for index, label in enumerate(self._labels):

@@ -6,10 +6,8 @@ be kept quiet otherwise. Inputs keep their layout (channels last), which the inp
 
 from __future__ import annotations
 
-import atexit
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,8 +19,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from edgekit.core.files import temporary
 from edgekit.errors import MissingExtraError, SourceError, UntrustedSourceError
 from edgekit.graph import io
+from edgekit.load.watch import path_seen
 from edgekit.types import OnnxModel, Permit, SourceSpec
 
 OPSET = 18
@@ -49,8 +49,10 @@ def load(spec: SourceSpec, permit: Permit) -> OnnxModel:
     for package in ("tensorflow", "tf2onnx"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(f"{package}, which reads {spec.text},", "tensorflow")
-    folder = Path(tempfile.mkdtemp(prefix="edgekit-tensorflow-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for path in (spec.path, *sorted(spec.path.rglob("*"))):  # TensorFlow reads them in a process of its own
+        path_seen(path)
+    _converted.append(temporary("tensorflow"))
+    folder = Path(_converted[-1].name)
     report = _convert(spec.path.resolve(), folder / "converted.onnx", permit.trust)
     if report.untrusted:
         raise UntrustedSourceError(
@@ -67,6 +69,10 @@ def load(spec: SourceSpec, permit: Permit) -> OnnxModel:
     saved = io.save(model, folder / "model.onnx")
     _compare(saved, folder / "converted.npz", spec.text)
     return saved
+
+
+_converted: list[tempfile.TemporaryDirectory[str]] = []
+"""Models refer to the files in these folders: they go with the process."""
 
 
 def _compare(model: OnnxModel, reference: Path, what: str) -> None:

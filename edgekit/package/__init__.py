@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edgekit.artifact.manifest import Artifact
 from edgekit.core import plugins
-from edgekit.core.store import publish, scratch
+from edgekit.core.files import publish, scratch
 from edgekit.errors import UnknownNameError, UnsupportedError, UsageError
 from edgekit.package.bundle import is_bundle
 from edgekit.package.contents import collect

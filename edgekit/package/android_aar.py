@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from edgekit.core.files import temporary
 from edgekit.errors import BackendError, ToolMissingError, UnsupportedError
 from edgekit.package import android_contract, maven, readme, sbom, templates, writing
 from edgekit.package.contents import Content, Contents
@@ -108,7 +108,7 @@ def compile_jar(sources: Mapping[str, Content], stubs: Mapping[str, Content]) ->
             "javac is not installed, and an AAR holds compiled classes",
             hint="install a JDK, version 11 or newer (Debian: apt install openjdk-17-jdk-headless)",
         )
-    with tempfile.TemporaryDirectory(prefix="edgekit-javac-") as folder:
+    with temporary("javac") as folder:
         here = Path(folder)
         writing.write_tree(stubs, here / "stubs")
         writing.write_tree(sources, here / "src")

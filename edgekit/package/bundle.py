@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import stat
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgekit import entropy
+from edgekit.core.files import temporary
 from edgekit.errors import ContainerError, SourceError, UntrustedSourceError
 from edgekit.package import descriptor, readme, sbom, signing, writing
 from edgekit.package.contents import Content, Contents
@@ -100,7 +100,7 @@ def opened(path: Path, *, public_key: Path | None = None) -> Iterator[Bundle]:
     with contextlib.ExitStack() as stack:
         directory = path
         if not path.is_dir():
-            work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgekit-bundle-")))
+            work = Path(stack.enter_context(temporary("bundle")))
             directory = work / "bundle"
             _unpack(path, directory)
         has_signature = (directory / signing.SIGNATURE).is_file()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
+from edgekit.core.files import temporary
 from edgekit.package import rewritten
 from edgekit.package.contents import Contents
 from edgekit.package.formats import Format
@@ -27,7 +27,7 @@ def write(contents: Contents, out: Path) -> None:
     from edgekit.backends.onnxruntime.ortformat import write_ort
 
     file = f"{contents.spec.short_name}.ort"
-    with tempfile.TemporaryDirectory(prefix="edgekit-ort-") as folder:
+    with temporary("ort") as folder:
         path = Path(folder) / file
         write_ort(contents.model, path)
         model = path.read_bytes()

@@ -21,7 +21,8 @@ from edgekit.compress.training.settings import Loop, looping
 from edgekit.compress.training.task import Task
 from edgekit.core import versions
 from edgekit.core.config import Options
-from edgekit.core.store import Key, Store, canonical_json, scratch
+from edgekit.core.files import scratch
+from edgekit.core.store import Key, Store, canonical_json
 from edgekit.errors import UsageError
 from edgekit.graph.records import read_json
 from edgekit.load import Recorder, known

@@ -21,7 +21,7 @@ from edgekit.artifact.manifest import (
 )
 from edgekit.core import versions
 from edgekit.core.config import Options
-from edgekit.core.store import publish, scratch
+from edgekit.core.files import publish, scratch
 from edgekit.core.structure import to_builtins
 from edgekit.core.versions import EDGEKIT
 from edgekit.errors import EdgekitError, GateFailedError, NotRunnableError

@@ -16,7 +16,7 @@ from edgekit.artifact.manifest import StepRecord
 from edgekit.core import plugins, versions
 from edgekit.core.config import Options
 from edgekit.core.progress import Progress
-from edgekit.core.store import Store, scratch
+from edgekit.core.store import Store
 from edgekit.core.structure import to_builtins
 from edgekit.devices.arrays import ArrayFile
 from edgekit.devices.catalogue import LOCAL
@@ -88,7 +88,7 @@ def export(context: BuildContext, source: Source) -> Exported:
     """
     if not source.in_memory:
         return _exported(context, source, lambda out: _work(context).export(source, out))
-    with scratch(context.store.root / "steps" / "export") as fresh:
+    with context.store.scratch() as fresh:
         _work(context).export(source, fresh)
         source.identify(read_model(fresh).model.sha256)
         return _exported(context, source, lambda out: _copy(fresh, out))

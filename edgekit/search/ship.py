@@ -13,7 +13,7 @@ from edgekit.artifact.manifest import Artifact
 from edgekit.compress.recipes import Ship
 from edgekit.core import targets
 from edgekit.core.config import Options
-from edgekit.core.store import scratch
+from edgekit.core.files import scratch
 from edgekit.load.source import Source
 from edgekit.pipeline import build
 from edgekit.pipeline.stages import BuildContext

@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import os
+import shutil
+import stat
+
 import pytest
 
-from edgekit.core.store import Key, Store, canonical_json, publish, scratch
+import edgekit.core.store as store_module
+from edgekit.core.dependency import of_variable
+from edgekit.core.files import publish, scratch
+from edgekit.core.store import Key, Store, canonical_json
 from edgekit.errors import UsageError
 
 
@@ -41,8 +48,148 @@ def test_an_interrupted_step_leaves_nothing(tmp_path, failure):
 
     with pytest.raises(failure):
         store.step(key(), produce)
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and p.parent.name != "runs"] == []
     assert not store.step(key(), lambda out: None).cached
+
+
+def two_files(out):
+    (out / "below").mkdir()
+    (out / "model.bin").write_bytes(bytes(range(200)))
+    (out / "below" / "weights.bin").write_bytes(bytes(100))
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    status = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+DAMAGE = {
+    "flipped": lambda path: flip(path, path.stat().st_size // 2),
+    "first": lambda path: flip(path, 0),
+    "last": lambda path: flip(path, path.stat().st_size - 1),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b" "),
+    "missing": lambda path: path.unlink(),
+    "link": lambda path: (
+        path.rename(path.parent.parent / "aside"),
+        path.symlink_to(path.parent.parent / "aside"),
+    ),
+    "junk": lambda path: (path.parent / "more.txt").write_text(""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["model.bin", "below/weights.bin", "step.json"])
+def test_what_is_damaged_is_said_once_and_made_again(tmp_path, name, damage):
+    first = Store(tmp_path).step(key(), two_files)
+    DAMAGE[damage](first.directory / name)
+    said = []
+    store = Store(tmp_path, said.append)
+    again = store.step(key(), two_files)
+    assert not again.cached
+    assert (again.directory / "model.bin").read_bytes() == bytes(range(200))
+    assert len(said) == 1
+    assert "the cached result of step was damaged" in said[0]
+    assert store.step(key(), two_files).cached
+    assert Store(tmp_path, said.append).step(key(), two_files).cached
+    assert len(said) == 1
+
+
+def test_every_byte_of_a_record_counts(tmp_path):
+    record = Store(tmp_path).step(key(), two_files).directory / "step.json"
+    whole = record.read_bytes()
+    for at in range(len(whole)):
+        record.write_bytes(whole)
+        flip(record, at)
+        assert not Store(tmp_path, lambda _: None).step(key(), two_files).cached
+
+
+def test_a_result_of_another_step_is_none(tmp_path):
+    store, said = Store(tmp_path, lambda _: None), []
+    other = store.step(key(options={"x": 2}), two_files).directory
+    mine = store.step(key(), two_files).directory
+    shutil.rmtree(mine)
+    shutil.copytree(other, mine)
+    assert not Store(tmp_path, said.append).step(key(), two_files).cached
+    assert "another's" in said[0]
+
+
+@pytest.mark.parametrize("damage", [d for d in DAMAGE if d not in ("junk", "missing", "link")])
+def test_a_damaged_note_is_none(tmp_path, damage):
+    store, said = Store(tmp_path), []
+    store.remember("n", {"a": 1}, {"value": [1, 2]})
+    (path,) = tmp_path.glob("notes/n/*.json")
+    DAMAGE[damage](path)
+    store = Store(tmp_path, said.append)
+    assert store.recall("n", {"a": 1}) is None
+    assert store.recall("n", {"a": 1}) is None
+    assert len(said) == 1
+    assert not path.exists()
+
+
+def test_what_a_step_reads_beyond_its_key_counts(tmp_path):
+    class Reads:
+        dependencies = (of_variable("MINE", None),)
+        doubts = ()
+
+    store = Store(tmp_path)
+    store.step(key(), two_files, Reads())
+    assert store.step(key(), two_files, Reads()).cached
+    os.environ["MINE"] = "1"
+    try:
+        assert not store.step(key(), two_files, Reads()).cached
+    finally:
+        del os.environ["MINE"]
+    Reads.doubts = ("it starts another program",)
+    assert not store.step(key(name="doubted"), two_files, Reads()).cached
+    assert not store.step(key(name="doubted"), two_files, Reads()).cached
+
+
+def test_a_cache_made_here_is_private_and_files_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        result = Store(tmp_path / "cache").step(key(), two_files)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
+    assert stat.S_IMODE(result.directory.stat().st_mode) == 0o750
+    assert stat.S_IMODE((result.directory / "model.bin").stat().st_mode) == 0o640
+
+
+def owned_by(monkeypatch, chosen):
+    """Let what ``chosen`` says belong to somebody else, without being root."""
+    real = store_module._is_ours
+    theirs = chosen.stat()  # a number of an inode is given again: its birth tells
+    same = lambda s: (s.st_ino, s.st_ctime_ns) == (theirs.st_ino, theirs.st_ctime_ns)  # noqa: E731
+    monkeypatch.setattr(store_module, "_is_ours", lambda s: not same(s) and real(s))
+
+
+@pytest.mark.parametrize("name", [".", "model.bin", "below", "step.json"])
+def test_what_belongs_to_another_user_is_not_used(tmp_path, monkeypatch, name):
+    directory = Store(tmp_path).step(key(), two_files).directory
+    owned_by(monkeypatch, directory / name)
+    said = []
+    assert not Store(tmp_path, said.append).step(key(), two_files).cached
+    assert "another user" in said[0]
+
+
+def test_a_cache_of_another_user_is_refused(tmp_path, monkeypatch):
+    Store(tmp_path).step(key(), two_files)
+    owned_by(monkeypatch, tmp_path)
+    with pytest.raises(UsageError, match="belongs to another user") as error:
+        Store(tmp_path).step(key(), two_files)
+    assert "EDGEKIT_CACHE" in error.value.hint
+
+
+def test_a_cache_that_is_read_only_is_read(tmp_path):
+    Store(tmp_path).step(key(), two_files)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "utime", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+        assert Store(tmp_path).step(key(), two_files).cached
 
 
 def test_notes_are_recalled_by_content(tmp_path):

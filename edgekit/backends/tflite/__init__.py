@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgekit.core import files
 from edgekit.core.plugins import BackendInfo
 from edgekit.core.store import canonical_json
 from edgekit.errors import ConfigError, MissingExtraError
@@ -74,13 +75,13 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     """
     if importlib.util.find_spec("ai_edge_litert") is None:
         raise MissingExtraError("LiteRT", "tflite")
-    from edgekit.backends.tflite.artifact import lowered, read_model, write_file
+    from edgekit.backends.tflite.artifact import lowered, read_model
     from edgekit.backends.tflite.compiler import compile_onnx
 
     origin = sha256_bytes(canonical_json([model.sha256, target, dict(options)]))
     chosen = _options(model, target, {**options, f"metadata.{ORIGIN}": origin})
     compiled = compile_onnx(read_model(model.path), options=chosen)
-    write_file(out / FILE, compiled.data)
+    files.write(out / FILE, compiled.data)
     written = _as_declared(lowered(compiled, FILE), model)
     return replace(written, details={**written.details, ORIGIN: origin})
 

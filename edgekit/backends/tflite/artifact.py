@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import onnx_ir as ir
@@ -33,20 +32,6 @@ def read_model(path: Path) -> ir.Model:
                 ):
                     node.attributes[name] = ir.AttrTensor(name, ir.Tensor(attribute.value.numpy()))
     return model
-
-
-def write_file(path: Path, data: memoryview) -> None:
-    """Write under a temporary name, then rename."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
-        part = Path(f.name)
-        try:
-            f.write(data)
-            f.close()
-            part.chmod(0o644)
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
 
 
 def lowered(compiled: Compiled, file: str) -> Lowered:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
+from edgekit.core.files import temporary
 from edgekit.devices.transports.process import Completed, Patience, stream
 
 
@@ -24,7 +24,8 @@ class LocalTransport:
     def __init__(self, name: str = "local", *, python: str = sys.executable) -> None:
         self.name = name
         self.python = python
-        self._folder = Path(tempfile.mkdtemp(prefix="edgekit-"))  # 0700 by mkdtemp's contract
+        self._temporary = temporary("local")  # 0700 by mkdtemp's contract
+        self._folder = Path(self._temporary.name)
 
     @property
     def root(self) -> PurePosixPath:
@@ -50,7 +51,7 @@ class LocalTransport:
 
     def close(self) -> None:
         """Remove the private folder."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._temporary.cleanup()
 
 
 def _environment() -> dict[str, str]:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from edgekit.core.files import owner
 from edgekit.core.root import PACKAGE
 from edgekit.devices.transports.process import Completed, Patience, stream
 from edgekit.devices.transports.ssh_errors import explain
@@ -73,7 +74,7 @@ class SshTransport:
         if self._ssh is None:
             raise ToolMissingError("ssh is not installed", hint="install the OpenSSH client (openssh-client)")
         # Short, for the path of a Unix socket may have about 100 characters.
-        self._sockets = tempfile.mkdtemp(prefix="ek-", dir=_short_tmp())
+        self._sockets = tempfile.mkdtemp(prefix=f"ek-{owner()}-", dir=_short_tmp())
         self._opened = 0
         self._sent: dict[str, str] = {}
         self._root = ""

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from edgekit.core.files import disk_is_full
 from edgekit.core.quiet import silence
-from edgekit.core.store import disk_is_full
 from edgekit.errors import ExportError
 from edgekit.graph import io
 from edgekit.graph.export.account import Attempt, account

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -15,8 +16,30 @@ def silence(*, native: bool = False) -> Iterator[None]:
     """Nothing that Python code prints, logs or warns inside gets out; with ``native``, nothing at all.
 
     ``native`` turns off the process' own descriptors, a progress bar in another thread included: for short
-    calls of native code only.
+    calls of native code only. What is turned off belongs to the whole process: where threads overlap, the first turns
+    it off and the last one on again (each by itself would put back what it found, the other's silence).
     """
+    with _lock:
+        _inside[native] += 1
+        if _inside[native] == 1:
+            _turned_off[native] = contextlib.ExitStack()
+            _turned_off[native].enter_context(_silence(native=native))
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside[native] -= 1
+            if not _inside[native]:
+                _turned_off.pop(native).close()
+
+
+_lock = threading.Lock()
+_inside = {True: 0, False: 0}
+_turned_off: dict[bool, contextlib.ExitStack] = {}
+
+
+@contextlib.contextmanager
+def _silence(*, native: bool) -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgekit.artifact.gates import Evidence, gates
 from edgekit.artifact.manifest import Artifact, StepRecord
-from edgekit.core import config, plugins
+from edgekit.core import config
 from edgekit.core import targets as catalogue
 from edgekit.core.config import Options
 from edgekit.core.progress import Silent
@@ -25,24 +25,36 @@ from edgekit.devices.site import adaptation, adapted, visit
 from edgekit.errors import (
     CalibrationRequiredError,
     DataError,
-    DefectError,
     EdgekitError,
-    MissingExtraError,
     UnsupportedOperatorsError,
 )
 from edgekit.load import parse, trust
 from edgekit.load.data import RANDOM, DataSpec, Example, SampleSet, peekable, random_samples, user_samples
 from edgekit.load.source import MODULE, Source
-from edgekit.pipeline import compress, guard, speed, stages
+from edgekit.pipeline import compress, speed, stages
+from edgekit.pipeline.candidates import (
+    Candidate,
+    Data,
+    Prepared,
+    Result,
+    against_sibling,
+    guarded,
+    plain_candidate,
+    plain_candidates,
+    refuse_missing_backend,
+    refuse_missing_runtime,
+    within_budget,
+)
 from edgekit.pipeline.deliver import Product, deliver, refusal
-from edgekit.pipeline.lower import Graph, Lowering, graph_of, lower_for, shaped
+from edgekit.pipeline.lower import Graph, graph_of, lower_for, shaped
 from edgekit.pipeline.stages import BuildContext, Calibrated, Exported
-from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES, Verified, verify
-from edgekit.quantize.options import QuantizeOptions
-from edgekit.types import Finding, Gate, Parity, Severity, SourceSpec, Target, TorchModel, Verdict
+from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES
+from edgekit.types import Finding, Gate, Severity, SourceSpec, Target, TorchModel
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,26 +76,6 @@ class Outcome:
     target: Target
     artifact: Artifact | None = None
     error: EdgekitError | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """The samples of a build by what they are for. ``verification`` is what parity is measured on."""
-
-    calibration: SampleSet | None
-    evaluation: SampleSet | None
-    verification: SampleSet
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """Everything that all targets share."""
-
-    graph: Graph
-    data: Data
-    calibrated: Calibrated | None
-    findings: tuple[Finding, ...]
-    refused: Mapping[str, EdgekitError]
 
 
 def build(
@@ -131,7 +123,10 @@ def run(request: Request, context: BuildContext) -> tuple[Outcome, ...]:
     if request.options.device:
         request, context = on_site(request, context)
     prepared = prepare(request, context)
-    return tuple(attempt(request, context, prepared, target) for target in request.targets)
+    plain = plain_candidates(context, prepared, request.targets)
+    return tuple(
+        attempt(request, context, prepared, target, plain[target.name]) for target in request.targets
+    )
 
 
 def on_site(request: Request, context: BuildContext) -> tuple[Request, BuildContext]:
@@ -272,24 +267,29 @@ def gather(request: Request, context: BuildContext, exported: Exported) -> Data:
     )
 
 
-def attempt(request: Request, context: BuildContext, prepared: Prepared, target: Target) -> Outcome:
+def attempt(
+    request: Request, context: BuildContext, prepared: Prepared, target: Target, plain: Result
+) -> Outcome:
     """One target; its typed errors become its outcome."""
-    try:
-        return Outcome(target=target, artifact=make(request, context, prepared, target))
-    except UnsupportedOperatorsError as error:
-        return Outcome(target=target, error=with_alternatives(error, context, prepared, target))
-    except EdgekitError as error:
-        return Outcome(target=target, error=error)
-    except Exception as error:  # noqa: BLE001 - a defect in one backend must not cost the others their artifacts
-        return Outcome(target=target, error=DefectError.of(error, target.name))
+    result = guarded(target, lambda: make(request, context, prepared, target, plain))
+    if isinstance(result, UnsupportedOperatorsError):
+        result = with_alternatives(result, context, prepared, target)
+    if isinstance(result, EdgekitError):
+        return Outcome(target=target, error=result)
+    return Outcome(target=target, artifact=result)
 
 
-def make(request: Request, context: BuildContext, prepared: Prepared, target: Target) -> Artifact:
-    """Quantize, lower, run on the real runtime, gate, and put the artifact in its place."""
-    if target.name in prepared.refused:
-        raise prepared.refused[target.name]
-    refuse_missing_runtime(context, target)
-    made = within_budget(context, prepared, target)
+def make(
+    request: Request,
+    context: BuildContext,
+    prepared: Prepared,
+    target: Target,
+    plain: Result,
+) -> Artifact:
+    """Within the budget where there is one, gated, and put in its place."""
+    if isinstance(plain, EdgekitError):
+        raise plain
+    made = within_budget(context, prepared, target, plain or plain_candidate(context, prepared, target))
     verdicts = judge(target, made, request.options)
     swiftness = against_sibling(context, prepared, made)
     if swiftness is not None:
@@ -316,70 +316,6 @@ def make(request: Request, context: BuildContext, prepared: Prepared, target: Ta
     )
 
 
-def within_budget(context: BuildContext, prepared: Prepared, target: Target) -> Candidate:
-    """The plain candidate; with ``--max-drop``, one in which as few layers as possible left INT8 to hold it."""
-    plain = candidate(context, prepared, target, QuantizeOptions.of(context.options, target))
-    parity = plain.verified.parity
-    budget = context.options.max_drop
-    if budget is None or not target.needs_calibration or parity is None:
-        return plain
-    assert prepared.calibrated is not None
-    if guard.drop_of(parity)[1] <= budget:
-        return plain
-
-    def measure(choice: QuantizeOptions) -> Parity | None:
-        return candidate(context, prepared, target, choice).verified.parity
-
-    found = guard.search(context, prepared.graph.model, target, prepared.calibrated, budget, measure)
-    made = candidate(context, prepared, target, found.choice)
-    if found.in_float is not None and (slow := too_slow(context, prepared, made)):
-        other = candidate(context, prepared, target, found.in_float)
-        drop = guard.drop_of(other.verified.parity)[1] if other.verified.parity else float("inf")
-        if drop <= max(budget, found.account["drop"]):
-            found, made = found.as_float(drop, f"with INT16 activations: {slow}"), other
-    return replace(made, guard=found.account)
-
-
-def too_slow(context: BuildContext, prepared: Prepared, made: Candidate) -> str:
-    """Why the artifact would not pass the speed gate; empty where it would."""
-    swiftness = against_sibling(context, prepared, made)
-    verdict = speed.gate(swiftness, made.verified.placement) if swiftness is not None else None
-    return verdict.message if verdict is not None and verdict.verdict is Verdict.FAIL else ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One way of making a target's artifact, run and measured."""
-
-    lowering: Lowering
-    verified: Verified
-    guard: Mapping[str, Any] | None = None
-
-
-def candidate(
-    context: BuildContext, prepared: Prepared, target: Target, quantization: QuantizeOptions
-) -> Candidate:
-    """Quantize as asked, lower, run and compare."""
-    graph, data = prepared.graph, prepared.data
-    lowering = lower_for(context, graph, target, data.calibration, quantization)
-    verified = verify(context, lowering.subject, graph.source, graph.exported, data.verification)
-    return Candidate(lowering=lowering, verified=verified)
-
-
-def against_sibling(context: BuildContext, prepared: Prepared, made: Candidate) -> speed.Speed | None:
-    """The quantized artifact's speed against the float target of the same backend, where there is one; timed only
-    where speed is to be judged."""
-    row = speed.sibling(made.lowering.subject.target, catalogue.known())
-    timed = context.options.speed_gate and not (context.site and context.site.emulated)
-    if not timed or row is None or made.verified.not_run:
-        return None
-    against = lower_for(context, prepared.graph, row).subject
-    example = prepared.graph.exported.example_inputs()
-    if against.pixels is not None:
-        example = against.pixels.fed(example)
-    return speed.compare(context, made.lowering.subject, against, example)
-
-
 def judge(target: Target, made: Candidate, options: Options) -> tuple[Gate, ...]:
     """The target's limits, with ``--max-drop`` in place of the row's where it is given.
 
@@ -393,21 +329,6 @@ def judge(target: Target, made: Candidate, options: Options) -> tuple[Gate, ...]
         tolerance = replace(tolerance, placement=tolerance.placement * share)
     evidence = Evidence(parity=verified.parity, placement=verified.placement, not_run=verified.not_run)
     return gates(evidence, tolerance)
-
-
-def refuse_missing_runtime(context: BuildContext, target: Target) -> None:
-    """A runtime that is missing, here or on the device, is known before anything is quantized for it."""
-    refuse_missing_backend(target)
-    if context.site is not None:
-        context.site.refuse(target)
-
-
-def refuse_missing_backend(target: Target) -> None:
-    """Raise :class:`MissingExtraError` for a backend that is not installed."""
-    available = plugins.backend(target.backend).available()
-    if not available.installed:
-        requirement = plugins.info(target.backend).requirement or target.extra
-        raise MissingExtraError(f"the runtime of {target.name}", requirement=requirement)
 
 
 def with_alternatives(

@@ -63,6 +63,23 @@ class Done(Generic[T]):
         )
 
 
+class NotCachedError(Exception):
+    """A step is not in the cache, and :class:`ReadOnly` does not do it."""
+
+
+class ReadOnly(Store):
+    """The cache as it is: what it lacks is not done."""
+
+    def step(self, key: Key, produce: Callable[[Path], None], reads: Reading | None = None) -> StepResult:
+        """The result for ``key``, or :class:`NotCachedError`."""
+        del produce
+
+        def refuse(_: Path) -> None:
+            raise NotCachedError(key.name)
+
+        return super().step(key, refuse, reads)
+
+
 def run(store: Store, step: Step[T]) -> Done[T]:
     """The step's value: read from the cache, where it is not produced first. Raises what ``produce`` raises."""
     key = step.key

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -93,9 +95,7 @@ def verify(
     :class:`NotRunnableError`, which is a result.
     """
     pixels = subject.pixels
-    reference = stages.reference(
-        context, source, exported, samples if pixels is None else pixels.samples_asked(samples)
-    )
+    reference = reference_of(context, source, exported, samples, pixels)
     samples = samples if pixels is None else pixels.samples_fed(samples)
     vectors = _golden(context, subject, samples, reference)
     metric = context.options.metric
@@ -140,6 +140,14 @@ def verify(
     except NotRunnableError as error:
         verified = Verified(not_run=error.message)
     return replace(verified, vectors=vectors)
+
+
+def reference_of(
+    context: BuildContext, source: Source, exported: Exported, samples: SampleSet, pixels: Pixels | None
+) -> Reference:
+    """The source's answers to what an artifact is verified on."""
+    asked = samples if pixels is None else pixels.samples_asked(samples)
+    return stages.reference(context, source, exported, asked)
 
 
 def _unusable(context: BuildContext, target: Target) -> str:
@@ -190,6 +198,7 @@ def _measure(context: BuildContext, case: Case) -> Verified:
     runnable = replace(subject.runnable, options={**lowered.runtime, **_alone(context)})
     with (
         context.progress.task(f"run {subject.target.name}", total=sum(chosen)) as task,
+        _one_at_a_time if context.site is not None else nullcontext(),
         run_artifact(
             runnable,
             (s.inputs for s in _kept(case.samples, chosen)),
@@ -213,6 +222,10 @@ def _measure(context: BuildContext, case: Case) -> Verified:
             runtime_versions=result.versions,
             skipped=len(chosen) - sum(chosen),
         )
+
+
+_one_at_a_time = threading.Lock()
+"""Targets are built side by side here; a device is given one artifact after the other."""
 
 
 def _alone(context: BuildContext) -> dict[str, Option]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import MissingExtraError, SourceError
+from edgekit.backends.tflite import flatbuffer_schema
+from edgekit.errors import SourceError
 from edgekit.types import TensorSpec
 
 
@@ -71,11 +72,7 @@ def _onnx(path: Path) -> Inspection:
 
 
 def _tflite(path: Path) -> Inspection:
-    try:
-        from ai_edge_litert import schema_py_generated as schema
-    except ImportError as e:
-        raise MissingExtraError("LiteRT's schema", "tflite") from e
-
+    schema = flatbuffer_schema()
     data = path.read_bytes()
     try:
         model = schema.Model.GetRootAs(data, 0)

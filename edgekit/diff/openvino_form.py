@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekit.backends.openvino.lower import runtime as import_openvino
+from edgekit.backends.openvino.artifact import runtime as import_openvino
 from edgekit.diff.forms import INPUT, CutForm, Layer
 from edgekit.errors import BackendError
 from edgekit.types import Option

@@ -10,14 +10,14 @@ import copy
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from edgekit.backends.tflite import flatbuffer_schema
 from edgekit.diff.forms import INPUT, CutForm, Layer
 from edgekit.diff.views import real, stored
-from edgekit.errors import BackendError, MissingExtraError, SourceError
+from edgekit.errors import BackendError, SourceError
 from edgekit.load.foreign import translated
 from edgekit.quantize.params import Affine
 
@@ -60,7 +60,7 @@ class TfliteForm(CutForm[_Program]):
 
     def __init__(self, title: str, path: Path, *, moved: Iterable[str] = ()) -> None:
         self.title, self._path, self._moved = title, path, frozenset(moved)
-        self._schema = _schema()
+        self._schema = flatbuffer_schema()
         self._data = path.read_bytes()
         model = self._model()
         self._graph = model.subgraphs[0]
@@ -224,14 +224,6 @@ class TfliteForm(CutForm[_Program]):
         builder = flatbuffers.Builder(len(self._data) + (1 << 16))
         builder.Finish(model.Pack(builder), b"TFL3")
         return bytes(builder.Output()), sources, results
-
-
-def _schema() -> ModuleType:
-    try:
-        from ai_edge_litert import schema_py_generated
-    except ImportError as error:
-        raise MissingExtraError("LiteRT", "tflite") from error
-    return schema_py_generated  # type: ignore[no-any-return]
 
 
 def _unique(names: list[str]) -> list[str]:

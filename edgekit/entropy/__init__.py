@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -104,15 +105,13 @@ def unpack(path: Path, out: Path, *, max_output: int | None = None) -> UnpackRep
     Streams; nothing appears under ``out`` unless all of it was verified. ``max_output`` limits the total
     size in bytes (64 GiB). Raises ``ContainerError`` for a damaged or hostile container.
     """
-    from edgekit.entropy.container import MAX_OUTPUT
-
     if out.exists() and out.is_dir():
         raise UsageError(
             f"{out} is a directory that exists", hint="name a file or directory that does not exist"
         )
     begin = time.perf_counter()
     temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
-    with _opened(path, MAX_OUTPUT if max_output is None else max_output) as container:
+    with _opened(path, max_output) as container:
         try:
             for name, pieces in container.files():
                 target = temporary if container.index.single else temporary / name
@@ -127,17 +126,15 @@ def unpack(path: Path, out: Path, *, max_output: int | None = None) -> UnpackRep
 
 def open(path: Path) -> Container:
     """Open a container for random access: ``with entropy.open(p) as c: c["conv1.weight"]``."""
-    from edgekit.entropy.container import MAX_OUTPUT
-
-    return _opened(path, MAX_OUTPUT)
+    return _opened(path, None)
 
 
-def _opened(path: Path, max_output: int) -> Container:
-    from edgekit.entropy.container import Container
+def _opened(path: Path, max_output: int | None) -> Container:
+    from edgekit.entropy.container import MAX_OUTPUT, Container
 
     if not path.is_file():
         raise SourceError(f"there is no file {path}", hint="give the .ekz that `edgekit pack` wrote")
-    return Container(path, max_output=max_output)
+    return Container(path, max_output=MAX_OUTPUT if max_output is None else max_output)
 
 
 def _collect(path: Path) -> dict[str, Path]:
@@ -199,8 +196,6 @@ def _same(pieces: Iterator[bytes], data: memoryview) -> bool:
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        import shutil
-
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

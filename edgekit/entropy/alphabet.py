@@ -12,14 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekit.entropy.rans import Ints
 from edgekit.errors import ContainerError
-
-if TYPE_CHECKING:
-    from edgekit.entropy.rans import Ints
 
 MAX_BUCKETS = 1024
 

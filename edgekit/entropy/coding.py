@@ -10,17 +10,13 @@ import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekit.entropy.alphabet import MAX_BUCKETS, Buckets, Tree, binades, octaves
-from edgekit.entropy.rans import Decoder, Encoder
+from edgekit.entropy.rans import Decoder, Encoder, Ints
 from edgekit.entropy.tensors import Plane, Signs, TensorModel, Values
 from edgekit.entropy.wire import Reader, Writer, malformed
-
-if TYPE_CHECKING:
-    from edgekit.entropy.rans import Ints
 
 MAX_ELEMENTS = 1 << 21
 """Elements of a group: what a decoder must be ready to hold (about 100 bytes each while it works)."""

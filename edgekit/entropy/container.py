@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -20,15 +21,12 @@ from edgekit.entropy import general
 from edgekit.entropy.forms import Form, ordered, pack_elements, ranks, unordered, unpack_elements, zero_index
 from edgekit.entropy.groups import decode as decode_group
 from edgekit.entropy.index import DIGEST, Index, TensorEntry
+from edgekit.entropy.rans import Ints
 from edgekit.entropy.wire import Reader, malformed
 from edgekit.errors import ContainerError, UnknownNameError
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
-    from edgekit.entropy.rans import Ints
-
-    _Narrow: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+    from edgekit.types import Array
 
 MAGIC = b"EKZ\x01"
 MAX_INDEX = 1 << 28
@@ -55,12 +53,10 @@ class Container:
 
     def __init__(self, path: Path, *, max_output: int = MAX_OUTPUT) -> None:
         self.path = path
-        self._file: BinaryIO = path.open("rb")
-        try:
+        with ExitStack() as opened:  # closed again where it is not a container
+            self._file: BinaryIO = opened.enter_context(path.open("rb"))
             self._open(max_output)
-        except BaseException:
-            self._file.close()
-            raise
+            opened.pop_all()
 
     def __enter__(self) -> Container:
         return self
@@ -79,7 +75,7 @@ class Container:
         """The names of the tensors, in the order of the files."""
         return tuple(t.name for t in self.index.tensors)
 
-    def __getitem__(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
+    def __getitem__(self, name: str) -> Array:
         """One tensor as a numpy array. 4-bit integers come as (u)int8, bfloat16 as its uint16 pattern."""
         for number, entry in enumerate(self.index.tensors):
             if entry.name == name:
@@ -127,7 +123,7 @@ class Container:
             raise malformed(f"{self._size} bytes cannot hold {total}")
         self._offsets = self._layout(head.at + size)
         self._places = self._find_places()
-        self._decoded: dict[int, tuple[_Narrow, _Narrow]] = {}
+        self._decoded: dict[int, tuple[Array, Array]] = {}
         self._last_use = self._find_last_use()
 
     def _layout(self, at: int) -> list[int]:
@@ -186,7 +182,7 @@ class Container:
             raise malformed("a checksum does not match")
         return data
 
-    def _group(self, number: int) -> tuple[_Narrow, _Narrow]:
+    def _group(self, number: int) -> tuple[Array, Array]:
         """One decoded group. While files are read it stays until its last tensor was written."""
         if number in self._decoded:
             return self._decoded[number]
@@ -300,7 +296,7 @@ def _from_palette(entry: TensorEntry, palette: Ints, magnitude: Ints, negative: 
     return codes
 
 
-def _to_array(raw: bytes, entry: TensorEntry) -> np.ndarray[Any, np.dtype[Any]]:
+def _to_array(raw: bytes, entry: TensorEntry) -> Array:
     dtype = entry.dtype
     if dtype.bits == 4:
         values = ordered(unpack_elements(raw, dtype, entry.elements), dtype)

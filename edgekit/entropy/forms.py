@@ -9,17 +9,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from edgekit.entropy.coding import Family
+from edgekit.entropy.rans import Ints
 from edgekit.entropy.wire import malformed
-
-if TYPE_CHECKING:
-    from edgekit.entropy.rans import Ints
-
-    Raw: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 MAX_DISTINCT = 4096
 

@@ -7,15 +7,14 @@ quicker decoder and have the package; it is never chosen unasked.
 from __future__ import annotations
 
 import enum
+import importlib
 import lzma
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from types import ModuleType
 
 from edgekit.entropy import bytesmodel
 from edgekit.entropy.wire import malformed
 from edgekit.errors import MissingExtraError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 MAX_CHUNK = 1 << 22
 _MIXED_UP_TO = 40_000
@@ -85,26 +84,26 @@ def _mixed_decode(data: bytes, size: int) -> bytes:
     return bytesmodel.decode(data, size)
 
 
-def _zstd_encode(data: bytes) -> bytes:
+def _zstandard() -> ModuleType:
     try:
-        import zstandard
+        return importlib.import_module("zstandard")
     except ImportError as error:
         raise MissingExtraError("zstandard", "zstd") from error
-    return zstandard.ZstdCompressor(level=22, write_checksum=False).compress(data)
+
+
+def _zstd_encode(data: bytes) -> bytes:
+    compressor = _zstandard().ZstdCompressor(level=22, write_checksum=False)
+    return bytes(compressor.compress(data))
 
 
 def _zstd_decode(data: bytes, size: int) -> bytes:
+    zstd = _zstandard()
     try:
-        import zstandard
-    except ImportError as error:
-        raise MissingExtraError("zstandard", "zstd") from error
-    try:
-        if zstandard.get_frame_parameters(data).content_size != size:
+        if zstd.get_frame_parameters(data).content_size != size:
             raise malformed("a zstd frame of another size")
-        return zstandard.ZstdDecompressor(max_window_size=MAX_CHUNK * 2).decompress(
-            data, max_output_size=size
-        )
-    except zstandard.ZstdError as error:
+        decompressor = zstd.ZstdDecompressor(max_window_size=MAX_CHUNK * 2)
+        return bytes(decompressor.decompress(data, max_output_size=size))
+    except zstd.ZstdError as error:
         raise ValueError(str(error)) from error
 
 

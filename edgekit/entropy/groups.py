@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekit.entropy import coding, general, huffman
 from edgekit.entropy.coding import MAX_ELEMENTS, Family, Part
+from edgekit.entropy.rans import Ints
 from edgekit.entropy.tensors import Signs
 from edgekit.entropy.wire import Reader, Writer, malformed
-
-if TYPE_CHECKING:
-    from edgekit.entropy.rans import Ints
 
 _MAX_WIDTH = 6
 

@@ -9,14 +9,12 @@ line of C was written for it. A symbol takes at least one bit: on sparse tensors
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
+from edgekit.entropy.rans import Ints
 from edgekit.entropy.wire import Reader, Writer, malformed
-
-if TYPE_CHECKING:
-    from edgekit.entropy.rans import Ints
 
 LIMIT = 15
 """Longest code: the decoder's table has ``2 ** LIMIT`` entries at most."""
@@ -152,7 +150,7 @@ def _bits(codes: Ints, lengths: Ints) -> bytes:
 
 def _decode_streams(
     data: memoryview, bounds: tuple[Ints, Ints], wanted: Ints, lengths: Ints
-) -> tuple[np.ndarray[Any, np.dtype[np.uint16]], Ints]:
+) -> tuple[npt.NDArray[np.uint16], Ints]:
     """(symbols [steps, streams], the bit after the last of each stream)."""
     top = int(lengths.max())
     symbol, length = _table(lengths, top)
@@ -176,7 +174,7 @@ def _decode_streams(
     return out, at
 
 
-def _table(lengths: Ints, top: int) -> tuple[np.ndarray[Any, np.dtype[np.uint16]], Ints]:
+def _table(lengths: Ints, top: int) -> tuple[npt.NDArray[np.uint16], Ints]:
     """Symbol and length for every ``top`` bits. Bits that begin no code take a length that leaves every stream."""
     symbol = np.zeros(1 << top, np.uint16)
     length = np.full(1 << top, 1 << 40, np.int64)

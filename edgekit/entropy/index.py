@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from edgekit.entropy.coding import MAX_ELEMENTS
@@ -207,39 +207,25 @@ def _read_tensor(r: Reader, number: int) -> TensorEntry:
     dtype, elements = BY_CODE[code], math.prod(shape)
     if not 0 < elements < 1 << 48:
         raise malformed(f"{name} has {elements} elements")
+    entry = TensorEntry(name=name, dtype=dtype, shape=shape, gap=gap, form=form)
+    if form in (Form.COPY, Form.RANKED) and number == 0:
+        raise malformed("a copy of nothing, or a palette that does not come first")
     if form is Form.COPY:
-        if number == 0:
-            raise malformed("a copy of nothing")
-        return TensorEntry(name=name, dtype=dtype, shape=shape, gap=gap, form=form, source=r.uint(number - 1))
-    part = r.uint(MAX_ELEMENTS) or elements
-    groups = tuple(r.uints(MAX_ITEMS))
+        return replace(entry, source=r.uint(number - 1))
+    entry = replace(entry, part=r.uint(MAX_ELEMENTS) or elements, groups=tuple(r.uints(MAX_ITEMS)))
     if form is Form.PLAIN:
-        shift = r.uint(1 << 32)
-        return TensorEntry(
-            name=name, dtype=dtype, shape=shape, gap=gap, form=form, part=part, groups=groups, shift=shift
-        )
+        return replace(entry, shift=r.uint(1 << 32))
     if form is Form.RANKED:
-        if number == 0:
-            raise malformed("a palette that does not come first")
-        return TensorEntry(
-            name=name, dtype=dtype, shape=shape, gap=gap, form=form, part=part, groups=groups,
-            source=r.uint(number - 1),
-        )  # fmt: skip
-    book = r.uint(MAX_DISTINCT)
-    count = r.uint(MAX_DISTINCT)
+        return replace(entry, source=r.uint(number - 1))
+    book, count = r.uint(MAX_DISTINCT), r.uint(MAX_DISTINCT)
     if not book or count not in (0, book):
         raise malformed(f"the values of {name} do not add up")
-    values, book_group = [], 0
-    if count:
-        values.append(r.sint())
-        for _ in range(count - 1):
-            values.append(values[-1] + 1 + r.uint())
-    else:
-        book_group = r.uint(MAX_ITEMS)
-    return TensorEntry(
-        name=name, dtype=dtype, shape=shape, gap=gap, form=form, part=part, groups=groups, book=book,
-        book_group=book_group, values=tuple(values),
-    )  # fmt: skip
+    if not count:
+        return replace(entry, book=book, book_group=r.uint(MAX_ITEMS))
+    values = [r.sint()]
+    for _ in range(count - 1):
+        values.append(values[-1] + 1 + r.uint())
+    return replace(entry, book=book, values=tuple(values))
 
 
 def _read_block(r: Reader, limit: int) -> Block:

@@ -10,14 +10,10 @@ same bits.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekit.entropy.rans import BitCoder
-
-if TYPE_CHECKING:
-    from edgekit.entropy.rans import Ints
+from edgekit.entropy.rans import BitCoder, Ints
 
 STRETCH_LIMIT = 3071
 """Largest |ln(p / (1 - p))|, in units of 1/256."""

@@ -6,7 +6,6 @@ import hashlib
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,10 +29,8 @@ from edgekit.entropy.groups import GroupCodec
 from edgekit.entropy.groups import encode as encode_group
 from edgekit.entropy.index import DIGEST, Block, FileEntry, Index, TensorEntry
 from edgekit.entropy.parse import Span, find_spans
+from edgekit.entropy.rans import Ints
 from edgekit.entropy.wire import Writer
-
-if TYPE_CHECKING:
-    from edgekit.entropy.rans import Ints
 
 _PART = 1 << 19
 _GROUP = 1 << 19

@@ -11,14 +11,14 @@ Encoder and decoder offer the same method ``code``: what drives them is written 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from edgekit.errors import ContainerError
 
-if TYPE_CHECKING:
-    Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+Ints: TypeAlias = npt.NDArray[np.int64]
 
 LOW = 1 << 16
 """Lower bound of a normalised state; the upper is ``1 << 32``."""

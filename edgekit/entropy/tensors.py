@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekit.entropy.alphabet import Buckets, Tree
 from edgekit.entropy.mixing import Mixer
-from edgekit.entropy.rans import BitCoder
-
-if TYPE_CHECKING:
-    from edgekit.entropy.rans import Ints
+from edgekit.entropy.rans import BitCoder, Ints
 
 _INPUTS = 7
 _CONTEXTS = 224

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgekit.package import readme, sbom, templates, writing
+from edgekit.package import readme, templates, writing
 from edgekit.package.android_aar import asset_folder
 from edgekit.package.contents import Content, Contents
 from edgekit.package.formats import Format
@@ -35,10 +35,7 @@ def write(contents: Contents, out: Path) -> None:
     pack = f"{contents.spec.short_name}_pack"
     folder = asset_folder(described)
     template = templates.load(described.backend, "ai-pack")
-    license_ = readme.license_text(contents)
     files: dict[str, Content] = dict(template.filled({"PACK": pack}))
     files |= {f"{pack}/src/main/assets/{folder}{name}": content for name, content in contents.files.items()}
-    files["README.md"] = readme.readme(contents, usage=_USAGE.format(pack=pack, folder=folder))
-    files["LICENSE"] = license_
-    files["sbom.cdx.json"] = sbom.cyclonedx(contents)
-    writing.write_tree(files, out)
+    usage = _USAGE.format(pack=pack, folder=folder)
+    writing.write_tree(files | readme.documents(contents, usage), out)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from edgekit.core.files import temporary
 from edgekit.errors import BackendError, ToolMissingError, UnsupportedError
-from edgekit.package import android_contract, maven, readme, sbom, templates, writing
+from edgekit.package import android_contract, maven, readme, templates, writing
 from edgekit.package.contents import Content, Contents
 from edgekit.package.coordinates import camel_case
 from edgekit.package.descriptor import Descriptor
@@ -75,10 +75,7 @@ def write(contents: Contents, out: Path) -> None:
     )
     result: dict[str, Content] = {f"maven/{name}": content for name, content in placed.items()}
     result |= {name: data for name, data in files.items() if name.startswith("sample/")}
-    result["README.md"] = readme.readme(contents, usage=_usage(described, template, here))
-    result["LICENSE"] = license_
-    result["sbom.cdx.json"] = sbom.cyclonedx(contents)
-    writing.write_tree(result, out)
+    writing.write_tree(result | readme.documents(contents, _usage(described, template, here)), out)
 
 
 def coordinates(described: Descriptor) -> maven.Coordinates:

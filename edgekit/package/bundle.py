@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from edgekit import entropy
 from edgekit.core.files import temporary
 from edgekit.errors import ContainerError, SourceError, UntrustedSourceError
-from edgekit.package import descriptor, readme, sbom, signing, writing
+from edgekit.package import descriptor, readme, signing, writing
 from edgekit.package.contents import Content, Contents
 from edgekit.package.descriptor import Descriptor
 from edgekit.package.formats import Format
@@ -54,12 +54,7 @@ class Bundle:
 
 def bundle_files(contents: Contents, *, usage: str = _USAGE) -> dict[str, Content]:
     """Every file of the bundle by name, checksums and signature included; ``usage`` is for the README."""
-    files: dict[str, Content] = {
-        **contents.files,
-        "LICENSE": readme.license_text(contents),
-        "README.md": readme.readme(contents, usage=usage),
-        "sbom.cdx.json": sbom.cyclonedx(contents),
-    }
+    files = {**contents.files, **readme.documents(contents, usage)}
     sums = writing.sums(files)
     files[writing.SUMS] = sums
     if contents.spec.sign_key is not None:

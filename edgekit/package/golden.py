@@ -8,18 +8,23 @@ within the accelerator's tolerance.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from edgekit.artifact import golden as stored
 from edgekit.artifact.manifest import Artifact
+from edgekit.artifact.parity import SNR_CAP, decibels
 from edgekit.artifact.run import runnable
 from edgekit.devices.arrays import channels_first
+from edgekit.devices.execute import run_artifact
 from edgekit.errors import DataError, GateFailedError, SourceError
+from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import TensorSpec
 
 if TYPE_CHECKING:
-    from edgekit.preprocess.contract import Preprocessing
     from edgekit.types import Array
 
 STORED_CASES = 4
@@ -46,11 +51,11 @@ def make_cases(artifact: Artifact, contract: Preprocessing | None) -> tuple[Case
         SourceError: the artifact has no golden file, or it does not hold what the manifest says.
         GateFailedError: what the runtime computes now is further from the stored outputs than at the build.
     """
-    stored = _read(artifact)
+    samples = _read(artifact)
     bind = runnable(artifact).bind
-    inputs = [_feed(artifact.manifest.inputs, bind(sample)) for sample, _ in stored]
+    inputs = [_feed(artifact.manifest.inputs, bind(sample)) for sample, _ in samples]
     outputs = run(artifact, inputs)
-    _check_reproduces(artifact, [o for _, o in stored], outputs)
+    _check_reproduces(artifact, [o for _, o in samples], outputs)
     cases = [
         Case(name=f"sample-{i}", inputs=fed, outputs=out, image=_image(contract, artifact, fed))
         for i, (fed, out) in enumerate(zip(inputs, outputs, strict=True))
@@ -60,29 +65,13 @@ def make_cases(artifact: Artifact, contract: Preprocessing | None) -> tuple[Case
 
 def run(artifact: Artifact, samples: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
     """The artifact's outputs on its real runtime, in a fresh process, for inputs in its own dtypes."""
-    from edgekit.devices.execute import run_artifact
-
     as_stored = replace(runnable(artifact), channels_moved=(), quantize=False)
     with run_artifact(as_stored, samples) as result:
         return list(result.outputs)
 
 
-def snr_db(actual: Iterable[Array], expected: Iterable[Array]) -> float:
-    """``10 log10(sum e^2 / sum (a - e)^2)`` over all arrays together, capped at 200."""
-    signal = noise = 0.0
-    for a, e in zip(actual, expected, strict=True):
-        signal += float((e.astype("f8") ** 2).sum())
-        noise += float(((a.astype("f8") - e.astype("f8")) ** 2).sum())
-    if not math.isfinite(noise):
-        return -200.0
-    if noise == 0.0:
-        return 200.0
-    return max(-200.0, min(200.0, 10 * math.log10(signal / noise))) if signal else -200.0
-
-
 def relative_error(actual: Array, expected: Array) -> float:
     """``max|a - e| / max|e|``; infinite where ``actual`` has another shape or is not finite."""
-    import numpy as np
 
     if actual.shape != expected.shape:
         return math.inf
@@ -102,8 +91,6 @@ def dequantized(spec: TensorSpec, array: Array) -> Array:
 
 
 def _read(artifact: Artifact) -> list[tuple[dict[str, Array], dict[str, Array]]]:
-    import numpy as np
-
     record = artifact.manifest.golden
     if record is None:
         raise SourceError(
@@ -111,13 +98,7 @@ def _read(artifact: Artifact) -> list[tuple[dict[str, Array], dict[str, Array]]]
             hint="build it on a machine that can run it, without --allow-not-run",
         )
     path = artifact.directory / record.file
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            samples = [
-                (_part(archive, "input", i), _part(archive, "output", i)) for i in range(record.samples)
-            ]
-    except (OSError, ValueError, EOFError) as e:
-        raise SourceError(f"{path} cannot be read: {e}", hint="build the artifact again") from e
+    samples = list(zip(*stored.read(path), strict=True))[: record.samples]
     names = ({s.name for s in artifact.manifest.inputs}, {s.name for s in artifact.manifest.outputs})
     for i, (inputs, outputs) in enumerate(samples):
         if not names[0] <= set(inputs) or not names[1] <= set(outputs):
@@ -125,19 +106,11 @@ def _read(artifact: Artifact) -> list[tuple[dict[str, Array], dict[str, Array]]]
                 f"{path}: sample {i} lacks some of {', '.join(sorted(names[0] | names[1]))}",
                 hint="build the artifact again",
             )
-    if not samples:
-        raise SourceError(f"{path} holds no samples", hint="build the artifact again")
     return samples
-
-
-def _part(archive: Any, kind: str, index: int) -> dict[str, Array]:
-    prefix = f"{kind}/{index}/"
-    return {name.removeprefix(prefix): archive[name] for name in archive.files if name.startswith(prefix)}
 
 
 def _feed(specs: Sequence[TensorSpec], sample: Mapping[str, Array]) -> dict[str, Array]:
     """A stored sample in the runtime's layout, quantized where the input asks for it."""
-    import numpy as np
 
     fed: dict[str, Array] = {}
     for spec in specs:
@@ -178,7 +151,9 @@ def _check_reproduces(
             f"{artifact.directory}: the golden outputs have other shapes than the runtime's",
             hint="build the artifact again",
         )
-    now = snr_db(*zip(*pairs, strict=True))
+    signal = sum(float((e.astype("f8") ** 2).sum()) for _, e in pairs)
+    noise = sum(float(((a.astype("f8") - e.astype("f8")) ** 2).sum()) for a, e in pairs)
+    now = decibels(signal, noise) if math.isfinite(noise) else -SNR_CAP
     then = record.parity.snr_db if record.parity else manifest.target.tolerance.snr_db
     # Above 80 dB float32 noise is compared with float32 noise.
     if then is not None and now < min(then - SLACK_DB, 80.0):
@@ -221,7 +196,6 @@ def drawn_image(height: int, width: int, seed: int) -> Array:
 
     Integer arithmetic only, so that it is the same everywhere.
     """
-    import numpy as np
 
     y = np.arange(height, dtype=np.int64)[:, None] * 255 // max(height - 1, 1)
     x = np.arange(width, dtype=np.int64)[None] * 255 // max(width - 1, 1)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgekit.errors import UnsupportedError
-from edgekit.package import readme, sbom, templates, writing
+from edgekit.package import readme, templates, writing
 from edgekit.package.contents import Content, Contents
 from edgekit.package.coordinates import camel_case
 from edgekit.package.descriptor import Descriptor
@@ -66,10 +66,8 @@ def write(contents: Contents, out: Path) -> None:
         if described.preprocessing
         else "let out = try model.run(bytes)"
     )
-    files["README.md"] = readme.readme(contents, usage=_USAGE.format(module=module, call=call))
-    files["LICENSE"] = readme.license_text(contents)
-    files["sbom.cdx.json"] = sbom.cyclonedx(contents)
-    writing.write_tree(files, out)
+    usage = _USAGE.format(module=module, call=call)
+    writing.write_tree(files | readme.documents(contents, usage), out)
 
 
 def module_name(described: Descriptor) -> str:

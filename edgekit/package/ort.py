@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgekit.backends.onnxruntime.ortformat import write_ort
 from edgekit.core.files import temporary
 from edgekit.package import rewritten
 from edgekit.package.contents import Contents
@@ -24,8 +25,6 @@ edgekit verify .
 
 def write(contents: Contents, out: Path) -> None:
     """``<name>.ort`` and the rest of a bundle in ``out``."""
-    from edgekit.backends.onnxruntime.ortformat import write_ort
-
     file = f"{contents.spec.short_name}.ort"
     with temporary("ort") as folder:
         path = Path(folder) / file

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgekit.package import readme, sbom, templates, web, writing
+from edgekit.package import readme, templates, web, writing
 from edgekit.package.contents import Content, Contents
 from edgekit.package.formats import Format
 
@@ -41,7 +41,5 @@ def write(contents: Contents, out: Path) -> None:
     files |= template.filled({})
     files |= {f"assets/{name}": content for name, content in contents.files.items()}
     files["package.json"] = web.manifest(contents, template)
-    files["README.md"] = readme.readme(contents, usage=_USAGE.format(name=described.name))
-    files["LICENSE"] = readme.license_text(contents)
-    files["sbom.cdx.json"] = sbom.cyclonedx(contents)
-    writing.write_tree(files, out)
+    usage = _USAGE.format(name=described.name)
+    writing.write_tree(files | readme.documents(contents, usage), out)

@@ -5,10 +5,20 @@ from __future__ import annotations
 import json
 
 from edgekit.errors import UsageError
-from edgekit.package.contents import Contents
+from edgekit.package import sbom
+from edgekit.package.contents import Content, Contents
 from edgekit.package.descriptor import Descriptor
 from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import TensorSpec
+
+
+def documents(contents: Contents, usage: str) -> dict[str, Content]:
+    """What every package has besides: README.md with the format's ``usage``, LICENSE, bill of materials."""
+    return {
+        "README.md": readme(contents, usage=usage),
+        "LICENSE": license_text(contents),
+        "sbom.cdx.json": sbom.cyclonedx(contents),
+    }
 
 
 def license_text(contents: Contents) -> bytes:

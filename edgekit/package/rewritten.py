@@ -9,6 +9,7 @@ from edgekit.errors import GateFailedError
 from edgekit.package import bundle, writing
 from edgekit.package.contents import Content, Contents
 from edgekit.package.descriptor import encode
+from edgekit.package.verifying import verify_bundle
 from edgekit.types import sha256_bytes
 
 
@@ -17,8 +18,6 @@ def write(contents: Contents, file: str, model: bytes, out: Path, *, usage: str)
 
     Raises :class:`GateFailedError` where ``model`` does not give the golden outputs on the runtime.
     """
-    from edgekit.package.verifying import verify_bundle
-
     described = replace(contents.descriptor, files=(file,), model_sha256=sha256_bytes(model))
     files: dict[str, Content] = {n: c for n, c in contents.files.items() if not n.startswith("model/")}
     files |= {file: model, "edgekit.json": encode(described)}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import importlib
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from edgekit.errors import MissingExtraError, UntrustedSourceError, UsageError
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 SIGNATURE = "SHA256SUMS.sig"
+_ED25519 = "hazmat.primitives.asymmetric.ed25519"
 
 
 def sign(message: bytes, key_file: Path) -> bytes:
@@ -23,12 +25,10 @@ def sign(message: bytes, key_file: Path) -> bytes:
 
 def check(message: bytes, signature: bytes, key_file: Path) -> None:
     """Raise :class:`UntrustedSourceError` unless ``signature`` is the key's over ``message``."""
-    from_pem = _public(key_file)
-    from cryptography.exceptions import InvalidSignature
-
+    key = _public(key_file)
     try:
-        from_pem.verify(base64.b64decode(signature.strip(), validate=True), message)
-    except (InvalidSignature, binascii.Error) as e:
+        key.verify(base64.b64decode(signature.strip(), validate=True), message)
+    except (_cryptography("exceptions").InvalidSignature, binascii.Error) as e:
         raise UntrustedSourceError(
             f"the signature is not that of {key_file.name}",
             hint="do not use this bundle; ask its sender for the right key or a new bundle",
@@ -36,37 +36,33 @@ def check(message: bytes, signature: bytes, key_file: Path) -> None:
 
 
 def _private(path: Path) -> Ed25519PrivateKey:
-    serialization = _serialization()
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
+    load = _cryptography("hazmat.primitives.serialization").load_pem_private_key
     try:
-        key: object = serialization.load_pem_private_key(_bytes(path), password=None)
+        key: object = load(_bytes(path), password=None)
     except (ValueError, TypeError) as e:
         raise _no_key(path, "private") from e
-    if not isinstance(key, Ed25519PrivateKey):
+    if not isinstance(key, _cryptography(_ED25519).Ed25519PrivateKey):
         raise _no_key(path, "private")
-    return key
+    return cast("Ed25519PrivateKey", key)
 
 
 def _public(path: Path) -> Ed25519PublicKey:
-    serialization = _serialization()
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
+    load = _cryptography("hazmat.primitives.serialization").load_pem_public_key
     try:
-        key: object = serialization.load_pem_public_key(_bytes(path))
+        key: object = load(_bytes(path))
     except ValueError as e:
         raise _no_key(path, "public") from e
-    if not isinstance(key, Ed25519PublicKey):
+    if not isinstance(key, _cryptography(_ED25519).Ed25519PublicKey):
         raise _no_key(path, "public")
-    return key
+    return cast("Ed25519PublicKey", key)
 
 
-def _serialization() -> ModuleType:
+def _cryptography(module: str) -> ModuleType:
+    """A module of ``cryptography``, which is an extra."""
     try:
-        from cryptography.hazmat.primitives import serialization
+        return importlib.import_module(f"cryptography.{module}")
     except ImportError as e:
         raise MissingExtraError("cryptography", "sign") from e
-    return serialization
 
 
 def _bytes(path: Path) -> bytes:

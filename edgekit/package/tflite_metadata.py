@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
-from typing import Any
 
+import flatbuffers
+
+from edgekit.backends.tflite import flatbuffer_schema
 from edgekit.errors import UnsupportedError
 from edgekit.package import rewritten, tflite_schema, writing
 from edgekit.package.contents import Contents
@@ -88,17 +90,15 @@ def model_info(described: Descriptor) -> tflite_schema.ModelInfo:
 
 def with_metadata(model: bytes, info: tflite_schema.ModelInfo) -> bytes:
     """``model`` with ``info`` as its ``TFLITE_METADATA``; metadata that was there is replaced."""
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    tree: Any = schema.ModelT.InitFromPackedBuf(model, 0)
-    kept = [m for m in tree.metadata or () if m.name not in (ENTRY, ENTRY.encode())]
+    schema = flatbuffer_schema()
+    tree = schema.ModelT.InitFromPackedBuf(model, 0)
+    others = [m for m in tree.metadata or () if m.name not in (ENTRY, ENTRY.encode())]
     buffer = schema.BufferT()
     buffer.data = tflite_schema.encode(info)
     entry = schema.MetadataT()
     entry.name, entry.buffer = ENTRY, len(tree.buffers)
     tree.buffers.append(buffer)
-    tree.metadata = [*kept, entry]
+    tree.metadata = [*others, entry]
     builder = flatbuffers.Builder(len(model) + (64 << 10))
     builder.Finish(tree.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())

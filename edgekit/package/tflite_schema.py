@@ -9,7 +9,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+import flatbuffers
 
 IDENTIFIER = b"M001"
 MIN_PARSER_VERSION = "1.0.0"
@@ -55,8 +56,6 @@ class ModelInfo:
 
 def encode(info: ModelInfo) -> bytes:
     """The ``TFLITE_METADATA`` buffer."""
-    import flatbuffers
-
     b = flatbuffers.Builder(1024)
     graph = _table(
         b, 10, refs={2: _vector(b, _tensors(b, info.inputs)), 3: _vector(b, _tensors(b, info.outputs))}
@@ -70,11 +69,11 @@ def encode(info: ModelInfo) -> bytes:
     return bytes(b.Output())
 
 
-def _tensors(b: Any, tensors: Sequence[TensorInfo]) -> list[int]:
+def _tensors(b: flatbuffers.Builder, tensors: Sequence[TensorInfo]) -> list[int]:
     return [_tensor(b, t) for t in tensors]
 
 
-def _tensor(b: Any, tensor: TensorInfo) -> int:
+def _tensor(b: flatbuffers.Builder, tensor: TensorInfo) -> int:
     refs = {0: b.CreateString(tensor.name), 3: _content(b, tensor.image)}
     if tensor.description:
         refs[1] = b.CreateString(tensor.description)
@@ -87,7 +86,7 @@ def _tensor(b: Any, tensor: TensorInfo) -> int:
     return _table(b, 7, refs=refs)
 
 
-def _content(b: Any, image: ImageInput | None) -> int:
+def _content(b: flatbuffers.Builder, image: ImageInput | None) -> int:
     if image is None:
         return _table(b, 3, refs={1: _table(b, 0)}, bytes_={0: _FEATURE})
     size = _table(b, 2, uints={0: image.width, 1: image.height})
@@ -96,7 +95,7 @@ def _content(b: Any, image: ImageInput | None) -> int:
 
 
 def _table(
-    b: Any,
+    b: flatbuffers.Builder,
     fields: int,
     *,
     refs: dict[int, int] | None = None,
@@ -113,14 +112,14 @@ def _table(
     return int(b.EndObject())
 
 
-def _vector(b: Any, offsets: Sequence[int]) -> int:
+def _vector(b: flatbuffers.Builder, offsets: Sequence[int]) -> int:
     b.StartVector(4, len(offsets), 4)
     for offset in reversed(offsets):
         b.PrependUOffsetTRelative(offset)
     return int(b.EndVector())
 
 
-def _floats(b: Any, values: Sequence[float]) -> int:
+def _floats(b: flatbuffers.Builder, values: Sequence[float]) -> int:
     b.StartVector(4, len(values), 4)
     for value in reversed(values):
         b.PrependFloat32(struct.unpack("<f", struct.pack("<f", value))[0])

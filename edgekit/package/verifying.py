@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgekit.devices.execute import LOCAL, run_artifact
 from edgekit.devices.runnable import Runnable
 from edgekit.errors import SourceError, UnknownNameError
@@ -119,7 +121,6 @@ class _Replay:
         )
 
     def _preprocess(self, case: GoldenCase, fed: Mapping[str, Array]) -> bool | None:
-        import numpy as np
 
         contract, spec = self.descriptor.preprocessing, self.descriptor.image_input
         if case.image is None or contract is None or spec is None:
@@ -160,7 +161,6 @@ def _load_all(directory: Path, files: tuple[TensorFile, ...]) -> dict[str, Array
 
 
 def _load(directory: Path, tensor: TensorFile) -> Array:
-    import numpy as np
 
     try:
         flat = np.frombuffer((directory / tensor.file).read_bytes(), np.dtype(tensor.dtype).newbyteorder("<"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgekit.core import plugins
 from edgekit.errors import UnsupportedError
-from edgekit.package import readme, sbom, templates, writing
+from edgekit.package import readme, templates, writing
 from edgekit.package.contents import Content, Contents
 from edgekit.package.descriptor import Descriptor
 from edgekit.package.formats import Format
@@ -51,10 +51,7 @@ def write(contents: Contents, out: Path) -> None:
         wasm=f"node_modules/{template.values['WASM_URL'].removeprefix('../')}",
         call=_call(described),
     )
-    files["README.md"] = readme.readme(contents, usage=usage)
-    files["LICENSE"] = readme.license_text(contents)
-    files["sbom.cdx.json"] = sbom.cyclonedx(contents)
-    writing.write_tree(files, out)
+    writing.write_tree(files | readme.documents(contents, usage), out)
 
 
 def manifest(contents: Contents, template: templates.Template) -> bytes:

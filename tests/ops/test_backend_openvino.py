@@ -23,7 +23,7 @@ from backend_models import (
 )
 
 from edgekit.backends import openvino as backend
-from edgekit.backends.openvino.lower import runtime
+from edgekit.backends.openvino.artifact import runtime
 from edgekit.core import targets
 from edgekit.errors import UnsupportedOperatorsError
 
@@ -135,7 +135,7 @@ def test_half_the_weights(tmp_path):
 
 
 def test_importing_it_leaves_no_trace_in_the_home_directory(tmp_path):
-    code = "from edgekit.backends.openvino.lower import runtime; runtime().Core()"
+    code = "from edgekit.backends.openvino.artifact import runtime; runtime().Core()"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"HOME": str(tmp_path)}, check=True)
     assert list(tmp_path.iterdir()) == []
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from backend_models import attention, conv_net, digests, quantized, reference, snr_db, unsupported
 
-from edgekit.backends.nvidia import lower, placement, portable, tensorrt, tensorrt_rtx, worker
+from edgekit.backends.nvidia import artifact, executed, portable, tensorrt, tensorrt_rtx, worker
 from edgekit.core import targets
 from edgekit.errors import BackendError, RuntimeCrashError, UnsupportedOperatorsError
 from edgekit.graph import io
@@ -95,7 +95,7 @@ def test_tensorrt_gets_the_onnx_and_the_recipe(tmp_path, target):
 
 
 def test_without_any_parser_the_rules_still_refuse(tmp_path, monkeypatch):
-    monkeypatch.setattr(lower.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(artifact.importlib.util, "find_spec", lambda name: None)
     model = quantized(conv_net(tmp_path / "m.onnx"), tmp_path / "q.onnx", activation="uint8")
     with pytest.raises(UnsupportedOperatorsError, match="INT32"):
         lowered(tensorrt, model, "tensorrt-int8", tmp_path / "out")
@@ -114,7 +114,7 @@ def test_a_library_that_ends_its_process_is_a_typed_error(tmp_path, monkeypatch)
 
 def test_without_a_run_the_share_is_not_known_but_what_the_graph_asks_is(tmp_path):
     model = model_for("tensorrt-int8", tmp_path)
-    judged = placement.requested(model, targets.find("tensorrt-int8"))
+    judged = executed.requested(model, targets.find("tensorrt-int8"))
     assert judged.share is None
     assert judged.notes[0] == "the graph asks for int8 in 100.0% of the MACs"
 
@@ -138,7 +138,7 @@ def test_the_inspectors_layers_of_both_generations_are_read(tmp_path):
             layer("reformat", "Reformat", tensor={"Format/Datatype": "Float"}),
         ],
     }
-    judged = placement.executed(model, targets.find("tensorrt-int8"), raw)
+    judged = executed.executed(model, targets.find("tensorrt-int8"), raw)
     total = 13824 + 4608 + 4096 + 80
     assert judged.share == pytest.approx(1 - 4096 / total)
     assert [f.nodes for f in judged.fallbacks] == [("pointwise",)]
@@ -147,6 +147,6 @@ def test_the_inspectors_layers_of_both_generations_are_read(tmp_path):
 
 def test_an_engine_that_tells_names_only_has_no_share(tmp_path):
     model = conv_net(tmp_path / "m.onnx")
-    judged = placement.executed(model, targets.find("tensorrt-fp32"), {"layers": ["stem", "head"]})
+    judged = executed.executed(model, targets.find("tensorrt-fp32"), {"layers": ["stem", "head"]})
     assert judged.share is None
     assert "profilingVerbosity" in judged.notes[0]

@@ -11,7 +11,7 @@ import pytest
 
 from edgekit.backends.nvidia import portable
 from edgekit.backends.nvidia.recipe import build_argv
-from edgekit.backends.onnxruntime.lower import minimum_runtime
+from edgekit.backends.onnxruntime.artifact import minimum_runtime
 from edgekit.core import plugins, targets
 from edgekit.errors import ConfigError, UnknownNameError
 from edgekit.types import Precision, TensorSpec

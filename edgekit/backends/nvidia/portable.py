@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypedDict
+from typing import TypeAlias
 
 import onnx_ir as ir
 
@@ -52,23 +52,6 @@ class Job:
     compute_capabilities: tuple[str, ...] = ()
     profiles: Profiles
     tf32: bool = False
-
-
-class ParserError(TypedDict):
-    """One node that TensorRT's parser refuses; both names empty for an input or output."""
-
-    node: str
-    op: str
-    message: str
-
-
-class Answer(TypedDict):
-    """What the worker answers."""
-
-    version: str
-    errors: list[ParserError]
-    failure: str
-    layers: int
 
 
 def write_portable(model: OnnxModel, target: Target, path: Path) -> Portable:
@@ -149,7 +132,7 @@ def _shifted(node: ir.Node) -> bool:
     return constant is not None and bool(constant.numpy().astype("int64").any())
 
 
-def run_worker(job: Job, target: Target, modules: Mapping[str, str]) -> Answer:
+def run_worker(job: Job, target: Target, modules: Mapping[str, str]) -> worker.Answer:
     """Parse and build in a fresh process.
 
     Raises :class:`UnsupportedOperatorsError` with all nodes that the parser or the rules refuse,
@@ -187,8 +170,8 @@ def _readable(message: str) -> str:
     return message.removeprefix("Assertion failed: ")
 
 
-def _call(job: Job, target: Target) -> Answer:
-    request = {
+def _call(job: Job, target: Target) -> worker.Answer:
+    request: worker.Job = {
         "module": job.module,
         "onnx": str(job.onnx),
         "engine": str(job.engine) if job.engine else None,
@@ -199,7 +182,7 @@ def _call(job: Job, target: Target) -> Answer:
     argv = [sys.executable, "-I", str(Path(worker.__file__))]
     process = subprocess.run(argv, input=json.dumps(request), capture_output=True, text=True, check=False)
     try:
-        answer: Answer = json.loads(process.stdout)
+        answer: worker.Answer = json.loads(process.stdout)
     except json.JSONDecodeError as e:
         raise RuntimeCrashError(
             f"{job.module} ended its process while it built {target.name} (exit status {process.returncode}): "

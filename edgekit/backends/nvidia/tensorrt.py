@@ -49,7 +49,7 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     Raises :class:`UnsupportedOperatorsError` with every node that the parser, or without one the rules,
     refuse.
     """
-    from edgekit.backends.nvidia.lower import lower_to_recipe
+    from edgekit.backends.nvidia.artifact import lower_to_recipe
 
     return lower_to_recipe(model, target, options, out)
 
@@ -57,6 +57,6 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
 def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[str, Json]) -> Placement:
     """Share of the MACs in the asked-for precision, by the engine inspector; without a run, what the graph asks."""
     del lowered
-    from edgekit.backends.nvidia.placement import executed
+    from edgekit.backends.nvidia.executed import executed
 
     return executed(model, target, raw)

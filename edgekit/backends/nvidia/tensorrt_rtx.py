@@ -59,6 +59,6 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     """
     if importlib.util.find_spec("tensorrt_rtx") is None:
         raise MissingExtraError("TensorRT-RTX", "tensorrt-rtx")
-    from edgekit.backends.nvidia.lower import lower_to_engine
+    from edgekit.backends.nvidia.artifact import lower_to_engine
 
     return lower_to_engine(model, target, options, out)

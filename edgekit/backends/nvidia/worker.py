@@ -15,7 +15,36 @@ import importlib
 import json
 import os
 import sys
-from typing import Any
+from types import ModuleType
+from typing import Any, TypedDict
+
+
+class Job(TypedDict):
+    """What to do; ``profiles`` are smallest, usual and largest shape by input."""
+
+    module: str
+    onnx: str
+    engine: str | None
+    compute_capabilities: list[str]
+    profiles: dict[str, list[list[int]]]
+    tf32: bool
+
+
+class ParserError(TypedDict):
+    """One node that the parser refuses; both names are empty for an input or output."""
+
+    node: str
+    op: str
+    message: str
+
+
+class Answer(TypedDict):
+    """What came of it. ``failure`` is empty where nothing else than ``errors`` is wrong."""
+
+    version: str
+    errors: list[ParserError]
+    failure: str
+    layers: int
 
 
 def main() -> None:
@@ -27,9 +56,9 @@ def main() -> None:
     answer.close()
 
 
-def run(job: dict[str, Any]) -> dict[str, Any]:
+def run(job: Job) -> Answer:
     """Parse; then, if an engine is wanted and the parser took everything, build and write it."""
-    trt: Any = importlib.import_module(job["module"])
+    trt = importlib.import_module(job["module"])
     log = _Log(trt)
     builder = trt.Builder(log.logger)
     flags = trt.NetworkDefinitionCreationFlag
@@ -39,7 +68,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     parser = trt.OnnxParser(network, log.logger)
     parsed = parser.parse_from_file(job["onnx"])
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
-    answer: dict[str, Any] = {
+    answer: Answer = {
         "version": trt.__version__,
         "errors": [
             {"node": e.node_name(), "op": e.node_operator(), "message": _first_line(e.desc())} for e in errors
@@ -53,7 +82,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _build(trt: Any, builder: Any, network: Any, job: dict[str, Any]) -> str | None:
+def _build(trt: ModuleType, builder: Any, network: Any, job: Job) -> str | None:
     config = builder.create_builder_config()
     if not job["tf32"]:
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -70,6 +99,7 @@ def _build(trt: Any, builder: Any, network: Any, job: dict[str, Any]) -> str | N
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         return "the builder made no engine"
+    assert job["engine"]
     with open(job["engine"], "wb") as file:  # noqa: PTH123  (standard library only, no Path needed)
         file.write(memoryview(engine))
     return None
@@ -85,7 +115,7 @@ class _Log:
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
 
-            def log(self, severity: Any, message: str) -> None:
+            def log(self, severity: object, message: str) -> None:
                 if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                     messages.append(message)
 

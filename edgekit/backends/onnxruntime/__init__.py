@@ -1,18 +1,18 @@
 """ONNX Runtime, CPU provider: fp32, fp16, int8 and dynamic int8 as ``model.onnx``; ``model.ort`` on request.
 
-In comes an ONNX graph, quantized where the target has a scheme. Out go the file that the runtime loads and, from what
-its profile reports, which operators really ran in the precision that was asked for.
+In comes an ONNX graph (with Q/DQ where the target has a scheme). Out goes the same graph, checked against the
+runtime's own table of kernels and written in the oldest form that it allows, and a placement by the profiler.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
 
-from edgekit.backends.onnxruntime.lower import lower
-from edgekit.backends.onnxruntime.placement import placement
+from edgekit.core import versions
 from edgekit.core.plugins import BackendInfo
-from edgekit.types import Availability
+from edgekit.types import Availability, Json, Lowered, OnnxModel, Option, Placement, Target
 
 NAME = "onnxruntime"
 DISTRIBUTIONS = (
@@ -35,8 +35,6 @@ INFO = BackendInfo(
     form="edgekit.diff.onnx_form",
 )
 
-__all__ = ["DISTRIBUTIONS", "INFO", "NAME", "available", "lower", "placement"]
-
 
 def available() -> Availability:
     """Whether the module ``onnxruntime`` can be found; it is not imported."""
@@ -47,9 +45,21 @@ def available() -> Availability:
             why_not="onnxruntime is not installed",
             hint="pip install 'edgekit-deploy[onnxruntime]'",
         )
-    for name in DISTRIBUTIONS:
-        try:
-            return Availability(installed=True, usable=True, version=importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return Availability(installed=True, usable=True)
+    return Availability(installed=True, usable=True, version=versions.installed(*DISTRIBUTIONS))
+
+
+def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
+    """Write ``model.onnx`` (and, with ``ort_format``, ``model.ort``) into ``out``.
+
+    Raises :class:`UnsupportedOperatorsError` with every node for which the installed runtime has no kernel.
+    """
+    from edgekit.backends.onnxruntime import artifact
+
+    return artifact.lower(model, target, options, out)
+
+
+def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[str, Json]) -> Placement:
+    """Share of the multiply-accumulates in the asked-for precision, by the runtime's profiler."""
+    from edgekit.backends.onnxruntime import executed
+
+    return executed.placement(model, target, lowered, raw)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgekit.errors import UnsupportedNode, UnsupportedOperatorsError
 from edgekit.graph import io
 from edgekit.types import Target
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 _BUILT_IN = frozenset({"Constant"})
 """Operators that the runtime replaces when it loads a model."""
@@ -36,9 +37,6 @@ _Kernels = Mapping[tuple[str, str], Sequence[Kernel]]
 
 def refuse_unsupported(model: ir.Model, target: Target) -> None:
     """Raise :class:`UnsupportedOperatorsError` with every node of ``model`` that has no kernel."""
-    from onnx_ir.passes.common import ShapeInferencePass
-    from onnx_ir.traversal import RecursiveGraphIterator
-
     ShapeInferencePass()(model)
     kernels = cpu_kernels()
     missing = [
@@ -79,8 +77,6 @@ def _tensors(types: Iterable[str]) -> bool:
 
 def why_unsupported(node: ir.Node, model: ir.Model, kernels: _Kernels) -> str:
     """Empty when a kernel, a function body in the model or one in the standard covers the node."""
-    import onnx
-
     domain = "" if node.domain == "ai.onnx" else node.domain
     if node.op_identifier() in model.functions or (domain == "" and node.op_type in _BUILT_IN):
         return ""
@@ -100,22 +96,20 @@ def why_unsupported(node: ir.Node, model: ir.Model, kernels: _Kernels) -> str:
     types = _types(node, schema)
     if any(_takes(kernel, types) for kernel in fitting):
         return ""
-    said = ", ".join(sorted(set(types.values())))
-    return f"ONNX Runtime's CPU provider has no kernel of it for {said}"
+    shown = ", ".join(sorted(set(types.values())))
+    return f"ONNX Runtime's CPU provider has no kernel of it for {shown}"
 
 
-def _types(node: ir.Node, schema: Any) -> dict[str, str]:
+def _types(node: ir.Node, schema: onnx.defs.OpSchema) -> dict[str, str]:
     """Type variable → type of the tensors bound to it, where it is known."""
-    from onnx_ir import TensorType
-
-    found: dict[str, str] = {}
+    types: dict[str, str] = {}
     for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
         for index, value in enumerate(values):
-            if value is not None and isinstance(value.type, TensorType) and formals:
+            if value is not None and isinstance(value.type, ir.TensorType) and formals:
                 formal = formals[min(index, len(formals) - 1)]
                 for name in (formal.type_str, formal.name):
-                    found.setdefault(name, f"tensor({value.type.dtype.name.lower()})")
-    return found
+                    types.setdefault(name, f"tensor({value.type.dtype.name.lower()})")
+    return types
 
 
 def _takes(kernel: Kernel, types: Mapping[str, str]) -> bool:
@@ -125,6 +119,6 @@ def _takes(kernel: Kernel, types: Mapping[str, str]) -> bool:
     )
 
 
-def _allowed(found: str, allowed: Iterable[str]) -> bool:
+def _allowed(dtype: str, allowed: Iterable[str]) -> bool:
     names = set(allowed)
-    return found in names or (found == "tensor(float16)" and "tensor(float)" in names)
+    return dtype in names or (dtype == "tensor(float16)" and "tensor(float)" in names)

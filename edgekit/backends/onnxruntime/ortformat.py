@@ -11,7 +11,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+import flatbuffers
+from flatbuffers.table import Table
 
 from edgekit.errors import BackendError
 
@@ -59,9 +61,6 @@ def write_ort(source: Path, path: Path) -> str:
 
 def canonical(data: bytes) -> bytes:
     """The same model with the kernel table in a fixed layout. Raises ``ValueError`` for another format."""
-    import flatbuffers
-    from flatbuffers.table import Table
-
     if data[4:8] != _IDENTIFIER:
         raise ValueError("not an ORT format model")
     session = Table(data, int.from_bytes(data[:4], "little"))
@@ -85,22 +84,22 @@ def canonical(data: bytes) -> bytes:
     return bytes(builder.Output())
 
 
-def _read_resolver(resolver: Any) -> _Resolver:
+def _read_resolver(resolver: Table) -> _Resolver:
     """Operator → type parameter → which arguments have that type."""
 
-    def args(table: Any) -> Iterator[_Arg]:
+    def args(table: Table) -> Iterator[_Arg]:
         for entry in _tables(table, _ENTRIES):
             yield _number(entry, _ARG_TYPE, 1), _number(entry, _INDEX, 4)
 
-    def parameters(table: Any) -> Iterator[tuple[bytes, Sequence[_Arg]]]:
+    def parameters(table: Table) -> Iterator[tuple[bytes, Sequence[_Arg]]]:
         for entry in _tables(table, _ENTRIES):
             yield bytes(entry.String(_field(entry, _KEY))), tuple(args(entry))
 
-    found = [(bytes(t.String(_field(t, _KEY))), tuple(parameters(t))) for t in _tables(resolver, 0)]
-    return sorted(found)  # a vector with a key: readers search it in order
+    operators = [(bytes(t.String(_field(t, _KEY))), tuple(parameters(t))) for t in _tables(resolver, 0)]
+    return sorted(operators)  # a vector with a key: readers search it in order
 
 
-def _write_resolver(builder: Any, resolver: _Resolver) -> int:
+def _write_resolver(builder: flatbuffers.Builder, resolver: _Resolver) -> int:
     def arg(item: _Arg) -> int:
         builder.StartObject(2)
         builder.PrependInt8Slot(_ARG_TYPE, item[0], 0)
@@ -124,33 +123,31 @@ def _write_resolver(builder: Any, resolver: _Resolver) -> int:
     return int(builder.EndObject())
 
 
-def _vector(builder: Any, offsets: Sequence[int]) -> int:
+def _vector(builder: flatbuffers.Builder, offsets: Sequence[int]) -> int:
     builder.StartVector(4, len(offsets), 4)
     for offset in reversed(offsets):
         builder.PrependUOffsetTRelative(offset)
     return int(builder.EndVector())
 
 
-def _field(table: Any, number: int) -> int:
+def _field(table: Table, number: int) -> int:
     offset = table.Offset(4 + 2 * number)
     if not offset:
         raise ValueError(f"ORT format: field {number} is missing")
     return int(table.Pos + offset)
 
 
-def _target(table: Any, number: int) -> int:
+def _target(table: Table, number: int) -> int:
     return int(table.Indirect(_field(table, number)))
 
 
-def _tables(table: Any, number: int) -> Iterator[Any]:
-    from flatbuffers.table import Table
-
+def _tables(table: Table, number: int) -> Iterator[Table]:
     offset = table.Offset(4 + 2 * number)
     for index in range(table.VectorLen(offset) if offset else 0):
         yield Table(table.Bytes, table.Indirect(table.Vector(offset) + 4 * index))
 
 
-def _number(table: Any, number: int, size: int) -> int:
+def _number(table: Table, number: int, size: int) -> int:
     offset = table.Offset(4 + 2 * number)
     at = table.Pos + offset
     return int.from_bytes(table.Bytes[at : at + size], "little") if offset else 0

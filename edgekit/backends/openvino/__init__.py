@@ -1,18 +1,18 @@
 """OpenVINO: fp32, bf16, fp16 weights and int8 as ``model.xml`` with ``model.bin``.
 
-In comes an ONNX graph, quantized where the target has a scheme. Out go the two files of the IR, the same bytes every
-time, and which operators the compiled model really executes in the precision that was asked for.
+In comes an ONNX graph (with Q/DQ where the target has a scheme). Out goes OpenVINO's IR, with the same bytes every
+time, and a placement by the compiled model, which says what its plug-in executes in which precision.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
 
-from edgekit.backends.openvino.lower import lower
-from edgekit.backends.openvino.placement import placement
+from edgekit.core import versions
 from edgekit.core.plugins import BackendInfo
-from edgekit.types import Availability
+from edgekit.types import Availability, Json, Lowered, OnnxModel, Option, Placement, Target
 
 NAME = "openvino"
 INFO = BackendInfo(
@@ -24,8 +24,6 @@ INFO = BackendInfo(
     form="edgekit.diff.openvino_form",
 )
 
-__all__ = ["INFO", "NAME", "available", "lower", "placement"]
-
 
 def available() -> Availability:
     """Whether the distribution ``openvino`` is installed; it is not imported."""
@@ -36,8 +34,22 @@ def available() -> Availability:
             why_not="openvino is not installed",
             hint="pip install 'edgekit-deploy[openvino]'",
         )
-    try:
-        version = importlib.metadata.version("openvino")
-    except importlib.metadata.PackageNotFoundError:
-        version = ""
-    return Availability(installed=True, usable=True, version=version)
+    return Availability(installed=True, usable=True, version=versions.installed("openvino"))
+
+
+def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
+    """Write ``model.xml`` and ``model.bin`` into ``out``.
+
+    Raises :class:`UnsupportedOperatorsError` with every node that the ONNX front end cannot convert.
+    """
+    from edgekit.backends.openvino import artifact
+
+    return artifact.lower(model, target, options, out)
+
+
+def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[str, Json]) -> Placement:
+    """Share of the multiply-accumulates in the asked-for precision, by the compiled model."""
+    del lowered
+    from edgekit.backends.openvino import executed
+
+    return executed.placement(model, target, raw)

@@ -2,16 +2,80 @@
 
 from __future__ import annotations
 
+import typing
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 
-from edgekit.backends.tflite.compiler import Compiled
-from edgekit.types import Lowered
+from edgekit.backends.tflite.compiler import Compiled, CompileOptions, check_onnx, compile_onnx
+from edgekit.core import files
+from edgekit.core.store import canonical_json
+from edgekit.core.structure import structure
+from edgekit.errors import ConfigError
+from edgekit.types import Lowered, OnnxModel, Option, Precision, Target, sha256_bytes
+
+FILE = "model.tflite"
+ORIGIN = "edgekit.origin"
+"""Name of the metadata entry, and of the manifest's detail, that ties the file to what it was made from."""
 
 MINIMUM_RUNTIME = "LiteRT 2.1 (TensorFlow Lite 2.17)"
 _FOR_BLOCKS = "LiteRT 2.1"
 """Older runtimes compute INT4 weights in blocks wrongly; the file's operator versions make them refuse it."""
+
+
+def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
+    """See :func:`edgekit.backends.tflite.lower`."""
+    origin = sha256_bytes(canonical_json([model.sha256, target, dict(options)]))
+    choices = _options(model, target, {**options, f"metadata.{ORIGIN}": origin})
+    compiled = compile_onnx(read_model(model.path), options=choices)
+    files.write(out / FILE, compiled.data)
+    written = _as_declared(_lowered(compiled), model)
+    return replace(written, details={**written.details, ORIGIN: origin})
+
+
+def check(model: OnnxModel, target: Target, options: Mapping[str, Option]) -> None:
+    """See :func:`edgekit.backends.tflite.check`."""
+    check_onnx(read_model(model.path), options=_options(model, target, options))
+
+
+def _as_declared(written: Lowered, model: OnnxModel) -> Lowered:
+    """Say what was moved, and let tensors that were not keep the layout that their source declares."""
+    moved = tuple(s.name for s in (*written.inputs, *written.outputs) if s.layout in ("NHWC", "NDHWC"))
+    declared = {s.name: s.layout for s in (*model.inputs, *model.outputs) if s.layout and s.name not in moved}
+    inputs, outputs = (
+        tuple(replace(s, layout=declared.get(s.name, s.layout)) for s in side)
+        for side in (written.inputs, written.outputs)
+    )
+    return replace(written, inputs=inputs, outputs=outputs, channels_moved=moved)
+
+
+def _options(model: OnnxModel, target: Target, options: Mapping[str, Option]) -> CompileOptions:
+    """The compiler's options out of a target's; those that are not the compiler's are left alone."""
+    if any(spec.layout == "NHWC" for spec in model.inputs):  # channels are last already: TensorFlow's models
+        options = {**options, "io_layout": "nchw"}
+    fields: dict[str, object] = {"io_dtype": target.io_dtype, "target": target.name}
+    if target.precision is Precision.FP16:
+        fields["weights"] = "float16"
+    if target.precision is Precision.INT8_WEIGHTS:
+        fields["quantized_weights"] = "float"
+    choices = {"fuse": (True, False)} | {
+        name: typing.get_args(hint)
+        for name, hint in typing.get_type_hints(CompileOptions).items()
+        if typing.get_origin(hint) is typing.Literal
+    }
+    for name, value in options.items():
+        if name in choices:
+            if value not in choices[name]:
+                raise ConfigError(
+                    f"{name} = {value!r} is not possible for {target.name}",
+                    hint=f"use one of {', '.join(map(str, choices[name]))}",
+                )
+            fields[name] = value
+    prefix = "metadata."
+    texts = {n.removeprefix(prefix): str(v) for n, v in options.items() if n.startswith(prefix)}
+    return structure(CompileOptions, {**fields, "metadata": texts}, where=f"options of {target.name}")
 
 
 def read_model(path: Path) -> ir.Model:
@@ -34,13 +98,13 @@ def read_model(path: Path) -> ir.Model:
     return model
 
 
-def lowered(compiled: Compiled, file: str) -> Lowered:
+def _lowered(compiled: Compiled) -> Lowered:
     """The compiled model as the manifest records it."""
     report = compiled.report
     notes = [f"{sum(report.operators.values())} operators, {report.transposes} transpositions"]
     notes += [f"{f.op} ×{f.count} in float: {f.reason}" for f in report.left_in_float]
     return Lowered(
-        files=(file,),
+        files=(FILE,),
         inputs=compiled.inputs,
         outputs=compiled.outputs,
         minimum_runtime=_FOR_BLOCKS if "int4" in report.weights else MINIMUM_RUNTIME,

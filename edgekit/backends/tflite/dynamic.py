@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from edgekit.backends.tflite.ir import INT32, Shape, Tensor
+from edgekit.backends.tflite.ir import INT32, Options, Shape, Tensor
 from edgekit.backends.tflite.registry import Refusal
 
 _Inputs = list[Tensor | None]
@@ -35,7 +35,7 @@ _PAIRS = (
 )
 
 
-def dynamic_dimension(code: str, inputs: _Inputs, shape: Shape, options: Any) -> int | None:
+def dynamic_dimension(code: str, inputs: _Inputs, shape: Shape, options: Options) -> int | None:
     """Which dimension of an operator's result is dynamic, if any. Constants among ``inputs`` that spell the bound out
     are replaced in the list by ones that do not.
 
@@ -71,14 +71,14 @@ def _data(inputs: _Inputs, position: int = 0) -> Tensor:
     return tensor
 
 
-def _same(inputs: _Inputs, shape: Shape, options: Any) -> int:
+def _same(inputs: _Inputs, shape: Shape, options: Options) -> int:
     del shape, options
     axis = _data(inputs).dynamic
     assert axis is not None
     return axis
 
 
-def _pair(inputs: _Inputs, shape: Shape, options: Any) -> int:
+def _pair(inputs: _Inputs, shape: Shape, options: Options) -> int:
     """One side dynamic, the other of size 1 along that axis."""
     del options
     sides = [t for t in inputs if t is not None]
@@ -91,14 +91,14 @@ def _pair(inputs: _Inputs, shape: Shape, options: Any) -> int:
     return axis
 
 
-def _transpose(inputs: _Inputs, shape: Shape, options: Any) -> int:
+def _transpose(inputs: _Inputs, shape: Shape, options: Options) -> int:
     del shape, options
     order = _data(inputs, 1).data
     assert order is not None
     return int(np.flatnonzero(order == _data(inputs).dynamic)[0])
 
 
-def _reshape(inputs: _Inputs, shape: Shape, options: Any) -> int:
+def _reshape(inputs: _Inputs, shape: Shape, options: Options) -> int:
     axis = reshaped_axis(_data(inputs), shape)
     wanted = np.asarray([-1 if i == axis else d for i, d in enumerate(shape)], np.int32)
     options.newShape = wanted
@@ -106,7 +106,7 @@ def _reshape(inputs: _Inputs, shape: Shape, options: Any) -> int:
     return axis
 
 
-def _gather(inputs: _Inputs, shape: Shape, options: Any) -> int:
+def _gather(inputs: _Inputs, shape: Shape, options: Options) -> int:
     del shape
     table, index = _data(inputs), _data(inputs, 1)
     if table.dynamic is None:
@@ -117,7 +117,7 @@ def _gather(inputs: _Inputs, shape: Shape, options: Any) -> int:
     return table.dynamic if table.dynamic < options.axis else table.dynamic - 1 + index.rank
 
 
-def _gather_nd(inputs: _Inputs, shape: Shape, options: Any) -> int:
+def _gather_nd(inputs: _Inputs, shape: Shape, options: Options) -> int:
     del shape, options
     table, index = _data(inputs), _data(inputs, 1)
     if table.dynamic is not None or index.dynamic is None or index.dynamic == index.rank - 1:
@@ -125,7 +125,7 @@ def _gather_nd(inputs: _Inputs, shape: Shape, options: Any) -> int:
     return index.dynamic
 
 
-def _slice(inputs: _Inputs, shape: Shape, options: Any) -> int:
+def _slice(inputs: _Inputs, shape: Shape, options: Options) -> int:
     """Along the other axes; -1 takes what is there."""
     del shape, options
     x, begin, size = (_data(inputs, i) for i in range(3))

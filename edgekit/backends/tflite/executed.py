@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict, cast
 
 from edgekit.core.structure import structure
-from edgekit.types import Fallback, Lowered, Placement, Precision, Target
+from edgekit.types import Fallback, Json, Lowered, Placement, Precision, Target
+
+
+class Node(TypedDict):
+    """One operator as the runner reports it. ``delegate`` is the partition that runs it."""
+
+    index: int
+    op: str
+    delegate: int | None
+
 
 _INTEGERS = ("int8", "int4")
 _DYNAMIC = "integer weights"
@@ -41,14 +50,14 @@ class _Executed:
         return _DYNAMIC if hybrid else self.activation
 
 
-def read_placement(target: Target, lowered: Lowered, raw: Mapping[str, Any]) -> Placement:
+def read_placement(target: Target, lowered: Lowered, raw: Mapping[str, Json]) -> Placement:
     """Share of MACs that keep the target's promise, and why the others do not.
 
     ``raw`` is described in the package's docstring. An operator has to be in the delegate to count, but for
     INT16 activations, which only the builtin kernels have. Float16 is a storage format on CPUs: XNNPACK expands
     the weights when it loads the file.
     """
-    nodes = raw.get("nodes")
+    nodes = cast("Sequence[Node] | None", raw.get("nodes"))
     floats = structure(tuple[Fallback, ...], lowered.details.get("left_in_float", ()), where="left_in_float")
     codes = structure(tuple[str, ...], lowered.details.get("codes", ()), where="codes")
     if nodes is None:
@@ -60,28 +69,31 @@ def read_placement(target: Target, lowered: Lowered, raw: Mapping[str, Any]) -> 
             fallbacks=floats,
             notes=(note,),
         )
-    executed = _executed(lowered.details, delegated(nodes))
+    executed = _executed(lowered.details, codes, delegated(nodes))
     total = sum(e.macs for e in executed)
     right = sum(e.macs for e in executed if not _shortfall(e, target))
     return Placement(
         precision=str(target.precision),
         share=right / total if total else None,
         operators=len(codes),
-        partitions=raw.get("delegates"),
+        partitions=cast("int | None", raw.get("delegates")),
         kernels=dict(Counter(codes)),
         fallbacks=(*floats, *_fallbacks(executed, target, total)),
         notes=tuple(_notes(executed, target)),
     )
 
 
-def delegated(nodes: Sequence[Mapping[str, Any]]) -> set[int]:
+def delegated(nodes: Sequence[Node]) -> set[int]:
     """Indices of the operators that a delegate replaced."""
-    return {int(n["index"]) for n in nodes if n.get("delegate") is not None}
+    return {n["index"] for n in nodes if n.get("delegate") is not None}
 
 
-def _executed(details: Mapping[str, Any], taken: set[int]) -> list[_Executed]:
-    columns = (details.get(name, ()) for name in ("codes", "macs", "types", "weights"))
-    rows = zip(*columns, strict=True)
+def _executed(details: Mapping[str, Json], codes: Sequence[str], taken: set[int]) -> list[_Executed]:
+    macs = structure(tuple[int, ...], details.get("macs", ()), where="macs")
+    types, weights = (
+        structure(tuple[str, ...], details.get(name, ()), where=name) for name in ("types", "weights")
+    )
+    rows = zip(codes, macs, types, weights, strict=True)
     return [_Executed(c, m, t, w, i in taken) for i, (c, m, t, w) in enumerate(rows)]
 
 

@@ -7,13 +7,19 @@ stay views where numpy allows); everything else goes to ONNX's reference impleme
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from edgekit.backends.tflite.ir import Array
 
+Attributes: TypeAlias = Mapping[str, object]
+
 _GROWTH_LIMIT = 1 << 20
+_SLICE_BY_INPUTS = 10
+"""The opset from which on Slice takes its limits as inputs."""
 _RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
@@ -34,7 +40,7 @@ def fold(
     op: str,
     opset: int,
     inputs: Sequence[Array | None],
-    attributes: Mapping[str, Any],
+    attributes: Attributes,
     count: int = 1,
 ) -> tuple[Array, ...]:
     """The node's ``count`` outputs as numpy arrays (they may share memory with the inputs).
@@ -44,10 +50,10 @@ def fold(
     """
     if op in _RANDOM or op in _STRUCTURAL:
         raise NotFoldable
-    rule = _NUMPY.get(op) if domain == "" else None
-    outputs = rule(opset, inputs, attributes) if rule is not None else None
-    if outputs is None:
-        outputs = _reference(domain, op, opset, inputs, attributes, count)
+    rule = _NUMPY.get(op) if domain == "" and (op != "Slice" or opset >= _SLICE_BY_INPUTS) else None
+    output = rule(*inputs, **attributes) if rule is not None else None
+    computed = None if output is None else (np.asarray(output),)
+    outputs = computed or _reference(domain, op, opset, inputs, attributes, count)
     before = sum(i.nbytes for i in inputs if i is not None)
     after = sum(o.nbytes for o in outputs)
     if after > _GROWTH_LIMIT and after > 4 * before and op != "ConstantOfShape":
@@ -60,19 +66,16 @@ def _reference(
     op: str,
     opset: int,
     inputs: Sequence[Array | None],
-    attributes: Mapping[str, Any],
+    attributes: Attributes,
     count: int,
 ) -> tuple[Array, ...]:
-    from onnx import TensorProto, helper
-    from onnx.reference import ReferenceEvaluator
-
     names = ["" if i is None else f"i{n}" for n, i in enumerate(inputs)]
     results = [f"o{n}" for n in range(count)]
     node = helper.make_node(op, names, results, domain=domain, **_plain_attributes(attributes))
-    given = {f"i{n}": i for n, i in enumerate(inputs) if i is not None}
+    values = {f"i{n}": i for n, i in enumerate(inputs) if i is not None}
     infos = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-        for name, a in given.items()
+        for name, a in values.items()
     ]
     outs = [
         helper.make_value_info(n, helper.make_tensor_type_proto(TensorProto.UNDEFINED, None)) for n in results
@@ -80,7 +83,7 @@ def _reference(
     imports = [helper.make_opsetid(domain, opset)]
     model = helper.make_model(helper.make_graph([node], "fold", infos, outs), opset_imports=imports)
     try:
-        outputs = ReferenceEvaluator(model).run(None, given)
+        outputs = ReferenceEvaluator(model).run(None, values)
     except Exception as error:
         raise NotFoldable from error
     if not all(isinstance(o, np.ndarray) for o in outputs):
@@ -88,9 +91,7 @@ def _reference(
     return tuple(outputs)
 
 
-def _plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    from onnx import numpy_helper
-
+def _plain_attributes(attributes: Attributes) -> dict[str, Any]:
     return {
         k: numpy_helper.from_array(v) if isinstance(v, np.ndarray) else list(v) if isinstance(v, tuple) else v
         for k, v in attributes.items()
@@ -98,10 +99,7 @@ def _plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-# --- numpy rules: (opset, inputs, attributes) → outputs, or None to leave it to the reference ---------
-
-_Outputs = tuple[Array, ...] | None
-_Rule = Callable[[int, Sequence[Any], Mapping[str, Any]], _Outputs]
+# --- numpy rules: (inputs, attributes) → the output, or None to leave it to the reference -------------
 
 
 def target_shape(before: Sequence[int], wanted: Sequence[int], allowzero: int = 0) -> tuple[int, ...]:
@@ -117,10 +115,6 @@ def target_shape(before: Sequence[int], wanted: Sequence[int], allowzero: int = 
     return tuple(shape)
 
 
-def _binary(function: Callable[[Array, Array], Any]) -> _Rule:
-    return lambda _opset, x, _attributes: (np.asarray(function(x[0], x[1])),)
-
-
 def _divide(a: Array, b: Array) -> Array:
     if not np.issubdtype(a.dtype, np.integer):
         return np.asarray(a / b, a.dtype)
@@ -128,103 +122,74 @@ def _divide(a: Array, b: Array) -> Array:
     return np.asarray(np.where((a < 0) ^ (b < 0), -quotient, quotient), a.dtype)
 
 
-def _axes(x: Sequence[Any], attributes: Mapping[str, Any]) -> tuple[int, ...] | None:
-    given = x[1] if len(x) > 1 and x[1] is not None else attributes.get("axes")
-    return None if given is None else tuple(int(a) for a in np.asarray(given).reshape(-1))
+def _axes(axes: Array | Sequence[int] | None) -> tuple[int, ...] | None:
+    """An input since opset 13, an attribute before."""
+    return None if axes is None else tuple(int(a) for a in np.asarray(axes).reshape(-1))
 
 
-def _unsqueeze(_opset: int, x: Sequence[Any], attributes: Mapping[str, Any]) -> _Outputs:
-    return (np.expand_dims(x[0], _axes(x, attributes) or ()),)
-
-
-def _squeeze(_opset: int, x: Sequence[Any], attributes: Mapping[str, Any]) -> _Outputs:
-    return (np.squeeze(x[0], _axes(x, attributes)),)
-
-
-def _gather(_opset: int, x: Sequence[Any], attributes: Mapping[str, Any]) -> _Outputs:
-    return (np.asarray(np.take(x[0], x[1], axis=attributes.get("axis", 0))),)
-
-
-def _gather_elements(_opset: int, x: Sequence[Any], attributes: Mapping[str, Any]) -> _Outputs:
-    return (np.take_along_axis(x[0], x[1], axis=attributes.get("axis", 0)),)
-
-
-def _slice(opset: int, x: Sequence[Any], _attributes: Mapping[str, Any]) -> _Outputs:
-    if opset < 10:
-        return None
-    data, starts, ends = x[0], x[1], x[2]
-    axes = range(len(starts)) if len(x) < 4 or x[3] is None else x[3]
-    steps = [1] * len(starts) if len(x) < 5 or x[4] is None else x[4]
-    index: list[Any] = [slice(None)] * data.ndim
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+def _slice(
+    data: Array, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None
+) -> Array:
+    places = range(len(starts)) if axes is None else axes
+    strides = [1] * len(starts) if steps is None else steps
+    index = [slice(None)] * data.ndim
+    for start, end, axis, step in zip(starts, ends, places, strides, strict=True):
         # Going backwards, an end before the first element means "through element 0".
         stop = None if step < 0 and end < -data.shape[axis] else int(end)
         index[int(axis)] = slice(int(start), stop, int(step))
-    return (data[tuple(index)],)
+    return np.asarray(data[tuple(index)])
 
 
-def _cast(_opset: int, x: Sequence[Any], attributes: Mapping[str, Any]) -> _Outputs:
-    from onnx import helper
-
-    dtype = helper.tensor_dtype_to_np_dtype(attributes["to"])
-    return None if dtype.kind in "OUV" else (x[0].astype(dtype),)
-
-
-def _range(_opset: int, x: Sequence[Any], _attributes: Mapping[str, Any]) -> _Outputs:
-    return (np.arange(x[0].item(), x[1].item(), x[2].item(), dtype=x[0].dtype),)
+def _cast(x: Array, *, to: int, saturate: int = 1, round_mode: str = "up") -> Array | None:
+    del saturate, round_mode  # only for the 8-bit float types
+    dtype = helper.tensor_dtype_to_np_dtype(to)
+    return None if dtype.kind in "OUV" else x.astype(dtype)
 
 
-def _constant_of_shape(_opset: int, x: Sequence[Any], attributes: Mapping[str, Any]) -> _Outputs:
-    value = attributes.get("value", np.zeros(1, np.float32))
-    return (np.full(tuple(int(d) for d in x[0]), value.reshape(-1)[0], value.dtype),)
+def _constant_of_shape(shape: Array, *, value: Array | None = None) -> Array:
+    fill = np.zeros(1, np.float32) if value is None else value
+    return np.full(tuple(int(d) for d in shape), fill.reshape(-1)[0], fill.dtype)
 
 
-def _expand(_opset: int, x: Sequence[Any], _attributes: Mapping[str, Any]) -> _Outputs:
-    shape = np.broadcast_shapes(x[0].shape, tuple(int(d) for d in x[1]))
-    return (np.broadcast_to(x[0], shape),)
+def _expand(x: Array, shape: Array) -> Array:
+    return np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(int(d) for d in shape)))
 
 
-def _reshape(_opset: int, x: Sequence[Any], attributes: Mapping[str, Any]) -> _Outputs:
-    return (x[0].reshape(target_shape(x[0].shape, x[1].tolist(), attributes.get("allowzero", 0))),)
+def _reshape(x: Array, shape: Array, *, allowzero: int = 0) -> Array:
+    return x.reshape(target_shape(x.shape, shape.tolist(), allowzero))
 
 
-def _transpose(_opset: int, x: Sequence[Any], attributes: Mapping[str, Any]) -> _Outputs:
-    return (np.transpose(x[0], attributes.get("perm")),)
+def _concat(*parts: Array, axis: int) -> Array:
+    return np.concatenate(parts, axis=axis)
 
 
-def _concat(_opset: int, x: Sequence[Any], attributes: Mapping[str, Any]) -> _Outputs:
-    return (np.concatenate(x, axis=attributes["axis"]),)
-
-
-def _identity(_opset: int, x: Sequence[Any], _attributes: Mapping[str, Any]) -> _Outputs:
-    return (x[0],)
-
-
-_NUMPY: dict[str, _Rule] = {
-    "Add": _binary(np.add),
-    "Sub": _binary(np.subtract),
-    "Mul": _binary(np.multiply),
-    "Div": _binary(_divide),
-    "Equal": _binary(np.equal),
-    "Less": _binary(np.less),
-    "Greater": _binary(np.greater),
-    "And": _binary(np.logical_and),
-    "Or": _binary(np.logical_or),
-    "Unsqueeze": _unsqueeze,
-    "Squeeze": _squeeze,
-    "Gather": _gather,
-    "GatherElements": _gather_elements,
-    "Slice": _slice,
+_NUMPY: dict[str, Callable[..., Array | None]] = {
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "Div": _divide,
+    "Equal": np.equal,
+    "Less": np.less,
+    "Greater": np.greater,
+    "And": np.logical_and,
+    "Or": np.logical_or,
+    "Unsqueeze": lambda x, axes=None: np.expand_dims(x, _axes(axes) or ()),
+    "Squeeze": lambda x, axes=None: np.squeeze(x, _axes(axes)),
+    "Gather": lambda x, index, *, axis=0: np.take(x, index, axis=axis),
+    "GatherElements": lambda x, index, *, axis=0: np.take_along_axis(x, index, axis=axis),
     "Cast": _cast,
-    "Range": _range,
+    "Range": lambda start, limit, delta: np.arange(
+        start.item(), limit.item(), delta.item(), dtype=start.dtype
+    ),
     "ConstantOfShape": _constant_of_shape,
     "Expand": _expand,
     "Reshape": _reshape,
-    "Transpose": _transpose,
+    "Slice": _slice,
+    "Transpose": lambda x, *, perm=None: np.transpose(x, perm),
     "Concat": _concat,
-    "Identity": _identity,
-    "Where": lambda _o, x, _a: (np.asarray(np.where(x[0], x[1], x[2])),),
-    "Not": lambda _o, x, _a: (np.logical_not(x[0]),),
-    "Neg": lambda _o, x, _a: (np.negative(x[0]),),
-    "Sqrt": lambda _o, x, _a: (np.asarray(np.sqrt(x[0]), x[0].dtype),),
+    "Identity": lambda x: x,
+    "Where": np.where,
+    "Not": np.logical_not,
+    "Neg": np.negative,
+    "Sqrt": lambda x: np.sqrt(x).astype(x.dtype),
 }

@@ -115,13 +115,8 @@ class _Fuser:
         before = self.producer.get(id(source)) if source is not None else None
         if before is not None and before.code == op.code:
             if op.code == "TRANSPOSE":
-                first, second = before.inputs[1], op.inputs[1]
-                assert first is not None
-                assert second is not None
-                assert first.data is not None
-                assert second.data is not None
-                order = first.data[second.data]
-                op.inputs[1] = Tensor(second.shape, second.dtype, "", order)
+                order = before.values(1)[op.values(1)]
+                op.inputs[1] = Tensor(order.shape, order.dtype, "", order)
             op.inputs[0] = source = before.inputs[0]
             self.counts[op.code.lower()] += 1
         assert source is not None

@@ -9,15 +9,17 @@ until the writer copies it into the file).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Array: TypeAlias = npt.NDArray[Any]
 DType: TypeAlias = np.dtype[Any]
 Shape: TypeAlias = tuple[int, ...]
 
@@ -49,6 +51,9 @@ TENSOR_TYPES: dict[DType, int] = {
     np.dtype(np.complex64): schema.TensorType.COMPLEX64,
 }
 """numpy dtype → ``tflite.TensorType``."""
+
+Options: TypeAlias = Any
+"""An object of one of the schema's ``…OptionsT`` classes (they have no stubs), or None."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,10 +166,7 @@ class Tensor:
     @property
     def size(self) -> int:
         """Number of elements."""
-        n = 1
-        for d in self.shape:
-            n *= d
-        return n
+        return math.prod(self.shape)
 
     def same_type(self, other: Tensor) -> bool:
         """Equal element type and quantization."""
@@ -194,8 +196,20 @@ class Op:
     code: str
     inputs: list[Tensor | None]
     outputs: list[Tensor]
-    options: Any = None
+    options: Options = None
     origin: Origin = field(default_factory=Origin)
+
+    def input(self, position: int = 0) -> Tensor:
+        """An input that is there."""
+        tensor = self.inputs[position]
+        assert tensor is not None, self
+        return tensor
+
+    def values(self, position: int) -> Array:
+        """The contents of an input that is constant."""
+        data = self.input(position).data
+        assert data is not None, self
+        return data
 
     def __repr__(self) -> str:
         return f"{self.code}({self.inputs}) -> {self.outputs}"
@@ -231,9 +245,9 @@ def builtin_code(name: str) -> int:
 
 
 @functools.cache
-def options_union(class_name: str) -> tuple[int, int]:
-    """``(union, member)`` of an options class: union 1 is BuiltinOptions, 2 is BuiltinOptions2."""
+def options_union(class_name: str) -> tuple[str, int]:
+    """The union that an options class is in, ``BuiltinOptions`` or its continuation, and its number there."""
     name = class_name.removesuffix("T")
     if hasattr(schema.BuiltinOptions, name):
-        return 1, int(getattr(schema.BuiltinOptions, name))
-    return 2, int(getattr(schema.BuiltinOptions2, name))
+        return "BuiltinOptions", int(getattr(schema.BuiltinOptions, name))
+    return "BuiltinOptions2", int(getattr(schema.BuiltinOptions2, name))

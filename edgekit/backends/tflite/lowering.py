@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
 
 from edgekit.backends.tflite.boundary import Boundary
 from edgekit.backends.tflite.builder import Builder
@@ -329,8 +330,6 @@ def inlined(model: ir.Model) -> ir.Model:
     """The model with its local functions expanded (on a copy; a model without functions is itself)."""
     if not model.functions:
         return model
-    from onnx_ir.passes.common import InlinePass
-
     copy = model.clone()
     InlinePass()(copy)
     return copy

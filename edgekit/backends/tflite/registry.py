@@ -2,7 +2,8 @@
 
 A handler is called as ``handler(g, *inputs, **attributes)``: ``g`` is the :class:`Builder`, the inputs are
 :class:`View` objects in ONNX order (``None`` for an omitted optional input), the keyword parameters are the
-ONNX attributes by their ONNX names. It returns a :class:`View`, or a sequence of them, one an output.
+ONNX attributes by their ONNX names (what several operators share comes as ``**attributes: Unpack[…]`` of a
+``TypedDict``). It returns a :class:`View`, or a sequence of them, one an output.
 What it cannot express it refuses with :class:`Refusal` and a reason that a user can act on.
 
 See docs/tflite-compiler.md for how to add an operator.
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -85,7 +87,6 @@ def op(
     """
 
     def register(handler: H) -> H:
-        parameters = inspect.signature(handler).parameters.values()
         row = Row(
             domain=domain,
             name=name,
@@ -93,7 +94,7 @@ def op(
             rule=rule,
             quantized=frozenset(quantized),
             handler=handler,
-            attributes=frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY),
+            attributes=frozenset(_attributes(handler)),
             hybrid=frozenset(hybrid),
             delegated=delegated,
             fixed=fixed,
@@ -124,6 +125,16 @@ def lookup(domain: str, name: str, opset: int) -> Row | None:
 def rows() -> tuple[Row, ...]:
     """Every row, sorted by domain, operator and opset (for docs and tests)."""
     return tuple(sorted((r for rs in _TABLE.values() for r in rs), key=lambda r: (r.domain, r.name, r.since)))
+
+
+def _attributes(handler: Handler) -> Iterator[str]:
+    """Its keyword parameters, those of a ``**attributes: Unpack[…]`` included."""
+    for parameter in inspect.signature(handler).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            yield parameter.name
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            (shared,) = typing.get_args(typing.get_type_hints(handler)[parameter.name])
+            yield from typing.get_type_hints(shared)
 
 
 def _where(handler: Any) -> str:

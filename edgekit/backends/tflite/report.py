@@ -88,23 +88,15 @@ def _computes_in(op: Op) -> str:
 def macs(op: Op) -> int:
     """Multiply-accumulates of one operator (0 for those that do not multiply matrices)."""
     out = math.prod(op.outputs[0].shape)
-    if op.code in ("CONV_2D", "CONV_3D", "FULLY_CONNECTED"):
-        weight = op.inputs[1]
-        assert weight is not None
-        if op.code == "CONV_3D":
-            return out * math.prod(weight.shape[:4])
-        return out * math.prod(weight.shape[1:])
+    if op.code in ("CONV_2D", "FULLY_CONNECTED"):
+        return out * math.prod(op.input(1).shape[1:])
+    if op.code == "CONV_3D":
+        return out * math.prod(op.input(1).shape[:4])
     if op.code == "DEPTHWISE_CONV_2D":
-        weight = op.inputs[1]
-        assert weight is not None
-        return out * math.prod(weight.shape[1:3])
+        return out * math.prod(op.input(1).shape[1:3])
     if op.code == "TRANSPOSE_CONV":
-        weight, data = op.inputs[1], op.inputs[2]
-        assert weight is not None
-        assert data is not None
-        return math.prod(data.shape) * math.prod(weight.shape[:3])
+        return math.prod(op.input(2).shape) * math.prod(op.input(1).shape[:3])
     if op.code == "BATCH_MATMUL":
-        left = op.inputs[0]
-        assert left is not None
+        left = op.input(0)
         return out * (left.shape[-2] if op.options is not None and op.options.adjX else left.shape[-1])
     return 0

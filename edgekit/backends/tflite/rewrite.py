@@ -6,6 +6,7 @@ Linear in the number of operators: each is looked at once, in order, with a tabl
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def _quant_key(tensor: Tensor) -> object:
     return None if quant is None else (quant.scale.tobytes(), quant.zero_point.tobytes(), quant.axis)
 
 
-def _plain(options: dict[str, object]) -> dict[str, object]:
+def _plain(options: Mapping[str, object]) -> dict[str, object]:
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in options.items()}
 
 

@@ -61,7 +61,7 @@ def widened(
             continue
         if wide != FLOAT32 and narrow is None:
             narrow = view.dtype
-        out.append(_cast(g, view, wide))
+        out.append(g.as_type_once(view, wide))
     return out, narrow
 
 
@@ -75,17 +75,10 @@ def narrowed(
     for value, view in zip(node.outputs, produced, strict=False):
         declared = value.dtype is None or np.dtype(value.dtype.numpy()) == narrow
         if view is not None and view.quant is None and view.dtype == _COMPUTED[narrow] and declared:
-            out.append(view.with_tensor(g.cast(view.tensor, narrow)))
+            out.append(g.as_type(view, narrow))
         else:
             out.append(view)
     return out
-
-
-def _cast(g: Builder, view: View, wide: DType) -> View:
-    key = (id(view.tensor), wide)
-    if key not in g.casts:
-        g.casts[key] = (view.tensor, g.cast(view.tensor, wide))
-    return view.with_tensor(g.casts[key][1])
 
 
 def _wide(dtype: DType, moves: bool) -> DType | None:

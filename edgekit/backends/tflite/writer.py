@@ -121,16 +121,18 @@ class _Writer:
         signatures = self._vector([self._signature(signature, tensors[0])])
         notes_vector = self._vector([self._metadata(name, number) for name, number in notes])
         text = self.b.CreateString(description)
+        model = self._table(
+            "Model",
+            Version=3,
+            OperatorCodes=codes,
+            Subgraphs=subgraphs,
+            Description=text,
+            Buffers=buffers,
+            Metadata=notes_vector,
+            SignatureDefs=signatures,
+        )
         b = self.b
-        schema.ModelStart(b)
-        schema.ModelAddVersion(b, 3)
-        schema.ModelAddOperatorCodes(b, codes)
-        schema.ModelAddSubgraphs(b, subgraphs)
-        schema.ModelAddDescription(b, text)
-        schema.ModelAddBuffers(b, buffers)
-        schema.ModelAddMetadata(b, notes_vector)
-        schema.ModelAddSignatureDefs(b, signatures)
-        b.Finish(schema.ModelEnd(b), b"TFL3")
+        b.Finish(model, b"TFL3")
         return memoryview(b.Bytes)[b.Head() :].toreadonly()
 
     def _with_scales(self, graph: Graph) -> list[Tensor]:
@@ -166,12 +168,16 @@ class _Writer:
     def _ints(self, values: Sequence[int]) -> int:
         return int(self.b.CreateNumpyVector(np.asarray(values, np.int32)))
 
+    def _table(self, name: str, **fields: int | bool | None) -> int:
+        """One table of the schema; ``None`` leaves a field out. The order of fields decides the bytes."""
+        getattr(schema, f"{name}Start")(self.b)
+        for field_name, value in fields.items():
+            if value is not None:
+                getattr(schema, f"{name}Add{field_name}")(self.b, value)
+        return int(getattr(schema, f"{name}End")(self.b))
+
     def _buffer(self, data: Array) -> int:
-        vector = self._bytes(data) if data.size else None
-        schema.BufferStart(self.b)
-        if vector is not None:
-            schema.BufferAddData(self.b, vector)
-        return int(schema.BufferEnd(self.b))
+        return self._table("Buffer", Data=self._bytes(data) if data.size else None)
 
     def _bytes(self, data: Array) -> int:
         """A byte vector made of ``data`` in C order, copied once, straight into the builder."""
@@ -189,24 +195,16 @@ class _Writer:
 
     def _blocks(self, quant: Quant, scales: int) -> int:
         """Blockwise parameters; XNNPACK and the builtin kernel read them for FULLY_CONNECTED."""
-        schema.BlockwiseQuantizationStart(self.b)
-        schema.BlockwiseQuantizationAddScales(self.b, scales)
-        schema.BlockwiseQuantizationAddZeroPoints(self.b, -1)
-        schema.BlockwiseQuantizationAddBlockSize(self.b, quant.block)
-        details = schema.BlockwiseQuantizationEnd(self.b)
-        schema.QuantizationParametersStart(self.b)
-        schema.QuantizationParametersAddDetailsType(self.b, schema.QuantizationDetails.BlockwiseQuantization)
-        schema.QuantizationParametersAddDetails(self.b, details)
-        return int(schema.QuantizationParametersEnd(self.b))
+        details = self._table("BlockwiseQuantization", Scales=scales, ZeroPoints=-1, BlockSize=quant.block)
+        kind = schema.QuantizationDetails.BlockwiseQuantization
+        return self._table("QuantizationParameters", DetailsType=kind, Details=details)
 
     def _quantization(self, quant: Quant) -> int:
         scale = self.b.CreateNumpyVector(quant.scale.astype(np.float32))
         zero = self.b.CreateNumpyVector(quant.zero_point.astype(np.int64))
-        schema.QuantizationParametersStart(self.b)
-        schema.QuantizationParametersAddScale(self.b, scale)
-        schema.QuantizationParametersAddZeroPoint(self.b, zero)
-        schema.QuantizationParametersAddQuantizedDimension(self.b, quant.axis)
-        return int(schema.QuantizationParametersEnd(self.b))
+        return self._table(
+            "QuantizationParameters", Scale=scale, ZeroPoint=zero, QuantizedDimension=quant.axis
+        )
 
     def _tensor(self, tensor: Tensor, number: int) -> int:
         shape = self._ints([1 if i == tensor.dynamic else d for i, d in enumerate(tensor.shape)])
@@ -218,38 +216,29 @@ class _Writer:
         if tensor.quant is not None:
             scales = self.scales.get(id(tensor))
             quant = self._quantization(tensor.quant) if scales is None else self._blocks(tensor.quant, scales)
-        schema.TensorStart(self.b)
-        schema.TensorAddShape(self.b, shape)
-        schema.TensorAddType(self.b, TENSOR_TYPES[tensor.dtype])
-        schema.TensorAddBuffer(self.b, number)
-        schema.TensorAddName(self.b, name)
-        if quant is not None:
-            schema.TensorAddQuantization(self.b, quant)
-        if signature is not None:
-            schema.TensorAddShapeSignature(self.b, signature)
-        schema.TensorAddIsVariable(self.b, tensor.is_variable)
-        schema.TensorAddHasRank(self.b, True)
-        return int(schema.TensorEnd(self.b))
+        return self._table(
+            "Tensor",
+            Shape=shape,
+            Type=TENSOR_TYPES[tensor.dtype],
+            Buffer=number,
+            Name=name,
+            Quantization=quant,
+            ShapeSignature=signature,
+            IsVariable=tensor.is_variable,
+            HasRank=True,
+        )
 
     def _operator(self, op: Op, index: Mapping[int, int]) -> int:
         key = (op.code, operator_version(op))
         code = self.codes.setdefault(key, len(self.codes))
         inputs = self._ints([-1 if t is None else index[id(t)] for t in op.inputs])
         outputs = self._ints([index[id(t)] for t in op.outputs])
-        options = None if op.options is None else op.options.Pack(self.b)
-        schema.OperatorStart(self.b)
-        schema.OperatorAddOpcodeIndex(self.b, code)
-        schema.OperatorAddInputs(self.b, inputs)
-        schema.OperatorAddOutputs(self.b, outputs)
-        if options is not None:
+        fields: dict[str, int] = {}
+        if op.options is not None:
+            table = op.options.Pack(self.b)
             union, member = options_union(type(op.options).__name__)
-            if union == 1:
-                schema.OperatorAddBuiltinOptionsType(self.b, member)
-                schema.OperatorAddBuiltinOptions(self.b, options)
-            else:
-                schema.OperatorAddBuiltinOptions2Type(self.b, member)
-                schema.OperatorAddBuiltinOptions2(self.b, options)
-        return int(schema.OperatorEnd(self.b))
+            fields = {f"{union}Type": member, union: table}
+        return self._table("Operator", OpcodeIndex=code, Inputs=inputs, Outputs=outputs, **fields)
 
     def _subgraph(self, graph: Graph, tensors: Sequence[Tensor], numbers: Sequence[int]) -> int:
         index = {id(t): i for i, t in enumerate(tensors)}
@@ -258,21 +247,15 @@ class _Writer:
         inputs = self._ints([index[id(t)] for t in graph.inputs])
         outputs = self._ints([index[id(t)] for t in graph.outputs])
         name = self.b.CreateString(graph.name)
-        schema.SubGraphStart(self.b)
-        schema.SubGraphAddTensors(self.b, table)
-        schema.SubGraphAddInputs(self.b, inputs)
-        schema.SubGraphAddOutputs(self.b, outputs)
-        schema.SubGraphAddOperators(self.b, operators)
-        schema.SubGraphAddName(self.b, name)
-        return int(schema.SubGraphEnd(self.b))
+        return self._table(
+            "SubGraph", Tensors=table, Inputs=inputs, Outputs=outputs, Operators=operators, Name=name
+        )
 
     def _code(self, name: str, version: int) -> int:
         number = builtin_code(name)
-        schema.OperatorCodeStart(self.b)
-        schema.OperatorCodeAddDeprecatedBuiltinCode(self.b, min(number, 127))
-        schema.OperatorCodeAddVersion(self.b, version)
-        schema.OperatorCodeAddBuiltinCode(self.b, number)
-        return int(schema.OperatorCodeEnd(self.b))
+        # Readers before the 128th operator know the first field only.
+        fields = {"DeprecatedBuiltinCode": min(number, 127), "Version": version, "BuiltinCode": number}
+        return self._table("OperatorCode", **fields)
 
     def _signature(self, signature: Signature, tensors: Sequence[Tensor]) -> int:
         index = {id(t): i for i, t in enumerate(tensors)}
@@ -280,29 +263,16 @@ class _Writer:
         inputs = self._tensor_map(signature.inputs, [index[id(t)] for t in main.inputs])
         outputs = self._tensor_map(signature.outputs, [index[id(t)] for t in main.outputs])
         key = self.b.CreateString(signature.key)
-        schema.SignatureDefStart(self.b)
-        schema.SignatureDefAddInputs(self.b, inputs)
-        schema.SignatureDefAddOutputs(self.b, outputs)
-        schema.SignatureDefAddSignatureKey(self.b, key)
-        schema.SignatureDefAddSubgraphIndex(self.b, 0)
-        return int(schema.SignatureDefEnd(self.b))
+        return self._table("SignatureDef", Inputs=inputs, Outputs=outputs, SignatureKey=key, SubgraphIndex=0)
 
     def _tensor_map(self, names: Sequence[str], indices: Sequence[int]) -> int:
-        entries = []
-        for name, i in zip(names, indices, strict=True):
-            text = self.b.CreateString(name)
-            schema.TensorMapStart(self.b)
-            schema.TensorMapAddName(self.b, text)
-            schema.TensorMapAddTensorIndex(self.b, i)
-            entries.append(int(schema.TensorMapEnd(self.b)))
-        return self._vector(entries)
+        pairs = zip(names, indices, strict=True)
+        return self._vector(
+            [self._table("TensorMap", Name=self.b.CreateString(n), TensorIndex=i) for n, i in pairs]
+        )
 
     def _metadata(self, name: str, number: int) -> int:
-        text = self.b.CreateString(name)
-        schema.MetadataStart(self.b)
-        schema.MetadataAddName(self.b, text)
-        schema.MetadataAddBuffer(self.b, number)
-        return int(schema.MetadataEnd(self.b))
+        return self._table("Metadata", Name=self.b.CreateString(name), Buffer=number)
 
 
 def _stored_bytes(data: Array) -> int:

@@ -22,7 +22,6 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder, Scope
 from edgekit.backends.tflite.ir import FLOAT32, INT8, Graph, Op, Quant, Tensor, Type, integer_range
-from edgekit.backends.tflite.ops.shape import strided
 from edgekit.backends.tflite.xnnpack_spatial import CONCAT_LIMIT, concatenated, mirror_pad, resize_nearest
 
 Rule = Callable[[Builder, Op], list[Tensor] | None]
@@ -99,26 +98,26 @@ def _replace(
 
 def _relu_0_to_1(g: Builder, op: Op) -> list[Tensor] | None:
     """min(relu(x), 1): the RELU fuses into what is before it."""
-    x = _input(op, 0)
+    x = op.input()
     if x.dtype != FLOAT32:
         return None
-    return [g.binary("MINIMUM", g.unary("RELU", x), 1.0, options=schema.MaximumMinimumOptionsT())]
+    return [g.binary("MINIMUM", g.unary("RELU", x), 1.0)]
 
 
 def _log_softmax(g: Builder, op: Op) -> list[Tensor] | None:
     """(x - max) - log(sum(exp(x - max)))."""
-    x = _input(op, 0)
+    x = op.input()
     if x.dtype != FLOAT32:
         return None
     last = [x.rank - 1]
     shifted = g.binary("SUB", x, g.reduce("REDUCE_MAX", x, last))
-    total = g.reduce("SUM", g.unary("EXP", shifted, options=schema.ExpOptionsT()), last)
+    total = g.reduce("SUM", g.unary("EXP", shifted), last)
     return [g.binary("SUB", shifted, g.unary("LOG", total))]
 
 
 def _sign(g: Builder, op: Op) -> list[Tensor] | None:
     """x times a huge number, cut to [-1, 1] (exact down to 3e-39)."""
-    x = _input(op, 0)
+    x = op.input()
     if x.dtype != FLOAT32:
         return None
     return [g.unary("RELU_N1_TO_1", g.binary("MUL", x, float(np.finfo(np.float32).max)))]
@@ -126,7 +125,7 @@ def _sign(g: Builder, op: Op) -> list[Tensor] | None:
 
 def _split(g: Builder, op: Op) -> list[Tensor] | None:
     """A SLICE each."""
-    x = _input(op, 1 if op.code == "SPLIT" else 0)
+    x = op.input(1 if op.code == "SPLIT" else 0)
     if op.code == "SPLIT" and len(op.outputs) <= _SPLIT_LIMIT:
         return None
     axis = next(
@@ -137,9 +136,7 @@ def _split(g: Builder, op: Op) -> list[Tensor] | None:
     parts, start = [], 0
     for out in op.outputs:
         stop = start + out.shape[axis]
-        parts.append(
-            strided(g, x, [range(start, stop) if i == axis else range(d) for i, d in enumerate(x.shape)])
-        )
+        parts.append(g.part(x, axis, range(start, stop)))
         start = stop
     return parts
 
@@ -152,7 +149,7 @@ def _concat(g: Builder, op: Op) -> list[Tensor] | None:
 
 def _tile(g: Builder, op: Op) -> list[Tensor] | None:
     """Concatenations of a tensor with itself."""
-    x, factors = _input(op, 0), _input(op, 1)
+    x, factors = op.input(), op.input(1)
     if factors.data is None or x.dtype not in (FLOAT32, INT8):
         return None
     times = [int(f) for f in factors.data]
@@ -165,9 +162,9 @@ def _tile(g: Builder, op: Op) -> list[Tensor] | None:
 
 def _strided_slice(g: Builder, op: Op) -> list[Tensor] | None:
     """Every n-th element: split the axis into (size / n, n), take one of n. RESHAPE costs nothing."""
-    x = _input(op, 0)
+    x = op.input()
     out = op.outputs[0]
-    begin, step = (_input(op, i).data for i in (1, 3))
+    begin, step = (op.input(i).data for i in (1, 3))
     if x.dtype not in (FLOAT32, INT8) or begin is None or step is None or np.any(step < 1):
         return None
     shape: list[int] = []
@@ -183,23 +180,20 @@ def _strided_slice(g: Builder, op: Op) -> list[Tensor] | None:
             ranges += [range(b // s, b // s + n), range(b % s, b % s + 1)]
     if len(shape) > _RANK_LIMIT:
         return None
-    cut = strided(g, g.reshape(x, shape), ranges)
+    cut = g.strided(g.reshape(x, shape), ranges)
     return [g.reshape(cut, out.shape)] if cut.shape != out.shape else [cut]
 
 
 def _gather(g: Builder, op: Op) -> list[Tensor] | None:
     """A few runs of neighbours: a SLICE each."""
-    x, index = _input(op, 0), _input(op, 1)
+    x, index = op.input(), op.input(1)
     if index.data is None or index.rank != 1 or x.dtype not in (FLOAT32, INT8) or x.data is not None:
         return None
     axis = op.options.axis % x.rank
     runs = [list(run) for run in _runs(index.data.tolist())]
     if len(runs) > CONCAT_LIMIT:
         return None
-    cuts = [
-        strided(g, x, [range(r[0], r[-1] + 1) if i == axis else range(d) for i, d in enumerate(x.shape)])
-        for r in runs
-    ]
+    cuts = [g.part(x, axis, range(r[0], r[-1] + 1)) for r in runs]
     whole = concatenated(g, cuts, axis)
     return [whole]
 
@@ -211,7 +205,7 @@ def _runs(values: Sequence[int]) -> list[list[int]]:
 
 def _average_pool(g: Builder, op: Op) -> list[Tensor] | None:
     """int8: a depthwise convolution with equal weights."""
-    x, out = _input(op, 0), op.outputs[0]
+    x, out = op.input(), op.outputs[0]
     o = op.options
     if x.dtype != INT8 or x.quant is None:
         return None
@@ -235,7 +229,7 @@ def _average_pool(g: Builder, op: Op) -> list[Tensor] | None:
 
 def _batch_matmul(g: Builder, op: Op) -> list[Tensor] | None:
     """int8: the right-hand side without a zero point."""
-    left, right, out = _input(op, 0), _input(op, 1), op.outputs[0]
+    left, right, out = op.input(), op.input(1), op.outputs[0]
     if right.dtype != INT8 or right.quant is None or right.quant.zero_point[0] == 0:
         return None
     low, high = integer_range(INT8)
@@ -249,29 +243,27 @@ def _nan_guard(g: Builder, op: Op) -> list[Tensor] | None:
     """``where(isnan(p), 0, p)`` behind a masked softmax, as PyTorch's attention decomposes: rows that are
     masked out altogether are 0. Said without comparisons: mask with the lowest finite number, then multiply
     by 1 for rows with something left, by 0 for the others. Exact as long as the scores are finite."""
-    condition, zero, p = (_input(op, i) for i in range(3))
+    condition, zero, p = (op.input(i) for i in range(3))
     test, softmax = g.producer(condition), g.producer(p)
     if zero.data is None or np.any(zero.data) or test is None or softmax is None or softmax.code != "SOFTMAX":
         return None
     if test.code != "NOT_EQUAL" or test.inputs[0] is not p or test.inputs[1] is not p or p.dtype != FLOAT32:
         return None
-    total = g.producer(_input(softmax, 0))
+    total = g.producer(softmax.input())
     if total is None or total.code != "ADD":
         return [p]
-    mask, scores = sorted((_input(total, 0), _input(total, 1)), key=lambda t: (_is_product(g, t), t.size))
+    mask, scores = sorted((total.input(), total.input(1)), key=lambda t: (_is_product(g, t), t.size))
     if _is_product(g, mask) or mask.rank == 0 or mask.shape[-1] != p.shape[-1]:
         return None
     if mask.data is not None:
         empty = np.all(np.isneginf(mask.data), axis=-1)
         if not np.any(empty):
             return [p]
-    finite = g.binary(
-        "MAXIMUM", mask, float(np.finfo(np.float32).min), options=schema.MaximumMinimumOptionsT()
-    )
+    finite = g.binary("MAXIMUM", mask, float(np.finfo(np.float32).min))
     top = g.reduce("REDUCE_MAX", mask, [mask.rank - 1])
     # 2e-38 brings every finite number into [-7, 7].
     some = g.unary("RELU", g.binary("ADD", g.binary("MUL", top, 2e-38), 10.0))
-    weight = g.binary("MINIMUM", some, 1.0, options=schema.MaximumMinimumOptionsT())
+    weight = g.binary("MINIMUM", some, 1.0)
     shifted = g.binary("ADD", scores, finite)
     clean = g.emit("SOFTMAX", [shifted], p.shape, p, softmax.options)
     return [g.binary("MUL", clean, weight)]
@@ -294,25 +286,19 @@ def _is_product(g: Builder, t: Tensor) -> bool:
 
 def _integer_relu(g: Builder, op: Op) -> list[Tensor] | None:
     """int8: saturation where the output's range ends at the limits, else an ADD of zero that clamps."""
-    x, out = _input(op, 0), op.outputs[0]
+    x, out = op.input(), op.outputs[0]
     if x.dtype != INT8 or out.quant is None or x.quant is None:
         return None
     low, high = integer_range(INT8)
     step, zero = float(out.quant.scale[0]), int(out.quant.zero_point[0])
     floor, ceiling = (low - zero) * step, (high - zero) * step
     if floor >= _FLOORS[op.code] - step / 2 and ceiling <= _CEILINGS[op.code] + step / 2:
-        return [g.emit("QUANTIZE", [x], out.shape, out, schema.QuantizeOptionsT())]
+        return [g.emit("QUANTIZE", [x], out.shape, out)]
     if op.code == "RELU_0_TO_1":
         return None
     nothing = g.constant(np.zeros((1,), np.int8), quant=Quant.per_tensor(step))
     options = schema.AddOptionsT(fusedActivationFunction=getattr(schema.ActivationFunctionType, op.code))
     return [g.emit("ADD", [x, nothing], out.shape, out, options)]
-
-
-def _input(op: Op, position: int) -> Tensor:
-    tensor = op.inputs[position]
-    assert tensor is not None
-    return tensor
 
 
 _BEFORE: dict[str, Rule] = {

@@ -8,7 +8,6 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
 from edgekit.backends.tflite.ir import FLOAT32, INT8, Op, Tensor
-from edgekit.backends.tflite.ops.shape import strided
 
 CONCAT_LIMIT = 5
 _FACTOR_LIMIT = 4
@@ -27,8 +26,8 @@ def mirror_pad(g: Builder, op: Op) -> list[Tensor] | None:
     )  # whether the outermost row stays single
     for axis, (before, after) in enumerate(margins.data.tolist()):
         size = x.shape[axis]
-        first = [_row(g, x, axis, i + skip) for i in reversed(range(before))]
-        last = [_row(g, x, axis, size - 1 - skip - i) for i in range(after)]
+        first = [g.part(x, axis, range(i + skip, i + skip + 1)) for i in reversed(range(before))]
+        last = [g.part(x, axis, range(size - 1 - skip - i, size - skip - i)) for i in range(after)]
         x = concatenated(g, [*first, x, *last], axis)
     return [x]
 
@@ -54,18 +53,5 @@ def concatenated(g: Builder, parts: Sequence[Tensor], axis: int) -> Tensor:
     parts = list(parts)
     while len(parts) > 1:
         groups = range(0, len(parts), CONCAT_LIMIT)
-        parts = [_joined(g, parts[i : i + CONCAT_LIMIT], axis) for i in groups]
+        parts = [g.concat(parts[i : i + CONCAT_LIMIT], axis) for i in groups]
     return parts[0]
-
-
-def _joined(g: Builder, parts: Sequence[Tensor], axis: int) -> Tensor:
-    if len(parts) == 1:
-        return parts[0]
-    shape = list(parts[0].shape)
-    shape[axis] = sum(t.shape[axis] for t in parts)
-    return g.emit("CONCATENATION", parts, shape, parts[0], schema.ConcatenationOptionsT(axis=axis))
-
-
-def _row(g: Builder, x: Tensor, axis: int, index: int) -> Tensor:
-    ranges = [range(index, index + 1) if i == axis else range(d) for i, d in enumerate(x.shape)]
-    return strided(g, x, ranges)

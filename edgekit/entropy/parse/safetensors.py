@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from edgekit.entropy.parse.span import Span
 
@@ -32,7 +31,7 @@ def spans(name: str, data: memoryview, files: Mapping[str, memoryview]) -> list[
     return [s for key, row in header.items() if (s := _span(name, key, row, 8 + length)) is not None]
 
 
-def _span(file: str, name: str, row: Any, base: int) -> Span | None:
+def _span(file: str, name: str, row: object, base: int) -> Span | None:
     match row:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]}:
             if dtype in _DTYPES and all(isinstance(d, int) for d in shape):

@@ -1,59 +1,14 @@
-"""ONNX operators by family. Importing this package fills the operator table; a failing import is an error.
+"""ONNX operators by family: each takes views on TFLite tensors and emits what computes the same.
 
 In comes one ONNX node as views of its inputs and its attributes as keyword parameters. Out go the operators that LiteRT
 executes for it, or the reason for which it cannot be expressed.
+
+Importing this package imports every module in it, which fills the operator table (:mod:`..registry`); a failing
+import is an error.
 """
 
-from edgekit.backends.tflite.ops import (
-    activation,
-    contrib,
-    control,
-    convolution,
-    dynamic,
-    einsum,
-    elementwise,
-    functions,
-    indexing,
-    integer,
-    matmul,
-    normalization,
-    pooling,
-    quantize,
-    recurrent,
-    reduction,
-    resize,
-    sampling,
-    scatter,
-    search,
-    separable,
-    sequences,
-    shape,
-    signal,
-)
+import importlib
+import pkgutil
 
-__all__ = [
-    "activation",
-    "contrib",
-    "control",
-    "convolution",
-    "dynamic",
-    "einsum",
-    "elementwise",
-    "functions",
-    "indexing",
-    "integer",
-    "matmul",
-    "normalization",
-    "pooling",
-    "quantize",
-    "recurrent",
-    "reduction",
-    "resize",
-    "sampling",
-    "scatter",
-    "search",
-    "separable",
-    "sequences",
-    "shape",
-    "signal",
-]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

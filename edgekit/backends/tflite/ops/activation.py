@@ -26,7 +26,7 @@ def relu(g: Builder, x: View) -> View:
     """RELU."""
     if x.dtype.kind != "f" and x.quant is None:
         zero = View.of(g.constant(np.zeros((), x.dtype)))
-        return broadcast(g, "MAXIMUM", (x, zero), options=schema.MaximumMinimumOptionsT())
+        return broadcast(g, "MAXIMUM", (x, zero))
     return _same(g, x, "RELU")
 
 
@@ -67,10 +67,10 @@ def clip(g: Builder, x: View, low: View | None = None, high: View | None = None)
             raise Refusal("limits that are computed at run time, in integers")
         return _quantized_clip(g, x, ends)
     if x.dtype.kind != "f" and x.dtype not in (INT32, INT64):
-        wide = x.with_tensor(g.cast(x.tensor, INT64))
-        limits = [v if v is None else v.with_tensor(g.cast(v.tensor, INT64)) for v in (low, high)]
+        wide = g.as_type(x, INT64)
+        limits = [v if v is None else g.as_type(v, INT64) for v in (low, high)]
         out = clip(g, wide, *limits)
-        return out.with_tensor(g.cast(out.tensor, x.dtype))
+        return g.as_type(out, x.dtype)
     for bound, code, end in ((low, "MAXIMUM", -math.inf), (high, "MINIMUM", math.inf)):
         skip = bound is None or (ends is not None and ends[0 if end < 0 else 1] == end)
         if bound is not None and not skip:
@@ -120,7 +120,7 @@ def elu(g: Builder, x: View, *, alpha: float = 1.0) -> View:
         return _same(g, x, "ELU", None)
     if x.quant is not None:
         raise Refusal(f"alpha {alpha} in integers")
-    negative = g.unary("ELU", g.binary("MINIMUM", x.tensor, 0.0, options=schema.MaximumMinimumOptionsT()))
+    negative = g.unary("ELU", g.binary("MINIMUM", x.tensor, 0.0))
     return x.with_tensor(g.binary("ADD", g.unary("RELU", x.tensor), g.binary("MUL", negative, alpha)))
 
 
@@ -154,7 +154,7 @@ def prelu(g: Builder, x: View, slope: View) -> View:
             assert alpha.data is not None
             alpha = g.quantize(alpha, Type(x.dtype, covering(alpha.data, x.dtype)))
         return x.with_tensor(g.emit("PRELU", [x.tensor, alpha], x.tensor.shape, g.type_like(x)))
-    negative = g.unary("RELU", g.unary("NEG", x.tensor, options=schema.NegOptionsT()))
+    negative = g.unary("RELU", g.unary("NEG", x.tensor))
     return x.with_tensor(g.binary("SUB", g.unary("RELU", x.tensor), g.binary("MUL", negative, alpha)))
 
 
@@ -171,7 +171,7 @@ def _integer_hard_sigmoid(g: Builder, x: Tensor, alpha: float, beta: float, kind
     """A product and a sum: the product only relabels the steps, the sum saturates at 0 and 1."""
     assert x.quant is not None
     relabelled = Type(INT8, Quant.per_tensor(float(x.quant.scale[0]) * alpha, int(x.quant.zero_point[0])))
-    scaled = g.emit("MUL", [x, _stored(g, alpha)], x.shape, relabelled, schema.MulOptionsT())
+    scaled = g.emit("MUL", [x, _stored(g, alpha)], x.shape, relabelled)
     return g.emit("ADD", [scaled, _stored(g, beta)], x.shape, kind, schema.AddOptionsT())
 
 
@@ -186,7 +186,7 @@ def hard_swish(g: Builder, x: View) -> View:
     if x.dtype == INT8 and x.quant is not None and g.lowering.kernels == "xnnpack":
         gate = _integer_hard_sigmoid(g, x.tensor, 1 / 6, 0.5, Type(INT8, Quant.per_tensor(1 / 255, -128)))
         return x.with_tensor(g.binary("MUL", x.tensor, gate, g.type_like(x)))
-    return _same(g, x, "HARD_SWISH", schema.HardSwishOptionsT())
+    return _same(g, x, "HARD_SWISH")
 
 
 @op("Gelu", since=20, rule=Rule.FREE, quantized=("int8",), delegated=False)
@@ -217,8 +217,8 @@ def swish(g: Builder, x: View, *, alpha: float = 1.0) -> View:
 
 def _softplus(g: Builder, x: Tensor) -> Tensor:
     """max(x, 0) + log(1 + exp(-|x|)), which does not overflow."""
-    magnitude = g.unary("NEG", g.unary("ABS", x, options=schema.AbsOptionsT()), options=schema.NegOptionsT())
-    tail = g.unary("LOG", g.binary("ADD", g.unary("EXP", magnitude, options=schema.ExpOptionsT()), 1.0))
+    magnitude = g.unary("NEG", g.unary("ABS", x))
+    tail = g.unary("LOG", g.binary("ADD", g.unary("EXP", magnitude), 1.0))
     return g.binary("ADD", g.unary("RELU", x), tail)
 
 
@@ -231,8 +231,8 @@ def softplus(g: Builder, x: View) -> View:
 @op("Mish", since=18)
 def mish(g: Builder, x: View) -> View:
     """x * tanh(softplus(x)) = x * n / (n + 2) with n = e^x (e^x + 2); beyond 20 that is x."""
-    bounded = g.binary("MINIMUM", x.tensor, 20.0, options=schema.MaximumMinimumOptionsT())
-    grown = g.unary("EXP", bounded, options=schema.ExpOptionsT())
+    bounded = g.binary("MINIMUM", x.tensor, 20.0)
+    grown = g.unary("EXP", bounded)
     n = g.binary("MUL", grown, g.binary("ADD", grown, 2.0))
     return x.with_tensor(g.binary("MUL", x.tensor, g.binary("DIV", n, g.binary("ADD", n, 2.0))))
 
@@ -240,7 +240,7 @@ def mish(g: Builder, x: View) -> View:
 @op("Softsign")
 def softsign(g: Builder, x: View) -> View:
     """x / (1 + |x|)."""
-    below = g.binary("ADD", g.unary("ABS", x.tensor, options=schema.AbsOptionsT()), 1.0)
+    below = g.binary("ADD", g.unary("ABS", x.tensor), 1.0)
     return x.with_tensor(g.binary("DIV", x.tensor, below))
 
 
@@ -248,9 +248,7 @@ def softsign(g: Builder, x: View) -> View:
 def thresholded_relu(g: Builder, x: View, *, alpha: float = 1.0) -> View:
     """x where x > alpha, else 0."""
     t = x.tensor
-    above = g.emit(
-        "GREATER", [t, g.constant(np.float32(alpha))], t.shape, np.dtype(np.bool_), schema.GreaterOptionsT()
-    )
+    above = g.compare("GREATER", t, alpha)
     kept = g.cast(above, FLOAT32)
     return x.with_tensor(g.binary("MUL", t, kept))
 
@@ -259,14 +257,11 @@ def thresholded_relu(g: Builder, x: View, *, alpha: float = 1.0) -> View:
 def shrink(g: Builder, x: View, *, bias: float = 0.0, lambd: float = 0.5) -> View:
     """x + bias below -lambd, x - bias above lambd, else 0."""
     t = x.tensor
-    mask = np.dtype(np.bool_)
-    low = g.emit("LESS", [t, g.constant(np.float32(-lambd))], t.shape, mask, schema.LessOptionsT())
-    high = g.emit("GREATER", [t, g.constant(np.float32(lambd))], t.shape, mask, schema.GreaterOptionsT())
+    low, high = g.compare("LESS", t, -lambd), g.compare("GREATER", t, lambd)
     zero = g.constant(np.float32(0.0))
     up = g.binary("ADD", t, bias)
     down = g.binary("SUB", t, bias)
-    inner = g.emit("SELECT_V2", [high, down, zero], t.shape, t, schema.SelectV2OptionsT())
-    return x.with_tensor(g.emit("SELECT_V2", [low, up, inner], t.shape, t, schema.SelectV2OptionsT()))
+    return x.with_tensor(g.select(low, up, g.select(high, down, zero)))
 
 
 def _last_axis(g: Builder, x: View, axis: int) -> View:
@@ -300,7 +295,7 @@ def softmax_flattened(g: Builder, x: View, *, axis: int = 1) -> View:
 @op("LogSoftmax", since=13)
 def log_softmax(g: Builder, x: View, *, axis: int = -1) -> View:
     """LOG_SOFTMAX over one axis."""
-    return _same(g, _last_axis(g, x, axis), "LOG_SOFTMAX", schema.LogSoftmaxOptionsT())
+    return _same(g, _last_axis(g, x, axis), "LOG_SOFTMAX")
 
 
 @op("LogSoftmax", since=1)

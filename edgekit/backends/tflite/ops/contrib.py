@@ -10,15 +10,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
-from edgekit.backends.tflite.ir import FLOAT32, Tensor
+from edgekit.backends.tflite.ir import FLOAT32
 from edgekit.backends.tflite.ops.activation import gelu, softmax
 from edgekit.backends.tflite.ops.elementwise import broadcast
 from edgekit.backends.tflite.ops.matmul import matmul
 from edgekit.backends.tflite.ops.normalization import layer_normalization, rms_normalization
-from edgekit.backends.tflite.ops.shape import strided
 from edgekit.backends.tflite.registry import Refusal, op
 from edgekit.backends.tflite.view import View
 
@@ -110,7 +108,7 @@ def _biases(g: Builder, mask: View | None, bias: View | None, low: float) -> lis
         return added
     if mask.rank not in (2, 3):
         raise Refusal(f"a mask of {mask.rank} axes")
-    ones = mask.with_tensor(g.cast(mask.tensor, FLOAT32))
+    ones = g.as_type(mask, FLOAT32)
     gone = g.binary("MUL", g.binary("SUB", ones.tensor, 1.0), -low)
     shape = (mask.shape[0], 1, 1, mask.shape[1]) if mask.rank == 2 else (mask.shape[0], 1, *mask.shape[1:])
     return [*added, g.reshape_view(ones.with_tensor(gone), shape)]
@@ -125,9 +123,7 @@ def _columns(g: Builder, x: View, first: int, last: int) -> View:
     """Elements ``first`` to ``last`` of the last axis."""
     if x.const is not None:
         return View.of(g.constant(np.ascontiguousarray(x.const[..., first:last])))
-    place = x.position(x.rank - 1)
-    ranges = [range(first, last) if i == place else range(n) for i, n in enumerate(x.tensor.shape)]
-    return x.with_tensor(strided(g, x.tensor, ranges))
+    return x.with_tensor(g.part(x.tensor, x.position(x.rank - 1), range(first, last)))
 
 
 # --- fused residuals and activations ----------------------------------------------------------------
@@ -205,8 +201,7 @@ def rotary_embedding(
     a, b = _columns(g, heads, 0, half), _columns(g, heads, half, 2 * half)
     left = broadcast(g, "SUB", (broadcast(g, "MUL", (a, turn[0])), broadcast(g, "MUL", (b, turn[1]))))
     right = broadcast(g, "ADD", (broadcast(g, "MUL", (a, turn[1])), broadcast(g, "MUL", (b, turn[0]))))
-    tensors: list[Tensor | None] = [g.plain(left), g.plain(right)]
-    out = View.of(g.emit("CONCATENATION", tensors, heads.shape, options=schema.ConcatenationOptionsT(axis=3)))
+    out = View.of(g.concat([g.plain(left), g.plain(right)], 3))
     if x.rank == 3:
         return g.reshape_view(g.transpose_view(out, (0, 2, 1, 3)), x.shape)
     return out
@@ -217,5 +212,5 @@ def _turn(g: Builder, table: View, positions: View) -> View:
     index = g.cast(g.plain(positions), np.int32)
     rows = g.plain(table)
     shape = (*index.shape, rows.shape[1])
-    taken = g.emit("GATHER", [rows, index], shape, rows, schema.GatherOptionsT(axis=0))
+    taken = g.gather(rows, index)
     return View.of(g.reshape(taken, (shape[0], 1, *shape[1:])))

@@ -203,10 +203,8 @@ def _condition_graph(g: Builder, states: Sequence[Tensor]) -> int:
     index = len(g.lowering.graphs)
     g.lowering.graphs.append(graph)
     inner = Builder(graph, g.lowering, opset=g.opset)
-    left = inner.emit("LESS", [graph.inputs[0], graph.inputs[-1]], (), BOOL, schema.LessOptionsT())
-    graph.outputs = [
-        inner.emit("LOGICAL_AND", [left, graph.inputs[1]], (), BOOL, schema.LogicalAndOptionsT())
-    ]
+    left = inner.compare("LESS", graph.inputs[0], graph.inputs[-1])
+    graph.outputs = [inner.emit("LOGICAL_AND", [left, graph.inputs[1]], (), BOOL)]
     return index
 
 
@@ -227,10 +225,7 @@ def _row(g: Builder, x: View, axis: int, index: int) -> View:
         return View.of(g.constant(np.take(stored, index, axis=axis)))
     t = g.plain(x)
     begin = [index if i == axis else 0 for i in range(t.rank)]
-    size = [1 if i == axis else n for i, n in enumerate(t.shape)]
-    part = g.emit(
-        "SLICE", [t, g.ints(begin), g.ints(size)], size, Type(t.dtype, t.quant), schema.SliceOptionsT()
-    )
+    part = g.slice(t, begin, [1 if i == axis else n for i, n in enumerate(t.shape)])
     return View.of(g.reshape(part, [n for i, n in enumerate(t.shape) if i != axis]))
 
 
@@ -241,7 +236,4 @@ def stack(g: Builder, parts: Sequence[View], axis: int) -> View:
     axis %= len(shape) + 1
     single = [*shape[:axis], 1, *shape[axis:]]
     rows = [g.reshape(t, single) for t in tensors]
-    joined = [*shape[:axis], len(rows), *shape[axis:]]
-    if len(rows) == 1:
-        return View.of(rows[0])
-    return View.of(g.emit("CONCATENATION", rows, joined, tensors[0], schema.ConcatenationOptionsT(axis=axis)))
+    return View.of(g.concat(rows, axis))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Unpack
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
-from edgekit.backends.tflite.ir import FLOAT32, INT16, INT32, INT64, Quant, Tensor, Type
+from edgekit.backends.tflite.ir import FLOAT32, INT16, INT32, INT64, Quant, Tensor
 from edgekit.backends.tflite.ops.volume import conv_transpose_3d
-from edgekit.backends.tflite.ops.window import Window, crop, make_window, padded
+from edgekit.backends.tflite.ops.window import Window, WindowAttributes, crop, make_window, padded
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View, channels_last
 
@@ -23,15 +24,11 @@ def conv(
     w: View,
     b: View | None = None,
     *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
     group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **attributes: Unpack[WindowAttributes],
 ) -> View:
     """CONV_2D, DEPTHWISE_CONV_2D or CONV_3D; padding as SAME where it is that, else a PAD before."""
-    window = make_window(x.shape[2:], kernel_shape or w.shape[2:], strides, dilations, pads, auto_pad)
+    window = make_window(x.shape[2:], attributes, w.shape[2:])
     if x.rank == 5:
         return _conv3d(g, x, w, b, window, group)
     if x.rank == 3:
@@ -100,10 +97,7 @@ def _conv3d(g: Builder, x: View, w: View, b: View | None, window: Window, group:
         options.dilationDFactor, options.dilationHFactor, options.dilationWFactor = window.dilations
         inputs = [part, weight] if bias is None else [part, weight, bias]
         outs.append(g.emit("CONV_3D", inputs, (data.shape[0], *sizes, count), options=options))
-    out = outs[0]
-    if group > 1:
-        joined = schema.ConcatenationOptionsT(axis=4)
-        out = g.emit("CONCATENATION", outs, (*out.shape[:-1], w.shape[0]), options=joined)
+    out = g.concat(outs, 4)
     return View(out if g.result is None else g.quantize(out, g.result), channels_last(5))
 
 
@@ -114,19 +108,17 @@ def conv_transpose(
     w: View,
     b: View | None = None,
     *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
     group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
     output_padding: Sequence[int] | None = None,
     output_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **attributes: Unpack[WindowAttributes],
 ) -> View:
     """TRANSPOSE_CONV with VALID padding, then cropped (or padded) to what ONNX asks for."""
     n = x.rank - 2
-    kernel = tuple(kernel_shape or w.shape[2:])
-    steps, spread = tuple(strides or (1,) * n), tuple(dilations or (1,) * n)
+    kernel = tuple(attributes.get("kernel_shape") or w.shape[2:])
+    steps = tuple(attributes.get("strides") or (1,) * n)
+    spread = tuple(attributes.get("dilations") or (1,) * n)
+    pads, auto_pad = attributes.get("pads"), attributes.get("auto_pad", "NOTSET")
     extra = tuple(output_padding or (0,) * n)
     spans = zip(x.shape[2:], kernel, steps, spread, strict=True)
     full = [(size - 1) * s + (k - 1) * d + 1 for size, k, s, d in spans]
@@ -201,10 +193,7 @@ def _transposed2d(
         shape = (x.shape[0], *sizes, per_out)
         inputs = [g.ints(shape), filters, part] if bias is None else [g.ints(shape), filters, part, bias]
         outs.append(g.emit("TRANSPOSE_CONV", inputs, shape, kind, options))
-    out = outs[0]
-    if group > 1:
-        joined = schema.ConcatenationOptionsT(axis=3)
-        out = g.emit("CONCATENATION", outs, (*out.shape[:-1], per_out * group), kind, joined)
+    out = g.concat(outs, 3)
     return crop(g, out, margins) if any(map(any, margins)) else out
 
 
@@ -256,11 +245,7 @@ def _const(x: Tensor) -> np.ndarray:
 
 
 def _channels(g: Builder, x: Tensor, first: int, count: int) -> Tensor:
-    begin = [0] * (x.rank - 1) + [first]
-    size = [*x.shape[:-1], count]
-    return g.emit(
-        "SLICE", [x, g.ints(begin), g.ints(size)], size, Type(x.dtype, x.quant), schema.SliceOptionsT()
-    )
+    return g.slice(x, [0] * (x.rank - 1) + [first], [*x.shape[:-1], count])
 
 
 def _rows(g: Builder, w: View, first: int, count: int) -> View:

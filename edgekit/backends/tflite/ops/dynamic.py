@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
 from edgekit.backends.tflite.dynamic import refuse
-from edgekit.backends.tflite.ir import BOOL, INT32, INT64, Array, Tensor, Type
+from edgekit.backends.tflite.ir import BOOL, INT32, INT64, Array, Tensor
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View
 
@@ -25,13 +23,13 @@ def non_zero(g: Builder, x: View) -> View:
     t = g.plain(x)
     if t.dtype != BOOL:
         zero = g.constant(np.zeros((), t.dtype))
-        t = g.emit("NOT_EQUAL", [t, zero], t.shape, BOOL, schema.NotEqualOptionsT())
+        t = g.compare("NOT_EQUAL", t, zero)
     return View(_where(g, t), (1, 0))
 
 
 def _where(g: Builder, condition: Tensor) -> Tensor:
     """The places [n, rank] where a condition holds."""
-    out = g.emit("WHERE", [condition], (condition.size, condition.rank), INT64, schema.WhereOptionsT())
+    out = g.emit("WHERE", [condition], (condition.size, condition.rank), INT64)
     out.dynamic = 0
     return out
 
@@ -80,7 +78,7 @@ def non_max_suppression(
             found, number = g.emit_many("NON_MAX_SUPPRESSION_V4", inputs, kinds, options)
             chosen.append(g.reshape(found, (1, first)))
             counts.append(g.reshape(number, (1, 1)))
-    return View.of(_selected(g, _stacked(g, chosen), _stacked(g, counts), (items, classes)))
+    return View.of(_selected(g, g.concat(chosen, 0), g.concat(counts, 0), (items, classes)))
 
 
 def _number(limit: Array | int | None, default: float) -> float:
@@ -102,37 +100,27 @@ def _selected(g: Builder, chosen: Tensor, counts: Tensor, sizes: tuple[int, int]
     known = np.broadcast_to(np.stack([item, kind], -1), (lists, first, 2)).reshape(-1, 2)
     box = g.cast(g.reshape(chosen, (lists * first, 1)), INT64)
     parts = [g.constant(np.ascontiguousarray(known), INT64), box]
-    rows = g.emit("CONCATENATION", parts, (lists * first, 3), INT64, schema.ConcatenationOptionsT(axis=1))
+    rows = g.concat(parts, 1)
     number = g.constant(np.arange(first)[None], INT32)
-    valid = g.emit("LESS", [number, counts], (lists, first), BOOL, schema.LessOptionsT())
+    valid = g.compare("LESS", number, counts)
     places = _where(g, g.reshape(valid, (lists * first,)))
-    return g.emit("GATHER_ND", [rows, places], (lists * first, 3), INT64, schema.GatherNdOptionsT())
+    return g.emit("GATHER_ND", [rows, places], (lists * first, 3), INT64)
 
 
 def _corners(g: Builder, boxes: Tensor) -> Tensor:
     """Centre and size as two opposite corners."""
     shape = (*boxes.shape[:-1], 2)
-    begin = g.ints((0, 0, 0)), g.ints((0, 0, 2))
-    centre, size = (
-        g.emit("SLICE", [boxes, b, g.ints(shape)], shape, boxes, schema.SliceOptionsT()) for b in begin
-    )
+    centre, size = (g.slice(boxes, begin, shape) for begin in ((0, 0, 0), (0, 0, 2)))
     half = g.binary("MUL", size, 0.5)
     ends = [g.binary(code, centre, half) for code in ("SUB", "ADD")]
-    return g.emit("CONCATENATION", ends, boxes.shape, boxes, schema.ConcatenationOptionsT(axis=2))
+    return g.concat(ends, 2)
 
 
 def _part(g: Builder, t: Tensor, begin: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
     sizes = (1,) * (t.rank - len(shape)) + shape
     if sizes != t.shape:
-        t = g.emit("SLICE", [t, g.ints(begin), g.ints(sizes)], sizes, t, schema.SliceOptionsT())
+        t = g.slice(t, begin, sizes)
     return g.reshape(t, shape)
-
-
-def _stacked(g: Builder, rows: Sequence[Tensor]) -> Tensor:
-    if len(rows) == 1:
-        return rows[0]
-    shape = (len(rows), *rows[0].shape[1:])
-    return g.emit("CONCATENATION", rows, shape, rows[0], schema.ConcatenationOptionsT(axis=0))
 
 
 @op("Compress", since=9, rule=Rule.SAME)
@@ -143,8 +131,4 @@ def compress(g: Builder, x: View, condition: View, *, axis: int | None = None) -
     index = np.flatnonzero(condition.const)
     if axis is None:
         x, axis = g.reshape_view(x, (x.size,)), 0
-    place = x.position(axis)
-    shape: Sequence[int] = [len(index) if i == place else n for i, n in enumerate(x.tensor.shape)]
-    kind = Type(x.dtype, x.quant)
-    options = schema.GatherOptionsT(axis=place)
-    return x.with_tensor(g.emit("GATHER", [x.tensor, g.ints(index)], shape, kind, options))
+    return x.with_tensor(g.gather(x.tensor, g.ints(index), x.position(axis)))

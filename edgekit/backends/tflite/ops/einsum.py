@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
 from edgekit.backends.tflite.ir import FLOAT32
@@ -70,9 +69,9 @@ def _diagonal(g: Builder, view: View, letters: str) -> tuple[View, str]:
             rest = [i for i in range(view.rank) if i not in (a, b)]
             lead = g.transpose_view(view, [a, b, *rest])
             flat = g.plain(g.reshape_view(lead, (size * size, *lead.shape[2:])))
-            shape = (size, *flat.shape[1:])
+            (size, *flat.shape[1:])
             picked = g.ints(np.arange(size) * (size + 1))
-            view = View.of(g.emit("GATHER", [flat, picked], shape, flat, schema.GatherOptionsT(axis=0)))
+            view = View.of(g.gather(flat, picked))
             letters = letter + "".join(letters[i] for i in rest)
     return view, letters
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from onnx import helper
 
-from edgekit.backends.tflite.builder import ADD_LIKE, Builder
+from edgekit.backends.tflite.builder import Builder
 from edgekit.backends.tflite.ir import (
     BOOL,
     FLOAT32,
@@ -19,6 +20,7 @@ from edgekit.backends.tflite.ir import (
     INT64,
     TENSOR_TYPES,
     DType,
+    Options,
     Quant,
     Shape,
     Tensor,
@@ -32,7 +34,7 @@ _KERNEL_RANK = 4
 
 
 def broadcast(
-    g: Builder, code: str, views: Sequence[View], kind: Type | DType | None = None, options: Any = None
+    g: Builder, code: str, views: Sequence[View], kind: Type | DType | None = None, options: Options = None
 ) -> View:
     """One operator over views that broadcast against each other, in the order of axes that costs least.
 
@@ -48,8 +50,6 @@ def broadcast(
     if isinstance(of, Type) and of.quant is not None:
         tensors = [_as_quantized(g, t, of) for t in tensors]
     laid = tuple(shape[p] for p in perm)
-    if options is None and code in ADD_LIKE:
-        options = ADD_LIKE[code]()
     if rank > _KERNEL_RANK and any(t.shape != laid for t in tensors):
         short, tensors = _collapsed(g, laid, tensors)
         return View(g.reshape(g.emit(code, tensors, short, of, options), laid), perm)
@@ -124,39 +124,16 @@ def _collapsed(g: Builder, shape: Sequence[int], tensors: Sequence[Tensor]) -> t
 def _spread(g: Builder, t: Tensor, shape: Sequence[int]) -> Tensor:
     if t.data is not None:
         return Tensor(tuple(shape), t.dtype, t.name, np.broadcast_to(t.data, shape), t.quant)
-    if t.shape == tuple(shape):
-        return t
-    return g.emit("BROADCAST_TO", [t, g.ints(shape)], shape, t, schema.BroadcastToOptionsT())
+    return g.broadcast_to(t, shape)
 
 
-def _variadic(g: Builder, code: str, views: Sequence[View], options: Callable[[], Any] | None = None) -> View:
-    total = views[0]
-    for v in views[1:]:
-        total = broadcast(g, code, (total, v), options=options() if options else None)
-    return total
+def _variadic(g: Builder, code: str, views: Sequence[View]) -> View:
+    return functools.reduce(lambda total, view: broadcast(g, code, (total, view)), views)
 
 
 def _float_only(view: View, what: str) -> None:
     if view.dtype != FLOAT32:
         raise Refusal(f"{what} of {view.dtype}")
-
-
-@op("Add", rule=Rule.FREE)
-def add(g: Builder, a: View, b: View) -> View:
-    """ADD."""
-    return broadcast(g, "ADD", (a, b))
-
-
-@op("Sub", rule=Rule.FREE)
-def sub(g: Builder, a: View, b: View) -> View:
-    """SUB."""
-    return broadcast(g, "SUB", (a, b))
-
-
-@op("Mul", rule=Rule.FREE)
-def mul(g: Builder, a: View, b: View) -> View:
-    """MUL."""
-    return broadcast(g, "MUL", (a, b))
 
 
 @op("Div")
@@ -172,9 +149,9 @@ def div(g: Builder, a: View, b: View) -> View:
         return broadcast(g, "DIV", (a, b))
     if a.dtype.kind not in "iu" or (a.dtype.itemsize == 8 and a.dtype.kind == "u"):
         raise Refusal(f"division of {a.dtype}")
-    wide = [v.with_tensor(g.cast(v.tensor, INT32)) for v in (a, b)]
+    wide = [g.as_type(v, INT32) for v in (a, b)]
     out = broadcast(g, "DIV", wide)
-    return out.with_tensor(g.cast(out.tensor, a.dtype))
+    return g.as_type(out, a.dtype)
 
 
 @op("Pow")
@@ -196,11 +173,9 @@ def power(g: Builder, a: View, b: View) -> View:
             if e == -0.5:
                 return a.with_tensor(g.unary("RSQRT", x))
     if a.dtype.kind == "f":
-        return broadcast(
-            g, "POW", (a, b.with_tensor(g.cast(b.tensor, a.dtype))), options=schema.PowOptionsT()
-        )
+        return broadcast(g, "POW", (a, g.as_type(b, a.dtype)))
     if a.dtype == INT32 and b.dtype == INT32:
-        return broadcast(g, "POW", (a, b), options=schema.PowOptionsT())
+        return broadcast(g, "POW", (a, b))
     raise Refusal(f"a power of {a.dtype}")
 
 
@@ -210,44 +185,32 @@ def mod(g: Builder, a: View, b: View, *, fmod: int = 0) -> View:
     if not fmod:
         wide = a.dtype in (INT32, INT64, FLOAT32, np.dtype(np.int16), INT8)
         if not wide:
-            x, y = (v.with_tensor(g.cast(v.tensor, INT32)) for v in (a, b))
-            out = broadcast(g, "FLOOR_MOD", (x, y), options=schema.FloorModOptionsT())
-            return out.with_tensor(g.cast(out.tensor, a.dtype))
-        return broadcast(g, "FLOOR_MOD", (a, b), options=schema.FloorModOptionsT())
+            x, y = (g.as_type(v, INT32) for v in (a, b))
+            out = broadcast(g, "FLOOR_MOD", (x, y))
+            return g.as_type(out, a.dtype)
+        return broadcast(g, "FLOOR_MOD", (a, b))
     absolute = [v.with_tensor(_absolute(g, v.tensor)) for v in (a, b)]
-    rest = broadcast(g, "FLOOR_MOD", absolute, options=schema.FloorModOptionsT())
+    rest = broadcast(g, "FLOOR_MOD", absolute)
     sign = a.with_tensor(_sign(g, a.tensor))
     return broadcast(g, "MUL", (rest, sign))
 
 
 def _absolute(g: Builder, x: Tensor) -> Tensor:
     if x.dtype == FLOAT32 or x.dtype == INT32:
-        return g.unary("ABS", x, options=schema.AbsOptionsT())
-    return g.cast(g.unary("ABS", g.cast(x, INT32), options=schema.AbsOptionsT()), x.dtype)
+        return g.unary("ABS", x)
+    return g.cast(g.unary("ABS", g.cast(x, INT32)), x.dtype)
 
 
-@op("Min", rule=Rule.FREE, quantized=("int8", "int16"))
-def minimum(g: Builder, *views: View) -> View:
-    """MINIMUM."""
-    return _extremum(g, "MINIMUM", views)
-
-
-@op("Max", rule=Rule.FREE, quantized=("int8", "int16"))
-def maximum(g: Builder, *views: View) -> View:
-    """MAXIMUM."""
-    return _extremum(g, "MAXIMUM", views)
-
-
-def _extremum(g: Builder, code: str, views: Sequence[View]) -> View:
+def _extremum(code: str, g: Builder, *views: View) -> View:
     if g.result is not None:
         # The kernel compares stored values: all operands need the result's parameters.
-        views = [v.with_tensor(g.quantize(v.tensor, g.result)) for v in views]
+        views = tuple(v.with_tensor(g.quantize(v.tensor, g.result)) for v in views)
     elif views[0].dtype.kind not in "f" and views[0].dtype not in (INT32, INT64, INT8):
         dtype = views[0].dtype
-        wide = [v.with_tensor(g.cast(v.tensor, INT64)) for v in views]
-        out = _variadic(g, code, wide, schema.MaximumMinimumOptionsT)
-        return out.with_tensor(g.cast(out.tensor, dtype))
-    return _variadic(g, code, views, schema.MaximumMinimumOptionsT)
+        wide = [g.as_type(v, INT64) for v in views]
+        out = _variadic(g, code, wide)
+        return g.as_type(out, dtype)
+    return _variadic(g, code, views)
 
 
 @op("Sum")
@@ -263,65 +226,62 @@ def mean_(g: Builder, *views: View) -> View:
     return total.with_tensor(g.binary("MUL", total.tensor, 1.0 / len(views)))
 
 
-_COMPARISONS: dict[str, tuple[str, Callable[[], Any]]] = {
-    "Equal": ("EQUAL", schema.EqualOptionsT),
-    "Greater": ("GREATER", schema.GreaterOptionsT),
-    "GreaterOrEqual": ("GREATER_EQUAL", schema.GreaterEqualOptionsT),
-    "Less": ("LESS", schema.LessOptionsT),
-    "LessOrEqual": ("LESS_EQUAL", schema.LessEqualOptionsT),
+_COMPARISONS = {
+    "Equal": "EQUAL",
+    "Greater": "GREATER",
+    "GreaterOrEqual": "GREATER_EQUAL",
+    "Less": "LESS",
+    "LessOrEqual": "LESS_EQUAL",
+}
+_LOGICAL = {"And": "LOGICAL_AND", "Or": "LOGICAL_OR", "Xor": "NOT_EQUAL"}
+_UNARY = {
+    "Exp": "EXP",
+    "Log": "LOG",
+    "Sqrt": "SQRT",
+    "Sin": "SIN",
+    "Cos": "COS",
+    "Floor": "FLOOR",
+    "Ceil": "CEIL",
+    "Round": "ROUND",
 }
 
 
-def _comparison(code: str, options: Callable[[], Any], g: Builder, a: View, b: View) -> View:
+def _comparison(code: str, g: Builder, a: View, b: View) -> View:
     if a.dtype.kind in "iu" and a.dtype not in (INT32, INT64):
         wider = INT64 if a.dtype.itemsize >= 4 else INT32
-        a, b = (v.with_tensor(g.cast(v.tensor, wider)) for v in (a, b))
+        a, b = (g.as_type(v, wider) for v in (a, b))
     if a.dtype == BOOL and code != "EQUAL":
-        a, b = (v.with_tensor(g.cast(v.tensor, INT32)) for v in (a, b))
-    return broadcast(g, code, (a, b), BOOL, options())
+        a, b = (g.as_type(v, INT32) for v in (a, b))
+    return broadcast(g, code, (a, b), BOOL)
 
 
-_LOGICAL: dict[str, tuple[str, Callable[[], Any]]] = {
-    "And": ("LOGICAL_AND", schema.LogicalAndOptionsT),
-    "Or": ("LOGICAL_OR", schema.LogicalOrOptionsT),
-    "Xor": ("NOT_EQUAL", schema.NotEqualOptionsT),
-}
-
-
-def _logical(code: str, options: Callable[[], Any], g: Builder, a: View, b: View) -> View:
-    return broadcast(g, code, (a, b), BOOL, options())
+def _logical(code: str, g: Builder, a: View, b: View) -> View:
+    return broadcast(g, code, (a, b), BOOL)
 
 
 @op("Not")
 def not_(g: Builder, x: View) -> View:
     """LOGICAL_NOT."""
-    return x.with_tensor(g.unary("LOGICAL_NOT", x.tensor, options=schema.LogicalNotOptionsT()))
+    return x.with_tensor(g.unary("LOGICAL_NOT", x.tensor))
 
 
-_UNARY: dict[str, tuple[str, Callable[[], Any] | None]] = {
-    "Exp": ("EXP", schema.ExpOptionsT),
-    "Log": ("LOG", None),
-    "Sqrt": ("SQRT", None),
-    "Sin": ("SIN", None),
-    "Cos": ("COS", schema.CosOptionsT),
-    "Floor": ("FLOOR", None),
-    "Ceil": ("CEIL", None),
-    "Round": ("ROUND", None),
-}
-
-
-def _unary(code: str, options: Callable[[], Any] | None, g: Builder, x: View) -> View:
+def _unary(code: str, g: Builder, x: View) -> View:
     _float_only(x, code)
-    return x.with_tensor(g.unary(code, x.tensor, options=options() if options else None))
+    return x.with_tensor(g.unary(code, x.tensor))
+
+
+def _arithmetic(code: str, g: Builder, a: View, b: View) -> View:
+    return broadcast(g, code, (a, b))
 
 
 def _register_families() -> None:
-    for name, (code, options) in _COMPARISONS.items():
-        op(name)(partial(_comparison, code, options))
-    for name, (code, options) in _LOGICAL.items():
-        op(name)(partial(_logical, code, options))
-    for name, (code, maybe) in _UNARY.items():
-        op(name)(partial(_unary, code, maybe))
+    for name in ("Add", "Sub", "Mul"):
+        op(name, rule=Rule.FREE)(partial(_arithmetic, name.upper()))
+    for name, code in (("Min", "MINIMUM"), ("Max", "MAXIMUM")):
+        op(name, rule=Rule.FREE, quantized=("int8", "int16"))(partial(_extremum, code))
+    for table, handler in ((_COMPARISONS, _comparison), (_LOGICAL, _logical), (_UNARY, _unary)):
+        for name, code in table.items():
+            op(name)(partial(handler, code))
 
 
 _register_families()
@@ -331,8 +291,8 @@ _register_families()
 def neg(g: Builder, x: View) -> View:
     """NEG, or 0 - x for the integers that it lacks."""
     if x.dtype in (FLOAT32, INT32, INT64):
-        return x.with_tensor(g.unary("NEG", x.tensor, options=schema.NegOptionsT()))
-    wide = g.unary("NEG", g.cast(x.tensor, INT32), options=schema.NegOptionsT())
+        return x.with_tensor(g.unary("NEG", x.tensor))
+    wide = g.unary("NEG", g.cast(x.tensor, INT32))
     return x.with_tensor(g.cast(wide, x.dtype))
 
 
@@ -346,7 +306,7 @@ def absolute(g: Builder, x: View) -> View:
 def reciprocal(g: Builder, x: View) -> View:
     """1 / x."""
     one = g.constant(np.ones((), x.dtype))
-    return x.with_tensor(g.emit("DIV", [one, x.tensor], x.tensor.shape, x.tensor, schema.DivOptionsT()))
+    return x.with_tensor(g.emit("DIV", [one, x.tensor], x.tensor.shape, x.tensor))
 
 
 @op("Sign")
@@ -357,23 +317,21 @@ def sign(g: Builder, x: View) -> View:
 
 def _sign(g: Builder, x: Tensor) -> Tensor:
     if x.dtype in (FLOAT32, INT32):
-        return g.unary("SIGN", x, options=schema.SignOptionsT())
-    return g.cast(g.unary("SIGN", g.cast(x, FLOAT32), options=schema.SignOptionsT()), x.dtype)
+        return g.unary("SIGN", x)
+    return g.cast(g.unary("SIGN", g.cast(x, FLOAT32)), x.dtype)
 
 
 @op("Where")
 def where(g: Builder, condition: View, a: View, b: View) -> View:
     """SELECT_V2."""
     kind = Type(a.dtype, a.quant)
-    return broadcast(g, "SELECT_V2", (condition, a, b), kind, schema.SelectV2OptionsT())
+    return broadcast(g, "SELECT_V2", (condition, a, b), kind)
 
 
 @op("Cast", rule=Rule.ANY)
 def cast(g: Builder, x: View, *, to: int, saturate: int = 1, round_mode: str = "up") -> View:
     """CAST; to bool through a comparison with zero."""
     del saturate, round_mode  # only for the 8-bit float types, which TFLite has not
-    from onnx import helper
-
     x = g.dequantize(x)
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(to))
     dtype = HELD.get(dtype, dtype)
@@ -381,10 +339,8 @@ def cast(g: Builder, x: View, *, to: int, saturate: int = 1, round_mode: str = "
         raise Refusal(f"TFLite has no element type {dtype}")
     if dtype == BOOL and x.dtype != BOOL:
         zero = g.constant(np.zeros((), x.dtype))
-        return x.with_tensor(
-            g.emit("NOT_EQUAL", [x.tensor, zero], x.tensor.shape, BOOL, schema.NotEqualOptionsT())
-        )
-    return x.with_tensor(g.cast(x.tensor, dtype))
+        return x.with_tensor(g.compare("NOT_EQUAL", x.tensor, zero))
+    return g.as_type(x, dtype)
 
 
 @op("Identity", rule=Rule.ANY)
@@ -416,16 +372,16 @@ def dropout_before_12(g: Builder, x: View, *, ratio: float = 0.5, is_test: int =
 def erf(g: Builder, x: View) -> View:
     """Abramowitz and Stegun 7.1.26, |error| ≤ 1.5e-7: LiteRT has no ERF (Gelu is recognized whole)."""
     _float_only(x, "Erf")
-    magnitude = g.unary("ABS", x.tensor, options=schema.AbsOptionsT())
+    magnitude = g.unary("ABS", x.tensor)
     one = g.constant(np.float32(1.0))
     scaled = g.binary("ADD", g.binary("MUL", magnitude, 0.3275911), one)
-    t = g.emit("DIV", [one, scaled], scaled.shape, FLOAT32, schema.DivOptionsT())
+    t = g.emit("DIV", [one, scaled], scaled.shape, FLOAT32)
     poly = g.binary("MUL", t, 1.061405429)
     for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
         poly = g.binary("MUL", g.binary("ADD", poly, c), t)
-    square = g.unary("NEG", g.binary("MUL", magnitude, magnitude), options=schema.NegOptionsT())
-    decay = g.unary("EXP", square, options=schema.ExpOptionsT())
+    square = g.unary("NEG", g.binary("MUL", magnitude, magnitude))
+    decay = g.unary("EXP", square)
     rest = g.binary("MUL", poly, decay)
     positive = g.emit("SUB", [one, rest], rest.shape, FLOAT32, schema.SubOptionsT())
-    signs = g.unary("SIGN", x.tensor, options=schema.SignOptionsT())
+    signs = g.unary("SIGN", x.tensor)
     return x.with_tensor(g.binary("MUL", positive, signs))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from onnx import helper
 
 from edgekit.backends.tflite.builder import Builder
-from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, INT64, Tensor, Type
+from edgekit.backends.tflite.ir import FLOAT32, INT32, INT64, Tensor, Type
 from edgekit.backends.tflite.ops.elementwise import broadcast, cast
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View
@@ -18,7 +19,7 @@ from edgekit.backends.tflite.view import View
 def tan(g: Builder, x: View) -> View:
     """sin / cos."""
     t = _float(x)
-    cosine = g.unary("COS", t, options=schema.CosOptionsT())
+    cosine = g.unary("COS", t)
     return x.with_tensor(g.binary("DIV", g.unary("SIN", t), cosine))
 
 
@@ -43,11 +44,11 @@ def acos(g: Builder, x: View) -> View:
 
 
 def _cosine_of_asin(g: Builder, t: Tensor) -> Tensor:
-    return g.unary("SQRT", g.binary("MUL", _from(g, 1.0, t), g.binary("ADD", t, 1.0)))
+    return g.unary("SQRT", g.binary("MUL", g.subtract_from(1.0, t), g.binary("ADD", t, 1.0)))
 
 
 def _atan2(g: Builder, y: Tensor, x: Tensor) -> Tensor:
-    return g.emit("ATAN2", [y, x], y.shape, FLOAT32, schema.ATan2OptionsT())
+    return g.emit("ATAN2", [y, x], y.shape, FLOAT32)
 
 
 # --- hyperbolic functions ---------------------------------------------------------------------------
@@ -63,7 +64,7 @@ def sinh(g: Builder, x: View) -> View:
     series = g.binary("ADD", g.binary("MUL", square, 1 / 42), 1.0)
     series = g.binary("ADD", g.binary("MUL", g.binary("MUL", square, 1 / 20), series), 1.0)
     series = g.binary("ADD", g.binary("MUL", g.binary("MUL", square, 1 / 6), series), 1.0)
-    return x.with_tensor(_select(g, _below(g, _abs(g, t), 1.0), g.binary("MUL", t, series), far))
+    return x.with_tensor(g.select(g.compare("LESS", _abs(g, t), 1.0), g.binary("MUL", t, series), far))
 
 
 @op("Cosh")
@@ -81,7 +82,7 @@ def asinh(g: Builder, x: View) -> View:
     square = g.binary("MUL", t, t)
     root = g.unary("SQRT", g.binary("ADD", square, 1.0))
     inner = g.binary("ADD", magnitude, g.binary("DIV", square, g.binary("ADD", root, 1.0)))
-    sign = g.unary("SIGN", t, options=schema.SignOptionsT())
+    sign = g.unary("SIGN", t)
     return x.with_tensor(g.binary("MUL", sign, _log1p(g, inner)))
 
 
@@ -97,25 +98,25 @@ def acosh(g: Builder, x: View) -> View:
 def atanh(g: Builder, x: View) -> View:
     """log1p(2x / (1 - x)) / 2."""
     t = _float(x)
-    ratio = g.binary("DIV", g.binary("MUL", t, 2.0), _from(g, 1.0, t))
+    ratio = g.binary("DIV", g.binary("MUL", t, 2.0), g.subtract_from(1.0, t))
     return x.with_tensor(g.binary("MUL", _log1p(g, ratio), 0.5))
 
 
 def _exponentials(g: Builder, t: Tensor) -> tuple[Tensor, Tensor]:
-    grown = g.unary("EXP", t, options=schema.ExpOptionsT())
-    return grown, g.emit("DIV", [g.constant(np.float32(1)), grown], t.shape, FLOAT32, schema.DivOptionsT())
+    grown = g.unary("EXP", t)
+    return grown, g.emit("DIV", [g.constant(np.float32(1)), grown], t.shape)
 
 
 def _log1p(g: Builder, t: Tensor) -> Tensor:
     """log(1 + t) to full precision near zero (Kahan): log(u) t / (u - 1), u = 1 + t rounded."""
     u = g.binary("ADD", t, 1.0)
     less = g.binary("SUB", u, 1.0)
-    equal = g.emit("EQUAL", [less, g.constant(np.float32(0))], t.shape, BOOL, schema.EqualOptionsT())
-    divisor = _select(g, equal, g.constant(np.ones(t.shape, np.float32)), less)
+    equal = g.compare("EQUAL", less, 0)
+    divisor = g.select(equal, g.constant(np.ones(t.shape, np.float32)), less)
     logarithm = g.unary("LOG", u)
     scaled = g.binary("MUL", logarithm, g.binary("DIV", t, divisor))
-    infinite = g.emit("EQUAL", [u, g.constant(np.float32(np.inf))], t.shape, BOOL, schema.EqualOptionsT())
-    return _select(g, equal, t, _select(g, infinite, u, scaled))
+    infinite = g.compare("EQUAL", u, np.inf)
+    return g.select(equal, t, g.select(infinite, u, scaled))
 
 
 # --- tests of numbers -------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ def _log1p(g: Builder, t: Tensor) -> Tensor:
 def is_nan(g: Builder, x: View) -> View:
     """x ≠ x."""
     t = _float(x)
-    return x.with_tensor(g.emit("NOT_EQUAL", [t, t], t.shape, BOOL, schema.NotEqualOptionsT()))
+    return x.with_tensor(g.compare("NOT_EQUAL", t, t))
 
 
 @op("IsInf", since=10)
@@ -137,7 +138,7 @@ def is_inf(g: Builder, x: View, *, detect_negative: int = 1, detect_positive: in
     if not (detect_negative or detect_positive):
         return x.with_tensor(g.constant(np.zeros(t.shape, np.bool_)))
     limit = np.float32(np.inf if detect_positive else -np.inf)
-    return x.with_tensor(g.emit("EQUAL", [t, g.constant(limit)], t.shape, BOOL, schema.EqualOptionsT()))
+    return x.with_tensor(g.compare("EQUAL", t, g.constant(limit)))
 
 
 # --- bits -------------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ def bitwise_xor(g: Builder, a: View, b: View) -> View:
     """BITWISE_XOR."""
     if a.dtype.itemsize == 8:
         raise Refusal(f"LiteRT's kernels do not compute with {a.dtype}")
-    return broadcast(g, "BITWISE_XOR", (a, b), options=schema.BitwiseXorOptionsT())
+    return broadcast(g, "BITWISE_XOR", (a, b))
 
 
 @op("BitwiseNot", since=18)
@@ -174,13 +175,8 @@ def bitwise_or(g: Builder, a: View, b: View) -> View:
 def _same_shape(g: Builder, a: View, b: View) -> tuple[View, View]:
     """Broadcast beforehand: the kernel does not."""
     shape = np.broadcast_shapes(a.shape, b.shape)
-    out = []
-    for view in (a, b):
-        t = g.plain(view)
-        if t.shape != shape:
-            t = g.emit("BROADCAST_TO", [t, g.ints(shape)], shape, t, schema.BroadcastToOptionsT())
-        out.append(View.of(t))
-    return out[0], out[1]
+    left, right = (View.of(g.broadcast_to(g.plain(view), shape)) for view in (a, b))
+    return left, right
 
 
 @op("BitShift", since=11)
@@ -192,34 +188,26 @@ def bit_shift(g: Builder, x: View, amount: View, *, direction: str) -> View:
     if amount.dtype.kind == "i":
         t = amount.tensor if width == 64 else g.cast(amount.tensor, INT32)
         far = g.constant(np.full((), width, t.dtype))
-        negative = g.emit(
-            "LESS", [t, g.constant(np.zeros((), t.dtype))], t.shape, BOOL, schema.LessOptionsT()
-        )
-        amount = amount.with_tensor(_select(g, negative, far, t))
+        negative = g.compare("LESS", t, 0)
+        amount = amount.with_tensor(g.select(negative, far, t))
     if direction == "RIGHT":
-        amount = amount.with_tensor(g.cast(amount.tensor, x.dtype))
+        amount = g.as_type(amount, x.dtype)
         return broadcast(g, "RIGHT_SHIFT", (x, amount), Type(x.dtype))
     wide = x.dtype if x.dtype in (INT32, INT64) else INT64 if width == 32 else INT32
     table = g.constant(np.asarray([*(1 << i for i in range(width)), 0], np.uint64).astype(wide))
-    bounded = g.binary(
-        "MINIMUM", g.cast(amount.tensor, INT32), width, options=schema.MaximumMinimumOptionsT()
-    )
-    power = g.emit("GATHER", [table, bounded], bounded.shape, table, schema.GatherOptionsT(axis=0))
-    product = broadcast(
-        g, "MUL", (x.with_tensor(g.cast(x.tensor, wide)), amount.with_tensor(power)), Type(wide)
-    )
-    return product.with_tensor(g.cast(product.tensor, x.dtype))
+    bounded = g.binary("MINIMUM", g.cast(amount.tensor, INT32), width)
+    power = g.gather(table, bounded)
+    product = broadcast(g, "MUL", (g.as_type(x, wide), amount.with_tensor(power)), Type(wide))
+    return g.as_type(product, x.dtype)
 
 
 @op("BitCast", since=26, rule=Rule.ANY)
 def bit_cast(g: Builder, x: View, *, to: int) -> View:
     """BITCAST between types of one width."""
-    from onnx import helper
-
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(to))
     if dtype.itemsize != x.dtype.itemsize or x.quant is not None:
         raise Refusal(f"the bits of {x.dtype} as {dtype}")
-    return x.with_tensor(g.emit("BITCAST", [x.tensor], x.tensor.shape, dtype, schema.BitcastOptionsT()))
+    return x.with_tensor(g.emit("BITCAST", [x.tensor], x.tensor.shape, dtype))
 
 
 # --- small matrices ---------------------------------------------------------------------------------
@@ -237,9 +225,7 @@ def determinant(g: Builder, x: View) -> View:
     lead = t.shape[:-2]
 
     def cell(i: int, j: int) -> Tensor:
-        begin, size = [*(0 for _ in lead), i, j], [*lead, 1, 1]
-        part = g.emit("SLICE", [t, g.ints(begin), g.ints(size)], size, t, schema.SliceOptionsT())
-        return g.reshape(part, lead)
+        return g.reshape(g.slice(t, [*(0 for _ in lead), i, j], [*lead, 1, 1]), lead)
 
     def minor(row: int, columns: tuple[int, ...]) -> Tensor:
         if len(columns) == 1:
@@ -260,8 +246,6 @@ def determinant(g: Builder, x: View) -> View:
 @op("CastLike", since=15, rule=Rule.ANY)
 def cast_like(g: Builder, x: View, like: View, *, saturate: int = 1, round_mode: str = "up") -> View:
     """Cast to the type of the second input."""
-    from onnx import helper
-
     if like.quant is not None:
         raise Refusal("conversion to a quantized type")
     return cast(
@@ -279,18 +263,4 @@ def _float(x: View) -> Tensor:
 
 
 def _abs(g: Builder, t: Tensor) -> Tensor:
-    return g.unary("ABS", t, options=schema.AbsOptionsT())
-
-
-def _from(g: Builder, number: float, t: Tensor) -> Tensor:
-    """number - t."""
-    return g.emit("SUB", [g.constant(np.float32(number)), t], t.shape, FLOAT32, schema.SubOptionsT())
-
-
-def _below(g: Builder, t: Tensor, limit: float) -> Tensor:
-    return g.emit("LESS", [t, g.constant(np.float32(limit))], t.shape, BOOL, schema.LessOptionsT())
-
-
-def _select(g: Builder, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    shape = np.broadcast_shapes(condition.shape, a.shape, b.shape)
-    return g.emit("SELECT_V2", [condition, a, b], shape, a, schema.SelectV2OptionsT())
+    return g.unary("ABS", t)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
-from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, INT64, Array, Tensor, Type
-from edgekit.backends.tflite.ops.shape import strided
+from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, INT64, Array, Tensor
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View
 
@@ -20,7 +20,7 @@ def nonnegative(g: Builder, indices: Tensor, size: int) -> Tensor:
         index = indices.data.astype(np.int64)
         return g.constant(np.where(index < 0, index + size, index), INT32)
     narrow = g.cast(indices, INT32)
-    return g.binary("FLOOR_MOD", narrow, size, options=schema.FloorModOptionsT())
+    return g.binary("FLOOR_MOD", narrow, size)
 
 
 def _never_negative(g: Builder) -> bool:
@@ -42,16 +42,9 @@ def gather(g: Builder, x: View, indices: View, *, axis: int = 0) -> View:
     if run is not None:
         return _picked(g, x, axis, run, indices.shape)
     if index.rank == 1 or x.is_plain:
-        place = x.position(axis)
-        t = x.tensor
-        shape = (*t.shape[:place], *index.shape, *t.shape[place + 1 :])
-        out = g.emit("GATHER", [t, index], shape, Type(t.dtype, t.quant), schema.GatherOptionsT(axis=place))
+        out = g.gather(x.tensor, index, x.position(axis))
         return View.of(out) if x.is_plain else View(out, x.perm)
-    t = g.plain(x)
-    shape = (*t.shape[:axis], *index.shape, *t.shape[axis + 1 :])
-    return View.of(
-        g.emit("GATHER", [t, index], shape, Type(t.dtype, t.quant), schema.GatherOptionsT(axis=axis))
-    )
+    return View.of(g.gather(g.plain(x), index, axis))
 
 
 def _progression(values: Array) -> range | None:
@@ -66,9 +59,7 @@ def _progression(values: Array) -> range | None:
 
 def _picked(g: Builder, x: View, axis: int, run: range, index_shape: tuple[int, ...]) -> View:
     """A slice instead of a GATHER."""
-    place = x.position(axis)
-    ranges = [run if i == place else range(d) for i, d in enumerate(x.tensor.shape)]
-    cut = x.with_tensor(strided(g, x.tensor, ranges))
+    cut = x.with_tensor(g.part(x.tensor, x.position(axis), run))
     return g.reshape_view(cut, (*x.shape[:axis], *index_shape, *x.shape[axis + 1 :]))
 
 
@@ -84,21 +75,16 @@ def gather_nd(g: Builder, x: View, indices: View, *, batch_dims: int = 0) -> Vie
         values = index.data.astype(np.int64)
         index = g.constant(np.where(values < 0, values + sizes, values), INT32)
     else:
-        index = g.binary(
-            "FLOOR_MOD", g.cast(index, INT32), g.constant(sizes, INT32), options=schema.FloorModOptionsT()
-        )
+        index = g.binary("FLOOR_MOD", g.cast(index, INT32), g.constant(sizes, INT32))
     if batch_dims:
         lead = index.shape[:batch_dims]
         grid = np.stack(np.meshgrid(*(np.arange(n) for n in lead), indexing="ij"), -1).astype(np.int32)
         grid = grid.reshape(*lead, *(1,) * (index.rank - 1 - batch_dims), batch_dims)
         full = np.broadcast_to(grid, (*index.shape[:-1], batch_dims))
         joined = [g.constant(np.ascontiguousarray(full)), index]
-        shape = (*index.shape[:-1], batch_dims + depth)
-        index = g.emit(
-            "CONCATENATION", joined, shape, INT32, schema.ConcatenationOptionsT(axis=index.rank - 1)
-        )
+        index = g.concat(joined, index.rank - 1)
     out = (*index.shape[:-1], *t.shape[index.shape[-1] :])
-    return View.of(g.emit("GATHER_ND", [t, index], out, t, schema.GatherNdOptionsT()))
+    return View.of(g.emit("GATHER_ND", [t, index], out, t))
 
 
 def _reads_everything(x: View, indices: View, batch_dims: int) -> bool:
@@ -113,18 +99,22 @@ def _reads_everything(x: View, indices: View, batch_dims: int) -> bool:
     return np.array_equal(grid.reshape(-1), indices.const.reshape(-1))
 
 
-def _arg(g: Builder, code: str, x: View, axis: int, keepdims: int, last: int) -> View:
+def _arg(
+    code: str, g: Builder, x: View, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0
+) -> View:
+    """ARG_MAX or ARG_MIN; the last of equals by reversing before."""
+    x = _comparable(g, x)
     place = x.position(axis)
     t = x.tensor
-    if last:
-        flipped = g.emit("REVERSE_V2", [t, g.ints([place])], t.shape, t, schema.ReverseV2OptionsT())
+    if select_last_index:
+        flipped = g.emit("REVERSE_V2", [t, g.ints([place])], t.shape, t)
         t = flipped
     shape = [d for i, d in enumerate(t.shape) if i != place]
     options = schema.ArgMaxOptionsT if code == "ARG_MAX" else schema.ArgMinOptionsT
     out = g.emit(
         code, [t, g.constant(np.int32(place))], shape, INT64, options(outputType=schema.TensorType.INT64)
     )
-    if last:
+    if select_last_index:
         out = g.emit(
             "SUB", [g.constant(np.int64(t.shape[place] - 1)), out], shape, INT64, schema.SubOptionsT()
         )
@@ -134,39 +124,30 @@ def _arg(g: Builder, code: str, x: View, axis: int, keepdims: int, last: int) ->
     return g.reshape_view(view, (*x.shape[:axis], 1, *x.shape[axis + 1 :])) if keepdims else view
 
 
-@op("ArgMax", rule=Rule.ANY)
-def arg_max(g: Builder, x: View, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> View:
-    """ARG_MAX; the last of equal maxima by reversing before."""
-    return _arg(g, "ARG_MAX", _comparable(g, x), axis, keepdims, select_last_index)
-
-
-@op("ArgMin", rule=Rule.ANY)
-def arg_min(g: Builder, x: View, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> View:
-    """ARG_MIN."""
-    return _arg(g, "ARG_MIN", _comparable(g, x), axis, keepdims, select_last_index)
+op("ArgMax", rule=Rule.ANY)(partial(_arg, "ARG_MAX"))
+op("ArgMin", rule=Rule.ANY)(partial(_arg, "ARG_MIN"))
 
 
 def _comparable(g: Builder, x: View) -> View:
     if x.dtype in (FLOAT32, INT32) or (x.quant is not None and x.dtype.itemsize == 1):
         return x
-    return g.dequantize(x) if x.quant is not None else x.with_tensor(g.cast(x.tensor, INT32))
+    return g.dequantize(x) if x.quant is not None else g.as_type(x, INT32)
 
 
 @op("OneHot", since=9)
 def one_hot(g: Builder, indices: View, depth: View, values: View, *, axis: int = -1) -> View:
     """ONE_HOT."""
-    if depth.const is None or values.const is None:
-        raise Refusal("depth or values computed at run time")
-    n = int(depth.const.reshape(-1)[0])
+    refusal = "depth or values computed at run time"
+    n, levels = g.known_int(depth, refusal), g.known(values, refusal)
     index = g.cast(g.plain(indices), INT32)
     if index.data is None:
         # From the end if negative; what is out of range then is off everywhere.
-        below = g.emit("LESS", [index, g.constant(0, INT32)], index.shape, BOOL, schema.LessOptionsT())
+        below = g.compare("LESS", index, 0)
         moved = g.binary("ADD", index, n)
-        index = g.emit("SELECT_V2", [below, moved, index], index.shape, index, schema.SelectV2OptionsT())
+        index = g.select(below, moved, index)
     else:
         index = g.constant(np.where(index.data < 0, index.data + n, index.data), INT32)
-    off, on = (g.constant(v) for v in values.const)
+    off, on = (g.constant(v) for v in levels)
     axis = axis % (index.rank + 1)
     shape = (*index.shape[:axis], n, *index.shape[axis:])
     options = schema.OneHotOptionsT(axis=-1 if axis == index.rank else axis)
@@ -183,17 +164,11 @@ def range_(g: Builder, start: View, limit: View, delta: View) -> View:
 @op("Trilu", since=14)
 def trilu(g: Builder, x: View, k: View | None = None, *, upper: int = 1) -> View:
     """Product with (for numbers) or selection by a constant mask."""
-    offset = 0
-    if k is not None:
-        if k.const is None:
-            raise Refusal("a diagonal computed at run time")
-        offset = int(k.const.reshape(-1)[0])
+    offset = 0 if k is None else g.known_int(k, "a diagonal computed at run time")
     t = g.plain(x)
     full = np.ones(t.shape[-2:], np.bool_)
     mask = np.triu(full, offset) if upper else np.tril(full, offset)
     if t.dtype == BOOL:
-        return View.of(
-            g.emit("LOGICAL_AND", [t, g.constant(mask)], t.shape, BOOL, schema.LogicalAndOptionsT())
-        )
+        return View.of(g.emit("LOGICAL_AND", [t, g.constant(mask)], t.shape, BOOL))
     zero = g.constant(np.zeros((), t.dtype))
-    return View.of(g.emit("SELECT_V2", [g.constant(mask), t, zero], t.shape, t, schema.SelectV2OptionsT()))
+    return View.of(g.select(g.constant(mask), t, zero))

@@ -6,16 +6,16 @@ They are computed in float32, which is exact as long as the sums of products sta
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Unpack
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
 from edgekit.backends.tflite.ir import FLOAT32, INT32, DType, integer_range
 from edgekit.backends.tflite.ops.convolution import conv
 from edgekit.backends.tflite.ops.elementwise import broadcast
 from edgekit.backends.tflite.ops.matmul import matmul
+from edgekit.backends.tflite.ops.window import WindowAttributes
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View
 
@@ -24,26 +24,20 @@ _EXACT_BITS = 24
 
 def quantized(g: Builder, x: View, scale: View, zero: View | None, dtype: DType, axis: int = 1) -> View:
     """round(x / scale) + zero, saturated to ``dtype``, as stored integers."""
-    ratio = broadcast(g, "DIV", (x, _spread(g, _float(g, scale), x.rank, axis)))
+    ratio = broadcast(g, "DIV", (x, _spread(g, g.as_type(scale, FLOAT32), x.rank, axis)))
     whole = ratio.with_tensor(g.unary("ROUND", ratio.tensor))
     if zero is not None:
-        whole = broadcast(g, "ADD", (whole, _spread(g, _float(g, zero), x.rank, axis)))
+        whole = broadcast(g, "ADD", (whole, _spread(g, g.as_type(zero, FLOAT32), x.rank, axis)))
     low, high = integer_range(dtype)
-    options = schema.MaximumMinimumOptionsT
-    above = g.binary("MAXIMUM", whole.tensor, float(low), options=options())
-    return whole.with_tensor(g.cast(g.binary("MINIMUM", above, float(high), options=options()), dtype))
+    return whole.with_tensor(g.cast(g.clamp(whole.tensor, low, high), dtype))
 
 
 def dequantized(g: Builder, x: View, scale: View, zero: View | None, axis: int = 1) -> View:
     """(x - zero) * scale in float32."""
-    centred = _float(g, x)
+    centred = g.as_type(x, FLOAT32)
     if zero is not None:
-        centred = broadcast(g, "SUB", (centred, _spread(g, _float(g, zero), x.rank, axis)))
-    return broadcast(g, "MUL", (centred, _spread(g, _float(g, scale), x.rank, axis)))
-
-
-def _float(g: Builder, x: View) -> View:
-    return x.with_tensor(g.cast(x.tensor, FLOAT32))
+        centred = broadcast(g, "SUB", (centred, _spread(g, g.as_type(zero, FLOAT32), x.rank, axis)))
+    return broadcast(g, "MUL", (centred, _spread(g, g.as_type(scale, FLOAT32), x.rank, axis)))
 
 
 def _spread(g: Builder, x: View, rank: int, axis: int) -> View:
@@ -74,24 +68,18 @@ def qlinear_matmul(g: Builder, *inputs: View) -> View:
 def qlinear_conv(
     g: Builder,
     *inputs: View,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
     group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **attributes: Unpack[WindowAttributes],
 ) -> View:
     """x, w with scales and zero points, those of the result, and perhaps an int32 bias."""
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = inputs[:8]
     data = dequantized(g, x, x_scale, x_zero)
     weight = dequantized(g, w, w_scale, w_zero, axis=0)
-    out = conv(
-        g, data, weight, None, auto_pad=auto_pad, dilations=dilations, group=group,
-        kernel_shape=kernel_shape, pads=pads, strides=strides,
-    )  # fmt: skip
+    out = conv(g, data, weight, None, group=group, **attributes)
     if len(inputs) > 8:
-        step = broadcast(g, "MUL", (_float(g, x_scale), g.reshape_view(_float(g, w_scale), (w_scale.size,))))
-        bias = broadcast(g, "MUL", (_float(g, inputs[8]), step))
+        factors = g.reshape_view(g.as_type(w_scale, FLOAT32), (w_scale.size,))
+        step = broadcast(g, "MUL", (g.as_type(x_scale, FLOAT32), factors))
+        bias = broadcast(g, "MUL", (g.as_type(inputs[8], FLOAT32), step))
         out = broadcast(g, "ADD", (out, _spread(g, bias, out.rank, 1)))
     return quantized(g, out, y_scale, y_zero, y_zero.dtype)
 
@@ -104,18 +92,12 @@ def conv_integer(
     x_zero: View | None = None,
     w_zero: View | None = None,
     *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
     group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **attributes: Unpack[WindowAttributes],
 ) -> View:
     """int32 sums of 8-bit products."""
     _exact(math.prod(w.shape[1:]))
     one = View.of(g.constant(np.float32(1)))
-    out = conv(
-        g, dequantized(g, x, one, x_zero), dequantized(g, w, one, w_zero, axis=0), None, auto_pad=auto_pad,
-        dilations=dilations, group=group, kernel_shape=kernel_shape, pads=pads, strides=strides,
-    )  # fmt: skip
-    return out.with_tensor(g.cast(out.tensor, INT32))
+    data, weight = dequantized(g, x, one, x_zero), dequantized(g, w, one, w_zero, axis=0)
+    out = conv(g, data, weight, None, group=group, **attributes)
+    return g.as_type(out, INT32)

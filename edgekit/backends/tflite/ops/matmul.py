@@ -137,8 +137,8 @@ def _integer_matmul(g: Builder, a: View, b: View) -> View:
     bits = 8 * (a.dtype.itemsize + b.dtype.itemsize)
     if bits + math.ceil(math.log2(max(a.shape[-1], 1))) > 24:
         raise Refusal(f"a product of {a.dtype} matrices")
-    out = matmul(g, *(v.with_tensor(g.cast(v.tensor, FLOAT32)) for v in (a, b)))
-    return out.with_tensor(g.cast(out.tensor, a.dtype))
+    out = matmul(g, *(g.as_type(v, FLOAT32) for v in (a, b)))
+    return g.as_type(out, a.dtype)
 
 
 @op("MatMulInteger", since=10)
@@ -148,15 +148,15 @@ def matmul_integer(
     """int32 products of 8-bit matrices, through float32 where that is exact."""
     if 16 + math.ceil(math.log2(max(a.shape[-1], 1))) > 24:
         raise Refusal("sums of more than 256 products of 8-bit numbers")
-    x, y = (v.with_tensor(g.cast(v.tensor, FLOAT32)) for v in (a, b))
+    x, y = (g.as_type(v, FLOAT32) for v in (a, b))
     if a_zero is not None:
-        zero = a_zero.with_tensor(g.cast(a_zero.tensor, FLOAT32))
+        zero = g.as_type(a_zero, FLOAT32)
         zero = g.reshape_view(zero, (zero.size, 1)) if zero.size > 1 else zero
         x = broadcast(g, "SUB", (x, zero))
     if b_zero is not None:
-        y = broadcast(g, "SUB", (y, b_zero.with_tensor(g.cast(b_zero.tensor, FLOAT32))))
+        y = broadcast(g, "SUB", (y, g.as_type(b_zero, FLOAT32)))
     out = matmul(g, x, y)
-    return out.with_tensor(g.cast(out.tensor, INT32))
+    return g.as_type(out, INT32)
 
 
 @op("FusedMatMul", domain="com.microsoft")

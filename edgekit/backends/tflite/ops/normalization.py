@@ -143,14 +143,10 @@ def group_normalization_18(
 ) -> View:
     """Scale and bias are one number a group (opset 18)."""
     per = x.shape[1] // num_groups
-    wide = [View.of(g.constant(np.repeat(_needed(v), per))) for v in (scale, b)]
+    wide = [
+        View.of(g.constant(np.repeat(g.known(v, "parameters computed at run time"), per))) for v in (scale, b)
+    ]
     return group_normalization(g, x, *wide, num_groups=num_groups, epsilon=epsilon)
-
-
-def _needed(view: View) -> np.ndarray:
-    if view.const is None:
-        raise Refusal("parameters computed at run time")
-    return view.const
 
 
 @op("MeanVarianceNormalization", since=9)
@@ -167,11 +163,11 @@ def lp_normalization(g: Builder, x: View, *, axis: int = -1, p: int = 2) -> View
     """x / |x|_p, with 0 where the norm is 0."""
     place = [x.position(axis)]
     if p == 1:
-        norm = g.reduce("SUM", g.unary("ABS", x.tensor, options=schema.AbsOptionsT()), place)
+        norm = g.reduce("SUM", g.unary("ABS", x.tensor), place)
     else:
         norm = g.unary("SQRT", g.reduce("SUM", g.binary("MUL", x.tensor, x.tensor), place))
     tiny = g.constant(np.float32(np.finfo(np.float32).tiny))
-    safe = g.emit("MAXIMUM", [norm, tiny], norm.shape, FLOAT32, schema.MaximumMinimumOptionsT())
+    safe = g.emit("MAXIMUM", [norm, tiny], norm.shape, FLOAT32)
     return x.with_tensor(g.binary("DIV", x.tensor, safe))
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from typing import Unpack
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
-from edgekit.backends.tflite.ir import Shape, Tensor
+from edgekit.backends.tflite.ir import Tensor
 from edgekit.backends.tflite.ops import separable
-from edgekit.backends.tflite.ops.shape import strided
-from edgekit.backends.tflite.ops.window import Window, make_window, pad
+from edgekit.backends.tflite.ops.window import Window, WindowAttributes, make_window, pad
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View, channels_last
 
@@ -24,24 +25,20 @@ def max_pool(
     g: Builder,
     x: View,
     *,
-    auto_pad: str = "NOTSET",
     ceil_mode: int = 0,
-    dilations: Sequence[int] | None = None,
-    kernel_shape: Sequence[int] = (),
-    pads: Sequence[int] | None = None,
     storage_order: int = 0,
-    strides: Sequence[int] | None = None,
+    **attributes: Unpack[WindowAttributes],
 ) -> View | list[View]:
     """MAX_POOL_2D; a margin that SAME cannot say is padded before."""
-    asked = make_window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad)
+    asked = make_window(x.shape[2:], attributes)
     wide = separable.ceiling(x.shape[2:], asked) if ceil_mode else asked
     indices = g.node.outputs[1] if g.node is not None and len(g.node.outputs) > 1 else None
     if indices is not None and (indices.uses() or indices.is_graph_output()):
         return separable.max_pool_with_indices(g, x, wide, bool(storage_order))
     if any(d != 1 for d in asked.dilations) or x.rank > 4:
         return separable.max_pool(g, x, wide)
-    data, window = _flattened(g, x, make_window(x.shape[2:], kernel_shape, strides, None, pads, auto_pad))
-    window = _with_ceiling(data.shape, window) if ceil_mode else window
+    data, window = _flattened(g, x, asked)
+    window = separable.ceiling(data.shape[1:-1], window) if ceil_mode else window
     sizes = window.output(data.shape[1:-1])
     if window.is_same(data.shape[1:-1]):
         padding = schema.Padding.SAME
@@ -55,16 +52,12 @@ def average_pool(
     g: Builder,
     x: View,
     *,
-    auto_pad: str = "NOTSET",
     ceil_mode: int = 0,
     count_include_pad: int = 0,
-    dilations: Sequence[int] | None = None,
-    kernel_shape: Sequence[int] = (),
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **attributes: Unpack[WindowAttributes],
 ) -> View:
     """AVERAGE_POOL_2D, which divides by the elements inside; other divisors are corrected by a product."""
-    asked = make_window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad)
+    asked = make_window(x.shape[2:], attributes)
     if any(d != 1 for d in asked.dilations) or x.rank > 4:
         result, x = g.result, g.dequantize(x)
         wide = separable.ceiling(x.shape[2:], asked) if ceil_mode else asked
@@ -72,13 +65,13 @@ def average_pool(
         return average if result is None else average.with_tensor(g.quantize(average.tensor, result))
     data, window = _flattened(g, x, asked)
     inner = data.shape[1:-1]
-    stretched = _with_ceiling(data.shape, window) if ceil_mode else window
+    stretched = separable.ceiling(data.shape[1:-1], window) if ceil_mode else window
     sizes = stretched.output(inner)
     if stretched.is_same(inner) and (not count_include_pad or not any(map(any, window.pads))):
         return _restored(g, x, _pool(g, "AVERAGE_POOL_2D", data, stretched, schema.Padding.SAME, sizes))
     data = pad(g, data, [(0, 0), *stretched.pads, (0, 0)])
     out = _pool(g, "AVERAGE_POOL_2D", data, window, schema.Padding.VALID, sizes)
-    counted = _divisors(inner, window, sizes, bool(count_include_pad))
+    counted = separable.divisors(inner, window, window, sizes, bool(count_include_pad))
     factor = math.prod(window.kernel) / counted
     if not np.allclose(factor, 1.0):
         if out.quant is not None:
@@ -87,21 +80,14 @@ def average_pool(
     return _restored(g, x, out)
 
 
-@op("GlobalAveragePool", rule=Rule.SAME)
-def global_average_pool(g: Builder, x: View) -> View:
-    """MEAN over the spatial axes."""
-    return _global(g, x, "MEAN")
-
-
-@op("GlobalMaxPool", rule=Rule.SAME)
-def global_max_pool(g: Builder, x: View) -> View:
-    """REDUCE_MAX over the spatial axes."""
-    return _global(g, x, "REDUCE_MAX")
-
-
-def _global(g: Builder, x: View, code: str) -> View:
+def _global(code: str, g: Builder, x: View) -> View:
+    """MEAN or REDUCE_MAX over the spatial axes."""
     axes = [x.position(a) for a in range(2, x.rank)]
     return x.with_tensor(g.reduce(code, x.tensor, axes))
+
+
+op("GlobalAveragePool", rule=Rule.SAME)(partial(_global, "MEAN"))
+op("GlobalMaxPool", rule=Rule.SAME)(partial(_global, "REDUCE_MAX"))
 
 
 def _flattened(g: Builder, x: View, window: Window) -> tuple[Tensor, Window]:
@@ -140,38 +126,9 @@ def _margin(g: Builder, x: Tensor, window: Window) -> tuple[Tensor, int]:
     if lowest_is_zero or (producer is not None and producer.code in _NOT_NEGATIVE):
         return pad(g, x, pads), schema.Padding.VALID
     for axis, (before, after) in enumerate(window.pads, start=1):
-        parts = [_border(g, x, axis, 0)] * before + [x] + [_border(g, x, axis, x.shape[axis] - 1)] * after
-        if len(parts) > 1:
-            shape = list(x.shape)
-            shape[axis] += before + after
-            x = g.emit("CONCATENATION", parts, shape, x, schema.ConcatenationOptionsT(axis=axis))
+        first, last = range(1), range(x.shape[axis] - 1, x.shape[axis])
+        head = [g.part(x, axis, first)] * before if before else []
+        tail = [g.part(x, axis, last)] * after if after else []
+        parts = [*head, x, *tail]
+        x = g.concat(parts, axis)
     return x, schema.Padding.VALID
-
-
-def _border(g: Builder, x: Tensor, axis: int, index: int) -> Tensor:
-    return strided(g, x, [range(index, index + 1) if i == axis else range(d) for i, d in enumerate(x.shape)])
-
-
-def _with_ceiling(shape: Shape, window: Window) -> Window:
-    """The window with so much margin behind that rounding the output size up is what it gives."""
-    pads = []
-    for n, k, s, (a, b) in zip(shape[1:-1], window.kernel, window.strides, window.pads, strict=True):
-        out = math.ceil((n + a + b - k) / s) + 1
-        # A window that would start in the margin behind does not exist (onnx, torch).
-        if (out - 1) * s >= n + a:
-            out -= 1
-        pads.append((a, max(b, (out - 1) * s + k - n - a)))
-    return Window(window.kernel, window.strides, window.dilations, tuple(pads))
-
-
-def _divisors(sizes: Sequence[int], window: Window, out: Sequence[int], include_pad: bool) -> np.ndarray:
-    """How many elements ONNX divides by at each output position, ``[H, W]``.
-
-    Margins that only ceil mode added never count.
-    """
-    lines = []
-    for n, k, s, (a, b), m in zip(sizes, window.kernel, window.strides, window.pads, out, strict=True):
-        low, high = (-a, n + b) if include_pad else (0, n)
-        starts = np.arange(m) * s - a
-        lines.append(np.minimum(starts + k, high) - np.maximum(starts, low))
-    return np.asarray(np.outer(lines[0], lines[1]), np.float64)

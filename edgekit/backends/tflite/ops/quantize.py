@@ -33,8 +33,8 @@ def quantize_linear(
         dtype = zero.dtype if zero is not None else np.dtype(np.uint8)
         if output_dtype:
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(output_dtype))
-        scale = _whole(x, axis, block_size, scale)
-        zero = None if zero is None else _whole(x, axis, block_size, zero)
+        scale = _repeated(g, x, axis, block_size, scale)
+        zero = None if zero is None else _repeated(g, x, axis, block_size, zero)
         return integer.quantized(g, g.dequantize(x), scale, zero, dtype, axis)
     kind = _kind(g)
     assert kind.quant is not None
@@ -97,8 +97,8 @@ def dequantize_linear(
     if block_size and t.data is not None and scale.tensor.data is not None:
         return _stored_blocks(g, x)
     if block_size or (x.quant is None and _is_arithmetic(g)):
-        scale = _whole(x, axis, block_size, scale)
-        zero = None if zero is None else _whole(x, axis, block_size, zero)
+        scale = _repeated(g, x, axis, block_size, scale)
+        zero = None if zero is None else _repeated(g, x, axis, block_size, zero)
         return integer.dequantized(g, x, scale, zero, axis)
     kind = _kind(g)
     if t.quant is not None:
@@ -142,13 +142,12 @@ def _stored_blocks(g: Builder, x: View) -> View:
     return View.of(Tensor(x.shape, FLOAT32, x.tensor.name, kind.quant.dequantize(x.tensor.data)))
 
 
-def _whole(x: View, axis: int, block_size: int, parameter: View) -> View:
+def _repeated(g: Builder, x: View, axis: int, block_size: int, parameter: View) -> View:
     """A parameter that comes once a block, repeated to the shape of the data."""
     if not block_size:
         return parameter
-    if parameter.const is None:
-        raise Refusal("blockwise quantization with parameters computed at run time")
-    repeated = np.repeat(parameter.const, block_size, axis % x.rank)
+    stored = g.known(parameter, "blockwise quantization with parameters computed at run time")
+    repeated = np.repeat(stored, block_size, axis % x.rank)
     data = repeated[tuple(slice(n) for n in x.shape)]
     return View.of(Tensor(data.shape, data.dtype, "", data))
 
@@ -174,5 +173,5 @@ def _stored_input(g: Builder, x: View, kind: Type) -> View:
     offset = 128 if t.dtype == UINT8 else 0
     zero = g.constant((kind.quant.zero_point + offset).astype(np.float32).reshape(shape))
     scale = g.constant(kind.quant.scale.reshape(shape))
-    centred = g.emit("SUB", [g.cast(t, FLOAT32), zero], t.shape, FLOAT32, schema.SubOptionsT())
-    return x.with_tensor(g.binary("MUL", centred, scale))
+    shifted = g.emit("SUB", [g.cast(t, FLOAT32), zero], t.shape, FLOAT32, schema.SubOptionsT())
+    return x.with_tensor(g.binary("MUL", shifted, scale))

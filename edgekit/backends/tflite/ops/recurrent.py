@@ -9,27 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict, Unpack
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
-from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, Tensor
-from edgekit.backends.tflite.ops.recurrent_loop import LOOP_FROM, Direction, lengths_column, looped, select
+from edgekit.backends.tflite.ir import FLOAT32, INT32, Tensor
+from edgekit.backends.tflite.ops.recurrent_loop import LOOP_FROM, Direction, Step, lengths_column, looped
 from edgekit.backends.tflite.registry import Refusal, op
 from edgekit.backends.tflite.view import View
 
 MAX_STEPS = 2048
 """Longer sequences would make a file of more than a hundred thousand operators."""
 
-_Step = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
-"""(the input's share of the gates, states) → new states, the hidden state first."""
+
+class Attributes(TypedDict, total=False):
+    """The attributes that the three operators share. ``hidden_size`` is what the weights say anyway."""
+
+    activations: Sequence[str]
+    activation_alpha: Sequence[float]
+    activation_beta: Sequence[float]
+    clip: float
+    direction: str
+    hidden_size: int
+    layout: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Settings:
-    """The attributes that the three operators share."""
+    """:class:`Attributes` with their defaults."""
 
     activations: tuple[str, ...]
     alphas: tuple[float, ...]
@@ -87,21 +96,13 @@ def lstm(
     initial_c: View | None = None,
     p: View | None = None,
     *,
-    activations: Sequence[str] | None = None,
-    activation_alpha: Sequence[float] = (),
-    activation_beta: Sequence[float] = (),
-    clip: float | None = None,
-    direction: str = "forward",
-    hidden_size: int | None = None,
     input_forget: int = 0,
-    layout: int = 0,
+    **attributes: Unpack[Attributes],
 ) -> Sequence[View | None]:
     """Gates in ONNX's order: input, output, forget, cell."""
-    del hidden_size  # the weights tell
-    coefficients = (activation_alpha, activation_beta)
-    settings = _settings(activations, ("Sigmoid", "Tanh", "Tanh"), coefficients, clip, direction, layout)
+    settings = _settings(attributes, ("Sigmoid", "Tanh", "Tanh"))
 
-    def make_step(weights: _Weights, d: int) -> _Step:
+    def make_step(weights: _Weights, d: int) -> Step:
         outer, inner, last = settings.functions(d, 3)
         peep = None if p is None else _peepholes(g, p, d)
 
@@ -112,7 +113,7 @@ def lstm(
             if peep is not None:
                 i, f = (g.binary("ADD", v, g.binary("MUL", c, k)) for v, k in ((i, peep[0]), (f, peep[2])))
             i = _activate(g, i, outer)
-            forget = _minus_from_one(g, i) if input_forget else _activate(g, f, outer)
+            forget = g.subtract_from(1.0, i) if input_forget else _activate(g, f, outer)
             c = g.binary("ADD", g.binary("MUL", forget, c), g.binary("MUL", i, _activate(g, t, inner)))
             if peep is not None:
                 o = g.binary("ADD", o, g.binary("MUL", c, peep[1]))
@@ -120,8 +121,8 @@ def lstm(
 
         return step
 
-    given = _Inputs(x=x, w=w, r=r, b=b, lengths=sequence_lens, initial=(initial_h, initial_c), p=p)
-    return _run(g, settings, given, make_step)
+    inputs = _Inputs(x=x, w=w, r=r, b=b, lengths=sequence_lens, initial=(initial_h, initial_c), p=p)
+    return _run(g, settings, inputs, make_step)
 
 
 @op("GRU")
@@ -134,21 +135,13 @@ def gru(
     sequence_lens: View | None = None,
     initial_h: View | None = None,
     *,
-    activations: Sequence[str] | None = None,
-    activation_alpha: Sequence[float] = (),
-    activation_beta: Sequence[float] = (),
-    clip: float | None = None,
-    direction: str = "forward",
-    hidden_size: int | None = None,
-    layout: int = 0,
     linear_before_reset: int = 0,
+    **attributes: Unpack[Attributes],
 ) -> Sequence[View | None]:
     """Gates in ONNX's order: update, reset, hidden."""
-    del hidden_size
-    coefficients = (activation_alpha, activation_beta)
-    settings = _settings(activations, ("Sigmoid", "Tanh"), coefficients, clip, direction, layout)
+    settings = _settings(attributes, ("Sigmoid", "Tanh"))
 
-    def make_step(weights: _Weights, d: int) -> _Step:
+    def make_step(weights: _Weights, d: int) -> Step:
         outer, inner = settings.functions(d, 2)
         hidden = weights.r.shape[1]
         parts = [_rows(g, weights.r, k * hidden, hidden) for k in range(3)]
@@ -172,8 +165,8 @@ def gru(
 
         return step
 
-    given = _Inputs(x=x, w=w, r=r, b=b, lengths=sequence_lens, initial=(initial_h,), merge_bias=False)
-    return _run(g, settings, given, make_step)
+    inputs = _Inputs(x=x, w=w, r=r, b=b, lengths=sequence_lens, initial=(initial_h,), merge_bias=False)
+    return _run(g, settings, inputs, make_step)
 
 
 @op("RNN")
@@ -185,21 +178,12 @@ def rnn(
     b: View | None = None,
     sequence_lens: View | None = None,
     initial_h: View | None = None,
-    *,
-    activations: Sequence[str] | None = None,
-    activation_alpha: Sequence[float] = (),
-    activation_beta: Sequence[float] = (),
-    clip: float | None = None,
-    direction: str = "forward",
-    hidden_size: int | None = None,
-    layout: int = 0,
+    **attributes: Unpack[Attributes],
 ) -> Sequence[View | None]:
     """One gate."""
-    del hidden_size
-    coefficients = (activation_alpha, activation_beta)
-    settings = _settings(activations, ("Tanh",), coefficients, clip, direction, layout)
+    settings = _settings(attributes, ("Tanh",))
 
-    def make_step(weights: _Weights, d: int) -> _Step:
+    def make_step(weights: _Weights, d: int) -> Step:
         (function,) = settings.functions(d, 1)
 
         def step(share: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -208,35 +192,29 @@ def rnn(
 
         return step
 
-    given = _Inputs(x=x, w=w, r=r, b=b, lengths=sequence_lens, initial=(initial_h,))
-    return _run(g, settings, given, make_step)
+    inputs = _Inputs(x=x, w=w, r=r, b=b, lengths=sequence_lens, initial=(initial_h,))
+    return _run(g, settings, inputs, make_step)
 
 
 # --- the sequence -----------------------------------------------------------------------------------
 
 
-def _settings(
-    activations: Sequence[str] | None,
-    default: tuple[str, ...],
-    coefficients: tuple[Sequence[float], Sequence[float]],
-    clip: float | None,
-    direction: str,
-    layout: int,
-) -> _Settings:
+def _settings(attributes: Attributes, default: tuple[str, ...]) -> _Settings:
     """``default`` are the activations of one direction."""
-    names = tuple(activations) if activations else default * (2 if direction == "bidirectional" else 1)
+    direction = attributes.get("direction", "forward")
+    names = attributes.get("activations") or default * (2 if direction == "bidirectional" else 1)
     return _Settings(
-        activations=names,
-        alphas=tuple(coefficients[0]),
-        betas=tuple(coefficients[1]),
-        clip=clip,
+        activations=tuple(names),
+        alphas=tuple(attributes.get("activation_alpha", ())),
+        betas=tuple(attributes.get("activation_beta", ())),
+        clip=attributes.get("clip"),
         direction=direction,
-        batch_first=bool(layout),
+        batch_first=bool(attributes.get("layout", 0)),
     )
 
 
 def _run(
-    g: Builder, settings: _Settings, given: _Inputs, make_step: Callable[[_Weights, int], _Step]
+    g: Builder, settings: _Settings, given: _Inputs, make_step: Callable[[_Weights, int], Step]
 ) -> list[View | None]:
     """All directions over the whole sequence: ``[Y, Y_h]`` and, for an LSTM, ``Y_c``."""
     x = given.x
@@ -283,7 +261,7 @@ def _run(
 
 def _unrolled(
     g: Builder,
-    step: _Step,
+    step: Step,
     shares: Callable[[int], Tensor],
     states: tuple[Tensor, ...],
     order: Sequence[int],
@@ -297,8 +275,8 @@ def _unrolled(
         if mask is not None:
             # Past the end of its sequence an item keeps its state and gives zeros.
             valid = mask(t)
-            out = select(g, valid, new[0], g.constant(np.zeros(new[0].shape, FLOAT32)))
-            new = tuple(select(g, valid, n, s) for n, s in zip(new, states, strict=True))
+            out = g.select(valid, new[0], g.constant(np.zeros(new[0].shape, FLOAT32)))
+            new = tuple(g.select(valid, n, s) for n, s in zip(new, states, strict=True))
         states = new
         hidden[t] = out
     return [hidden[t] for t in sorted(hidden)], states
@@ -317,8 +295,7 @@ def _at(g: Builder, gates: Tensor, shape: Sequence[int]) -> Callable[[int], Tens
     width = gates.shape[1]
 
     def at(t: int) -> Tensor:
-        begin, shape = g.ints((t * batch, 0)), (batch, width)
-        return g.emit("SLICE", [gates, begin, g.ints(shape)], shape, gates, schema.SliceOptionsT())
+        return g.slice(gates, (t * batch, 0), (batch, width))
 
     return at if steps > 1 else lambda _: gates
 
@@ -329,18 +306,17 @@ def _sequence(g: Builder, sequences: Sequence[Sequence[Tensor]], settings: _Sett
     steps = len(sequences[0])
     if settings.batch_first:
         rows = [g.reshape(h, (batch, 1, 1, size)) for s in zip(*sequences, strict=True) for h in s]
-        joined = _concat(g, rows, 1, (batch, steps * len(sequences), 1, size))
+        joined = g.concat(rows, 1)
         return View.of(g.reshape(joined, (batch, steps, len(sequences), size)))
     rows = [h for s in zip(*sequences, strict=True) for h in s]
-    joined = _concat(g, rows, 0, (steps * len(sequences) * batch, size))
+    joined = g.concat(rows, 0)
     return View.of(g.reshape(joined, (steps, len(sequences), batch, size)))
 
 
 def _joined(g: Builder, directions: Sequence[Tensor | None], settings: _Settings) -> View:
     """Y out of [T, B, H] a direction."""
     parts = [g.reshape(t, (t.shape[0], 1, *t.shape[1:])) for t in directions if t is not None]
-    steps, _, batch, size = parts[0].shape
-    out = View.of(_concat(g, parts, 1, (steps, len(parts), batch, size)))
+    out = View.of(g.concat(parts, 1))
     return g.transpose_view(out, (2, 0, 1, 3)) if settings.batch_first else out
 
 
@@ -353,9 +329,9 @@ def _final(g: Builder, states: Sequence[Tensor], settings: _Settings) -> View:
     """Y_h or Y_c: [D, B, H], or [B, D, H] with the batch first."""
     batch, size = states[0].shape
     if settings.batch_first:
-        joined = _concat(g, [g.reshape(s, (batch, 1, size)) for s in states], 1, (batch, len(states), size))
+        joined = g.concat([g.reshape(s, (batch, 1, size)) for s in states], 1)
         return View.of(joined)
-    joined = _concat(g, list(states), 0, (len(states) * batch, size))
+    joined = g.concat(list(states), 0)
     return View.of(g.reshape(joined, (len(states), batch, size)))
 
 
@@ -399,8 +375,7 @@ def _rows(g: Builder, t: Tensor, first: int, count: int) -> Tensor:
     shape = (count, *t.shape[1:])
     if t.data is not None:
         return Tensor(shape, t.dtype, t.name, t.data[first : first + count])
-    begin = g.ints((first, *(0 for _ in t.shape[1:])))
-    return g.emit("SLICE", [t, begin, g.ints(shape)], shape, t, schema.SliceOptionsT())
+    return g.slice(t, (first, *(0 for _ in t.shape[1:])), shape)
 
 
 def _added(g: Builder, a: Tensor, b: Tensor) -> Tensor:
@@ -424,12 +399,6 @@ def _split(g: Builder, x: Tensor, count: int) -> list[Tensor]:
     return g.emit_many("SPLIT", [g.constant(1, INT32), x], [(shape, FLOAT32)] * count, options)
 
 
-def _concat(g: Builder, parts: Sequence[Tensor], axis: int, shape: Sequence[int]) -> Tensor:
-    if len(parts) == 1:
-        return parts[0]
-    return g.emit("CONCATENATION", parts, shape, FLOAT32, schema.ConcatenationOptionsT(axis=axis))
-
-
 def _masks(g: Builder, lengths: View | None, steps: int) -> Callable[[int], Tensor] | None:
     """``t → bool [B, 1]``: whether step ``t`` is inside each sequence; None where all are full."""
     column = lengths_column(g, lengths, steps)
@@ -437,29 +406,16 @@ def _masks(g: Builder, lengths: View | None, steps: int) -> Callable[[int], Tens
         return None
 
     def at(t: int) -> Tensor:
-        now = g.constant(t, INT32)
-        return g.emit("GREATER", [column, now], column.shape, BOOL, schema.GreaterOptionsT())
+        return g.compare("GREATER", column, t)
 
     return at
 
 
 def _clipped(g: Builder, x: Tensor, limit: float | None) -> Tensor:
-    if limit is None:
-        return x
-    low = g.binary("MAXIMUM", x, -limit, options=schema.MaximumMinimumOptionsT())
-    return g.binary("MINIMUM", low, limit, options=schema.MaximumMinimumOptionsT())
+    return x if limit is None else g.clamp(x, -limit, limit)
 
 
-def _minus_from_one(g: Builder, x: Tensor) -> Tensor:
-    return g.emit("SUB", [g.constant(np.float32(1)), x], x.shape, x, schema.SubOptionsT())
-
-
-_PLAIN: dict[str, tuple[str, Callable[[], Any] | None]] = {
-    "sigmoid": ("LOGISTIC", None),
-    "tanh": ("TANH", None),
-    "relu": ("RELU", None),
-    "elu": ("ELU", None),
-}
+_PLAIN = {"sigmoid": "LOGISTIC", "tanh": "TANH", "relu": "RELU", "elu": "ELU"}
 
 
 def _activate(g: Builder, x: Tensor, function: tuple[str, float | None, float | None]) -> Tensor:
@@ -467,7 +423,7 @@ def _activate(g: Builder, x: Tensor, function: tuple[str, float | None, float | 
     name, alpha, beta = function
     kind = name.lower()
     if kind in _PLAIN and not (kind == "elu" and alpha not in (None, 1.0)):
-        return g.unary(_PLAIN[kind][0], x)
+        return g.unary(_PLAIN[kind], x)
     if kind == "affine":
         scaled = g.binary("MUL", x, 1.0 if alpha is None else alpha)
         return g.binary("ADD", scaled, beta or 0.0)
@@ -485,9 +441,8 @@ def _activate(g: Builder, x: Tensor, function: tuple[str, float | None, float | 
         )
         return g.unary("RELU_0_TO_1", line)
     if kind == "thresholdedrelu":
-        limit = g.constant(np.float32(1.0 if alpha is None else alpha))
-        above = g.emit("GREATER", [x, limit], x.shape, BOOL, schema.GreaterOptionsT())
-        return select(g, above, x, g.constant(np.zeros(x.shape, FLOAT32)))
+        above = g.compare("GREATER", x, 1.0 if alpha is None else alpha)
+        return g.select(above, x, g.constant(np.zeros(x.shape, FLOAT32)))
     if kind == "softsign":
-        return g.binary("DIV", x, g.binary("ADD", g.unary("ABS", x, options=schema.AbsOptionsT()), 1.0))
+        return g.binary("DIV", x, g.binary("ADD", g.unary("ABS", x), 1.0))
     raise Refusal(f"the activation {name}")

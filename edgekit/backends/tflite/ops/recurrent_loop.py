@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
-from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, Graph, Tensor, Type
+from edgekit.backends.tflite.ir import FLOAT32, INT32, Graph, Tensor, Type
 from edgekit.backends.tflite.view import View
 
 LOOP_FROM = 65
 """Sequences of at least this many steps become a loop."""
 
-Step = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
+Step: TypeAlias = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
+"""(the input's share of the gates, states) → new states, the hidden state first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +64,7 @@ def looped(g: Builder, step: Step, work: Direction) -> tuple[Tensor | None, tupl
     written = None
     if work.want_all:
         shape = (work.steps, batch, size)
-        zeros = g.emit(
-            "FILL", [g.ints(shape), g.constant(np.float32(0))], shape, FLOAT32, schema.FillOptionsT()
-        )
+        zeros = g.emit("FILL", [g.ints(shape), g.constant(np.float32(0))], shape, FLOAT32)
         written = slots.add(zeros, "hidden")
     changing = len(slots.inside)
     shares = slots.add(g.reshape(work.gates, (work.steps, batch, work.gates.shape[1])), "gates")
@@ -78,7 +78,7 @@ def looped(g: Builder, step: Step, work: Direction) -> tuple[Tensor | None, tupl
     with g.inside(check):
         check.inputs = [Tensor(t.shape, t.dtype, f"{t.name}_seen") for t in slots.inside]
         last = g.constant(work.steps, INT32)
-        check.outputs = [g.emit("LESS", [check.inputs[0], last], (), BOOL, schema.LessOptionsT())]
+        check.outputs = [g.compare("LESS", check.inputs[0], last)]
     graphs = g.lowering.graphs
     graphs += [check, body]
     options = schema.WhileOptionsT(condSubgraphIndex=len(graphs) - 2, bodySubgraphIndex=len(graphs) - 1)
@@ -101,22 +101,21 @@ def _body(
     if work.backwards:
         last = g.constant(work.steps - 1, INT32)
         index = g.emit("SUB", [last, time], (), INT32, schema.SubOptionsT())
-    share = g.emit("GATHER", [shares, index], shares.shape[1:], shares, schema.GatherOptionsT(axis=0))
+    share = g.gather(shares, index)
     new = step(share, tuple(states))
     out = new[0]
     if lengths is not None:
         # Past the end of its sequence an item keeps its state and gives zeros.
-        valid = g.emit("GREATER", [lengths, index], lengths.shape, BOOL, schema.GreaterOptionsT())
-        out = select(g, valid, out, g.constant(np.zeros(out.shape, FLOAT32)))
-        new = tuple(select(g, valid, n, s) for n, s in zip(new, states, strict=True))
+        valid = g.compare("GREATER", lengths, index)
+        out = g.select(valid, out, g.constant(np.zeros(out.shape, FLOAT32)))
+        new = tuple(g.select(valid, n, s) for n, s in zip(new, states, strict=True))
     after = [g.binary("ADD", time, g.constant(1, INT32)), *new]
     if written is not None:
         place = g.reshape(index, (1,))
         parts = [place, g.ints([0, 0])]
-        start = g.emit("CONCATENATION", parts, (3,), INT32, schema.ConcatenationOptionsT(axis=0))
+        start = g.concat(parts, 0)
         row = g.reshape(out, (1, batch, size))
-        options = schema.DynamicUpdateSliceOptionsT()
-        after.append(g.emit("DYNAMIC_UPDATE_SLICE", [written, row, start], written.shape, written, options))
+        after.append(g.emit("DYNAMIC_UPDATE_SLICE", [written, row, start], written.shape, written))
     return after
 
 
@@ -125,8 +124,3 @@ def lengths_column(g: Builder, lengths: View | None, steps: int) -> Tensor | Non
     if lengths is None or (lengths.const is not None and np.all(lengths.const >= steps)):
         return None
     return g.reshape(g.cast(g.plain(lengths), INT32), (lengths.size, 1))
-
-
-def select(g: Builder, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """``np.where``."""
-    return g.emit("SELECT_V2", [condition, a, b], a.shape, a, schema.SelectV2OptionsT())

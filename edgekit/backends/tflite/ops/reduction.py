@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
 from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, INT64, Tensor
@@ -46,7 +45,7 @@ def _mean(g: Builder, x: Tensor, axes: Sequence[int], keepdims: bool) -> Tensor:
 
 
 def _l1(g: Builder, x: Tensor, axes: Sequence[int], keepdims: bool) -> Tensor:
-    return g.reduce("SUM", g.unary("ABS", x, options=schema.AbsOptionsT()), axes, keepdims)
+    return g.reduce("SUM", g.unary("ABS", x), axes, keepdims)
 
 
 def _sum_square(g: Builder, x: Tensor, axes: Sequence[int], keepdims: bool) -> Tensor:
@@ -64,7 +63,7 @@ def _log_sum(g: Builder, x: Tensor, axes: Sequence[int], keepdims: bool) -> Tens
 def _log_sum_exp(g: Builder, x: Tensor, axes: Sequence[int], keepdims: bool) -> Tensor:
     """max + log(sum(exp(x - max)))."""
     top = g.reduce("REDUCE_MAX", x, axes, True)
-    total = g.reduce("SUM", g.unary("EXP", g.binary("SUB", x, top), options=schema.ExpOptionsT()), axes, True)
+    total = g.reduce("SUM", g.unary("EXP", g.binary("SUB", x, top)), axes, True)
     out = g.binary("ADD", g.unary("LOG", total), top)
     shape = [d for i, d in enumerate(out.shape) if keepdims or i not in axes]
     return g.reshape(out, shape)
@@ -96,10 +95,10 @@ def _reduction(
     keepdims: int = 1,
     noop_with_empty_axes: int = 0,
 ) -> View:
-    given = constant_ints(axes, "axes")
-    if not given and noop_with_empty_axes:
+    chosen = constant_ints(g, axes, "axes")
+    if not chosen and noop_with_empty_axes:
         return x
-    return _reduced(core, name, g, x, given or tuple(range(x.rank)), keepdims)
+    return _reduced(core, name, g, x, chosen or tuple(range(x.rank)), keepdims)
 
 
 def _reduction_by_attribute(

@@ -16,7 +16,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
-from edgekit.backends.tflite.ir import FLOAT32, Array, Tensor
+from edgekit.backends.tflite.ir import FLOAT32, Array
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View, channels_last
 
@@ -86,10 +86,10 @@ def resize(
 ) -> View:
     """All modes; the sizes must be known when compiling."""
     which = [a % x.rank for a in (axes if axes is not None else range(x.rank))]
-    factors, targets = _factors(x, which, scales, sizes, keep_aspect_ratio_policy)
+    factors, targets = _factors(g, x, which, scales, sizes, keep_aspect_ratio_policy)
     crop = None
     if coordinate_transformation_mode == "tf_crop_and_resize":
-        crop = _known(roi, "roi").reshape(2, -1)
+        crop = _known(g, roi, "roi").reshape(2, -1)
     spans = {
         a: Axis(
             size=x.shape[a],
@@ -112,7 +112,7 @@ def resize(
 
 
 def _upsample(g: Builder, x: View, scales: View, mode: str) -> View:
-    factors = _known(scales, "scales").astype(np.float64)
+    factors = _known(g, scales, "scales").astype(np.float64)
     spans = {
         a: Axis(size=n, out=math.floor(n * float(f)), scale=float(f))
         for a, (n, f) in enumerate(zip(x.shape, factors, strict=True))
@@ -130,26 +130,24 @@ def _upsample(g: Builder, x: View, scales: View, mode: str) -> View:
 
 
 def _factors(
-    x: View, axes: Sequence[int], scales: View | None, sizes: View | None, policy: str
+    g: Builder, x: View, axes: Sequence[int], scales: View | None, sizes: View | None, policy: str
 ) -> tuple[list[float], list[int]]:
     """Scale and output size of each axis in ``axes``."""
     before = [x.shape[a] for a in axes]
     if sizes is not None and sizes.size:
-        wanted = [int(n) for n in _known(sizes, "sizes")]
+        wanted = [int(n) for n in _known(g, sizes, "sizes")]
         if policy != "stretch":
             pick = min if policy == "not_larger" else max
             scale = pick(w / b for w, b in zip(wanted, before, strict=True))
             wanted = [math.floor(scale * b + 0.5) for b in before]
             return [scale] * len(axes), wanted
         return [w / b for w, b in zip(wanted, before, strict=True)], wanted
-    factors = [float(f) for f in _known(scales, "scales")]
+    factors = [float(f) for f in _known(g, scales, "scales")]
     return factors, [math.floor(b * f) for b, f in zip(before, factors, strict=True)]
 
 
-def _known(view: View | None, what: str) -> Array:
-    if view is None or view.const is None:
-        raise Refusal(f"its {what} are computed at run time; TFLite files have fixed shapes")
-    return view.const
+def _known(g: Builder, view: View | None, what: str) -> Array:
+    return g.known(view, f"its {what} are computed at run time; TFLite files have fixed shapes")
 
 
 # --- lowering ---------------------------------------------------------------------------------------
@@ -236,11 +234,7 @@ def _setting(moving: dict[int, Axis], method: Method) -> tuple[bool, bool] | Non
 
 
 def _gathered(g: Builder, x: View, axis: int, indices: Array) -> View:
-    position = x.position(axis)
-    shape = list(x.tensor.shape)
-    shape[position] = len(indices)
-    options = schema.GatherOptionsT(axis=position)
-    return x.with_tensor(g.emit("GATHER", [x.tensor, g.ints(indices)], shape, x.tensor, options))
+    return x.with_tensor(g.gather(x.tensor, g.ints(indices), x.position(axis)))
 
 
 def _multiplied(g: Builder, x: View, axis: int, weights: Array) -> View:
@@ -263,8 +257,7 @@ def _extrapolated(g: Builder, x: View, outside: Sequence[tuple[int, Array]], val
     laid = np.transpose(
         np.broadcast_to(mask, [d if m > 1 else 1 for d, m in zip(x.shape, mask.shape, strict=True)]), x.perm
     )
-    inputs: list[Tensor | None] = [g.constant(laid), g.constant(np.float32(value)), x.tensor]
-    return x.with_tensor(g.emit("SELECT_V2", inputs, x.tensor.shape, x.tensor, schema.SelectV2OptionsT()))
+    return x.with_tensor(g.select(g.constant(laid), g.constant(np.float32(value)), x.tensor))
 
 
 # --- coordinates and weights ------------------------------------------------------------------------

@@ -9,15 +9,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Unpack
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
-from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, Tensor
+from edgekit.backends.tflite.ir import FLOAT32, INT32, Tensor
 from edgekit.backends.tflite.ops.convolution import convolve2d
 from edgekit.backends.tflite.ops.matmul import matmul
-from edgekit.backends.tflite.ops.window import Window, crop, make_window, pad
+from edgekit.backends.tflite.ops.window import Window, WindowAttributes, crop, make_window, pad
 from edgekit.backends.tflite.registry import Refusal, op
 from edgekit.backends.tflite.view import View, channels_last
 
@@ -25,9 +26,7 @@ from edgekit.backends.tflite.view import View, channels_last
 @op("AffineGrid", since=20)
 def affine_grid(g: Builder, theta: View, size: View, *, align_corners: int = 0) -> View:
     """The base grid, known when compiling, times the matrices."""
-    if size.const is None:
-        raise Refusal("a size that is computed at run time")
-    n, _, *spatial = (int(d) for d in size.const)
+    n, _, *spatial = (int(d) for d in g.known(size, "a size that is computed at run time"))
     axes = []
     for d in spatial:
         line = np.linspace(-1, 1, d) if align_corners and d > 1 else (np.arange(d) * 2 + 1) / d - 1
@@ -59,7 +58,7 @@ def grid_sample(
         for i, size in enumerate(spatial)
     ]
     if padding_mode == "border":
-        position = [_clamped(g, p, 0, size - 1) for p, size in zip(position, spatial, strict=True)]
+        position = [g.clamp(p, 0, size - 1) for p, size in zip(position, spatial, strict=True)]
     elif padding_mode == "reflection":
         position = [
             _reflected(g, p, size, bool(align_corners)) for p, size in zip(position, spatial, strict=True)
@@ -77,7 +76,7 @@ def _taps(g: Builder, position: Tensor, mode: str) -> list[tuple[Tensor, Tensor 
     low = g.unary("FLOOR", position)
     share = g.binary("SUB", position, low)
     if mode == "linear":
-        return [(low, _one_minus(g, share)), (g.binary("ADD", low, 1.0), share)]
+        return [(low, g.subtract_from(1.0, share)), (g.binary("ADD", low, 1.0), share)]
     if mode != "cubic":
         raise Refusal(f"sampling mode {mode}")
     offsets = (-1.0, 0.0, 1.0, 2.0)
@@ -94,7 +93,7 @@ def _cubic_weights(g: Builder, t: Tensor, a: float = -0.75) -> list[Tensor]:
         return g.binary("ADD", value, coefficients[-1])
 
     near, far = (a + 2, -(a + 3), 0.0, 1.0), (a, -5 * a, 8 * a, -4 * a)
-    back = _one_minus(g, t)
+    back = g.subtract_from(1.0, t)
     return [
         polynomial(g.binary("ADD", t, 1.0), far),
         polynomial(t, near),
@@ -121,7 +120,7 @@ def _weighted(
                 index = _reflected(g, index, size, reflect)
             inside = _inside(g, index, size) if zeros else None
             weight = _product(g, _product(g, weight, share), inside)
-            place = g.cast(_clamped(g, index, 0, size - 1), INT32)
+            place = g.cast(g.clamp(index, 0, size - 1), INT32)
             row = place if row is None else g.binary("ADD", g.binary("MUL", row, size), place)
         assert row is not None
         value = _read(g, table, row, math.prod(sizes))
@@ -138,8 +137,8 @@ def _read(g: Builder, table: Tensor, row: Tensor, pixels: int) -> Tensor:
     if batch > 1:
         start = (np.arange(batch, dtype=np.int32) * pixels).reshape(-1, *(1 for _ in row.shape[1:]))
         row = g.binary("ADD", row, g.constant(start))
-    shape = (*row.shape, table.shape[1])
-    return g.emit("GATHER", [table, row], shape, table, schema.GatherOptionsT(axis=0))
+    (*row.shape, table.shape[1])
+    return g.gather(table, row)
 
 
 def _pixels(g: Builder, x: View) -> Tensor:
@@ -150,7 +149,7 @@ def _pixels(g: Builder, x: View) -> Tensor:
 def _component(g: Builder, points: Tensor, index: int) -> Tensor:
     begin = [0] * (points.rank - 1) + [index]
     size = [*points.shape[:-1], 1]
-    part = g.emit("SLICE", [points, g.ints(begin), g.ints(size)], size, points, schema.SliceOptionsT())
+    part = g.slice(points, begin, size)
     return g.reshape(part, size[:-1])
 
 
@@ -166,30 +165,18 @@ def _reflected(g: Builder, x: Tensor, size: int, align: bool) -> Tensor:
     if span == 0:
         return g.binary("MUL", x, 0.0)
     moved = g.binary("SUB", x, low)
-    phase = g.binary("FLOOR_MOD", moved, 2 * span, options=schema.FloorModOptionsT())
+    phase = g.binary("FLOOR_MOD", moved, 2 * span)
     # A triangle: span - |phase - span|.
-    distance = g.unary("ABS", g.binary("SUB", phase, span), options=schema.AbsOptionsT())
+    distance = g.unary("ABS", g.binary("SUB", phase, span))
     folded = g.emit(
         "SUB", [g.constant(np.float32(span + low)), distance], x.shape, FLOAT32, schema.SubOptionsT()
     )
-    return _clamped(g, folded, 0, size - 1)
-
-
-def _clamped(g: Builder, x: Tensor, low: float, high: float) -> Tensor:
-    above = g.binary("MAXIMUM", x, float(low), options=schema.MaximumMinimumOptionsT())
-    return g.binary("MINIMUM", above, float(high), options=schema.MaximumMinimumOptionsT())
+    return g.clamp(folded, 0, size - 1)
 
 
 def _inside(g: Builder, index: Tensor, size: int) -> Tensor:
     """1.0 where the index is in the image."""
-    same = g.emit(
-        "EQUAL", [_clamped(g, index, 0, size - 1), index], index.shape, BOOL, schema.EqualOptionsT()
-    )
-    return g.cast(same, FLOAT32)
-
-
-def _one_minus(g: Builder, x: Tensor) -> Tensor:
-    return g.emit("SUB", [g.constant(np.float32(1)), x], x.shape, FLOAT32, schema.SubOptionsT())
+    return g.cast(g.compare("EQUAL", g.clamp(index, 0, size - 1), index), FLOAT32)
 
 
 def _product(g: Builder, a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -261,7 +248,7 @@ def _roi_align(
         start, end = _component(g, scaled, first), _component(g, scaled, first + 2)
         length = g.binary("SUB", end, start)
         if shift == 0.0:
-            length = g.binary("MAXIMUM", length, 1.0, options=schema.MaximumMinimumOptionsT())
+            length = g.binary("MAXIMUM", length, 1.0)
         steps = ((np.arange(bins * ratio) + 0.5) / (bins * ratio)).astype(np.float32)
         span = g.binary("MUL", g.reshape(length, (count, 1)), g.constant(steps[None]))
         lines.append(g.binary("ADD", span, g.reshape(start, (count, 1))))
@@ -290,14 +277,14 @@ def _roi_samples(g: Builder, x: View, lines: Sequence[Tensor], batch: Tensor, la
     parts = []
     for line, size in zip(lines, sizes, strict=True):
         valid = g.cast(
-            g.emit("EQUAL", [_clamped(g, line, -1, size), line], line.shape, BOOL, schema.EqualOptionsT()),
+            g.compare("EQUAL", g.clamp(line, -1, size), line),
             FLOAT32,
         )
-        held = _clamped(g, line, 0, size - 1)
+        held = g.clamp(line, 0, size - 1)
         low = g.unary("FLOOR", held)
         share = g.binary("SUB", held, low)
-        high = _clamped(g, g.binary("ADD", low, 1.0), 0, size - 1)
-        weights = (g.binary("MUL", _one_minus(g, share), valid), g.binary("MUL", share, valid))
+        high = g.clamp(g.binary("ADD", low, 1.0), 0, size - 1)
+        weights = (g.binary("MUL", g.subtract_from(1.0, share), valid), g.binary("MUL", share, valid))
         parts.append(((low, weights[0]), (high, weights[1])))
     total: Tensor | None = None
     base = g.reshape(g.binary("MUL", batch, sizes[0] * sizes[1]), (count, 1, 1))
@@ -305,14 +292,14 @@ def _roi_samples(g: Builder, x: View, lines: Sequence[Tensor], batch: Tensor, la
         rows = g.reshape(g.binary("MUL", g.cast(y, INT32), sizes[1]), (count, y.shape[1], 1))
         columns = g.reshape(g.cast(z, INT32), (count, 1, z.shape[1]))
         index = g.binary("ADD", g.binary("ADD", rows, columns), base)
-        shape = (*index.shape, table.shape[1])
-        value = g.emit("GATHER", [table, index], shape, table, schema.GatherOptionsT(axis=0))
+        (*index.shape, table.shape[1])
+        value = g.gather(table, index)
         tall, wide = g.reshape(wy, (count, y.shape[1], 1, 1)), g.reshape(wz, (count, 1, z.shape[1], 1))
         value = g.binary("MUL", g.binary("MUL", value, tall), wide)
         if total is None:
             total = value
         elif largest:
-            total = g.binary("MAXIMUM", total, value, options=schema.MaximumMinimumOptionsT())
+            total = g.binary("MAXIMUM", total, value)
         else:
             total = g.binary("ADD", total, value)
     assert total is not None
@@ -331,17 +318,14 @@ def deform_conv(
     b: View | None = None,
     mask: View | None = None,
     *,
-    dilations: Sequence[int] | None = None,
     group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
     offset_group: int = 1,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **attributes: Unpack[WindowAttributes],
 ) -> View:
     """The samples of every kernel position side by side, then a 1 × 1 convolution."""
     if x.rank != 4:
         raise Refusal(f"a deformable convolution over {x.rank - 2} axes")
-    window = make_window(x.shape[2:], kernel_shape or w.shape[2:], strides, dilations, pads)
+    window = make_window(x.shape[2:], attributes, w.shape[2:])
     kh, kw = window.kernel
     n, channels = x.shape[:2]
     out = window.output(x.shape[2:])
@@ -363,30 +347,21 @@ def deform_conv(
             if factors is not None:
                 value = g.binary("MUL", value, g.reshape(_component(g, factors, place), (n, *out, 1)))
             columns.append(value)
-    joined = _joined(g, columns)
+    joined = g.concat(columns, 3)  # [N, H, W, taps · C], taps outermost
     return View(_grouped_product(g, joined, (w, b), channels, group), channels_last(4))
-
-
-def _joined(g: Builder, columns: Sequence[Tensor]) -> Tensor:
-    """[N, H, W, taps · C], taps outermost."""
-    if len(columns) == 1:
-        return columns[0]
-    shape = (*columns[0].shape[:-1], sum(c.shape[-1] for c in columns))
-    return g.emit("CONCATENATION", columns, shape, FLOAT32, schema.ConcatenationOptionsT(axis=3))
 
 
 def _grouped_product(
     g: Builder, samples: Tensor, parameters: tuple[View, View | None], channels: int, group: int
 ) -> Tensor:
     w, b = parameters
-    if w.const is None:
-        raise Refusal("weights that are computed at run time")
+    weights = g.known(w, "weights that are computed at run time")
     o, per, kh, kw = w.shape
     # A dense weight with zeros between the groups: [O, C, taps].
     dense = np.zeros((o, channels, kh * kw), np.float32)
     for i in range(o):
         first = (i // (o // group)) * per
-        dense[i, first : first + per] = w.const[i].reshape(per, kh * kw)
+        dense[i, first : first + per] = weights[i].reshape(per, kh * kw)
     flat = dense.transpose(0, 2, 1).reshape(o, kh * kw * channels, 1, 1)
     one = Window((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
     return convolve2d(g, samples, View.of(g.constant(flat)), b, one, 1)
@@ -395,7 +370,7 @@ def _grouped_product(
 def _channel_slice(g: Builder, x: View, first: int, count: int) -> View:
     t = g.plain(x)
     begin, size = [0, first, 0, 0], [t.shape[0], count, *t.shape[2:]]
-    return View.of(g.emit("SLICE", [t, g.ints(begin), g.ints(size)], size, t, schema.SliceOptionsT()))
+    return View.of(g.slice(t, begin, size))
 
 
 @op("MaxUnpool", since=9)
@@ -420,14 +395,11 @@ def max_unpool(
     made = (*x.shape[:2], *sizes)
     rows = g.cast(g.reshape(g.plain(indices), (indices.size, 1)), INT32)
     values, total = g.reshape(g.plain(x), (x.size,)), math.prod(made)
-    flat = g.emit(
-        "SCATTER_ND", [rows, values, g.ints([total])], (total,), x.tensor, schema.ScatterNdOptionsT()
-    )
+    flat = g.emit("SCATTER_ND", [rows, values, g.ints([total])], (total,), x.tensor)
     out = g.reshape(flat, made)
     if output_shape is not None:
-        if output_shape.const is None:
-            raise Refusal("an output shape that is computed at run time")
-        margins = [(0, int(w) - m) for w, m in zip(output_shape.const, made, strict=True)]
+        asked = g.known(output_shape, "an output shape that is computed at run time")
+        margins = [(0, int(size) - m) for size, m in zip(asked, made, strict=True)]
         if min(m for _, m in margins) < 0:
             raise Refusal("an output shape smaller than what was pooled")
         out = pad(g, out, margins)
@@ -440,16 +412,12 @@ def col2im(
     x: View,
     image_shape: View,
     block_shape: View,
-    *,
-    dilations: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **attributes: Unpack[WindowAttributes],
 ) -> View:
     """SCATTER_ND adds the columns up where they overlap."""
-    if image_shape.const is None or block_shape.const is None:
-        raise Refusal("shapes that are computed at run time")
-    image, block = ([int(d) for d in v.const] for v in (image_shape, block_shape) if v.const is not None)
-    window = make_window(image, block, strides, dilations, pads)
+    refusal = "shapes that are computed at run time"
+    image, block = ([int(d) for d in g.known(v, refusal)] for v in (image_shape, block_shape))
+    window = make_window(image, attributes, block)
     counts = window.output(image)
     padded = [d + sum(p) for d, p in zip(image, window.pads, strict=True)]
     place = np.zeros((1,) * (2 * len(image)), np.int64)
@@ -465,7 +433,7 @@ def col2im(
     last = g.transpose(columns, (1, 0))
     full = (math.prod(padded), n * channels)
     rows = g.constant(place.reshape(-1, 1), INT32)
-    summed = g.emit("SCATTER_ND", [rows, last, g.ints(full)], full, columns, schema.ScatterNdOptionsT())
+    summed = g.emit("SCATTER_ND", [rows, last, g.ints(full)], full, columns)
     out = g.reshape(summed, (1, *padded, n * channels))
     if any(any(p) for p in window.pads):
         out = crop(g, out, window.pads)

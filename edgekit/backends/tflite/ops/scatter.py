@@ -11,18 +11,17 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
-from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, INT64, Tensor, Type
+from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT32, INT64, Tensor
 from edgekit.backends.tflite.ops.indexing import nonnegative
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View
 
 _SEGMENTS = {
-    "mul": ("UNSORTED_SEGMENT_PROD", schema.UnsortedSegmentProdOptionsT, "MUL"),
-    "max": ("UNSORTED_SEGMENT_MAX", schema.UnsortedSegmentMaxOptionsT, "MAXIMUM"),
-    "min": ("UNSORTED_SEGMENT_MIN", schema.UnsortedSegmentMinOptionsT, "MINIMUM"),
+    "mul": ("UNSORTED_SEGMENT_PROD", "MUL"),
+    "max": ("UNSORTED_SEGMENT_MAX", "MAXIMUM"),
+    "min": ("UNSORTED_SEGMENT_MIN", "MINIMUM"),
 }
 
 
@@ -32,8 +31,7 @@ def gather_elements(g: Builder, x: View, indices: View, *, axis: int = 0) -> Vie
     data = g.plain(x)
     where = _element_rows(g, data.shape, indices, axis % x.rank)
     flat = g.reshape(data, (data.size,))
-    kind = Type(data.dtype, data.quant)
-    return View.of(g.emit("GATHER", [flat, where], where.shape, kind, schema.GatherOptionsT(axis=0)))
+    return View.of(g.gather(flat, where))
 
 
 @op("ScatterElements", since=11)
@@ -83,7 +81,7 @@ def tensor_scatter(
         start = g.reshape(g.cast(g.plain(write), INT32), (batch, 1))
     place = g.binary("ADD", start, g.constant(np.arange(steps, dtype=np.int32)[None]))
     if mode == "circular":
-        place = g.binary("FLOOR_MOD", place, slots, options=schema.FloorModOptionsT())
+        place = g.binary("FLOOR_MOD", place, slots)
     base = g.constant((np.arange(batch, dtype=np.int32) * slots)[:, None])
     rows = g.reshape(g.binary("ADD", place, base), (batch * steps,))
     flat = g.reshape(data, (batch * slots, width))
@@ -115,7 +113,7 @@ def _flat_rows(g: Builder, indices: Tensor, shape: Sequence[int]) -> Tensor:
         index = indices.data.astype(np.int64)
         return g.constant((np.where(index < 0, index + sizes, index) * strides).sum(axis=1), INT32)
     narrow = g.cast(indices, INT32)
-    positive = g.binary("FLOOR_MOD", narrow, g.constant(sizes, INT32), options=schema.FloorModOptionsT())
+    positive = g.binary("FLOOR_MOD", narrow, g.constant(sizes, INT32))
     return g.reduce("SUM", g.binary("MUL", positive, g.constant(strides, INT32)), [1], keepdims=False)
 
 
@@ -129,29 +127,23 @@ def _scattered(g: Builder, data: Tensor, rows: Tensor, updates: Tensor, reductio
         return g.binary("ADD", data, _added(g, rows, updates, data.shape))
     if reduction not in _SEGMENTS:
         raise Refusal(f"reduction {reduction}")
-    code, options, combine = _SEGMENTS[reduction]
+    code, combine = _SEGMENTS[reduction]
     count = g.constant(data.shape[0], INT32)
-    total = g.emit(code, [updates, rows, count], data.shape, data, options())
-    if combine == "MUL":
-        return g.binary("MUL", data, total)
-    return g.binary(combine, data, total, options=schema.MaximumMinimumOptionsT())
+    total = g.emit(code, [updates, rows, count], data.shape, data)
+    return g.binary(combine, data, total)
 
 
 def _overwritten(g: Builder, data: Tensor, rows: Tensor, updates: Tensor) -> Tensor:
     if rows.data is not None:
         source = np.arange(data.shape[0])
         source[rows.data] = data.shape[0] + np.arange(len(rows.data))
-        both = (data.shape[0] + updates.shape[0], data.shape[1])
-        joined = g.emit("CONCATENATION", [data, updates], both, data, schema.ConcatenationOptionsT(axis=0))
-        return g.emit("GATHER", [joined, g.ints(source)], data.shape, data, schema.GatherOptionsT(axis=0))
+        return g.gather(g.concat([data, updates], 0), g.ints(source))
     ones = g.constant(np.ones((rows.size, 1), np.int32))
     marked = _added(g, rows, ones, (data.shape[0], 1))
-    zero = g.constant(0, INT32)
-    here = g.emit("GREATER", [marked, zero], marked.shape, BOOL, schema.GreaterOptionsT())
+    here = g.compare("GREATER", marked, 0)
     wide = INT32 if data.dtype == BOOL else data.dtype
     new = _added(g, rows, g.cast(updates, wide), data.shape)
-    options = schema.SelectV2OptionsT()
-    return g.cast(g.emit("SELECT_V2", [here, new, g.cast(data, wide)], data.shape, wide, options), data.dtype)
+    return g.cast(g.select(here, new, g.cast(data, wide)), data.dtype)
 
 
 def _added(g: Builder, rows: Tensor, updates: Tensor, shape: Sequence[int]) -> Tensor:
@@ -159,4 +151,4 @@ def _added(g: Builder, rows: Tensor, updates: Tensor, shape: Sequence[int]) -> T
     if updates.dtype not in (FLOAT32, INT32, INT64):
         raise Refusal(f"scattering {updates.dtype} to indices computed at run time")
     index = g.reshape(rows, (rows.size, 1))
-    return g.emit("SCATTER_ND", [index, updates, g.ints(shape)], shape, updates, schema.ScatterNdOptionsT())
+    return g.emit("SCATTER_ND", [index, updates, g.ints(shape)], shape, updates)

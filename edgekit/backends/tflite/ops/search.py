@@ -14,6 +14,7 @@ from edgekit.backends.tflite.registry import Refusal, op
 from edgekit.backends.tflite.view import View
 
 _SORTABLE = (FLOAT32, INT32, INT64)
+_AXIS = "an axis that is computed at run time"
 
 
 @op("TopK", since=10)
@@ -28,8 +29,6 @@ def top_k(
 ) -> Sequence[View]:
     """TOPK_V2 over the last axis; the smallest are the largest of the negated values."""
     del sorted  # always
-    if k.const is None:
-        raise Refusal("a count that is computed at run time: the result's shape is unknown")
     if x.dtype not in _SORTABLE:
         raise Refusal(f"sorting of {x.dtype}")
     axis %= x.rank
@@ -37,10 +36,10 @@ def top_k(
     data = g.layout(x, order)
     if not largest:
         data = _reversed_order(g, data)
-    count = int(k.const.reshape(-1)[0])
+    count = g.known_int(k, "a count that is computed at run time: the result's shape is unknown")
     shape = (*data.shape[:-1], count)
     values, indices = g.emit_many(
-        "TOPK_V2", [data, g.constant(count, INT32)], [(shape, data), (shape, INT32)], schema.TopKV2OptionsT()
+        "TOPK_V2", [data, g.constant(count, INT32)], [(shape, data), (shape, INT32)]
     )
     if not largest:
         values = _reversed_order(g, values)
@@ -50,14 +49,14 @@ def top_k(
 def _reversed_order(g: Builder, t: Tensor) -> Tensor:
     """-x, or -1 - x for integers, where -x overflows for the smallest."""
     if t.dtype == FLOAT32:
-        return g.unary("NEG", t, options=schema.NegOptionsT())
+        return g.unary("NEG", t)
     return g.emit("SUB", [g.constant(np.asarray(-1, t.dtype)), t], t.shape, t, schema.SubOptionsT())
 
 
 @op("CumSum", since=11)
 def cumulative_sum(g: Builder, x: View, axis: View, *, exclusive: int = 0, reverse: int = 0) -> View:
     """CUMSUM."""
-    place = x.position(_axis(axis))
+    place = x.position(g.known_int(axis, _AXIS))
     options = schema.CumsumOptionsT(exclusive=bool(exclusive), reverse=bool(reverse))
     inputs = [x.tensor, g.constant(place, INT32)]
     return x.with_tensor(g.emit("CUMSUM", inputs, x.tensor.shape, x.tensor, options))
@@ -66,7 +65,7 @@ def cumulative_sum(g: Builder, x: View, axis: View, *, exclusive: int = 0, rever
 @op("CumProd", since=26)
 def cumulative_product(g: Builder, x: View, axis: View, *, exclusive: int = 0, reverse: int = 0) -> View:
     """By doubling (Hillis and Steele, 1986): log2(n) products with shifted copies."""
-    place = x.position(_axis(axis))
+    place = x.position(g.known_int(axis, _AXIS))
     t = _flipped(g, x.tensor, place) if reverse else x.tensor
     if exclusive:
         t = _shifted(g, t, place, 1)
@@ -80,18 +79,13 @@ def cumulative_product(g: Builder, x: View, axis: View, *, exclusive: int = 0, r
 def _shifted(g: Builder, t: Tensor, axis: int, by: int) -> Tensor:
     """Moved by ``by`` towards the end, ones in front."""
     size = [n - by if i == axis else n for i, n in enumerate(t.shape)]
-    kept = g.emit("SLICE", [t, g.ints([0] * t.rank), g.ints(size)], size, t, schema.SliceOptionsT())
-    return pad(g, kept, [(by, 0) if i == axis else (0, 0) for i in range(t.rank)], 1.0)
+    return pad(
+        g, g.slice(t, [0] * t.rank, size), [(by, 0) if i == axis else (0, 0) for i in range(t.rank)], 1.0
+    )
 
 
 def _flipped(g: Builder, t: Tensor, axis: int) -> Tensor:
-    return g.emit("REVERSE_V2", [t, g.ints([axis])], t.shape, t, schema.ReverseV2OptionsT())
-
-
-def _axis(axis: View) -> int:
-    if axis.const is None:
-        raise Refusal("an axis that is computed at run time")
-    return int(axis.const.reshape(-1)[0])
+    return g.emit("REVERSE_V2", [t, g.ints([axis])], t.shape, t)
 
 
 @op("ReverseSequence", since=10)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Unpack
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
-from edgekit.backends.tflite.ir import BOOL, FLOAT32, INT64, Array, Tensor, integer_range
-from edgekit.backends.tflite.ops.shape import strided
-from edgekit.backends.tflite.ops.window import Window, make_window, pad
+from edgekit.backends.tflite.ir import FLOAT32, INT64, Array, Tensor, integer_range
+from edgekit.backends.tflite.ops.window import Window, WindowAttributes, make_window, pad
 from edgekit.backends.tflite.registry import Refusal, op
 from edgekit.backends.tflite.view import View, channels_last
 
@@ -57,9 +57,9 @@ def max_pool_with_indices(g: Builder, x: View, window: Window, column_major: boo
         best, *others = _slices(g, values, axis, window, sizes[axis])
         where, *wheres = _slices(g, places, axis, window, sizes[axis])
         for other, place in zip(others, wheres, strict=True):
-            above = g.emit("GREATER", [other, best], best.shape, BOOL, schema.GreaterOptionsT())
-            where = g.emit("SELECT_V2", [above, place, where], best.shape, where, schema.SelectV2OptionsT())
-            best = g.binary("MAXIMUM", best, other, options=schema.MaximumMinimumOptionsT())
+            above = g.compare("GREATER", other, best)
+            where = g.select(above, place, where)
+            best = g.binary("MAXIMUM", best, other)
         values, places = best, where
     order = channels_last(x.rank)
     return [View(values, order), View(g.cast(places, INT64), order)]
@@ -79,16 +79,12 @@ def lp_pool(
     g: Builder,
     x: View,
     *,
-    auto_pad: str = "NOTSET",
     ceil_mode: int = 0,
-    dilations: Sequence[int] | None = None,
-    kernel_shape: Sequence[int],
     p: float = 2,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **attributes: Unpack[WindowAttributes],
 ) -> View:
     """(sum |x|^p)^(1/p)."""
-    window = make_window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad)
+    window = make_window(x.shape[2:], attributes)
     window = ceiling(x.shape[2:], window) if ceil_mode else window
     data = g.layout(x, channels_last(x.rank))
     summed = _box_sum(g, _power(g, data, float(p)), window, window.output(x.shape[2:]))
@@ -132,12 +128,10 @@ def _slices(g: Builder, x: Tensor, axis: int, window: Window, count: int) -> lis
     for j in range(window.kernel[axis]):
         first, step = j * window.dilations[axis], window.strides[axis]
         taken = range(first, first + step * (count - 1) + 1, step)
-        ranges = [taken if i == axis + 1 else range(n) for i, n in enumerate(x.shape)]
         if x.data is not None:
-            index = tuple(slice(r.start, r.stop, r.step) for r in ranges)
-            out.append(g.constant(np.ascontiguousarray(x.data[index])))
+            out.append(g.constant(np.ascontiguousarray(np.take(x.data, taken, axis + 1))))
         else:
-            out.append(strided(g, x, ranges))
+            out.append(g.part(x, axis + 1, taken))
     return out
 
 
@@ -162,8 +156,8 @@ def _positions(shape: Sequence[int], column_major: bool) -> Array:
 def _power(g: Builder, x: Tensor, p: float) -> Tensor:
     if p == 2:
         return g.binary("MUL", x, x)
-    magnitude = g.unary("ABS", x, options=schema.AbsOptionsT())
-    return magnitude if p == 1 else g.binary("POW", magnitude, p, options=schema.PowOptionsT())
+    magnitude = g.unary("ABS", x)
+    return magnitude if p == 1 else g.binary("POW", magnitude, p)
 
 
 def _root(g: Builder, x: Tensor, p: float) -> Tensor:
@@ -171,4 +165,4 @@ def _root(g: Builder, x: Tensor, p: float) -> Tensor:
         raise Refusal(f"a norm of order {p}")
     if p == 2:
         return g.unary("SQRT", x)
-    return x if p == 1 else g.binary("POW", x, 1 / p, options=schema.PowOptionsT())
+    return x if p == 1 else g.binary("POW", x, 1 / p)

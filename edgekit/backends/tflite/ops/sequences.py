@@ -32,27 +32,24 @@ def sequence_construct(g: Builder, *items: View) -> View:
 @op("SequenceInsert", since=11, rule=Rule.ANY)
 def sequence_insert(g: Builder, sequence: View, item: View, position: View | None = None) -> View:
     """A list with one more item."""
-    del g
     items = list(_items(sequence))
-    at = len(items) if position is None else _position(position, len(items) + 1)
+    at = len(items) if position is None else _position(g, position, len(items) + 1)
     return Items.of_views((*items[:at], item, *items[at:]))
 
 
 @op("SequenceErase", since=11, rule=Rule.ANY)
 def sequence_erase(g: Builder, sequence: View, position: View | None = None) -> View:
     """A list with one item less."""
-    del g
     items = list(_items(sequence))
-    items.pop(-1 if position is None else _position(position, len(items)))
+    items.pop(-1 if position is None else _position(g, position, len(items)))
     return Items.of_views(items)
 
 
 @op("SequenceAt", since=11, rule=Rule.ANY)
 def sequence_at(g: Builder, sequence: View, position: View) -> View:
     """One of the list's items."""
-    del g
     items = _items(sequence)
-    return items[_position(position, len(items))]
+    return items[_position(g, position, len(items))]
 
 
 @op("SequenceLength", since=11, rule=Rule.ANY)
@@ -76,10 +73,8 @@ def _items(view: View) -> Sequence[View]:
     return view.items
 
 
-def _position(position: View, count: int) -> int:
-    if position.const is None:
-        raise Refusal("a position that is computed at run time")
-    at = int(position.const.reshape(-1)[0])
+def _position(g: Builder, position: View, count: int) -> int:
+    at = g.known_int(position, "a position that is computed at run time")
     if not -count <= at < count:
         raise Refusal(f"position {at} of a sequence of {count}")
     return at % count

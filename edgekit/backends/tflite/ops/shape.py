@@ -18,19 +18,15 @@ from edgekit.graph import ops
 from edgekit.graph.ops import Trait
 
 
-def constant_ints(view: View | None, what: str) -> tuple[int, ...] | None:
+def constant_ints(g: Builder, view: View | None, what: str) -> tuple[int, ...] | None:
     """The values of an input that has to be known at compile time, None if it is absent."""
-    if view is None:
-        return None
-    if view.const is None:
-        raise Refusal(f"{what} computed at run time")
-    return tuple(int(v) for v in view.const.reshape(-1))
+    return None if view is None else tuple(g.known(view, f"{what} computed at run time").reshape(-1).tolist())
 
 
 @op("Reshape", since=5, rule=Rule.SAME)
 def reshape(g: Builder, x: View, shape: View, *, allowzero: int = 0) -> View:
     """RESHAPE, or nothing; in front of fully connected layers the weights are permuted instead."""
-    wanted = constant_ints(shape, "a shape")
+    wanted = constant_ints(g, shape, "a shape")
     return _reshaped(g, x, target_shape(x.shape, wanted or (), allowzero))
 
 
@@ -90,7 +86,7 @@ def transpose(g: Builder, x: View, *, perm: Sequence[int] | None = None) -> View
 @op("Squeeze", since=13, rule=Rule.SAME)
 def squeeze(g: Builder, x: View, axes: View | None = None) -> View:
     """RESHAPE."""
-    return squeeze_by_attribute(g, x, axes=constant_ints(axes, "axes"))
+    return squeeze_by_attribute(g, x, axes=constant_ints(g, axes, "axes"))
 
 
 @op("Squeeze", since=1, rule=Rule.SAME)
@@ -103,7 +99,7 @@ def squeeze_by_attribute(g: Builder, x: View, *, axes: Sequence[int] | None = No
 @op("Unsqueeze", since=13, rule=Rule.SAME)
 def unsqueeze(g: Builder, x: View, axes: View) -> View:
     """RESHAPE."""
-    return unsqueeze_by_attribute(g, x, axes=constant_ints(axes, "axes") or ())
+    return unsqueeze_by_attribute(g, x, axes=constant_ints(g, axes, "axes") or ())
 
 
 @op("Unsqueeze", since=1, rule=Rule.SAME)
@@ -129,9 +125,7 @@ def concat(g: Builder, *views: View, axis: int) -> View:
     if kind.quant is not None:
         tensors = [g.quantize(t, kind) for t in tensors]
     place = perm.index(axis % rank)
-    shape = list(tensors[0].shape)
-    shape[place] = sum(t.shape[place] for t in tensors)
-    return View(g.emit("CONCATENATION", tensors, shape, kind, schema.ConcatenationOptionsT(axis=place)), perm)
+    return View(g.concat(tensors, place, kind), perm)
 
 
 @op("Split", since=18, rule=Rule.SAME)
@@ -139,13 +133,13 @@ def split(
     g: Builder, x: View, sizes: View | None = None, *, axis: int = 0, num_outputs: int | None = None
 ) -> Sequence[View]:
     """SPLIT, or SPLIT_V for unequal parts."""
-    given = constant_ints(sizes, "split sizes")
+    parts = constant_ints(g, sizes, "split sizes")
     total = x.shape[axis % x.rank]
-    if given is None:
+    if parts is None:
         count = num_outputs or (len(g.node.outputs) if g.node is not None else 1)
         each = math.ceil(total / count)
-        given = (*(each,) * (count - 1), total - each * (count - 1))
-    return _split(g, x, axis, given)
+        parts = (*(each,) * (count - 1), total - each * (count - 1))
+    return _split(g, x, axis, parts)
 
 
 @op("Split", since=13, rule=Rule.SAME)
@@ -185,9 +179,11 @@ def slice_(
     g: Builder, x: View, starts: View, ends: View, axes: View | None = None, steps: View | None = None
 ) -> View:
     """SLICE, STRIDED_SLICE where the steps are not 1."""
-    first = constant_ints(starts, "slice starts") or ()
-    last = constant_ints(ends, "slice ends") or ()
-    return _slice(g, x, first, last, constant_ints(axes, "slice axes"), constant_ints(steps, "slice steps"))
+    first = constant_ints(g, starts, "slice starts") or ()
+    last = constant_ints(g, ends, "slice ends") or ()
+    return _slice(
+        g, x, first, last, constant_ints(g, axes, "slice axes"), constant_ints(g, steps, "slice steps")
+    )
 
 
 @op("Slice", since=1, rule=Rule.SAME)
@@ -214,29 +210,7 @@ def _slice(
         stop = None if step < 0 and end < -x.shape[axis] else end
         ranges[axis] = range(x.shape[axis])[start:stop:step]
     laid = [ranges[p] for p in x.perm]
-    return x.with_tensor(strided(g, x.tensor, laid))
-
-
-def strided(g: Builder, t: Tensor, ranges: Sequence[range]) -> Tensor:
-    """The elements of ``t`` at ``ranges``, one an axis."""
-    shape = [len(r) for r in ranges]
-    kind = Type(t.dtype, t.quant)
-    if tuple(shape) == t.shape and all(r.step == 1 for r in ranges):
-        return t
-    if 0 in shape:
-        return Tensor(tuple(shape), t.dtype, data=np.zeros(shape, t.dtype), quant=t.quant)
-    if all(r.step == 1 or len(r) == 1 for r in ranges):
-        begin = g.ints([r.start for r in ranges])
-        return g.emit("SLICE", [t, begin, g.ints(shape)], shape, kind, schema.SliceOptionsT())
-    ends = [r.start + r.step * (len(r) - 1) + (1 if r.step > 0 else -1) for r in ranges]
-    mask = sum(1 << i for i, e in enumerate(ends) if e < 0)
-    inputs = [
-        t,
-        g.ints([r.start for r in ranges]),
-        g.ints([max(e, 0) for e in ends]),
-        g.ints([r.step for r in ranges]),
-    ]
-    return g.emit("STRIDED_SLICE", inputs, shape, kind, schema.StridedSliceOptionsT(endMask=mask))
+    return x.with_tensor(g.strided(x.tensor, laid))
 
 
 @op("Pad", since=11, rule=Rule.SAME)
@@ -250,14 +224,12 @@ def pad(
     mode: str = "constant",
 ) -> View:
     """PAD, PADV2, MIRROR_PAD; edge by repeating slices; negative pads crop."""
-    given = constant_ints(pads, "pads") or ()
-    if value is not None and value.const is None:
-        raise Refusal("a padding value computed at run time")
-    fill = (
-        0.0 if value is None or value.const is None or value.size == 0 else value.const.reshape(-1)[0].item()
-    )
-    which = constant_ints(axes, "axes") or tuple(range(len(given) // 2))
-    return _pad(g, x, given, which, mode, fill)
+    margins = constant_ints(g, pads, "pads") or ()
+    fill = 0.0
+    if value is not None and value.size:
+        fill = g.known(value, "a padding value computed at run time").reshape(-1)[0].item()
+    which = constant_ints(g, axes, "axes") or tuple(range(len(margins) // 2))
+    return _pad(g, x, margins, which, mode, fill)
 
 
 @op("Pad", since=1, rule=Rule.SAME)
@@ -277,7 +249,7 @@ def _pad(g: Builder, x: View, pads: Sequence[int], axes: Sequence[int], mode: st
     t = x.tensor
     if any(a < 0 or b < 0 for a, b in laid):
         kept = [range(max(-a, 0), d - max(-b, 0)) for d, (a, b) in zip(t.shape, laid, strict=True)]
-        t = strided(g, t, kept)
+        t = g.strided(t, kept)
         laid = [(max(a, 0), max(b, 0)) for a, b in laid]
     if not any(a or b for a, b in laid):
         return x.with_tensor(t)
@@ -308,15 +280,15 @@ def _gathered_pad(g: Builder, t: Tensor, pads: Sequence[tuple[int, int]], mode: 
     for axis, (before, after) in enumerate(pads):
         if before or after:
             index = np.pad(np.arange(t.shape[axis]), (before, after), mode=modes[mode])  # type: ignore[call-overload]
-            shape = (*t.shape[:axis], index.size, *t.shape[axis + 1 :])
-            t = g.emit("GATHER", [t, g.ints(index)], shape, t, schema.GatherOptionsT(axis=axis))
+            (*t.shape[:axis], index.size, *t.shape[axis + 1 :])
+            t = g.gather(t, g.ints(index), axis)
     return t
 
 
 @op("Expand", since=8, rule=Rule.SAME)
 def expand(g: Builder, x: View, shape: View) -> View:
     """RESHAPE where only axes of size 1 are added, else BROADCAST_TO."""
-    wanted = np.broadcast_shapes(x.shape, constant_ints(shape, "a shape") or ())
+    wanted = np.broadcast_shapes(x.shape, constant_ints(g, shape, "a shape") or ())
     return broadcast_to(g, x, wanted)
 
 
@@ -333,7 +305,7 @@ def broadcast_to(g: Builder, x: View, shape: tuple[int, ...]) -> View:
 @op("Tile", since=6, rule=Rule.SAME)
 def tile(g: Builder, x: View, repeats: View) -> View:
     """TILE."""
-    times = constant_ints(repeats, "repeats") or ()
+    times = constant_ints(g, repeats, "repeats") or ()
     return x.with_tensor(tiled(g, x.tensor, [times[p] for p in x.perm]))
 
 
@@ -344,7 +316,7 @@ def tiled(g: Builder, t: Tensor, factors: Sequence[int]) -> Tensor:
     shape = [d * f for d, f in zip(t.shape, factors, strict=True)]
     if 0 in shape:
         return Tensor(tuple(shape), t.dtype, data=np.zeros(shape, t.dtype), quant=t.quant)
-    return g.emit("TILE", [t, g.ints(factors)], shape, Type(t.dtype, t.quant), schema.TileOptionsT())
+    return g.emit("TILE", [t, g.ints(factors)], shape, Type(t.dtype, t.quant))
 
 
 @op("DepthToSpace", since=1, rule=Rule.SAME, quantized=("int8", "uint8"))
@@ -357,7 +329,7 @@ def depth_to_space(g: Builder, x: View, *, blocksize: int, mode: str = "DCR") ->
     if mode == "CRD":
         index = np.arange(c).reshape(out, blocksize, blocksize).transpose(1, 2, 0).reshape(-1)
         if out > 1:
-            t = g.emit("GATHER", [t, g.ints(index)], t.shape, t, schema.GatherOptionsT(axis=3))
+            t = g.gather(t, g.ints(index), 3)
     options = schema.DepthToSpaceOptionsT(blockSize=blocksize)
     return View(g.emit("DEPTH_TO_SPACE", [t], (n, h * blocksize, w * blocksize, out), t, options), perm)
 

@@ -21,7 +21,7 @@ def dft_17(
     g: Builder, x: View, length: View | None = None, *, axis: int = 1, inverse: int = 0, onesided: int = 0
 ) -> View:
     """With the axis as an attribute."""
-    return _dft(g, x, _number(length), axis, bool(inverse), bool(onesided))
+    return _dft(g, x, _number(g, length), axis, bool(inverse), bool(onesided))
 
 
 @op("DFT", since=20)
@@ -35,8 +35,8 @@ def dft(
     onesided: int = 0,
 ) -> View:
     """``[…, n, 1 or 2] → […, n, 2]``, real and imaginary parts last."""
-    place = _number(axis)
-    return _dft(g, x, _number(length), -2 if place is None else place, bool(inverse), bool(onesided))
+    place = _number(g, axis)
+    return _dft(g, x, _number(g, length), -2 if place is None else place, bool(inverse), bool(onesided))
 
 
 def _dft(g: Builder, x: View, length: int | None, axis: int, inverse: bool, onesided: bool) -> View:
@@ -66,8 +66,7 @@ def _product(g: Builder, data: Tensor, weights: Array, used: int, shape: tuple[i
     """``data […, n, parts]`` cut to ``used`` points, times ``weights [out, used, parts]``."""
     *lead, size, parts = data.shape
     if used != size:
-        begin, cut = [0] * data.rank, [*lead, used, parts]
-        data = g.emit("SLICE", [data, g.ints(begin), g.ints(cut)], cut, data, schema.SliceOptionsT())
+        data = g.slice(data, [0] * data.rank, [*lead, used, parts])
     flat = g.reshape(data, (math.prod(lead), used * parts))
     matrix = g.constant(np.ascontiguousarray(weights.reshape(weights.shape[0], -1).astype(np.float32)))
     made = (flat.shape[0], matrix.shape[0])
@@ -106,7 +105,7 @@ def stft(
     onesided: int = 1,
 ) -> View:
     """Frames side by side (one GATHER), then a product with the windowed transform."""
-    hop, size = _number(step), _number(length)
+    hop, size = _number(g, step), _number(g, length)
     if hop is None or (size is None and window is None):
         raise Refusal("a frame step that is computed at run time")
     shape = window.const if window is not None else np.ones(size or 0, np.float32)
@@ -120,17 +119,13 @@ def stft(
     frames = (samples - points) // hop + 1
     index = np.add.outer(np.arange(frames) * hop, np.arange(points)).reshape(-1)
     data = g.reshape(g.plain(signal), (batch, samples, parts))
-    made = (batch, len(index), parts)
-    cut = g.emit("GATHER", [data, g.ints(index)], made, data, schema.GatherOptionsT(axis=1))
+    (batch, len(index), parts)
+    cut = g.gather(data, g.ints(index), 1)
     bins = points // 2 + 1 if onesided else points
     weights = _matrix(points, bins, parts, inverse=False) * shape.reshape(1, -1, 1)
     framed = g.reshape(cut, (batch, frames, points, parts))
     return View.of(_product(g, framed, weights, points, (batch, frames, bins, 2)))
 
 
-def _number(view: View | None) -> int | None:
-    if view is None:
-        return None
-    if view.const is None:
-        raise Refusal("an axis or length that is computed at run time")
-    return int(view.const.reshape(-1)[0])
+def _number(g: Builder, view: View | None) -> int | None:
+    return None if view is None else g.known_int(view, "an axis or length that is computed at run time")

@@ -9,9 +9,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
 from edgekit.backends.tflite.ir import FLOAT32
-from edgekit.backends.tflite.ops.shape import strided
 from edgekit.backends.tflite.ops.window import pad
-from edgekit.backends.tflite.registry import Refusal
 from edgekit.backends.tflite.view import View, channels_last
 
 
@@ -30,10 +28,9 @@ def conv_transpose_3d(
     """
     w, b = parameters
     strides, dilations = steps
-    if w.const is None:
-        raise Refusal("a transposed convolution over volumes with weights computed at run time")
+    weights = g.known(w, "a transposed convolution over volumes with weights computed at run time")
     x = g.dequantize(x)  # there is no integer kernel
-    kernel = _dense(w.const, group, dilations)
+    kernel = _dense(weights, group, dilations)
     data = g.layout(x, channels_last(5))
     # [I, O, D, H, W] → [D, H, W, O, I]
     filters = g.constant(np.ascontiguousarray(kernel.transpose(2, 3, 4, 1, 0)))
@@ -44,7 +41,7 @@ def conv_transpose_3d(
     options.dilationDFactor = options.dilationHFactor = options.dilationWFactor = 1
     out = g.emit("CONV_3D_TRANSPOSE", [g.ints(shape), filters, data], shape, FLOAT32, options)
     kept = [range(max(a, 0), n - max(z, 0)) for n, (a, z) in zip(sizes, margins, strict=True)]
-    out = strided(g, out, [range(shape[0]), *kept, range(shape[-1])])
+    out = g.strided(out, [range(shape[0]), *kept, range(shape[-1])])
     out = pad(g, out, [(0, 0), *((max(-a, 0), max(-z, 0)) for a, z in margins), (0, 0)])
     if b is not None:
         out = g.binary("ADD", out, g.plain(g.dequantize(b)))

@@ -5,13 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
-from edgekit.backends.tflite.ir import Tensor, Type
+from edgekit.backends.tflite.ir import Tensor
 from edgekit.backends.tflite.registry import Refusal
+
+
+class WindowAttributes(TypedDict, total=False):
+    """The attributes that convolutions and pools share."""
+
+    auto_pad: str
+    dilations: Sequence[int]
+    kernel_shape: Sequence[int]
+    pads: Sequence[int]
+    strides: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +54,27 @@ def same_pads(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, 
     return total // 2, total - total // 2
 
 
-def make_window(
-    sizes: Sequence[int],
-    kernel: Sequence[int],
-    strides: Sequence[int] | None,
-    dilations: Sequence[int] | None,
-    pads: Sequence[int] | None,
-    auto_pad: str = "NOTSET",
-) -> Window:
-    """ONNX's window attributes with their defaults; ``auto_pad`` is resolved for ``sizes``."""
+def make_window(sizes: Sequence[int], attributes: WindowAttributes, kernel: Sequence[int] = ()) -> Window:
+    """ONNX's window attributes with their defaults; ``auto_pad`` is resolved for ``sizes``.
+
+    ``kernel`` stands for ``kernel_shape`` where that is left out.
+    """
     n = len(sizes)
-    strides = tuple(strides) if strides else (1,) * n
-    dilations = tuple(dilations) if dilations else (1,) * n
+    kernel = attributes.get("kernel_shape") or kernel
+    strides = tuple(attributes.get("strides") or (1,) * n)
+    dilations = tuple(attributes.get("dilations") or (1,) * n)
+    pads, auto_pad = attributes.get("pads"), attributes.get("auto_pad", "NOTSET")
     if len(kernel) != n or len(strides) != n or len(dilations) != n:
         raise Refusal(f"{len(kernel)} kernel axes on {n} spatial axes")
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         spans = zip(sizes, kernel, strides, dilations, strict=True)
         both = [same_pads(*span) for span in spans]
-        found = tuple(p if auto_pad == "SAME_UPPER" else (p[1], p[0]) for p in both)
+        margins = tuple(p if auto_pad == "SAME_UPPER" else (p[1], p[0]) for p in both)
     elif auto_pad == "VALID" or not pads:
-        found = ((0, 0),) * n
+        margins = ((0, 0),) * n
     else:
-        found = tuple((int(pads[i]), int(pads[i + n])) for i in range(n))
-    return Window(tuple(kernel), strides, dilations, found)
+        margins = tuple((int(pads[i]), int(pads[i + n])) for i in range(n))
+    return Window(tuple(kernel), strides, dilations, margins)
 
 
 def padded(g: Builder, x: Tensor, window: Window, value: float = 0.0) -> tuple[Tensor, int]:
@@ -92,18 +101,16 @@ def pad(g: Builder, x: Tensor, pads: Sequence[tuple[int, int]], value: float = 0
     shape = [d + a + b for d, (a, b) in zip(x.shape, pads, strict=True)]
     table = g.constant(np.asarray(pads, np.int32))
     if value == 0.0:
-        return g.emit("PAD", [x, table], shape, x, schema.PadOptionsT())
+        return g.emit("PAD", [x, table], shape, x)
     if x.quant is not None:
         fill = g.constant(x.quant.quantize(np.asarray([value], np.float32), x.dtype), quant=x.quant)
     else:
         fill = g.constant(np.asarray([value], x.dtype))
-    return g.emit("PADV2", [x, table, fill], shape, x, schema.PadV2OptionsT())
+    return g.emit("PADV2", [x, table, fill], shape, x)
 
 
 def crop(g: Builder, x: Tensor, crops: Sequence[tuple[int, int]]) -> Tensor:
     """Cut ``(before, after)`` elements off the spatial axes of a channels-last tensor."""
     begin = [0, *(a for a, _ in crops), 0]
     size = [x.shape[0], *(n - a - b for n, (a, b) in zip(x.shape[1:-1], crops, strict=True)), x.shape[-1]]
-    return g.emit(
-        "SLICE", [x, g.ints(begin), g.ints(size)], size, Type(x.dtype, x.quant), schema.SliceOptionsT()
-    )
+    return g.slice(x, begin, size)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgekit.backends.nvidia import portable
-from edgekit.backends.nvidia.placement import requested
+from edgekit.backends.nvidia.executed import requested
 from edgekit.backends.nvidia.recipe import MINIMUM, write_recipe
 from edgekit.errors import UnsupportedOperatorsError
 from edgekit.graph import io

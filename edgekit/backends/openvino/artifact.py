@@ -7,25 +7,30 @@ file's metadata into the IR: the graph is stripped before, and made-up names are
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass
 
 from edgekit.errors import BackendError, MissingExtraError, UnsupportedNode, UnsupportedOperatorsError
 from edgekit.graph import io
 from edgekit.types import Lowered, OnnxModel, Option, Precision, Target
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
+    import openvino as ov
 
 MINIMUM_RUNTIME = "2023.3"
 """IR version 11 with the operator sets that the ONNX front end writes for the models edgekit makes."""
 
 
 @functools.cache
-def runtime() -> Any:
+def runtime() -> ModuleType:
     """The module ``openvino``, imported without its telemetry.
 
     The package writes a client id into the home directory when ``openvino_telemetry`` can be imported;
@@ -33,10 +38,9 @@ def runtime() -> Any:
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
-        import openvino
+        return importlib.import_module("openvino")
     except ImportError as e:
         raise MissingExtraError("OpenVINO", "openvino") from e
-    return openvino
 
 
 def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
@@ -71,16 +75,13 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
 
 def _prepare(model: ir.Model) -> None:
     """Drop metadata; every node gets a name, by which it is found again in the runtime's graph."""
-    from onnx_ir.passes.common import NameFixPass
-
     io.strip_metadata(model, keep=())
     NameFixPass()(model)
 
 
-def _convert(path: Path, target: Target, modules: Mapping[str | None, str]) -> Any:
-    ov = runtime()
+def _convert(path: Path, target: Target, modules: Mapping[str | None, str]) -> ov.Model:
     try:
-        return ov.Core().read_model(path)
+        return runtime().Core().read_model(path)
     except RuntimeError as e:
         missing = _unconverted(path, modules)
         if missing:
@@ -94,9 +95,7 @@ def _convert(path: Path, target: Target, modules: Mapping[str | None, str]) -> A
 def _unconverted(path: Path, modules: Mapping[str | None, str]) -> list[UnsupportedNode]:
     """Nodes that the front end leaves as they are when it is asked to convert what it can; none if it cannot."""
     runtime()
-    from openvino.frontend import FrontEndManager
-
-    front_end = FrontEndManager().load_by_framework("onnx")
+    front_end = importlib.import_module("openvino.frontend").FrontEndManager().load_by_framework("onnx")
     try:
         partial = front_end.convert_partially(front_end.load(str(path)))
     except RuntimeError:  # the caller reports the first failure
@@ -119,7 +118,7 @@ def _unconverted(path: Path, modules: Mapping[str | None, str]) -> list[Unsuppor
     ]
 
 
-def _name(model: Any, known: set[str]) -> None:
+def _name(model: ov.Model, known: set[str]) -> None:
     """Name every operation that the front end made up: after the ONNX node it leads to, its type and position.
 
     A Gemm becomes a MatMul without a name and an Add that has the Gemm's: the MatMul is found again as
@@ -143,7 +142,7 @@ def _name(model: Any, known: set[str]) -> None:
             op.set_friendly_name(f"{belongs[name]}/{op.get_type_name()}#{position}")
 
 
-def _save(model: Any, path: Path, *, compress_to_fp16: bool) -> None:
+def _save(model: ov.Model, path: Path, *, compress_to_fp16: bool) -> None:
     """Weights first, then the description: whoever sees ``model.xml`` sees a complete model."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         part = Path(folder) / path.name

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypedDict, cast
 
 from edgekit.graph.macs import Kernel, MacNode, assign, axis_sizes, count_macs, plain, summarize
-from edgekit.types import Lowered, OnnxModel, Placement, Precision, Target
+from edgekit.types import Json, OnnxModel, Placement, Precision, Target
 
 _MULTIPLY = frozenset(
     {
@@ -30,26 +30,35 @@ _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8":
 _HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.FP16: "f16"}
 _PASSIVE = frozenset({"Const", "Input", "Output"})
 
+
+class Executed(TypedDict):
+    """One node of the compiled model, as the runner reports it; sizes are -1 where they are not known."""
+
+    name: str
+    type: str
+    precision: str
+    primitive: str
+    original: list[str]
+    outputs: list[list[int]]
+
+
 _LOW_BIT = "low-bit weights"
 _INTEGERS = frozenset({"i4", "u4", "i8", "u8"})
 
 
-def placement(
-    model: OnnxModel,
-    target: Target,
-    lowered: Lowered,  # noqa: ARG001  (part of the protocol)
-    raw: Mapping[str, Any],
-) -> Placement:
+def placement(model: OnnxModel, target: Target, raw: Mapping[str, Json]) -> Placement:
     """Share of the multiply-accumulates in the asked-for precision, and every node that is not, with why."""
-    executed = raw.get("nodes")
+    executed = cast("Sequence[Executed] | None", raw.get("nodes"))
     if executed is None:
         note = "the compiled model was not recorded"
         return Placement(precision=str(target.precision), share=None, operators=0, notes=(note,))
     nodes = count_macs(model.path, axis_sizes(model.path, _shapes(executed)))
     own = {alias for node in nodes for alias in node.aliases[:2]}  # the node's own name, its output's
-    found = assign(nodes, tuple(_kernels(executed, own, target)))
+    kernels = assign(nodes, tuple(_kernels(executed, own, target)))
     asked = _LOW_BIT if _weights_only(target) else _asked(target.precision)
-    share, fallbacks = summarize(nodes, found, asked, lambda node, kernel: _reason(node, kernel, target, raw))
+    share, fallbacks = summarize(
+        nodes, kernels, asked, lambda node, kernel: _reason(node, kernel, target, raw)
+    )
     active = [n for n in executed if n["type"] not in _PASSIVE]
     return Placement(
         precision=str(target.precision),
@@ -69,7 +78,7 @@ def _weights_only(target: Target) -> bool:
     return target.scheme is not None and target.scheme.quantizer == "weights"
 
 
-def _shapes(executed: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
+def _shapes(executed: Sequence[Executed]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for node in executed:
         if node["outputs"] and node["outputs"][0] and -1 not in node["outputs"][0]:
@@ -77,7 +86,7 @@ def _shapes(executed: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, ...]]
     return shapes
 
 
-def _kernels(executed: Sequence[Mapping[str, Any]], own: set[str], target: Target) -> Iterator[Kernel]:
+def _kernels(executed: Sequence[Executed], own: set[str], target: Target) -> Iterator[Kernel]:
     for node in executed:
         fused = node["type"] in _FUSED and own.intersection(map(plain, node["original"]))
         if node["type"] not in _MULTIPLY and not fused:
@@ -88,7 +97,7 @@ def _kernels(executed: Sequence[Mapping[str, Any]], own: set[str], target: Targe
         yield Kernel(names=names, op=node["type"], precision=_LOW_BIT if low_bit else _executed_in(node))
 
 
-def _executed_in(node: Mapping[str, Any]) -> str:
+def _executed_in(node: Executed) -> str:
     """The kernel's own precision (``brgconv_avx512_1x1_f32``), where it says.
 
     ``runtimePrecision`` alone misleads: it is f16 for float32 kernels that read float16 weights.
@@ -97,7 +106,7 @@ def _executed_in(node: Mapping[str, Any]) -> str:
     return _PRECISIONS.get(suffix) or _PRECISIONS.get(node["precision"], node["precision"])
 
 
-def _reason(node: MacNode, kernel: Kernel | None, target: Target, raw: Mapping[str, Any]) -> str:
+def _reason(node: MacNode, kernel: Kernel | None, target: Target, raw: Mapping[str, Json]) -> str:
     if kernel is None:
         return "the compiled model names no kernel for it"
     if target.scheme is None:
@@ -113,12 +122,12 @@ def _reason(node: MacNode, kernel: Kernel | None, target: Target, raw: Mapping[s
     return f"Q/DQ island: {kernel.op} executes in {kernel.precision} between Q/DQ"
 
 
-def _notes(active: Sequence[Mapping[str, Any]], target: Target, raw: Mapping[str, Any]) -> Iterator[str]:
+def _notes(active: Sequence[Executed], target: Target, raw: Mapping[str, Json]) -> Iterator[str]:
     hint = str(raw.get("inference_precision", ""))
-    wanted = _HINTS.get(target.precision, "f32")
+    precision = _HINTS.get(target.precision, "f32")
     yield f"inference precision {hint} on {raw.get('device', '?')}"
     silent = [n for n in active if n["precision"] == "bf16"]
-    if silent and wanted != "bf16":
+    if silent and precision != "bf16":
         yield f"{len(silent)} operators execute in bf16, which nobody asked for: pin inference_precision to f32"
     quantizers = sum(n["type"] == "FakeQuantize" for n in active)
     if quantizers:

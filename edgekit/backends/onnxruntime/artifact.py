@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import onnx
+import onnx_ir as ir
+
+from edgekit.backends.onnxruntime.fusions import keep_normalizations_apart
 from edgekit.backends.onnxruntime.kernels import refuse_unsupported
+from edgekit.backends.onnxruntime.ortformat import write_ort
 from edgekit.graph import io
+from edgekit.graph.passes.float16 import to_float16
 from edgekit.types import Lowered, OnnxModel, Option, Precision, Target
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 _FIRST_RELEASE = {
     17: "1.12",
@@ -31,8 +33,6 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
 
     Raises :class:`UnsupportedOperatorsError` with every node for which the installed runtime has no kernel.
     """
-    from edgekit.backends.onnxruntime.fusions import keep_normalizations_apart
-
     onnx_model = io.load(model.path)
     refuse_unsupported(onnx_model, target)
     notes = list(_to_half(onnx_model)) if target.precision is Precision.FP16 else []
@@ -41,8 +41,6 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     written = io.save(onnx_model, out / target.file)
     files = [target.file, *(f.name for f in io.external_files(written.path))]
     if options.get("ort_format"):
-        from edgekit.backends.onnxruntime.ortformat import write_ort
-
         files.append(write_ort(written.path, out / "model.ort"))
         notes.append(
             "model.ort: the graph after ONNX Runtime's extended optimizations, for its mobile builds"
@@ -63,8 +61,6 @@ def minimum_runtime(opset: int) -> str:
 
 
 def _to_half(model: ir.Model) -> Iterator[str]:
-    from edgekit.graph.passes.float16 import to_float16
-
     report = to_float16(model)
     yield f"{len(report.converted)} nodes in float16, {len(report.kept)} kept in float32"
     if report.clamped:
@@ -75,8 +71,6 @@ def _to_half(model: ir.Model) -> Iterator[str]:
 
 def _strip(model: ir.Model) -> None:
     """Names stay (placement is told by them); documentation, metadata and inferred shapes go."""
-    import onnx
-
     io.strip_metadata(model, keep=())
     for node in model.graph:
         for value in node.outputs:

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypedDict, cast
 
 from edgekit.graph import macs, ops
 from edgekit.graph.macs import Kernel, MacNode, assign, axis_sizes, count_macs, summarize
 from edgekit.graph.ops import Trait
-from edgekit.types import Lowered, OnnxModel, Placement, Precision, Target
+from edgekit.types import Json, Lowered, OnnxModel, Placement, Precision, Target
+
+
+class TensorInfo(TypedDict):
+    """An operand of an executed node."""
+
+    dtype: str
+    shape: list[int]
+
+
+class Executed(TypedDict):
+    """One node of the profile, as the runner reports it; absent operands are ``None``."""
+
+    name: str
+    op: str
+    provider: str
+    inputs: list[TensorInfo | None]
+    outputs: list[TensorInfo | None]
+
 
 _INT8 = macs.RULES.keys() & (ops.named(Trait.INTEGER) | ops.named(Trait.INTEGER, "com.microsoft"))
 _FLOAT = macs.RULES.keys() - _INT8 - {"MatMulNBits"}
@@ -23,22 +41,21 @@ _ASKED = {
 }
 
 
-def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[str, Any]) -> Placement:
+def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[str, Json]) -> Placement:
     """Share of the multiply-accumulates in the asked-for precision, and every node that is not, with why.
 
     ``raw["nodes"]`` is ``None`` when the profile was not recorded: then the share is not known.
     """
-    executed = raw.get("nodes")
+    executed = cast("Sequence[Executed] | None", raw.get("nodes"))
     if executed is None:
         note = "the runtime's profile was not recorded"
         return Placement(precision=str(target.precision), share=None, operators=0, notes=(note,))
-    shapes = {
-        n["name"]: tuple(n["outputs"][0]["shape"]) for n in executed if n["outputs"] and n["outputs"][0]
-    }
+    first = {n["name"]: n["outputs"][0] for n in executed if n["outputs"]}
+    shapes = {name: tuple(output["shape"]) for name, output in first.items() if output}
     nodes = count_macs(model.path, axis_sizes(model.path, shapes))
-    found = assign(nodes, tuple(_kernels(executed)))
+    kernels = assign(nodes, tuple(_kernels(executed)))
     asked = _ASKED.get(target.precision, str(target.precision))
-    share, fallbacks = summarize(nodes, found, asked, lambda node, kernel: _reason(node, kernel, target))
+    share, fallbacks = summarize(nodes, kernels, asked, lambda node, kernel: _reason(node, kernel, target))
     return Placement(
         precision=str(target.precision),
         share=share,
@@ -49,18 +66,18 @@ def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[s
     )
 
 
-def _kernels(executed: Sequence[Mapping[str, Any]]) -> Iterator[Kernel]:
-    seen: set[str] = set()
+def _kernels(executed: Sequence[Executed]) -> Iterator[Kernel]:
+    names: set[str] = set()
     for node in executed:
-        if node["name"] in seen:  # a loop's body reports every iteration
+        if node["name"] in names:  # a loop's body reports every iteration
             continue
-        seen.add(node["name"])
+        names.add(node["name"])
         precision = _precision(node)
         if precision:
             yield Kernel(names=(node["name"],), op=node["op"], precision=precision)
 
 
-def _precision(node: Mapping[str, Any]) -> str:
+def _precision(node: Executed) -> str:
     if node["op"] in _INT8:
         return "int8"
     if node["op"] == "MatMulNBits":
@@ -89,7 +106,7 @@ def _reason(node: MacNode, kernel: Kernel | None, target: Target) -> str:
     return f"Q/DQ island: {kernel.op} was not fused, computes in {kernel.precision} between Q/DQ"
 
 
-def _notes(executed: Sequence[Mapping[str, Any]], target: Target, lowered: Lowered) -> Iterator[str]:
+def _notes(executed: Sequence[Executed], target: Target, lowered: Lowered) -> Iterator[str]:
     counts = Counter(n["op"] for n in executed)
     if target.scheme is not None and (counts["QuantizeLinear"] or counts["DequantizeLinear"]):
         yield (

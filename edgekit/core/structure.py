@@ -48,13 +48,13 @@ def _encode(value: object) -> str:
     raise TypeError(f"{type(value).__qualname__} has no plain form")
 
 
-def _decode(kind: type, value: Any) -> Any:
+def _decode(kind: type, value: object) -> object:
     if issubclass(kind, Path) and isinstance(value, str):
         return Path(value)
     raise TypeError(f"{kind.__qualname__} cannot be made from {type(value).__qualname__}")
 
 
-def _refuse_unknown_keys(cls: Any, value: object, where: str) -> None:
+def _refuse_unknown_keys(cls: object, value: object, where: str) -> None:
     if typing.get_origin(cls) in (types.UnionType, typing.Union):
         for option in typing.get_args(cls):
             if dataclasses.is_dataclass(option):
@@ -72,5 +72,5 @@ def _refuse_unknown_keys(cls: Any, value: object, where: str) -> None:
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: type) -> dict[str, object]:
     return typing.get_type_hints(cls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from edgekit.devices.agent.state import isa
 from edgekit.diff import Form, Walk, walk
 from edgekit.diff.onnx_form import OnnxForm
 from edgekit.diff.tflite_form import TfliteForm
@@ -145,6 +147,8 @@ def test_one_spoiled_layer_of_a_small_network(
 
 @pytest.mark.parametrize("name", KINDS)
 def test_an_unspoiled_network_has_no_wrong_layer(name: str, zoo: Callable[[str], models.Built]) -> None:
+    if name == "kernels" and platform.machine() == "x86_64" and "vnni" not in isa():
+        pytest.skip("UINT8 x INT8 products saturate in 16 bits on this processor: a layer really is off")
     built, kind = zoo("mlp"), KINDS[name]
     found = walk([*kind.before(built), kind.read(kind.file(built))], built.inputs)
     assert found.starts_at is None

@@ -17,10 +17,10 @@ ROOT_FILES = {"__init__.py", "__main__.py", "errors.py", "plugins.py", "types.py
 SENTENCES = 3
 
 # Ceilings: they only ever come down. What was measured last, rounded up.
-LOCAL_IMPORTS = 340
+LOCAL_IMPORTS = 300
 """Imports inside functions: of torch, onnx and the runtimes where start-up time needs it, and of extras."""
-ANY_PER_1000_LINES = 10.5
-BROAD_EXCEPTS = 39
+ANY_PER_1000_LINES = 9.5
+BROAD_EXCEPTS = 38
 """``except Exception``, ``except BaseException`` and bare ones."""
 
 

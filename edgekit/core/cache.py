@@ -105,16 +105,16 @@ def reduce(
 ) -> Removed:
     """Remove what was not used since ``used_before``, then what was used longest ago until ``size`` bytes are left.
 
-    Entries of the kinds ``kept`` stay, and whatever a process that runs may have used.
+    Entries of the kinds ``kept`` do not go for their size. What a process that runs may have used stays.
     """
     present = sorted(entries(root), key=lambda e: e.used)
     protected = _oldest_run(root)
     total, removed = sum(e.size for e in present), Removed()
     for entry in present:
         old = used_before is not None and entry.used < used_before
-        if not old and (size is None or total <= size):
+        if not old and (size is None or total <= size or entry.kind in kept):
             continue
-        if entry.used >= protected or entry.kind in kept or not _remove(root, entry):
+        if entry.used >= protected or not _remove(root, entry):
             continue
         total -= entry.size
         removed += Removed(entries=1, bytes=entry.size)
@@ -188,12 +188,13 @@ def _listed(folder: Path) -> list[Path]:
         return []
 
 
-def clear(root: Path) -> Removed:
-    """Remove everything that no running process may be using."""
-    removed = reduce(root, used_before=float("inf"))
-    files.sweep(root / PARTS)
-    for place in (*(root / STEPS).glob("*"), *(root / NOTES).glob("*")):
+def prune(
+    root: Path, *, size: int | None = None, used_before: float | None = None, kept: tuple[str, ...] = ()
+) -> Removed:
+    """:func:`reduce`, and what killed processes left."""
+    removed = reduce(root, size=size, used_before=used_before, kept=kept)
+    for place in (root / PARTS, *_listed(root / STEPS), *_listed(root / NOTES)):
         files.sweep(place)
         with contextlib.suppress(OSError):
-            place.rmdir()
+            place.rmdir()  # where nothing is left in it
     return removed

@@ -205,13 +205,17 @@ class Store:
         except OSError as error:
             raise files.unwritable(self.root, error) from error
 
-    def _own(self, path: Path) -> None:
-        """Raise for what another user owns: it may be changed after it was checked."""
-        if not _is_ours(root := self.root.stat()):
+    def refuse_others(self) -> None:
+        """Raise :class:`UsageError` when the cache is another user's."""
+        if self.root.exists() and not _is_ours(status := self.root.stat()):
             raise UsageError(
-                f"the cache {self.root} belongs to another user (number {root.st_uid})",
+                f"the cache {self.root} belongs to another user (number {status.st_uid})",
                 hint="name a folder of your own with EDGEKIT_CACHE",
             )
+
+    def _own(self, path: Path) -> None:
+        """Raise for what another user owns: it may be changed after it was checked."""
+        self.refuse_others()
         if not _is_ours(path.lstat()):
             raise DamagedError("it belongs to another user")
 

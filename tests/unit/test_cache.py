@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
+from edgekit.cli import cli
 from edgekit.core import cache, files
 from edgekit.core.store import Key, Store
 from edgekit.errors import ConfigError
@@ -76,7 +79,7 @@ def test_a_build_never_loses_what_it_uses(tmp_path, monkeypatch):
     assert there(tmp_path, 10) == [1, 7, 8, 9]
     assert said == ["the cache is full: 1 of its oldest entries were removed"]
     # nor does another process take from a build that runs
-    elsewhere(tmp_path, "cache.clear(root)")
+    elsewhere(tmp_path, "cache.prune(root, size=0)")
     assert there(tmp_path, 10) == [1, 7, 8, 9]
 
 
@@ -93,6 +96,40 @@ def test_what_is_no_size_is_an_error(text, monkeypatch):
     with pytest.raises(ConfigError, match="EDGEKIT_CACHE_LIMIT") as error:
         Store()
     assert "20GB" in error.value.hint
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["cache", *arguments])
+
+
+def test_the_command_tells_and_removes(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path))
+    fill(tmp_path, 3)
+    told = json.loads(run("--json").output)
+    assert told["kinds"] == {"step": {"entries": 3, "bytes": cache_size(tmp_path)}}
+    assert (told["cache"], told["limit"]) == (str(tmp_path), 20 * 10**9)
+    assert "3" in run("info").output
+    assert json.loads(run("prune", "--limit", "3kB", "--json").output)["removed"] == 1
+    assert there(tmp_path, 3) == [1, 2]
+    os.utime(record(tmp_path, 2))
+    assert "1 entries removed" in run("prune", "--older-than", "1d").output
+    assert there(tmp_path, 3) == [2]
+    assert json.loads(run("clear", "--json").output)["bytes"] == 0
+    assert there(tmp_path, 3) == []
+
+
+def test_unfinished_work_goes_when_it_is_old_or_all_goes(tmp_path):
+    work = tmp_path / "compressing" / "0123"
+    work.mkdir(parents=True)
+    (work / "checkpoint").write_bytes(bytes(5000))
+    assert cache.prune(tmp_path, size=10, kept=cache.UNFINISHED).entries == 0
+    assert cache.prune(tmp_path, used_before=time.time() + 1, kept=cache.UNFINISHED).entries == 1
+
+
+@pytest.mark.parametrize("arguments", [("prune", "--limit", "20"), ("prune", "--older-than", "30")])
+def test_the_command_refuses_what_it_cannot_read(tmp_path, monkeypatch, arguments):
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path))
+    assert isinstance(run(*arguments).exception, ConfigError)
 
 
 def test_ages():

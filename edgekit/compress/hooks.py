@@ -60,6 +60,7 @@ def patches(module: nn.modules.conv._ConvNd, x: torch.Tensor) -> tuple[torch.Ten
     if x.ndim == dims + 1:
         x = x[None]
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    # unfold along each axis instead of functional.unfold, which knows two dimensions and makes all positions at once
     x = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
     for axis in range(dims):
         size, dilation = module.kernel_size[axis], module.dilation[axis]

@@ -58,7 +58,7 @@ def run(
         kept = None if work is None else work / f"step-{key[:32]}.safetensors"
         if kept is not None and kept.is_file():
             model, after = _resumed(step, model, own, kept)
-            if after.metric is None and judge.task is not None:
+            if after.metric is None and judge.task is not None:  # kept by a search, which does not take it
                 after = measure(model, judge)
         else:
             running = None if work is None else work / f"running-{key[:32]}"
@@ -136,6 +136,7 @@ def cache_key(step: Step, model: torch.nn.Module, context: Context) -> str:
     """sha256 over everything the result depends on: options, weights, task, seed, versions."""
     digest = hashlib.sha256(spell(step).encode())
     task = context.task.fingerprint if context.task else ""
+    # Torch's version: its kernels round differently.
     digest.update(repr((context.seed, task, str(torch.__version__), _VERSION)).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + str(tensor.dtype).encode() + repr(tuple(tensor.shape)).encode())

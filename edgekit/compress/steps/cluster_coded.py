@@ -18,7 +18,7 @@ import torch
 
 from edgekit.compress.curvature import Block, Curvature
 
-_TRIES = 3
+_TRIES = 3  # error feedback moves the rate, so that the multiplier is sought again
 _TOLERANCE = 0.02
 _PASSES = 3
 _ENTRY = 40
@@ -161,7 +161,7 @@ def _multiplier(
         return out / whole
 
     middle = max(float((h * w.square()).mean()) for w, h in samples.values())
-    low, high = math.log(middle) - 40, math.log(middle) + 5
+    low, high = math.log(middle) - 40, math.log(middle) + 5  # far beyond both ends
     for _ in range(18):
         at = (low + high) / 2
         low, high = (at, high) if rate(math.exp(at)) > bits else (low, at)
@@ -178,7 +178,7 @@ def _nearest(
     some, minds = flat[~zero], h[~zero]
     if not len(some):
         return Coded(table=flat.new_zeros(1), index=torch.zeros(weight.shape, dtype=torch.int64))
-    step = -(-len(some) // (4 * _CHUNK))
+    step = -(-len(some) // (4 * _CHUNK))  # the table is found on a sample of the weights, the indices for all
     sample, weights = some[::step], minds[::step]
     pitch = math.sqrt(12 * multiplier / (float(weights.mean()) * math.log(2)))
     table = _grid(sample, pitch, count)
@@ -240,6 +240,7 @@ def _feed_back(coded: Coded, weight: torch.Tensor, curvature: Curvature, multipl
 
 
 def _walk(weight: torch.Tensor, block: Block, table: torch.Tensor, cost: torch.Tensor) -> torch.Tensor:
+    # As GPTQ does: within _COLUMNS columns an error reaches the next ones at once, those behind them in one product.
     order, upper = _factor(block)
     left = weight[:, order].clone()
     zero = left == 0
@@ -277,6 +278,7 @@ def _refit(coded: Coded, weight: torch.Tensor, curvature: Curvature) -> None:
         moments += torch.bincount(flat, weights=(curvature.diagonal * weight).flatten(), minlength=count)
     for block in curvature.blocks:
         width = block.moments.shape[0]
+        # A part of the rows where all of them would take more than _REFIT_FLOPS.
         step = max(1, math.ceil((block.rows.stop - block.rows.start) * count * width**2 / _REFIT_FLOPS))
         rows = torch.arange(block.rows.start, block.rows.stop, step)
         index, w = coded.index[rows][:, block.columns], weight[rows][:, block.columns]

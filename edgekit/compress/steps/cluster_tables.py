@@ -39,6 +39,7 @@ def apply(step: Cluster, model: nn.Module, context: Context) -> nn.Module:
         }
     for name, module in targets.items():
         parametrize.register_parametrization(module, "weight", tables[name])
+        # The original stays where it was; what is trained is the table.
         module.get_parameter("parametrizations.weight.original").requires_grad_(False)
     try:
         if step.training.epochs:
@@ -98,7 +99,7 @@ def kmeans(weight: torch.Tensor, count: int, bias: float) -> tuple[torch.Tensor,
         quantiles = torch.quantile(some[:: max(1, len(some) // 1_000_000)], at)
         linear = some.min() + (some.max() - some.min()) * at
         centres = ((quantiles + linear) / 2).sort().values
-    spread = some.var(unbiased=False)
+    spread = some.var(unbiased=False)  # makes ``bias`` mean the same in layers of any magnitude
     bits = torch.zeros(len(centres), dtype=torch.float64)
     for _ in range(_ITERATIONS):
         nearest = cluster_coded.assign(some, centres, bias * spread * bits)

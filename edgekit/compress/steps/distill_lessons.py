@@ -114,6 +114,7 @@ class Lessons(DerivedTask):
                     f"the teacher does not take the student's inputs: {error}",
                     hint="teacher and student must have the same inputs",
                 ) from error
+        # The task's loss is computed even where labels=0: it is what calls the student.
         total = self.step.labels * labelled + self._outputs(own.output, other.output)
         if self.pairs:
             total = total + state_loss(self.step, model, self.pairs, own, other)
@@ -170,6 +171,7 @@ def relation_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     def distances(x: torch.Tensor) -> torch.Tensor:
         square = x.square().sum(1)
         far = (square[:, None] + square[None] - 2 * x @ x.T).clamp_min(1e-12).sqrt()
+        # The root's gradient at zero is infinite: hence the small number, and no distance of a sample to itself.
         far = far * (1 - torch.eye(len(x), device=x.device, dtype=x.dtype))
         some = far[far > 1e-5]
         return far / (some.mean() if some.numel() else 1.0)

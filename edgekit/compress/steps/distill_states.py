@@ -188,7 +188,7 @@ def projections(
         with Watch(teacher, [p.teacher for p in pairs]) as other:
             teacher(*own.args, **own.kwargs)
     maps: dict[str, nn.Module] = {}
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # the maps start at random
     for pair in pairs:
         if pair.student in own.states and pair.teacher in other.states:
             narrow, wide = (

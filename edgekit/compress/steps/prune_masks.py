@@ -31,6 +31,7 @@ def apply(step: Prune, model: nn.Module, context: Context) -> nn.Module:
     for name, module in targets.items():
         parametrize.register_parametrization(module, "weight", masks[name])
     try:
+        # Before anything is cut: snip's scores are of the whole network.
         scores = saliency.initial(model, targets, step.criterion, context)
         _train(model, context, _Masks(step=step, targets=targets, masks=masks, own=own, scores=scores))
     finally:
@@ -102,6 +103,7 @@ class _Masks:
         score = weight.abs()
         if self.step.criterion != "magnitude":
             running = self.masks[name].score
+            # Until training has collected something, the scores from before it count.
             started = running is not None and bool(running.any())
             score = running if running is not None and started else self.scores[name].to(weight.device)
         if self.step.block > 1:

@@ -55,6 +55,7 @@ def apply(step: Qat, model: nn.Module, context: Context) -> nn.Module:
         if step.training.epochs:
             fit(model, context.needs_task(step.NAME), step.training, seed=context.seed)
     _settle(model.eval(), bits)
+    # Into the scales, behind integers that are settled: folding into the weights would round them anew.
     if step.batch_norm != "fold":
         batch_norm.fold_stored(model, pairs)
     context.record(_notes(model, bits, numbers, pairs))
@@ -133,7 +134,8 @@ def _install(
 def _inputs(
     step: Qat, model: nn.Module, bits: Mapping[str, Bits], context: Context, numbers: Mapping[str, int]
 ) -> dict[int, nn.Module]:
-    """The quantizer of each input. One that layers of 8 and of 16 bits read has 16."""
+    """The quantizer of each input. One that layers of 8 and of 16 bits read has 16: a runtime quantizes a tensor
+    once."""
     if not numbers:
         return {}
     observed = qat_ranges.observe(model, numbers, lambda m: context.observe(m, step.batches, step=step.NAME))

@@ -102,7 +102,7 @@ def _influences(model: nn.Module, context: Context) -> dict[str, _Block]:
     with removed([m.register_forward_hook(watch(n), with_kwargs=True) for n, m in _stacked(model)]):
         with torch.no_grad():
             forward(model, context.example_inputs)
-        if context.task is not None:
+        if context.task is not None:  # the example alone may be random
             context.observe(model, _BATCHES, step=Depth.NAME)
     fitting = {name: block for name, block in blocks.items() if block is not None}
     # Of nested blocks the outer ones.

@@ -144,7 +144,7 @@ def apply(model: torch.nn.Module, cut: Plan) -> Undo:
             data = data.index_select(dim, torch.from_numpy(ids).to(data.device))
         undo.data.append((tensor, tensor.data))
         tensor.data = data.contiguous()
-        tensor.grad = None
+        tensor.grad = None  # it has the old shape
     for (path, name), value in cut.attributes.items():
         if not isinstance(getattr(modules.get(path), name, None), int | tuple):
             undo()

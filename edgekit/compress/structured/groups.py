@@ -97,6 +97,7 @@ def analyse(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], *, inexa
     trace = record(model, inputs)
     numel = {name: p.numel() for name, p in model.named_parameters()}
     modes: dict[Site, int] = {}
+    # One choice after the other: a choice may open sites that were not there before.
     best = _analyse(trace, numel, modes, inexact)
     while True:
         tried = False

@@ -18,11 +18,11 @@ Rule: TypeAlias = Callable[[Labels, Call], None]
 RULES: dict[str, Rule] = {}
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for operators of ``aten``."""
+def rule(names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operators of ``aten``, named with spaces between."""
 
     def register(function: Rule) -> Rule:
-        for name in names:
+        for name in names.split():
             if name in RULES:
                 raise ValueError(f"two rules for {name}")
             RULES[name] = function
@@ -84,24 +84,10 @@ def join_dims(labels: Labels, one: Dims, two: Dims) -> Dims:
 
 
 @rule(
-    "add",
-    "sub",
-    "mul",
-    "div",
-    "where",
-    "hardswish",
-    "mish",
-    "_prelu_kernel",
-    "masked_fill",
-    "lerp",
-    "addcmul",
-)
-@rule("leaky_relu", "elu", "softplus", "hardtanh", "threshold", "copy", "fill", "rrelu_with_noise", "clamp")
-@rule(
-    "clone", "detach", "alias", "_to_copy", "contiguous", "lift_fresh", "bernoulli", "to", "view_as_real_copy"
-)
-@rule(
-    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "native_dropout", "zero"
+    "add sub mul div where hardswish mish _prelu_kernel masked_fill lerp addcmul leaky_relu elu softplus "
+    "hardtanh threshold copy fill rrelu_with_noise clamp clone detach alias _to_copy contiguous "
+    "lift_fresh bernoulli to view_as_real_copy zeros_like ones_like full_like empty_like rand_like "
+    "randn_like native_dropout zero"
 )
 def pointwise(labels: Labels, call: Call) -> None:
     """Entry by entry, with broadcasting; each entry of the result is that of the arguments."""
@@ -112,8 +98,9 @@ def pointwise(labels: Labels, call: Call) -> None:
         labels.set(ref, dims)
 
 
-@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "empty_strided")
-@rule("new_empty_strided", "scalar_tensor")
+@rule(
+    "zeros ones full empty new_zeros new_ones new_full new_empty empty_strided new_empty_strided scalar_tensor"
+)
 def constants(labels: Labels, call: Call) -> None:
     """A constant of some shape: follows what it is combined with, if its size in the code can."""
     for ref in refs(call.out):
@@ -123,7 +110,7 @@ def constants(labels: Labels, call: Call) -> None:
         labels.set(ref, dims)
 
 
-@rule("arange", "linspace", "randn", "rand", "tril_indices", "eye", "randperm", "randint")
+@rule("arange linspace randn rand tril_indices eye randperm randint")
 def values(labels: Labels, call: Call) -> None:
     """Values that depend on the place: nothing of them can be left out."""
     labels.set_fixed(refs(call.out))
@@ -143,19 +130,19 @@ def _product(labels: Labels, call: Call, a: Ref, b: Ref, bias: Ref | None = None
     labels.set(call.out.id, out)
 
 
-@rule("mm", "bmm")
+@rule("mm bmm")
 def product(labels: Labels, call: Call) -> None:
     """``[…, m, k] @ […, k, n]``."""
     _product(labels, call, call.args[0], call.args[1])
 
 
-@rule("addmm", "baddbmm")
+@rule("addmm baddbmm")
 def product_and_sum(labels: Labels, call: Call) -> None:
     """A bias and a product."""
     _product(labels, call, call.args[1], call.args[2], call.args[0])
 
 
-@rule("mv", "dot")
+@rule("mv dot")
 def vector_product(labels: Labels, call: Call) -> None:
     """Matrix or vector by vector."""
     one, two = labels.of(call.args[0].id), labels.of(call.args[1].id)
@@ -164,7 +151,7 @@ def vector_product(labels: Labels, call: Call) -> None:
     labels.set(call.out.id, one[:-1])
 
 
-@rule("convolution", "_convolution")
+@rule("convolution _convolution")
 def convolution(labels: Labels, call: Call) -> None:
     """Any number of spatial dimensions; grouped and depthwise; transposed."""
     x, weight, bias, *_ = call.args
@@ -218,16 +205,18 @@ def _count(shape: tuple[int, ...]) -> int:
     return int(np.prod(shape, dtype=np.int64))
 
 
-@rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention")
-@rule("_scaled_dot_product_attention_math", "_scaled_dot_product_flash_attention")
-@rule("_scaled_dot_product_attention_math_for_mps", "_scaled_dot_product_fused_attention_overrideable")
+@rule(
+    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention "
+    "_scaled_dot_product_attention_math _scaled_dot_product_flash_attention "
+    "_scaled_dot_product_attention_math_for_mps _scaled_dot_product_fused_attention_overrideable"
+)
 def attention(labels: Labels, call: Call) -> None:
     """``softmax(q kᵀ) v`` over ``[batch, heads, positions, width]``; the scale counts the width of q."""
     q, k, v = (labels.of(r.id) for r in call.args[:3])
     if len(q) != 4 or len(q[1]) % len(k[1]):
         _unknown(labels, call)
         return
-    labels.unify(k[1], v[1])
+    labels.unify(k[1], v[1])  # a head's keys and values
     labels.unify(q[1].reshape(len(k[1]), -1), k[1][:, None])  # queries that share keys go with them
     for d in (k, v):
         labels.unify(q[0], d[0])
@@ -276,6 +265,7 @@ def recurrent(labels: Labels, call: Call) -> None:
             labels.unify(ids[1], given)
         if name.startswith("weight"):
             labels.macs.append((_count(rows), ids))
+    # The first state is what comes out, the second (of an LSTM) the cell's own.
     for position, ref in enumerate(refs(state)):
         labels.unify(labels.of(ref)[-1], unit if position else given)
     for position, ref in enumerate(refs(call.out)):
@@ -290,7 +280,7 @@ def recurrent(labels: Labels, call: Call) -> None:
             labels.set(ref, [fixed(n) for n in labels.size(ref)])
 
 
-@rule("_pack_padded_sequence", "_pad_packed_sequence")
+@rule("_pack_padded_sequence _pad_packed_sequence")
 def packed(labels: Labels, call: Call) -> None:
     """Features are last on both sides."""
     last = labels.of(call.args[0].id)[-1]

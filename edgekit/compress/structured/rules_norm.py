@@ -7,8 +7,10 @@ from edgekit.compress.structured.rules import refs, rule
 from edgekit.compress.structured.trace import Call
 
 
-@rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "batch_norm")
-@rule("cudnn_batch_norm", "_batch_norm_no_update", "_batch_norm_with_update")
+@rule(
+    "native_batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit batch_norm "
+    "cudnn_batch_norm _batch_norm_no_update _batch_norm_with_update"
+)
 def batch_norm(labels: Labels, call: Call) -> None:
     """Each channel by itself."""
     dims = labels.of(call.args[0].id)
@@ -17,7 +19,7 @@ def batch_norm(labels: Labels, call: Call) -> None:
     _first(labels, call, dims)
 
 
-@rule("native_layer_norm", "_fused_rms_norm")
+@rule("native_layer_norm _fused_rms_norm")
 def layer_norm(labels: Labels, call: Call) -> None:
     """The statistics count all entries of the last dimensions."""
     dims = labels.of(call.args[0].id)
@@ -55,18 +57,7 @@ def _first(labels: Labels, call: Call, dims: tuple[Ids, ...]) -> None:
     labels.set_fixed(others)
 
 
-@rule(
-    "_softmax",
-    "_log_softmax",
-    "_safe_softmax",
-    "cumsum",
-    "cumprod",
-    "logcumsumexp",
-    "sort",
-    "topk",
-    "flip",
-    "roll",
-)
+@rule("_softmax _log_softmax _safe_softmax cumsum cumprod logcumsumexp sort topk flip roll")
 def over_one(labels: Labels, call: Call) -> None:
     """Along one or more dimensions, all of whose entries matter to each other."""
     dims = list(labels.of(call.args[0].id))
@@ -79,16 +70,13 @@ def over_one(labels: Labels, call: Call) -> None:
         labels.set(ref, [d if len(d) == n else fixed(n) for d, n in zip(dims, shape, strict=True)])
 
 
-@rule("sum", "linalg_vector_norm", "norm", "count_nonzero")
+@rule("sum linalg_vector_norm norm count_nonzero")
 def summed(labels: Labels, call: Call) -> None:
     """Zeros add nothing: what is cut may be summed over."""
     _reduce(labels, call, exact=True)
 
 
-@rule(
-    "mean", "var", "std", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "logsumexp", "any", "all"
-)
-@rule("var_mean", "std_mean", "median")
+@rule("mean var std amax amin max min argmax argmin prod logsumexp any all var_mean std_mean median")
 def averaged(labels: Labels, call: Call) -> None:
     """The result depends on how many there are, or on zeros."""
     _reduce(labels, call, exact=False)
@@ -117,27 +105,14 @@ _SPATIAL = {"1d": 1, "2d": 2, "3d": 3}
 
 
 @rule(
-    "max_pool2d_with_indices",
-    "max_pool3d_with_indices",
-    "avg_pool1d",
-    "avg_pool2d",
-    "avg_pool3d",
-    "max_pool2d",
+    "max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d max_pool2d "
+    "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d max_pool1d "
+    "adaptive_avg_pool1d adaptive_avg_pool2d mkldnn_adaptive_avg_pool2d grid_sampler_2d grid_sampler "
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d "
+    "upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d "
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d replication_pad1d "
+    "replication_pad2d replication_pad3d reflection_pad3d max_pool3d"
 )
-@rule(
-    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", "max_pool1d"
-)
-@rule(
-    "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d",
-    "mkldnn_adaptive_avg_pool2d",
-    "grid_sampler_2d",
-    "grid_sampler",
-)
-@rule("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d")
-@rule("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d")
-@rule("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d")
-@rule("replication_pad1d", "replication_pad2d", "replication_pad3d", "reflection_pad3d", "max_pool3d")
 def spatial(labels: Labels, call: Call) -> None:
     """Each channel by itself; positions stay."""
     dims = labels.of(call.args[0].id)

@@ -13,14 +13,14 @@ from edgekit.compress.structured.rules import refs, rule
 from edgekit.compress.structured.trace import Call, Ref
 
 
-@rule("t", "numpy_T", "mT", "adjoint")
+@rule("t numpy_T mT adjoint")
 def transposed(labels: Labels, call: Call) -> None:
     """Both dimensions change places."""
     dims = labels.of(call.args[0].id)
     labels.set(call.out.id, (*dims[:-2], *reversed(dims[-2:])))
 
 
-@rule("transpose", "swapaxes")
+@rule("transpose swapaxes")
 def swapped(labels: Labels, call: Call) -> None:
     """Two dimensions change places."""
     dims = list(labels.of(call.args[0].id))
@@ -37,7 +37,7 @@ def permuted(labels: Labels, call: Call) -> None:
     labels.set(call.out.id, [dims[a] for a in call.args[1]])
 
 
-@rule("squeeze", "unsqueeze", "view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten")
+@rule("squeeze unsqueeze view _unsafe_view reshape _reshape_alias flatten unflatten")
 def reshaped(labels: Labels, call: Call) -> None:
     """The same entries in other dimensions; see :func:`reshape`."""
     ref = call.args[0].id
@@ -148,7 +148,7 @@ def expanded(labels: Labels, call: Call) -> None:
     labels.set(call.out.id, out)
 
 
-@rule("repeat", "tile")
+@rule("repeat tile")
 def repeated(labels: Labels, call: Call) -> None:
     """Whole copies, one after the other."""
     dims, times = labels.of(call.args[0].id), call.args[1]
@@ -160,7 +160,7 @@ def repeated(labels: Labels, call: Call) -> None:
     labels.set(call.out.id, out)
 
 
-@rule("cat", "concat")
+@rule("cat concat")
 def joined(labels: Labels, call: Call) -> None:
     """One after the other along one dimension."""
     parts = [labels.of(r.id) for r in call.args[0] if labels.size(r.id) != (0,)]
@@ -187,7 +187,7 @@ def stacked(labels: Labels, call: Call) -> None:
     labels.set(call.out.id, out)
 
 
-@rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
+@rule("split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk")
 def split(labels: Labels, call: Call) -> None:
     """Equal parts lose the same entries, so that a split into a number of parts still gives them."""
     dims = labels.of(call.args[0].id)
@@ -229,7 +229,7 @@ def sliced(labels: Labels, call: Call) -> None:
     labels.set(call.out.id, dims)
 
 
-@rule("select", "unbind")
+@rule("select unbind")
 def selected(labels: Labels, call: Call) -> None:
     """One entry of a dimension, or each: they stay."""
     dims = labels.of(call.args[0].id)
@@ -239,7 +239,7 @@ def selected(labels: Labels, call: Call) -> None:
         labels.set(ref, (*dims[:axis], *dims[axis + 1 :]))
 
 
-@rule("constant_pad_nd", "pad")
+@rule("constant_pad_nd pad")
 def padded(labels: Labels, call: Call) -> None:
     """How much is padded stands in the code, so that padding stays; what is between can go."""
     dims = list(labels.of(call.args[0].id))
@@ -255,7 +255,7 @@ def padded(labels: Labels, call: Call) -> None:
     labels.set(call.out.id, dims)
 
 
-@rule("index_select", "gather", "take_along_dim")
+@rule("index_select gather take_along_dim")
 def picked(labels: Labels, call: Call) -> None:
     """Entries of one dimension by index."""
     x, axis, index = call.args[:3]
@@ -274,7 +274,7 @@ def picked(labels: Labels, call: Call) -> None:
     labels.set(call.out.id, dims)
 
 
-@rule("index", "_unsafe_index")
+@rule("index _unsafe_index")
 def indexed(labels: Labels, call: Call) -> None:
     """``x[:, i, j]``: dimensions that are indexed stay; they are replaced where they were, if adjacent."""
     dims = labels.of(call.args[0].id)
@@ -291,7 +291,7 @@ def indexed(labels: Labels, call: Call) -> None:
     labels.set(call.out.id, [*rest[:at], *new, *rest[at:]])
 
 
-@rule("pixel_shuffle", "pixel_unshuffle")
+@rule("pixel_shuffle pixel_unshuffle")
 def shuffled_pixels(labels: Labels, call: Call) -> None:
     """Channels and their ``r²`` parts: parts of one channel go together."""
     dims = labels.of(call.args[0].id)
@@ -305,7 +305,7 @@ def shuffled_pixels(labels: Labels, call: Call) -> None:
     labels.set(call.out.id, (*dims[:-3], channel, *(fixed(n) for n in shape[-2:])))
 
 
-@rule("channel_shuffle", "native_channel_shuffle")
+@rule("channel_shuffle native_channel_shuffle")
 def shuffled_channels(labels: Labels, call: Call) -> None:
     """``[g, c] → [c, g]``."""
     dims = labels.of(call.args[0].id)
@@ -315,7 +315,7 @@ def shuffled_channels(labels: Labels, call: Call) -> None:
     labels.set(call.out.id, reshape(labels, apart, shape))
 
 
-@rule("tril", "triu")
+@rule("tril triu")
 def triangle(labels: Labels, call: Call) -> None:
     """Positions stay."""
     dims = labels.of(call.args[0].id)
@@ -343,15 +343,7 @@ def interleaved(labels: Labels, call: Call) -> None:
     labels.set(out, [fixed(n) for n in labels.size(out)])
 
 
-@rule(
-    "_local_scalar_dense",
-    "is_nonzero",
-    "equal",
-    "item",
-    "sym_size",
-    "is_same_size",
-    "_has_same_storage_numel",
-)
+@rule("_local_scalar_dense is_nonzero equal item sym_size is_same_size _has_same_storage_numel")
 def looked_at(labels: Labels, call: Call) -> None:
     """A number for Python."""
     labels.freeze_all(refs(call.args))  # read by Python

@@ -35,6 +35,7 @@ class Goal:
 def select(analysis: Analysis, groups: tuple[Group, ...], scores: Scores, goal: Goal) -> Alive:
     """The labels that stay: as many as the goal allows. Raises ``UsageError`` if it is out of reach."""
     keys = [_key(scores[g.units], goal.scope) for g in groups]
+    # All ranks at which the selection changes; the costs fall with them, so that bisection finds the first that fits.
     levels = np.unique(np.concatenate([np.sort(k) for k in keys])) if keys else np.zeros(1)
 
     def at(level: int) -> Alive:  # level -1 cuts nothing

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from edgekit.compress.hooks import removed
 from edgekit.compress.step import forward
 
 RECURRENT = "recurrent"
@@ -39,11 +40,6 @@ class Call:
     out: Any
     scope: tuple[str, ...]
     pointwise: bool = False
-
-    @property
-    def module(self) -> str:
-        """The path of the innermost module."""
-        return self.scope[-1] if self.scope else ""
 
 
 @dataclass(kw_only=True)
@@ -70,9 +66,9 @@ def record(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> Trace:
             result = forward(model, inputs)
     finally:
         model.train(was_training)
-    found: list[int] = []
-    _map(result, lambda t: found.append(recorder.ref(t).id))
-    recorder.trace.outputs = tuple(found)
+    outputs: list[int] = []
+    _map(result, lambda t: outputs.append(recorder.ref(t).id))
+    recorder.trace.outputs = tuple(outputs)
     return recorder.trace
 
 
@@ -85,11 +81,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive: dict[int, tuple[int, torch.Tensor]] = {}  # an id is only unique while its tensor lives
 
     def ref(self, tensor: torch.Tensor) -> Ref:
-        known = self._alive.get(id(tensor))
-        if known is None:
-            known = self._alive[id(tensor)] = len(self._alive), tensor
-            self.trace.sizes[known[0]] = tuple(tensor.shape)
-        return Ref(known[0])
+        number, _ = self._alive.setdefault(id(tensor), (len(self._alive), tensor))
+        self.trace.sizes.setdefault(number, tuple(tensor.shape))
+        return Ref(number)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -97,14 +91,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         del types
         out = func(*args, **(kwargs or {}))
         if not self.paused:
-            made = Call(
+            call = Call(
                 op=func.overloadpacket._qualified_op_name.replace("::", "."),
                 args=_map(_bound(func, args, kwargs or {}), self.ref),
                 out=_map(out, self.ref),
                 scope=tuple(self.scope),
                 pointwise=torch.Tag.pointwise in func.tags,
             )
-            self.trace.calls.append(made)
+            self.trace.calls.append(call)
         return out
 
 
@@ -133,17 +127,14 @@ def _scopes(model: torch.nn.Module, recorder: _Recorder) -> Iterator[None]:
     for name, module in model.named_modules():
         enter, leave = _hooks(recorder, name, isinstance(module, torch.nn.RNNBase))
         handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        # always: where a module raises and its caller goes on, the scope must not stay open
         handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
-    try:
+    with removed(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _hooks(recorder: _Recorder, name: str, whole: bool) -> tuple[Any, Any]:
-    def enter(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-        del module, args, kwargs
+def _hooks(recorder: _Recorder, name: str, whole: bool) -> tuple[Callable[..., None], Callable[..., None]]:
+    def enter(*_: object) -> None:
         recorder.scope.append(name)
         recorder.paused += whole
 

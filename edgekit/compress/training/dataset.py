@@ -109,7 +109,7 @@ def collect(samples: Iterable[Sample], name: str) -> Dataset:
             f"{name}: samples of several rows cannot be trained on one by one",
             hint="yield single samples: a batch axis of 1, or none",
         )
-    if len(labels) not in (0, count):
+    if len(labels) not in (0, count):  # answers of the source would stand beside labels
         raise DataError(f"{name}: some samples have a label and others not", hint="label all, or none")
     return Dataset(
         inputs={key: stacked(rows) for key, rows in inputs.items()},

@@ -95,7 +95,9 @@ class _Run:
                 self._end_epoch(log)
         if self.best_state:
             self.model.load_state_dict(self.best_state)
-        if checkpoint is not None:
+        if (
+            checkpoint is not None
+        ):  # ended: a later run of the same step takes the result, without the moments
             self.best_state, self.stopped = {}, True
             self.raw.state.clear()
             self._save(checkpoint)
@@ -166,7 +168,7 @@ class _Run:
         """Whether it is time for a checkpoint: the first process's clock counts."""
         if self.engine.world == 1:
             return time.monotonic() - saved >= seconds
-        if self.done % 16:
+        if self.done % 16:  # asking the others costs a round trip
             return False
         return self.engine.mean(float(time.monotonic() - saved >= seconds)) > 0
 

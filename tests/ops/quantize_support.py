@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import onnx
 import torch
 from torch import nn
 
+from edgekit.devices.agent.state import isa
 from edgekit.graph import export, passes
 from edgekit.types import OnnxModel, Precision, Sample, Scheme, Target, TorchModel
 
@@ -31,6 +33,9 @@ SCHEMES = {
     "int4-weights": Scheme(weight="int4", quantizer="weights"),
     "float16-weights": Scheme(weight="float16", quantizer="weights"),
 }
+# Without VNNI, x86 kernels add UINT8 x INT8 products in 16 bits, which saturate: what is run on such a processor is
+# quantized as edgekit quantizes for such a device.
+WEIGHT_BITS = 8 if platform.machine() != "x86_64" or {"vnni"} & set(isa()) else 7
 CALIBRATED = tuple(name for name, scheme in SCHEMES.items() if scheme.quantizer == "qdq")
 
 

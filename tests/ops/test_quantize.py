@@ -12,7 +12,18 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
-from quantize_support import CALIBRATED, SCHEMES, WEIGHT_BITS, Items, attention, exported, operators, residual, snr, target
+from quantize_support import (
+    CALIBRATED,
+    SCHEMES,
+    WEIGHT_BITS,
+    Items,
+    attention,
+    exported,
+    operators,
+    residual,
+    snr,
+    target,
+)
 
 from edgekit.errors import CalibrationRequiredError, UnknownNameError, UnsupportedError, UsageError
 from edgekit.graph import io
@@ -77,7 +88,9 @@ def test_every_scheme_computes_almost_the_same(name, least, which, request, tmp_
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_serves(vision: Network, tmp_path: Path, method: str) -> None:
-    model, report = quantized(vision, "ort", tmp_path, QuantizeOptions(method=method, weight_bits=WEIGHT_BITS))
+    model, report = quantized(
+        vision, "ort", tmp_path, QuantizeOptions(method=method, weight_bits=WEIGHT_BITS)
+    )
     assert report.method == method
     assert snr(run(vision[0].path, vision[1]), run(model.path, vision[1])) > 20
 

@@ -124,10 +124,9 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """sha256 over everything but times and machine facts."""
-        document = to_builtins(self)
-        for key in _VOLATILE:
-            document.pop(key, None)
+        """sha256 over everything but times and machine facts, as the file has it: a limit of 0 is written as 0.0, and
+        an artifact must be equal to itself read back."""
+        document = {k: v for k, v in wire.plain(to_builtins(self)).items() if k not in _VOLATILE}
         document["steps"] = [{k: v for k, v in s.items() if k != "seconds"} for s in document["steps"]]
         return sha256_bytes(canonical_json(document))
 

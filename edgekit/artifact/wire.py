@@ -6,6 +6,8 @@ new schema number and a reader of the old one. docs/manifest.schema.json is gene
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from edgekit.errors import SourceError
@@ -250,6 +252,12 @@ def encode(manifest: object) -> bytes:
     """The bytes of a manifest, given as builtins with exactly the keys above."""
     document = msgspec.json.encode(msgspec.convert(manifest, Manifest), order="deterministic")
     return msgspec.json.format(document, indent=2) + b"\n"
+
+
+def plain(manifest: object) -> dict[str, Any]:
+    """The same builtins with values of the types above: what :func:`decode` gives of :func:`encode`'s bytes."""
+    builtins: dict[str, Any] = msgspec.to_builtins(msgspec.convert(manifest, Manifest))
+    return builtins
 
 
 def decode(data: bytes, where: str) -> Json:

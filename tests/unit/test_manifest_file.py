@@ -13,7 +13,7 @@ import pytest
 from edgekit.artifact import manifest, wire
 from edgekit.artifact.manifest import Manifest, Status
 from edgekit.errors import SourceError
-from edgekit.types import Scheme
+from edgekit.types import Gate, Scheme, Verdict
 
 SMALL = {
     "schema": 1,
@@ -156,6 +156,16 @@ def test_every_field_is_written_and_read_back(tmp_path):
     assert manifest.read(tmp_path / "a").manifest == whole
 
 
+def test_an_artifact_read_back_is_equal_to_itself(tmp_path):
+    """Else a second identical build would write it again, and its measurements would be gone."""
+    gate = Gate(name="finite", verdict=Verdict.PASS, limit=0, value=0)
+    before = dataclasses.replace(
+        manifest.read(put(tmp_path / "a")).manifest, gates=(gate,), details={"n": (1, 2)}
+    )
+    manifest.write(before, tmp_path / "a")
+    assert manifest.read(tmp_path / "a").manifest.digest == before.digest
+
+
 def filled(kind):
     """A value of ``kind`` in which nothing is as it is by default."""
     if kind is Scheme:  # its fields are checked
@@ -176,8 +186,6 @@ def filled(kind):
 
 
 def test_what_the_gates_come_to():
-    from edgekit.types import Gate, Verdict
-
     def status(*verdicts):
         return manifest.status_of(tuple(Gate(name="g", verdict=v) for v in verdicts))
 

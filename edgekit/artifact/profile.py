@@ -11,14 +11,18 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from edgekit.artifact.measure import timeable
 from edgekit.core.files import temporary
 from edgekit.core.structure import structure
+from edgekit.devices import wire
 from edgekit.devices.arrays import write_arrays
 from edgekit.devices.execute import LOCAL, model_job
-from edgekit.devices.plan import Task, Watch, run_plan
+from edgekit.devices.job import Task
+from edgekit.devices.plan import Watch, run_plan
 from edgekit.devices.transports.connect import connect, send_agent
 from edgekit.types import Device
 
@@ -80,46 +84,55 @@ def profile_artifact(
     modules = structure(dict[str, str], artifact.manifest.details.get("modules", {}), where="modules")
     runnable = timeable(artifact)
     with connect(device) as transport, temporary("profile") as folder:
-        task = _task(transport, runnable, {"runs": runs, "warmup": warmup}, Path(folder), timeout)
-        done = run_plan(transport, [task], Watch(state_s=0, wait_s=0))[task.id]
-    raw = done.result["profile"]
+        task = _task(transport, runnable, wire.ProfileJob(runs=runs, warmup=warmup), Path(folder), timeout)
+        done = run_plan(transport, [task], Watch[wire.ProfileResult](state_s=0, wait_s=0))[task.id]
+    report = done.result.profile
     return Profile(
         device=device.name,
         backend=runnable.backend,
         runs=runs,
-        threads=int(done.result["threads"]),
-        operators=read_operators(raw["operators"], modules),
-        whole_us=statistics.median(raw["whole_us"]),
-        versions=done.transcript.versions,
-        notes=tuple(raw["notes"]),
+        threads=done.result.threads,
+        operators=read_operators(report.operators, modules),
+        whole_us=statistics.median(report.whole_us),
+        versions=done.versions,
+        notes=report.notes,
     )
 
 
 def _task(
-    transport: Transport, runnable: Runnable, settings: Mapping[str, int], folder: Path, timeout: float
-) -> Task:
+    transport: Transport, runnable: Runnable, asked: wire.ProfileJob, folder: Path, timeout: float
+) -> Task[wire.ProfileResult]:
     sample = write_arrays(folder / "inputs", [runnable.bind(runnable.inputs)])
-    job = model_job(transport, runnable, sample) | {"action": "profile", "profile": dict(settings)}
+    job = replace(model_job(transport, runnable, sample), action="profile", profile=asked)
     agent = send_agent(transport, runnable.backend, folder)
-    return Task(id="profile", backend=runnable.backend, agent=agent, job=job, timeout=timeout)
+    return Task(
+        id="profile",
+        backend=runnable.backend,
+        agent=agent,
+        job=job,
+        result=wire.ProfileResult,
+        timeout=timeout,
+    )
 
 
-def read_operators(raw: Sequence[Mapping[str, Any]], modules: Mapping[str, str]) -> tuple[OperatorTime, ...]:
-    """What the runner told (see ``devices/agent/profiling.py``), with modules and shares."""
-    times = [None if o["us"] is None else middle(o["us"]) for o in raw]
+def read_operators(
+    reports: Sequence[wire.ProfiledOperator], modules: Mapping[str, str]
+) -> tuple[OperatorTime, ...]:
+    """What the runner reported (see ``devices/agent/profiling.py``), with modules and shares."""
+    times = [None if report.us is None else middle(report.us) for report in reports]
     total = sum(t for t in times if t is not None)
     return tuple(
         OperatorTime(
-            name=str(o["name"]),
-            op=str(o["op"]),
-            module=module_of(o["from"], modules),
+            name=report.name,
+            op=report.op,
+            module=module_of(report.origin, modules),
             us=us,
             share=us / total if us is not None and total else None,
-            placed=str(o["placed"]),
-            precision=str(o["precision"]),
-            nodes=tuple(map(str, o["from"])),
+            placed=report.placed,
+            precision=report.precision,
+            nodes=report.origin,
         )
-        for o, us in zip(raw, times, strict=True)
+        for report, us in zip(reports, times, strict=True)
     )
 
 

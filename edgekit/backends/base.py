@@ -22,12 +22,21 @@ NUMBER = r"([-+\d.eE]+)"
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """What a program is asked for: steady state in seconds and iterations (at least), warm-up in seconds."""
+    """How one process times a model.
 
-    seconds: float
-    iterations: int
-    warmup_s: float
-    threads: int
+    Attributes:
+        seconds: of steady state, at least; and as many ``iterations``, at most ``max_iterations``.
+        warmup_s: seconds of warm-up, at most.
+        threads: 0 for what the model's options say.
+        cpus: the processors to run on, by number; none: all.
+    """
+
+    seconds: float = 0.5
+    iterations: int = 10
+    max_iterations: int = 20_000
+    warmup_s: float = 2.0
+    threads: int = 0
+    cpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,9 +97,9 @@ def add(name: str, host: str | None, serial: str | None, kind: str | None, **fie
         name=name,
         address=address,
         kind=kind or catalogue.kind_of(transport, seen.facts),
-        arch=str(seen.facts["arch"]),
-        os=str(seen.facts["os"]).split()[0].lower(),
-        emulated=bool(seen.facts.get("emulated")),
+        arch=seen.facts.arch,
+        os=seen.facts.os.partition(" ")[0].lower(),
+        emulated=seen.facts.emulated,
         **fields,
     )
     path = catalogue.write(row)
@@ -227,10 +227,10 @@ def _show(seen: Checkup) -> None:
         console.print(f"        → {seen.hint}", markup=False)
         return
     facts = seen.facts
-    python = f"Python {facts['python']}" if facts["python"] else "no Python: only timed, by a maker's program"
-    about = f"{facts['model'] or facts['processor']}, {facts['arch']}, {facts['os']}, {python}"
+    python = f"Python {facts.python}" if facts.python else "no Python: only timed, by a vendor's tool"
+    about = f"{facts.model or facts.processor}, {facts.arch}, {facts.os}, {python}"
     console.print(f"[green]ok     [/] [bold]{seen.device}[/]  ", end="")
-    console.print(about + (", emulated" if facts.get("emulated") else ""), markup=False)
+    console.print(about + (", emulated" if facts.emulated else ""), markup=False)
     for runtime in seen.runtimes:
         text = runtime.problem.splitlines()[0] if runtime.problem else _versions(runtime.versions)
         console.print(f"        {runtime.backend:13} {text}", markup=False)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from edgekit.errors import DataError, DeviceError
 
@@ -29,17 +30,34 @@ class ArrayFile:
         return self.count
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
-        import numpy as np
-
+        size = self.path.stat().st_size
         with self.path.open("rb") as file:
             try:
                 for _ in range(self.count):
-                    sample = {n: np.lib.format.read_array(file, allow_pickle=False) for n in self.names}
+                    sample = {name: _record(file, size) for name in self.names}
                     yield channels_first(sample, self.channels_moved)
             except ValueError as error:
                 raise DeviceError(
                     f"{self.path.name} is cut short or damaged: {error}", hint="run it again"
                 ) from error
+
+
+def _record(file: BinaryIO, size: int) -> Array:
+    """The next array of a file of ``size`` bytes. Raises ``ValueError`` where its header claims what is not there."""
+    import numpy as np
+
+    start, version = file.tell(), np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"a record of version {version}")
+    first = version == (1, 0)
+    header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    shape, _, dtype = header(file)
+    # A shape of -1 would be read as "all that is left", and one of terabytes would be allocated first.
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size - file.tell():
+        raise ValueError(f"a record of shape {shape} in a file of {size} bytes")
+    file.seek(start)
+    array: Array = np.lib.format.read_array(file, allow_pickle=False)
+    return array
 
 
 def channels_first(arrays: Mapping[str, Array], moved: Collection[str]) -> dict[str, Array]:

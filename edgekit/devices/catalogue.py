@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,6 +21,9 @@ from edgekit.core.structure import structure
 from edgekit.core.targets import user_dir
 from edgekit.errors import ConfigError, UnknownNameError, UsageError
 from edgekit.types import Device, Option
+
+if TYPE_CHECKING:
+    from edgekit.devices.wire import DeviceFacts
 
 LOCAL = Device(name="local")
 
@@ -126,13 +129,13 @@ def folders() -> tuple[Path, Path]:
     return user_dir() / "devices", Path.cwd() / ".edgekit" / "devices"
 
 
-def kind_of(transport: str, facts: Mapping[str, Any]) -> str:
+def kind_of(transport: str, facts: DeviceFacts) -> str:
     """The kind of a device that says of itself what it is; the general one where it is none that we know."""
     if transport == "ssh":
         return "linux-ssh"
-    if not str(facts.get("os", "")).startswith("Android"):
+    if not facts.os.startswith("Android"):
         return "linux-adb"
-    model = str(facts.get("model", "")).lower()
+    model = facts.model.lower()
     return (
         "pixel"
         if model.startswith("google pixel")

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.core import plugins
 from edgekit.core.files import temporary
-from edgekit.devices.job import Transcript, run_job
-from edgekit.devices.plan import look
+from edgekit.devices import wire
+from edgekit.devices.job import Task, report_device, run_job
 from edgekit.devices.transports import android
 from edgekit.devices.transports.connect import connect, send_agent, without_python
+from edgekit.devices.wire import DeviceFacts, DeviceState
 from edgekit.errors import (
     BackendError,
     DeviceError,
@@ -42,8 +43,8 @@ class Checkup:
     """``error`` says why the device could not be looked at; then the rest is empty."""
 
     device: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    state: Mapping[str, Any] = field(default_factory=dict)
+    facts: DeviceFacts = field(default_factory=DeviceFacts)
+    state: DeviceState = field(default_factory=DeviceState)
     runtimes: tuple[RuntimeCheck, ...] = ()
     error: str = ""
     hint: str = ""
@@ -63,24 +64,29 @@ def check(device: Device, backends: Sequence[str] = ()) -> Checkup:
     try:
         with connect(device) as transport, temporary("check") as folder:
             if without_python(device):
-                bare = android.look(transport)
-                return Checkup(device=device.name, facts=bare.facts, state=bare.state)
+                phone = android.report_phone(transport)
+                return Checkup(device=device.name, facts=phone.facts, state=phone.state)
             backends = tuple(backends) or tuple(plugins.backends())
-            seen = look(transport, send_agent(transport, backends[0], Path(folder)))
-            runtimes = tuple(probe(transport, backend, Path(folder)) for backend in backends)
+            report = report_device(transport, send_agent(transport, backends[0], Path(folder)))
+            runtimes = tuple(check_runtime(transport, backend, Path(folder)) for backend in backends)
     except (DeviceError, ToolMissingError, UsageError) as error:
         return Checkup(device=device.name, error=error.message, hint=error.hint)
-    return Checkup(device=device.name, facts=seen.facts, state=seen.state, runtimes=runtimes)
+    return Checkup(device=device.name, facts=report.facts, state=report.state, runtimes=runtimes)
 
 
-def probe(transport: Transport, backend: str, folder: Path) -> RuntimeCheck:
+def check_runtime(transport: Transport, backend: str, folder: Path) -> RuntimeCheck:
     """Import one runtime there and ask whether it can be used; ``folder`` is scratch space here."""
-    agent = send_agent(transport, backend, folder)
-    argv = [transport.python, str(agent)]
+    task = Task(
+        id="probe",
+        backend=backend,
+        agent=send_agent(transport, backend, folder),
+        job=wire.Job(action="probe"),
+        result=wire.ProbeResult,
+        timeout=120,
+    )
     try:
-        result = run_job(transport, backend, argv, {"action": "probe"}, Transcript(), 120)
+        result = run_job(transport, task).result
     except (MissingExtraError, NotRunnableError, BackendError) as error:
         return RuntimeCheck(backend=backend, problem=error.message, hint=error.hint)
-    told = result["probe"]
-    why = "" if told.get("usable") else str(told.get("why_not", "it cannot be used"))
-    return RuntimeCheck(backend=backend, versions=result["versions"], problem=why)
+    problem = "" if result.probe.usable else result.probe.why_not
+    return RuntimeCheck(backend=backend, versions=result.versions, problem=problem)

@@ -7,36 +7,39 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from edgekit.core.files import temporary
+from edgekit.devices import wire
 from edgekit.devices.arrays import ArrayFile, write_arrays
 from edgekit.devices.catalogue import LOCAL as LOCAL
-from edgekit.devices.job import Transcript, run_job
-from edgekit.devices.plan import Task, TaskResult, Watch, mended, run_plan
+from edgekit.devices.job import Task, TaskResult, run_job
+from edgekit.devices.plan import Watch, mended, run_plan
 from edgekit.devices.transports.connect import connect, send_agent, send_model
-from edgekit.types import Device, Option
+from edgekit.errors import DeviceError
+from edgekit.types import Device, Json
 
 if TYPE_CHECKING:
     from edgekit.devices.runnable import Runnable
     from edgekit.devices.transports.transport import Transport
     from edgekit.types import Array
 
+SAMPLE_BYTES = 1 << 30
+"""More than the outputs of one sample have: a device that would send more is not let."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
     """What a run gave. ``outputs``, in the source's layout, are read from a file that lives as long as this object.
 
-    ``inputs`` and ``output_specs`` are the runtime's own view (name, aliases, dtype, shape, scale,
-    zero_point); ``placement`` is the runner's raw report; ``seconds`` has import, load and run.
+    ``placement`` is the runner's raw report; ``seconds`` has import, load and run.
     """
 
     outputs: ArrayFile
     versions: Mapping[str, str]
-    inputs: tuple[Mapping[str, Any], ...]
-    output_specs: tuple[Mapping[str, Any], ...]
-    options: Mapping[str, Option]
-    placement: Mapping[str, Any] | None
+    placement: Mapping[str, Json] | None
     seconds: Mapping[str, float]
     folder: tempfile.TemporaryDirectory[str] = field(repr=False)
 
@@ -81,58 +84,65 @@ def run_artifact(
     samples = write_arrays(here / "inputs", (runnable.bind(sample) for sample in inputs))
     with connect(device) as transport:
         job = mended(transport, partial(model_job, transport, runnable, samples))
-        job |= {
-            "action": "run",
-            "outputs": {"path": str(transport.root / "outputs"), "names": runnable.outputs},
-            "placement": placement,
-        }
+        outputs = wire.Stream(path=str(transport.root / "outputs"), names=runnable.outputs)
+        job = replace(job, action="run", outputs=outputs, placement=placement)
         agent = mended(transport, partial(send_agent, transport, runnable.backend, here))
-        task = Task(id="run", backend=runnable.backend, agent=agent, job=job, timeout=timeout)
+        task = Task(
+            id="run", backend=runnable.backend, agent=agent, job=job, result=wire.RunResult, timeout=timeout
+        )
         done = _run(transport, task, on_progress)
-        mended(transport, partial(transport.get, "outputs", here / "outputs"))
+        names = _checked(device, runnable, samples, done.result)
+        limit = samples.count * SAMPLE_BYTES
+        mended(transport, partial(transport.get, "outputs", here / "outputs", limit))
     samples.path.unlink()
-    result, transcript = done.result, done.transcript
-    outputs = ArrayFile(
-        path=here / "outputs",
-        names=tuple(result["names"]),
-        count=int(result["done"]),
-        channels_moved=runnable.channels_moved,
-    )
     return RunResult(
-        outputs=outputs,
-        versions=transcript.versions,
-        inputs=tuple(transcript.ready["inputs"]),
-        output_specs=tuple(transcript.ready["outputs"]),
-        options=transcript.ready["options"],
-        placement=result["placement"],
-        seconds=result["seconds"],
+        outputs=ArrayFile(
+            path=here / "outputs",
+            names=names,
+            count=samples.count,
+            channels_moved=runnable.channels_moved,
+        ),
+        versions=done.versions,
+        placement=done.result.placement,
+        seconds=done.result.seconds,
         folder=folder,
     )
 
 
+def _checked(
+    device: Device, runnable: Runnable, samples: ArrayFile, result: wire.RunResult
+) -> tuple[str, ...]:
+    """The names of the outputs, where every sample was run and they are what was asked for."""
+    if result.done != samples.count or (runnable.outputs and result.names != runnable.outputs):
+        raise DeviceError(
+            f"{device.name} ran {result.done} of {samples.count} samples and has the outputs "
+            f"{', '.join(result.names)}; asked for were {', '.join(runnable.outputs) or 'all'}",
+            hint="run it again; if it stays so, report it",
+        )
+    return result.names
+
+
 def model_job(
     transport: Transport, runnable: Runnable, samples: ArrayFile, *, folder: str = "model"
-) -> dict[str, Any]:
-    """Put the model and its samples where the agent can read them; what a job says of both."""
-    return {
-        "scratch": str(transport.root),
-        "model": str(send_model(transport, runnable, folder=folder)),
-        "options": dict(runnable.options),
-        "inputs": {
-            "path": str(transport.put(samples.path, f"{folder}-inputs")),
-            "names": samples.names,
-            "count": samples.count,
-        },
-        "quantize": runnable.quantize,
-    }
+) -> wire.Job:
+    """Put the model and its samples where the agent can read them; a job that runs them."""
+    model = send_model(transport, runnable, folder=folder)
+    inputs = transport.put(samples.path, f"{folder}-inputs")
+    return wire.Job(
+        action="run",
+        scratch=str(transport.root),
+        model=str(model),
+        options=runnable.options,
+        inputs=wire.Stream(path=str(inputs), names=samples.names, count=samples.count),
+        quantize=runnable.quantize,
+    )
 
 
-def _run(transport: Transport, task: Task, on_progress: Callable[[int], None] | None) -> TaskResult:
+def _run(
+    transport: Transport, task: Task[wire.RunResult], on_progress: Callable[[int], None] | None
+) -> TaskResult[wire.RunResult]:
     """Directly here, where a process ends with us anyway; under the supervisor across a link."""
-    if transport.remote:
-        watch = Watch(exclusive=False, state_s=0, on_progress=on_progress)
-        return run_plan(transport, [task], watch)[task.id]
-    transcript = Transcript(on_progress=on_progress)
-    argv = [transport.python, str(task.agent)]
-    result = run_job(transport, task.backend, argv, task.job, transcript, task.timeout)
-    return TaskResult(result=result, transcript=transcript)
+    if not transport.remote:
+        return run_job(transport, task, on_progress)
+    watch = Watch[wire.RunResult](exclusive=False, state_s=0, on_progress=on_progress)
+    return run_plan(transport, [task], watch)[task.id]

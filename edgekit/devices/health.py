@@ -1,14 +1,17 @@
 """What a device's state says about a measurement: throttling, caps, heat, battery, emulation, energy.
 
-Facts and states are what ``agent/state.py`` reports.
+Facts and states are what ``agent/state.py`` reports: :class:`~edgekit.devices.wire.DeviceFacts` and
+:class:`~edgekit.devices.wire.DeviceState`.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from edgekit.devices.wire import DeviceFacts, DeviceState
+from edgekit.types import Device
 
 _PI_NOW = {0x1: "under-voltage", 0x2: "a frequency cap", 0x4: "throttling", 0x8: "the soft temperature limit"}
 """Bits of ``vcgencmd get_throttled`` that tell of the present (Raspberry Pi documentation, vcgencmd)."""
@@ -26,15 +29,15 @@ class Health:
 
 
 def assess(
-    facts: Mapping[str, Any],
-    states: Sequence[Mapping[str, Any]],
+    facts: DeviceFacts,
+    states: Sequence[DeviceState],
     steady: Sequence[tuple[float, float]] = (),
 ) -> Health:
     """Judge a run by the device's facts and the states sampled before and while it ran. ``steady``: when the
     clock ran (start and end, seconds since the epoch on the device's clock)."""
     slowed = _slowed(states)
     invalid, noisy = list(slowed), []
-    if facts.get("emulated"):
+    if facts.emulated:
         invalid.append("the processor is emulated: its latency says nothing about a device")
     cap = _lowest_cap(facts, states)
     if cap is not None and not slowed:
@@ -46,41 +49,40 @@ def assess(
             f"no processor ran faster than {clock:.0%} of its highest frequency"
             f" (governor: {', '.join(_governors(facts, states)) or 'unknown'})"
         )
-    if any(state.get("battery", {}).get("status") == "Discharging" for state in states):
+    if any(state.battery is not None and state.battery.status == "Discharging" for state in states):
         noisy.append("it runs on battery")
     return Health(invalid=tuple(invalid), noisy=tuple(noisy), throttled=bool(slowed))
 
 
-def _slowed(states: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def _slowed(states: Sequence[DeviceState]) -> tuple[str, ...]:
     flags = 0
     cooling: set[str] = set()
     for state in states:
-        flags |= int(state.get("throttled", 0)) & 0xF
-        cooling |= {n for n in state.get("cooling", {}) if n.lower().startswith(_PROCESSOR_COOLING)}
+        flags |= state.throttled & 0xF
+        cooling |= {n for n in state.cooling if n.lower().startswith(_PROCESSOR_COOLING)}
     found = [f"the firmware reports {text}" for bit, text in _PI_NOW.items() if flags & bit]
     if cooling:
         found.append(f"cooling slowed the processor ({', '.join(sorted(cooling))})")
     return tuple(found)
 
 
-def _lowest_cap(facts: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> float | None:
+def _lowest_cap(facts: DeviceFacts, states: Sequence[DeviceState]) -> float | None:
     """The lowest cap as a share of the processor's highest frequency, if one is below it."""
-    highest = facts.get("max_khz", [])
     shares = [
         cap / most
         for state in states
-        for cap, most in zip(state.get("cap_khz", []), highest, strict=False)
+        for cap, most in zip(state.cap_khz, facts.max_khz, strict=False)
         if most > 0
     ]
     lowest = min(shares, default=1.0)
     return lowest if lowest < 0.99 else None
 
 
-def _hot(facts: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> list[str]:
+def _hot(facts: DeviceFacts, states: Sequence[DeviceState]) -> list[str]:
     """Zones that came to where the kernel begins to slow the processor, by name."""
     found = []
-    for zone, trip in sorted(facts.get("trips_celsius", {}).items()):
-        peak = max((s["celsius"][zone] for s in states if zone in s.get("celsius", {})), default=None)
+    for zone, trip in sorted(facts.trips_celsius.items()):
+        peak = max((s.celsius[zone] for s in states if zone in s.celsius), default=None)
         if peak is not None and peak >= trip:
             found.append(
                 f"{zone} came to {peak:.0f} °C: from {trip:.0f} °C on the kernel slows the processor"
@@ -88,49 +90,51 @@ def _hot(facts: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> list[
     return found
 
 
-def _fastest(facts: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> float | None:
+def _fastest(facts: DeviceFacts, states: Sequence[DeviceState]) -> float | None:
     """The highest frequency of any processor in the steady state as a share of its highest, if that is below
     three quarters: turbo of one core is more than all can have, a governor that saves power is far less."""
-    highest = facts.get("max_khz", [])
     shares = [
         now / most
         for state in states
-        for now, most in zip(state.get("khz", []), highest, strict=False)
+        for now, most in zip(state.khz, facts.max_khz, strict=False)
         if most > 0
     ]
     best = max(shares, default=1.0)
     return best if best < 0.75 else None
 
 
-def _governors(facts: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> list[str]:
-    during = {name for state in states[1:] for name in state.get("governors", [])}
-    return sorted(during) or list(facts.get("governors", []))
+def _governors(facts: DeviceFacts, states: Sequence[DeviceState]) -> list[str]:
+    during = {name for state in states[1:] for name in state.governors}
+    return sorted(during) or list(facts.governors)
 
 
-def _inside(state: Mapping[str, Any], steady: Sequence[tuple[float, float]]) -> bool:
-    return any(begun <= state.get("time", 0.0) <= ended for begun, ended in steady)
+def _inside(state: DeviceState, steady: Sequence[tuple[float, float]]) -> bool:
+    return any(begun <= state.time <= ended for begun, ended in steady)
 
 
-def hottest(state: Mapping[str, Any]) -> float | None:
+def is_emulated(device: Device, facts: DeviceFacts) -> bool:
+    """Whether the processor is emulated, as it says itself or its row does: results count, times do not."""
+    return facts.emulated or bool(device.options.get("emulated"))
+
+
+def hottest(state: DeviceState) -> float | None:
     """The highest temperature of any zone, in degrees Celsius."""
-    return max(state.get("celsius", {}).values(), default=None)
+    return max(state.celsius.values(), default=None)
 
 
 def energy(
-    states: Sequence[Mapping[str, Any]], steady: Sequence[tuple[float, float]], idle: Mapping[str, Any]
+    states: Sequence[DeviceState], steady: Sequence[tuple[float, float]], idle: DeviceState
 ) -> dict[str, dict[str, float]]:
     """By power rail: mean milliwatts in the steady state (``steady``: start and end, seconds since the epoch
     on the device's clock) and when idle. Empty where no rail can be read or no sample fell into it."""
     found: dict[str, dict[str, float]] = {}
-    rails = {name for state in states for name in state.get("rails_mw", {})}
+    rails = {name for state in states for name in state.rails_mw}
     for rail in sorted(rails):
         inside = [
-            state["rails_mw"][rail]
-            for state in states
-            if rail in state.get("rails_mw", {}) and _inside(state, steady)
+            state.rails_mw[rail] for state in states if rail in state.rails_mw and _inside(state, steady)
         ]
         if inside:
             found[rail] = {"mean_mw": statistics.fmean(inside), "samples": float(len(inside))}
-            if rail in idle.get("rails_mw", {}):
-                found[rail]["idle_mw"] = float(idle["rails_mw"][rail])
+            if rail in idle.rails_mw:
+                found[rail]["idle_mw"] = idle.rails_mw[rail]
     return found

@@ -1,14 +1,16 @@
-"""One job on one device: send the agent, run it, turn its lines into a result or a typed error."""
+"""One job on one device: run the agent in a fresh process, turn its lines into a result or a typed error."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from edgekit.core import plugins
+from edgekit.devices import wire
 from edgekit.devices.transports.process import Completed, Patience
+from edgekit.devices.wire import Failure, FailureKind
 from edgekit.errors import (
     BackendError,
     DataError,
@@ -25,177 +27,180 @@ from edgekit.errors import (
 if TYPE_CHECKING:
     from edgekit.devices.transports.transport import Transport
 
+R = TypeVar("R", bound=wire.Message)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Far:
-    """Whose answer it is. ``remote``: across a link, where not everything is as it is here."""
+class Task(Generic[R]):
+    """One fresh process. ``id`` is unique in its plan, ``agent`` the archive's path on the device, ``result`` the
+    message that the job ends with, ``timeout`` in seconds."""
 
-    device: str = "the device"
-    remote: bool = False
+    id: str
+    backend: str
+    agent: PurePosixPath
+    job: wire.Job
+    result: type[R]
+    timeout: float
 
 
-@dataclass(kw_only=True)
-class Transcript:
-    """What the agent has said so far."""
+@dataclass(frozen=True, kw_only=True)
+class TaskResult(Generic[R]):
+    """What a job gave, and the versions of what ran it."""
 
-    phase: str = "start"
+    result: R
     versions: Mapping[str, str] = field(default_factory=dict)
-    ready: Mapping[str, Any] = field(default_factory=dict)
-    result: Mapping[str, Any] | None = None
-    error: Mapping[str, Any] | None = None
-    expected: int = 1
-    on_progress: Callable[[int], None] | None = None
+
+
+class Transcript(Generic[R]):
+    """What one job has said so far."""
+
+    def __init__(self, device: str, task: Task[R], on_progress: Callable[[int], None] | None = None) -> None:
+        self.phase = "start"
+        self.versions: Mapping[str, str] = {}
+        self.result: R | None = None
+        self.failure: Failure | None = None
+        self._kind, self._on_progress = task.result, on_progress
+        # The agent reports its progress twice a second; ten times that is no agent of ours.
+        most = 1000 + int(20 * task.timeout)
+        self._events = wire.Events(device, {**wire.JOB_EVENTS, "result": task.result}, most)
 
     def line(self, text: str) -> None:
         """Take one line of the agent's stdout; raises :class:`DeviceError` if it is not the protocol's."""
-        event = protocol_line(text, self.expected)
-        self.expected += 1
-        self._take(event["event"], event)
-
-    def _take(self, kind: str, event: Mapping[str, Any]) -> None:
-        if kind == "phase":
-            self.phase = str(event["name"])
-        elif kind == "versions":
-            self.versions = event["versions"]
-        elif kind == "ready":
-            self.ready = event
-        elif kind == "progress" and self.on_progress is not None:
-            self.on_progress(int(event["done"]))
-        elif kind == "result":
+        event = self._events.read(text)
+        if isinstance(event, self._kind):
             self.result = event
-        elif kind == "error":
-            self.error = event
-
-
-def protocol_line(text: str, expected: int) -> Mapping[str, Any]:
-    """One event of the agent's, in sequence; raises :class:`DeviceError` if it is not."""
-    try:
-        event = json.loads(text)
-        sequence, _ = event["seq"], event["event"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise DeviceError(
-            f"the agent sent a line that is not of its protocol: {text[:120]!r}",
-            hint="check that nothing on the device writes to stdout at log-in (~/.bashrc and the like)",
-        ) from error
-    if sequence != expected:
-        raise DeviceError(
-            f"a message of the agent was lost: got number {sequence}, expected {expected}",
-            hint="the connection is not reliable; run it again",
-        )
-    assert isinstance(event, dict)
-    return event
+        elif isinstance(event, wire.Phase):
+            self.phase = event.name
+        elif isinstance(event, wire.Versions):
+            self.versions = event.versions
+        elif isinstance(event, Failure):
+            self.failure = event
+        elif isinstance(event, wire.Progress) and self._on_progress is not None:
+            self._on_progress(event.done)
 
 
 def run_job(
-    transport: Transport,
-    backend: str,
-    argv: Sequence[str],
-    job: Mapping[str, Any],
-    transcript: Transcript,
-    timeout: float,
-) -> Mapping[str, Any]:
-    """Run ``job`` in a fresh process of the agent (``argv``), without the supervisor; its ``result`` event.
+    transport: Transport, task: Task[R], on_progress: Callable[[int], None] | None = None
+) -> TaskResult[R]:
+    """Run a task without the supervisor. Raises what :func:`outcome` raises."""
+    transcript = Transcript(transport.name, task, on_progress)
+    completed = transport.run(
+        [transport.python, str(task.agent)],
+        stdin=wire.encode(task.job),
+        on_line=transcript.line,
+        patience=Patience(whole=task.timeout),
+    )
+    return outcome(transport, task, transcript, completed)
 
-    Raises what :func:`outcome` raises.
-    """
-    line = json.dumps(job).encode() + b"\n"
-    completed = transport.run(argv, stdin=line, on_line=transcript.line, patience=Patience(whole=timeout))
-    far = Far(device=transport.name, remote=transport.remote)
-    return outcome(backend, completed, transcript, timeout, far)
+
+def report_device(transport: Transport, agent: PurePosixPath) -> wire.DeviceReport:
+    """What the device is, and how it is now. Raises :class:`DeviceError` when it does not answer."""
+    events = wire.Events(transport.name, {"result": wire.DeviceReport}, 1)
+    reports: list[wire.Message] = []
+    completed = transport.run(
+        [transport.python, str(agent), "state"],
+        stdin=b"",
+        on_line=lambda line: reports.append(events.read(line)),
+        patience=Patience(whole=30),
+    )
+    for report in reports:
+        if isinstance(report, wire.DeviceReport):
+            return report
+    raise DeviceError(
+        f"{transport.name} does not say what it is (status {completed.returncode}){_last_words(completed)}",
+        hint="run it again; if it ends so again, report it with the lines above",
+    )
 
 
 def outcome(
-    backend: str, completed: Completed, transcript: Transcript, timeout: float, far: Far
-) -> Mapping[str, Any]:
-    """The ``result`` event of a job that has ended.
+    transport: Transport, task: Task[R], transcript: Transcript[R], completed: Completed
+) -> TaskResult[R]:
+    """The result of a job that has ended.
 
     Raises, as it ended, :class:`MissingExtraError`, :class:`NotRunnableError`, :class:`DataError`,
     :class:`UsageError`, :class:`BackendError` or :class:`RuntimeCrashError`; across a link
     :class:`RuntimeMissingError` and :class:`DeviceTimeoutError`, which are :class:`DeviceError` too.
     """
-    if transcript.error is not None:
-        raise _reported(backend, transcript.error, far)
+    if transcript.failure is not None:
+        raise _reported(transport, task.backend, transcript.failure)
     if completed.timed_out:
-        raise _timed_out(backend, completed, transcript, timeout, far)
+        raise _timed_out(transport, task, transcript.phase, completed)
     if completed.returncode != 0 or transcript.result is None:
-        raise _crashed(backend, completed, transcript)
-    return transcript.result
+        raise _crashed(task.backend, transcript.phase, completed)
+    return TaskResult(result=transcript.result, versions=transcript.versions)
 
 
-def _reported(backend: str, error: Mapping[str, Any], far: Far) -> EdgekitError:
-    name = plugins.info(backend).title
-    kind, message = error.get("kind"), str(error.get("message", ""))
-    if kind == "missing":
-        return _missing(backend, message, far)
-    if kind == "program":
-        return RuntimeCrashError(
-            f"on {far.device} {message}",
-            hint="run it by hand there; a program for another version of the runtime may refuse the model",
-        )
-    if kind == "unusable":
-        return NotRunnableError(
-            f"{name} cannot run on {far.device}: {message}",
-            hint="verify it on a device that has the hardware: edgekit verify ARTIFACT --device NAME",
-        )
-    if kind == "processors":
-        return UsageError(
-            f"{far.device} cannot run it on these processors: {message}",
-            hint="name processors that it has (--cpus 0-3); edgekit devices check shows how many",
-        )
-    if kind == "disk":
-        return DeviceError(
-            f"{far.device} cannot write: {message}",
-            hint="free some space there, or set TMPDIR for the user to a disk that has some",
-        )
-    if kind == "input":
-        return DataError(f"{name}: {message}", hint="compare with the inputs in the artifact's manifest.json")
-    if kind == "load":
-        return BackendError(
-            f"{name} cannot load the artifact: {message}",
-            hint="rebuild it; if it still fails, report it with the artifact",
-        )
-    trace = str(error.get("traceback", ""))
-    return BackendError(f"{name} failed: {message}", hint=f"the far side's traceback:\n{trace}".rstrip())
+def _reported(transport: Transport, backend: str, failure: Failure) -> EdgekitError:
+    device, message, title = transport.name, failure.message, plugins.info(backend).title
+    match failure.kind:
+        case FailureKind.MISSING | FailureKind.UNLOADABLE:
+            return _missing(transport, backend, failure)
+        case FailureKind.PROGRAM:
+            return RuntimeCrashError(
+                f"on {device} {message}",
+                hint="run it by hand there; a program for another version of the runtime may refuse the model",
+            )
+        case FailureKind.UNUSABLE:
+            return NotRunnableError(
+                f"{title} cannot run on {device}: {message}",
+                hint="verify it on a device that has the hardware: edgekit verify ARTIFACT --device NAME",
+            )
+        case FailureKind.PROCESSORS:
+            return UsageError(
+                f"{device} cannot run it on these processors: {message}",
+                hint="name processors that it has (--cpus 0-3); edgekit devices check shows how many",
+            )
+        case FailureKind.DISK:
+            return DeviceError(
+                f"{device} cannot write: {message}",
+                hint="free some space there, or set TMPDIR for the user to a disk that has some",
+            )
+        case FailureKind.INPUT:
+            return DataError(
+                f"{title}: {message}", hint="compare with the inputs in the artifact's manifest.json"
+            )
+        case FailureKind.LOAD:
+            return BackendError(
+                f"{title} cannot load the artifact: {message}",
+                hint="rebuild it; if it still fails, report it with the artifact",
+            )
+    trace = failure.traceback
+    return BackendError(f"{title} failed: {message}", hint=f"the traceback there:\n{trace}".rstrip())
 
 
-_FOREIGN = ("wrong ELF class", "invalid ELF header", "cannot open shared object file", "Exec format error")
-"""What the dynamic linker says of another architecture's file, or of one whose libraries are not there."""
-
-
-def _missing(backend: str, message: str, far: Far) -> EdgekitError:
+def _missing(transport: Transport, backend: str, failure: Failure) -> EdgekitError:
     info = plugins.info(backend)
-    name = info.title
-    if not far.remote:
-        return MissingExtraError(f"{name} ({message}) on {far.device}", requirement=info.requirement)
-    foreign = any(text in message for text in _FOREIGN)
+    if not transport.remote:
+        return MissingExtraError(
+            f"{info.title} ({failure.message}) on {transport.name}", requirement=info.requirement
+        )
+    foreign = failure.kind is FailureKind.UNLOADABLE
     return RuntimeMissingError(
-        f"{name} {'cannot be loaded' if foreign else 'is not installed'} on {far.device}: {message}",
-        hint=("what is installed there is for another architecture or system; " if foreign else "")
-        + f"edgekit devices prepare {far.device} --backend {backend} puts the right wheels there",
+        f"{info.title} {'cannot be loaded' if foreign else 'is not installed'} on {transport.name}: "
+        f"{failure.message}",
+        hint=("what is installed there may be for another architecture or system; " if foreign else "")
+        + f"edgekit devices prepare {transport.name} --backend {backend} puts the right wheels there",
     )
 
 
-def _timed_out(
-    backend: str, completed: Completed, transcript: Transcript, timeout: float, far: Far
-) -> RuntimeCrashError:
-    name = plugins.info(backend).title
-    kind = DeviceTimeoutError if far.remote else RuntimeCrashError
+def _timed_out(transport: Transport, task: Task[R], phase: str, completed: Completed) -> RuntimeCrashError:
+    kind = DeviceTimeoutError if transport.remote else RuntimeCrashError
     return kind(
-        f"{name} gave no answer within {timeout:g} s (during {transcript.phase}) and was ended"
-        + _last_words(completed),
+        f"{plugins.info(task.backend).title} gave no answer within {task.timeout:g} s (during {phase}) and was "
+        "ended" + _last_words(completed),
         hint="give it more time (edgekit bench --timeout), fewer samples, or look whether the machine is busy",
     )
 
 
-def _crashed(backend: str, completed: Completed, transcript: Transcript) -> RuntimeCrashError:
-    name = plugins.info(backend).title
+def _crashed(backend: str, phase: str, completed: Completed) -> RuntimeCrashError:
+    title = plugins.info(backend).title
     if completed.returncode < 0:
-        what = f"{name} ended its process with {completed.signal_name} during {transcript.phase}"
+        what = f"{title} ended its process with {completed.signal_name} during {phase}"
         hint = "try another version of the runtime (edgekit doctor lists known-bad combinations)"
         if completed.signal_name == "SIGKILL":
             hint = "the kernel may have run out of memory: try a smaller batch, and see dmesg"
     else:
-        what = f"{name} ended its process with status {completed.returncode} during {transcript.phase}"
+        what = f"{title} ended its process with status {completed.returncode} during {phase}"
         hint = "see the last lines of its output above"
     return RuntimeCrashError(what + _last_words(completed), hint=hint)
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from edgekit.devices.job import Far, Transcript, outcome, protocol_line
-from edgekit.devices.transports.process import CancelledError, Completed, Patience
+from edgekit.devices import wire
+from edgekit.devices.job import R, Task, TaskResult, Transcript, outcome
+from edgekit.devices.transports.process import OUTPUT_BYTES, CancelledError, Completed, Patience
+from edgekit.devices.wire import RefusalKind
 from edgekit.errors import (
     DeviceBusyError,
     DeviceError,
@@ -24,8 +25,6 @@ from edgekit.errors import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import PurePosixPath
-
     from edgekit.devices.transports.transport import Transport
 
 HEARTBEAT_S = 10.0
@@ -39,27 +38,8 @@ MEND_S = 60.0
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One fresh process. ``id`` is unique in the plan; ``agent`` the archive's path on the device."""
-
-    id: str
-    backend: str
-    agent: PurePosixPath
-    job: Mapping[str, Any]
-    timeout: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskResult:
-    """A task's result event, with the versions and the view of the model that came before it."""
-
-    result: Mapping[str, Any]
-    transcript: Transcript
-
-
 @dataclass(kw_only=True)
-class Watch:
+class Watch(Generic[R]):
     """What the host makes of a run while it goes on. ``exclusive``: take the device's lock. ``mend_s``: how
     long to try to reach a device again after the link broke, in seconds. ``journal``: its name on the device;
     plans of their own need journals of their own. ``wait_s``: how long to wait for a device that is busy.
@@ -75,10 +55,19 @@ class Watch:
     governor: str = ""
     on_done: Callable[[int, int], None] | None = None
     on_progress: Callable[[int], None] | None = None
-    on_result: Callable[[str, TaskResult], None] | None = None
-    results: dict[str, TaskResult] = field(default_factory=dict)
-    states: list[Mapping[str, Any]] = field(default_factory=list)
+    on_result: Callable[[str, TaskResult[R]], None] | None = None
+    results: dict[str, TaskResult[R]] = field(default_factory=dict)
+    states: list[wire.DeviceState] = field(default_factory=list)
     resumes: int = 0
+
+    def add(self, task: str, result: TaskResult[R], whole: int) -> None:
+        """A task of a plan of ``whole`` has ended; a journal may say so twice."""
+        is_new = task not in self.results
+        self.results[task] = result
+        if self.on_result is not None and is_new:
+            self.on_result(task, result)
+        if self.on_done is not None:
+            self.on_done(len(self.results), whole)
 
 
 def mended(transport: Transport, action: Callable[[], T], *, limit: float = MEND_S) -> T:
@@ -106,26 +95,18 @@ def _mend(transport: Transport, limit: float) -> None:
             pause = min(2 * pause, 10.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """A device's facts and one sample of its state (see ``agent/state.py``)."""
-
-    facts: Mapping[str, Any]
-    state: Mapping[str, Any]
-
-
-def run_plan(transport: Transport, tasks: Sequence[Task], watch: Watch) -> dict[str, TaskResult]:
+def run_plan(transport: Transport, tasks: Sequence[Task[R]], watch: Watch[R]) -> dict[str, TaskResult[R]]:
     """Run every task in order; the first that fails ends the plan with its error.
 
     A lost link is mended and the plan goes on from the journal on the device. Raises what
     :func:`~edgekit.devices.job.outcome` raises, :class:`DeviceBusyError` when another run holds the
     device, :class:`LinkLostError` when the link cannot be mended, and :class:`RunCancelledError`.
     """
-    run = _Run(tasks, watch)
+    run = _Run(transport, tasks, watch)
     patient_until = time.monotonic() + watch.wait_s
     while True:
         try:
-            run.attempt(transport)
+            run.attempt()
         except CancelledError as error:
             raise RunCancelledError(
                 f"the run on {transport.name} was cancelled", hint="run it again"
@@ -145,125 +126,118 @@ def run_plan(transport: Transport, tasks: Sequence[Task], watch: Watch) -> dict[
             return watch.results
 
 
-def look(transport: Transport, agent: PurePosixPath) -> Look:
-    """What the device is, and how it is now. Raises :class:`DeviceError` when it does not answer."""
-    transcript = Transcript()
-    argv = [transport.python, str(agent), "state"]
-    completed = transport.run(argv, stdin=b"", on_line=transcript.line, patience=Patience(whole=30))
-    if transcript.result is None:
-        raise _unfinished(transport.name, completed, "")
-    return Look(facts=transcript.result["facts"], state=transcript.result["state"])
+class _Run(Generic[R]):
+    """One plan across its attempts."""
 
+    def __init__(self, transport: Transport, tasks: Sequence[Task[R]], watch: Watch[R]) -> None:
+        self._transport, self._watch = transport, watch
+        self._tasks = {task.id: task for task in tasks}
+        self._whole = sum(task.timeout + 30 for task in tasks)
+        self._transcripts: dict[str, Transcript[R]] = {}
+        self._events = self._new_events()
+        self._bye = ""
 
-class _Run:
-    """The state of one plan across attempts."""
-
-    def __init__(self, tasks: Sequence[Task], watch: Watch) -> None:
-        self.tasks = {task.id: task for task in tasks}
-        self.watch = watch
-        self.transcripts: dict[str, Transcript] = {}
-        self.busy: Mapping[str, Any] | None = None
-        self.refused = ""
-        self.device = ""
-        self.remote = False
-        self.bye = ""
-        self.expected = 1
-
-    def attempt(self, transport: Transport) -> None:
+    def attempt(self) -> None:
         """Send the plan and listen until the supervisor says goodbye."""
-        self.expected, self.bye, self.busy, self.refused = 1, "", None, ""
-        self.device, self.remote = transport.name, transport.remote
-        first = next(iter(self.tasks.values()))
-        plan = json.dumps(self._plan(transport)).encode() + b"\n"
-        whole = sum(t.timeout + 30 for t in self.tasks.values())
+        self._events, self._bye = self._new_events(), ""
+        transport, agent = self._transport, next(iter(self._tasks.values())).agent
         completed = transport.run(
-            [transport.python, str(first.agent), "supervisor"],
-            stdin=plan,
+            [transport.python, str(agent), "supervisor"],
+            stdin=wire.encode(self._plan()),
             on_line=self._line,
-            patience=Patience(whole=whole, silence=SILENCE_S, beat=2.0, cancel=self.watch.cancel),
+            patience=Patience(
+                whole=self._whole,
+                silence=SILENCE_S,
+                beat=2.0,
+                cancel=self._watch.cancel,
+                most=OUTPUT_BYTES * (1 + len(self._tasks)),
+            ),
         )
-        if self.busy is not None:
-            raise _busy(transport.name, self.busy)
-        if self.refused:
-            raise _refused(transport.name, self.watch.governor, self.refused)
-        if self.bye != "done":
-            raise _unfinished(transport.name, completed, self.bye)
+        lacking = self._tasks.keys() - self._watch.results.keys()
+        if self._bye != "done" or lacking:
+            raise _unfinished(transport.name, completed, self._bye)
 
-    def _plan(self, transport: Transport) -> dict[str, Any]:
-        return {
-            "tasks": [
-                {"id": t.id, "argv": ["{python}", str(t.agent)], "job": t.job, "timeout": t.timeout}
-                for t in self.tasks.values()
-            ],
-            "journal": str(transport.root / self.watch.journal),
-            "heartbeat": HEARTBEAT_S,
-            "lock": _owner() if self.watch.exclusive else None,
-            "state_s": self.watch.state_s,
-            "governor": self.watch.governor,
-        }
+    def _new_events(self) -> wire.Events:
+        # A beat every two seconds, a state every one, progress twice a second: three times that is no agent of ours.
+        most = 1000 * (1 + len(self._tasks)) + int(10 * self._whole)
+        return wire.Events(self._transport.name, wire.PLAN_EVENTS, most)
+
+    def _plan(self) -> wire.Plan:
+        return wire.Plan(
+            tasks=tuple(
+                wire.PlannedTask(id=t.id, argv=("{python}", str(t.agent)), job=t.job, timeout=t.timeout)
+                for t in self._tasks.values()
+            ),
+            journal=str(self._transport.root / self._watch.journal),
+            heartbeat=HEARTBEAT_S,
+            lock=_owner() if self._watch.exclusive else None,
+            state_s=self._watch.state_s,
+            governor=self._watch.governor,
+        )
 
     def _line(self, text: str) -> None:
-        event = protocol_line(text, self.expected)
-        self.expected += 1
-        kind = event["event"]
-        if kind == "busy":
-            self.busy = event["holder"]
-        elif kind == "refused":
-            self.refused = str(event["problem"])
-        elif kind == "bye":
-            self.bye = event["why"]
-        elif kind == "state":
-            self.watch.states.append(event["state"])
-        elif kind == "started":
-            self.transcripts[event["id"]] = Transcript(on_progress=self.watch.on_progress)
-        elif kind == "line":
-            self.transcripts[event["id"]].line(event["line"])
-        elif kind == "ended":
-            self._ended(event)
+        event = self._events.read(text)
+        match event:
+            case wire.Busy():
+                raise _busy(self._transport.name, event.holder)
+            case wire.Refused():
+                raise _refused(self._transport.name, self._watch.governor, event)
+            case wire.Bye():
+                self._bye = event.why
+            case wire.StateEvent():
+                self._watch.states.append(event.state)
+            case wire.Started():
+                task = self._task(event.id, text)
+                self._transcripts[task.id] = Transcript(self._transport.name, task, self._watch.on_progress)
+            case wire.Line():
+                self._transcript(event.id, text).line(event.line)
+            case wire.Ended():
+                self._ended(event, self._transcript(event.id, text))
 
-    def _ended(self, event: Mapping[str, Any]) -> None:
-        task = self.tasks[event["id"]]
-        transcript = self.transcripts.pop(task.id)
-        completed = Completed(
-            returncode=int(event["returncode"]),
-            stderr=str(event["stderr"]),
-            timed_out=bool(event["timed_out"]),
-        )
-        far = Far(device=self.device, remote=self.remote)
-        result = outcome(task.backend, completed, transcript, task.timeout, far)
-        done, known = TaskResult(result=result, transcript=transcript), task.id in self.watch.results
-        self.watch.results[task.id] = done
-        if self.watch.on_result is not None and not known:
-            self.watch.on_result(task.id, done)
-        if self.watch.on_done is not None:
-            self.watch.on_done(len(self.watch.results), len(self.tasks))
+    def _task(self, name: str, text: str) -> Task[R]:
+        if name not in self._tasks:
+            raise wire.malformed(self._transport.name, text, "a task that the plan does not have")
+        return self._tasks[name]
+
+    def _transcript(self, name: str, text: str) -> Transcript[R]:
+        if name not in self._transcripts:
+            raise wire.malformed(self._transport.name, text, "a task that is not at work")
+        return self._transcripts[name]
+
+    def _ended(self, event: wire.Ended, transcript: Transcript[R]) -> None:
+        del self._transcripts[event.id]
+        completed = Completed(returncode=event.returncode, stderr=event.stderr, timed_out=event.timed_out)
+        result = outcome(self._transport, self._tasks[event.id], transcript, completed)
+        self._watch.add(event.id, result, len(self._tasks))
 
 
-def _owner() -> dict[str, Any]:
+def _owner() -> wire.Owner:
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a user id without a name
         user = str(os.getuid())
-    return {"user": user, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+    return wire.Owner(user=user, host=socket.gethostname(), pid=os.getpid(), since=time.time())
 
 
-def _busy(device: str, holder: Mapping[str, Any]) -> DeviceBusyError:
-    who = f"{holder.get('user', 'somebody')} on {holder.get('host', 'an unknown host')}"
-    since = holder.get("since")
-    ago = f" for {max(0, time.time() - float(since)):.0f} s" if isinstance(since, int | float) else ""
+def _busy(device: str, holder: wire.Owner) -> DeviceBusyError:
+    ago = "" if holder.since is None else f" for {max(0, time.time() - holder.since):.0f} s"
+    process = "?" if holder.pid is None else holder.pid
     return DeviceBusyError(
-        f"{device} is busy: {who} (process {holder.get('pid', '?')}) has been benchmarking{ago}",
+        f"{device} is busy: {holder.user} on {holder.host} (process {process}) has been benchmarking{ago}",
         hint="wait for it to finish, or choose another device",
     )
 
 
-def _refused(device: str, governor: str, problem: str) -> DeviceError | UsageError:
-    if "is none of its governors" in problem:
-        return UsageError(f"{device}: {problem}", hint="name one of them, or leave --governor out")
-    if "offers no governors" in problem:
-        return DeviceError(f"{device}: {problem}", hint="leave --governor out: nobody can set one there")
+def _refused(device: str, governor: str, event: wire.Refused) -> DeviceError | UsageError:
+    match event.kind:
+        case RefusalKind.UNKNOWN:
+            return UsageError(f"{device}: {event.problem}", hint="name one of them, or leave --governor out")
+        case RefusalKind.UNSUPPORTED:
+            return DeviceError(
+                f"{device}: {event.problem}", hint="leave --governor out: nobody can set one there"
+            )
     return DeviceError(
-        f"{device} cannot be set to the governor {governor}: {problem}",
+        f"{device} cannot be set to the governor {governor}: {event.problem}",
         hint="log in as a user who may write that file (a udev rule can allow it), or leave --governor out: "
         "edgekit never uses sudo",
     )

@@ -6,28 +6,29 @@ packages are left as they are, and nothing is done before :class:`Plan` was show
 
 from __future__ import annotations
 
-import json
+import errno
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from edgekit.core.files import temporary
+from edgekit.devices import wire
 from edgekit.devices.catalogue import kinds
-from edgekit.devices.checkup import probe
-from edgekit.devices.job import Transcript
+from edgekit.devices.checkup import check_runtime
 from edgekit.devices.transports.connect import send_agent
 from edgekit.devices.transports.process import Patience
 from edgekit.devices.wheels import Interpreter, Resolved, installable, resolve
+from edgekit.devices.wire import Description, Done, Installation, WheelFile
 from edgekit.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from edgekit.devices.checkup import RuntimeCheck
     from edgekit.devices.transports.transport import Transport
     from edgekit.types import Device
+
+M = TypeVar("M", bound=wire.Message)
 
 _INSTALL_S = 900.0
 
@@ -50,7 +51,7 @@ class Preparation:
     device: Device
     transport: Transport
     folder: Path
-    _description: Mapping[str, Any] = field(default_factory=dict)
+    _description: Description | None = None
 
     def plan(self, backends: Sequence[str] = ()) -> Plan:
         """Find wheels for ``backends`` (default: what is worth using on this kind of device).
@@ -62,14 +63,14 @@ class Preparation:
                 "this machine is not prepared by edgekit",
                 hint="install the extras: pip install 'edgekit-deploy[tflite,openvino]'",
             )
-        self._description = self._ask({"action": "describe"})
-        python = interpreter(self.device.name, self._description)
+        self._description = description = self._describe()
+        python = interpreter(self.device.name, description)
         chosen = tuple(backends) or default_backends(self.device)
         found = tuple(resolve(backend, python, self.folder) for backend in dict.fromkeys(chosen))
         same = tuple(r.backend for r in found if self._is_there(r))
         return Plan(
             device=self.device.name,
-            root=str(self._description["root"]),
+            root=description.root,
             python=python,
             resolved=tuple(r for r in found if r.backend not in same),
             unchanged=same,
@@ -84,71 +85,76 @@ class Preparation:
 
     def remove(self, backends: Sequence[str]) -> tuple[str, ...]:
         """Take runtimes away; returns which were there (of ``backends``, or all)."""
-        prepared = self._ask({"action": "describe"})["prepared"]
+        prepared = self._describe().prepared
         chosen = [b for b in (backends or prepared) if b in prepared]
         for backend in chosen:
-            self._ask({"action": "remove", "backend": backend})
+            self._ask(Installation(action="remove", backend=backend), Done)
         return tuple(chosen)
 
     def _one(self, resolved: Resolved) -> RuntimeCheck:
-        wheels = [
-            {
-                "path": str(self.transport.put(w.path, f"wheels/{w.path.name}")),
-                "name": w.name,
-                "version": w.version,
-                "sha256": w.sha256,
-            }
+        wheels = tuple(
+            WheelFile(
+                path=str(self.transport.put(w.path, f"wheels/{w.path.name}")),
+                name=w.name,
+                version=w.version,
+                sha256=w.sha256,
+            )
             for w in resolved.wheels
-        ]
-        unpacked = sum(w.unpacked for w in resolved.wheels)
-        request = {"action": "install", "backend": resolved.backend, "wheels": wheels, "unpacked": unpacked}
-        self._ask(request)
-        seen = probe(self.transport, resolved.backend, self.folder)
-        if not seen.versions:
-            self._ask({"action": "remove", "backend": resolved.backend})
+        )
+        unpacked, backend = sum(w.unpacked for w in resolved.wheels), resolved.backend
+        self._ask(Installation(action="install", backend=backend, wheels=wheels, unpacked=unpacked), Done)
+        check = check_runtime(self.transport, backend, self.folder)
+        if not check.versions:
+            self._ask(Installation(action="remove", backend=backend), Done)
             raise DeviceError(
-                f"{resolved.backend} was installed on {self.device.name} and cannot be imported: {seen.problem}",
+                f"{backend} was installed on {self.device.name} and cannot be imported: {check.problem}",
                 hint="it was taken away again; the processor may lack instructions that the wheels need",
             )
-        return seen
+        return check
 
     def _is_there(self, resolved: Resolved) -> bool:
-        prepared = self._description["prepared"].get(resolved.backend, [])
-        return {w["sha256"] for w in prepared} == {w.sha256 for w in resolved.wheels}
+        assert self._description is not None
+        prepared = self._description.prepared.get(resolved.backend, ())
+        return {w.sha256 for w in prepared} == {w.sha256 for w in resolved.wheels}
 
-    def _ask(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _describe(self) -> Description:
+        return self._ask(Installation(action="describe"), Description)
+
+    def _ask(self, request: Installation, answer: type[M]) -> M:
         agent = send_agent(self.transport, "onnxruntime", self.folder)
-        transcript = Transcript()
+        events = wire.Events(self.device.name, {"result": answer, "error": wire.Failure}, 1)
+        answers: list[wire.Message] = []
         completed = self.transport.run(
             [self.transport.python, str(agent), "installer"],
-            stdin=json.dumps(request).encode() + b"\n",
-            on_line=transcript.line,
+            stdin=wire.encode(request),
+            on_line=lambda line: answers.append(events.read(line)),
             patience=Patience(whole=_INSTALL_S),
         )
-        if transcript.result is not None:
-            return transcript.result
-        said = (transcript.error or {}).get("message") or completed.stderr.strip()[-500:] or "no answer"
+        message = answers[0] if answers else None
+        if isinstance(message, answer):
+            return message
+        failure = message if isinstance(message, wire.Failure) else wire.Failure()
+        problem = failure.message or completed.stderr.strip()[-500:] or "no answer"
         hint = "run it again; if it stays so, report it"
-        if (transcript.error or {}).get("errno") in (13, 28, 30, 122):
+        if failure.errno in (errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT):
             hint = "make room there, or name another folder: EDGEKIT_RUNTIMES in the user's environment there"
-        raise DeviceError(f"{self.device.name}: {request['action']} failed: {said}", hint=hint)
+        raise DeviceError(f"{self.device.name}: {request.action} failed: {problem}", hint=hint)
 
 
-def interpreter(device: str, description: Mapping[str, Any]) -> Interpreter:
+def interpreter(device: str, description: Description) -> Interpreter:
     """What the device says of its Python. Raises :class:`DeviceError` if no wheels are made for such a one."""
-    if description["implementation"] != "cpython" or not description["libc"]:
+    if description.implementation != "cpython" or not description.libc:
         raise DeviceError(
-            f"{device} has a Python that wheels do not fit: {description['implementation']}, "
-            f"C library {description['libc'] or 'unknown'}",
+            f"{device} has a Python that wheels do not fit: {description.implementation}, "
+            f"C library {description.libc or 'unknown'}",
             hint="use CPython on glibc or musl there",
         )
-    version, libc = description["version"], description["libc_version"]
     return Interpreter(
-        version=(int(version[0]), int(version[1]), int(version[2])),
-        machine=str(description["machine"]),
-        libc=str(description["libc"]),
-        libc_version=(int(libc[0]), int(libc[1])),
-        packages={str(k): str(v) for k, v in description["packages"].items()},
+        version=description.version,
+        machine=description.machine,
+        libc=description.libc,
+        libc_version=description.libc_version,
+        packages=description.packages,
     )
 
 

@@ -1,4 +1,4 @@
-"""Programs of the runtimes' vendors that time a model, for devices on which no Python runs.
+"""The runtimes' vendors' own benchmark tools, for devices on which no Python runs, or whose user names one.
 
 What each prints is read into a :class:`~edgekit.backends.base.Reading`; what it does not say is named there, never
 guessed. Their inputs are random, so what they compute is not checked: an artifact is verified elsewhere.
@@ -6,13 +6,24 @@ guessed. Their inputs are random, so what they compute is not checked: an artifa
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-from edgekit.backends.base import Reading, VendorTool
+from edgekit.backends.base import Timing, VendorTool
 from edgekit.core import plugins
-from edgekit.errors import UsageError
+from edgekit.devices import wire
+from edgekit.devices.job import TaskResult
+from edgekit.devices.replicates import Replicate
+from edgekit.devices.session import short
+from edgekit.devices.transports.connect import send_model, without_python
+from edgekit.errors import DeviceError, UsageError
+
+if TYPE_CHECKING:
+    from edgekit.devices.runnable import Runnable
+    from edgekit.devices.transports.transport import Transport
+    from edgekit.types import Device
 
 
 def tools() -> Mapping[str, VendorTool]:
@@ -36,14 +47,84 @@ def _tool(backend: str) -> VendorTool | None:
     return cast("VendorTool | None", plugins.member(backend, "benchmark", VendorTool))
 
 
-def merged_notes(tool: VendorTool, readings: Sequence[Reading]) -> tuple[str, ...]:
-    """What to say of a measurement made with ``tool``."""
-    missing = dict.fromkeys(word for reading in readings for word in reading.missing())
-    silent = f"{tool.TOOL} does not tell: {', '.join(missing)}" if missing else ""
-    return (*tool.NOTES, *([silent] if silent else []))
+def applies(device: Device) -> bool:
+    """Whether the device is timed this way: it has no Python, or the user named a program."""
+    return without_python(device) or bool(device.options.get("binary"))
 
 
-def median_of(values: Sequence[float | None]) -> float | None:
-    """The median of what there is."""
-    there = [v for v in values if v is not None]
-    return statistics.median(there) if there else None
+def threads_of(runnable: Runnable, timing: Timing, facts: wire.DeviceFacts) -> int:
+    """As many threads as asked for, else as many as there are processors: our own runners do the same."""
+    asked = timing.threads or int(runnable.options.get("threads", 0))
+    return asked or len(timing.cpus) or facts.usable_processors or 1
+
+
+def job(
+    transport: Transport,
+    device: Device,
+    runnable: Runnable,
+    timing: Timing,
+    facts: wire.DeviceFacts,
+    *,
+    folder: str,
+) -> wire.Job:
+    """Put the tool and the model there; the job that times the model once."""
+    tool = tool_of(runnable.backend)
+    program = _program(transport, device, tool, facts)
+    model = str(send_model(transport, runnable, folder=folder))
+    file = str(transport.root / f"{folder}-times")
+    timing = replace(timing, threads=threads_of(runnable, timing, facts))
+    return wire.Job(
+        action="program",
+        scratch=str(transport.root),
+        argv=(program, *tool.argv(model, runnable.options, timing, file)),
+        file=file,
+        cpus=timing.cpus,
+    )
+
+
+def _program(transport: Transport, device: Device, tool: VendorTool, facts: wire.DeviceFacts) -> str:
+    """The path there of the program that the user named: sent, or with ``device:`` there already."""
+    named = str(device.options.get("binary") or device.options.get(tool.TOOL) or "")
+    if not named:
+        raise UsageError(
+            f"{device.name} has no Python, and no {tool.TOOL} was named to time with",
+            hint=f"--binary PATH to {tool.TOOL} for its ABI ({facts.abi or facts.arch}), or "
+            f"{tool.TOOL} = … in the device's row; device:PATH is one that is there already",
+        )
+    if named.startswith("device:"):
+        return named.removeprefix("device:")
+    here = Path(named).expanduser()
+    if not here.is_file():
+        raise UsageError(f"there is no {here}", hint=f"give the path of {tool.TOOL} on this machine")
+    there = str(transport.put(here, tool.TOOL))
+    if transport.remote:
+        short(transport, ["chmod", "700", there])
+    return there
+
+
+def replicate(device: str, backend: str, threads: int, done: TaskResult[wire.ProgramResult]) -> Replicate:
+    """What one process printed. Raises :class:`~edgekit.errors.BackendError` where no times are in it, and
+    :class:`DeviceError` where what stands for them are none."""
+    tool = tool_of(backend)
+    try:
+        reading = tool.read(done.result.text, done.result.file)
+    except (ValueError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
+        raise DeviceError(
+            f"{tool.TOOL} on {device} printed figures that cannot be read: {wire.plain(str(error))[:200]}",
+            hint="run it by hand there; report its output if it should have been read",
+        ) from error
+    missing = reading.missing()
+    silent = (f"{tool.TOOL} does not tell: {', '.join(missing)}",) if missing else ()
+    return Replicate(
+        samples_ms=reading.steady_ms,
+        is_raw=bool(reading.samples_ms),
+        threads=threads,
+        load_ms=reading.load_ms,
+        first_ms=reading.first_ms,
+        p90_ms=reading.p90_ms,
+        p99_ms=reading.p99_ms,
+        peak_memory=reading.peak_memory,
+        model_memory=reading.model_memory,
+        tool=tool.TOOL,
+        notes=(*tool.NOTES, *silent),
+    )

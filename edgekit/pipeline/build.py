@@ -21,7 +21,7 @@ from edgekit.core.config import Options
 from edgekit.core.progress import Silent
 from edgekit.core.store import Store
 from edgekit.devices.catalogue import device
-from edgekit.devices.site import adaptation, adapted, visit
+from edgekit.devices.target_device import adaptation, adapted, probe
 from edgekit.errors import (
     CalibrationRequiredError,
     DataError,
@@ -133,7 +133,7 @@ def on_site(request: Request, context: BuildContext) -> tuple[Request, BuildCont
     """Look at the device, and give each target the scheme that its processor wants."""
     where = device(request.options.device)
     with context.progress.task(f"look at {where.name}"):
-        site = visit(where, [t.backend for t in request.targets])
+        site = probe(where, [t.backend for t in request.targets])
     for target in request.targets:
         if (choice := adaptation(target, site)) is not None:
             context.progress.note(f"{target.name} on {where.name}: {choice.why}")

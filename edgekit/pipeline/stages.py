@@ -29,7 +29,7 @@ from edgekit.quantize.options import QuantizeOptions, QuantizeReport
 from edgekit.types import Checks, Device, Finding, Lowered, OnnxModel, Option, Target, sha256_file
 
 if TYPE_CHECKING:
-    from edgekit.devices.site import Site
+    from edgekit.devices.target_device import TargetDevice
     from edgekit.pipeline.work import Work
     from edgekit.types import Array
 
@@ -46,7 +46,7 @@ class BuildContext:
     store: Store
     options: Options
     progress: Progress
-    site: Site | None = None
+    site: TargetDevice | None = None
 
     @property
     def device(self) -> Device:

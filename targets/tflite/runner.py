@@ -42,8 +42,9 @@ def _import():
         try:
             return package, importlib.import_module(module), distribution
         except ImportError as error:
-            problems.append(str(error))
-    raise ImportError("; ".join(problems))
+            problems.append(error)
+    absent = all(isinstance(error, ModuleNotFoundError) for error in problems)
+    raise (ModuleNotFoundError if absent else ImportError)("; ".join(map(str, problems)))
 
 
 def versions():

@@ -103,10 +103,10 @@ def test_files_go_there_and_back_checked(phone, server, tmp_path, monkeypatch):
         there = transport.put(tmp_path / "up", "folder/name with 'quotes' and $(id)")
         assert Path(str(there)).read_bytes() == data
         assert oct(Path(str(transport.root)).stat().st_mode & 0o777) == "0o700"
-        transport.get("folder/name with 'quotes' and $(id)", tmp_path / "down")
+        transport.get("folder/name with 'quotes' and $(id)", tmp_path / "down", 1 << 30)
         assert (tmp_path / "down").read_bytes() == data
         with pytest.raises(DeviceError, match="reading absent failed"):
-            transport.get("absent", tmp_path / "x")
+            transport.get("absent", tmp_path / "x", 1 << 30)
         assert not list(tmp_path.glob("x*"))
         for bad in ("../x", "/etc/x", "-rf", ""):
             with pytest.raises(UsageError):
@@ -298,5 +298,5 @@ def test_add_list_check(phone, server, tmp_path, monkeypatch):
 def test_the_state_of_a_phone(make_phone, server):
     phone = make_phone(thermal="Thermal Status: 4\n")
     with connect(device(phone, server)) as transport:
-        assert android.look(transport).state["thermal_status"] == "critical"
-    assert check(device(phone, server)).state["cooling"]
+        assert android.report_phone(transport).state.thermal_status == "critical"
+    assert check(device(phone, server)).state.cooling

@@ -66,8 +66,8 @@ def test_every_runtime_runs_there(kind, backend, make_board, tmp_path):
 @pytest.mark.parametrize(("kind", "machine"), [("arm64", "aarch64"), ("armhf", "armv7l")])
 def test_it_is_known_for_what_it_is(kind, machine, make_board):
     seen = check(device(make_board(kind)), ("tflite",))
-    assert seen.facts["arch"] == machine
-    assert seen.facts["emulated"] is True
+    assert seen.facts.arch == machine
+    assert seen.facts.emulated is True
     assert seen.usable
 
 

@@ -1,5 +1,8 @@
 """``edgekit build --device``: quantized for the device's processor, run and gated there."""
 
+from dataclasses import replace
+
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -7,7 +10,7 @@ from click.testing import CliRunner
 from edgekit import build
 from edgekit.artifact import manifest
 from edgekit.cli import cli
-from edgekit.devices import catalogue, site
+from edgekit.devices import catalogue, target_device
 from edgekit.devices.catalogue import Row
 from edgekit.errors import GateFailedError, RuntimeMissingError, UnknownNameError, UnreachableError
 
@@ -60,14 +63,13 @@ def made(targets, **options):
 
 def test_it_is_run_and_gated_there(sshd, tmp_path, monkeypatch):
     keep(sshd)
-    plain = site.visit
+    plain = target_device.probe
 
     def no_vnni(device, backends):
         seen = plain(device, backends)
-        facts = {**seen.facts, "isa": ["avx2"]}
-        return site.Site(device=device, facts=facts, runtimes=seen.runtimes)
+        return replace(seen, facts=msgspec.structs.replace(seen.facts, isa=("avx2",)))
 
-    monkeypatch.setattr("edgekit.pipeline.build.visit", no_vnni)
+    monkeypatch.setattr("edgekit.pipeline.build.probe", no_vnni)
     onnx, tflite = made(["ort-int8", "tflite-int8"])
     assert onnx.manifest.status == tflite.manifest.status == "passed"
     assert onnx.manifest.machine["device"] == tflite.manifest.machine["device"] == "board"

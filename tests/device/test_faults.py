@@ -14,18 +14,20 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from edgekit import cli
 from edgekit.artifact import golden, manifest
 from edgekit.artifact.measure import JOURNAL, PARTIAL, RAW
-from edgekit.devices import bench, catalogue
+from edgekit.devices import catalogue, session
 from edgekit.devices.bench import BenchSettings, bench_artifact
 from edgekit.devices.execute import run_artifact
+from edgekit.devices.job import R
 from edgekit.devices.plan import Watch
 from edgekit.devices.runnable import Runnable
 from edgekit.devices.transports import ssh
@@ -119,15 +121,17 @@ def at_third(monkeypatch, action):
     """``action`` happens once, when two processes have been measured."""
     told = []
 
-    def watch(**settings):
-        def done(*_):
-            told.append(None)
-            if len(told) == 2:
-                action()
+    def done(*_):
+        told.append(None)
+        if len(told) == 2:
+            action()
 
-        return Watch(**{"mend_s": 2.0, **settings, "on_done": done})
+    @dataclass(kw_only=True)
+    class Watched(Watch[R]):
+        def __post_init__(self):
+            self.mend_s, self.on_done = 2.0, done
 
-    monkeypatch.setattr(bench, "Watch", watch)
+    monkeypatch.setattr("edgekit.devices.bench.Watch", Watched)
 
 
 def kept(folder, processes, of):
@@ -405,13 +409,13 @@ def test_a_restarted_device(make_sshd, call, monkeypatch, artifact):
 
 def test_a_crash_keeps_what_was_measured_before(sshd, call, monkeypatch, artifact):
     know(sshd)
-    real = bench.run_plan
+    real = session.run_plan
 
     def break_third(transport, tasks, watch):
-        job = {**tasks[2].job, "model": "/nowhere"}
+        job = msgspec.structs.replace(tasks[2].job, model="/nowhere")
         return real(transport, [*tasks[:2], replace(tasks[2], job=job), *tasks[3:]], watch)
 
-    monkeypatch.setattr(bench, "run_plan", break_third)
+    monkeypatch.setattr(session, "run_plan", break_third)
     code, document, _ = call("--processes", "5")
     assert (code, document["errors"][0]["type"]) == (6, "BackendError")
     kept(artifact, 2, 5)

@@ -28,8 +28,7 @@ def samples():
 def test_onnx_runtimes_run_dynamic_shapes(backend, onnx_model, samples):
     pytest.importorskip(backend)
     with run_artifact(Runnable(backend=backend, main=onnx_model, options={"threads": 1}), samples) as result:
-        assert [tuple(s["name"] for s in result.inputs)] == [("x",)]
-        assert {s["name"] for s in result.output_specs} == {"y", "r"}
+        assert set(result.outputs.names) == {"y", "r"}
         expected = ({"y": reference(s["x"])} for s in samples)
         parity = compare(expected, result.outputs)
     assert parity.relative_error < 1e-5
@@ -102,12 +101,10 @@ def tflite_model(tmp_path_factory):
 
 @pytest.mark.parametrize("xnnpack", [True, False])
 def test_litert_runs_resizes_and_tells_its_partitions(xnnpack, tflite_model, samples):
-    inputs = [{"x": s["x"].transpose(0, 2, 3, 1)} for s in samples]
+    inputs = [{"x_nhwc": s["x"].transpose(0, 2, 3, 1)} for s in samples]  # its name in the signature
     options = {"threads": 1, "xnnpack": xnnpack}
     runnable = Runnable(backend="tflite", main=tflite_model, options=options)
     with run_artifact(runnable, inputs, placement=True) as result:
-        assert result.inputs[0]["name"] == "x"
-        assert result.inputs[0]["aliases"] == ["x_nhwc"]
         expected = ({"y": reference(s["x"])} for s in samples)
         assert compare(expected, result.outputs).relative_error < 1e-5
         raw = result.placement

@@ -98,10 +98,10 @@ def test_files_go_there_and_back_checked(sshd, tmp_path, monkeypatch):
         there = transport.put(tmp_path / "up", "folder/name with 'quotes' and $(id)")
         assert Path(str(there)).read_bytes() == data
         assert oct(Path(str(transport.root)).stat().st_mode & 0o777) == "0o700"
-        transport.get("folder/name with 'quotes' and $(id)", tmp_path / "down")
+        transport.get("folder/name with 'quotes' and $(id)", tmp_path / "down", 1 << 30)
         assert (tmp_path / "down").read_bytes() == data
         with pytest.raises(DeviceError, match="cannot read absent"):
-            transport.get("absent", tmp_path / "x")
+            transport.get("absent", tmp_path / "x", 1 << 30)
         for bad in ("../x", "/etc/x", "-rf", ""):
             with pytest.raises(UsageError):
                 transport.put(tmp_path / "up", bad)
@@ -328,10 +328,10 @@ def test_what_a_lost_session_left_goes_with_the_next_once_it_is_stale(sshd):
 def test_a_session_that_hears_nothing_ends(sshd, monkeypatch, tmp_path):
     """A laptop that went to sleep: its connection stands, and says nothing."""
     monkeypatch.setattr(ssh, "_BEAT_S", 3600.0)
-    (tmp_path / "connect.py").write_text((ssh._FAR / "connect.py").read_text().replace("= 45", "= 1"))
+    (tmp_path / "connect.py").write_text((ssh._REMOTE / "connect.py").read_text().replace("= 45", "= 1"))
     for name in ("remove.py", "receive.py"):
-        (tmp_path / name).write_text((ssh._FAR / name).read_text())
-    monkeypatch.setattr(ssh, "_FAR", tmp_path)
+        (tmp_path / name).write_text((ssh._REMOTE / name).read_text())
+    monkeypatch.setattr(ssh, "_REMOTE", tmp_path)
     transport = open_transport(board(sshd))
     for _ in range(600):
         if not sshd.processes():

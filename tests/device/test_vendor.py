@@ -111,9 +111,7 @@ def test_heat_spoils_it(server, tmp_path):
 
 
 def test_a_phone_that_does_not_cool_down_is_measured_all_the_same(phone, server, tmp_path, monkeypatch):
-    from edgekit.devices import vendor_run
-
-    monkeypatch.setattr(vendor_run, "_COOL_DOWN_S", 0.0)
+    monkeypatch.setattr("edgekit.devices.bench.COOL_DOWN_S", 0.0)
     where = device(phone, server, binary=program(tmp_path), cool_down_celsius=30)
     found = bench_artifact(variant(tmp_path, 2500), device=where, settings=SETTINGS)
     assert found.validity == "NOISY"

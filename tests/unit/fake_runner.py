@@ -10,7 +10,7 @@ from pathlib import Path
 
 def versions():
     if os.environ.get("FAKE_RUNTIME") == "missing":
-        raise ImportError("No module named 'fake'")
+        raise ModuleNotFoundError("No module named 'fake'")
     if os.environ.get("FAKE_RUNTIME") == "foreign":
         sys.path.insert(0, str(Path.home()))
         import foreign_extension  # noqa: F401 - the test has put one there

@@ -6,14 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
 
 from edgekit.core.plugins import runner as runner_path
+from edgekit.devices import wire
 from edgekit.devices.execute import run_artifact
-from edgekit.devices.job import Transcript
+from edgekit.devices.job import Task, Transcript
 from edgekit.devices.pack import pack_runner
 from edgekit.devices.runnable import Runnable
 from edgekit.errors import (
@@ -205,14 +206,16 @@ def test_the_far_process_ends_with_its_host(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("Welcome to Ubuntu", "not of its protocol"),
+        ("Welcome to Ubuntu", "not of the agent's protocol"),
         ('{"seq": 2, "event": "phase", "name": "x"}', "lost"),
-        ("[]", "not of its protocol"),
+        ("[]", "not of the agent's protocol"),
     ],
 )
 def test_a_broken_protocol_is_a_device_error(line, message):
+    job = wire.Job(action="probe")
+    task = Task(id="0", backend="x", agent=PurePosixPath("a"), job=job, result=wire.ProbeResult, timeout=1)
     with pytest.raises(DeviceError, match=message):
-        Transcript().line(line)
+        Transcript("board", task).line(line)
 
 
 def test_the_archive_is_deterministic_and_named_by_content():

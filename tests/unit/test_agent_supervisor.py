@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgekit.devices import wire
 from edgekit.devices.bench import BenchSettings, bench_artifact
+from edgekit.devices.job import Task, report_device
 from edgekit.devices.pack import pack_runner
-from edgekit.devices.plan import Task, Watch, look, run_plan
+from edgekit.devices.plan import Watch, run_plan
 from edgekit.devices.runnable import Runnable
 from edgekit.devices.transports.local import LocalTransport
 from edgekit.errors import DeviceBusyError, DeviceError, LinkLostError, RuntimeCrashError
@@ -187,14 +189,13 @@ def test_a_crash_is_told_with_its_last_words(agent, make):
 def _task(tmp_path, agent, behaviour, name="0"):
     (tmp_path / behaviour).write_text(behaviour)
     np.save(tmp_path / "in", np.ones(3, "f"))
-    job = {
-        "action": "run",
-        "model": str(tmp_path / behaviour),
-        "options": {},
-        "inputs": {"path": str(tmp_path / "in.npy"), "names": ["x"], "count": 1},
-        "outputs": {"path": str(tmp_path / "out"), "names": []},
-    }
-    return Task(id=name, backend="fake", agent=agent, job=job, timeout=20)
+    job = wire.Job(
+        action="run",
+        model=str(tmp_path / behaviour),
+        inputs=wire.Stream(path=str(tmp_path / "in.npy"), names=("x",), count=1),
+        outputs=wire.Stream(path=str(tmp_path / "out")),
+    )
+    return Task(id=name, backend="fake", agent=agent, job=job, result=wire.RunResult, timeout=20)
 
 
 class Broken(LocalTransport):
@@ -298,27 +299,27 @@ def test_a_look_at_the_device(agent, tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEKIT_SYS", str(sys_))
     transport = LocalTransport()
     try:
-        seen = look(transport, agent)
+        seen = report_device(transport, agent)
     finally:
         transport.close()
-    assert seen.facts["governors"] == ["ondemand"]
-    assert seen.facts["max_khz"] == [1_800_000]
-    assert seen.facts["python"].split(".")[:2] == [str(v) for v in sys.version_info[:2]]
-    assert seen.facts["boot_id"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    assert seen.state["celsius"] == {"cpu-thermal": 61.234}
-    assert seen.state["cooling"] == {"cpufreq-cpu0 (cooling_device0)": 2}
-    assert seen.facts["trips_celsius"] == {"cpu-thermal": 85.0}
-    assert seen.state["governors"] == ["ondemand"]
-    assert seen.state["rails_mw"] == {"POM_5V_IN": 2400.0, "VDD_IN": 6000.0}
-    assert seen.state["throttled"] == 0x50005
-    assert "battery" not in seen.state
+    assert seen.facts.governors == ("ondemand",)
+    assert seen.facts.max_khz == (1_800_000,)
+    assert seen.facts.python.split(".")[:2] == [str(v) for v in sys.version_info[:2]]
+    assert seen.facts.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert seen.state.celsius == {"cpu-thermal": 61.234}
+    assert seen.state.cooling == {"cpufreq-cpu0 (cooling_device0)": 2}
+    assert seen.facts.trips_celsius == {"cpu-thermal": 85.0}
+    assert seen.state.governors == ("ondemand",)
+    assert seen.state.rails_mw == {"POM_5V_IN": 2400.0, "VDD_IN": 6000.0}
+    assert seen.state.throttled == 0x50005
+    assert seen.state.battery is None
 
 
 def test_a_look_at_a_device_without_an_agent(tmp_path):
     transport = LocalTransport()
     try:
-        with pytest.raises(DeviceError, match="ended before"):
-            look(transport, tmp_path / "absent.pyz")
+        with pytest.raises(DeviceError, match="does not say what it is"):
+            report_device(transport, tmp_path / "absent.pyz")
     finally:
         transport.close()
 

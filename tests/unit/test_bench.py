@@ -7,14 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 
-from edgekit.devices import bench
+from edgekit.devices import bench, session
 from edgekit.devices.bench import BenchSettings, bench_artifact, compare_artifacts
-from edgekit.devices.health import assess
+from edgekit.devices.health import Health, assess
 from edgekit.devices.replicates import Replicate, judge, model_memory, peak_memory
 from edgekit.devices.runnable import Runnable
+from edgekit.devices.wire import Contention, DeviceFacts, DeviceState, Memory, Warmup
 from edgekit.errors import BackendError, RuntimeCrashError, UsageError
 from edgekit.types import Device
 
@@ -26,10 +28,8 @@ GOOD = Replicate(
     load_ms=1.0,
     first_ms=1.0,
     threads=1,
-    memory={},
-    contention={"cpu_per_wall": 0.99, "steal": 0.0, "pressure": 0.01},
-    warmup={"stable": True, "windows_ms": [1.0, 1.0]},
-    versions={},
+    contention=Contention(cpu_per_wall=0.99, steal=0.0, pressure=0.01),
+    warmup=Warmup(stable=True, windows_ms=(1.0, 1.0)),
 )
 
 
@@ -62,13 +62,13 @@ def test_a_measurement_keeps_raw_samples_phases_and_facts(variant):
 
 def test_two_variants_are_interleaved(variant, monkeypatch):
     order = []
-    real = bench.run_plan
+    real = session.run_plan
 
     def spy(transport, tasks, watch):
-        order.extend(Path(task.job["model"]).stem for task in tasks)
+        order.extend(Path(task.job.model).stem for task in tasks)
         return real(transport, tasks, watch)
 
-    monkeypatch.setattr(bench, "run_plan", spy)
+    monkeypatch.setattr(session, "run_plan", spy)
     found = compare_artifacts(variant("good"), variant("int8x"), settings=replace(QUICK, processes=4))
     assert order == [{"A": "good", "B": "int8x"}[x] for x in "ABBABAAB"]
     assert len(found.first.samples) == len(found.second.samples) == 4
@@ -107,8 +107,8 @@ def test_settings_are_checked():
     ],
 )
 def test_validity(change, cv, verdict, reason):
-    replicates = [replace(GOOD, contention={**GOOD.contention, **change})] * 3
-    found, reasons = judge(replicates, cv)
+    replicates = [replace(GOOD, contention=msgspec.structs.replace(GOOD.contention, **change))] * 3
+    found, reasons = judge(replicates, cv, Health())
     assert found == verdict
     assert reason in "".join(reasons)
 
@@ -218,13 +218,13 @@ def test_processors_that_it_does_not_have(cpus, variant):
 
 
 def test_what_was_measured_before_a_crash_is_told_and_kept(variant, tmp_path, monkeypatch):
-    real = bench.run_plan
+    real = session.run_plan
 
     def break_third(transport, tasks, watch):
-        broken = replace(tasks[2], job={**tasks[2].job, "model": "/nowhere"})
+        broken = replace(tasks[2], job=msgspec.structs.replace(tasks[2].job, model="/nowhere"))
         return real(transport, [*tasks[:2], broken, *tasks[3:]], watch)
 
-    monkeypatch.setattr(bench, "run_plan", break_third)
+    monkeypatch.setattr(session, "run_plan", break_third)
     partial = []
     settings = replace(QUICK, processes=4, on_partial=partial.append, keep=tmp_path / "journal")
     with pytest.raises(BackendError, match="load"):
@@ -271,7 +271,8 @@ def test_energy_is_power_times_latency(variant, sys_):
     ],
 )
 def test_health(facts, state, invalid, noisy):
-    health = assess(facts, [{}, state], [(4.0, 6.0)])
+    states = [DeviceState(), msgspec.convert(state, DeviceState)]
+    health = assess(msgspec.convert(facts, DeviceFacts), states, [(4.0, 6.0)])
     assert invalid in "".join(health.invalid)
     assert bool(invalid) == bool(health.invalid)
     assert noisy in "".join(health.noisy)
@@ -279,14 +280,14 @@ def test_health(facts, state, invalid, noisy):
 
 
 def test_cpu_share_is_judged_for_one_thread_only():
-    replicate = replace(GOOD, threads=4, contention={**GOOD.contention, "cpu_per_wall": 0.3})
-    assert judge([replicate], 0.0)[0] == "VALID"
+    replicate = replace(GOOD, threads=4, contention=Contention(cpu_per_wall=0.3))
+    assert judge([replicate], 0.0, Health())[0] == "VALID"
 
 
 @pytest.mark.parametrize(("unstable", "verdict"), [(1, "VALID"), (2, "NOISY"), (3, "INVALID")])
 def test_warm_ups_that_do_not_settle(unstable, verdict):
-    bad = replace(GOOD, warmup={"stable": False})
-    assert judge([bad] * unstable + [GOOD] * (3 - unstable), 0.0)[0] == verdict
+    bad = replace(GOOD, warmup=Warmup(stable=False))
+    assert judge([bad] * unstable + [GOOD] * (3 - unstable), 0.0, Health())[0] == verdict
 
 
 def test_memory_is_the_peak_less_the_import():
@@ -296,8 +297,8 @@ def test_memory_is_the_peak_less_the_import():
         "first": {"peak": 110},
         "steady": {"peak": 100},
     }
-    memory = {"phases": phases, "resettable": True}
+    memory = msgspec.convert({"phases": phases, "resettable": True}, Memory)
     assert peak_memory(memory) == 130
     assert model_memory(memory) == 80
-    assert model_memory({**memory, "resettable": False}) is None
-    assert peak_memory({}) is None
+    assert model_memory(msgspec.structs.replace(memory, resettable=False)) is None
+    assert peak_memory(Memory()) is None

@@ -7,6 +7,7 @@ from edgekit.devices.health import assess
 from edgekit.devices.transports.adb import AdbOptions
 from edgekit.devices.transports.adb_client import parse_devices
 from edgekit.devices.transports.android import facts, state
+from edgekit.devices.wire import Battery, DeviceFacts, builtins
 from edgekit.errors import UsageError
 
 FACTS = """@ro.product.manufacturer samsung
@@ -56,36 +57,36 @@ Current Battery Service state:
 
 def test_facts():
     found = facts(FACTS)
-    assert found["model"] == "samsung SM-S921B"
-    assert found["processor"] == "Samsung s5e9945"
-    assert (found["arch"], found["os"], found["abi"]) == ("aarch64", "Android 16", "arm64-v8a")
-    assert found["isa"] == ["bf16", "dotprod", "i8mm", "fp16"]
-    assert found["memory"] == 7563456 * 1024
-    assert found["max_khz"] == [1959000, 3207000]
-    assert found["governors"] == ["energy_aware"]
-    assert found["emulated"] is False
-    assert facts(FACTS.replace("@ro.hardware s5e9945", "@ro.hardware ranchu"))["emulated"] is True
-    assert facts("")["processors"] == 1
+    assert found.model == "samsung SM-S921B"
+    assert found.processor == "Samsung s5e9945"
+    assert (found.arch, found.os, found.abi) == ("aarch64", "Android 16", "arm64-v8a")
+    assert found.isa == ("bf16", "dotprod", "i8mm", "fp16")
+    assert found.memory == 7563456 * 1024
+    assert found.max_khz == (1959000, 3207000)
+    assert found.governors == ("energy_aware",)
+    assert found.emulated is False
+    assert facts(FACTS.replace("@ro.hardware s5e9945", "@ro.hardware ranchu")).emulated is True
+    assert facts("").processors == 1
 
 
 def test_state():
     found = state(STATE.format(status=0, charge=2))
-    assert found["celsius"] == {"CPU0": 45.2, "skin": 36.1}
-    assert found["khz"] == [1024000]
-    assert found["cap_khz"] == [1959000, 2400000]
-    assert found["battery"] == {"percent": 64, "status": "Charging"}
-    assert "cooling" not in found
+    assert found.celsius == {"CPU0": 45.2, "skin": 36.1}
+    assert found.khz == (1024000,)
+    assert found.cap_khz == (1959000, 2400000)
+    assert found.battery == Battery(percent=64, status="Charging")
+    assert found.cooling == {}
     older = STATE.format(status=0, charge=2).split("@section thermal")[0] + "@section thermal\n"
-    assert state(older + "@section battery\n  level: 5\n  status: 3\n  temperature: 312\n")["celsius"] == {
+    assert state(older + "@section battery\n  level: 5\n  status: 3\n  temperature: 312\n").celsius == {
         "battery": 31.2
     }
-    assert set(state("")) == {"time"}
+    assert set(builtins(state(""))) == {"time"}
 
 
 def test_a_hot_phone_spoils_the_measurement():
     cool, hot = (state(STATE.format(status=n, charge=3)) for n in (1, 3))
-    assert not assess({}, [cool]).throttled
-    health = assess({}, [cool, hot])
+    assert not assess(DeviceFacts(), [cool]).throttled
+    health = assess(DeviceFacts(), [cool, hot])
     assert health.throttled
     assert "severe" in health.invalid[0]
     assert any("battery" in reason for reason in health.noisy)
@@ -128,4 +129,4 @@ def test_serial_numbers_that_are_none(serial):
     ],
 )
 def test_kinds_by_what_a_device_says(transport, found, kind):
-    assert kind_of(transport, found) == kind
+    assert kind_of(transport, DeviceFacts(**found)) == kind

@@ -1,4 +1,4 @@
-"""Reading the makers' programs.
+"""Reading the vendors' tools.
 
 None of them could be run here: the texts are in the form of public logs (tensorflow/tensorflow#42507,
 yuenshome/yuenshome.github.io#77, ARM-software/ComputeLibrary#850, microsoft/onnxruntime#17313 and #26313,
@@ -15,7 +15,9 @@ from edgekit.backends.base import Reading, Timing
 from edgekit.backends.nvidia.benchmark import read as read_trtexec
 from edgekit.backends.onnxruntime.benchmark import read as read_perf_test
 from edgekit.backends.tflite.benchmark import read as read_benchmark_model
-from edgekit.devices.vendor import merged_notes, tool_of, tools
+from edgekit.devices.job import TaskResult
+from edgekit.devices.vendor import replicate, tool_of, tools
+from edgekit.devices.wire import ProgramResult
 from edgekit.errors import BackendError, UsageError
 
 BENCHMARK_MODEL = """STARTING!
@@ -147,6 +149,8 @@ def test_what_they_are_told():
 
 
 def test_what_is_missing_is_said():
-    notes = merged_notes(tool_of("tflite"), [read_benchmark_model(OLD_BENCHMARK_MODEL)])
-    assert any("random inputs" in note for note in notes)
-    assert any("does not tell: single inferences" in note and "memory" in note for note in notes)
+    done = TaskResult(result=ProgramResult(text=OLD_BENCHMARK_MODEL))
+    found = replicate("phone", "tflite", 1, done)
+    assert any("random inputs" in note for note in found.notes)
+    assert any("does not tell: single inferences" in note and "memory" in note for note in found.notes)
+    assert not found.is_raw

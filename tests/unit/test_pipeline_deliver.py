@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pipeline_fakes as fakes
 import pytest
+from edgekit.devices.site import Site
 from pipeline_fakes import Fake, samples, target
 
 from edgekit.artifact import manifest
-from edgekit.devices.site import Site
 from edgekit.errors import GateFailedError, NotRunnableError, RuntimeMissingError
 from edgekit.pipeline import build
 from edgekit.pipeline.deliver import refusal

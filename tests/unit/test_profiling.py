@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.artifact.profile import Profile, middle, module_of, read_operators
+from edgekit.devices.wire import ProfiledOperator
 
 MODULES = {"node_conv2d": "stem.conv", "relu": "stem.conv", "node_conv2d_1": "body.0", "node_add": "body"}
 
@@ -36,7 +37,7 @@ def test_a_hiccup_does_not_count_and_whole_microseconds_do():
 
 
 def operator(name, us, source):
-    return {"name": name, "op": "Conv", "us": us, "placed": "x", "precision": "f32", "from": source}
+    return ProfiledOperator(name=name, op="Conv", us=us, placed="x", precision="f32", origin=source)
 
 
 def test_shares_and_sums_by_module():

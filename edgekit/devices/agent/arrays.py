@@ -6,42 +6,44 @@ in the order of the job's names. It is read and written record by record, so tha
 
 from __future__ import annotations
 
-from typing import Any, BinaryIO, Dict, Iterator, Optional, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Dict, Iterator, Optional, Sequence
 
 import numpy as np
 
+from .channel import Message
+from .failure import JobError
 
-class InputError(Exception):
-    """The arrays that were sent do not fit the model's inputs."""
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def read_stream(file: BinaryIO, names: Sequence[str], count: int) -> Iterator[Dict[str, Any]]:
+def read_stream(file: BinaryIO, names: Sequence[str], count: int) -> Iterator[Dict[str, Array]]:
     """The samples of a stream file, one dictionary of arrays each."""
     for _ in range(count):
         yield {name: np.lib.format.read_array(file, allow_pickle=False) for name in names}
 
 
-def write_sample(file: BinaryIO, names: Sequence[str], arrays: Dict[str, Any]) -> None:
+def write_sample(file: BinaryIO, names: Sequence[str], arrays: Dict[str, Array]) -> None:
     """Append one sample to a stream file."""
     for name in names:
         np.lib.format.write_array(file, np.asarray(arrays[name], order="C"), allow_pickle=False)
 
 
-def resolve(specs: Sequence[Dict[str, Any]], names: Sequence[str], what: str) -> Dict[str, Dict[str, Any]]:
+def resolve(specs: Sequence[Message], names: Sequence[str], what: str) -> Dict[str, Message]:
     """Which tensor of the model each name means: by name, by alias, or because there is only one."""
-    found: Dict[str, Dict[str, Any]] = {}
+    specs_by_name: Dict[str, Message] = {}
     for name in names:
         spec = _find(specs, name)
         if spec is None and len(specs) == len(names) == 1:
             spec = specs[0]
         if spec is None:
             have = ", ".join(s["name"] for s in specs)
-            raise InputError("the model has no %s %r; it has: %s" % (what, name, have))
-        found[name] = spec
-    return found
+            raise JobError("input", "the model has no %s %r; it has: %s" % (what, name, have))
+        specs_by_name[name] = spec
+    return specs_by_name
 
 
-def _find(specs: Sequence[Dict[str, Any]], name: str) -> Optional[Dict[str, Any]]:
+def _find(specs: Sequence[Message], name: str) -> Optional[Message]:
     for key in ("name", "aliases"):
         for spec in specs:
             if name == spec.get(key) or (key == "aliases" and name in spec.get(key, ())):
@@ -49,40 +51,45 @@ def _find(specs: Sequence[Dict[str, Any]], name: str) -> Optional[Dict[str, Any]
     return None
 
 
-def fit(array: Any, spec: Dict[str, Any], quantize: bool) -> Any:
+def fit(array: Array, spec: Message, quantize: bool) -> Array:
     """``array`` in the input's dtype.
 
     Floats convert among each other and integers where every value fits; a float becomes an integer only
     by the input's own scale and zero-point, and only if ``quantize`` asks for it.
     """
-    want = np.dtype(spec["dtype"])
+    want: np.dtype[Any] = np.dtype(spec["dtype"])
     if array.dtype == want:  # asarray, not ascontiguousarray: that would give a scalar an axis
         return np.asarray(array, order="C")
     name = spec["name"]
     if array.dtype.kind == "f" and want.kind in "iu":
         if not quantize:
-            raise InputError("input %r takes %s, got %s" % (name, want, array.dtype))
+            raise JobError("input", "input %r takes %s, got %s" % (name, want, array.dtype))
         return _quantize(array, spec, want)
     if array.dtype.kind == "f" and want.kind == "f":
         return np.asarray(array, dtype=want, order="C")
     if array.dtype.kind in "iub" and want.kind in "iu":
         limits = np.iinfo(want)
         if array.size and (int(array.min()) < limits.min or int(array.max()) > limits.max):
-            raise InputError("input %r takes %s and a value of %s does not fit" % (name, want, array.dtype))
+            raise JobError(
+                "input", "input %r takes %s and a value of %s does not fit" % (name, want, array.dtype)
+            )
         return np.asarray(array, dtype=want, order="C")
-    raise InputError("input %r takes %s, got %s" % (name, want, array.dtype))
+    raise JobError("input", "input %r takes %s, got %s" % (name, want, array.dtype))
 
 
-def _quantize(array: Any, spec: Dict[str, Any], want: Any) -> Any:
+def _quantize(array: Array, spec: Message, want: np.dtype[Any]) -> Array:
     if spec.get("scale") is None:
-        raise InputError("input %r is %s and has no scale: it cannot take floats" % (spec["name"], want))
+        raise JobError(
+            "input", "input %r is %s and has no scale: it cannot take floats" % (spec["name"], want)
+        )
     limits = np.iinfo(want)
     steps = np.rint(array.astype(np.float64) / spec["scale"]) + (spec.get("zero_point") or 0)
-    return np.clip(steps, limits.min, limits.max).astype(want)
+    return np.asarray(np.clip(steps, limits.min, limits.max), dtype=want)
 
 
-def dequantize(array: Any, spec: Dict[str, Any]) -> Any:
+def dequantize(array: Array, spec: Message) -> Array:
     """``scale * (stored - zero_point)`` as float32, for an integer output that has a scale."""
     if array.dtype.kind not in "iu" or spec.get("scale") is None:
         return array
-    return ((array.astype(np.float64) - (spec.get("zero_point") or 0)) * spec["scale"]).astype(np.float32)
+    real = (array.astype(np.float64) - (spec.get("zero_point") or 0)) * spec["scale"]
+    return np.asarray(real, dtype=np.float32)

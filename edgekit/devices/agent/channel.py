@@ -8,6 +8,9 @@ import sys
 import threading
 from typing import Any, Dict, Optional
 
+Message = Dict[str, Any]
+"""What a line of JSON holds. The host reads each by type (``wire.py``); here it is as it came."""
+
 
 class Channel:
     """Sends events as JSON lines. Thread-safe: a heartbeat may write between two events.
@@ -25,17 +28,17 @@ class Channel:
         self._lock = threading.Lock()
         self._sequence = 0
 
-    def send(self, event: str, **fields: Any) -> None:
+    def send(self, event: str, **fields: object) -> None:
         """Write one event. Fields must be JSON-able; non-finite numbers are sent as null."""
         with self._lock:
             self._sequence += 1
-            line: Dict[str, Any] = {"seq": self._sequence, "event": event}
+            line: Message = {"seq": self._sequence, "event": event}
             line.update(fields)
             self._file.write(encode(line) + "\n")
             self._file.flush()
 
 
-def encode(value: Any) -> str:
+def encode(value: object) -> str:
     """Strict JSON on one line; NaN and infinities, which JSON lacks, become null."""
     try:
         return json.dumps(value, allow_nan=False, separators=(",", ":"))
@@ -43,7 +46,7 @@ def encode(value: Any) -> str:
         return json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else None
     if isinstance(value, dict):

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from typing import Any, Dict, Optional
+from typing import Dict, Optional
 
 from .channel import Channel
 from .state import root
@@ -22,7 +22,11 @@ _PLACES = ("devices/system/cpu/cpufreq/policy*", "devices/system/cpu/cpu[0-9]*/c
 
 
 class GovernorError(Exception):
-    """It cannot be set; the message says why."""
+    """It cannot be set: ``kind`` is unknown, unsupported or denied (``wire.RefusalKind`` on the host)."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class Keeper:
@@ -36,14 +40,14 @@ class Keeper:
             start_new_session=True,  # what kills the supervisor's group must not kill this
         )
         assert self._process.stdout is not None
-        answer = self._process.stdout.readline()
+        line = self._process.stdout.readline()
         try:
-            problem = json.loads(answer.decode("utf-8")).get("problem", "")
+            answer = json.loads(line.decode("utf-8"))
         except ValueError:
-            problem = "the process that holds it ended at once"
-        if problem:
+            answer = {"kind": "denied", "problem": "the process that holds it ended at once"}
+        if answer.get("kind"):
             self.release()
-            raise GovernorError(problem)
+            raise GovernorError(answer["kind"], answer["problem"])
 
     def release(self) -> None:
         """Put the old governors back."""
@@ -61,23 +65,29 @@ def main() -> int:
     old: Dict[str, str] = {}
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, lambda *_: _leave(old))
-    problem = _set(sys.argv[2], old)
-    channel.send("governor", problem=problem)
-    while not problem and os.read(0, 4096):
+    try:
+        _set(sys.argv[2], old)
+    except GovernorError as error:
+        channel.send("governor", kind=error.kind, problem=str(error))
+        _restore(old)
+        return 1
+    channel.send("governor")
+    while os.read(0, 4096):
         pass
     _restore(old)
-    return 1 if problem else 0
+    return 0
 
 
-def _set(name: str, old: Dict[str, str]) -> str:
-    """Set it everywhere, keeping in ``old`` what was there by path; why it cannot be done, or nothing."""
-    found = next(filter(None, (sorted(glob.glob(os.path.join(root(), p))) for p in _PLACES)), [])
-    if not found:
-        return "its kernel offers no governors (no cpufreq in /sys)"
-    for folder in found:
+def _set(name: str, old: Dict[str, str]) -> None:
+    """Set it everywhere, keeping in ``old`` what was there by path. Raises :class:`GovernorError`."""
+    places = (sorted(glob.glob(os.path.join(root(), p))) for p in _PLACES)
+    folders = next(filter(None, places), [])
+    if not folders:
+        raise GovernorError("unsupported", "its kernel offers no governors (no cpufreq in /sys)")
+    for folder in folders:
         offered = (_read(folder + "/scaling_available_governors") or "").split()
         if offered and name not in offered:
-            return "%s is none of its governors: %s" % (name, ", ".join(offered))
+            raise GovernorError("unknown", "%s is none of its governors: %s" % (name, ", ".join(offered)))
         path = folder + "/scaling_governor"
         before = _read(path)
         try:
@@ -86,8 +96,7 @@ def _set(name: str, old: Dict[str, str]) -> str:
             old[path] = before
             _write(path, name)
         except OSError as error:
-            return "%s: %s" % (path, error.strerror)
-    return ""
+            raise GovernorError("denied", "%s: %s" % (path, error.strerror)) from error
 
 
 def _restore(old: Dict[str, str]) -> None:
@@ -97,7 +106,7 @@ def _restore(old: Dict[str, str]) -> None:
                 _write(path, text)
 
 
-def _leave(old: Dict[str, str]) -> Any:
+def _leave(old: Dict[str, str]) -> None:
     _restore(old)
     os._exit(0)
 

@@ -17,10 +17,10 @@ import subprocess
 import sys
 import zipfile
 from contextlib import suppress
-from typing import Any, Dict, List
+from typing import Dict, List, Tuple
 
 from . import runtimes
-from .channel import Channel
+from .channel import Channel, Message
 
 RECORD = "edgekit.json"
 
@@ -38,7 +38,7 @@ def main() -> int:
     return 0
 
 
-def describe(request: Dict[str, Any]) -> Dict[str, Any]:
+def describe(request: Message) -> Message:
     """What wheels have to fit, what is installed, and what ``prepare`` has put here."""
     del request
     base = runtimes.folder("")
@@ -64,7 +64,7 @@ def machine() -> str:
     return found
 
 
-def libc() -> Any:
+def libc() -> Tuple[str, List[int]]:
     """``glibc`` or ``musl``, and its version."""
     with suppress(AttributeError, ValueError, OSError, TypeError):
         name, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
@@ -102,7 +102,7 @@ def record(folder: str) -> List[Dict[str, str]]:
     return []
 
 
-def install(request: Dict[str, Any]) -> Dict[str, Any]:
+def install(request: Message) -> Message:
     """Unpack beside, then put in place in one rename: a runtime is there whole or not at all."""
     final = runtimes.folder(check(request["backend"]))
     parent = os.path.dirname(final)
@@ -126,7 +126,7 @@ def install(request: Dict[str, Any]) -> Dict[str, Any]:
     return {"folder": final}
 
 
-def remove(request: Dict[str, Any]) -> Dict[str, Any]:
+def remove(request: Message) -> Message:
     """Take a runtime away, if it is one of ours."""
     final = runtimes.folder(check(request["backend"]))
     there = bool(record(final))

@@ -7,7 +7,9 @@ import os
 import socket
 import threading
 from contextlib import suppress
-from typing import Any, Dict, Optional
+from typing import Optional
+
+from .channel import Message
 
 _ADDRESS = "\0edgekit-device" + os.environ.get("EDGEKIT_LOCK", "")
 """A name in Linux's abstract namespace: no file to leave behind, no permissions to get wrong, one a network
@@ -18,7 +20,7 @@ for tests that run side by side and whose figures nobody reads."""
 class Lock:
     """Held until the process ends or :meth:`release`. Who asks for the address is told ``owner``."""
 
-    def __init__(self, listener: socket.socket, owner: Dict[str, Any]) -> None:
+    def __init__(self, listener: socket.socket, owner: Message) -> None:
         self._listener = listener
         self._answer = json.dumps(owner).encode("utf-8")
         threading.Thread(target=self._serve, daemon=True).start()
@@ -39,7 +41,7 @@ class Lock:
         self._listener.close()
 
 
-def acquire(owner: Dict[str, Any]) -> Optional[Lock]:
+def acquire(owner: Message) -> Optional[Lock]:
     """The lock, or ``None`` when another process holds it (see :func:`holder`)."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -51,7 +53,7 @@ def acquire(owner: Dict[str, Any]) -> Optional[Lock]:
     return Lock(listener, owner)
 
 
-def holder() -> Dict[str, Any]:
+def holder() -> Message:
     """Who holds the lock: what it passed to :func:`acquire`; empty if it does not say."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(2)
@@ -63,7 +65,7 @@ def holder() -> Dict[str, Any]:
                 if not part or len(data) > 65536:
                     break
                 data += part
-            found = json.loads(data.decode("utf-8"))
+            answer = json.loads(data.decode("utf-8"))
         except (OSError, ValueError):
             return {}
-    return found if isinstance(found, dict) else {}
+    return answer if isinstance(answer, dict) else {}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from .failure import JobError, failing_as
+from .job import Job, Session
 
-from .worker import JobError, Worker, _describe
 
-
-def profile(worker: Worker, session: Any) -> None:
+def profile(job: Job, session: Session) -> None:
     """Warm up, let the session profile ``runs`` invocations, and send what it tells.
 
     The result's ``profile`` is ``Session.profile``'s: ``operators`` in order of execution, each with ``name``,
@@ -15,17 +14,14 @@ def profile(worker: Worker, session: Any) -> None:
     ``precision``, ``from`` (names in the file, empty where it made the operator itself); ``whole_us``: the same
     runs as a whole; ``notes``.
     """
-    settings = worker.job["profile"]
+    settings = job.asked["profile"]
     if not hasattr(session, "profile"):
         raise JobError("load", "this runtime's runner cannot profile")
-    with open(worker.job["inputs"]["path"], "rb") as file:
-        session.prepare(next(worker.samples(session, file)))
-    worker.phase("warm-up")
-    try:
+    job.first_sample(session)
+    job.phase("warm-up")
+    with failing_as("invoke"):
         for _ in range(int(settings["warmup"])):
             session.invoke()
-        worker.phase("profile")
-        found = session.profile(int(settings["runs"]))
-    except Exception as error:
-        raise JobError("invoke", _describe(error)) from error
-    worker.channel.send("result", profile=found, threads=worker.options()["threads"], seconds=worker.seconds)
+        job.phase("profile")
+        report = session.profile(int(settings["runs"]))
+    job.channel.send("result", profile=report, threads=job.options()["threads"], seconds=job.seconds)

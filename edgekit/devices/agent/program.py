@@ -1,24 +1,21 @@
-"""Runs a program of a runtime's maker in place of a runner, under the supervisor like every other task."""
+"""Runs a vendor's benchmark tool in place of a runner, under the supervisor like every other task."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .worker import Worker
+from .failure import JobError
+from .job import Job
 
 _MOST = 8 << 20
 
 
-def run(worker: Worker) -> None:
+def run(job: Job) -> None:
     """Run the job's ``argv`` to its end; the result has the last of what it printed, and the text of ``file``."""
-    from .worker import JobError
-
-    argv, path = worker.job["argv"], worker.job["file"]
-    worker.phase("program")
+    argv, path = job.asked["argv"], job.asked["file"]
+    job.phase("program")
     try:
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
@@ -27,11 +24,11 @@ def run(worker: Worker) -> None:
         raise JobError("program", "%s cannot be executed: %s" % (argv[0], error.strerror)) from error
     text = done.stdout[-_MOST:].decode("utf-8", "replace")
     if done.returncode:
-        said = text.strip()[-1500:]
-        raise JobError("program", "%s ended with %d; its last output:\n%s" % (argv[0], done.returncode, said))
+        last = text.strip()[-1500:]
+        raise JobError("program", "%s ended with %d; its last output:\n%s" % (argv[0], done.returncode, last))
     written = ""
     with suppress(OSError):
         with open(path, encoding="utf-8", errors="replace") as file:
             written = file.read(_MOST)
         os.unlink(path)
-    worker.channel.send("result", text=text, file=written)
+    job.channel.send("result", text=text, file=written)

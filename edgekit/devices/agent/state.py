@@ -12,9 +12,9 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import Any, Dict, List, Optional
+from typing import Dict, List, Optional
 
-from .channel import Channel
+from .channel import Channel, Message
 from .contention import usable_processors
 
 
@@ -29,7 +29,7 @@ def root() -> str:
     return os.environ.get("EDGEKIT_SYS", "/sys")
 
 
-def facts() -> Dict[str, Any]:
+def facts() -> Message:
     """What does not change while a benchmark runs."""
     return {
         "arch": platform.machine(),
@@ -52,9 +52,9 @@ def facts() -> Dict[str, Any]:
     }
 
 
-def sample() -> Dict[str, Any]:
+def sample() -> Message:
     """What may change: frequencies and caps, temperatures, cooling, throttling, power rails, battery."""
-    found = {
+    values = {
         "time": time.time(),
         "load": os.getloadavg()[0],
         "khz": _numbers("devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"),
@@ -67,7 +67,7 @@ def sample() -> Dict[str, Any]:
         "gpu_hz": _numbers("class/devfreq/*gpu*/cur_freq") or _numbers("class/devfreq/*.gv11b/cur_freq"),
         "battery": battery(),
     }
-    return {key: value for key, value in found.items() if value not in (None, [], {})}
+    return {key: value for key, value in values.items() if value not in (None, [], {})}
 
 
 def boot_id() -> str:
@@ -155,7 +155,7 @@ def rails() -> Dict[str, float]:
     return found
 
 
-def battery() -> Dict[str, Any]:
+def battery() -> Message:
     """Charge in percent and whether it discharges; empty without a battery."""
     for supply in sorted(glob.glob(root() + "/class/power_supply/*")):
         if _text(supply + "/type") == "Battery":

@@ -26,10 +26,10 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import Any, Deque, Dict, Iterator, List, Optional, Tuple
+from typing import Deque, Iterator, List, Optional, Tuple
 
 from . import lock, state
-from .channel import Channel, encode
+from .channel import Channel, Message, encode
 from .governor import GovernorError, Keeper
 
 _BEAT_S = 2.0
@@ -42,10 +42,10 @@ def main() -> int:
     plan, rest = _first_line()
     if plan is None:
         return 2
-    held = None
+    ours = None
     if plan.get("lock"):
-        held = lock.acquire(plan["lock"])
-        if held is None:
+        ours = lock.acquire(plan["lock"])
+        if ours is None:
             channel.send("busy", holder=lock.holder())
             return 4
     keeper = None
@@ -54,18 +54,18 @@ def main() -> int:
             keeper = Keeper(plan["governor"])
         why = Supervisor(channel, plan, rest).work()
     except GovernorError as error:
-        channel.send("refused", problem=str(error))
+        channel.send("refused", kind=error.kind, problem=str(error))
         return 5
     finally:
         if keeper is not None:
             keeper.release()
-        if held is not None:
-            held.release()
+        if ours is not None:
+            ours.release()
     channel.send("bye", why=why)
     return 0 if why == "done" else 3
 
 
-def _first_line() -> Tuple[Optional[Dict[str, Any]], bytes]:
+def _first_line() -> Tuple[Optional[Message], bytes]:
     """The plan, and what was read beyond it. The raw descriptor, since select() must see the rest."""
     data = b""
     while b"\n" not in data:
@@ -107,7 +107,7 @@ class Host:
 class Supervisor:
     """The plan's way through its tasks."""
 
-    def __init__(self, channel: Channel, plan: Dict[str, Any], rest: bytes) -> None:
+    def __init__(self, channel: Channel, plan: Message, rest: bytes) -> None:
         self.channel = channel
         self.plan = plan
         self.host = Host(float(plan["heartbeat"]), rest)
@@ -151,7 +151,7 @@ class Supervisor:
                 self.channel.send("state", state=state.sample())
             self._stop.wait(pause)
 
-    def _task(self, task: Dict[str, Any]) -> None:
+    def _task(self, task: Message) -> None:
         self._say("started", id=task["id"], replayed=False)
         child = Child(task)
         try:
@@ -169,7 +169,7 @@ class Supervisor:
             append_journal(self.plan["journal"], entry)
         self._say("ended", id=task["id"], **outcome)
 
-    def _say(self, event: str, **fields: Any) -> None:
+    def _say(self, event: str, **fields: object) -> None:
         """Send, and carry on if the link is dead: the journal has it, and the host's silence will end us."""
         with suppress(OSError):
             self.channel.send(event, **fields)
@@ -178,7 +178,7 @@ class Supervisor:
 class Child:
     """One task's process: its lines, the end of its stderr, its time limit."""
 
-    def __init__(self, task: Dict[str, Any]) -> None:
+    def __init__(self, task: Message) -> None:
         self.timed_out = False
         self._closed = False
         self.kept: List[str] = []
@@ -249,7 +249,7 @@ class Child:
                     pipe.close()
 
 
-def append_journal(path: str, entry: Dict[str, Any]) -> None:
+def append_journal(path: str, entry: Message) -> None:
     """One line, on the disk before this returns; a line that was cut short before stays a line of its own."""
     with open(path, "ab+") as file:
         if file.tell():
@@ -261,15 +261,15 @@ def append_journal(path: str, entry: Dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def read_journal(path: str) -> List[Dict[str, Any]]:
+def read_journal(path: str) -> List[Message]:
     """Its whole entries; a last line that was cut short is no entry."""
-    found: List[Dict[str, Any]] = []
+    entries: List[Message] = []
     try:
         with open(path, encoding="utf-8") as file:
             for line in file:
                 if line.endswith("\n"):
                     with suppress(ValueError):
-                        found.append(json.loads(line))
+                        entries.append(json.loads(line))
     except OSError:
         return []
-    return found
+    return entries

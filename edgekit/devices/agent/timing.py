@@ -10,62 +10,56 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from typing import Any, Callable, Dict, List
+from typing import Callable, List
 
+from .channel import Message
 from .contention import Contention, affinity
-from .worker import JobError, Worker, _describe, _milliseconds
+from .failure import failing_as
+from .job import Job, Session, milliseconds
 
 
-def bench(worker: Worker, session: Any) -> None:
+def bench(job: Job, session: Session) -> None:
     """Time ``session`` as the job's ``bench`` settings say, and send the result.
 
     Settings: ``warmup_s`` (at most), ``seconds`` (of steady state, at least), ``iterations`` (at least) and
     ``max_iterations``.
     """
-    settings = worker.job["bench"]
-    with open(worker.job["inputs"]["path"], "rb") as file:
-        sample = next(worker.samples(session, file))
-    session.prepare(sample)
-    worker.phase("first")
+    settings = job.asked["bench"]
+    job.first_sample(session)
+    job.phase("first")
     start = time.perf_counter_ns()
-    try:
+    with failing_as("invoke"):
         session.invoke()
-    except Exception as error:
-        raise JobError("invoke", _describe(error)) from error
-    first = _milliseconds(start)
-    worker.phases.end("first")
+    first = milliseconds(start)
+    job.phases.end("first")
     gc.collect()
     gc.disable()
-    worker.phase("warm-up")
+    job.phase("warm-up")
     warm = warm_up(session.invoke, float(settings["warmup_s"]))
-    worker.phase("steady")
+    job.phase("steady")
     begun = time.time()
     contention = Contention()
     times = steady(session.invoke, settings)
     load = contention.stop()
     ended = time.time()
     gc.enable()
-    worker.phases.end("steady")
-    worker.channel.send(
+    job.phases.end("steady")
+    on_device = session.device_memory() if hasattr(session, "device_memory") else None
+    job.channel.send(
         "result",
         first_ms=first,
         samples_ms=times,
         warmup=warm,
         contention=load,
         steady=[begun, ended],
-        memory=dict(worker.phases.summary(), device=_device_memory(session)),
-        seconds=worker.seconds,
-        threads=worker.options()["threads"],
+        memory=dict(job.phases.summary(), device=on_device),
+        seconds=job.seconds,
+        threads=job.options()["threads"],
         affinity=affinity(),
     )
 
 
-def _device_memory(session: Any) -> Any:
-    """Memory of a GPU or NPU, where the runner can tell."""
-    return session.device_memory() if hasattr(session, "device_memory") else None
-
-
-def warm_up(invoke: Callable[[], None], limit_s: float) -> Dict[str, Any]:
+def warm_up(invoke: Callable[[], None], limit_s: float) -> Message:
     """Invoke until two neighbouring windows agree, or for ``limit_s`` seconds.
 
     A window is as many invocations as take 50 ms, at least 5. Stable means that the medians of two
@@ -87,7 +81,7 @@ def warm_up(invoke: Callable[[], None], limit_s: float) -> Dict[str, Any]:
             return {"stable": stable, "windows_ms": medians}
 
 
-def steady(invoke: Callable[[], None], settings: Dict[str, Any]) -> List[float]:
+def steady(invoke: Callable[[], None], settings: Message) -> List[float]:
     """Milliseconds of each invocation: ``iterations`` and ``seconds`` at least, ``max_iterations`` at most."""
     clock = time.perf_counter_ns
     least, most = int(settings["iterations"]), int(settings["max_iterations"])

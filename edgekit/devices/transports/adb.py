@@ -20,7 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from edgekit.devices.transports.adb_client import Adb, last
-from edgekit.devices.transports.process import Completed, Patience, stream
+from edgekit.devices.transports.process import Completed, Lines, Patience, stream
+from edgekit.devices.transports.transport import relative
+from edgekit.devices.wire import plain
 from edgekit.errors import DeviceError, LinkLostError, UnreachableError, UsageError
 from edgekit.types import sha256_file
 
@@ -115,7 +117,12 @@ class AdbTransport:
         self, argv: Sequence[str], *, stdin: bytes, on_line: Callable[[str], None], patience: Patience
     ) -> Completed:
         """See :class:`edgekit.devices.transports.transport.Transport`."""
-        completed = stream(self._command(argv), stdin=stdin, on_line=on_line, patience=patience)
+        return self._stream(argv, stdin, Lines(on_line), patience)
+
+    def _stream(
+        self, argv: Sequence[str], stdin: bytes, on_data: Callable[[bytes], object], patience: Patience
+    ) -> Completed:
+        completed = stream(self._command(argv), stdin=stdin, on_data=on_data, patience=patience)
         stderr, ended, _ = completed.stderr.partition(_ENDED)
         completed = replace(completed, stderr=stderr)
         if completed.timed_out:
@@ -128,15 +135,14 @@ class AdbTransport:
 
     def put(self, source: Path, name: str) -> PurePosixPath:
         """Upload, unless the same content was sent under this name before. See the protocol."""
-        target = self.root / _safe(name)
+        target = self.root / relative(name)
         digest = sha256_file(source)
         if self._sent.get(name) == digest:
             return target
         part = f"{target}.part"
         self._shell(["mkdir", "-p", str(target.parent)], f"making a folder for {name}")
-        self._transfer("push", str(source), part, name)
-        told = self._shell(["sha256sum", part], f"checking {name}").split()
-        if not told or told[0] != digest:
+        self._push(source, part, name)
+        if self._digest(part, f"checking {name}") != digest:
             with suppress(DeviceError):
                 self._shell(["rm", "-f", part], "cleaning up")
             raise DeviceError(f"{self.name}: {name} arrived damaged", hint="run it again")
@@ -144,18 +150,26 @@ class AdbTransport:
         self._sent[name] = digest
         return target
 
-    def get(self, name: str, target: Path) -> None:
+    def get(self, name: str, target: Path, most: int) -> None:
         """Download and check. See the protocol."""
-        there = str(self.root / _safe(name))
+        there = str(self.root / relative(name))
         part = target.with_name(target.name + ".part")
         try:
-            told = self._shell(["sha256sum", there], f"reading {name}").split()
-            self._transfer("pull", there, str(part), name)
-            if not told or told[0] != sha256_file(part):
+            digest = self._digest(there, f"reading {name}")
+            # By cat: of adb's own pull nobody can say how much it may bring.
+            patience = Patience(whole=120 + most / 100_000, most=most)
+            with part.open("wb") as file:
+                done = self._stream(["cat", there], b"", file.write, patience)
+            if done.returncode or done.timed_out:
+                raise self._adb.failure(self.name, self._serial, done.stderr, f"copying {name}")
+            if digest != sha256_file(part):
                 raise DeviceError(f"{self.name}: {name} came back damaged", hint="run it again")
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
+
+    def _digest(self, path: str, doing: str) -> str:
+        return self._shell(["sha256sum", path], doing).partition(" ")[0]
 
     def reopen(self) -> None:
         """Connect again and go on in the same folder."""
@@ -189,9 +203,9 @@ class AdbTransport:
             raise self._adb.failure(self.name, self._serial, done.stderr, doing)
         return "\n".join(lines)
 
-    def _transfer(self, direction: str, source: str, target: str, name: str) -> None:
-        size = Path(source).stat().st_size if direction == "push" else 0
-        done = self._adb.call(direction, source, target, serial=self._serial, timeout=120 + size / 100_000)
+    def _push(self, source: Path, target: str, name: str) -> None:
+        timeout = 120 + source.stat().st_size / 100_000
+        done = self._adb.call("push", str(source), target, serial=self._serial, timeout=timeout)
         if done.returncode:
             raise self._adb.failure(self.name, self._serial, done.stderr or done.stdout, f"copying {name}")
 
@@ -209,9 +223,9 @@ class AdbTransport:
         if "edgekit gone" in text:
             self._hang_up()
             raise _restarted(self.name)
-        if "edgekit ready" not in text:
+        self._said = dict(re.findall(r"^edgekit (root|boot|arch) (.*)$", plain(text), re.MULTILINE))
+        if "edgekit ready" not in text or not self._said.get("root", "").startswith("/"):
             raise self._refused()
-        self._said = dict(re.findall(r"^edgekit (root|boot|arch) (.*)$", text, re.MULTILINE))
 
     def _refused(self) -> DeviceError:
         keeper = self._keeper
@@ -268,7 +282,7 @@ def _read_until(child: subprocess.Popen[bytes], end: bytes, seconds: float) -> s
     data, limit = b"", time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
-        while end not in data and (left := limit - time.monotonic()) > 0:
+        while end not in data and len(data) < 1 << 20 and (left := limit - time.monotonic()) > 0:
             if not selector.select(left):
                 break
             part = child.stdout.read1(65536)  # type: ignore[attr-defined]
@@ -276,13 +290,6 @@ def _read_until(child: subprocess.Popen[bytes], end: bytes, seconds: float) -> s
                 break
             data += part
     return data.decode("utf-8", "replace")
-
-
-def _safe(name: str) -> str:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts or name.startswith("-"):
-        raise UsageError(f"{name!r} leaves the device's folder", hint="give a relative name")
-    return str(path)
 
 
 def _restarted(device: str) -> DeviceError:

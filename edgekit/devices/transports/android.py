@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.devices.agent.state import isa
-from edgekit.devices.plan import Look
 from edgekit.devices.transports.process import Patience
+from edgekit.devices.wire import Battery, DeviceFacts, DeviceReport, DeviceState, plain
 from edgekit.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -48,105 +47,108 @@ _CHARGE = {1: "Unknown", 2: "Charging", 3: "Discharging", 4: "Not charging", 5: 
 _EMULATORS = ("goldfish", "ranchu", "cutf", "vsoc")
 
 
-def look(transport: Transport) -> Look:
-    """Facts and state. Raises :class:`DeviceError` when the shell does not answer."""
-    return Look(facts=facts(_said(transport, _FACTS)), state=state(_said(transport, _STATE)))
+def report_phone(transport: Transport) -> DeviceReport:
+    """Facts and state. Raises :class:`DeviceError` when the shell does not answer, or not in these terms."""
+    return DeviceReport(facts=facts(_answer(transport, _FACTS)), state=sample(transport))
 
 
-def sample(transport: Transport) -> Mapping[str, Any]:
+def sample(transport: Transport) -> DeviceState:
     """The state alone, between two runs."""
-    return state(_said(transport, _STATE))
+    return state(_answer(transport, _STATE))
 
 
-def facts(text: str) -> dict[str, Any]:
+def facts(text: str) -> DeviceFacts:
     """What does not change, from the output of the first script."""
-    said: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     for key, value in re.findall(r"^@(\S+) *(.*)$", text, re.MULTILINE):
-        said.setdefault(key, []).append(value.strip())
+        values.setdefault(key, []).append(value.strip())
 
     def one(key: str) -> str:
-        return said.get(key, [""])[0]
+        return values.get(key, [""])[0]
 
-    maker, soc = one("ro.product.manufacturer"), f"{one('ro.soc.manufacturer')} {one('ro.soc.model')}".strip()
-    memory = re.search(r"^MemTotal: *(\d+) kB", text, re.MULTILINE)
-    emulator = one("ro.hardware").startswith(_EMULATORS) or "1" in (
-        one("ro.kernel.qemu"),
-        one("ro.boot.qemu"),
+    release, soc = (
+        one("ro.build.version.release"),
+        f"{one('ro.soc.manufacturer')} {one('ro.soc.model')}".strip(),
     )
-    return {
-        "arch": one("arch"),
-        "os": f"Android {one('ro.build.version.release')}"
-        if one("ro.build.version.release")
-        else one("uname"),
-        "model": f"{maker} {one('ro.product.model')}".strip(),
-        "processor": soc or one("ro.hardware"),
-        "abi": one("ro.product.cpu.abi"),
-        "isa": isa(text),
-        "processors": int(one("processors") or 0) or 1,
-        "usable_processors": int(one("processors") or 0) or 1,
-        "memory": int(memory[1]) * 1024 if memory else None,
-        "python": "",
-        "boot_id": one("boot"),
-        "governors": sorted(set(filter(None, said.get("governor", [])))),
-        "max_khz": [int(v) for v in said.get("max", []) if v.isdigit()],
-        "emulated": emulator,
-    }
+    memory = re.search(r"^MemTotal: *(\d{1,15}) kB", text, re.MULTILINE)
+    processors = _whole(one("processors")) or 1
+    virtual = one("ro.hardware").startswith(_EMULATORS) or "1" in (one("ro.kernel.qemu"), one("ro.boot.qemu"))
+    return DeviceFacts(
+        arch=one("arch"),
+        os=f"Android {release}" if release else one("uname"),
+        model=f"{one('ro.product.manufacturer')} {one('ro.product.model')}".strip(),
+        processor=soc or one("ro.hardware"),
+        abi=one("ro.product.cpu.abi"),
+        isa=tuple(isa(text)),
+        processors=processors,
+        usable_processors=processors,
+        memory=int(memory[1]) * 1024 if memory else None,
+        boot_id=one("boot"),
+        governors=tuple(sorted(set(filter(None, values.get("governor", []))))),
+        max_khz=tuple(khz for v in values.get("max", []) if (khz := _whole(v)) is not None),
+        emulated=virtual,
+    )
 
 
-def state(text: str) -> dict[str, Any]:
+def state(text: str) -> DeviceState:
     """What may change, from the output of the second script. Temperatures in degrees Celsius.
 
-    A thermal status of moderate or worse means that the system slows its processors: it is told as a cooling
+    A thermal status of moderate or worse means that the system slows its processors: it is reported as a cooling
     device at work.
     """
     _, _, rest = text.partition("@section thermal")
     thermal, _, battery = rest.partition("@section battery")
-    frequencies = {
-        key: [int(v) for v in re.findall(rf"^@{word} (\d+)$", text, re.MULTILINE)]
-        for key, word in (("khz", "now"), ("cap_khz", "cap"))
-    }
-    status = re.search(r"^Thermal Status: (\d+)", thermal, re.MULTILINE)
-    level = int(status[1]) if status else 0
-    found = {
-        "time": time.time(),
-        **frequencies,
-        "celsius": _temperatures(thermal) or _battery_heat(battery),
-        "cooling": {f"cpu (thermal status {_THERMAL[min(level, 6)]})": level} if level >= 2 else {},
-        "thermal_status": _THERMAL[min(level, 6)] if status else None,
-        "battery": _battery(battery),
-    }
-    return {key: value for key, value in found.items() if value not in (None, [], {})}
+    status = re.search(r"^Thermal Status: (\d)\b", thermal, re.MULTILINE)
+    level = min(int(status[1]), len(_THERMAL) - 1) if status else 0
+    return DeviceState(
+        time=time.time(),
+        khz=_frequencies("now", text),
+        cap_khz=_frequencies("cap", text),
+        celsius=_temperatures(thermal) or _battery_heat(battery),
+        cooling={f"cpu (thermal status {_THERMAL[level]})": level} if level >= 2 else {},
+        thermal_status=_THERMAL[level] if status else "",
+        battery=_battery(battery),
+    )
+
+
+def _whole(text: str) -> int | None:
+    """A number of the kernel's; ``None`` for anything else."""
+    return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else None
+
+
+def _frequencies(word: str, text: str) -> tuple[int, ...]:
+    return tuple(int(v) for v in re.findall(rf"^@{word} ([0-9]{{1,15}})$", text, re.MULTILINE))
 
 
 def _temperatures(text: str) -> dict[str, float]:
     """Those that the thermal HAL measures now; types 0 (CPU), 1 (GPU), 3 (skin), 9 (NPU) tell of the processor."""
     _, _, current = text.partition("Current temperatures from HAL")
-    found = {}
-    for value, kind, name in re.findall(r"mValue=([\d.]+), mType=(-?\d+), mName=([^,}]+)", current or text):
-        if int(kind) in (0, 1, 3, 9):
-            found[name] = float(value)
-    return found
+    entries = re.findall(
+        r"mValue=(\d{1,6}(?:\.\d{1,9})?), mType=([0139]), mName=([^,}]{1,100})", current or text
+    )
+    return {name: float(value) for value, _, name in entries}
 
 
-def _battery(text: str) -> dict[str, Any]:
-    level = re.search(r"^\s*level: (\d+)", text, re.MULTILINE)
-    status = re.search(r"^\s*status: (\d+)", text, re.MULTILINE)
+def _battery(text: str) -> Battery | None:
+    level = re.search(r"^\s*level: (\d{1,3})\b", text, re.MULTILINE)
+    status = re.search(r"^\s*status: (\d)\b", text, re.MULTILINE)
     if level is None or status is None:
-        return {}
-    return {"percent": int(level[1]), "status": _CHARGE.get(int(status[1]), "Unknown")}
+        return None
+    return Battery(percent=int(level[1]), status=_CHARGE.get(int(status[1]), "Unknown"))
 
 
 def _battery_heat(text: str) -> dict[str, float]:
-    heat = re.search(r"^\s*temperature: (\d+)", text, re.MULTILINE)
+    heat = re.search(r"^\s*temperature: (\d{1,6})\b", text, re.MULTILINE)
     return {"battery": int(heat[1]) / 10} if heat else {}
 
 
-def _said(transport: Transport, script: str) -> str:
+def _answer(transport: Transport, script: str) -> str:
     lines: list[str] = []
-    done = transport.run(["sh", "-c", script], stdin=b"", on_line=lines.append, patience=Patience(whole=60))
+    patience = Patience(whole=60, most=1 << 20)
+    done = transport.run(["sh", "-c", script], stdin=b"", on_line=lines.append, patience=patience)
     if done.timed_out or not lines:
         raise DeviceError(
             f"{transport.name} does not say what it is: {done.stderr.strip()[-300:] or 'no answer'}",
             hint="try it by hand: adb shell getprop",
         )
-    return "\n".join(lines)
+    return plain("\n".join(lines))

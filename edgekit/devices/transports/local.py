@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from edgekit.core.files import temporary
-from edgekit.devices.transports.process import Completed, Patience, stream
+from edgekit.devices.transports.process import Completed, Lines, Patience, stream
 
 
 class LocalTransport:
@@ -36,13 +36,13 @@ class LocalTransport:
         self, argv: Sequence[str], *, stdin: bytes, on_line: Callable[[str], None], patience: Patience
     ) -> Completed:
         """See :class:`edgekit.devices.transports.transport.Transport`."""
-        return stream(argv, stdin=stdin, on_line=on_line, patience=patience, env=_environment())
+        return stream(argv, stdin=stdin, on_data=Lines(on_line), patience=patience, env=_environment())
 
     def put(self, source: Path, name: str) -> PurePosixPath:  # noqa: ARG002 - the file is here already
         """The file's own path: nothing is copied."""
         return PurePosixPath(source.resolve())
 
-    def get(self, name: str, target: Path) -> None:
+    def get(self, name: str, target: Path, most: int) -> None:  # noqa: ARG002 - it takes no room twice
         """Move the file out of the private folder."""
         shutil.move(self._folder / name, target)
 

@@ -1,6 +1,6 @@
-"""One child process: lines out as they come, the end of its stderr kept, a limit on its silence and life.
+"""One child process: what it writes as it comes, the end of its stderr kept, limits on its silence, life and output.
 
-The child's stdin stays open until it ends: on the far side its end means that we are gone.
+The child's stdin stays open until it ends: on the remote side its end means that we are gone.
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import BinaryIO
+
+from edgekit.devices.wire import plain
+from edgekit.errors import DeviceError
+
+OUTPUT_BYTES = 64 << 20
+"""So much of a program's output is read: twenty thousand raw samples are 400 kB, a vendor tool's log a few MB."""
 
 _STDERR_LINES = 40
-_MAX_LINE = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,55 +50,75 @@ class Patience:
     """How long to wait, in seconds: ``whole`` for the process to end, ``silence`` for its next output.
 
     ``beat`` is the pause between two empty lines written to its stdin (0: none). ``cancel`` ends the wait from
-    another thread: within half a second :class:`CancelledError` is raised.
+    another thread: within half a second :class:`CancelledError` is raised. ``alive`` says whether what carries the
+    process still stands: once it does not, the wait is over as if time was. ``most`` bytes of stdout are read.
     """
 
     whole: float
     silence: float = float("inf")
     beat: float = 0.0
     cancel: threading.Event | None = None
+    alive: Callable[[], bool] | None = None
+    most: int = OUTPUT_BYTES
 
     def until(self, deadline: float) -> float:
         """Seconds to wait at most for the next event, the deadline and a look at ``cancel`` considered."""
         if self.cancel is not None and self.cancel.is_set():
             raise CancelledError
-        return max(0.0, min(deadline - time.monotonic(), 3600.0 if self.cancel is None else 0.5))
+        looks = self.cancel is not None or self.alive is not None
+        return max(0.0, min(deadline - time.monotonic(), 0.5 if looks else 3600.0))
 
 
 class CancelledError(Exception):
     """Somebody set the event; the process has been ended."""
 
 
+class Lines:
+    """Takes bytes as they come, gives whole lines to ``on_line``."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line, self._pending = on_line, bytearray()
+
+    def __call__(self, data: bytes) -> None:
+        """The next bytes."""
+        self._pending += data
+        if b"\n" in data:
+            *whole, rest = bytes(self._pending).split(b"\n")
+            self._pending[:] = rest
+            for line in whole:
+                self._on_line(line.decode("utf-8", "replace"))
+
+
 def stream(
     argv: Sequence[str],
     *,
-    stdin: bytes,
-    on_line: Callable[[str], None],
+    stdin: bytes | BinaryIO,
+    on_data: Callable[[bytes], object],
     patience: Patience,
     env: Mapping[str, str] | None = None,
 ) -> Completed:
-    """Run ``argv``, feed it ``stdin``, give each line of its stdout to ``on_line``.
+    """Run ``argv`` with ``stdin`` (a file: as it is, to its end), give what it writes to ``on_data``.
 
     The child leads a process group of its own; the whole group is killed when patience ends, on an
-    exception from ``on_line`` and on Ctrl-C. Raises ``OSError`` if the program cannot be started.
+    exception from ``on_data`` and on Ctrl-C. Raises ``OSError`` if the program cannot be started, and
+    :class:`DeviceError` when it writes more than patience allows.
     """
     child = subprocess.Popen(
         list(argv),
-        stdin=subprocess.PIPE,
+        stdin=subprocess.PIPE if isinstance(stdin, bytes) else stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=None if env is None else dict(env),
         start_new_session=True,
     )
     over = threading.Event()
-    feeder = threading.Thread(target=_feed, args=(child, stdin, patience.beat, over), daemon=True)
-    feeder.start()
+    if isinstance(stdin, bytes):
+        threading.Thread(target=_feed, args=(child, stdin, patience.beat, over), daemon=True).start()
     try:
-        timed_out, tail = _pump(child, on_line, patience)
+        timed_out, tail = _pump(child, on_data, patience)
     finally:
         over.set()
-        _end(child)
-        feeder.join(1)
+        end(child)
     return Completed(returncode=child.returncode, stderr=tail, timed_out=timed_out)
 
 
@@ -108,59 +134,72 @@ def _feed(child: subprocess.Popen[bytes], data: bytes, beat: float, over: thread
 
 
 def _pump(
-    child: subprocess.Popen[bytes], on_line: Callable[[str], None], patience: Patience
+    child: subprocess.Popen[bytes], on_data: Callable[[bytes], object], patience: Patience
 ) -> tuple[bool, str]:
     """Read both pipes until both end or patience does; returns (timed out, end of stderr)."""
     assert child.stdout is not None
     assert child.stderr is not None
-    pending = bytearray()
-    tail: collections.deque[bytes] = collections.deque(maxlen=_STDERR_LINES)
-    rest = b""
-    end = time.monotonic() + patience.whole
+    count, errors = 0, Tail()
+    deadline = time.monotonic() + patience.whole
     quiet = time.monotonic() + patience.silence
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
         selector.register(child.stderr, selectors.EVENT_READ)
         while selector.get_map():
-            ready = selector.select(patience.until(min(end, quiet)))
-            if time.monotonic() >= min(end, quiet) and not ready:
-                return True, _text(tail, rest)
+            ready = selector.select(patience.until(min(deadline, quiet)))
+            now = time.monotonic()
+            # One that never stops writing is over when its time is; one that is silent, when patience is.
+            if now >= deadline or (now >= quiet and not ready):
+                return True, str(errors)
+            if not ready and patience.alive is not None and not patience.alive():
+                return True, str(errors)
             if ready:
-                quiet = time.monotonic() + patience.silence
+                quiet = now + patience.silence
             for key, _ in ready:
                 data = os.read(key.fd, 1 << 16)
                 if not data:
                     selector.unregister(key.fileobj)
-                elif key.fileobj is child.stdout:
-                    _lines(pending, data, on_line)
+                elif key.fileobj is child.stderr:
+                    errors(data)
                 else:
-                    *whole, rest = (rest + data).split(b"\n")
-                    tail.extend(line[-2000:] for line in whole)
-                    rest = rest[-2000:]
+                    count += len(data)
+                    if count > patience.most:
+                        raise _too_much(patience.most)
+                    on_data(data)
     try:
-        child.wait(max(0.0, min(end - time.monotonic(), 3600)))
+        child.wait(max(0.0, min(deadline - time.monotonic(), 3600)))
     except subprocess.TimeoutExpired:
-        return True, _text(tail, rest)
-    return False, _text(tail, rest)
+        return True, str(errors)
+    return False, str(errors)
 
 
-def _lines(pending: bytearray, data: bytes, on_line: Callable[[str], None]) -> None:
-    pending += data
-    if len(pending) > _MAX_LINE:
-        raise ValueError("the process wrote a line of more than 64 MiB")
-    if b"\n" in data:
-        *whole, rest = bytes(pending).split(b"\n")
-        pending[:] = rest
-        for line in whole:
-            on_line(line.decode("utf-8", "replace"))
+class Tail:
+    """Takes bytes as they come, keeps the last lines of them."""
+
+    def __init__(self) -> None:
+        self._lines: collections.deque[bytes] = collections.deque(maxlen=_STDERR_LINES)
+        self._rest = b""
+
+    def __call__(self, data: bytes) -> None:
+        """The next bytes."""
+        *whole, rest = (self._rest + data).split(b"\n")
+        self._lines.extend(line[-2000:] for line in whole)
+        self._rest = rest[-2000:]
+
+    def __str__(self) -> str:
+        lines = [*self._lines, self._rest] if self._rest else [*self._lines]
+        return plain(b"\n".join(lines).decode("utf-8", "replace"))
 
 
-def _text(tail: collections.deque[bytes], rest: bytes) -> str:
-    return b"\n".join([*tail, rest] if rest else tail).decode("utf-8", "replace")
+def _too_much(most: int) -> DeviceError:
+    return DeviceError(
+        f"a program wrote more than {most >> 20} MiB",
+        hint="this is no agent of edgekit's, or a tool that logs everything",
+    )
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """No process of the group outlives the call."""
+def end(child: subprocess.Popen[bytes]) -> None:
+    """No process of the child's group outlives the call."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()

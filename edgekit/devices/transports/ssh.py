@@ -3,40 +3,50 @@
 The client reads the user's ``~/.ssh/config``, agent and ``known_hosts`` as it does everywhere else. It never
 asks (BatchMode) and host keys are never waved through: an unknown one is an error that says how to look at it.
 
-The master connection runs ``agent/far/connect.py``, which makes a private folder and then listens on its stdin;
+The master connection runs ``agent/remote/connect.py``, which makes a private folder and then listens on its stdin;
 when this process dies, so does the master, and the folder with it. Every other command is a channel of the master
 (ControlPath).
 """
 
 from __future__ import annotations
 
-import json
+import errno
+import hashlib
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Annotated, BinaryIO, Literal, TypeVar
+
+from msgspec import Meta
 
 from edgekit.core.files import owner
 from edgekit.core.root import PACKAGE
-from edgekit.devices.transports.process import Completed, Patience, stream
+from edgekit.devices.transports.process import Completed, Lines, Patience, Tail, end, stream
 from edgekit.devices.transports.ssh_errors import explain
+from edgekit.devices.transports.transport import relative
+from edgekit.devices.wire import Count, Message, Text, Whole, decode, malformed
 from edgekit.errors import DeviceError, LinkLostError, ToolMissingError, UsageError
 from edgekit.types import sha256_file
 
-_FAR = PACKAGE / "devices" / "agent" / "far"
+_REMOTE = PACKAGE / "devices" / "agent" / "remote"
 _ALIVE = ("-oServerAliveInterval=3", "-oServerAliveCountMax=2")
 """A dead link is found within about nine seconds."""
 
+_NOISE_LINES = 1000
+"""So many lines a log-in script may print before what was asked for."""
+
+_NOTICE_S = 10.0
+"""So long the master may take to notice that the link is dead."""
+
 _BEAT_S = 5.0
-"""The far side gives up a session from which it has heard nothing for nine of these."""
+"""The remote side gives up a session from which it has heard nothing for nine of these."""
 
 MINIMUM_PYTHON = (3, 8)
 
@@ -102,7 +112,9 @@ class SshTransport:
         self, argv: Sequence[str], *, stdin: bytes, on_line: Callable[[str], None], patience: Patience
     ) -> Completed:
         """See :class:`edgekit.devices.transports.transport.Transport`."""
-        completed = stream(self._command(argv), stdin=stdin, on_line=_past_login(on_line), patience=patience)
+        completed = stream(
+            self._command(argv), stdin=stdin, on_data=Lines(_past_login(on_line)), patience=patience
+        )
         if completed.returncode == 255 or completed.timed_out:
             self._check(completed.stderr)
         if completed.returncode in (126, 127):
@@ -111,52 +123,48 @@ class SshTransport:
 
     def put(self, source: Path, name: str) -> PurePosixPath:
         """Upload, unless the same content was sent under this name before. See the protocol."""
-        target = self.root / _safe(name)
-        digest = sha256_file(source)
-        if self._sent.get(name) != digest:
-            script = (_FAR / "receive.py").read_text(encoding="utf-8")
-            argv = [self.python, "-c", script, str(target), str(source.stat().st_size), digest]
-            with source.open("rb") as file:
-                answer = self._exchange(argv, file)
-            if not answer.get("ok"):
-                raise _upload_failed(self.name, name, answer)
-            self._sent[name] = digest
+        target = self.root / relative(name)
+        digest, size = sha256_file(source), source.stat().st_size
+        if self._sent.get(name) == digest:
+            return target
+        argv = [self.python, "-c", _script("receive"), str(target), str(size), digest]
+        answers: list[_Answer] = []
+
+        def on_line(line: str) -> None:
+            answers.extend(filter(None, [_answer(line, _Answer)]))
+
+        with source.open("rb") as file:
+            patience = replace(self._patience(size), most=1 << 20)
+            done = stream(self._command(argv), stdin=file, on_data=Lines(on_line), patience=patience)
+        if not answers:
+            self._check(done.stderr)
+            raise explain(done.returncode, done.stderr, self.name, argv[0])
+        if not answers[0].ok:
+            raise _upload_failed(self.name, name, answers[0])
+        self._sent[name] = digest
         return target
 
-    def get(self, name: str, target: Path) -> None:
+    def get(self, name: str, target: Path, most: int) -> None:
         """Download and check. See the protocol."""
-        import hashlib
-
-        script = (_FAR / "send.py").read_text(encoding="utf-8")
-        argv = self._command([self.python, "-c", script, str(self.root / _safe(name))])
+        argv = self._command([self.python, "-c", _script("send"), str(self.root / relative(name))])
         part = target.with_name(target.name + ".part")
-        child = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        watchdog = _Watchdog(child, self._alive)
-        digest = hashlib.sha256()
-        assert child.stdout is not None
         try:
-            head: dict[str, Any] = {}
-            while not head.keys() & {"size", "error"} and (line := child.stdout.readline(65536)):
-                head = _json(line)
-            left = int(head.get("size", 0))
             with part.open("wb") as file:
-                while left and (data := child.stdout.read(min(1 << 20, left))):
-                    file.write(data)
-                    digest.update(data)
-                    left -= len(data)
-            told = child.stdout.readline(200).decode("ascii", "replace").strip()
+                download = _Download(self.name, file, most)
+                patience = replace(self._patience(most), most=most + (1 << 20))
+                stream(argv, stdin=b"", on_data=download, patience=patience)
+            if download.error:
+                raise DeviceError(f"{self.name}: cannot read {name}: {download.error}", hint="run it again")
+            if not download.whole():
+                self._check("")
+                raise DeviceError(f"{self.name}: {name} came back damaged", hint="run it again")
+            part.replace(target)
         finally:
-            watchdog.stop()
-            _end(child)
-        if "error" in head:
-            raise DeviceError(f"{self.name}: cannot read {name}: {head['error']}", hint="run it again")
-        if left or told != digest.hexdigest():
             part.unlink(missing_ok=True)
-            self._check("")
-            raise DeviceError(f"{self.name}: {name} came back damaged", hint="run it again")
-        part.replace(target)
+
+    def _patience(self, size: int) -> Patience:
+        """For a transfer of ``size`` bytes. A client on a dead link can wait for ever: the master knows it is dead."""
+        return Patience(whole=120 + size / 50_000, alive=self._alive)
 
     def reopen(self) -> None:
         """Connect again and go on in the same folder."""
@@ -175,10 +183,9 @@ class SshTransport:
     def close(self) -> None:
         """Remove the private folder, end the connection."""
         if self._master is not None and self._root:
-            script = (_FAR / "remove.py").read_text(encoding="utf-8")
             with suppress(DeviceError, OSError):
                 self.run(
-                    [self.python, "-c", script, self._root],
+                    [self.python, "-c", _script("remove"), self._root],
                     stdin=b"",
                     on_line=lambda _: None,
                     patience=Patience(whole=15),
@@ -209,53 +216,48 @@ class SshTransport:
         return [*self._base(), *channel, "--", self._options.host, shlex.join(argv)]
 
     def _open(self) -> None:
-        """Start the master and read what the far side says of itself."""
+        """Start the master and read what the remote side says of itself."""
         self._opened += 1  # another socket: the old master may hold on to its own
-        script = (_FAR / "connect.py").read_text(encoding="utf-8")
-        remote = shlex.join([self.python, "-c", script, self._root])
+        remote = shlex.join([self.python, "-c", _script("connect"), self._root])
         timeout = f"-oConnectTimeout={max(1, int(self._options.connect_s))}"
         argv = [*self._base(), "-oControlMaster=yes", timeout, "--", self._options.host, remote]
-        with tempfile.TemporaryFile() as errors:
-            self._master = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                start_new_session=True,
-            )
-            watchdog = _Watchdog(self._master, None, limit=self._options.connect_s + 30)
-            try:
-                report = _greeting(self._master)
-            finally:
-                watchdog.stop()
-            if report is None:
-                with suppress(subprocess.TimeoutExpired):
-                    self._master.wait(3)  # it has said its last; its status says why
-                _end(self._master)
-                errors.seek(0)
-                text = errors.read(65536).decode("utf-8", "replace")
-                status = self._master.returncode
-                self._master = None
-                raise explain(255 if watchdog.fired else status, text, self.name, self.python)
-        self._beat = _Beat(self._master)
-        self._accept(report)
+        master = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._master, errors = master, _Errors(master)
+        watchdog = threading.Timer(self._options.connect_s + 30, master.kill)
+        watchdog.start()
+        greeting = _greeting(master)
+        fired = not watchdog.is_alive()
+        watchdog.cancel()
+        if greeting is None:
+            with suppress(subprocess.TimeoutExpired):
+                master.wait(3)  # it has said its last; its status says why
+            end(master)
+            self._master = None
+            raise explain(255 if fired else master.returncode, errors.text(), self.name, self.python)
+        self._beat = _Beat(master)
+        self._accept(greeting)
 
-    def _accept(self, report: dict[str, Any]) -> None:
-        version = tuple(report["python"][:2])
-        if version < MINIMUM_PYTHON:
+    def _accept(self, greeting: _Greeting) -> None:
+        if greeting.python[:2] < MINIMUM_PYTHON:
             raise DeviceError(
-                f"{self.name} has Python {'.'.join(map(str, report['python']))}: the agent needs 3.8 or newer",
+                f"{self.name} has Python {'.'.join(map(str, greeting.python))}: the agent needs 3.8 or newer",
                 hint='install a newer Python there and name it in the device\'s row: python = "/path/to/python3"',
             )
-        if report.get("error"):
+        if greeting.error or not greeting.root:
             raise DeviceError(
-                f"{self.name} cannot make a folder: {report['error']}",
+                f"{self.name} cannot make a folder: {greeting.error or 'it did not say why'}",
                 hint="free some space, or set TMPDIR for the user there to a folder that can be written",
             )
-        if self._root and not report["exists"]:
+        if self._root and not greeting.exists:
             self._root = ""
             raise self._restarted()
-        self._root, self._boot = report["root"], report["boot_id"]
+        self._root, self._boot = greeting.root, greeting.boot_id
 
     def _alive(self) -> bool:
         return self._master is not None and self._master.poll() is None
@@ -265,31 +267,13 @@ class SshTransport:
         if self._master is None:
             raise LinkLostError(f"{self.name} is not connected", hint="run it again")
         with suppress(subprocess.TimeoutExpired):
-            self._master.wait(10 if not stderr else 1)
+            self._master.wait(_NOTICE_S if not stderr else 1)
         if not self._alive():
             raise LinkLostError(
                 f"the connection to {self.name} broke"
                 + (f": {stderr.strip()[-300:]}" if stderr.strip() else ""),
                 hint="check the network and the device's power, then run it again",
             )
-
-    def _exchange(self, argv: Sequence[str], file: IO[bytes]) -> dict[str, Any]:
-        """Run a far script with a file on its stdin; its one line of JSON."""
-        child = subprocess.Popen(
-            self._command(argv), stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        watchdog = _Watchdog(child, self._alive)
-        try:
-            out, errors = child.communicate()
-        finally:
-            watchdog.stop()
-            _end(child)
-        answer = _json(out.strip().rpartition(b"\n")[2])
-        if "ok" not in answer:
-            text = errors.decode("utf-8", "replace")
-            self._check(text)
-            raise explain(child.returncode, text, self.name, argv[0])
-        return answer
 
     def _disconnect(self, *, keep: bool = False) -> None:
         """End the session; ``keep``: the folder stays for the next one."""
@@ -304,38 +288,106 @@ class SshTransport:
             self._master.stdin.close()
         with suppress(subprocess.TimeoutExpired):
             self._master.wait(1)
-        _end(self._master)
+        end(self._master)
         self._master = None
 
 
-class _Watchdog:
-    """Ends a child when the master is gone or time is up: a client on a dead link can wait for ever."""
+class _Answer(Message, frozen=True):
+    """What ``agent/remote/receive.py`` and ``send.py`` say: that it was done, a file's size, or what went wrong."""
 
-    def __init__(
-        self, child: subprocess.Popen[bytes], alive: Callable[[], bool] | None, limit: float = 3600.0
-    ) -> None:
-        self.fired = False
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, args=(child, alive, limit), daemon=True)
+    edgekit: Literal[1]
+    ok: bool = False
+    size: Count | None = None
+    error: Text = ""
+    errno: Whole | None = None
+
+
+class _Greeting(Message, frozen=True):
+    """What ``agent/remote/connect.py`` says."""
+
+    edgekit: Literal[1]
+    python: tuple[Count, Count, Count]
+    boot_id: Text = ""
+    root: Annotated[str, Meta(max_length=4096, pattern="^/.")] = ""
+    exists: bool = False
+    error: Text = ""
+
+
+_A = TypeVar("_A", bound=Message)
+
+
+def _answer(line: str, kind: type[_A]) -> _A | None:
+    """The line as ``kind``; ``None`` for what a log-in script prints."""
+    try:
+        return decode(line, kind, device="")
+    except DeviceError:
+        return None
+
+
+class _Download:
+    """Takes what ``agent/remote/send.py`` writes, past what log-in scripts print: head, bytes, digest."""
+
+    def __init__(self, device: str, file: BinaryIO, most: int) -> None:
+        self.error = ""
+        self._device, self._file, self._most = device, file, most
+        self._left: int | None = None
+        self._noise = 0
+        self._rest, self._digest = b"", hashlib.sha256()
+
+    def __call__(self, data: bytes) -> None:
+        self._rest += data
+        while self._left is None and b"\n" in self._rest:
+            line, _, self._rest = self._rest.partition(b"\n")
+            self._head(line.decode("utf-8", "replace"))
+        if self._left is not None:
+            body = self._rest[: self._left]
+            self._file.write(body)
+            self._digest.update(body)
+            self._left -= len(body)
+            self._rest = self._rest[len(body) :]
+
+    def _head(self, line: str) -> None:
+        answer = _answer(line, _Answer)
+        if answer is None:
+            self._noise += 1
+            if self._noise > _NOISE_LINES:
+                raise malformed(self._device, line, "no answer after a thousand lines")
+            return
+        if answer.size is not None and answer.size > self._most:
+            raise DeviceError(
+                f"{self._device} would send {answer.size:,} bytes where {self._most:,} are the most that is asked for",
+                hint="run fewer samples at once; if the outputs are not that large, do not trust the device",
+            )
+        self.error, self._left = answer.error, answer.size
+
+    def whole(self) -> bool:
+        """Whether all of it came, undamaged."""
+        digest = self._rest.decode("ascii", "replace").strip()
+        return self._left == 0 and digest == self._digest.hexdigest()
+
+
+class _Errors:
+    """Reads a child's stderr to its end, so that the pipe never fills, and keeps the last lines."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self._pipe, self._tail = child.stderr, Tail()
+        self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
-    def _watch(self, child: subprocess.Popen[bytes], alive: Callable[[], bool] | None, limit: float) -> None:
-        waited = 0.0
-        while not self._stop.wait(0.25):
-            waited += 0.25
-            if waited >= limit or (alive is not None and not alive()):
-                self.fired = True
-                child.kill()
-                return
+    def _read(self) -> None:
+        assert self._pipe is not None
+        with suppress(OSError, ValueError):  # closed under our hands
+            while data := os.read(self._pipe.fileno(), 65536):
+                self._tail(data)
 
-    def stop(self) -> None:
-        """It ended by itself, or an error did it."""
-        self._stop.set()
-        self._thread.join()
+    def text(self) -> str:
+        """What it wrote last."""
+        self._thread.join(1)
+        return str(self._tail)
 
 
 class _Beat:
-    """Tells the far side every few seconds that we are there."""
+    """Tells the remote side every few seconds that we are there."""
 
     def __init__(self, master: subprocess.Popen[bytes]) -> None:
         assert master.stdin is not None
@@ -368,52 +420,26 @@ def _past_login(on_line: Callable[[str], None]) -> Callable[[str], None]:
     return pass_on
 
 
-def _greeting(master: subprocess.Popen[bytes]) -> dict[str, Any] | None:
-    """The far side's report, past whatever a log-in script prints; ``None`` if the connection ends."""
+def _greeting(master: subprocess.Popen[bytes]) -> _Greeting | None:
+    """The remote side's report, past whatever a log-in script prints; ``None`` if the connection ends."""
     assert master.stdout is not None
-    for _ in range(1000):
+    for _ in range(_NOISE_LINES):
         line = master.stdout.readline(65536)
-        if not line:
-            return None
-        report = _json(line)
-        if report.get("edgekit") == 1:
-            return report
+        greeting = _answer(line.decode("utf-8", "replace"), _Greeting)
+        if greeting is not None or not line:
+            return greeting
     return None
 
 
-def _json(line: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+def _script(name: str) -> str:
+    return (_REMOTE / f"{name}.py").read_text(encoding="utf-8")
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    with suppress(OSError):
-        if child.poll() is None:
-            child.send_signal(signal.SIGKILL)
-    child.wait()
-    for pipe in (child.stdin, child.stdout, child.stderr):
-        with suppress(OSError):
-            if pipe is not None:
-                pipe.close()
-
-
-def _safe(name: str) -> str:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts or name.startswith("-"):
-        raise UsageError(f"{name!r} leaves the device's folder", hint="give a relative name")
-    return str(path)
-
-
-def _upload_failed(device: str, name: str, answer: dict[str, Any]) -> DeviceError:
-    import errno
-
+def _upload_failed(device: str, name: str, answer: _Answer) -> DeviceError:
     hint = "run it again"
-    if answer.get("errno") == errno.ENOSPC:
+    if answer.errno == errno.ENOSPC:
         hint = "free some space there, or set TMPDIR for the user to a bigger disk"
-    return DeviceError(f"{device}: cannot upload {name}: {answer.get('error', 'no answer')}", hint=hint)
+    return DeviceError(f"{device}: cannot upload {name}: {answer.error or 'no answer'}", hint=hint)
 
 
 def _short_tmp() -> str | None:

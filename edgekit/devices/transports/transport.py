@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
+from edgekit.errors import UsageError
+
 if TYPE_CHECKING:
     from edgekit.devices.transports.process import Completed, Patience
 
@@ -44,8 +46,9 @@ class Transport(Protocol):
         """Make a local file readable there under ``name``; returns its path there."""
         ...
 
-    def get(self, name: str, target: Path) -> None:
-        """Fetch the file ``name`` from the private folder; it need not stay there."""
+    def get(self, name: str, target: Path, most: int) -> None:
+        """Fetch the file ``name`` from the private folder; it need not stay there. Raises :class:`DeviceError` for
+        one of more than ``most`` bytes."""
         ...
 
     def reopen(self) -> None:
@@ -56,3 +59,11 @@ class Transport(Protocol):
     def close(self) -> None:
         """Remove what was put there. May be called twice."""
         ...
+
+
+def relative(name: str) -> str:
+    """``name``, as a path within the private folder. Raises :class:`UsageError` for one that leaves it."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts or name.startswith("-"):
+        raise UsageError(f"{name!r} leaves the device's folder", hint="give a relative name")
+    return str(path)

@@ -8,10 +8,10 @@ import sys
 try:
     file = open(sys.argv[1], "rb")  # noqa: SIM115 - until this process ends
 except OSError as error:
-    sys.stdout.write(json.dumps({"error": error.strerror or str(error)}) + "\n")
+    sys.stdout.write(json.dumps({"edgekit": 1, "error": error.strerror or str(error)}) + "\n")
     sys.exit(0)
 size = os.fstat(file.fileno()).st_size
-sys.stdout.write(json.dumps({"size": size}) + "\n")
+sys.stdout.write(json.dumps({"edgekit": 1, "size": size}) + "\n")
 sys.stdout.flush()
 digest = hashlib.sha256()
 left = size

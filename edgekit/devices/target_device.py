@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.devices.checkup import check
+from edgekit.devices.health import is_emulated
+from edgekit.devices.wire import DeviceFacts
 from edgekit.errors import RuntimeMissingError, UnreachableError
 from edgekit.types import Adaptation, Target
 
@@ -20,42 +22,41 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class TargetDevice:
     """A device with its ``facts`` (see ``agent/state.py``) and runtimes by backend."""
 
     device: Device
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: DeviceFacts = field(default_factory=DeviceFacts)
     runtimes: Mapping[str, RuntimeCheck] = field(default_factory=dict)
 
     @property
     def verifies(self) -> bool:
         """Whether artifacts can be run there and compared: a phone without Python only times them."""
-        return bool(self.facts.get("python"))
+        return bool(self.facts.python)
 
     @property
     def arch(self) -> str:
         """As ``uname -m`` says it."""
-        return str(self.facts.get("arch") or self.device.arch)
+        return self.facts.arch or self.device.arch
 
     @property
     def emulated(self) -> bool:
         """Whether its processor is emulated: results count, times do not."""
-        return bool(self.facts.get("emulated") or self.device.options.get("emulated"))
+        return is_emulated(self.device, self.facts)
 
     def machine(self) -> dict[str, str | int]:
         """What can change the numbers that an artifact computes there, as :func:`edgekit.core.versions.machine`."""
-        system, _, _ = str(self.facts.get("os", "")).partition(" ")
-        found: dict[str, str | int] = {
+        machine: dict[str, str | int] = {
             "device": self.device.name,
-            "processor": str(self.facts.get("processor", "")),
+            "processor": self.facts.processor,
             "machine": self.arch,
-            "model": str(self.facts.get("model", "")),
-            "isa": " ".join(self.facts.get("isa", ())),
-            "system": system,
-            "cpus": int(self.facts.get("usable_processors", 1)),
-            "python": str(self.facts.get("python", "")),
+            "model": self.facts.model,
+            "isa": " ".join(self.facts.isa),
+            "system": self.facts.os.partition(" ")[0],
+            "cpus": self.facts.usable_processors or 1,
+            "python": self.facts.python,
         }
-        return found | ({"emulated": True} if self.emulated else {})
+        return machine | ({"emulated": True} if self.emulated else {})
 
     def refuse(self, target: Target) -> None:
         """Raise :class:`RuntimeMissingError` if the target's runtime is not installed there."""
@@ -68,17 +69,17 @@ class Site:
         )
 
 
-def visit(device: Device, backends: Collection[str]) -> Site:
+def probe(device: Device, backends: Collection[str]) -> TargetDevice:
     """Connect and look. Raises :class:`UnreachableError` when that cannot be done."""
-    seen = check(device, tuple(dict.fromkeys(backends)))
-    if seen.error:
-        raise UnreachableError(seen.error, hint=seen.hint)
-    return Site(device=device, facts=seen.facts, runtimes={r.backend: r for r in seen.runtimes})
+    checkup = check(device, tuple(dict.fromkeys(backends)))
+    if checkup.error:
+        raise UnreachableError(checkup.error, hint=checkup.hint)
+    return TargetDevice(device=device, facts=checkup.facts, runtimes={r.backend: r for r in checkup.runtimes})
 
 
-def adapted(target: Target, site: Site) -> Target:
-    """The target as ``site``'s processor wants it: the first of its adaptations that fits, else itself."""
-    choice = adaptation(target, site)
+def adapted(target: Target, device: TargetDevice) -> Target:
+    """The target as ``device``'s processor wants it: the first of its adaptations that fits, else itself."""
+    choice = adaptation(target, device)
     if choice is None or target.scheme is None:
         return target
     symmetric = choice.activation_symmetric
@@ -93,7 +94,6 @@ def adapted(target: Target, site: Site) -> Target:
     return replace(target, scheme=scheme)
 
 
-def adaptation(target: Target, site: Site) -> Adaptation | None:
-    """Which of the target's adaptations is for ``site``'s processor."""
-    isa = site.facts.get("isa", ())
-    return next((a for a in target.on if a.fits(site.arch, isa)), None)
+def adaptation(target: Target, device: TargetDevice) -> Adaptation | None:
+    """Which of the target's adaptations is for ``device``'s processor."""
+    return next((a for a in target.on if a.fits(device.arch, device.facts.isa)), None)

@@ -8,7 +8,7 @@ import sys
 
 path, size, digest = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 part = path + ".part"
-answer = {"ok": False}  # type: dict[str, object]
+answer = {"edgekit": 1, "ok": False}  # type: dict[str, object]
 try:
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     have, found = 0, hashlib.sha256()

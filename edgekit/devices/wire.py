@@ -1,0 +1,525 @@
+"""The messages between host and device: the jobs that are sent, and what comes back, by type and range.
+
+A device is not trusted. Whatever it sends is JSON, one message a line, and becomes one of these structs or a
+:class:`~edgekit.errors.DeviceError`: numbers are finite and within bounds, texts have no control characters (they
+end on terminals and in manifests), nesting and length are limited. What the fields mean is said where the agent fills
+them (:mod:`edgekit.devices.agent`).
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from edgekit.errors import DeviceError
+from edgekit.types import Json, Option
+
+Text: TypeAlias = Annotated[str, Meta(max_length=1 << 20)]
+Output: TypeAlias = Annotated[str, Meta(max_length=1 << 24)]
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 60)]
+Whole: TypeAlias = Annotated[int, Meta(ge=-(1 << 60), le=1 << 60)]
+Number: TypeAlias = Annotated[float, Meta(ge=-1e15, le=1e15)]
+Time: TypeAlias = Annotated[float, Meta(ge=0, le=1e12)]
+"""A duration, or seconds since the epoch: never negative, never NaN or infinite (JSON knows neither)."""
+Times: TypeAlias = Annotated[tuple[Time, ...], Meta(min_length=1, max_length=1 << 20)]
+
+T = TypeVar("T")
+
+
+class Message(msgspec.Struct, frozen=True):
+    """The base of all of them. Fields that are not known are ignored."""
+
+
+# --- to the device --------------------------------------------------------------------------------------
+
+
+class Stream(Message, frozen=True):
+    """A file of samples (see ``agent/arrays.py``): where it is there, its arrays' names in order, how many samples."""
+
+    path: str
+    names: tuple[str, ...] = ()
+    count: int = 0
+
+
+class BenchJob(Message, frozen=True):
+    """As long as :class:`edgekit.backends.base.Timing` asks for."""
+
+    seconds: float
+    iterations: int
+    max_iterations: int
+    warmup_s: float
+
+
+class ProfileJob(Message, frozen=True):
+    """How many runs to profile, after how many others."""
+
+    runs: int
+    warmup: int
+
+
+class Job(Message, frozen=True):
+    """What one fresh process does; ``scratch`` is the folder for what it leaves behind."""
+
+    action: Literal["probe", "run", "bench", "profile", "program"]
+    scratch: str = ""
+    model: str = ""
+    options: Mapping[str, Option] = {}
+    cpus: tuple[int, ...] = ()
+    inputs: Stream | None = None
+    outputs: Stream | None = None
+    quantize: bool = False
+    placement: bool = False
+    bench: BenchJob | None = None
+    profile: ProfileJob | None = None
+    argv: tuple[str, ...] = ()
+    file: str = ""
+
+
+class Owner(Message, frozen=True):
+    """Who holds a device's lock, and since when (seconds since the epoch, by their clock)."""
+
+    user: Text = "somebody"
+    host: Text = "an unknown host"
+    pid: Whole | None = None
+    since: Number | None = None
+
+
+class PlannedTask(Message, frozen=True):
+    """One of a plan's processes; the word ``{python}`` stands for the supervisor's own interpreter."""
+
+    id: str
+    argv: tuple[str, ...]
+    job: Job
+    timeout: float
+
+
+class Plan(Message, frozen=True):
+    """What the supervisor is asked for (see ``agent/supervisor.py``)."""
+
+    tasks: tuple[PlannedTask, ...]
+    journal: str
+    heartbeat: float
+    lock: Owner | None = None
+    state_s: float = 0.0
+    governor: str = ""
+
+
+class WheelFile(Message, frozen=True):
+    """A wheel that lies on the device, and a record of one that was installed there."""
+
+    sha256: Text
+    name: Text = ""
+    version: Text = ""
+    path: str = ""
+
+
+class Installation(Message, frozen=True):
+    """A request to ``agent/installer.py``."""
+
+    action: Literal["describe", "install", "remove"]
+    backend: str = ""
+    wheels: tuple[WheelFile, ...] = ()
+    unpacked: int = 0
+
+
+# --- the device itself ------------------------------------------------------------------------------------
+
+
+class DeviceFacts(Message, frozen=True, omit_defaults=True):
+    """What a device is (``agent/state.py``; a phone's shell tells less). ``emulated``: its latency says nothing."""
+
+    arch: Text = ""
+    os: Text = ""
+    model: Text = ""
+    processor: Text = ""
+    abi: Text = ""
+    isa: tuple[Text, ...] = ()
+    processors: Count = 0
+    usable_processors: Count = 0
+    memory: Count | None = None
+    python: Text = ""
+    executable: Text = ""
+    libc: Text = ""
+    boot_id: Text = ""
+    governors: tuple[Text, ...] = ()
+    max_khz: tuple[Count, ...] = ()
+    trips_celsius: dict[Text, Number] = {}
+    emulated: bool = False
+
+
+class Battery(Message, frozen=True, omit_defaults=True):
+    """Charge in percent, and whether it discharges."""
+
+    percent: Whole | None = None
+    status: Text = ""
+
+
+class DeviceState(Message, frozen=True, omit_defaults=True):
+    """How a device is at one moment: ``time`` by its own clock in seconds since the epoch."""
+
+    time: Time = 0.0
+    load: Number | None = None
+    khz: tuple[Count, ...] = ()
+    cap_khz: tuple[Count, ...] = ()
+    governors: tuple[Text, ...] = ()
+    celsius: dict[Text, Number] = {}
+    cooling: dict[Text, Count] = {}
+    throttled: Count = 0
+    rails_mw: dict[Text, Number] = {}
+    gpu_hz: tuple[Count, ...] = ()
+    battery: Battery | None = None
+    thermal_status: Text = ""
+
+
+class DeviceReport(Message, frozen=True):
+    """What a device is, and how it is now."""
+
+    facts: DeviceFacts
+    state: DeviceState
+
+
+# --- events of one job ------------------------------------------------------------------------------------
+
+
+class FailureKind(enum.StrEnum):
+    """Why a job failed, as the agent sees it."""
+
+    MISSING = "missing"
+    UNLOADABLE = "unloadable"
+    UNUSABLE = "unusable"
+    PROCESSORS = "processors"
+    PROGRAM = "program"
+    DISK = "disk"
+    INPUT = "input"
+    LOAD = "load"
+    INVOKE = "invoke"
+    INTERNAL = "internal"
+
+
+class Failure(Message, frozen=True):
+    """The last event of a job that did not go well."""
+
+    kind: FailureKind = FailureKind.INTERNAL
+    message: Text = ""
+    traceback: Text = ""
+    errno: Whole | None = None
+
+
+class Phase(Message, frozen=True):
+    """What is tried next."""
+
+    name: Text
+
+
+class Versions(Message, frozen=True):
+    """Of the runtime and of what it is made of, by distribution."""
+
+    versions: dict[Text, Text]
+
+
+class Ready(Message, frozen=True):
+    """The model was loaded with these options."""
+
+    options: dict[Text, Option] = {}
+
+
+class Progress(Message, frozen=True):
+    """How many samples are done."""
+
+    done: Count
+
+
+class ProbeAnswer(Message, frozen=True):
+    """What a runner's ``probe()`` says."""
+
+    usable: bool = False
+    why_not: Text = "it cannot be used"
+
+
+class ProbeResult(Message, frozen=True):
+    """Of the action ``probe``."""
+
+    probe: ProbeAnswer
+    versions: dict[Text, Text]
+
+
+class RunResult(Message, frozen=True):
+    """Of the action ``run``: ``done`` samples with these outputs."""
+
+    done: Count
+    names: tuple[Text, ...]
+    placement: dict[Text, Json] | None = None
+    seconds: dict[Text, Time] = {}
+
+
+class PhaseMemory(Message, frozen=True, omit_defaults=True):
+    """Bytes of one phase, where the kernel tells (``agent/memory.py``)."""
+
+    rss: Count | None = None
+    peak: Count | None = None
+    pss: Count | None = None
+    private_dirty: Count | None = None
+
+
+class Memory(Message, frozen=True, omit_defaults=True):
+    """By phase; ``resettable``: each peak is the phase's own. ``device``: of a GPU or NPU."""
+
+    phases: dict[Text, PhaseMemory] = {}
+    resettable: bool = False
+    device: dict[Text, Count] | None = None
+
+
+class Contention(Message, frozen=True):
+    """How much of the machine the process had while it was timed (``agent/contention.py``)."""
+
+    wall_s: Time | None = None
+    cpu_s: Time | None = None
+    cpu_per_wall: Number | None = None
+    pressure: Number | None = None
+    steal: Number | None = None
+    preempted: Count | None = None
+
+
+class Warmup(Message, frozen=True):
+    """Whether two neighbouring windows agreed, and the windows' medians."""
+
+    stable: bool = False
+    windows_ms: tuple[Time, ...] = ()
+
+
+class BenchResult(Message, frozen=True):
+    """Of the action ``bench``; ``steady``: when the clock ran, by the device's clock."""
+
+    first_ms: Time
+    samples_ms: Times
+    steady: tuple[Time, Time]
+    seconds: dict[Text, Time]
+    threads: Count
+    warmup: Warmup = Warmup()
+    contention: Contention = Contention()
+    memory: Memory = Memory()
+    affinity: tuple[Count, ...] = ()
+
+
+class ProfiledOperator(Message, frozen=True, rename={"origin": "from"}):
+    """One operator; ``us`` is absent where the runtime tells only the placement."""
+
+    name: Text
+    op: Text
+    placed: Text
+    precision: Text
+    origin: tuple[Text, ...] = ()
+    us: tuple[Time, ...] | None = None
+
+
+class ProfileReport(Message, frozen=True):
+    """What a session's ``profile`` says."""
+
+    operators: tuple[ProfiledOperator, ...]
+    whole_us: Times
+    notes: tuple[Text, ...] = ()
+
+
+class ProfileResult(Message, frozen=True):
+    """Of the action ``profile``."""
+
+    profile: ProfileReport
+    threads: Count
+
+
+class ProgramResult(Message, frozen=True):
+    """Of the action ``program``: what it printed, and the text of its file."""
+
+    text: Output
+    file: Output = ""
+
+
+JOB_EVENTS: Mapping[str, type[Message]] = {
+    "phase": Phase,
+    "versions": Versions,
+    "ready": Ready,
+    "progress": Progress,
+    "error": Failure,
+}
+"""What a job sends before its ``result``."""
+
+
+# --- events of a plan ------------------------------------------------------------------------------------
+
+
+class Busy(Message, frozen=True):
+    """Another run holds the device."""
+
+    holder: Owner = Owner()
+
+
+class RefusalKind(enum.StrEnum):
+    """Why a governor cannot be set."""
+
+    UNKNOWN = "unknown"
+    UNSUPPORTED = "unsupported"
+    DENIED = "denied"
+
+
+class Refused(Message, frozen=True):
+    """The governor cannot be set."""
+
+    kind: RefusalKind
+    problem: Text
+
+
+class Started(Message, frozen=True):
+    """A task began; ``replayed``: its outcome was in the journal."""
+
+    id: Text
+    replayed: bool = False
+
+
+class Line(Message, frozen=True):
+    """A task's own event."""
+
+    id: Text
+    line: str
+
+
+class Ended(Message, frozen=True):
+    """A task's process is gone."""
+
+    id: Text
+    returncode: Annotated[int, Meta(ge=-255, le=255)]
+    stderr: Text = ""
+    timed_out: bool = False
+
+
+class StateEvent(Message, frozen=True):
+    """A look at the device while a plan goes on."""
+
+    state: DeviceState
+
+
+class Beat(Message, frozen=True):
+    """A sign of life."""
+
+
+class Bye(Message, frozen=True):
+    """The last event of a plan."""
+
+    why: Literal["done", "cancelled", "host-gone", "heartbeat-lost"]
+
+
+PLAN_EVENTS: Mapping[str, type[Message]] = {
+    "busy": Busy,
+    "refused": Refused,
+    "started": Started,
+    "line": Line,
+    "ended": Ended,
+    "state": StateEvent,
+    "beat": Beat,
+    "bye": Bye,
+}
+
+
+# --- the installer ----------------------------------------------------------------------------------------
+
+
+class Description(Message, frozen=True):
+    """A device's Python, and what ``edgekit devices prepare`` has put beside it (``agent/installer.py``)."""
+
+    version: tuple[Count, Count, Count]
+    implementation: Text
+    machine: Text
+    libc: Text
+    libc_version: tuple[Count, Count]
+    root: Text
+    packages: dict[Text, Text] = {}
+    prepared: dict[Text, tuple[WheelFile, ...]] = {}
+
+
+class Done(Message, frozen=True):
+    """The installer did what it was asked for."""
+
+    folder: Text
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+"""Control characters but for tabs and line feeds, and those that turn the direction of writing."""
+
+
+def plain(text: str) -> str:
+    """``text`` without what would move a terminal's cursor or turn its writing."""
+    return _CONTROL.sub("", text)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {plain(key): _plain(item) for key, item in value.items()}
+    return value
+
+
+def decode(text: str | bytes, kind: type[T], *, device: str) -> T:
+    """One message of ``kind``. Raises :class:`DeviceError` for anything else."""
+    try:
+        return msgspec.convert(_plain(msgspec.json.decode(text)), kind)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise malformed(device, text, str(error)) from error
+
+
+def malformed(device: str, message: str | bytes, problem: str) -> DeviceError:
+    """The error for a message that is not of the protocol."""
+    shown = message.decode("utf-8", "replace") if isinstance(message, bytes) else message
+    return DeviceError(
+        f"{device} sent a line that is not of the agent's protocol: {shown[:120]!r} ({plain(problem)[:200]})",
+        hint="check that nothing on the device writes to stdout at log-in (~/.bashrc and the like)",
+    )
+
+
+class Events:
+    """The events of one process of the agent: in sequence, by type, and not more than ``most`` of them."""
+
+    def __init__(self, device: str, kinds: Mapping[str, type[Message]], most: int) -> None:
+        self._device, self._kinds, self._most = device, kinds, most
+        self._seen = 0
+
+    def read(self, text: str) -> Message:
+        """The next event. Raises :class:`DeviceError` where it is not of the protocol, or one was lost."""
+        envelope = decode(text, _Envelope, device=self._device)
+        self._seen += 1
+        if envelope.seq != self._seen:
+            raise DeviceError(
+                f"a message of {self._device} was lost: got number {envelope.seq}, expected {self._seen}",
+                hint="the connection is not reliable; run it again",
+            )
+        if self._seen > self._most:
+            raise DeviceError(
+                f"{self._device} sent more than {self._most} messages", hint="this is no agent of edgekit's"
+            )
+        if envelope.event not in self._kinds:
+            raise malformed(self._device, text, f"the event {envelope.event!r} is not known")
+        return decode(text, self._kinds[envelope.event], device=self._device)
+
+
+class _Envelope(Message, frozen=True):
+    seq: Count
+    event: Text
+
+
+def encode(message: Message | Sequence[Message]) -> bytes:
+    """One line for the device."""
+    return msgspec.json.encode(message) + b"\n"
+
+
+def builtins(message: Message) -> dict[str, Json]:
+    """The message as the members of a JSON document."""
+    members: dict[str, Json] = msgspec.to_builtins(message)
+    return members

@@ -58,7 +58,7 @@ class Row:
 
     ``address`` is what SSH takes, or adb's serial number (empty: the only one connected). ``folder`` can be
     written by adb's user. ``benchmark_model``, ``onnxruntime_perf_test`` and ``trtexec`` are programs of the
-    runtimes' makers (see :mod:`edgekit.devices.vendor`).
+    runtimes' vendors (see :mod:`edgekit.devices.vendor`).
     """
 
     name: str

@@ -107,7 +107,7 @@ class AdbTransport:
         if not self._options.python:
             raise DeviceError(
                 f"{self.name} has no Python: artifacts cannot be verified there, only timed by a program of the "
-                "runtime's maker",
+                "runtime's vendor",
                 hint="edgekit bench ARTIFACT --device NAME --binary benchmark_model; or name an interpreter there "
                 '(Termux) in its row: python = "/path/to/python3"',
             )

@@ -1,7 +1,6 @@
 """Compression in PyTorch: steps that compose, a training loop, reports of what each step cost and gave.
 
-A step is a frozen dataclass with one method, ``apply(model, context) -> model``; its fields are its
-options on the command line, in a recipe file and in the manifest. See :mod:`edgekit.compress.step`.
+In comes a module, a recipe of steps and, where they train, a task; out goes a smaller module and a plan, from which it
+is made again of the original's source. A step is a frozen dataclass (:mod:`step`) that names the module which does it:
+so recipes are read (:mod:`registry`, :mod:`recipes`) without PyTorch, and :mod:`run` imports it.
 """
-
-from __future__ import annotations

@@ -144,7 +144,7 @@ class Evaluator:
 
     def _measured(self, candidate: Candidate, begin: float) -> Trial:
         module = self._compressed(candidate)
-        target = targets.select(candidate.target)[0]
+        target = _target(candidate)
         lost = Drop(value=0.0)
         if candidate.steps:
             lost = self._lost(scorer(self.task, held=False)(module))
@@ -153,14 +153,12 @@ class Evaluator:
                 return self._trial(candidate, lost, weights, begin)
         subject = self._lowered(module, target)
         runnable = from_source(subject.runnable, subject.pixels)
+        # A float target's files compute what PyTorch has told already; in the end they are asked all the same.
         if target.scheme is not None or not candidate.steps:
             lost = self._lost(self._seen.of(runnable, subject.model.inputs))
         files = [runnable.main, *runnable.companions]
-        whole = sum(f.stat().st_size for f in files)
-        exact = whole < EXACT_BELOW
-        size = estimate(files, subject.model)
-        if exact:
-            size = pack(files, self.folder / "cache" / "size.ekz").stat().st_size
+        exact = sum(f.stat().st_size for f in files) < EXACT_BELOW
+        size = self._coded(files) if exact else estimate(files, subject.model)
         trial = replace(self._trial(candidate, lost, size, begin), exact=exact, built=True)
         if self.budget.latency_ms is not None and self.budget.holds(trial.bound, size, None):
             trial = replace(trial, latency_ms=self._latency(runnable))
@@ -168,13 +166,15 @@ class Evaluator:
         self.saw(trial)
         return trial
 
+    def _coded(self, files: list[Path]) -> int:
+        return pack(files, self.folder / "cache" / "size.ekz").stat().st_size
+
     def _is_enough(self, candidate: Candidate, lost: Drop, weights: int) -> bool:
         """Whether what PyTorch says decides already, without a build."""
         bound = lost.value + self._expected(lost, candidate)
         if self.budget.drop is not None and bound > self.budget.drop + 1e-9:
             return True  # quantizing it will not bring the metric back
-        target = targets.select(candidate.target)[0]
-        if target.scheme is not None or self.budget.latency_ms is not None:
+        if _target(candidate).scheme is not None or self.budget.latency_ms is not None:
             return False
         return weights > min(PROMISING * self.smallest, 2 * EXACT_BELOW)
 
@@ -183,8 +183,7 @@ class Evaluator:
 
     def _margin(self, drop: Drop, candidate: Candidate) -> float:
         """For chance; what computes as the source does needs none."""
-        target = targets.select(candidate.target)[0]
-        if not candidate.steps and target.scheme is None:
+        if not candidate.steps and _target(candidate).scheme is None:
             return 0.0
         return margin.margin(drop, self.budget.confidence)
 
@@ -205,13 +204,11 @@ class Evaluator:
                 lost = margin.drop(self.held_base, scorer(self.task, held=True)(module))
                 if lost.value > self.budget.drop + 1e-9:
                     return Checked(candidate=candidate, trial=trial, seen=lost, unseen=lost, files=())
-            subject = self._lowered(module, targets.select(candidate.target)[0])
+            subject = self._lowered(module, _target(candidate))
             runnable = from_source(subject.runnable, subject.pixels)
             files = [runnable.main, *runnable.companions]
             digests = tuple(sha256_file(f) for f in files)
-            size = trial.size
-            if not trial.exact:
-                size = pack(files, self.folder / "cache" / "size.ekz").stat().st_size
+            size = trial.size if trial.exact else self._coded(files)
             seen, unseen = self.drops(runnable, subject.model.inputs)
         finally:
             shutil.rmtree(self.folder / "cache", ignore_errors=True)
@@ -287,6 +284,10 @@ class Evaluator:
     def clean(self) -> None:
         """Remove what only the search needed; the journal stays."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _target(candidate: Candidate) -> Target:
+    return targets.select(candidate.target)[0]
 
 
 def _forget(steps: Path) -> None:

@@ -39,6 +39,7 @@ from edgekit.graph import export, io, passes  # noqa: E402
 from edgekit.quantize.calibrate.calibration import Calibration  # noqa: E402
 from edgekit.quantize.calibrate.collect import calibrate  # noqa: E402
 from edgekit.quantize.driver import quantize  # noqa: E402
+from edgekit.quantize.float_model import FloatModel  # noqa: E402
 from edgekit.quantize.options import QuantizeOptions  # noqa: E402
 from edgekit.types import OnnxModel  # noqa: E402
 
@@ -251,7 +252,7 @@ def ours(
     target = targets.find(runtime.target)
     options = QuantizeOptions(method="auto", corrections=("auto",))
     out = folder / f"{runtime.target}.onnx"
-    quantized, report = quantize(model, calibration, target, options, out, samples)
+    quantized, report = quantize(FloatModel(model, calibration, samples), target, options, out)
     made = folder / runtime.target
     made.mkdir(exist_ok=True)
     settings = {o.name: o.default for o in target.options}

@@ -96,6 +96,7 @@ def ours(model: object, samples: list[dict[str, np.ndarray]], folder: Path) -> N
     from edgekit.load.samples import from_iterable
     from edgekit.quantize.calibrate.collect import calibrate
     from edgekit.quantize.driver import quantize
+    from edgekit.quantize.float_model import FloatModel
     from edgekit.quantize.options import QuantizeOptions
     from edgekit.types import OnnxModel
 
@@ -103,7 +104,7 @@ def ours(model: object, samples: list[dict[str, np.ndarray]], folder: Path) -> N
     lower(model.path, folder, "fp32")
     calibrated = calibrate(model, from_iterable(samples, model.inputs), out=folder / "calibration")
     target = targets.find("tflite-int8")
-    quantized, _ = quantize(model, calibrated, target, QuantizeOptions(), folder / "int8.onnx")
+    quantized, _ = quantize(FloatModel(model, calibrated), target, QuantizeOptions(), folder / "int8.onnx")
     lower(quantized.path, folder, "int8")
 
 

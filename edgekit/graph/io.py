@@ -6,6 +6,7 @@ Models are untrusted: external data may not leave the model's folder, whatever t
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import os
 import tempfile
@@ -170,19 +171,19 @@ def save(model: ir.Model, path: Path) -> OnnxModel:
         onnx_ir.save(model, temporary, external_data=f"{path.name}.data" if external else None)
         for file in sorted(Path(folder).iterdir(), key=lambda f: f == temporary):
             file.replace(path.parent / file.name)
-    return describe(path)
+    return _described(model, path, digest(path) if external else sha256_file(path))
 
 
 def describe(path: Path) -> OnnxModel:
     """What a model file is: content hash (external data included), opset, inputs and outputs."""
-    return _describe(path, load(path))
+    return _described(load(path), path, digest(path))
 
 
-def _describe(path: Path, model: ir.Model) -> OnnxModel:
+def _described(model: ir.Model, path: Path, sha256: str) -> OnnxModel:
     inputs = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
     return OnnxModel(
         path=path,
-        sha256=digest(path),
+        sha256=sha256,
         opset=model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0)),
         inputs=tuple(spec(v) for v in inputs),
         outputs=tuple(spec(v) for v in model.graph.outputs),
@@ -224,8 +225,13 @@ def module_path(node: ir.Node | onnx.NodeProto) -> str:
         if isinstance(properties, Mapping)
         else next((p.value for p in properties if p.key == SCOPES), "")
     )
+    return _innermost(text) if text else ""
+
+
+@functools.lru_cache(maxsize=4096)  # a model's nodes are asked once for every candidate of their quantization
+def _innermost(text: str) -> str:
     try:
-        scopes = ast.literal_eval(text) if text else []
+        scopes = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return ""
     named = [s for s in scopes[:-1] if isinstance(s, str) and s] if isinstance(scopes, list) else []
@@ -254,26 +260,51 @@ def _strip(item: Any, keys: set[str]) -> None:
         del item.metadata_props[key]
 
 
-def session(path: Path, *, optimized: bool = True) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU, without telemetry; ``optimized=False`` runs the graph as written."""
+def session(
+    path: Path, *, changed: bytes | None = None, optimized: bool = True, threads: int = 0
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU, without telemetry.
+
+    Args:
+        path: the model's file.
+        changed: what to run in its place, a serialized model that reads the file's external data.
+        optimized: whether the runtime may rewrite the graph.
+        threads: of one inference; 0 for the runtime's own choice, 1 where inferences run side by side.
+
+    Raises :class:`SourceError` for a model that the runtime does not load.
+    """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # failures come back as exceptions
+    options.intra_op_num_threads = threads
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if changed is not None:
+        folder = str(path.resolve().parent)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    model = str(path) if changed is None else changed
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except runtime_errors() as error:
         raise SourceError(
             f"ONNX Runtime does not load {path.name}: {error}", hint="check the model with onnx.checker"
         ) from error
 
 
+@functools.cache
+def runtime_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: its own classes have no base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = (kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    return (*own, RuntimeError, ValueError, TypeError)
+
+
 def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """One inference; inputs that the graph does not have are left out."""
-    known = {i.name for i in session.get_inputs()}
+    """One inference; inputs that the graph does not have are left out. Raises :func:`runtime_errors`."""
+    accepted = {i.name for i in session.get_inputs()}
     names = [o.name for o in session.get_outputs()]
-    results = session.run(names, {k: v for k, v in inputs.items() if k in known})
+    results = session.run(names, {k: v for k, v in inputs.items() if k in accepted})
     return dict(zip(names, results, strict=True))

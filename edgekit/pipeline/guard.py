@@ -121,18 +121,11 @@ def sensitivities(
 ) -> tuple[LayerSensitivity, ...]:
     """Every layer that multiplies, the most harmful first; cached."""
     from edgekit.pipeline.work import Work
-    from edgekit.quantize.calibrate.calibration import Calibration
-    from edgekit.quantize.sensitivity import LayerSensitivity, Quantizing
+    from edgekit.quantize.sensitivity import LayerSensitivity
 
     def produce(out: Path) -> None:
-        job = Quantizing(
-            model=model,
-            calibration=Calibration.load(calibrated.file),
-            target=target,
-            options=options,
-            samples=calibrated.samples,
-        )
-        Work(context.progress).sensitivity(job, out)
+        work, calibration = Work(context.progress, context.shared), (calibrated.file, calibrated.samples)
+        work.sensitivity(model, calibration, target, options, out)
 
     step = Step(
         name="sensitivity",

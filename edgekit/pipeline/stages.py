@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.artifact.manifest import StepRecord
 from edgekit.core import plugins, versions
 from edgekit.core.config import Options
+from edgekit.core.parallel import Once
 from edgekit.core.progress import Progress
 from edgekit.core.store import Store
 from edgekit.core.structure import to_builtins
@@ -40,13 +41,14 @@ QUANTIZE_PACKAGES = ("onnx", "onnx-ir", "onnxruntime", "numpy")
 
 @dataclass(frozen=True, kw_only=True)
 class BuildContext:
-    """What every stage needs: the cache, the user's options, where progress is shown, and where artifacts are
-    run (``None``: here)."""
+    """What every stage needs: the cache, the user's options, where progress is shown, where artifacts are
+    run (``None``: here), and what stages of several targets compute once."""
 
     store: Store
     options: Options
     progress: Progress
     site: TargetDevice | None = None
+    shared: Once = field(default_factory=Once)
 
     @property
     def device(self) -> Device:
@@ -324,4 +326,4 @@ def _work(context: BuildContext) -> Work:
     """What fills the directories of the steps."""
     from edgekit.pipeline.work import Work  # torch, onnx and the runtimes come with it
 
-    return Work(context.progress)
+    return Work(context.progress, context.shared)

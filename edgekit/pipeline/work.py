@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
+from edgekit.core.parallel import Once
 from edgekit.core.progress import Progress, Task
 from edgekit.core.structure import to_builtins
 from edgekit.devices.arrays import write_arrays
@@ -23,8 +24,9 @@ from edgekit.quantize.calibrate import doctor
 from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.calibrate.collect import calibrate
 from edgekit.quantize.driver import quantize
+from edgekit.quantize.float_model import FloatModel
 from edgekit.quantize.options import QuantizeOptions
-from edgekit.quantize.sensitivity import Quantizing, sensitivity
+from edgekit.quantize.sensitivity import sensitivity
 from edgekit.types import OnnxModel, Target, TorchModel, sha256_file
 
 if TYPE_CHECKING:
@@ -36,10 +38,10 @@ _FUSED = ops.named(Trait.ACTIVATION | Trait.QUANTIZES) - {"HardSwish", "Gelu", "
 
 
 class Work:
-    """What the stages do, shown on ``progress``."""
+    """What the stages do, shown on ``progress``. In ``shared`` is what the stages of several targets have in common."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, shared: Once) -> None:
+        self._progress, self._shared = progress, shared
 
     def export(self, source: Source, out: Path) -> None:
         """The source as ONNX, and one set of example inputs."""
@@ -97,17 +99,32 @@ class Work:
         out: Path,
     ) -> None:
         """Q/DQ, and the quantizer's report. ``calibration``: the statistics and the samples they are of."""
-        statistics = Calibration.load(calibration[0]) if calibration else None
-        samples = calibration[1] if calibration else None
         with self._progress.task(f"quantize for {target.name}"):
-            quantized, report = quantize(model, statistics, target, options, out / MODEL, samples)
+            quantized, report = quantize(self._floats(model, calibration), target, options, out / MODEL)
         write_model(ModelRecord(model=quantized), out)
         write_json(report, out / "report.json")
 
-    def sensitivity(self, job: Quantizing, out: Path) -> None:
+    def sensitivity(
+        self,
+        model: OnnxModel,
+        calibration: tuple[Path, SampleSet],
+        target: Target,
+        options: QuantizeOptions,
+        out: Path,
+    ) -> None:
         """What each layer costs alone in integers."""
+        floats = self._floats(model, calibration)
         with self._progress.task("sensitivity of each layer") as task:
-            write_json(sensitivity(job, out, progress=_counting(task)), out / "sensitivity.json")
+            layers = sensitivity(floats, target, options, out, progress=_counting(task))
+        write_json(layers, out / "sensitivity.json")
+
+    def _floats(self, model: OnnxModel, calibration: tuple[Path, SampleSet] | None) -> FloatModel:
+        file, samples = calibration or (None, None)
+
+        def make() -> FloatModel:
+            return FloatModel(model, Calibration.load(file) if file else None, samples)
+
+        return self._shared.get(("float model", model.sha256, file), make)
 
     def reference(self, source: Source, record: ModelRecord, samples: SampleSet, out: Path) -> None:
         """The source's own outputs, one row a sample."""

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +62,7 @@ class Block:
     @property
     def activations(self) -> tuple[ir.Value, ...]:
         """The data inputs that are computed at run time."""
-        return tuple(v for v in self.data if constant(v) is None)
+        return tuple(v for v in self.data if not is_constant(v))
 
     @property
     def weight(self) -> ir.Value | None:
@@ -70,7 +70,7 @@ class Block:
         if self.op not in WEIGHTED or len(self.core.inputs) < 2:
             return None
         value = self.core.inputs[1]
-        return value if value is not None and constant(value) is not None else None
+        return value if is_constant(value) else None
 
     @property
     def weight_axis(self) -> int | None:
@@ -91,10 +91,10 @@ class Block:
     def bias_value(self) -> ir.Value | None:
         """The constant bias, in the core or behind it."""
         if self.bias is not None:
-            return next((v for v in self.bias.inputs if v is not None and constant(v) is not None), None)
+            return next((v for v in self.bias.inputs if is_constant(v)), None)
         if self.op in ("Conv", "ConvTranspose", "Gemm") and len(self.core.inputs) > 2:
             value = self.core.inputs[2]
-            return value if value is not None and constant(value) is not None else None
+            return value if is_constant(value) else None
         return None
 
     @property
@@ -191,11 +191,24 @@ def clip_limits(node: ir.Node) -> tuple[float, float] | None:
     return limits[0], limits[1]
 
 
+def is_constant(value: ir.Value | None) -> TypeGuard[ir.Value]:
+    """Whether a value is an initializer that no caller can override."""
+    return value is not None and value.is_initializer() and not value.is_graph_input()
+
+
 def constant(value: ir.Value) -> npt.NDArray[Any] | None:
-    """The array of an initializer (one that is not an input as well), else ``None``."""
-    if not value.is_initializer() or value.is_graph_input() or value.const_value is None:
-        return None
-    return value.const_value.numpy()
+    """The array of an initializer (one that is not an input as well), else ``None``. It is a copy of the file's."""
+    return value.const_value.numpy() if is_constant(value) and value.const_value is not None else None
+
+
+def matrix(block: Block) -> npt.NDArray[np.float32]:
+    """The weight as ``[K, N]``."""
+    assert block.weight is not None
+    array = constant(block.weight)
+    assert array is not None
+    return (
+        np.ascontiguousarray(array.T) if block.op == "Gemm" and attribute(block.core, "transB", 0) else array
+    )
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
@@ -220,7 +233,7 @@ def select(blocks: Sequence[Block], patterns: Sequence[str]) -> dict[Block, str]
     ``*`` and ``?`` are wild. Raises :class:`UnknownNameError` for a pattern that means nothing.
     """
     chosen: dict[Block, str] = {}
-    names = {b: _names(b) for b in blocks}
+    names = {b: _names(b) for b in blocks} if patterns else {}
     for pattern in patterns:
         hits = [b for b in blocks if any(_matches(n, pattern) for n in names[b])]
         if not hits:

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from edgekit.errors import CalibrationRequiredError, UnsupportedError
 from edgekit.graph import io as graphs
 from edgekit.quantize import prepare
 from edgekit.quantize.auto import settle
-from edgekit.quantize.calibrate.calibration import Calibration
-from edgekit.quantize.corrections import MEASURED, FloatModels, require_samples
 from edgekit.quantize.dynamic import quantize_dynamic
 from edgekit.quantize.dynamic import report as report_block
 from edgekit.quantize.embedding import quantize_embeddings
-from edgekit.quantize.inputs import LayerInputs
+from edgekit.quantize.float_model import MEASURED, FloatModel
 from edgekit.quantize.options import STANDARD, WEIGHTED_MSE, QuantizeOptions, QuantizeReport, applicable
 from edgekit.quantize.place import place
 from edgekit.quantize.plan import Plan, Ranges, make_plan
 from edgekit.quantize.rules import table
-from edgekit.quantize.trained import Trained, apart
+from edgekit.quantize.trained import Trained
 from edgekit.quantize.weights import quantize_weights
-from edgekit.types import OnnxModel, Samples, Scheme, Target
+from edgekit.types import OnnxModel, Scheme, Target
 
 _FORMS = {
     "qdq": (("uint8", "int8", "int16"), ("int8",)),
@@ -33,19 +32,13 @@ _FORMS = {
 
 
 def quantize(
-    model: OnnxModel,
-    calibration: Calibration | None,
-    target: Target,
-    options: QuantizeOptions,
-    out: Path,
-    samples: Samples | None = None,
+    floats: FloatModel, target: Target, options: QuantizeOptions, out: Path
 ) -> tuple[OnnxModel, QuantizeReport]:
-    """Quantize ``model`` for a target's scheme and write it to the file ``out``.
+    """Quantize a float model for a target's scheme and write it to the file ``out``; its weights are integers there.
 
-    The model is the float ONNX that ``calibration`` was taken on. Dynamic and weight-only schemes need no
-    calibration. The weights in the file are integers. With ``samples`` (those of the calibration), ``auto``
-    measures what it chooses from, and corrections that run the model are possible; without, ``auto`` means
-    the method ``mse`` and the correction ``bias``.
+    With samples, ``auto`` measures what it chooses from, and corrections that run the model are possible; without,
+    ``auto`` means the method ``mse`` and the correction ``bias``. What several targets ask of ``floats`` is computed
+    once; they may ask at the same time.
 
     Raises :class:`CalibrationRequiredError` without calibration where the scheme needs it,
     :class:`UnsupportedError` for a scheme that cannot be expressed, :class:`UnknownNameError` for patterns
@@ -57,92 +50,108 @@ def quantize(
             f"target {target.name} has no scheme", hint="choose one of its quantized siblings"
         )
     _check(scheme, target)
-    options, told = _possible(options, scheme, samples)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if scheme.quantizer != "qdq":
-        quantized, report = _in_float(model, scheme, options, out, samples)
-        return quantized, dataclasses.replace(report, notes=report.notes + told)
-    if calibration is None:
+    options, notes = _possible(options, scheme, floats)
+    static = scheme.quantizer == "qdq"
+    if static and floats.calibration is None:
         raise CalibrationRequiredError(
             f"{target.name} needs calibration data", hint="pass --calib with a few hundred typical inputs"
         )
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        plain, trained = apart(model, Path(folder))
+    plain, trained = floats.apart()
+    if static:
         options = trained.allowed(options)
-        floats = FloatModels(plain, calibration, samples, Path(folder))
+    else:
+        options = dataclasses.replace(options, method="minmax")  # there are no ranges to choose
+        notes += trained.without_ranges()
+    write = _with_ranges if static else _in_float
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        candidates = _Candidates(lambda o, path: write(plain, scheme, o, path, trained), Path(folder))
+        options, measured = settle(floats, options, candidates.model, scheme)
+        quantized, report = candidates.finish(options, out)
+    return quantized, dataclasses.replace(report, notes=report.notes + notes + measured)
 
-        def attempt(candidate: QuantizeOptions) -> OnnxModel:
-            return _quantize(floats, scheme, candidate, Path(folder) / "candidate.onnx", trained)[0]
 
-        options, notes = settle(model, options, samples, attempt, scheme)
-        quantized, report = _quantize(floats, scheme, options, out, trained)
-    return quantized, dataclasses.replace(report, notes=report.notes + told + notes)
+Write = Callable[[QuantizeOptions, Path], tuple[OnnxModel, QuantizeReport]]
+"""Quantizes with given options into a file."""
+
+
+class _Candidates:
+    """What was quantized in order to compare it; the one that is chosen need not be made again."""
+
+    def __init__(self, write: Write, folder: Path) -> None:
+        self._write, self._folder = write, folder
+        self._made: dict[QuantizeOptions, tuple[OnnxModel, QuantizeReport]] = {}
+
+    def model(self, options: QuantizeOptions) -> OnnxModel:
+        """A candidate's file."""
+        if options not in self._made:
+            self._made[options] = self._write(options, self._folder / f"candidate{len(self._made)}.onnx")
+        return self._made[options][0]
+
+    def finish(self, options: QuantizeOptions, out: Path) -> tuple[OnnxModel, QuantizeReport]:
+        """The one with ``options``, in ``out``."""
+        made = self._made.get(options)
+        if made is None or graphs.external_files(made[0].path):  # whose names are in the file
+            return self._write(options, out)
+        made[0].path.replace(out)
+        return dataclasses.replace(made[0], path=out), made[1]
 
 
 def _possible(
-    options: QuantizeOptions, scheme: Scheme, samples: Samples | None
+    options: QuantizeOptions, scheme: Scheme, floats: FloatModel
 ) -> tuple[QuantizeOptions, tuple[str, ...]]:
     """The corrections that suit the scheme, and notes on those asked for that do not. Of the standard ones, those
     that need samples are left out where there are none."""
     can = (*applicable(scheme), "auto")
-    kept = tuple(c for c in options.corrections if c in can)
+    corrections = tuple(c for c in options.corrections if c in can)
     if options.corrections == STANDARD:
-        kept = tuple(c for c in kept if samples is not None or c not in MEASURED)
-        return dataclasses.replace(options, corrections=kept), ()
+        corrections = tuple(c for c in corrections if floats.samples is not None or c not in MEASURED)
+        return dataclasses.replace(options, corrections=corrections), ()
     notes = tuple(
         f"correction {c} is not for {scheme.weight} weights with {scheme.activation} activations: left out"
         for c in options.corrections
         if c not in can
     )
-    return dataclasses.replace(options, corrections=kept), notes
+    return dataclasses.replace(options, corrections=corrections), notes
 
 
-def _quantize(
-    floats: FloatModels, scheme: Scheme, options: QuantizeOptions, out: Path, trained: Trained
+def _with_ranges(
+    plain: FloatModel, scheme: Scheme, options: QuantizeOptions, out: Path, trained: Trained
 ) -> tuple[OnnxModel, QuantizeReport]:
-    """Quantize with settled options."""
-    require_samples(options, floats.samples)
-    model, calibration, notes = floats.corrected(options.corrections)
+    """Q/DQ, with settled options."""
+    plain.require_samples(options)
+    floats = plain.corrected(options.corrections)
+    assert floats.calibration is not None
     rules = table(scheme.rules)
-    ir_model = prepare.load(model, _needed_opset(scheme, options))
-    weighted = options.method == WEIGHTED_MSE
-    layers = floats.layer_ranges(model, ir_model.graph, calibration) if weighted else None
-    calibration = prepare.spell_pooling(ir_model.graph, rules, calibration)
+    ir_model = floats.graph(_needed_opset(scheme, options))
+    layers = floats.layer_ranges() if options.method == WEIGHTED_MSE else None
+    calibration = prepare.spell_pooling(ir_model.graph, rules, floats.calibration)
     ranges = Ranges(calibration=calibration, options=options, layers=layers, trained=trained)
     plan = make_plan(ir_model.graph, ranges, scheme, rules, options)
     if "rounding" in options.corrections:
-        integers = floats.rounded(model, plan, options.weight_bits, per_channel=scheme.per_channel)
-        plan.weights.update(integers)
-    report = _report(plan, options, (*trained.notes, *plan.notes, *notes))
+        blocks = [b for b in plan.blocks if plan.quantized(b)]
+        bits = options.weight_bits
+        plan.weights.update(floats.rounding.weights(blocks, bits, per_channel=scheme.per_channel))
+    report = _report(plan, options, (*trained.notes, *plan.notes, *floats.notes))
     if rules.embedding == "rows":
         report = _with_embeddings(report, quantize_embeddings(ir_model.graph))
-    place(ir_model.graph, plan, scheme, rules, options.weight_bits)
+    place(ir_model.graph, plan, scheme, floats, options.weight_bits)
     return graphs.save(ir_model, out), report
 
 
 def _in_float(
-    model: OnnxModel, scheme: Scheme, options: QuantizeOptions, out: Path, samples: Samples | None
+    plain: FloatModel, scheme: Scheme, options: QuantizeOptions, out: Path, trained: Trained
 ) -> tuple[OnnxModel, QuantizeReport]:
     """Schemes whose activations are stored as floats: dynamic and weight-only ones."""
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        plain, trained = apart(model, Path(folder))
-        inputs = LayerInputs(plain, samples) if samples is not None else None
-
-        def attempt(candidate: QuantizeOptions, path: Path) -> tuple[OnnxModel, QuantizeReport]:
-            require_samples(candidate, samples)
-            ir_model = prepare.load(plain, _needed_opset(scheme, candidate))
-            if scheme.quantizer == "dynamic":
-                trained.refuse_dynamic()
-                report = quantize_dynamic(ir_model.graph, candidate)
-            else:
-                report = quantize_weights(ir_model.graph, scheme.weight, candidate, trained.weights, inputs)
-            return graphs.save(ir_model, path), report
-
-        trial = Path(folder) / "candidate.onnx"
-        options = dataclasses.replace(options, method="minmax")  # there are no ranges to choose
-        options, notes = settle(model, options, samples, lambda o: attempt(o, trial)[0], scheme)
-        quantized, report = attempt(options, out)
-        return quantized, dataclasses.replace(report, notes=report.notes + trained.without_ranges() + notes)
+    plain.require_samples(options)
+    ir_model = plain.graph(_needed_opset(scheme, options))
+    if scheme.quantizer == "dynamic":
+        trained.refuse_dynamic()
+        report = quantize_dynamic(ir_model.graph, options)
+    else:
+        rounding = plain.rounding if plain.samples is not None else None
+        report = quantize_weights(ir_model.graph, scheme.weight, options, trained.weights, rounding)
+    return graphs.save(ir_model, out), report
 
 
 def _check(scheme: Scheme, target: Target) -> None:

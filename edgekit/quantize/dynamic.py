@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.graph import io as graphs
-from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, select
+from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, matrix, select
 from edgekit.quantize.edit import Editor
 from edgekit.quantize.embedding import quantize_embeddings
 from edgekit.quantize.options import InFloat, NodeReport, QuantizeOptions, QuantizeReport
@@ -83,16 +83,6 @@ def _impossible(block: Block) -> str:
     ):
         return "Gemm with alpha or transA"
     return ""
-
-
-def matrix(block: Block) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """The weight as ``[K, N]``."""
-    assert block.weight is not None
-    array = constant(block.weight)
-    assert array is not None
-    return (
-        np.ascontiguousarray(array.T) if block.op == "Gemm" and attribute(block.core, "transB", 0) else array
-    )
 
 
 def gemm_bias(editor: Editor, block: Block) -> ir.Value | None:

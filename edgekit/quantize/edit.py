@@ -27,7 +27,7 @@ class Editor:
         if key is not None and key in self._constants:
             return self._constants[key]
         name = self.unique(hint)
-        tensor = ir.tensor(array, name=name)
+        tensor = ir.Tensor(array, name=name)
         value = ir.Value(
             name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape)
         )

@@ -1,4 +1,4 @@
-"""What the weighted layers of a float model read, over a few calibration samples.
+"""What a float model's layers read, and what it answers, over a few calibration samples.
 
 Corrections and ranges that look at a layer's output need more of its input than calibration keeps: second
 moments, and histograms whose counts weigh as much as the layer makes of them. Memory does not depend on the
@@ -7,37 +7,52 @@ number of samples.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
+from edgekit.core.parallel import Once, in_order
 from edgekit.graph import io as graphs
-from edgekit.quantize.auto import probes
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks
 from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.calibrate.ranges import least_squared_error
 from edgekit.quantize.params import Floats
-from edgekit.types import OnnxModel, Samples
+from edgekit.types import OnnxModel, Sample, Samples
 
 if TYPE_CHECKING:
-    import onnxruntime
+    from edgekit.types import Array
 
 Doubles = npt.NDArray[np.float64]
+Outputs: TypeAlias = "Mapping[str, Array]"
+"""What a model gives for one sample, by the outputs' names."""
 
+_PROBES = 48
 _BINS = 2048
 _ROWS = 1 << 16  # elements of a tensor that are looked at, a sample
 
 
-class LayerInputs:
-    """Runs a float model on a few of the calibration samples, as often as something is asked of it."""
+def probes(samples: Samples) -> list[Sample]:
+    """A few samples, evenly spaced."""
+    places = set(np.linspace(0, len(samples) - 1, min(_PROBES, len(samples))).astype(int))
+    return [s for i, s in enumerate(samples) if i in places]
 
-    def __init__(self, model: OnnxModel, samples: Samples) -> None:
+
+def answers(path: Path, samples: Sequence[Sample]) -> Iterator[Outputs]:
+    """The outputs of the model in a file, sample after sample."""
+    session = graphs.session(path, threads=1)
+    return in_order(lambda sample: graphs.run(session, sample.inputs), samples)
+
+
+class LayerInputs:
+    """Runs a float model on a few samples, as often as something is asked of it."""
+
+    def __init__(self, model: OnnxModel, samples: Sequence[Sample]) -> None:
         self.model, self.samples = model, samples
 
     def values(self, tensors: Sequence[str]) -> Iterator[Mapping[str, Floats]]:
@@ -45,11 +60,14 @@ class LayerInputs:
         if not tensors:
             return
         fetched = [t for t in tensors if t not in self.model.input_names]
-        session = _session(self.model, fetched)
-        for sample in probes(self.samples):
+        session = graphs.session(self.model.path, changed=_with_outputs(self.model, fetched), threads=1)
+
+        def fetch(sample: Sample) -> dict[str, Floats]:
             feed = {n: sample.inputs[n] for n in self.model.input_names}
-            found = session.run(fetched, feed) if fetched else []  # asked for nothing, it gives everything
-            yield dict(zip(fetched, found, strict=True)) | feed
+            values = session.run(fetched, feed) if fetched else []  # asked for nothing, it gives everything
+            return dict(zip(fetched, values, strict=True)) | feed
+
+        yield from in_order(fetch, self.samples)
 
     def squares(self, tensors: Sequence[str]) -> dict[str, Doubles]:
         """E[x²] of each entry of the last axis, by tensor."""
@@ -89,34 +107,38 @@ class LayerRanges:
     def __init__(self, graph: ir.Graph, inputs: LayerInputs, calibration: Calibration) -> None:
         weights = _channel_weights(graph, calibration)
         self._histograms = _histograms(weights, inputs, calibration)
+        self._once = Once()
 
     def range(self, tensor: str, *, bits: int, symmetric: bool) -> tuple[float, float] | None:
         """``(low, high)`` of a tensor that only weighted layers read, else ``None``."""
-        found = self._histograms.get(tensor)
-        if found is None:
+        if tensor not in self._histograms:
             return None
-        return least_squared_error(
-            (found.edges, found.mass), found.low, found.high, bits=bits, symmetric=symmetric
+        return self._once.get(
+            (tensor, bits, symmetric), lambda: self._search(self._histograms[tensor], bits, symmetric)
         )
+
+    def _search(self, histogram: _Weighted, bits: int, symmetric: bool) -> tuple[float, float]:
+        bins = (histogram.edges, histogram.mass)
+        return least_squared_error(bins, histogram.low, histogram.high, bits=bits, symmetric=symmetric)
 
 
 def _channel_weights(graph: ir.Graph, calibration: Calibration) -> dict[str, tuple[int, Doubles]]:
     """Channel axis, and squared norm of each channel's weights, of the tensors that only layers read."""
-    found: dict[str, tuple[int, Doubles]] = {}
+    weights: dict[str, tuple[int, Doubles]] = {}
     cores = {b.core: b for b in find_blocks(graph)}
     for block in cores.values():
         value = block.activations[0] if block.weight is not None else None
-        if value is None or value.name in found or value.is_graph_output():
+        if value is None or value.name in weights or value.is_graph_output():
             continue
         statistics = calibration.tensors.get(value.name or "")
         readers = [cores.get(u.node) if u.idx == 0 else None for u in value.uses()]
-        norms = [None if b is None or b.op == "ConvTranspose" else channel_norms(b) for b in readers]
-        known = [n for n in norms if n is not None]
-        if statistics is None or statistics.masked or len(known) < len(norms):
+        every = [None if b is None or b.op == "ConvTranspose" else channel_norms(b) for b in readers]
+        norms = [n for n in every if n is not None]
+        if statistics is None or statistics.masked or len(norms) < len(every):
             continue
-        if len({n.size for n in known}) == 1:
-            found[value.name or ""] = (1 if block.op == "Conv" else -1, np.sum(known, axis=0))
-    return found
+        if len({n.size for n in norms}) == 1:
+            weights[value.name or ""] = (1 if block.op == "Conv" else -1, np.sum(norms, axis=0))
+    return weights
 
 
 def channel_norms(block: Block) -> Doubles | None:
@@ -138,24 +160,24 @@ def channel_norms(block: Block) -> Doubles | None:
 def _histograms(
     weights: Mapping[str, tuple[int, Doubles]], inputs: LayerInputs, calibration: Calibration
 ) -> dict[str, _Weighted]:
-    found = {}
+    histograms = {}
     for name, (_, weight) in weights.items():
         s = calibration.tensors[name]
         low, high = min(s.low, 0.0), max(s.high, 0.0)
         if high > low and weight.sum() > 0:
-            found[name] = _Weighted(low=low, high=high, mass=np.zeros(_BINS))
-    for values in inputs.values(list(found)):
-        for name, histogram in found.items():
+            histograms[name] = _Weighted(low=low, high=high, mass=np.zeros(_BINS))
+    for values in inputs.values(list(histograms)):
+        for name, histogram in histograms.items():
             axis, weight = weights[name]
             rows, step = _rows(values[name], axis)
             _add(histogram, rows, weight * step)
-    for name, histogram in found.items():  # the extremes of all samples are known exactly: counted once each
+    for name, histogram in histograms.items():  # the extremes of all samples are exact: counted once each
         s, weight = calibration.tensors[name], weights[name][1]
         by_channel = s.channel_low.size == weight.size and s.channel_axis != 0
         ends = (s.channel_low, s.channel_high) if by_channel else (s.half_low, s.half_high)
         for end in ends:
             _add(histogram, end[None, :], weight if by_channel else np.full(end.size, weight.mean()))
-    return found
+    return histograms
 
 
 def _rows(x: Floats, axis: int) -> tuple[Floats, int]:
@@ -168,24 +190,22 @@ def _rows(x: Floats, axis: int) -> tuple[Floats, int]:
 
 
 def _add(histogram: _Weighted, rows: Floats, weight: Doubles) -> None:
+    """Count ``rows`` ``[rows, channels]`` with the ``weight`` of each channel."""
     width = (histogram.high - histogram.low) / histogram.mass.size
-    places = ((rows - np.float32(histogram.low)) * np.float32(1.0 / width)).astype(np.int32)
+    scaled = rows - np.float32(histogram.low)
+    scaled *= np.float32(1.0 / width)
+    places = scaled.astype(np.int32).reshape(-1)
     np.clip(places, 0, histogram.mass.size - 1, out=places)
     spread = np.broadcast_to(weight, rows.shape).reshape(-1)
-    histogram.mass[:] += np.bincount(places.reshape(-1), weights=spread, minlength=histogram.mass.size)
+    histogram.mass[:] += np.bincount(places, weights=spread, minlength=histogram.mass.size)
 
 
-def _session(model: OnnxModel, tensors: Sequence[str]) -> onnxruntime.InferenceSession:
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime as ort
-
+def _with_outputs(model: OnnxModel, tensors: Sequence[str]) -> bytes:
+    """The model with ``tensors`` as outputs."""
     proto = graphs.read_proto(model.path)
     have = {o.name for o in (*proto.graph.output, *proto.graph.input)}
     proto.graph.output.extend(
         helper.make_tensor_value_info(t, TensorProto.FLOAT, None) for t in tensors if t not in have
     )
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    folder = str(model.path.resolve().parent)
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    serialized: bytes = proto.SerializeToString()
+    return serialized

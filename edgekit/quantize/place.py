@@ -10,32 +10,34 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgekit.quantize.bias import mean_error
-from edgekit.quantize.blocks import Block, constant
+from edgekit.quantize.blocks import Block, constant, is_constant
 from edgekit.quantize.edit import Editor
+from edgekit.quantize.float_model import FloatModel
 from edgekit.quantize.params import (
     Affine,
     Floats,
     Stored,
     quantize_bias,
-    quantize_weight,
     room_for_bias,
     weight_scale,
 )
 from edgekit.quantize.plan import Plan, constant_affine
-from edgekit.quantize.rules import Rules
+from edgekit.quantize.rules import table
 from edgekit.types import Scheme
 
 
-def place(graph: ir.Graph, plan: Plan, scheme: Scheme, rules: Rules, weight_bits: int) -> None:
-    """Rewrite ``graph`` in place. Float semantics stay those of the plan whatever a runtime fuses."""
-    _Placer(graph, plan, scheme, rules, weight_bits).run()
+def place(graph: ir.Graph, plan: Plan, scheme: Scheme, floats: FloatModel, weight_bits: int) -> None:
+    """Rewrite ``graph``, a copy of that of ``floats``, in place. Float semantics stay those of the plan whatever a
+    runtime fuses."""
+    _Placer(graph, plan, scheme, floats, weight_bits).run()
 
 
 class _Placer:
-    def __init__(self, graph: ir.Graph, plan: Plan, scheme: Scheme, rules: Rules, weight_bits: int) -> None:
-        self.graph, self.plan, self.scheme, self.rules = graph, plan, scheme, rules
-        self.weight_bits = weight_bits
+    def __init__(
+        self, graph: ir.Graph, plan: Plan, scheme: Scheme, floats: FloatModel, weight_bits: int
+    ) -> None:
+        self.graph, self.plan, self.scheme = graph, plan, scheme
+        self.rules, self.floats, self.weight_bits = table(scheme.rules), floats, weight_bits
         self.dequantized: dict[ir.Value, ir.Value] = {}
         self.requantized: dict[tuple[ir.Value, Affine], ir.Value] = {}
         self.weights: dict[tuple[ir.Value, bytes], ir.Value] = {}
@@ -63,7 +65,7 @@ class _Placer:
             return
         rule = self.rules.ops[block.op]
         for value in block.data:
-            if constant(value) is None or not (rule.writes or rule.moves):
+            if not is_constant(value) or not (rule.writes or rule.moves):
                 continue
             dq = self.editor.dequantize(
                 block.core, value.name or "", _store(value, self._constant_affine(block, value))
@@ -90,7 +92,7 @@ class _Placer:
             self.weights[key] = self.editor.dequantize(block.core, weight.name or "", stored)
         block.core.replace_input_with(1, self.weights[key])
         if block in self.plan.means:
-            error = mean_error(block, stored.real - real, self.plan.means[block])
+            error = self.floats.mean_error(block, real, stored, self.plan.means[block])
             shift = ((0.0 if shift is None else shift) - error).astype(np.float32)
         elif shift is None or not integer_bias:
             return
@@ -106,7 +108,8 @@ class _Placer:
             raised = room_for_bias(scale, bias if scale.ndim else np.abs(bias).max(), activation)
         if stored is not None and not (raised > scale).any():
             return stored
-        nearest = quantize_weight(real, axis if stored is None else stored.axis, self.weight_bits, raised)
+        axis = axis if stored is None else stored.axis
+        nearest = self.floats.nearest(block.weight.name or "", real, axis, self.weight_bits, raised)
         if stored is None:
             return nearest
         kept = np.broadcast_to(nearest.spread <= stored.spread, real.shape)

@@ -9,16 +9,18 @@ objective. Scales are settled before, a channel's or a block's each, so that the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import prod
+from typing import TypeAlias
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.quantize.blocks import Block, attribute, constant
+from edgekit.quantize.blocks import Block, attribute, constant, matrix
 from edgekit.quantize.inputs import LayerInputs
-from edgekit.quantize.params import Floats, Stored, quantize_weight, weight_scale
-from edgekit.quantize.plan import Plan
+from edgekit.quantize.params import Floats, Stored, quantize_blocks, quantize_weight, weight_scale
 
 _POSITIONS = 1024  # columns of X a layer and sample
 _WIDEST = 4608  # inputs of a layer: H is [K, K]
@@ -27,6 +29,8 @@ _DAMPING = 0.01  # of the mean of H's diagonal
 _LAZY = 128  # inputs whose compensation is carried to the rest together
 
 Doubles = npt.NDArray[np.float64]
+Form: TypeAlias = tuple[int | str, int]
+"""What kind of integers: bits and whether there is a scale a channel, or ``("blocks", size)``."""
 
 
 class Rounding:
@@ -34,17 +38,38 @@ class Rounding:
 
     def __init__(self, inputs: LayerInputs) -> None:
         self.inputs = inputs
-        self._done: dict[tuple[str, int], Stored] = {}
+        self._lock = threading.Lock()
+        self._integers: dict[tuple[str, Form], Stored] = {}
 
-    def weights(self, plan: Plan, bits: int, *, per_channel: bool) -> dict[str, Stored]:
-        """Integer weights by name for the quantized layers of a plan; shared weights are left to nearest."""
-        blocks = [b for b in plan.blocks if plan.quantized(b) and fits(b)]
-        left = [b for b in blocks if (b.name, bits) not in self._done]
-        for block, moment in moments(self.inputs, left):
-            self._done[block.name, bits] = _round(
-                block, moment, bits, block.weight_axis if per_channel else None
-            )
-        return {b.weight.name or "": self._done[b.name, bits] for b in blocks if b.weight is not None}
+    def weights(self, blocks: Iterable[Block], bits: int, *, per_channel: bool) -> dict[str, Stored]:
+        """Integers of ``bits`` by the weight's name, with a scale a channel or one; shared weights are left to
+        nearest."""
+
+        def rounded(block: Block, moment: Doubles) -> Stored:
+            return _round(block, moment, bits, block.weight_axis if per_channel else None)
+
+        return self._all([b for b in blocks if fits(b)], (bits, per_channel), rounded)
+
+    def blockwise(self, blocks: Iterable[Block], size: int) -> dict[str, Stored]:
+        """INT4 by the weight's name, with a scale for ``size`` inputs, on those of :func:`quantize_blocks`."""
+
+        def rounded(block: Block, moment: Doubles) -> Stored:
+            weight = matrix(block)
+            nearest = quantize_blocks(weight, size)
+            steps = np.repeat(nearest.scale, size, axis=0)
+            values = compensated(weight.T, moment[0], steps.T, (-8, 7)).T
+            return Stored(values=values.astype(ml_dtypes.int4), scale=nearest.scale, axis=0)
+
+        return self._all([b for b in blocks if fits(b)], ("blocks", size), rounded)
+
+    def _all(
+        self, blocks: Sequence[Block], form: Form, rounded: Callable[[Block, Doubles], Stored]
+    ) -> dict[str, Stored]:
+        with self._lock:  # whoever asks at the same time asks for the same
+            new = [b for b in blocks if (b.name, form) not in self._integers]
+            for block, moment in moments(self.inputs, new):
+                self._integers[block.name, form] = rounded(block, moment)
+            return {b.weight.name or "": self._integers[b.name, form] for b in blocks if b.weight is not None}
 
 
 def fits(block: Block) -> bool:

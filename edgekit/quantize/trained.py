@@ -69,12 +69,9 @@ class Trained:
             )
 
 
-def apart(model: OnnxModel, folder: Path) -> tuple[OnnxModel, Trained]:
-    """The model and nothing where it has no Q/DQ; else what :func:`take_apart` makes of it, in ``folder``."""
-    ops = {"QuantizeLinear", "DequantizeLinear"}
-    if any(n.op_type in ops and not n.domain for n in graphs.read_proto(model.path).graph.node):
-        return take_apart(model, folder / "apart.onnx")
-    return model, Trained()
+def has_quantizers(model: OnnxModel) -> bool:
+    """Whether a model comes with Q/DQ."""
+    return any(ops.has(n, Trait.QUANTIZES) for n in graphs.read_proto(model.path).graph.node)
 
 
 def take_apart(model: OnnxModel, out: Path) -> tuple[OnnxModel, Trained]:

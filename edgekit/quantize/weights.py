@@ -11,17 +11,15 @@ from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from edgekit.quantize.blocks import WEIGHTED, Block, attribute, constant, find_blocks, select
-from edgekit.quantize.dynamic import gemm_bias, mark, matrix, report, why_float
+from edgekit.quantize.blocks import WEIGHTED, Block, attribute, constant, find_blocks, matrix, select
+from edgekit.quantize.dynamic import gemm_bias, mark, report, why_float
 from edgekit.quantize.edit import Editor
 from edgekit.quantize.embedding import quantize_embeddings
-from edgekit.quantize.inputs import LayerInputs
 from edgekit.quantize.options import QuantizeOptions, QuantizeReport
-from edgekit.quantize.params import Stored, quantize_weight
-from edgekit.quantize.rounding import compensated, fits, moments
+from edgekit.quantize.params import Stored, quantize_blocks, quantize_weight
+from edgekit.quantize.rounding import Rounding
 
 _SMALLEST = 1024  # elements: smaller weights are not worth a node
 
@@ -31,20 +29,23 @@ def quantize_weights(
     dtype: str,
     options: QuantizeOptions,
     trained: Mapping[str, Stored] | None = None,
-    inputs: LayerInputs | None = None,
+    rounding: Rounding | None = None,
 ) -> QuantizeReport:
     """Store the weights of convolutions and products as ``int8``, ``int4`` or ``float16``, in place.
 
     Where INT4 does not fit (convolutions, inputs not a multiple of the block) INT8 is used, and said.
     Integers that were ``trained`` (by the weight's name) stay what they are, with a scale a channel. With the
-    correction ``gptq`` INT4 weights are rounded with regard to the layers' ``inputs``.
+    correction ``gptq`` INT4 weights are rounded with regard to what the layers read (``rounding``).
     """
     blocks = find_blocks(graph)
     excluded = select(blocks, options.exclude)
     editor = Editor(graph)
-    left = [b for b in blocks if b not in excluded and not _impossible(b) and not _kept(b, trained)]
-    gptq = dtype == "int4" and "gptq" in options.corrections and inputs is not None
-    rounded = _rounded(left, options.block_size, inputs) if gptq and inputs is not None else {}
+    size = options.block_size
+    rounded: dict[str, Stored] = {}
+    gptq = dtype == "int4" and "gptq" in options.corrections and rounding is not None
+    if gptq and rounding is not None:
+        free = (b for b in blocks if b not in excluded and not _impossible(b) and not _kept(b, trained))
+        rounded = rounding.blockwise([b for b in free if _fits_int4(b, size)], size)
     reports, notes, eight = [], [], 0
     for block in blocks:
         in_float = why_float(block, excluded, _impossible)
@@ -56,16 +57,16 @@ def quantize_weights(
             _halve(editor, block)
         elif kept is not None:
             _trained(editor, block, kept, dtype)
-        elif dtype == "int4" and _fits_int4(block, options.block_size):
-            stored = rounded.get(block) or quantize_blocks(matrix(block), options.block_size)
-            _four_bits(editor, block, stored, options.block_size)
+        elif dtype == "int4" and _fits_int4(block, size):
+            name = (block.weight.name or "") if block.weight is not None else ""
+            _four_bits(editor, block, rounded.get(name) or quantize_blocks(matrix(block), size), size)
         else:
             eight += dtype == "int4"
             _eight_bits(editor, block)
     tables = quantize_embeddings(graph) if dtype != "float16" else {}
     editor.drop_unused()
     if eight:
-        notes.append(f"{eight} weights that do not divide into blocks of {options.block_size} are INT8")
+        notes.append(f"{eight} weights that do not divide into blocks of {size} are INT8")
     if gptq:
         notes.append(f"gptq rounded the weights of {len(rounded)} products with regard to their inputs")
     nodes = tuple(mark(n, tables) for n in reports)
@@ -76,18 +77,6 @@ def quantize_weights(
 def _kept(block: Block, trained: Mapping[str, Stored] | None) -> Stored | None:
     """The integers that a block's weight was trained to."""
     return (trained or {}).get(block.weight.name or "") if block.weight is not None else None
-
-
-def _rounded(blocks: list[Block], size: int, inputs: LayerInputs) -> dict[Block, Stored]:
-    """INT4 weights rounded as in :mod:`edgekit.quantize.rounding`, on the scales of :func:`quantize_blocks`."""
-    found = {}
-    for block, moment in moments(inputs, [b for b in blocks if _fits_int4(b, size) and fits(b)]):
-        weight = matrix(block)
-        nearest = quantize_blocks(weight, size)
-        steps = np.repeat(nearest.scale, size, axis=0)
-        values = compensated(weight.T, moment[0], steps.T, (-8, 7)).T
-        found[block] = Stored(values=values.astype(ml_dtypes.int4), scale=nearest.scale, axis=0)
-    return found
 
 
 def _impossible(block: Block) -> str:
@@ -137,26 +126,6 @@ def _fits_int4(block: Block, size: int) -> bool:
         return False
     plain = attribute(block.core, "alpha", 1.0) == 1.0 and not attribute(block.core, "transA", 0)
     return plain and matrix(block).shape[0] % size == 0
-
-
-def quantize_blocks(weight: npt.NDArray[np.float32], size: int) -> Stored:
-    """A ``[K, N]`` matrix as INT4 with one scale for ``size`` consecutive inputs of an output.
-
-    Of a few scales around max |w| / 7.5 the one of least squared error is taken, a block at a time.
-    """
-    blocks = weight.reshape(-1, size, weight.shape[1])
-    reach = np.abs(blocks).max(axis=1, keepdims=True)
-    best = np.full(reach.shape, np.inf, np.float32)
-    scale = np.ones(reach.shape, np.float32)
-    for steps in (7.0, 7.5, 8.0, 8.5, 9.0):
-        candidate = np.where(reach > 0, reach / np.float32(steps), 1).astype(np.float32)
-        error = ((np.clip(np.rint(blocks / candidate), -8, 7) * candidate - blocks) ** 2).sum(
-            axis=1, keepdims=True
-        )
-        scale = np.where(error < best, candidate, scale)
-        best = np.minimum(error, best)
-    values = np.clip(np.rint(blocks / scale), -8, 7).reshape(weight.shape)
-    return Stored(values=values.astype(ml_dtypes.int4), scale=scale[:, 0, :], axis=0)
 
 
 def _four_bits(editor: Editor, block: Block, stored: Stored, size: int) -> None:

@@ -18,6 +18,7 @@ from edgekit.graph.export import export
 from edgekit.load.samples import from_iterable
 from edgekit.quantize.calibrate.collect import calibrate
 from edgekit.quantize.driver import quantize
+from edgekit.quantize.float_model import FloatModel
 from edgekit.quantize.options import QuantizeOptions
 from edgekit.types import OnnxModel, TorchModel
 
@@ -155,7 +156,7 @@ def built(name: str, folder: Path, seed: int = 0) -> Built:
     made = {}
     for target in ("ort-int8", "tflite-int8"):
         made[target], _ = quantize(
-            optimized, calibration, rows[target], options, folder / f"{target}.onnx", samples
+            FloatModel(optimized, calibration, samples), rows[target], options, folder / f"{target}.onnx"
         )
     return Built(
         name=name,

@@ -20,6 +20,7 @@ from edgekit.errors import UnsupportedError  # noqa: E402
 from edgekit.graph import export, io, passes  # noqa: E402
 from edgekit.quantize.calibrate.collect import calibrate  # noqa: E402
 from edgekit.quantize.driver import quantize  # noqa: E402
+from edgekit.quantize.float_model import FloatModel  # noqa: E402
 from edgekit.quantize.options import QuantizeOptions  # noqa: E402
 from edgekit.quantize.params import Affine  # noqa: E402
 from edgekit.quantize.trained import on_grid, take_apart  # noqa: E402
@@ -44,7 +45,10 @@ class Job:
     def quantized(self, name: str, **options: object) -> tuple[OnnxModel, tuple[str, ...]]:
         wanted = QuantizeOptions(**options)  # type: ignore[arg-type]
         made, report = quantize(
-            self.model, self.calibration, target(name), wanted, self.folder / f"{name}.onnx", self.samples
+            FloatModel(self.model, self.calibration, self.samples),
+            target(name),
+            wanted,
+            self.folder / f"{name}.onnx",
         )
         return made, report.notes
 

@@ -30,6 +30,7 @@ from edgekit.graph import io
 from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.calibrate.collect import calibrate
 from edgekit.quantize.driver import quantize
+from edgekit.quantize.float_model import FloatModel
 from edgekit.quantize.options import METHODS, QuantizeOptions, QuantizeReport
 from edgekit.types import OnnxModel
 
@@ -69,7 +70,10 @@ def quantized(
     network: Network, name: str, folder: Path, options: QuantizeOptions | None = None, **changes: object
 ) -> tuple[OnnxModel, QuantizeReport]:
     return quantize(
-        network[0], network[2], target(name, **changes), options or QuantizeOptions(), folder / f"{name}.onnx"
+        FloatModel(network[0], network[2]),
+        target(name, **changes),
+        options or QuantizeOptions(),
+        folder / f"{name}.onnx",
     )
 
 
@@ -228,13 +232,28 @@ def test_layers_may_have_int16_activations(vision: Network, tmp_path: Path) -> N
 def test_what_cannot_be_meant_is_refused(vision: Network, tmp_path: Path) -> None:
     model, _, calibration = vision
     with pytest.raises(UnknownNameError, match="Gem"):
-        quantize(model, calibration, target("ort"), QuantizeOptions(exclude=("Gem",)), tmp_path / "m.onnx")
+        quantize(
+            FloatModel(model, calibration),
+            target("ort"),
+            QuantizeOptions(exclude=("Gem",)),
+            tmp_path / "m.onnx",
+        )
     with pytest.raises(CalibrationRequiredError, match="needs calibration"):
-        quantize(model, None, target("ort"), QuantizeOptions(), tmp_path / "m.onnx")
+        quantize(FloatModel(model), target("ort"), QuantizeOptions(), tmp_path / "m.onnx")
     with pytest.raises(UnsupportedError, match="int3"):
-        quantize(model, calibration, target("ort", weight="int3"), QuantizeOptions(), tmp_path / "m.onnx")
+        quantize(
+            FloatModel(model, calibration),
+            target("ort", weight="int3"),
+            QuantizeOptions(),
+            tmp_path / "m.onnx",
+        )
     with pytest.raises(UnknownNameError, match="rules"):
-        quantize(model, calibration, target("ort", rules="onnx"), QuantizeOptions(), tmp_path / "m.onnx")
+        quantize(
+            FloatModel(model, calibration),
+            target("ort", rules="onnx"),
+            QuantizeOptions(),
+            tmp_path / "m.onnx",
+        )
     assert not (tmp_path / "m.onnx").exists()
 
 
@@ -285,7 +304,7 @@ def test_large_tables_are_stored_as_integers(tmp_path: Path) -> None:
     reference = run(model.path, items)
     for name in ("ort", "openvino", "tflite"):
         small, report = quantize(
-            model, calibration, target(name), QuantizeOptions(), tmp_path / f"{name}.onnx"
+            FloatModel(model, calibration), target(name), QuantizeOptions(), tmp_path / f"{name}.onnx"
         )
         assert small.path.stat().st_size < model.path.stat().st_size / 3
         assert "INT8 with a scale a row" in report.notes[0]
@@ -305,7 +324,7 @@ def test_schemes_without_calibration(
     language: Network, tmp_path: Path, name: str, least: float, share: float
 ) -> None:
     options = QuantizeOptions(weight_bits=WEIGHT_BITS)
-    model, report = quantize(language[0], None, target(name), options, tmp_path / "m.onnx")
+    model, report = quantize(FloatModel(language[0]), target(name), options, tmp_path / "m.onnx")
     onnx.checker.check_model(onnx.load(model.path), full_check=True)
     reference = run(language[0].path, language[1])
     assert snr(reference, run(model.path, language[1])) > least
@@ -324,7 +343,7 @@ def test_schemes_without_calibration(
 def test_weight_only_convolutions_on_openvino(vision: Network, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino")
     for name, least in (("int8-weights", 35), ("int4-weights", 25)):
-        model, report = quantize(vision[0], None, target(name), QuantizeOptions(), tmp_path / "m.onnx")
+        model, report = quantize(FloatModel(vision[0]), target(name), QuantizeOptions(), tmp_path / "m.onnx")
         assert model.path.stat().st_size < vision[0].path.stat().st_size
         compiled = openvino.Core().compile_model(str(model.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         got = np.concatenate([compiled(dict(s.inputs))[0] for s in vision[1]])
@@ -338,7 +357,8 @@ def test_every_correction_keeps_the_function_and_auto_does_not_lose(vision: Netw
     figures = {}
     for corrections in ((), ("bias",), ("equalize",), ("smooth",), ("rounding",), ("auto",)):
         options = QuantizeOptions(method="mse", corrections=corrections, weight_bits=WEIGHT_BITS)
-        made, report = quantize(model, calibration, target("ort"), options, tmp_path / "m.onnx", items)
+        floats = FloatModel(model, calibration, items)
+        made, report = quantize(floats, target("ort"), options, tmp_path / "m.onnx")
         figures[corrections] = snr(reference, run(made.path, items))
         assert figures[corrections] > 25
     assert any("kept" in n or "left out" in n for n in report.notes)
@@ -390,7 +410,7 @@ def test_compensated_rounding_beats_rounding_to_nearest() -> None:
 
 
 def test_sensitivity_names_the_layer_that_was_made_hard(tmp_path: Path) -> None:
-    from edgekit.quantize.sensitivity import Quantizing, sensitivity
+    from edgekit.quantize.sensitivity import sensitivity
 
     model, items = residual(tmp_path)
     ir_model = io.load(model.path)
@@ -402,17 +422,12 @@ def test_sensitivity_names_the_layer_that_was_made_hard(tmp_path: Path) -> None:
     weight.const_value = ir.tensor(array, name=weight.name)
     hard = io.save(ir_model, tmp_path / "hard.onnx")
     calibration = calibrate(hard, items, out=tmp_path / "c")
-    job = Quantizing(
-        model=hard,
-        calibration=calibration,
-        target=target("ort"),
-        options=QuantizeOptions(corrections=()),
-        samples=items,
-    )
-    told: list[tuple[int, int]] = []
-    ranking = sensitivity(job, tmp_path, progress=lambda *a: told.append(a))
+    floats = FloatModel(hard, calibration, items)
+    steps: list[tuple[int, int]] = []
+    options = QuantizeOptions(corrections=())
+    ranking = sensitivity(floats, target("ort"), options, tmp_path, progress=lambda *a: steps.append(a))
     assert victim.name in [s.node for s in ranking[:3]]
-    assert told[-1] == (len(ranking), len(ranking))
+    assert steps[-1] == (len(ranking), len(ranking))
     assert len(ranking) == 9
 
 

@@ -17,6 +17,7 @@ from edgekit.graph import io
 from edgekit.quantize import rounding
 from edgekit.quantize.calibrate.collect import calibrate
 from edgekit.quantize.driver import quantize
+from edgekit.quantize.float_model import FloatModel
 from edgekit.quantize.options import QuantizeOptions
 from edgekit.types import OnnxModel
 
@@ -94,7 +95,9 @@ def test_outputs_are_nearer_than_rounded_to_nearest(network, block: int, tmp_pat
     reference, figures, sizes = run(model.path, items), {}, {}
     for corrections in ((), ("gptq",)):
         options = QuantizeOptions(corrections=corrections, block_size=block)
-        made, report = quantize(model, None, target("int4-weights"), options, tmp_path / "q.onnx", items)
+        made, report = quantize(
+            FloatModel(model, None, items), target("int4-weights"), options, tmp_path / "q.onnx"
+        )
         figures[corrections], sizes[corrections] = (
             snr(reference, run(made.path, items)),
             made.path.stat().st_size,
@@ -111,7 +114,9 @@ def test_memory_bounds_how_many_layers_are_gathered_at_once(network, tmp_path: P
     for room in (1 << 26, 1):
         monkeypatch.setattr(rounding, "_ROOM", room)
         out = tmp_path / f"{room}.onnx"
-        made.append(quantize(model, None, target("int4-weights"), QuantizeOptions(), out, items)[0].sha256)
+        made.append(
+            quantize(FloatModel(model, None, items), target("int4-weights"), QuantizeOptions(), out)[0].sha256
+        )
     assert made[0] == made[1]
 
 
@@ -134,28 +139,30 @@ def test_products_of_constants_are_left_to_nearest(tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "m.onnx")
     items = Items([{"x": rng.standard_normal((64, 64)).astype(np.float32)} for _ in range(4)])
     model = io.describe(tmp_path / "m.onnx")
-    _, report = quantize(model, None, target("int4-weights"), QuantizeOptions(), tmp_path / "q.onnx", items)
+    _, report = quantize(
+        FloatModel(model, None, items), target("int4-weights"), QuantizeOptions(), tmp_path / "q.onnx"
+    )
     assert any("gptq rounded the weights of 1 products" in n for n in report.notes)
 
 
 def test_it_is_standard_where_there_are_samples(network, tmp_path: Path) -> None:
     model, items = network
     row = target("int4-weights")
-    _, report = quantize(model, None, row, QuantizeOptions(), tmp_path / "q.onnx", items)
+    _, report = quantize(FloatModel(model, None, items), row, QuantizeOptions(), tmp_path / "q.onnx")
     assert report.corrections == ("gptq",)
-    _, report = quantize(model, None, row, QuantizeOptions(), tmp_path / "q.onnx")
+    _, report = quantize(FloatModel(model), row, QuantizeOptions(), tmp_path / "q.onnx")
     assert report.corrections == ()
     with pytest.raises(UsageError, match="gptq"):
-        quantize(model, None, row, QuantizeOptions(corrections=("gptq",)), tmp_path / "q.onnx")
+        quantize(FloatModel(model), row, QuantizeOptions(corrections=("gptq",)), tmp_path / "q.onnx")
 
 
 def test_auto_measures_and_says_so(network, tmp_path: Path) -> None:
     model, items = network
     options = QuantizeOptions(corrections=("auto",))
-    _, report = quantize(model, None, target("int4-weights"), options, tmp_path / "q.onnx", items)
+    _, report = quantize(FloatModel(model, None, items), target("int4-weights"), options, tmp_path / "q.onnx")
     assert report.corrections == ("gptq",)
     assert any("correction gptq" in n and "kept" in n for n in report.notes)
-    _, report = quantize(model, None, target("int8-weights"), options, tmp_path / "q.onnx", items)
+    _, report = quantize(FloatModel(model, None, items), target("int8-weights"), options, tmp_path / "q.onnx")
     assert report.corrections == ()
 
 
@@ -163,7 +170,7 @@ def test_what_does_not_suit_a_scheme_is_left_out_and_said(network, tmp_path: Pat
     model, items = network
     calibration = calibrate(model, items, out=tmp_path / "calibration")
     options = QuantizeOptions(method="minmax", corrections=("bias", "gptq"))
-    _, report = quantize(model, calibration, target("ort"), options, tmp_path / "q.onnx", items)
+    _, report = quantize(FloatModel(model, calibration, items), target("ort"), options, tmp_path / "q.onnx")
     assert report.corrections == ("bias",)
     assert any("gptq is not for int8 weights" in n for n in report.notes)
 
@@ -191,7 +198,7 @@ def test_rounded_int8_weights_leave_room_for_biases(per_channel: bool, tmp_path:
     calibration = calibrate(model, items, out=tmp_path / "calibration")
     row = target("tflite", per_channel=per_channel)
     options = QuantizeOptions(method="minmax", corrections=("rounding",))
-    made, _ = quantize(model, calibration, row, options, tmp_path / "q.onnx", items)
+    made, _ = quantize(FloatModel(model, calibration, items), row, options, tmp_path / "q.onnx")
     assert snr(run(model.path, items), run(made.path, items)) > 25
     scales = [i for i in onnx.load(made.path).graph.initializer if i.name.startswith("conv.weight_scale")]
     assert [list(s.dims) for s in scales] == ([[8]] if per_channel else [[]])
@@ -205,7 +212,7 @@ def test_in_litert(network, tmp_path: Path) -> None:
     row = targets.find("tflite-int4-weights")
     reference, figures = run(model.path, items), []
     for i, samples in enumerate((None, items)):
-        made, _ = quantize(model, None, row, QuantizeOptions(), tmp_path / f"{i}.onnx", samples)
+        made, _ = quantize(FloatModel(model, None, samples), row, QuantizeOptions(), tmp_path / f"{i}.onnx")
         (tmp_path / str(i)).mkdir()
         lowered = tflite.lower(made, row, {o.name: o.default for o in row.options}, tmp_path / str(i))
         lite = interpreter.Interpreter(str(tmp_path / str(i) / lowered.files[0]), num_threads=1)

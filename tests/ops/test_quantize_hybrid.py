@@ -20,6 +20,7 @@ from edgekit.graph import export, io, passes  # noqa: E402
 from edgekit.load.samples import from_iterable  # noqa: E402
 from edgekit.quantize.calibrate.collect import calibrate  # noqa: E402
 from edgekit.quantize.driver import quantize  # noqa: E402
+from edgekit.quantize.float_model import FloatModel  # noqa: E402
 from edgekit.quantize.options import QuantizeOptions  # noqa: E402
 from edgekit.types import OnnxModel, TorchModel  # noqa: E402
 
@@ -64,7 +65,7 @@ def in_litert(network: tuple[OnnxModel, list[np.ndarray]], folder: Path) -> tupl
     calibration = calibrate(model, samples, out=folder / "calibration")
     options = QuantizeOptions(method="minmax", corrections=())
     target = targets.find("tflite-int8")
-    made, _ = quantize(model, calibration, target, options, folder / "int8.onnx")
+    made, _ = quantize(FloatModel(model, calibration), target, options, folder / "int8.onnx")
     interpreter = Interpreter(model_content=bytes(compile_onnx(io.load(made.path)).data), num_threads=1)
     runner = interpreter.get_signature_runner()
     session = io.session(model.path)
@@ -96,7 +97,10 @@ def test_only_where_floats_read_it(network: tuple[OnnxModel, list[np.ndarray]], 
     calibration = calibrate(model, samples, out=tmp_path / "calibration")
     target = targets.find("tflite-int8")
     made, report = quantize(
-        model, calibration, target, QuantizeOptions(method="minmax", corrections=()), tmp_path / "q.onnx"
+        FloatModel(model, calibration),
+        target,
+        QuantizeOptions(method="minmax", corrections=()),
+        tmp_path / "q.onnx",
     )
     nodes = list(io.load(made.path).graph)
     written = {n.inputs[0].name for n in nodes if n.op_type == "QuantizeLinear" and n.inputs[0] is not None}

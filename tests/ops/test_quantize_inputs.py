@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from edgekit.graph import io
 from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.calibrate.collect import calibrate
 from edgekit.quantize.driver import quantize
-from edgekit.quantize.inputs import LayerInputs, LayerRanges
-from edgekit.quantize.options import QuantizeOptions
+from edgekit.quantize.float_model import FloatModel
+from edgekit.quantize.inputs import LayerInputs, LayerRanges, probes
+from edgekit.quantize.options import QuantizeOptions, QuantizeReport
+from edgekit.quantize.sensitivity import sensitivity
 from edgekit.quantize.smooth import smooth
 from edgekit.types import OnnxModel
 
@@ -57,7 +60,7 @@ def test_outlier_channels_are_smoothed(residual: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, items, calibration = calibrated(Normalized(residual), torch.randn(24, 10, 64), tmp_path)
     ir_model = io.load(model.path)
-    assert smooth(ir_model.graph, calibration, LayerInputs(model, items)) >= 1
+    assert smooth(ir_model.graph, calibration, LayerInputs(model, probes(items))) >= 1
     smoothed = io.save(ir_model, tmp_path / "smooth.onnx")
     reference = run(model.path, items)
     assert snr(reference, run(smoothed.path, items)) > 100
@@ -66,7 +69,9 @@ def test_outlier_channels_are_smoothed(residual: bool, tmp_path: Path) -> None:
     figures = {}
     for corrections in ((), ("smooth",)):
         options = QuantizeOptions(method="minmax", corrections=corrections)
-        made, report = quantize(model, calibration, target("ort"), options, tmp_path / "q.onnx", items)
+        made, report = quantize(
+            FloatModel(model, calibration, items), target("ort"), options, tmp_path / "q.onnx"
+        )
         figures[corrections] = snr(reference, run(made.path, items))
     # The residual carries the large channels, so that the noise of the layer is small beside it anyway.
     assert figures["smooth",] > figures[()] + (0.2 if residual else 6)
@@ -79,7 +84,7 @@ def test_balanced_channels_are_left_alone(tmp_path: Path) -> None:
     nn.init.ones_(module.norm.weight)
     nn.init.normal_(module.up.weight)
     model, items, calibration = calibrated(module, torch.randn(16, 10, 64), tmp_path)
-    assert smooth(io.load(model.path).graph, calibration, LayerInputs(model, items)) == 0
+    assert smooth(io.load(model.path).graph, calibration, LayerInputs(model, probes(items))) == 0
 
 
 class Convolved(nn.Module):
@@ -99,7 +104,7 @@ class Convolved(nn.Module):
 def test_convolutional_networks_are_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, items, calibration = calibrated(Convolved(), torch.randn(16, 3, 12, 12), tmp_path)
-    assert smooth(io.load(model.path).graph, calibration, LayerInputs(model, items)) == 0
+    assert smooth(io.load(model.path).graph, calibration, LayerInputs(model, probes(items))) == 0
 
 
 class Chain(nn.Sequential):
@@ -119,7 +124,7 @@ def test_a_product_takes_the_factors_of_the_next(tmp_path: Path) -> None:
         module[2].weight[:, 5::16] /= 60.0
     model, items, calibration = calibrated(module, torch.randn(16, 10, 64), tmp_path)
     ir_model = io.load(model.path)
-    assert smooth(ir_model.graph, calibration, LayerInputs(model, items)) == 1
+    assert smooth(ir_model.graph, calibration, LayerInputs(model, probes(items))) == 1
     smoothed = io.save(ir_model, tmp_path / "smooth.onnx")
     assert operators(smoothed.path) == operators(model.path)
     assert snr(run(model.path, items), run(smoothed.path, items)) > 100
@@ -130,11 +135,16 @@ def test_the_standard_corrections_do_without_samples(tmp_path: Path) -> None:
     model, items, calibration = calibrated(Normalized(residual=False), torch.randn(16, 10, 64), tmp_path)
     for samples, wanted in ((None, ("bias",)), (items, ("smooth", "bias"))):
         options = QuantizeOptions(method="minmax")
-        _, report = quantize(model, calibration, target("ort"), options, tmp_path / "q.onnx", samples)
+        _, report = quantize(
+            FloatModel(model, calibration, samples), target("ort"), options, tmp_path / "q.onnx"
+        )
         assert report.corrections == wanted
     with pytest.raises(UsageError, match="smooth"):
         quantize(
-            model, calibration, target("ort"), QuantizeOptions(corrections=("smooth",)), tmp_path / "q.onnx"
+            FloatModel(model, calibration),
+            target("ort"),
+            QuantizeOptions(corrections=("smooth",)),
+            tmp_path / "q.onnx",
         )
 
 
@@ -164,7 +174,7 @@ def weighted(module: nn.Module, folder: Path) -> tuple[float, float]:
     ir_model = io.load(model.path)
     (product,) = [n for n in ir_model.graph if n.op_type in ("Gemm", "MatMul")]
     name = product.inputs[0].name
-    ranges = LayerRanges(ir_model.graph, LayerInputs(model, items), calibration)
+    ranges = LayerRanges(ir_model.graph, LayerInputs(model, probes(items)), calibration)
     found = ranges.range(name, bits=8, symmetric=False)
     assert found is not None
     return calibration.range(name, "mse")[1], found[1]
@@ -183,7 +193,7 @@ def test_weighted_ranges_serve_the_outputs(tmp_path: Path) -> None:
     figures = {}
     for method in ("mse", "weighted-mse"):
         options = QuantizeOptions(method=method, corrections=())
-        made, _ = quantize(model, calibration, target("ort"), options, tmp_path / "q.onnx", items)
+        made, _ = quantize(FloatModel(model, calibration, items), target("ort"), options, tmp_path / "q.onnx")
         figures[method] = snr(run(model.path, items), run(made.path, items))
     assert figures["weighted-mse"] > figures["mse"] + 3
 
@@ -192,5 +202,43 @@ def test_weighted_ranges_need_samples(tmp_path: Path) -> None:
     model, _, calibration = calibrated(Heavy(1.0), rare(4), tmp_path)
     with pytest.raises(UsageError, match="weighted-mse"):
         quantize(
-            model, calibration, target("ort"), QuantizeOptions(method="weighted-mse"), tmp_path / "q.onnx"
+            FloatModel(model, calibration),
+            target("ort"),
+            QuantizeOptions(method="weighted-mse"),
+            tmp_path / "q.onnx",
         )
+
+
+def test_schemes_side_by_side_share_what_they_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal bytes to schemes one after the other with nothing shared, and each measurement made once."""
+    model, items, calibration = calibrated(Heavy(1.0), rare(4), tmp_path)
+    names = ("ort", "openvino", "tflite", "tensorrt")
+    alone = {
+        n: quantize(
+            FloatModel(model, calibration, items), target(n), QuantizeOptions(), tmp_path / f"alone-{n}.onnx"
+        )
+        for n in names
+    }
+    sessions: list[Path] = []
+    original = io.session
+    monkeypatch.setattr(io, "session", lambda path, **how: sessions.append(path) or original(path, **how))
+    floats = FloatModel(model, calibration, items)
+
+    def one(name: str) -> tuple[OnnxModel, QuantizeReport]:
+        return quantize(floats, target(name), QuantizeOptions(), tmp_path / f"{name}.onnx")
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        together = dict(zip(names, pool.map(one, names), strict=True))
+    for name in names:
+        assert together[name][0].path.read_bytes() == alone[name][0].path.read_bytes()
+        assert together[name][1] == alone[name][1]
+    of_float = [p for p in sessions if p.name == model.path.name]
+    assert len(of_float) <= 3  # the reference, smoothing, weighted ranges
+
+
+def test_layers_are_ranked_with_ranges_that_need_samples(tmp_path: Path) -> None:
+    model, items, calibration = calibrated(Heavy(1.0), rare(4), tmp_path)
+    options = QuantizeOptions(method="weighted-mse", corrections=())
+    assert sensitivity(FloatModel(model, calibration, items), target("ort"), options, tmp_path)

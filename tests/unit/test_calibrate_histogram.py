@@ -178,3 +178,30 @@ def test_a_damaged_file_is_told(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "c").write_bytes(damage)
     with pytest.raises(DataError, match="calibration"):
         Calibration.load(tmp_path / "c")
+
+
+def test_the_entropy_search_finds_what_trying_every_end_finds() -> None:
+    from edgekit.quantize.calibrate import ranges
+
+    def exhaustive(edges: np.ndarray, counts: np.ndarray, levels: int) -> float:
+        weights = counts.astype(np.float64)
+        weights[0] = weights[1]
+        best, best_end = np.inf, float(edges[-1])
+        for end in np.unique(
+            np.linspace(levels, counts.size, min(128, counts.size - levels + 1)).astype(int)
+        ):
+            divergence = ranges._divergence(weights[:end], float(weights[end:].sum()), levels)
+            if divergence < best:
+                best, best_end = divergence, float(edges[end])
+        return best_end
+
+    rng = np.random.default_rng(0)
+    for levels in (16, 127, 255):
+        for i in range(12):
+            size = int(rng.integers(levels + 1, 2048))
+            counts = rng.poisson(rng.choice([0.02, 0.5, 80.0]), size) * rng.integers(0, 2, size)
+            if i % 4 == 0:
+                counts[size // 2 :] = 0
+            counts[-1] = 1
+            edges = np.arange(size + 1) * 0.01
+            assert ranges._search_upper(edges, counts, levels) == exhaustive(edges, counts, levels)

@@ -112,6 +112,7 @@ def quantize(name: str, folder: Path) -> Path:
     from edgekit.load.samples import from_iterable
     from edgekit.quantize.calibrate.collect import calibrate
     from edgekit.quantize.driver import quantize as insert
+    from edgekit.quantize.float_model import FloatModel
     from edgekit.quantize.options import QuantizeOptions
     from zoo_models import registry
 
@@ -126,7 +127,7 @@ def quantize(name: str, folder: Path) -> Path:
     samples = from_iterable(renamed, model.inputs)
     calibration = calibrate(model, samples, out=folder / "calibration")
     quantized, _ = insert(
-        model, calibration, targets.find("tflite-int8"), QuantizeOptions(), folder / "int8.onnx"
+        FloatModel(model, calibration), targets.find("tflite-int8"), QuantizeOptions(), folder / "int8.onnx"
     )
     return quantized.path
 

@@ -7,13 +7,14 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.core.parallel import Once
 from edgekit.errors import DataError, UnknownNameError, UsageError
 from edgekit.quantize.calibrate import ranges
 from edgekit.quantize.calibrate.histogram import SIDE, Histogram
@@ -51,6 +52,36 @@ class TensorStatistics:
     half_high: Floats
     histogram: Histogram
     masked: bool = False
+    _ranges: Once = field(default_factory=Once, init=False, repr=False)
+
+    def range(self, method: str, *, bits: int, symmetric: bool, percentile: float) -> tuple[float, float]:
+        """See :meth:`Calibration.range`. Each is searched once."""
+        key = (method, bits, symmetric, percentile)
+        return self._ranges.get(key, lambda: self._search(method, bits, symmetric, percentile))
+
+    def _search(self, method: str, bits: int, symmetric: bool, percentile: float) -> tuple[float, float]:
+        match method:
+            case "minmax":
+                return self.low, self.high
+            case "moving-average":
+                return self.average_low, self.average_high
+            case "percentile":
+                if not 50.0 < percentile <= 100.0:
+                    raise UsageError(f"percentile {percentile} is not in (50, 100]", hint="99.99 is usual")
+                low, high = ranges.percentile(self.histogram, percentile)
+            case "entropy":
+                low, high = ranges.entropy(
+                    self.histogram, self.low, self.high, bits=bits, symmetric=symmetric
+                )
+            case "mse":
+                low, high = ranges.mean_squared_error(
+                    self.histogram, self.low, self.high, bits=bits, symmetric=symmetric
+                )
+            case _:
+                raise UnknownNameError("calibration method", method, METHODS)
+        if symmetric:
+            return low, high
+        return min(max(low, self.low), self.high), max(min(high, self.high), self.low)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,27 +128,7 @@ class Calibration:
         rounding against clipping). ``percentile`` is in percent, per tail.
         Raises :class:`UnknownNameError` for a method and :class:`DataError` for a tensor not calibrated.
         """
-        s = self.statistics(tensor)
-        match method:
-            case "minmax":
-                return s.low, s.high
-            case "moving-average":
-                return s.average_low, s.average_high
-            case "percentile":
-                if not 50.0 < percentile <= 100.0:
-                    raise UsageError(f"percentile {percentile} is not in (50, 100]", hint="99.99 is usual")
-                low, high = ranges.percentile(s.histogram, percentile)
-            case "entropy":
-                low, high = ranges.entropy(s.histogram, s.low, s.high, bits=bits, symmetric=symmetric)
-            case "mse":
-                low, high = ranges.mean_squared_error(
-                    s.histogram, s.low, s.high, bits=bits, symmetric=symmetric
-                )
-            case _:
-                raise UnknownNameError("calibration method", method, METHODS)
-        if symmetric:
-            return low, high
-        return min(max(low, s.low), s.high), max(min(high, s.high), s.low)
+        return self.statistics(tensor).range(method, bits=bits, symmetric=symmetric, percentile=percentile)
 
     def save(self, path: Path) -> None:
         """Write one safetensors file under a temporary name, then rename. Equal values, equal bytes."""
@@ -132,8 +143,8 @@ class Calibration:
             "tensors": [[n, *(getattr(self.tensors[n], f) for f in _SCALARS)] for n in names],
         }
         arrays: dict[str, npt.NDArray[Any]] = {}
-        for field in _ARRAYS:
-            arrays |= _ragged(field, [getattr(self.tensors[n], field) for n in names], np.float32)
+        for column in _ARRAYS:
+            arrays |= _ragged(column, [getattr(self.tensors[n], column) for n in names], np.float32)
         spans = [_span(self.tensors[n].histogram) for n in names]
         arrays["histogram.place"] = np.array([[s[0], s[1]] for s in spans], np.int64).reshape(-1, 2)
         arrays |= _ragged("histogram", [s[2] for s in spans], np.int64)
@@ -164,7 +175,7 @@ class Calibration:
 
 def _assemble(head: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Calibration:
     columns = {field: _rows(field, arrays) for field in (*_ARRAYS, "histogram")}
-    known = {f.name for f in dataclasses.fields(TensorStatistics)}
+    known = {f.name for f in dataclasses.fields(TensorStatistics) if f.init}
     assert known == {*_SCALARS, *_ARRAYS, "histogram"}
     tensors = {}
     for i, (name, *scalars) in enumerate(head["tensors"]):

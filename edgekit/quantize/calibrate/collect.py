@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import DataError, SourceError
+from edgekit.core.parallel import in_order
+from edgekit.errors import DataError
+from edgekit.graph import io as graphs
 from edgekit.quantize.calibrate.calibration import VERSION, Calibration, TensorStatistics
 from edgekit.quantize.calibrate.histogram import Histogram
+from edgekit.quantize.calibrate.taps import OFFSET, OUTPUTS, Layout, Tapped, tap
 from edgekit.types import OnnxModel, Sample, Samples
-
-if TYPE_CHECKING:
-    import onnxruntime
-
-    from edgekit.quantize.calibrate.taps import Tapped
 
 Progress = Callable[[int, int], None]
 """Called with (samples done, samples in all)."""
@@ -51,15 +46,12 @@ def calibrate(
     """
     if len(samples) == 0:
         raise DataError("there are no calibration samples", hint="pass a data source that yields inputs")
-    from edgekit.quantize.calibrate.taps import Layout, tap
-
     cap = min(max(_VALUES // len(samples), _LEAST), _MOST)
     tapped = tap(model, cap)
     layout = Layout(tapped.taps)
-    session = _session(tapped, model)
     collector = _Collector(tapped)
     done = 0
-    for run in _runs(session, samples, model):
+    for run in _runs(tapped, samples, model):
         collector.add(layout.separate(*run), done)
         done += 1
         if progress is not None:
@@ -75,57 +67,25 @@ def calibrate(
     return calibration
 
 
-def _runs(session: onnxruntime.InferenceSession, samples: Samples, model: OnnxModel) -> Iterator[list[Any]]:
-    """What each sample gives, in order; as many at a time as there are processors.
+def _runs(tapped: Tapped, samples: Samples, model: OnnxModel) -> Iterator[list[npt.NDArray[Any]]]:
+    """What each sample gives, in order.
 
     Samples side by side on a thread each take two thirds of the time of one after the other on all threads: small
     reductions gain nothing from several threads.
     """
-    from edgekit.quantize.calibrate.taps import OFFSET
+    session = graphs.session(model.path, changed=tapped.model, threads=1)
 
-    waiting: deque[Future[list[Any]]] = deque()
-    count = min(_SIDE_BY_SIDE, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-    with ThreadPoolExecutor(count) as pool:
+    def run(feed: tuple[int, dict[str, npt.NDArray[Any]]]) -> list[npt.NDArray[Any]]:
+        index, inputs = feed
         try:
-            for index, sample in enumerate(samples):
-                feed = _feed(sample, model, index)
-                waiting.append(pool.submit(_run, session, feed | {OFFSET: _offset(feed)}, index))
-                if len(waiting) > count:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+            return list(session.run(list(OUTPUTS), inputs | {OFFSET: _offset(inputs)}))
+        except graphs.runtime_errors() as error:
+            raise DataError(
+                f"the model fails on calibration sample {index}: {error}",
+                hint="check the sample's shapes and values (token ids inside the vocabulary?)",
+            ) from error
 
-
-def _session(tapped: Tapped, model: OnnxModel) -> onnxruntime.InferenceSession:
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1  # samples run side by side
-    folder = str(model.path.resolve().parent)
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-    try:
-        return ort.InferenceSession(tapped.model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise SourceError(
-            f"ONNX Runtime cannot run {model.path.name}: {error}", hint="export the model again"
-        ) from error
-
-
-def _run(session: onnxruntime.InferenceSession, feed: dict[str, Any], index: int) -> list[Any]:
-    from edgekit.quantize.calibrate.taps import OUTPUTS
-
-    try:
-        return list(session.run(list(OUTPUTS), feed))
-    except Exception as error:
-        raise DataError(
-            f"the model fails on calibration sample {index}: {error}",
-            hint="check the sample's shapes and values (token ids inside the vocabulary?)",
-        ) from error
+    yield from in_order(run, ((i, _feed(s, model, i)) for i, s in enumerate(samples)), most=_SIDE_BY_SIDE)
 
 
 def _feed(sample: Sample, model: OnnxModel, index: int) -> dict[str, npt.NDArray[Any]]:

@@ -125,16 +125,43 @@ def _search_upper(edges: Floats, counts: npt.NDArray[np.int64], levels: int) -> 
     n = counts.size
     if n <= levels or counts.sum() == 0:
         return float(edges[-1])
-    best, best_end = np.inf, float(edges[-1])
     # A spike at zero says nothing about clipping, and would hide the rest.
     weights = counts.astype(np.float64)
     weights[0] = weights[1] if n > 1 else weights[0]
-    tail = np.cumsum(weights[::-1])[::-1]
-    for end in np.unique(np.linspace(levels, n, min(128, n - levels + 1)).astype(int)):
-        divergence = _divergence(weights[:end], float(tail[end]) if end < n else 0.0, levels)
-        if divergence < best:
-            best, best_end = divergence, float(edges[end])
-    return best_end
+    tail = np.append(np.cumsum(weights[::-1])[::-1], 0.0)
+    ends = np.unique(np.linspace(levels, n, min(128, n - levels + 1)).astype(int))
+    rough = _rough_divergences(weights, tail, ends, levels)
+    near = ends[rough <= rough.min() * (1 + 1e-9) + 1e-9]
+    divergences = [_divergence(weights[:end], float(tail[end]), levels) for end in near]
+    best = int(np.argmin(divergences))
+    return float(edges[near[best]]) if np.isfinite(divergences[best]) else float(edges[-1])
+
+
+def _rough_divergences(weights: Floats, tail: Floats, ends: npt.NDArray[np.int64], levels: int) -> Floats:
+    """:func:`_divergence` of each of ``ends``, to about 1e-12: sums are taken from running sums, level by level.
+
+    Trying 128 ends bin by bin was a third of what quantizing MobileNetV2 costs.
+    """
+    logs = np.where(weights > 0, weights * np.log(np.maximum(weights, 1.0)), 0.0)
+    running = [np.concatenate(([0.0], np.cumsum(x))) for x in (weights, weights > 0, logs)]
+    # Level l of an end has the bins from ceil(l * end / levels) on.
+    bounds = -(-np.arange(levels + 1)[None, :] * ends[:, None] // levels)
+    mass, places, entropy = (np.diff(r[bounds], axis=1) for r in running)
+    share = mass / np.maximum(places, 1.0)  # what each occupied bin of a level gets
+    inside = mass.sum(axis=1)
+    total = inside + tail[ends]
+    # sum p log(p / q) with p = weight / total and q = share / inside, over the bins of a level at once.
+    cross = np.where(mass > 0, mass * np.log(np.maximum(share, 1e-300)), 0.0).sum(axis=1)
+    plain = (entropy.sum(axis=1) - cross) / total
+    last, outside = weights[ends - 1], tail[ends]  # the outermost bin takes what lies outside
+    share_of_last = share[:, -1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        floor = np.maximum(np.where(last > 0, share_of_last / inside, 0.0), 1e-9)
+        moved = (last + outside) / total * np.log((last + outside) / total / floor)
+        kept = np.where(last > 0, last / total * np.log(last / np.maximum(share_of_last, 1e-300)), 0.0)
+        scale = (inside - last) / total * np.log(inside / total)
+    divergences: Floats = plain - kept + scale + np.where(last + outside > 0, moved, 0.0)
+    return np.where(inside > 0, divergences, np.inf)
 
 
 def _divergence(inside: Floats, outside: float, levels: int) -> float:

@@ -16,6 +16,7 @@ import flatbuffers
 from flatbuffers.table import Table
 
 from edgekit.errors import BackendError
+from edgekit.load.foreign import translated
 
 _IDENTIFIER = b"ORTM"
 _ALIGNMENT = 16
@@ -43,17 +44,16 @@ def write_ort(source: Path, path: Path) -> str:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(part)
     options.add_session_config_entry("session.save_model_format", "ORT")
+    failure = f"ONNX Runtime cannot write {path.name}"
     try:
-        ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        part.write_bytes(canonical(part.read_bytes()))
-        check = ort.SessionOptions()
-        check.log_severity_level = 3
-        ort.InferenceSession(part, check, providers=["CPUExecutionProvider"])
+        # The runtime's exceptions share no base class but Exception.
+        with translated(failure, hint="build without --set ort_format=true", kind=BackendError):
+            ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            part.write_bytes(canonical(part.read_bytes()))
+            check = ort.SessionOptions()
+            check.log_severity_level = 3
+            ort.InferenceSession(part, check, providers=["CPUExecutionProvider"])
         part.replace(path)
-    except Exception as e:  # the runtime's exceptions share no base class but this
-        raise BackendError(
-            f"ONNX Runtime cannot write {path.name}: {e}", hint="build without --set ort_format=true"
-        ) from e
     finally:
         part.unlink(missing_ok=True)
     return path.name

@@ -27,6 +27,7 @@ _FOR_BLOCKS = "LiteRT 2.1"
 
 def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
     """See :func:`edgekit.backends.tflite.lower`."""
+    # Before the file exists: the digest is stored in the file, so it cannot be over the file.
     origin = sha256_bytes(canonical_json([model.sha256, target, dict(options)]))
     choices = _options(model, target, {**options, f"metadata.{ORIGIN}": origin})
     compiled = compile_onnx(read_model(model.path), options=choices)

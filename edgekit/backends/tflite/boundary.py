@@ -68,6 +68,7 @@ class Boundary:
             tensor = g.layout(view, last) if keep else g.plain(view)
             if tensor.quant is not None and (self.dtype == "uint8" or value.dtype == ir.DataType.UINT8):
                 tensor = g.quantize(tensor, _as_uint8(tensor.quant))
+            # Float16 and bfloat16 are held in float32 inside, narrow integers in wide ones.
             if tensor.quant is None and value.dtype is not None:
                 tensor = g.cast(tensor, value.dtype.numpy())  # some types are computed in a wider one
             if id(tensor) in bound or tensor.data is not None:
@@ -81,6 +82,7 @@ class Boundary:
 
     def _type(self, value: ir.Value, dtype: DType) -> Type:
         """The input's type at the boundary: quantized if that was asked for and the graph quantizes it."""
+        # Token ids and masks cross as they are; only images and features are quantized.
         if dtype != FLOAT32 or self.dtype == "float32":
             return Type(dtype)
         kind = self.lookahead.wanted_type(value)

@@ -119,6 +119,7 @@ class Builder(Emitter):
         before = view.shape
         if shape == before:
             return view
+        # Nothing to keep: groups of axes are found by their sizes, which 0 does not tell apart.
         if view.is_plain or 0 in shape:
             return View.of(self.reshape(self.plain(view), shape))
         groups = reshape_groups(before, shape)
@@ -137,6 +138,7 @@ class Builder(Emitter):
         """``view``, broadcast in ONNX terms to ``rank`` axes, in order ``perm``."""
         if view.rank == rank:
             return self.layout(view, perm)
+        # One number broadcasts against every order of axes.
         if view.size == 1 and view.tensor.data is not None:
             return view.tensor
         if perm == tuple(range(rank)):
@@ -173,6 +175,7 @@ class Builder(Emitter):
         t = view.tensor
         if t.quant is None:
             return view
+        # Once a tensor: a second DEQUANTIZE would be a second copy of the activation.
         if id(t) not in self._floats:
             if t.data is not None:
                 real = Tensor(t.shape, FLOAT32, t.name, t.quant.dequantize(t.data))

@@ -24,6 +24,7 @@ from edgekit.backends.tflite.writer import Signature, write
 from edgekit.errors import UnsupportedError, UnsupportedOperatorsError
 from edgekit.types import TensorSpec
 
+# Before, broadcasting was an attribute of Add, Mul and their kin.
 MINIMUM_OPSET = 7
 
 
@@ -80,6 +81,7 @@ def compile_onnx(model: ir.Model, *, options: CompileOptions = _DEFAULT) -> Comp
         expand_weights(graph, dynamic=options.quantized_weights == "dynamic")
         if options.weights == "float16":
             store_half(graph)
+    # Last: fusions decide which tensors there are.
     lowering.name_tensors()
     signature = Signature(
         inputs=tuple(i.name for i in lowering.inputs), outputs=tuple(o.name for o in lowering.outputs)

@@ -86,6 +86,7 @@ def _pair(inputs: _Inputs, shape: Shape, options: Options) -> int:
     axis = axes[0]
     fixed = [t for t in sides if t.dynamic is None]
     one = all(t.rank < len(shape) - axis or t.shape[axis - len(shape) + t.rank] == 1 for t in fixed)
+    # Two upper bounds say nothing of two sizes: LiteRT would stop in the kernel.
     if len(axes) != 1 or not one:
         refuse("an operator on two tensors that may differ in size")
     return axis
@@ -101,6 +102,7 @@ def _transpose(inputs: _Inputs, shape: Shape, options: Options) -> int:
 def _reshape(inputs: _Inputs, shape: Shape, options: Options) -> int:
     axis = reshaped_axis(_data(inputs), shape)
     wanted = np.asarray([-1 if i == axis else d for i, d in enumerate(shape)], np.int32)
+    # The shape stands in the file twice, as an input and as an option; both have to say -1.
     options.newShape = wanted
     inputs[1] = Tensor(wanted.shape, INT32, data=wanted)
     return axis
@@ -132,6 +134,7 @@ def _slice(inputs: _Inputs, shape: Shape, options: Options) -> int:
     assert x.dynamic is not None
     assert begin.data is not None
     assert size.data is not None
+    # From the middle on, the bound's size would reach beyond what is there.
     if begin.data[x.dynamic] != 0 or size.data[x.dynamic] != x.shape[x.dynamic]:
         refuse("a part of an axis of unknown size")
     sizes = np.array(size.data)

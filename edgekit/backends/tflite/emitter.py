@@ -141,6 +141,7 @@ class Emitter:
         data = np.asarray(value, dtype)
         if data.dtype not in TENSOR_TYPES:
             raise Refusal(f"TFLite has no element type {data.dtype}")
+        # Larger ones are left to the writer, which compares a sample of the bytes before all of them.
         if data.nbytes > 256 or quant is not None:
             return Tensor(data.shape, data.dtype, data=data, quant=quant)
         key = (data.dtype.name, data.shape, data.tobytes())
@@ -202,6 +203,7 @@ class Emitter:
 
     def reduce(self, code: str, x: Tensor, axes: Sequence[int], keepdims: bool = True) -> Tensor:
         """A reduction over ``axes`` of the tensor."""
+        # TFLite takes negative axes too, but a shape computed here has to know which they are.
         gone = {a % x.rank for a in axes}
         shape = [1 if i in gone else d for i, d in enumerate(x.shape) if keepdims or i not in gone]
         options = schema.ReducerOptionsT(keepDims=keepdims)
@@ -209,6 +211,7 @@ class Emitter:
 
     def quantize(self, x: Tensor, kind: Type) -> Tensor:
         """``x`` (float, or quantized otherwise) as ``kind``: folded for constants, else a QUANTIZE."""
+        # The same parameters: the stored values mean the same, whatever they come from.
         if x.dtype == kind.dtype and x.quant is not None and x.quant.same_as(kind.quant):
             return x
         assert kind.quant is not None
@@ -228,6 +231,7 @@ class Emitter:
         quant = None if x.quant is None else x.quant.transposed(perm)
         if x.data is not None:
             return Tensor(shape, x.dtype, x.name, np.transpose(x.data, perm), quant)
+        # An axis of size 1 has no order: moving it leaves every byte where it was.
         moved = [p for p in perm if x.shape[p] != 1]
         if moved == sorted(moved):
             return self.reshape(x, shape)
@@ -254,6 +258,7 @@ class Emitter:
         shape = [len(r) for r in ranges]
         if tuple(shape) == x.shape and all(r.step == 1 for r in ranges):
             return x
+        # A part without elements is a constant: nothing has to be computed.
         if 0 in shape:
             return Tensor(tuple(shape), x.dtype, data=np.zeros(shape, x.dtype), quant=x.quant)
         if all(r.step == 1 or len(r) == 1 for r in ranges):

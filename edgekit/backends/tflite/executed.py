@@ -71,6 +71,7 @@ def read_placement(target: Target, lowered: Lowered, raw: Mapping[str, Json]) ->
         )
     executed = _executed(lowered.details, codes, delegated(nodes))
     total = sum(e.macs for e in executed)
+    # MACs and not operators: a network is one big convolution and a hundred small moves.
     right = sum(e.macs for e in executed if not _shortfall(e, target))
     return Placement(
         precision=str(target.precision),

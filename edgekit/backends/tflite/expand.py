@@ -50,6 +50,7 @@ def expand(node: ir.Node, views: Sequence[View | None], opset: int) -> Body | No
         if name in present
     ]
     made = {name for n in nodes for name in n.output}
+    # Optional outputs that nobody reads are left out, and with them what only they need.
     wanted = [i for i, o in enumerate(node.outputs) if o.name and function.output[i] in made]
     outputs = [helper.make_value_info(function.output[i], TypeProto()) for i in wanted]
     graph = ir.serde.deserialize_graph(helper.make_graph(nodes, node.op_type, inputs, outputs))
@@ -65,6 +66,7 @@ def _function(
     fixed = [v for v in schema.function_opset_versions if v <= opset]
     if fixed:
         return _parsed(schema.get_function_with_opset_version(max(fixed)))
+    # These bodies depend on types or attributes, so onnx has to build them for this very node.
     dependent = [v for v in schema.context_dependent_function_opset_versions if v <= opset]
     if dependent:
         serialized = [t.SerializeToString() for t in types]

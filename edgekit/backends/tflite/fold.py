@@ -56,6 +56,7 @@ def fold(
     outputs = computed or _reference(domain, op, opset, inputs, attributes, count)
     before = sum(i.nbytes for i in inputs if i is not None)
     after = sum(o.nbytes for o in outputs)
+    # An Expand of a mask would put megabytes into the file that one operator makes at run time.
     if after > _GROWTH_LIMIT and after > 4 * before and op != "ConstantOfShape":
         raise NotFoldable
     return outputs
@@ -84,6 +85,8 @@ def _reference(
     model = helper.make_model(helper.make_graph([node], "fold", infos, outs), opset_imports=imports)
     try:
         outputs = ReferenceEvaluator(model).run(None, values)
+    # The reference implementation raises whatever its numpy code meets: the node is lowered like any other
+    # then.
     except Exception as error:
         raise NotFoldable from error
     if not all(isinstance(o, np.ndarray) for o in outputs):

@@ -85,6 +85,7 @@ class _Fuser:
         producer = self._sole(op.inputs[0])
         if producer is None or producer.code not in _FUSES_ACTIVATION or not _open(producer):
             return False
+        # In integers the activation may also change the scale.
         if not producer.outputs[0].same_type(op.outputs[0]):
             return False
         producer.options.fusedActivationFunction = _ACTIVATIONS[op.code]
@@ -93,6 +94,7 @@ class _Fuser:
     def _per_channel(self, op: Op) -> bool:
         """``conv(x) * s``, ``conv(x) + b`` → other weights, other bias."""
         left, right = op.inputs[0], op.inputs[1]
+        # A sum and a product take their constant on either side; c - conv(x) is no bias.
         if op.code != "SUB" and left is not None and left.data is not None:
             left, right = right, left
         if left is None or right is None or right.data is None or right.dtype != FLOAT32:
@@ -136,10 +138,12 @@ def _apply(producer: Op, code: str, operand: Array) -> bool:
     bias = producer.inputs[2] if len(producer.inputs) > 2 else None
     if weight is None or weight.data is None or (bias is not None and bias.data is None):
         return False
+    # Integer weights times a factor would have to be rounded again.
     if weight.dtype != FLOAT32 and code == "MUL":
         return False
     axis = _OUT_AXIS[producer.code]
     count = weight.shape[axis]
+    # Per channel, or one number: anything else is not what a bias or a row of weights can hold.
     if operand.size not in (1, count) or (operand.size > 1 and operand.shape[-1] != count):
         return False
     values = np.broadcast_to(operand.reshape(-1), (count,))

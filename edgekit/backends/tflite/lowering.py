@@ -91,6 +91,7 @@ class Lowering:
         index = len(self.graphs)
         self.graphs.append(Graph(name))
         self.builder = Builder(self.graphs[index], self, opset=outer.opset)
+        # A subgraph has tensors of its own for constants; their buffer is shared in the file.
         self.env = {value: view for value, view in outer_env.items() if view.tensor.data is not None}
         try:
             sources = [(v.name or "", t) for v, t in zip(graph.inputs, like, strict=True)]
@@ -160,6 +161,7 @@ class Lowering:
     def node(self, node: ir.Node) -> None:
         """Lower one node; a refusal is recorded, and what depends on it is only looked up."""
         row = lookup(node.domain, node.op_type, self._opset(node))
+        # What depends on a refused node is reported only if it has no handler itself: one cause, one line.
         blocked = any(v in self.failed for v in node.inputs if v is not None)
         if blocked:
             self._fail(node, None if row else _no_handler(node))
@@ -187,6 +189,7 @@ class Lowering:
         unknown = sorted(set(attributes) - row.attributes)
         if unknown:
             raise Refusal(f"attribute {', '.join(unknown)} is not supported")
+        # Before quantization is looked at: quantized tensors pass through unchanged.
         inputs, narrow = widened(self.builder, node, row, inputs)
         inputs, result = self._quantized(node, row, inputs)
         self.builder.result = result
@@ -242,6 +245,7 @@ class Lowering:
         self, node: ir.Node, row: Row, inputs: list[View | None]
     ) -> tuple[list[View | None], Type | None]:
         """Decide whether the node computes in integers; if not, hand it float inputs."""
+        # Shape arithmetic has no scale to agree about.
         if row.rule is Rule.ANY:
             return inputs, None
         active = [v for v in inputs if v is not None and v.tensor.data is None and v.quant is not None]
@@ -274,6 +278,8 @@ class Lowering:
             return None, "another input is not quantized"
         if any(v is not None and v.quant is not None and v.quant.block for v in inputs):
             return None, "LiteRT has no integer kernel for weights in blocks under integer activations"
+        # The specification lets the output have no other parameters: whoever wants others puts a QUANTIZE
+        # behind.
         if row.rule is Rule.SAME:
             return Type(first.dtype, first.quant), ""
         if row.rule is Rule.FIXED and row.fixed is not None:
@@ -282,6 +288,7 @@ class Lowering:
         kind = self.lookahead.wanted_type(node.outputs[0])
         if kind is None:
             return None, "its output is not quantized"
+        # Only QUANTIZE changes the width.
         if kind.dtype != first.dtype:
             return None, f"its input is {first.dtype}, its output {kind.dtype}"
         return kind, ""
@@ -306,6 +313,7 @@ class Lowering:
         Inputs and outputs keep the source's names.
         """
         for graph in self.graphs:
+            # LiteRT allows equal names; profilers and edgekit diff find an operator by its tensor's name.
             taken = {t.name for t in (*graph.inputs, *graph.outputs)}
             fixed = {id(t) for t in (*graph.inputs, *graph.outputs)}
             origins = {id(t): op.origin for op in graph.ops for t in op.outputs}

@@ -10,7 +10,7 @@ TFLite's signed scheme is used throughout: uint8 values are shifted to int8, sca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,6 @@ import onnx_ir as ir
 
 from edgekit.backends.tflite.ir import INT8, UINT8, Array, DType, Quant, Type
 from edgekit.backends.tflite.registry import Rule, lookup
-from edgekit.backends.tflite.view import View
 from edgekit.graph import ops
 from edgekit.graph.ops import Trait
 
@@ -58,6 +57,7 @@ class Lookahead:
         consumers = [use.node for use in value.uses()]
         if not consumers:
             return None
+        # Readers that quantize alike ask for one tensor; a float reader besides needs the float.
         if all(n.op_type == "QuantizeLinear" for n in consumers):
             types = [self.type_of(n) for n in consumers]
             first = types[0]
@@ -77,9 +77,11 @@ class Lookahead:
         if scale is None:
             return None
         zero = self.constant(inputs[2]) if inputs[2] is not None else None
+        # A zero point computed at run time: TFLite's parameters are part of the file.
         if inputs[2] is not None and zero is None:
             return None
         dtype = zero.dtype if zero is not None else self._stored_dtype(node)
+        # ONNX's default of both operators.
         axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
         rank = len(node.inputs[0].shape) if node.inputs[0] and node.inputs[0].shape is not None else None
         axis = axis % rank if rank else axis
@@ -107,6 +109,7 @@ class Lookahead:
 def make_type(scale: Array, zero: Array | None, dtype: DType, axis: int) -> Type:
     """A TFLite type from ONNX's scale and zero point; uint8 becomes int8."""
     zeros = np.zeros(scale.size, np.int64) if zero is None else zero.astype(np.int64).reshape(-1)
+    # TFLite's specification has int8 activations, no uint8: 128 less is the same number.
     if dtype == UINT8:
         zeros, dtype = zeros - 128, INT8
     return Type(dtype, Quant(scale.astype(np.float32).reshape(-1), zeros, axis if scale.size > 1 else 0))
@@ -126,8 +129,3 @@ def _output_dtype(node: ir.Node) -> DType:
 
 def _equal(a: Type, b: Type) -> bool:
     return a.dtype == b.dtype and a.quant is not None and a.quant.same_as(b.quant)
-
-
-def quantized_inputs(inputs: Mapping[int, View]) -> dict[int, View]:
-    """The inputs that are held as quantized tensors, by position."""
-    return {i: v for i, v in inputs.items() if v.quant is not None}

@@ -100,6 +100,7 @@ def op(
             fixed=fixed,
         )
         rows = _TABLE.setdefault((domain, name), [])
+        # The second would silently win or lose by the order of imports.
         for other in rows:
             if other.since == since:
                 raise ValueError(

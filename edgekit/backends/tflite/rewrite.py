@@ -42,6 +42,7 @@ def merge_equal(graph: Graph) -> int:
     kept: list[Op] = []
     for op in graph.ops:
         op.inputs = [t if t is None else alias.get(id(t), t) for t in op.inputs]
+        # Two draws of random numbers are two values, and a variable changes between its readers.
         if op.code in _IMPURE or any(t.is_variable for t in op.inputs if t is not None):
             kept.append(op)
             continue
@@ -83,6 +84,7 @@ def remove_dead(graph: Graph) -> None:
     """Drop operators none of whose outputs is read."""
     live = {id(t) for t in graph.outputs}
     kept: list[Op] = []
+    # Backwards, so that what only dead operators read is dead too.
     for op in reversed(graph.ops):
         if any(id(t) in live for t in op.outputs):
             kept.append(op)

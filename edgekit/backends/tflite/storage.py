@@ -8,10 +8,13 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.ir import FLOAT16, FLOAT32, INT4, INT8, Graph, Op, Tensor
 
+# Below, a DEQUANTIZE and its tensor take more bytes than float16 saves.
 _SMALL = 64
+# Beyond, a weight would become infinite.
 _LARGEST_HALF = float(np.finfo(np.float16).max)
 _BLOCK = 32
 """XNNPACK reads blocks of multiples of this."""
+# How far a scale may move when it is stored as float16: normal numbers move by 2^-11, subnormal ones by far more.
 _HALF_STEP = 2.0**-8
 _DYNAMIC = {"FULLY_CONNECTED": (INT8, INT4), "CONV_2D": (INT8,), "TRANSPOSE_CONV": (INT8,)}
 """Kernels of XNNPACK that read integers under float activations. CONV_2D takes INT4 too, but in the builtin kernel."""
@@ -28,6 +31,8 @@ def store_half(graph: Graph) -> int:
     out: list[Op] = []
     front: list[Op] = []
     for op in graph.ops:
+        # A table of embeddings is read a few rows a run: expanding all of it would cost its size in
+        # float32.
         if op.code == "GATHER" and _fits_half(op.inputs[0]) and op.inputs[0] is not None:
             out += _gathered_half(op, op.inputs[0])
             continue

@@ -32,12 +32,14 @@ def _by_type(int8: int, int16: int) -> Callable[[Op], int]:
 def _convolution(op: Op) -> int:
     weight = op.inputs[1]
     kind = _input_type(op)
+    # INT4 weights, whatever the activations are.
     if weight is not None and weight.dtype == INT4:
         return 7
     if kind == INT16:
         return 4
     if kind == INT8:
         return 3
+    # Float activations, integer weights: 5 is the hybrid kernel with a scale a channel.
     return 5 if weight is not None and weight.dtype == INT8 else 1
 
 
@@ -60,6 +62,7 @@ _RULES: dict[str, Callable[[Op], int]] = {
     "CONV_2D": _convolution,
     "DEPTHWISE_CONV_2D": _convolution,
     "FULLY_CONNECTED": _fully_connected,
+    # The version that added int8, then the one that added int16.
     "BATCH_MATMUL": _by_type(2, 3),
     "ADD": _by_type(2, 3),
     "SUB": _by_type(2, 5),

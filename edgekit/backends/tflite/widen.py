@@ -59,6 +59,7 @@ def widened(
         if view is None or wide is None:
             out.append(view)
             continue
+        # Floats stay held in float32 from input to output; only integers must wrap around like their type.
         if wide != FLOAT32 and narrow is None:
             narrow = view.dtype
         out.append(g.as_type_once(view, wide))

@@ -30,8 +30,12 @@ from edgekit.backends.tflite.ir import (
 from edgekit.backends.tflite.versions import operator_version
 from edgekit.errors import UnsupportedError
 
+# schema.fbs: Buffer.data has force_align 16.
 _ALIGNMENT = 16
+# Offsets of a flatbuffer are signed 32-bit numbers; a mebibyte is left for everything but the data.
 _LIMIT = 2**31 - 2**20
+# Bytes of a tensor or operator besides names and data. Too low a guess costs a copy of the whole file, no
+# more.
 _PER_OBJECT = 400
 _SAMPLE = 64
 
@@ -123,6 +127,7 @@ class _Writer:
         text = self.b.CreateString(description)
         model = self._table(
             "Model",
+            # Of the schema; runtimes take no other.
             Version=3,
             OperatorCodes=codes,
             Subgraphs=subgraphs,
@@ -225,6 +230,7 @@ class _Writer:
             Quantization=quant,
             ShapeSignature=signature,
             IsVariable=tensor.is_variable,
+            # Without it, a shape of [] is an unknown rank instead of a scalar.
             HasRank=True,
         )
 

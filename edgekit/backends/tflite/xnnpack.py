@@ -27,6 +27,7 @@ from edgekit.backends.tflite.xnnpack_spatial import CONCAT_LIMIT, concatenated, 
 Rule = Callable[[Builder, Op], list[Tensor] | None]
 
 _SPLIT_LIMIT = 4
+# XNN_MAX_TENSOR_DIMS.
 _RANK_LIMIT = 6
 _CEILINGS = {"RELU": math.inf, "RELU6": 6.0, "RELU_N1_TO_1": 1.0, "RELU_0_TO_1": 1.0}
 _FLOORS = {"RELU": 0.0, "RELU6": 0.0, "RELU_N1_TO_1": -1.0, "RELU_0_TO_1": 0.0}
@@ -44,6 +45,7 @@ def after_fusion(graph: Graph, scope: Scope) -> int:
 
 def _apply(graph: Graph, scope: Scope, rules: Mapping[str, Rule]) -> int:
     scratch = Graph(graph.name)
+    # A graph of its own: the old operators keep their places until the new ones are known to fit.
     g = Builder(scratch, scope, opset=0)
     kept_outputs = {id(t) for t in graph.outputs}
     alias: dict[int, Tensor] = {}
@@ -217,6 +219,7 @@ def _average_pool(g: Builder, op: Op) -> list[Tensor] | None:
     if not exact:
         return None  # averages over fewer elements at the margin
     channels = x.shape[3]
+    # All weights are 1: what the mean divides by is their scale.
     scale = 1.0 / math.prod(window)
     weight = g.constant(np.ones((1, *window, channels), np.int8), quant=Quant.per_tensor(scale))
     bias_quant = Quant.per_tensor(float(x.quant.scale[0]) * scale)
@@ -296,6 +299,7 @@ def _integer_relu(g: Builder, op: Op) -> list[Tensor] | None:
         return [g.emit("QUANTIZE", [x], out.shape, out)]
     if op.code == "RELU_0_TO_1":
         return None
+    # XNNPACK clamps an int8 ADD to its fused activation; the sum with 0 only moves to the new scale.
     nothing = g.constant(np.zeros((1,), np.int8), quant=Quant.per_tensor(step))
     options = schema.AddOptionsT(fusedActivationFunction=getattr(schema.ActivationFunctionType, op.code))
     return [g.emit("ADD", [x, nothing], out.shape, out, options)]

@@ -107,17 +107,17 @@ def on_runtimes(model: torch.nn.Module, task: Objects, out: Path, targets: list[
             yield {"image": x[None].numpy()}, int(y)
 
     images = normalized(task.images[:: len(task.images) // 256])
-    built = edgekit.build(
+    result = edgekit.build(
         model,
         EXAMPLE,
         targets=targets,
         calibration=[{"image": image[None].numpy()} for image in images],
         evaluation=list(evaluation()),
         out=out,
-        options={"speed_gate": False},
+        options=edgekit.Options(speed_gate=False),
     )
     rows: dict[str, object] = {}
-    for artifact in built:
+    for artifact in result.raise_for_failures().artifacts:
         rows[artifact.target] = round(100 * artifact.manifest.parity.metric, 2)
         rows[f"{artifact.target}_bytes"] = sum(f.size for f in artifact.manifest.files)
     return rows

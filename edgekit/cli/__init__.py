@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 
 import click
 
 from edgekit.core.versions import EDGEKIT
+from edgekit.errors import EdgekitError, UnknownNameError
 
 COMMANDS = {
     "build": "Build, verify and gate artifacts for one or more targets.",
@@ -55,8 +57,6 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, with the nearest names for a typing mistake."""
-        from edgekit.errors import UnknownNameError
-
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
             raise UnknownNameError("command", args[0], COMMANDS)
         return super().resolve_command(ctx, args)
@@ -96,11 +96,7 @@ def main() -> None:
 
 
 def _report(error: Exception, *, as_json: bool) -> int:
-    from edgekit.errors import EdgekitError
-
     if not isinstance(error, EdgekitError):
-        import traceback
-
         traceback.print_exception(error)
         click.echo("edgekit: this is a defect; please report it with the traceback above", err=True)
         return 1

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from edgekit.artifact.measure import Measured
+import edgekit
+from edgekit.artifact.summary import size
+from edgekit.cli._options import json_flag
+from edgekit.cli._output import end_with, number, print_json, progress, table
+from edgekit.devices import catalogue
+from edgekit.devices.bench import processors
+from edgekit.errors import UsageError
 
 
 @click.command()
@@ -54,7 +57,7 @@ if TYPE_CHECKING:
     metavar="PATH",
     help="Time with the maker's program (benchmark_model, onnxruntime_perf_test, trtexec), as where no Python runs.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@json_flag
 def bench(
     artifacts: tuple[Path, ...],
     baseline: Path | None,
@@ -75,16 +78,9 @@ def bench(
     What a run that is cut short has measured is kept, and marked partial. Directories that hold no
     artifact, and artifacts that cannot run here, are named and left out.
     """
-    from edgekit.artifact import manifest
-    from edgekit.artifact.measure import measure
-    from edgekit.cli._output import print_json, progress, show_error
-    from edgekit.devices import catalogue
-    from edgekit.devices.bench import BenchSettings, processors
-    from edgekit.errors import UsageError
-
-    chosen = [manifest.read(p) for p in artifacts if p.is_dir() and p.suffix != ".failed"]
-    runnable = [a for a in chosen if a.manifest.status != "not-run"]
-    for artifact in chosen:
+    opened = [edgekit.open(p) for p in artifacts if p.is_dir() and p.suffix != ".failed"]
+    runnable = [a for a in opened if a.manifest.status != "not-run"]
+    for artifact in opened:
         if artifact not in runnable:
             click.echo(
                 f"{artifact.target}: not run where it was built; edgekit verify it here first", err=True
@@ -93,10 +89,10 @@ def bench(
         raise UsageError(
             "there is no artifact to measure", hint="name artifact directories: edgekit bench build/*"
         )
-    chosen_devices = catalogue.select(device)
+    devices = catalogue.select(device)
     if binary:
-        chosen_devices = tuple(replace(d, options={**d.options, "binary": binary}) for d in chosen_devices)
-    settings = BenchSettings(
+        devices = tuple(replace(d, options={**d.options, "binary": binary}) for d in devices)
+    settings = edgekit.BenchSettings(
         processes=processes,
         seconds=seconds,
         threads=threads or 0,
@@ -104,22 +100,19 @@ def bench(
         governor=governor,
         timeout=timeout,
     )
+    against = edgekit.open(baseline) if baseline else None
+    results = []
     with noting(), progress() as shown, shown.task("measure", total=len(runnable)) as task:
-        found, errors = measure(
-            runnable,
-            baseline=manifest.read(baseline) if baseline else None,
-            devices=chosen_devices,
-            settings=settings,
-            started=lambda _: task.advance(),
-        )
+        for artifact in runnable:
+            task.advance()
+            results.append(artifact.bench(device=devices, baseline=against, settings=settings))
+    measured = [m for result in results for m in result.measured]
+    errors = [e for result in results for e in result.failures]
     if as_json:
-        print_json({"measurements": [_entry(m) for m in found], "errors": [e.to_json() for e in errors]})
+        print_json({"measurements": [_entry(m) for m in measured], "errors": [e.to_json() for e in errors]})
     else:
-        _show(found)
-    for error in errors:
-        show_error(error, as_json=False)
-    if errors:
-        raise click.exceptions.Exit(errors[0].exit_code)
+        _show(measured)
+    end_with(errors)
 
 
 @contextlib.contextmanager
@@ -133,7 +126,7 @@ def noting() -> Iterator[None]:
         raise
 
 
-def _entry(measured: Measured) -> dict[str, object]:
+def _entry(measured: edgekit.Measured) -> dict[str, object]:
     difference = measured.comparison.difference if measured.comparison else None
     return {
         "artifact": str(measured.artifact.directory),
@@ -144,41 +137,27 @@ def _entry(measured: Measured) -> dict[str, object]:
     }
 
 
-def _show(found: list[Measured]) -> None:
-    from edgekit.cli._output import size, table
-
+def _show(measured: list[edgekit.Measured]) -> None:
     rows = []
-    for m in found:
+    for m in measured:
         figures, difference = m.measurement, m.comparison.difference if m.comparison else None
         rows.append(
             (
                 m.artifact.target,
                 figures.device,
-                f"{figures.p50_ms:.3g}",
-                f"{figures.p90_ms:.3g}",
-                "-" if figures.p99_ms is None else f"{figures.p99_ms:.3g}",
-                f"{figures.load_ms:.3g}",
-                f"{figures.first_ms:.3g}",
+                number(figures.p50_ms, ".3g"),
+                number(figures.p90_ms, ".3g"),
+                number(figures.p99_ms, ".3g"),
+                number(figures.load_ms, ".3g"),
+                number(figures.first_ms, ".3g"),
                 "-" if figures.peak_memory is None else size(figures.peak_memory),
                 str(figures.threads),
                 "-" if difference is None else f"{difference.verdict} ({difference.ratio:.2f}×)",
                 figures.validity,
             )
         )
-    columns = (
-        "target",
-        "device",
-        "p50 ms",
-        "p90",
-        "p99",
-        "load",
-        "first",
-        "peak",
-        "threads",
-        "against",
-        "run",
-    )
-    table("", columns, rows)
-    for m in found:
+    title = "target, device, p50 ms, p90, p99, load, first, peak, threads, against, run"
+    table("", title.split(", "), rows)
+    for m in measured:
         for reason in m.measurement.reasons:
             click.echo(f"  {m.artifact.target}: {reason}", err=True)

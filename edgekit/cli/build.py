@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import click
 
+import edgekit
+from edgekit.artifact.summary import table as summary
 from edgekit.cli._options import Grouped, declared, json_flag
-
-if TYPE_CHECKING:
-    from edgekit.core.config import Options
-    from edgekit.pipeline.build import Outcome, Request
+from edgekit.cli._output import end_with, print_json, progress, show, table
+from edgekit.core import plugins, targets
+from edgekit.core.config import Options
 
 
 @click.command(cls=Grouped)
@@ -25,44 +24,28 @@ def build(source: str, options: Options, dry_run: bool, as_json: bool) -> None:
     directory or a .keras/.h5 file. Each artifact is run on its real runtime and compared with the source;
     what does not pass its gates ends in DIR/<target>.failed and a non-zero exit.
     """
-    from edgekit.cli._output import progress
-    from edgekit.core.store import Store
-    from edgekit.pipeline.build import check, run
-    from edgekit.pipeline.stages import BuildContext
-
-    request = _request(source, options)
     if dry_run:
-        check(request)
-        _plan(request, as_json)
+        _plan(source, options, as_json)
         return
     with progress() as shown:
-        outcomes = run(request, BuildContext(store=Store(report=shown.note), options=options, progress=shown))
-    _finish(outcomes, options, as_json)
+        result = edgekit.build(source, options=options, progress=shown.tell)
+    if as_json:
+        print_json({"targets": _entries(result, options)})
+    else:
+        show(
+            summary([a for a in (*result.artifacts, *(f.artifact for f in result.failures)) if a is not None])
+        )
+    end_with([failure.error for failure in result.failures])
 
 
-def _request(source: str, options: Options) -> Request:
-    from edgekit.core import targets
-    from edgekit.load import parse
-    from edgekit.pipeline.build import Request
+def _plan(source: str, options: Options, as_json: bool) -> None:
+    from edgekit.pipeline import api
 
-    return Request(
-        source=parse(source),
-        targets=targets.select(options.target),
-        options=options,
-        calibration=options.calib or None,
-        evaluation=options.eval or None,
-    )
-
-
-def _plan(request: Request, as_json: bool) -> None:
-    from edgekit.cli._output import print_json, table
-    from edgekit.core import plugins
-
+    request = api.checked(source, options)
     rows = [(t, plugins.backend(t.backend).available()) for t in request.targets]
     if as_json:
-        print_json(
-            {"source": request.source.text, "targets": [{"name": t.name, "available": a} for t, a in rows]}
-        )
+        document = [{"name": t.name, "available": a} for t, a in rows]
+        print_json({"source": request.source.text, "targets": document})
         return
     table(
         f"{request.source.text} ({request.source.kind})",
@@ -79,30 +62,17 @@ def _plan(request: Request, as_json: bool) -> None:
     )
 
 
-def _finish(outcomes: tuple[Outcome, ...], options: Options, as_json: bool) -> None:
-    from edgekit.cli._output import print_json, show_error, summary
-    from edgekit.pipeline.build import failure
-
-    errors = [(o, failure(o, options)) for o in outcomes]
-    if as_json:
-        print_json({"targets": [_entry(o, e) for o, e in errors]})
-    else:
-        summary([o.artifact for o in outcomes if o.artifact is not None])
-    failed = [e for _, e in errors if e is not None]
-    for error in failed:
-        show_error(error, as_json=False)
-    if failed:
-        raise click.exceptions.Exit(failed[0].exit_code)
+def _entries(result: edgekit.BuildResult, options: Options) -> list[dict[str, object]]:
+    entries = {a.target: _entry(a, None) for a in result.artifacts}
+    entries |= {f.target: _entry(f.artifact, f.error) | {"target": f.target} for f in result.failures}
+    return [entries[target.name] for target in targets.select(options.target)]
 
 
-def _entry(outcome: Outcome, error: Any) -> dict[str, Any]:
-    from edgekit.core.structure import to_builtins
-
-    entry: dict[str, Any] = {"target": outcome.target.name, "status": "error"}
-    if outcome.artifact is not None:
-        entry["status"] = outcome.artifact.manifest.status
-        entry["directory"] = str(outcome.artifact.directory)
-        entry["manifest"] = to_builtins(outcome.artifact.manifest)
+def _entry(artifact: edgekit.Artifact | None, error: edgekit.EdgekitError | None) -> dict[str, object]:
+    entry: dict[str, object] = {"status": "error"}
+    if artifact is not None:
+        entry = {"target": artifact.target, "status": artifact.manifest.status}
+        entry |= {"directory": str(artifact.directory), "manifest": artifact.manifest}
     if error is not None:
         entry["error"] = error.to_json()
     return entry

@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from edgekit.core.cache import Removed
-
-_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+from edgekit.artifact.summary import size
+from edgekit.cli._options import json_flag
+from edgekit.cli._output import print_json, table
+from edgekit.core import cache as entries
+from edgekit.core.cache import Removed
+from edgekit.core.store import Store
 
 
 @click.group(invoke_without_command=True)
-@_JSON
+@json_flag
 @click.pass_context
 def cache(context: click.Context, as_json: bool) -> None:
     """Show what the cache of build steps holds, and remove what is no longer used.
@@ -29,7 +30,7 @@ def cache(context: click.Context, as_json: bool) -> None:
 
 
 @cache.command()
-@_JSON
+@json_flag
 def info(as_json: bool) -> None:
     """Show where the cache is, its limit, and how much of what it holds."""
     _info(as_json)
@@ -39,43 +40,32 @@ def info(as_json: bool) -> None:
 @click.option(
     "--older-than", metavar="30d", help="Remove what was not used for so long: hours h, days d, weeks w."
 )
-@click.option(
-    "--limit", "size", metavar="10GB", help="Remove what was used longest ago until so much is left."
-)
-@_JSON
-def prune(older_than: str | None, size: str | None, as_json: bool) -> None:
+@click.option("--limit", metavar="10GB", help="Remove what was used longest ago until so much is left.")
+@json_flag
+def prune(older_than: str | None, limit: str | None, as_json: bool) -> None:
     """Remove what was used longest ago, and what killed runs left: to the cache's limit if nothing else is said."""
-    from edgekit.core import cache as entries
-
     root = _root()
     used_before = time.time() - entries.parse_age(older_than, what="--older-than") if older_than else None
-    most = entries.parse_size(size, what="--limit") if size else None if older_than else entries.limit()
+    most = entries.parse_size(limit, what="--limit") if limit else None if older_than else entries.limit()
     removed = entries.prune(root, size=most, used_before=used_before, kept=entries.UNFINISHED)
     _removed(root, removed, as_json)
 
 
 @cache.command()
-@_JSON
+@json_flag
 def clear(as_json: bool) -> None:
     """Remove everything that no running build uses, unfinished compressions and searches too."""
-    from edgekit.core import cache as entries
-
     root = _root()
     _removed(root, entries.prune(root, size=0), as_json)
 
 
 def _root() -> Path:
-    from edgekit.core.store import Store
-
     store = Store()
     store.refuse_others()
     return store.root
 
 
 def _info(as_json: bool) -> None:
-    from edgekit.cli._output import print_json, size, table
-    from edgekit.core import cache as entries
-
     root, most = _root(), entries.limit()
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for entry in entries.entries(root):
@@ -94,9 +84,6 @@ def _info(as_json: bool) -> None:
 
 
 def _removed(root: Path, removed: Removed, as_json: bool) -> None:
-    from edgekit.cli._output import print_json, size
-    from edgekit.core import cache as entries
-
     left = sum(e.size for e in entries.entries(root))
     if as_json:
         print_json(

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from edgekit.devices.checkup import Checkup
-    from edgekit.devices.prepare import Plan
+from edgekit.artifact.summary import size
+from edgekit.cli._options import json_flag
+from edgekit.cli._output import print_json, stdout, table
+from edgekit.devices import catalogue
+from edgekit.devices.checkup import Checkup, check
+from edgekit.devices.prepare import Plan, Preparation, scratch
+from edgekit.devices.transports import hostkeys
+from edgekit.devices.transports.connect import connect, ssh_options
+from edgekit.errors import UnknownNameError, UnreachableError, UsageError
+from edgekit.types import Device
 
 
 @click.group(invoke_without_command=True)
@@ -26,12 +34,9 @@ def devices(ctx: click.Context) -> None:
 
 @devices.command("list")
 @click.option("--kinds", is_flag=True, help="The kinds of device that edgekit knows instead.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@json_flag
 def list_(kinds: bool = False, as_json: bool = False) -> None:
     """List your devices."""
-    from edgekit.cli._output import print_json, table
-    from edgekit.devices import catalogue
-
     if kinds:
         known = tuple(catalogue.kinds().values())
         if as_json:
@@ -77,11 +82,6 @@ def list_(kinds: bool = False, as_json: bool = False) -> None:
 )
 def add(name: str, host: str | None, serial: str | None, kind: str | None, **fields: Any) -> None:
     """Connect to a device, look at it, and keep it as NAME."""
-    from edgekit.devices import catalogue
-    from edgekit.devices.checkup import check
-    from edgekit.errors import UnknownNameError, UnreachableError, UsageError
-    from edgekit.types import Device
-
     catalogue.check_name(name)
     if (host is None) == (serial is None):
         raise UsageError("a device is reached in one way", hint="give --ssh USER@HOST or --adb SERIAL")
@@ -109,13 +109,9 @@ def add(name: str, host: str | None, serial: str | None, kind: str | None, **fie
 
 @devices.command("check")
 @click.argument("names", nargs=-1)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@json_flag
 def check_(names: tuple[str, ...], as_json: bool) -> None:
     """Say what each device has and lacks (default: all of them)."""
-    from edgekit.cli._output import print_json
-    from edgekit.devices import catalogue
-    from edgekit.devices.checkup import check
-
     chosen = [catalogue.device(n) for n in names] or list(catalogue.devices().values())
     found = [check(device) for device in chosen]
     if as_json:
@@ -139,11 +135,6 @@ def prepare(name: str, backends: tuple[str, ...], yes: bool, remove: bool, dry_r
     The wheels that fit its Python, C library and processor are found here and sent; the device needs neither
     pip nor a network, and its own packages stay as they are.
     """
-    from pathlib import Path
-
-    from edgekit.devices import catalogue
-    from edgekit.devices.prepare import Preparation, scratch
-    from edgekit.devices.transports.connect import connect
 
     device = catalogue.device(name)
     with connect(device) as transport, scratch() as folder:
@@ -163,8 +154,6 @@ def prepare(name: str, backends: tuple[str, ...], yes: bool, remove: bool, dry_r
 
 
 def _show_plan(plan: Plan) -> None:
-    from edgekit.cli._output import size, table
-
     for backend in plan.unchanged:
         click.echo(f"{backend} is there already")
     rows = [
@@ -183,8 +172,6 @@ def _show_plan(plan: Plan) -> None:
 
 def _ask(question: str) -> None:
     """Ask; where nobody can answer, nothing is done."""
-    from edgekit.errors import UsageError
-
     try:
         agreed = click.confirm(question, err=True)
     except click.Abort as error:
@@ -200,11 +187,6 @@ def _ask(question: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask: you have compared the fingerprints.")
 def trust(name: str, yes: bool) -> None:
     """Show a device's SSH fingerprints and, if you say so, trust them. NAME may also be USER@HOST."""
-    from edgekit.devices import catalogue
-    from edgekit.devices.transports import hostkeys
-    from edgekit.devices.transports.connect import ssh_options
-    from edgekit.types import Device
-
     known = catalogue.devices()
     device = known.get(name) or Device(name=name, transport="ssh", address=name)
     endpoint = hostkeys.resolve(ssh_options(device))
@@ -218,8 +200,6 @@ def trust(name: str, yes: bool) -> None:
 
 
 def _show(seen: Checkup) -> None:
-    from edgekit.cli._output import stdout
-
     console = stdout()
     if seen.error:
         console.print(f"[red]error  [/] [bold]{seen.device}[/]  ", end="")

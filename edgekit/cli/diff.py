@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgekit.artifact.manifest import GoldenRecord
 from edgekit.cli._options import Grouped, declared, json_flag
-
-if TYPE_CHECKING:
-    from edgekit.core.config import Options
-    from edgekit.diff import StageDiff, Walk
-    from edgekit.diff.apply import Rebuild
-    from edgekit.diff.resolve import Chain
-    from edgekit.diff.suggest import Suggestion
-    from edgekit.errors import EdgekitError
-    from edgekit.pipeline.stages import BuildContext
+from edgekit.cli._output import print_json, progress, show_error, table
+from edgekit.core.config import Options
+from edgekit.diff.apply import Rebuild, apply
+from edgekit.diff.compare import Diff, compare
+from edgekit.diff.report import StageDiff
+from edgekit.diff.suggest import Suggestion
+from edgekit.errors import EdgekitError, GateFailedError, UsageError
+from edgekit.pipeline.api import context as build_context
+from edgekit.pipeline.stages import BuildContext
 
 _ROWS = 5
 _SAME_DB = 100.0
@@ -44,14 +44,14 @@ class Applied:
     "--min-snr", type=float, metavar="DB", help="Also fail when the last form's outputs are below this SNR."
 )
 @click.option(
-    "--apply", "applied", is_flag=True, help="Build again with the first suggestion, and verify it."
+    "--apply", "build_again", is_flag=True, help="Build again with the first suggestion, and verify it."
 )
 @click.option("--out", "-o", metavar="DIR", help="Where --apply builds to (default: where the artifact is).")
 @click.option("--all", "everything", is_flag=True, help="Show every layer, not the most suspicious ones.")
 @json_flag
 @declared("diff")
 def diff(
-    a: str, b: str, options: Options, data: str | None, min_snr: float | None, applied: bool, out: str | None,
+    a: str, b: str, options: Options, data: str | None, min_snr: float | None, build_again: bool, out: str | None,
     everything: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Find the layer where B begins to differ from A, and say what to build differently.
@@ -62,59 +62,48 @@ def diff(
 
     Exits with 0 when rounding explains every difference, with 5 when it does not.
     """
-    from edgekit.cli._output import print_json, progress
-    from edgekit.core.store import Store
-    from edgekit.diff import walk
-    from edgekit.diff.apply import Rebuild
-    from edgekit.diff.resolve import resolve
-    from edgekit.diff.suggest import suggest
-    from edgekit.pipeline.stages import BuildContext
-
     with progress() as shown:
-        context = BuildContext(store=Store(report=shown.note), options=options, progress=shown)
-        chain = resolve(a, b, data, context)
-        with shown.task("compare layer by layer"):
-            found = walk(chain.forms, chain.samples, chain.notes)
-        ideas = suggest(found, chain.artifact, tampered=chain.tampered)
-        rebuild = Rebuild(
-            source=chain.source, calibration=options.calib, evaluation=options.eval, out=out or ""
-        )
-        result = _apply(chain, ideas, rebuild, context) if applied else None
+        context = build_context(options, shown.tell)
+        result = compare(a, b, data, context)
+        applied = _apply(result, options, out or "", context) if build_again else None
     if as_json:
-        print_json(_document(found, ideas, result))
+        print_json(_document(result, applied))
     else:
-        _show(found, ideas, result, len(found.stages[0].layers) if everything else _ROWS)
-    _verdict(found, min_snr, result)
+        _show(result, applied, len(result.walk.stages[0].layers) if everything else _ROWS)
+    error = None if applied is not None and applied.status == "passed" else _failure(result, min_snr)
+    if error is not None:
+        show_error(error)
+        raise click.exceptions.Exit(error.exit_code)
 
 
-def _apply(
-    chain: Chain, ideas: tuple[Suggestion, ...], rebuild: Rebuild, context: BuildContext
-) -> Applied | None:
-    from edgekit.diff.apply import apply
-    from edgekit.errors import UsageError
-
-    if chain.artifact is None:
+def _apply(diff: Diff, options: Options, out: str, context: BuildContext) -> Applied | None:
+    artifact = diff.chain.artifact
+    if artifact is None:
         raise UsageError(
             "--apply builds an artifact again, and B is none", hint="edgekit diff ARTIFACT --apply"
         )
-    if not ideas:
+    if not diff.suggestions:
         return None
-    before = chain.artifact.manifest.golden
-    outcome = apply(chain.artifact, ideas[0], rebuild, context)
+    rebuild = Rebuild(source=diff.chain.source, calibration=options.calib, evaluation=options.eval, out=out)
+    outcome = apply(artifact, diff.suggestions[0], rebuild, context)
     if outcome.error is not None:
         raise outcome.error
     assert outcome.artifact is not None
-    after = outcome.artifact.manifest.golden
     return Applied(
-        suggestion=ideas[0],
+        suggestion=diff.suggestions[0],
         status=outcome.artifact.manifest.status,
         directory=str(outcome.artifact.directory),
-        before_db=before.parity.snr_db if before and before.parity else None,
-        after_db=after.parity.snr_db if after and after.parity else None,
+        before_db=_golden_db(artifact.manifest.golden),
+        after_db=_golden_db(outcome.artifact.manifest.golden),
     )
 
 
-def _show(found: Walk, ideas: tuple[Suggestion, ...], result: Applied | None, rows: int) -> None:
+def _golden_db(golden: GoldenRecord | None) -> float | None:
+    return golden.parity.snr_db if golden is not None and golden.parity is not None else None
+
+
+def _show(diff: Diff, applied: Applied | None, rows: int) -> None:
+    found = diff.walk
     for note in found.notes:
         click.echo(f"note: {note}")
     for stage in found.stages:
@@ -138,17 +127,15 @@ def _show(found: Walk, ideas: tuple[Suggestion, ...], result: Applied | None, ro
         click.echo(f"also off: {also.place} ({also.op} {also.node}), {also.excess_db:.0f} dB beyond rounding")
     if len(others) > _ROWS:
         click.echo(f"and {len(others) - _ROWS} layers more")
-    for idea in ideas:
+    for idea in diff.suggestions:
         click.echo(f"try: {idea.text + ': ' if idea.text else ''}{idea.why}")
-    if result is not None:
-        figures = f"{_db(result.before_db)} → {_db(result.after_db)}"
-        with_what = result.suggestion.text or "the data given"
-        click.echo(f"built again with {with_what}: {result.status}, {figures}, {result.directory}")
+    if applied is not None:
+        figures = f"{_db(applied.before_db)} → {_db(applied.after_db)}"
+        with_what = applied.suggestion.text or "the data given"
+        click.echo(f"built again with {with_what}: {applied.status}, {figures}, {applied.directory}")
 
 
 def _stage(stage: StageDiff, rows: int) -> None:
-    from edgekit.cli._output import table
-
     if not stage.wrong and stage.output_db > _SAME_DB and rows == _ROWS:
         click.echo(
             f"{stage.before} → {stage.after}: {len(stage.layers)} layers agree, {_db(stage.output_db)}"
@@ -186,8 +173,8 @@ def _db(value: float | None) -> str:
     return "?" if value is None else f"{value:.1f} dB"
 
 
-def _document(found: Walk, ideas: tuple[Suggestion, ...], result: Applied | None) -> dict[str, Any]:
-    start = found.starts_at
+def _document(diff: Diff, applied: Applied | None) -> dict[str, object]:
+    found, start = diff.walk, diff.starts_at
     return {
         "differs": start is not None,
         "starts_at": start,
@@ -195,25 +182,14 @@ def _document(found: Walk, ideas: tuple[Suggestion, ...], result: Applied | None
         "samples": found.samples,
         "output_db": found.output_db,
         "stages": found.stages,
-        "suggestions": [{"flags": i.flags, "target": i.target, "why": i.why} for i in ideas],
-        "applied": result,
+        "suggestions": [{"flags": i.flags, "target": i.target, "why": i.why} for i in diff.suggestions],
+        "applied": applied,
         "notes": found.notes,
     }
 
 
-def _verdict(found: Walk, min_snr: float | None, result: Applied | None) -> None:
-    from edgekit.cli._output import show_error
-
-    error = None if result is not None and result.status == "passed" else _failure(found, min_snr)
-    if error is not None:
-        show_error(error, as_json=False)
-        raise click.exceptions.Exit(error.exit_code)
-
-
-def _failure(found: Walk, min_snr: float | None) -> EdgekitError | None:
-    from edgekit.errors import GateFailedError
-
-    start = found.starts_at
+def _failure(diff: Diff, min_snr: float | None) -> EdgekitError | None:
+    found, start = diff.walk, diff.starts_at
     if start is not None:
         return GateFailedError(
             f"{start.place} computes something else than in {found.broken.before if found.broken else 'A'}",

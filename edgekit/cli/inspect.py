@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from edgekit.artifact.inspect import Inspection
-    from edgekit.artifact.manifest import Artifact
-    from edgekit.types import TensorSpec
+import edgekit
+from edgekit.artifact import manifest
+from edgekit.artifact.inspect import inspect_file
+from edgekit.artifact.summary import size
+from edgekit.artifact.summary import table as summary
+from edgekit.cli._options import json_flag
+from edgekit.cli._output import number, print_json, show, table
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@json_flag
 def inspect(file: Path, as_json: bool) -> None:
     """Show what is in FILE: an artifact's directory, or a .onnx or .tflite file of any origin."""
-    from edgekit.artifact import manifest
-    from edgekit.artifact.inspect import inspect_file
-    from edgekit.cli._output import print_json
-
     if file.is_dir() or file.name == manifest.FILE_NAME:
-        artifact = manifest.read(file)
+        artifact = edgekit.open(file)
         print_json(artifact.manifest) if as_json else _artifact(artifact)
         return
     inspection = inspect_file(file)
     print_json(inspection) if as_json else _file(inspection)
 
 
-def _artifact(artifact: Artifact) -> None:
-    from edgekit.cli._output import size, summary, table
-
+def _artifact(artifact: edgekit.Artifact) -> None:
     m = artifact.manifest
-    summary([artifact])
+    show(summary([artifact]))
     _tensors(m.inputs, m.outputs)
     table(
         "gates",
         ("gate", "value", "limit", "verdict", ""),
-        [(g.name, _number(g.value), _number(g.limit), str(g.verdict), g.message) for g in m.gates],
+        [(g.name, number(g.value), number(g.limit), str(g.verdict), g.message) for g in m.gates],
     )
     if m.placement is not None:
         kernels = ", ".join(f"{k} ×{n}" for k, n in list(m.placement.kernels.items())[:12])
@@ -57,9 +53,7 @@ def _artifact(artifact: Artifact) -> None:
         click.echo(f"note: {note}")
 
 
-def _file(inspection: Inspection) -> None:
-    from edgekit.cli._output import size, table
-
+def _file(inspection: edgekit.Inspection) -> None:
     facts = ", ".join(f"{k} {v}" for k, v in inspection.facts.items() if v not in ("", [], None))
     click.echo(f"{inspection.path}: {inspection.format}, {size(inspection.size)}, {facts}")
     _tensors(inspection.inputs, inspection.outputs)
@@ -69,16 +63,10 @@ def _file(inspection: Inspection) -> None:
         click.echo(f"{inspection.macs:,} multiply-accumulates")
 
 
-def _tensors(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
-    from edgekit.cli._output import table
-
+def _tensors(inputs: tuple[edgekit.TensorSpec, ...], outputs: tuple[edgekit.TensorSpec, ...]) -> None:
     rows = []
     for kind, specs in (("input", inputs), ("output", outputs)):
         for s in specs:
             affine = "-" if s.scale is None else f"{s.scale:.6g} × (q - {s.zero_point})"
             rows.append((kind, s.name, s.dtype, " × ".join(map(str, s.shape)), s.layout or "-", affine))
     table("tensors", ("", "name", "type", "shape", "layout", "value"), rows)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import click
 
+from edgekit import entropy
+from edgekit.artifact.summary import size
+from edgekit.cli._options import json_flag
+from edgekit.cli._output import print_json, table
 from edgekit.entropy import CODERS
 
 
@@ -19,15 +23,12 @@ from edgekit.entropy import CODERS
     show_default=True,
     help="adaptive: the smallest file; huffman: the quickest decoder; zstd: Zstandard, for comparison.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@json_flag
 def pack(artifact: Path, out: Path | None, coder: str, as_json: bool) -> None:
     """Code ARTIFACT (a model file or a directory) without loss into a .ekz container.
 
     The container is decoded again before it appears, and compared byte for byte.
     """
-    from edgekit import entropy
-    from edgekit.cli._output import print_json, size
-
     target = out if out is not None else artifact.with_name(artifact.name + ".ekz")
     report = entropy.pack(artifact, target, coder=coder)
     if as_json:
@@ -65,9 +66,6 @@ def unpack(
     container: Path, out: Path | None, listing: bool, tensor: str | None, max_bytes: int | None
 ) -> None:
     """Restore what `edgekit pack` coded, bit for bit. Nothing in CONTAINER is executed."""
-    from edgekit import entropy
-    from edgekit.cli._output import size, table
-
     if listing:
         with entropy.open(container) as c:
             rows = [
@@ -89,8 +87,6 @@ def unpack(
 
 def _write_tensor(container: Path, name: str, out: Path | None) -> None:
     import numpy as np
-
-    from edgekit import entropy
 
     target = out if out is not None else Path(f"{name.replace('/', '_')}.npy")
     with entropy.open(container) as c:

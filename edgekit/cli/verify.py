@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
-if TYPE_CHECKING:
-    from edgekit.artifact.golden import Replay
-    from edgekit.package.verifying import BundleReport
-    from edgekit.types import Device
+import edgekit
+from edgekit.cli._options import json_flag
+from edgekit.cli._output import number, print_json, progress, table
+from edgekit.devices import catalogue
+from edgekit.errors import GateFailedError
+from edgekit.package import is_bundle, verify_bundle
+from edgekit.types import Verdict
 
 Row = tuple[str, str, str, str, str]
 
@@ -22,7 +24,7 @@ class Outcome:
 
     path: Path
     rows: list[Row]
-    document: dict[str, Any]
+    document: dict[str, object]
     failed: tuple[str, ...]
 
 
@@ -32,7 +34,7 @@ class Outcome:
 @click.option(
     "--public-key", type=click.Path(path_type=Path), help="Key (PEM) that a bundle must be signed with."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@json_flag
 def verify(artifacts: tuple[Path, ...], device: str, public_key: Path | None, as_json: bool) -> None:
     """Run each of ARTIFACTS (or bundles) again on its real runtime, here or on a device, and check its gates.
 
@@ -40,11 +42,6 @@ def verify(artifacts: tuple[Path, ...], device: str, public_key: Path | None, as
     the source nor its data. An artifact that could not be run where it was built takes its verdict from
     here.
     """
-    from edgekit.cli._output import print_json, progress, table
-    from edgekit.devices import catalogue
-    from edgekit.errors import GateFailedError
-    from edgekit.package import is_bundle
-
     where = catalogue.device(device)
     outcomes = []
     with progress() as shown:
@@ -68,13 +65,9 @@ def verify(artifacts: tuple[Path, ...], device: str, public_key: Path | None, as
         )
 
 
-def _artifact(path: Path, device: Device) -> Outcome:
-    from edgekit.artifact import golden, manifest
-    from edgekit.types import Verdict
-
-    artifact = manifest.read(path)
-    result = golden.replay(artifact, device=device)
-    golden.adopt(artifact, result)
+def _artifact(path: Path, device: edgekit.Device) -> Outcome:
+    artifact = edgekit.open(path)
+    result = artifact.verify(device=device)
     return Outcome(
         path=path,
         rows=_rows(artifact.target, result),
@@ -83,21 +76,21 @@ def _artifact(path: Path, device: Device) -> Outcome:
     )
 
 
-def _rows(target: str, result: Replay) -> list[Row]:
-    rows: list[Row] = []
-    for gate in result.gates:
-        value = "-" if gate.value is None else f"{gate.value:.4g}"
-        limit = "-" if gate.limit is None else f"{gate.limit:.4g}"
-        rows.append((target, gate.name, value, limit, str(gate.verdict)))
-    then = f"{result.recorded.snr_db:.1f} dB when built" if result.recorded else "first run"
-    return [*rows, (target, "(SNR now)", f"{result.parity.snr_db:.1f}", then, result.status)]
+def _rows(target: str, result: edgekit.Replay) -> list[Row]:
+    rows = [(target, g.name, number(g.value), number(g.limit), str(g.verdict)) for g in result.gates]
+    recorded = f"{result.recorded.snr_db:.1f} dB when built" if result.recorded else "first run"
+    return [*rows, (target, "(SNR now)", f"{result.parity.snr_db:.1f}", recorded, result.status)]
 
 
-def _bundle(path: Path, device: Device, public_key: Path | None) -> Outcome:
-    from edgekit.package import verify_bundle
-
-    report: BundleReport = verify_bundle(path, device=device, public_key=public_key)
-    rows = [(path.name, c.name, f"{c.error:.4g}", f"{c.limit:.4g}", str(c.verdict)) for c in report.cases]
-    document = {"artifact": str(path), "status": "passed" if report.passed else "failed", "bundle": report}
-    failed = tuple(c.name for c in report.cases if str(c.verdict) != "pass")
-    return Outcome(path=path, rows=rows, document=document, failed=failed)
+def _bundle(path: Path, device: edgekit.Device, public_key: Path | None) -> Outcome:
+    report = verify_bundle(path, device=device, public_key=public_key)
+    return Outcome(
+        path=path,
+        rows=[(path.name, c.name, f"{c.error:.4g}", f"{c.limit:.4g}", str(c.verdict)) for c in report.cases],
+        document={
+            "artifact": str(path),
+            "status": "passed" if report.passed else "failed",
+            "bundle": report,
+        },
+        failed=tuple(c.name for c in report.cases if c.verdict is not Verdict.PASS),
+    )

@@ -8,18 +8,16 @@ already in the cache is not done again. A target that fails does not stop the ot
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 from edgekit.artifact.gates import Evidence, gates
 from edgekit.artifact.manifest import Artifact, StepRecord
 from edgekit.core import config
 from edgekit.core import targets as catalogue
 from edgekit.core.config import Options
-from edgekit.core.progress import Silent
-from edgekit.core.store import Store
 from edgekit.devices.catalogue import device
 from edgekit.devices.target_device import adaptation, adapted, probe
 from edgekit.errors import (
@@ -28,9 +26,9 @@ from edgekit.errors import (
     EdgekitError,
     UnsupportedOperatorsError,
 )
-from edgekit.load import parse, trust
-from edgekit.load.data import RANDOM, DataSpec, Example, SampleSet, peekable, random_samples, user_samples
-from edgekit.load.source import MODULE, Source
+from edgekit.load import trust
+from edgekit.load.data import RANDOM, DataSpec, Example, SampleSet, random_samples, user_samples
+from edgekit.load.source import Source
 from edgekit.pipeline import compress, speed, stages
 from edgekit.pipeline.candidates import (
     Candidate,
@@ -50,9 +48,6 @@ from edgekit.pipeline.lower import Graph, graph_of, lower_for, shaped
 from edgekit.pipeline.stages import BuildContext, Calibrated, Exported
 from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES
 from edgekit.types import Finding, Gate, Severity, SourceSpec, Target, TorchModel
-
-if TYPE_CHECKING:
-    import torch
 
 T = TypeVar("T")
 
@@ -76,45 +71,6 @@ class Outcome:
     target: Target
     artifact: Artifact | None = None
     error: EdgekitError | None = None
-
-
-def build(
-    source: str | Path | torch.nn.Module,
-    example_inputs: Any = None,
-    *,
-    targets: Sequence[str],
-    calibration: DataSpec | None = None,
-    evaluation: DataSpec | None = None,
-    out: str | Path = "build",
-    options: Mapping[str, Any] | None = None,
-) -> list[Artifact]:
-    """Build, run and gate one artifact a target; the Python spelling of ``edgekit build``.
-
-    ``source`` is a module (with ``example_inputs``: a tensor, a tuple, or a dict by name) or any SOURCE
-    text. ``calibration`` and ``evaluation`` are DATA texts, or iterables of inputs or ``(inputs, label)``.
-    ``options`` are the fields of :class:`edgekit.core.config.Options`.
-
-    Raises the first target's error after the others have finished, with the rest as notes; artifacts that
-    did not pass their gates are among the errors, never among the results.
-    """
-    settings = Options.load({"out": out, **(options or {})})
-    module = None
-    if not isinstance(source, str | Path):
-        from edgekit.load import from_module
-
-        module = from_module(source, example_inputs)
-    spec = parse(str(source)) if module is None else SourceSpec(text=type(source).__qualname__, kind=MODULE)
-    request = Request(
-        source=spec,
-        targets=catalogue.select(targets),
-        options=settings,
-        calibration=peekable(calibration),
-        evaluation=peekable(evaluation),
-        module=module,
-    )
-    outcomes = run(request, BuildContext(store=Store(), options=settings, progress=Silent()))
-    raise_failures(outcomes, settings)
-    return [o.artifact for o in outcomes if o.artifact is not None]
 
 
 def run(request: Request, context: BuildContext) -> tuple[Outcome, ...]:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from edgekit.artifact.manifest import StepRecord
@@ -17,7 +18,7 @@ from edgekit.core import plugins, versions
 from edgekit.core.config import Options
 from edgekit.core.parallel import Once
 from edgekit.core.progress import Progress
-from edgekit.core.store import Store
+from edgekit.core.store import Store, canonical_json
 from edgekit.core.structure import to_builtins
 from edgekit.devices.arrays import ArrayFile
 from edgekit.devices.catalogue import LOCAL
@@ -27,7 +28,17 @@ from edgekit.load.source import Source
 from edgekit.pipeline.cached import Step, reader, rows_reader, run
 from edgekit.pipeline.pixels import Pixels
 from edgekit.quantize.options import QuantizeOptions, QuantizeReport
-from edgekit.types import Checks, Device, Finding, Lowered, OnnxModel, Option, Target, sha256_file
+from edgekit.types import (
+    Checks,
+    Device,
+    Finding,
+    Lowered,
+    OnnxModel,
+    Option,
+    Target,
+    sha256_bytes,
+    sha256_file,
+)
 
 if TYPE_CHECKING:
     from edgekit.devices.target_device import TargetDevice
@@ -92,16 +103,32 @@ def export(context: BuildContext, source: Source) -> Exported:
         return _exported(context, source, lambda out: _work(context).export(source, out))
     with context.store.scratch() as fresh:
         _work(context).export(source, fresh)
-        source.identify(read_model(fresh).model.sha256)
-        return _exported(context, source, lambda out: _copy(fresh, out))
+        record = read_model(fresh)
+        source.identify(record.model.sha256)
+        # Not in the graph, and yet the result's: the same weights with other class names are another model.
+        facts = (record.task, record.labels, record.preprocessing, sha256_file(fresh / "example"))
+        declared = {"declared": sha256_bytes(canonical_json(facts))}
+        return _exported(context, source, lambda out: _copy(fresh, out), declared)
 
 
-def _exported(context: BuildContext, source: Source, produce: Callable[[Path], None]) -> Exported:
+def _exported(
+    context: BuildContext,
+    source: Source,
+    produce: Callable[[Path], None],
+    options: Mapping[str, object] = MappingProxyType({}),
+) -> Exported:
     def read(directory: Path) -> tuple[ModelRecord, ArrayFile]:
         names = tuple(read_json(directory / "example.json"))
         return read_model(directory), ArrayFile(path=directory / "example", names=names, count=1)
 
-    step = Step(name="export", inputs=(source.sha256,), packages=EXPORT_PACKAGES, produce=produce, read=read)
+    step = Step(
+        name="export",
+        inputs=(source.sha256,),
+        options=options,
+        packages=EXPORT_PACKAGES,
+        produce=produce,
+        read=read,
+    )
     done = run(context.store, step)
     record, example = done.value
     return Exported(record=record, example=example, step=done.record(record.model.sha256, record.notes))

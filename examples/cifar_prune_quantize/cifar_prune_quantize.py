@@ -106,14 +106,15 @@ def _built(
     rows = []
     images = normalized(task.images[:: max(1, len(task.images) // CALIBRATION)])
     for target in targets:
-        artifact = edgekit.build(
+        result = edgekit.build(
             model,
             EXAMPLE,
             targets=[target],
             calibration=[{"image": image[None].numpy()} for image in images],
             out=out / name,
-            options={"allow_not_run": True},
-        )[0]
+            options=edgekit.Options.load({"allow_not_run": True}),
+        )
+        (artifact,) = result.raise_for_failures().artifacts
         runs = artifact.model.suffix == ".onnx"
         rows.append(
             Row(

@@ -28,15 +28,16 @@ def main() -> None:
         print(json.dumps(row(artifact)))
 
 
-def build(out: Path, targets: list[str]) -> list[edgekit.Artifact]:
+def build(out: Path, targets: list[str]) -> tuple[edgekit.Artifact, ...]:
     """Every target through all of edgekit's gates."""
-    return edgekit.build(
+    result = edgekit.build(
         f"{HERE / 'model.py'}:digits",
         targets=targets,
         calibration=f"{HERE / 'data.py'}:calibration",
         evaluation=f"{HERE / 'data.py'}:evaluation",
         out=out,
     )
+    return result.raise_for_failures().artifacts
 
 
 def row(artifact: edgekit.Artifact) -> dict[str, object]:

@@ -36,22 +36,23 @@ def main() -> None:
     print(f"PyTorch, float32\n{report(before)}")
     rows = []
     for artifact in build(options.out, options.target.split(",")):
-        after = tagged(edgekit.predict(artifact, inputs()))
+        after = tagged(artifact.predict(inputs()))
         print(f"{artifact.target}\n{report(after)}")
         rows.append(row(artifact.target, before, after))
     print("\n".join(map(json.dumps, rows)))
 
 
-def build(out: Path, targets: list[str]) -> list[edgekit.Artifact]:
+def build(out: Path, targets: list[str]) -> tuple[edgekit.Artifact, ...]:
     """Every target through all of edgekit's gates."""
-    return edgekit.build(
+    result = edgekit.build(
         f"{HERE / 'model.py'}:tagger",
         targets=targets,
         calibration=f"{HERE / 'data.py'}:calibration",
         evaluation=f"{HERE / 'data.py'}:evaluation",
         out=out,
-        options={"metric": f"{HERE / 'data.py'}:entity_f1"},
+        options=edgekit.Options.load({"metric": f"{HERE / 'data.py'}:entity_f1"}),
     )
+    return result.raise_for_failures().artifacts
 
 
 Tags = tuple[list[list[str]], list[list[str]]]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edgekit import build
+from edgekit import Options, build
 from edgekit.artifact import manifest
 from edgekit.cli import cli
 from edgekit.devices import catalogue, target_device
@@ -57,8 +57,9 @@ def samples():
 
 def made(targets, **options):
     module, example = network()
-    settings = {"device": "board", "speed_gate": False, "accept_data": True, **options}
-    return build(module, example, targets=targets, calibration=samples(), options=settings)
+    settings = Options(**{"device": "board", "speed_gate": False, "accept_data": True, **options})
+    result = build(module, example, targets=targets, calibration=samples(), options=settings)
+    return result.raise_for_failures().artifacts
 
 
 def test_it_is_run_and_gated_there(sshd, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edgekit import build
+from edgekit import Options, build
 from edgekit.artifact.profile import profile_artifact
 from edgekit.cli import cli
 from edgekit.types import Device
@@ -35,15 +35,15 @@ def artifacts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("profile")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEKIT_CACHE", str(folder / "cache"))
-        made = build(
+        result = build(
             Net().eval(),
             torch.randn(1, 3, 16, 16),
             targets=TARGETS,
             calibration=[np.random.default_rng(i).normal(size=(1, 3, 16, 16)).astype("f") for i in range(8)],
             out=folder / "out",
-            options={"speed_gate": False, "accept_data": True},
+            options=Options(speed_gate=False, accept_data=True),
         )
-    return {a.target: a for a in made}
+    return {a.target: a for a in result.raise_for_failures().artifacts}
 
 
 @pytest.mark.parametrize("target", TARGETS)

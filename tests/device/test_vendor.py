@@ -191,7 +191,7 @@ def test_one_benchmark_a_phone(phone, server, tmp_path):
 def test_the_command(phone, server, tmp_path, monkeypatch):
     import torch
 
-    from edgekit import build
+    from edgekit import Options, build
 
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
@@ -199,9 +199,10 @@ def test_the_command(phone, server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     row = catalogue.Row(name="pixel", address=phone.serial, kind="pixel", folder=str(phone.tmp))
     catalogue.write(row)
-    (made,) = build(
-        torch.nn.Linear(4, 2).eval(), torch.ones(1, 4), targets=["tflite-fp32"], out=tmp_path / "out"
+    result = build(
+        torch.nn.Linear(4, 2).eval(), torch.ones(1, 4), targets="tflite-fp32", out=tmp_path / "out"
     )
+    (made,) = result.raise_for_failures().artifacts
     script = program(tmp_path, "us=1500")
     words = [
         "bench",
@@ -221,8 +222,9 @@ def test_the_command(phone, server, tmp_path, monkeypatch):
     assert entry["measurement"]["device"] == "pixel"
     kept = json.loads((made.directory / "manifest.json").read_text())["measurements"]
     assert [m["device"] for m in kept] == ["pixel"]
-    options = {"device": "pixel", "speed_gate": False}
-    (again,) = build(torch.nn.Linear(4, 2).eval(), torch.ones(1, 4), targets=["tflite-fp32"], options=options)
+    options = Options(device="pixel", speed_gate=False)
+    result = build(torch.nn.Linear(4, 2).eval(), torch.ones(1, 4), targets="tflite-fp32", options=options)
+    (again,) = result.raise_for_failures().artifacts
     assert again.manifest.status == "passed"  # here: the phone cannot tell what it computed
     assert "device" not in again.manifest.machine
     refused = CliRunner().invoke(cli, ["verify", str(made.directory), "--device", "pixel"])

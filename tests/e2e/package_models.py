@@ -173,15 +173,17 @@ def build(name: str, folder: Path, targets: tuple[str, ...] = ()) -> Artifact:
     torch.manual_seed(7)
     fed = list(samples(kind.model, folder))
     image = kind.model is Squeeze
-    options: dict[str, Any] = {"set": kind.settings, "speed_gate": False, "accept_data": True}
-    if image:
-        options["preprocessing"] = {"huggingface": str(folder)}
-    made = edgekit.build(
+    result = edgekit.build(
         kind.model().eval(),
         {k: torch.from_numpy(v) for k, v in fed[0].items()},
         targets=targets or kind.targets[:1],
         calibration=fed,
         out=folder / "build",
-        options=options,
+        options=edgekit.Options(
+            set=kind.settings,
+            speed_gate=False,
+            accept_data=True,
+            preprocessing={"huggingface": str(folder)} if image else {},
+        ),
     )
-    return made[0]
+    return result.raise_for_failures().artifacts[0]

@@ -15,7 +15,7 @@ from package_mediapipe import mediapipe_scores
 from torch import nn
 
 import edgekit
-from edgekit.artifact import golden, manifest
+from edgekit.artifact import golden
 from edgekit.artifact.manifest import Artifact
 from edgekit.errors import ConfigError
 from edgekit.package import PackageSpec, package, verify_bundle
@@ -82,13 +82,14 @@ def built(
         "from edgekit.preprocess.declared import from_mapping\n"
         f"def made():\n    return model(from_mapping({contract.to_mapping()!r}))\n"
     )
-    return edgekit.build(
+    result = edgekit.build(
         f"{factory}:made",
         targets=targets,
         calibration=fed,
         out=out / "build",
-        options={"set": {"fold_preprocessing": True, **settings}, "speed_gate": False},
+        options=edgekit.Options(set={"fold_preprocessing": True, **settings}, speed_gate=False),
     )
+    return result.raise_for_failures().artifacts
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -135,14 +136,15 @@ def test_the_artifact_takes_pixels_and_gives_what_the_source_gives(
 def test_what_was_quantized_is_what_it_is_without_folding(
     artifacts: dict[str, Artifact], tmp_path: Path
 ) -> None:
-    plain = edgekit.build(
+    result = edgekit.build(
         model().module,
         {"image": model().example_inputs["image"]},
         targets=["tflite-int8"],
         calibration=samples(),
         out=tmp_path / "plain",
-        options={"speed_gate": False},
-    )[0]
+        options=edgekit.Options(speed_gate=False),
+    )
+    (plain,) = result.raise_for_failures().artifacts
     digests = [{s.name: s.output_sha256 for s in a.manifest.steps} for a in (plain, artifacts["tflite-int8"])]
     assert digests[0]["quantize"] == digests[1]["quantize"]
     assert digests[0]["lower"] != digests[1]["lower"]
@@ -198,7 +200,7 @@ def test_a_grey_model_takes_colour(pixels: str, tmp_path: Path) -> None:
         assert artifact.manifest.preprocessing["color"] == "rgb"
     image = images()[5]
     fed = {"image": image[None].astype(pixels)}
-    (found,) = edgekit.predict(made[0], [fed])
+    (found,) = made[0].predict([fed])
     with torch.inference_mode():
         wanted = module(torch.from_numpy(grey.apply(image)))
     np.testing.assert_allclose(next(iter(found.values())), wanted, atol=1e-5)
@@ -224,11 +226,11 @@ def test_mediapipe_takes_a_grey_model(tmp_path: Path) -> None:
 
 def test_a_source_without_contract_is_refused(tmp_path: Path) -> None:
     example = {"image": model().example_inputs["image"]}
-    options = {"set": {"fold_preprocessing": True}}
+    options = edgekit.Options(set={"fold_preprocessing": True})
     with pytest.raises(ConfigError, match="no preprocessing contract") as raised:
         edgekit.build(model().module, example, targets=["ort-fp32"], out=tmp_path / "o", options=options)
     assert "[preprocessing]" in raised.value.hint
-    wrong = options | {"preprocessing": {"resize": [15, 16]}}
+    wrong = replace(options, preprocessing={"resize": [15, 16]})
     with pytest.raises(ConfigError, match=r"\[1, 3, 15, 16\]"):
         edgekit.build(model().module, example, targets=["ort-fp32"], out=tmp_path / "o", options=wrong)
     assert not (tmp_path / "o").exists()
@@ -237,7 +239,7 @@ def test_a_source_without_contract_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("settings", [{"pixels": "uint8"}, {"fold_preprocessing": True, "pixels": "int8"}])
 def test_impossible_settings(settings: dict[str, object], tmp_path: Path) -> None:
     example = {"image": model().example_inputs["image"]}
-    options = {"set": settings}
+    options = edgekit.Options(set=settings)
     with pytest.raises(ConfigError, match="pixels"):
         edgekit.build(model().module, example, targets=["ort-fp32"], out=tmp_path / "o", options=options)
 
@@ -272,6 +274,6 @@ def test_a_search_feeds_it_with_the_sources_inputs(artifacts: dict[str, Artifact
 
 def test_a_contract_that_leaves_the_size_open_is_written_out(tmp_path: Path) -> None:
     example = {"image": model().example_inputs["image"]}
-    options = {"preprocessing": {"mean": [0.5], "std": [0.5]}}
-    made = edgekit.build(model().module, example, targets=["ort-fp32"], out=tmp_path / "o", options=options)
-    assert manifest.read(made[0].directory).manifest.preprocessing["resize"] == [16, 16]
+    options = edgekit.Options(preprocessing={"mean": [0.5], "std": [0.5]})
+    result = edgekit.build(model().module, example, targets=["ort-fp32"], out=tmp_path / "o", options=options)
+    assert edgekit.open(result.artifacts[0].directory).manifest.preprocessing["resize"] == [16, 16]

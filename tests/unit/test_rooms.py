@@ -121,7 +121,7 @@ def test_circles_are_found() -> None:
     assert not circles({"a": {"b", "c"}, "b": {"c"}, "c": set()})
 
 
-def test_nothing_inside_imports_the_public_face() -> None:
+def test_nothing_below_the_command_line_imports_the_public_face() -> None:
     names = (
         "edgekit.__version__",
         "edgekit.build",
@@ -130,6 +130,8 @@ def test_nothing_inside_imports_the_public_face() -> None:
         "edgekit.TorchModel",
     )
     for module, tree in trees().items():
+        if module.startswith("edgekit.cli"):  # made of the public functions
+            continue
         wholes = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
         froms = [
             f"{n.module}.{a.name}" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names

@@ -1,0 +1,124 @@
+"""Artifacts in a few lines: the table that the command line, ``repr`` and notebooks show.
+
+What a manifest says may come from a stranger: text keeps no control characters, HTML is escaped.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from edgekit.artifact.manifest import Manifest
+
+COLUMNS = (
+    "target",
+    "size",
+    "metric",
+    "SNR dB",
+    "top-1",
+    "placement",
+    "p50 ms",
+    "peak",
+    "verdict",
+    "artifact",
+)
+_NOTHING = "-"
+_ROWS, _CELL = 20, 48
+"""What fits a screen: so many rows, so many characters of one cell."""
+
+
+class Described(Protocol):
+    """An artifact, in here or for the public."""
+
+    @property
+    def directory(self) -> Path:
+        """Where it lies."""
+        ...
+
+    @property
+    def manifest(self) -> Manifest:
+        """What is known about it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of texts."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def text(self) -> str:
+        """In columns, at most a screen."""
+        cells = [self.columns, *self.rows[:_ROWS]]
+        short = [[_short(printable(cell)) for cell in row] for row in cells]
+        widths = [max(map(len, column)) for column in zip(*short, strict=True)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in short]
+        if len(self.rows) > _ROWS:
+            lines.append(f"… and {len(self.rows) - _ROWS} more")
+        return "\n".join(lines)
+
+    def html(self) -> str:
+        """As an HTML table."""
+        head = "".join(f"<th>{html.escape(c)}</th>" for c in self.columns)
+        body = "".join("<tr>" + "".join(map(_html_cell, row)) + "</tr>" for row in self.rows)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def table(artifacts: Sequence[Described]) -> Table:
+    """One line an artifact: what it is, how close to the reference, what runs, and the verdict; columns in which
+    nothing is known are left out."""
+    rows = [_row(a) for a in artifacts]
+    shown = [i for i in range(len(COLUMNS)) if any(row[i] != _NOTHING for row in rows)]
+    return Table(
+        columns=tuple(COLUMNS[i] for i in shown), rows=tuple(tuple(row[i] for i in shown) for row in rows)
+    )
+
+
+def size(count: int) -> str:
+    """Bytes for people: ``3.4 MB`` (decimal units, as file managers and app stores show them)."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{int(value)} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+
+
+def printable(text: str) -> str:
+    """``text`` without what moves a terminal's cursor or changes its state."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def _row(artifact: Described) -> tuple[str, ...]:
+    manifest = artifact.manifest
+    parity, placement = manifest.parity, manifest.placement
+    measured = manifest.measurements[-1] if manifest.measurements else None
+    metric = _NOTHING
+    if parity is not None and parity.metric is not None:
+        metric = f"{parity.metric:.4f}"
+        if parity.reference_metric is not None:
+            metric += f" ({parity.metric - parity.reference_metric:+.4f})"
+    return (
+        manifest.target.name,
+        size(manifest.size),
+        metric,
+        f"{parity.snr_db:.1f}" if parity else _NOTHING,
+        f"{parity.top1_agreement:.1%}" if parity and parity.top1_agreement is not None else _NOTHING,
+        f"{placement.share:.0%}" if placement and placement.share is not None else _NOTHING,
+        f"{measured.p50_ms:.3g}" if measured else _NOTHING,
+        size(measured.peak_memory) if measured and measured.peak_memory else _NOTHING,
+        manifest.status,
+        str(artifact.directory),
+    )
+
+
+def _short(cell: str) -> str:
+    return cell if len(cell) <= _CELL else f"{cell[: _CELL // 2]}…{cell[-(_CELL // 2 - 1) :]}"
+
+
+def _html_cell(cell: str) -> str:
+    return f"<td>{html.escape(printable(cell))}</td>"

@@ -68,7 +68,10 @@ class NotCachedError(Exception):
 
 
 class ReadOnly(Store):
-    """The cache as it is: what it lacks is not done."""
+    """A cache as it is: what it lacks is not done."""
+
+    def __init__(self, store: Store) -> None:
+        vars(self).update(vars(store))  # files that ``store`` has checked are not checked again
 
     def step(self, key: Key, produce: Callable[[Path], None], reads: Reading | None = None) -> StepResult:
         """The result for ``key``, or :class:`NotCachedError`."""

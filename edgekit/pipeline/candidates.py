@@ -78,7 +78,7 @@ def plain_candidates(
     Nothing is timed here: speed is judged afterwards, on a machine that does nothing else.
     """
     results: dict[str, Result] = {}
-    kept = replace(context, store=ReadOnly(context.store.root))
+    kept = replace(context, store=ReadOnly(context.store))
     missing: list[Target] = []
     for target in targets:
         try:

@@ -167,3 +167,16 @@ def test_broad_excepts_stay_rare() -> None:
         for node in ast.walk(tree)
     )
     assert 0 < count <= BROAD_EXCEPTS, f"{count}: name what can come"
+
+
+def test_no_package_calls_something_by_the_name_of_a_module_of_its_own() -> None:
+    """Whoever imports the submodule puts it in the place of what ``__init__`` called so: ``versions`` of another room
+    was the backend's own ``versions`` once something was lowered."""
+    for folder in folders():
+        tree = ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
+        own = {p.stem for p in folder.glob("*.py")} | {p.name for p in folder.iterdir() if p.is_dir()}
+        package = ".".join(folder.relative_to(PACKAGE.parent).parts)
+        for node in tree.body:
+            if isinstance(node, ast.ImportFrom) and not str(node.module).startswith(package):
+                taken = {alias.asname or alias.name for alias in node.names} & own
+                assert not taken, f"{package} imports {taken} from {node.module}"

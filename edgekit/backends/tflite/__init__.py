@@ -24,8 +24,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-from edgekit.core import versions
 from edgekit.core.plugins import BackendInfo
+from edgekit.core.versions import installed
 from edgekit.errors import MissingExtraError
 from edgekit.types import Availability, Json, Lowered, OnnxModel, Option, Placement, Target
 
@@ -45,7 +45,7 @@ INFO = BackendInfo(
 
 def available() -> Availability:
     """Whether LiteRT is installed; found out without importing it."""
-    version = versions.installed("ai-edge-litert")
+    version = installed("ai-edge-litert")
     if not version:
         return Availability(
             installed=False,

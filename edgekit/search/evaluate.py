@@ -114,7 +114,7 @@ class Evaluator:
             str(self.budget),
             self.limits.epochs,
             sorted(self.limits.steps),
-            math.isfinite(self.limits.seconds),
+            math.isfinite(self.limits.seconds),  # a clock decides how long candidates train
         ]
         o = self.options
         data = [o.calib, o.train, o.eval, o.accelerator, o.samples, versions.code()]

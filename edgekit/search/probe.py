@@ -74,7 +74,7 @@ def best_rate(task: Task, model: nn.Module, steps: int, rates: tuple[float, ...]
         tried = copy.deepcopy(damaged)
         try:
             fit(tried, task, Training(epochs=steps / task.steps(), rate=rate), seed=0)
-        except DataError:  # the loss is not finite any more
+        except DataError:  # the loss is not finite any more, nor will it be at higher rates
             break
         losses[rate] = _loss(task, tried)
     return min(losses, key=lambda r: (losses[r], r)) if losses else rates[0]

@@ -46,6 +46,7 @@ def entropy(array: Array) -> float:
     values, counts = np.unique(flat, return_counts=True)
     if len(values) <= min(_FEW, len(flat) // 4):
         return _bytes(counts) + len(values) * array.dtype.itemsize
+    # As the coder does: which values are zero, then the bytes of the others by their place in the number.
     zero = flat == 0
     mask = _bytes(np.array([int(zero.sum()), int((~zero).sum())]))
     planes = flat[~zero].view(np.uint8).reshape(-1, array.dtype.itemsize)

@@ -60,7 +60,6 @@ class Search:
         self.interrupted = False
         self.exhausted = False
         self.spent = journal.setup.seconds
-        self.measured = 0
         self._surrogate = Surrogate(methods, targets, budget)
 
     def run(
@@ -111,8 +110,7 @@ class Search:
         if trial is None:
             trial = self._evaluate(candidate)
             self.journal.add(trial)
-            self.measured += 1
-        self.spent += trial.seconds
+        self.spent += trial.seconds  # also those of the journal: the same search ends at the same place
         self.trials[key] = (candidate, trial)
         self._surrogate.learn(candidate, trial)
         self._show(trial, self)
@@ -131,12 +129,13 @@ class Search:
             turns = [self._bisect(single) for single in singles]
             while turns and self.share < _SINGLE:
                 turns = [turn for turn in turns if next(turn, _DONE) is not _DONE]
+            # Training begins at what held without it: it does not make that worse.
             strongest = {s.method.name: s.best for s in singles}
 
     def _bisect(self, single: _Single) -> Generator[None]:
         """The strongest setting within the metric's limit; without a limit, a few over the range.
 
-        ``single.best`` is one that is taken to hold: training does not make it worse.
+        ``single.best`` is one that is taken to hold.
         """
         count = len(single.method.strengths)
         if self.budget.drop is None:
@@ -148,7 +147,7 @@ class Search:
         while high - low > 1:
             middle = (low + high) // 2
             trial = self._try(self._candidate((single.step(middle),), self.targets[0]))
-            if trial.error or trial.bound > self.budget.drop + 1e-9:
+            if trial.error or trial.bound > self.budget.drop + 1e-9:  # rounding of a share of samples
                 high = middle
             else:
                 single.best = low = middle
@@ -193,6 +192,7 @@ class Search:
                 continue
             asked, steps, target = estimator.propose()
             candidate = self._candidate(steps, target)
+            # Told as failed without a build: the estimator proposes less of it.
             hopeless = self._refused(candidate)
             idle = idle + 1 if hopeless or (candidate.line, candidate.target) in self.trials else 0
             estimator.finish(asked, None if hopeless else self._try(candidate))

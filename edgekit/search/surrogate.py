@@ -156,7 +156,7 @@ class Surrogate:
         if trial.error:
             self._refused[names] = self._refused.get(names, 0) + 1
             return
-        self._refused[names] = -_REFUSALS
+        self._refused[names] = -_REFUSALS  # one that worked: later refusals are of settings, not of the set
         if not candidate.steps:
             self._base[candidate.target] = trial
             return
@@ -212,6 +212,7 @@ class Surrogate:
                 if target not in self._base or self._refused.get((names, target), 0) >= _REFUSALS:
                     continue
                 drop, size, known = self._corrected(combined, target)
+                # Optimism where little is known, or sets of methods that look bad at first are never measured.
                 hope = 1 / (1 + known)
                 order = self._value(drop - HOPE[0] * limit * hope, size - HOPE[1] * hope, goal)
                 order[combined.seconds.sum(0) > seconds] = np.inf

@@ -172,7 +172,7 @@ def refused(candidate: Candidate, error: EdgekitError, seconds: float) -> Trial:
         line=candidate.line,
         target=candidate.target,
         drop=1.0,
-        size=1 << 62,
+        size=1 << 62,  # larger than anything, and an integer in JSON
         seconds=round(seconds, 2),
         error=error.message or type(error).__name__,
     )

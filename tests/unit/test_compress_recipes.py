@@ -20,7 +20,7 @@ from edgekit.compress import recipes
 from edgekit.compress.registry import registry
 import edgekit.compress.plan, edgekit.pipeline.compress
 line = recipes.read(";".join(registry())).line
-heavy = {"torch", "numpy", "onnx", "safetensors.torch", "lightning_fabric"} & set(sys.modules)
+heavy = {"torch", "onnx", "safetensors.torch", "lightning_fabric"} & set(sys.modules)
 assert not heavy, heavy
 print(line)
 """

@@ -8,11 +8,10 @@ file, which ``edgekit build`` lowers with the ranges that were trained (:mod:`ed
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from edgekit.compress.step import Scalar, Step, choice
+from edgekit.compress.step import Step, choice
 from edgekit.compress.steps import patterns
 from edgekit.compress.training.settings import Training
 from edgekit.errors import ConfigError
@@ -37,7 +36,6 @@ class Qat(Step):
 
     NAME: ClassVar[str] = "qat"
     IMPLEMENTATION: ClassVar[str] = "edgekit.compress.steps.qat_training"
-    SPACE: ClassVar[Mapping[str, tuple[Scalar, ...]]] = {}
 
     weights: int = 8
     activations: int = 8

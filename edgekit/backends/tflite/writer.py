@@ -27,7 +27,7 @@ from edgekit.backends.tflite.ir import (
     builtin_code,
     options_union,
 )
-from edgekit.backends.tflite.versions import operator_version
+from edgekit.backends.tflite.operator_versions import operator_version
 from edgekit.errors import UnsupportedError
 
 # schema.fbs: Buffer.data has force_align 16.

@@ -280,9 +280,7 @@ def _install() -> None:
     _environ.__getitem__ = _get_seen  # type: ignore[method-assign]
     _environ.__iter__ = _iterate_seen  # type: ignore[method-assign]
     sys.meta_path.insert(0, _finder)
-    for name in NATIVE:
-        if name in sys.modules:
-            _wrap(name)
+    _wrap_all()
 
 
 def _uninstall() -> None:
@@ -293,9 +291,8 @@ def _uninstall() -> None:
     _environ.__iter__ = _iterate  # type: ignore[method-assign]
     with contextlib.suppress(ValueError):
         sys.meta_path.remove(_finder)
-    while _wrapped:
-        name, seen, original = _wrapped.pop()
-        _replace(name, seen, original)
+    for reader in _readers:
+        reader.put(reader.original)
 
 
 _hooked: list[bool] = []
@@ -332,7 +329,7 @@ class _Finder:
         if spec is None or spec.loader is None:
             return spec
         if name in NATIVE:
-            _wrap_when_imported(name, spec.loader)
+            _wrap_when_imported(spec.loader)
         if not spec.has_location or not spec.origin or not imports.is_users(spec.origin):
             return spec
         if type(spec.loader) is importlib.machinery.SourceFileLoader:
@@ -347,13 +344,13 @@ class _Finder:
 _finder: Final = _Finder()
 
 
-def _wrap_when_imported(name: str, loader: importlib.abc.Loader) -> None:
+def _wrap_when_imported(loader: importlib.abc.Loader) -> None:
     execute = loader.exec_module
 
     def executed(module: ModuleType) -> None:
         execute(module)
         if _watchers:
-            _wrap(name)
+            _wrap_all()
 
     loader.exec_module = executed  # type: ignore[method-assign]
 
@@ -413,17 +410,44 @@ NATIVE: Final = {
 }
 """What opens a file, its first argument, without Python's knowledge, by module."""
 
-_wrapped: list[tuple[str, object, object]] = []
+
+@dataclass(kw_only=True)
+class _NativeReader:
+    """A native reader, what stands for it while somebody watches, and the modules that hold it by its name."""
+
+    name: str
+    original: object
+    reporting: _Reporting
+    holders: list[ModuleType]
+
+    def put(self, value: object) -> None:
+        """Let every module that holds it hold ``value``."""
+        for module in self.holders:
+            setattr(module, self.name, value)
 
 
-def _wrap(module: str) -> None:
-    """Make a module's native readers report their file, wherever a module has imported them to."""
-    for name in NATIVE[module]:
-        original = vars(sys.modules[module]).get(name)
-        if original is not None and not isinstance(original, _Reporting):
-            seen = _Reporting(original)
-            _replace(name, original, seen)
-            _wrapped.append((name, seen, original))
+_readers: list[_NativeReader] = []
+_searched: list[int] = [0]
+"""How many modules there were when holders were last looked for: user code is watched item by item."""
+
+
+def _wrap_all() -> None:
+    if len(sys.modules) != _searched[0]:
+        for module, names in NATIVE.items():
+            originals = [(n, vars(sys.modules[module]).get(n)) for n in names if module in sys.modules]
+            known = {id(r.original) for r in _readers} | {id(r.reporting) for r in _readers}
+            _readers.extend(
+                _NativeReader(name=n, original=o, reporting=_Reporting(o), holders=[])
+                for n, o in originals
+                if callable(o) and id(o) not in known
+            )
+        modules = [m for m in list(sys.modules.values()) if isinstance(m, ModuleType)]
+        for reader in _readers:
+            both = {id(reader.original), id(reader.reporting)}  # not ==, which may be an array's
+            reader.holders = [m for m in modules if id(vars(m).get(reader.name)) in both]
+        _searched[0] = len(sys.modules)
+    for reader in _readers:
+        reader.put(reader.reporting)
 
 
 class _Reporting:
@@ -444,9 +468,3 @@ class _Reporting:
 
     def __instancecheck__(self, instance: object) -> bool:
         return isinstance(instance, self.__wrapped__)  # type: ignore[arg-type]
-
-
-def _replace(name: str, old: object, new: object) -> None:
-    for module in list(sys.modules.values()):
-        if getattr(module, "__dict__", {}).get(name) is old:
-            setattr(module, name, new)

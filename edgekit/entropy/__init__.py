@@ -118,6 +118,7 @@ def unpack(path: Path, out: Path, *, max_output: int | None = None) -> UnpackRep
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("wb") as f:
                     f.writelines(pieces)
+            # Only when every sha256 was right.
             temporary.replace(out)
         finally:
             _remove(temporary)

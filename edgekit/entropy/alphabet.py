@@ -58,6 +58,7 @@ def binades(shift: int, first: int, last: int) -> Buckets:
     head = np.arange(first, last + 1, dtype=np.int64) << shift
     low = np.concatenate([[0], head]) if first > 0 else head
     width = np.full(len(low), shift, np.int64)
+    # Zero alone in its bucket: pruned weights then cost one decision.
     if first > 0:
         width[0] = 0
     return Buckets(low=low, width=width)
@@ -79,6 +80,7 @@ class Tree:
     def balanced(cls, histogram: Ints) -> Tree:
         """The weight-balanced tree: every node halves the weight as well as it can (within 2 decisions
         of the entropy, Rissanen 1973)."""
+        # A 256th of an occurrence more: what never occurs has a place in the tree, too, deep down.
         total = np.concatenate([[0], np.cumsum(histogram.astype(np.int64) * 256 + 1)])
 
         def cut(first: int, last: int) -> int:

@@ -92,6 +92,7 @@ class _Model:
     def _adapt(slot: list[int], bit: int) -> None:
         p, n = slot
         slot[0] = p + (((bit << 16) - bit - p) * _RATES[n] >> 16)
+        # Then the rate stays: the bytes of a file change their nature on the way.
         if n < 30:
             slot[1] = n + 1
 

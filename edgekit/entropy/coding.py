@@ -86,6 +86,7 @@ def encode_group(parts: Sequence[Part], family: Family, mantissa: int, spread: f
     modelled = min(1, int(buckets.width.max()))
     out.uint(signs)
     out.uint(modelled)
+    # What a coder without contexts would take: good enough to choose the number of lanes.
     bits = _entropy(histogram) + float((histogram * buckets.width).sum() / len(bucket))
     if bits * len(bucket) < 8 * _SMALL:
         spread = min(spread, _SPREAD_OF_SMALL)
@@ -149,6 +150,7 @@ def write_octaves(magnitude: Ints, out: Writer) -> Buckets:
         b = octaves(direct, top)
         histogram = np.bincount(b.of(magnitude), minlength=b.count)
         cost = _entropy(histogram) + float((histogram * b.width).sum() / max(1, len(magnitude)))
+        # A larger alphabet has to earn its longer description.
         if best is None or cost < best[0] * 0.999:
             best = (cost, direct)
         if direct > top:
@@ -187,6 +189,7 @@ def signs_of(magnitude: Ints, negative: Ints, buckets: Buckets) -> Signs:
     """Which magnitudes have to carry their sign."""
     if not negative.any():
         return Signs.NONE
+    # A negative zero is a bit pattern of its own and has to come back.
     if buckets.width[0] > 0 or negative[magnitude == 0].any():
         return Signs.ALL
     return Signs.NONZERO
@@ -243,6 +246,7 @@ def _read_geometry(r: Reader) -> _Geometry:
     kernel, lanes, pieces = r.uint(MAX_ELEMENTS), r.uint(MAX_LANES), r.uint(MAX_LANES)
     if min(rows, columns, kernel, lanes, pieces) < 1 or rows * columns > MAX_ELEMENTS:
         raise malformed("a plane of an impossible size")
+    # Also what would divide by zero below.
     if lanes > rows or rows % pieces:
         raise malformed("a plane with impossible lanes")
     return _Geometry(plane=Plane(rows=rows, columns=columns, kernel=kernel, lanes=lanes), pieces=pieces)

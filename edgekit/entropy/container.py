@@ -84,6 +84,7 @@ class Container:
 
     def raw(self, number: int) -> bytes:
         """The stored bytes of tensor ``number`` of the index."""
+        # Neighbouring tensors share groups: random access would decode one group over and over.
         while len(self._decoded) > _GROUPS_KEPT:
             del self._decoded[next(iter(self._decoded))]
         return b"".join(self._tensor(number))
@@ -105,6 +106,7 @@ class Container:
         codec, size = head.uint(255), head.uint(MAX_INDEX)
         raw, index = head.uint(general.MAX_CHUNK * 8), head.uint(MAX_INDEX)
         crc = int.from_bytes(head.take(4), "little")
+        # The index of an empty file expands more than anything else, hence the floor.
         if index > raw or raw > max(1 << 16, self._size * 4096):
             raise malformed("the index is larger than it can be")
         first = self._read(head.at, size, crc)
@@ -119,6 +121,7 @@ class Container:
                 f"{self.path.name} would unpack to {total} bytes, above the limit of {max_output}",
                 hint="if the file is trusted, allow it with a higher limit",
             )
+        # No coder here makes more of a byte: it is a bomb, whatever limit the user gave.
         if total > self._size * _MAX_RATIO:
             raise malformed(f"{self._size} bytes cannot hold {total}")
         self._offsets = self._layout(head.at + size)
@@ -134,6 +137,7 @@ class Container:
             at += block.size
         if at != self._size:
             raise malformed(f"the file has {self._size} bytes instead of {at}")
+        # Every byte of every file is accounted for before the first is decoded.
         if len(self._inline) + sum(c.raw for c in self.index.chunks) != self.index.loose:
             raise malformed("the bytes outside tensors do not add up")
         return offsets

@@ -68,6 +68,7 @@ def unpack_elements(raw: bytes | memoryview, dtype: Dtype, elements: int) -> Int
     """The bit patterns of a tensor as unsigned integers. Raises ``ValueError`` if padding bits are set."""
     if dtype.bits == 4:
         data = np.frombuffer(raw, np.uint8)
+        # The first of two in the low half, as ONNX and TFLite store them.
         both = np.stack([data & 15, data >> 4], axis=1).reshape(-1).astype(np.int64)
         if both[elements:].any():
             raise ValueError("padding bits are set")

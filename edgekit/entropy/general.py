@@ -33,6 +33,7 @@ def encode(data: bytes, codecs: Iterable[Codec] = (Codec.LZMA, Codec.MIXED)) -> 
     """The smallest of the ``codecs`` or the data as they are."""
     best = (Codec.STORED, data)
     for codec in codecs:
+        # 30 microseconds a byte: above, a second and more for a few bytes.
         if codec is Codec.MIXED and len(data) > _MIXED_UP_TO:
             continue
         coded = _ENCODERS[codec](data)
@@ -60,6 +61,7 @@ def _stored(data: bytes, size: int) -> bytes:
 
 
 def _filters(size: int) -> list[dict[str, int]]:
+    # No larger than the data: the decoder has to allocate it.
     window = 1 << max(12, min(26, (size - 1).bit_length() if size else 0))
     return [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": window, "pb": 2}]
 

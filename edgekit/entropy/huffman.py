@@ -59,6 +59,7 @@ def decode(data: bytes | memoryview, count: int, alphabet: int) -> Ints:
     wanted = np.clip(count - np.arange(streams) * each, 0, each)
     if np.any(wanted > 8 * sizes):
         raise malformed("a Huffman stream is shorter than its symbols")
+    # In bits.
     ends = np.cumsum(sizes) * 8
     out, at = _decode_streams(r.take(r.left), (ends - sizes * 8, ends), wanted, lengths)
     if np.any(at > ends) or np.any(ends - at >= 8):
@@ -97,6 +98,7 @@ def _limited(lengths: Ints, histogram: Ints) -> Ints:
         s = next(int(s) for s in rare if out[s] == max(v for v in out[rare] if v < LIMIT))
         room += 1 << (LIMIT - int(out[s]) - 1)
         out[s] += 1
+    # What lengthening gave away too much goes back to the most frequent.
     for s in rare[::-1]:
         while out[s] > 1 and 1 << (LIMIT - int(out[s])) <= room:
             room -= 1 << (LIMIT - int(out[s]))

@@ -132,6 +132,7 @@ class Index:
     def _check(self) -> None:
         if self.single != (len(self.files) == 1 and self.single):
             raise malformed("a single file that is several")
+        # On a disk the second of two would win, or the writing would fail half-way.
         paths = {f.path for f in self.files}
         folders = {str(p) for path in paths for p in PurePosixPath(path).parents}
         if len(paths) != len(self.files) or paths & folders:
@@ -157,6 +158,7 @@ class Index:
                 if t.book_group >= len(filled):
                     raise malformed("a group that does not exist")
                 filled[t.book_group] += t.book
+        # The decoder allocates by these numbers; here they are cheap to compare.
         if filled != [g.raw for g in self.groups]:
             raise malformed("the groups do not hold what the tensors need")
 
@@ -164,6 +166,7 @@ class Index:
 def safe_path(path: str) -> str:
     """A relative path that stays below its folder on every system. Raises ``ContainerError``."""
     parts = PurePosixPath(path).parts
+    # Windows takes a colon for a drive or a stream and forbids the others.
     bad = not parts or path.startswith("/") or ".." in parts or str(PurePosixPath(path)) != path
     if bad or path == "." or any(c in path for c in '\\:\0<>"|?*'):
         raise malformed(f"a file is called {path!r}, which could leave its folder")

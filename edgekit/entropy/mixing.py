@@ -28,6 +28,7 @@ _LEARN = 128
 @cache
 def squash_table() -> Ints:
     """``round(65536 / (1 + exp(-x / 256)))`` for x in [-3071, 3071], by 160-bit integer arithmetic."""
+    # Integers, because exp() of two C libraries may differ in the last bit, and a decoder with it.
     one = 1 << 160
     step, term, k = one, one, 1
     while term:  # exp(-1/256) by its series
@@ -60,6 +61,7 @@ class Mixer:
     """``inputs`` context models of ``contexts`` contexts each, mixed with one weight set a ``selector``."""
 
     def __init__(self, inputs: int, contexts: int, selectors: int, *, limit: int, rate: int) -> None:
+        # One array for both: a batch then gathers and scatters once.
         self._counts = np.zeros(inputs * contexts, np.int64)  # seen << 32 | ones
         first = _WEIGHT_ONE * 5 // (4 * inputs)
         self._weights = np.full(selectors * inputs * _CONFIDENCE, first, np.int64)
@@ -114,6 +116,7 @@ class Mixer:
         over = (state > self._full).nonzero()[0]
         if len(over):
             state = state[over]
+            # Half of both: old observations fade, the ratio stays.
             self._counts[at[over]] = (state >> 33) << 32 | (state & 0xFFFFFFFF) >> 1
 
     def relax(self, limit: int) -> None:

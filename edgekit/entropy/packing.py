@@ -157,8 +157,10 @@ def _usable_spans(files: Mapping[str, memoryview]) -> dict[str, list[Span]]:
         elements = int(np.prod(span.shape, dtype=object)) if all(d > 0 for d in span.shape) else 0
         if span.offset < 0 or span.offset + span.size > len(files[span.file]) or span.dtype not in DTYPES:
             continue
+        # A tensor's entry in the index takes about as much as the model saves on so few.
         if elements < _MIN_ELEMENTS or DTYPES[span.dtype].size(elements) != span.size:
             continue
+        # Two readers may see one tensor; each byte is stored once.
         if mine and span.offset < mine[-1].offset + mine[-1].size:
             continue
         mine.append(span)
@@ -175,6 +177,7 @@ def _tensor(span: Span, raw: memoryview, number: int, groups: _Groups, known: _K
         return None
     if span.name in known.wanted and span.name not in known.palettes:
         known.palettes[span.name] = number, ranks(patterns, dtype)
+    # Tied weights, and the same file twice in one folder.
     key = hashlib.sha256(raw).digest() + bytes([dtype.code])
     if key in known.tensors:
         return replace(entry, form=Form.COPY, source=known.tensors[key])
@@ -189,6 +192,7 @@ def _tensor(span: Span, raw: memoryview, number: int, groups: _Groups, known: _K
         return _clustered(entry, span, patterns, book, groups)
     if dtype.family is Family.INTEGER:
         values = ordered(patterns, dtype)
+        # Unsigned weights lie around their zero point, which is the most frequent value.
         shift = 0 if dtype.signed else int(np.bincount(values[: 1 << 20]).argmax())
         magnitude, negative = split_sign(values - shift)
         group_key, mantissa = (dtype.name, 0), 0
@@ -248,6 +252,7 @@ def _geometry(span: Span) -> tuple[int, int]:
     if len(shape) < 2:
         return 1, 1
     rows = shape[0]
+    # Depthwise kernels and the like: too few rows to have neighbours above.
     if rows < 8 and len(shape) > 2:
         return int(np.prod(shape[:-1])), 1
     if len(shape) == 2:

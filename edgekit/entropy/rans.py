@@ -59,6 +59,7 @@ class Encoder:
         freq = np.where(bits == 1, p1, LOW - p1)
         start = np.where(bits == 1, 0, p1)
         size = -np.log2(freq / LOW).sum() / 8
+        # One state costs 4 bytes: a state for every 4 KB of the stream is a thousandth.
         states = int(min(MAX_STATES, size // _BYTES_PER_STATE))
         if states < _SCALAR_BELOW:
             return _encode_scalar(freq.tolist(), start.tolist())
@@ -79,6 +80,7 @@ def _encode_scalar(freq: list[int], start: list[int]) -> bytes:
 def _encode_vector(freq: Ints, start: Ints, states: int) -> bytes:
     x = np.full(states, LOW, np.int64)
     words: list[Ints] = []
+    # Backwards: the decoder takes out last what was put in first.
     for lo in range((len(freq) - 1) // states * states, -1, -states):
         f, s = freq[lo : lo + states], start[lo : lo + states]
         y = x[: len(f)]
@@ -99,6 +101,7 @@ class Decoder:
             raise _corrupt("an entropy-coded stream is shorter than its header")
         count = int.from_bytes(data[:2], "little")
         head = 2 + 4 * count
+        # Before anything of that size is allocated.
         if count > MAX_STATES or head > len(data):
             raise _corrupt("an entropy-coded stream declares more states than it holds")
         self._x = np.frombuffer(data[2:head], "<u4").astype(np.int64)
@@ -145,6 +148,7 @@ class Decoder:
     def finish(self) -> None:
         """Raise unless the stream ends exactly where an encoder's would."""
         x = np.array([self._state]) if self._scalar else self._x
+        # An encoder starts every state at LOW, so a decoder that read the right bits ends there.
         if self._at != len(self._words) or np.any(x != LOW):
             raise _corrupt("an entropy-coded stream does not end where it should")
 

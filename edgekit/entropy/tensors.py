@@ -83,6 +83,7 @@ class TensorModel:
         """Walk the tree for every lane. ``context``: int64 [inputs, lanes], already times nodes."""
         tree, n = self._tree, context.shape[1]
         out = np.zeros(n, np.int64)
+        # One bucket takes no decision.
         if tree.leaves == 1:
             return out
         who, node = np.arange(n), np.zeros(n, np.int64)
@@ -162,6 +163,7 @@ class _Walk:
         zero = np.zeros(n, np.int64)
         want = None
         if self._values is not None:
+            # Columns first: a step of all lanes then lies together in memory.
             want = tuple(np.ascontiguousarray(a[rows].T) for a in _parts(self._values))
         result = tuple(np.empty((c, n), np.int64) for _ in range(3))
         for j in range(c):
@@ -178,6 +180,7 @@ class _Walk:
             g = m._group4[b]
             group[j] = g
             sign[j] = np.where(b > 0, 1 + negative, 0)
+            # A running mean over about 16 weights, in 1/64 of a group.
             self._row_mean[:n] += (g * 64 - self._row_mean[:n]) >> 4
             result[0][j], result[1][j], result[2][j] = b, negative, low
         for mine, new in zip(_parts(self._out), result, strict=True):
@@ -209,6 +212,7 @@ class _Walk:
         """Signs of the lanes whose magnitude is not zero; ``near`` are neighbours: 0 none, 1 +, 2 -."""
         out = np.zeros(len(bucket), np.int64)
         signs = self._m._signs_of
+        # Unsigned integers and the outputs of a ReLU: no bit is spent.
         if signs is Signs.NONE:
             return out
         who = np.arange(len(bucket)) if signs is Signs.ALL else np.flatnonzero(bucket)

@@ -60,6 +60,7 @@ def write(contents: Contents, out: Path) -> None:
         {
             "AndroidManifest.xml": files["AndroidManifest.xml"],
             "classes.jar": compile_jar(sources, _below(files, "stubs/")),
+            # The list of its resources: it has none.
             "R.txt": b"",
             "proguard.txt": files["proguard.txt"],
             **{f"assets/{asset_folder(described)}{n}": c for n, c in contents.files.items()},

@@ -16,6 +16,7 @@ ACCELERATORS = ("cpu", "gpu", "npu")
 def source(described: Descriptor, folder: str) -> bytes:
     """The Java source; ``folder`` is where the package's files are among the app's assets."""
     labels = described.labels
+    # In the order of Accelerator.java, which indexes this array.
     limits = ", ".join(repr(float(described.golden.tolerance[a])) for a in ACCELERATORS)
     lines = [
         f"package {described.name};",

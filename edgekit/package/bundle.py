@@ -58,6 +58,7 @@ def bundle_files(contents: Contents, *, usage: str = _USAGE) -> dict[str, Conten
     sums = writing.sums(files)
     files[writing.SUMS] = sums
     if contents.spec.sign_key is not None:
+        # Last: it is over the sums, which are over everything else.
         files[signing.SIGNATURE] = signing.sign(sums, contents.spec.sign_key)
     return files
 
@@ -99,6 +100,7 @@ def opened(path: Path, *, public_key: Path | None = None) -> Iterator[Bundle]:
             directory = work / "bundle"
             _unpack(path, directory)
         has_signature = (directory / signing.SIGNATURE).is_file()
+        # Before a byte of the files is trusted: the signature is over the list of their checksums.
         if public_key is not None:
             _check_signature(directory, has_signature, public_key)
         _check_sums(directory, path)
@@ -145,9 +147,11 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
         special = stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
         if escapes or special:
             raise UntrustedSourceError(f"{path} has an entry that leaves its folder: {name!r}", hint=_REFUSE)
+        # On Windows and macOS these are one file, and the second would replace what was checked.
         if name.casefold() in seen:
             raise UntrustedSourceError(f"{path} has two entries {name!r}", hint=_REFUSE)
         seen.add(name.casefold())
+    # By what the archive declares: zipfile stops reading an entry there.
     if sum(e.file_size for e in entries) > MAX_BYTES:
         raise UntrustedSourceError(
             f"{path} unpacks to more than {MAX_BYTES >> 30} GiB", hint="unpack it by hand if you trust it"
@@ -171,6 +175,7 @@ def _check_sums(directory: Path, shown: Path) -> None:
         listed[name] = digest
     present = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if not p.is_dir()}
     present -= {writing.SUMS, signing.SIGNATURE}
+    # A link could point outside after its target was checked.
     links = sorted(n for n in present if (directory / n).is_symlink())
     if links:
         raise UntrustedSourceError(f"{shown} has links: {', '.join(links)}", hint=_REFUSE)

@@ -86,6 +86,7 @@ def collect(artifact: Artifact, spec: PackageSpec, *, one_file: bool = False) ->
         record = LabelsRecord(
             file="labels.txt", count=len(labels), sha256=sha256_bytes(text), output=output.name
         )
+    # Each kind of arithmetic differs by more on an accelerator than on the CPU that made the vectors.
     tolerance = TOLERANCES[arithmetic(artifact.manifest.target.precision)]
     clear = 2 * max(tolerance.values())
     described = tuple(_stored(case, files, _label(case, output, labels, clear)) for case in cases)
@@ -121,6 +122,7 @@ def _check_target(artifact: Artifact) -> None:
 
 def _model_files(artifact: Artifact, spec: PackageSpec, one_file: bool) -> tuple[str, ...]:
     main, *beside = (f.name for f in artifact.manifest.files)
+    # Bundles carry whatever the runtime needs beside the main file.
     if not one_file:
         return (main, *beside)
     # Another form of the same model (--set ort_format=true): the main file does without it.
@@ -159,6 +161,7 @@ def _labelled_output(artifact: Artifact, labels: tuple[str, ...]) -> TensorSpec 
         return None
     if any("\n" in label or "\r" in label or not label for label in labels):
         raise UsageError("a label is empty or has a line break", hint="one non-empty name for every class")
+    # By size and not by name: exporters name outputs as they like.
     for spec in artifact.manifest.outputs:
         if spec.shape and spec.shape[-1] == len(labels):
             return spec
@@ -185,6 +188,7 @@ def _stored(case: golden.Case, files: dict[str, Content], label: str) -> GoldenC
     folder, image = f"golden/{case.name}", None
     if case.image is not None:
         name = f"{folder}/image.rgb"
+        # Raw, not PNG: a phone's decoder must not stand between the image and the contract.
         files[name] = case.image.tobytes()
         image = ImageFile(file=name, height=case.image.shape[0], width=case.image.shape[1])
     return GoldenCase(
@@ -202,6 +206,7 @@ def _tensor_files(
     described = []
     for index, (name, array) in enumerate(arrays.items()):
         file = f"{prefix}-{index}.bin"
+        # Little-endian, as every phone and browser is.
         files[file] = array.astype(array.dtype.newbyteorder("<")).tobytes()
         described.append(TensorFile(name=name, file=file, dtype=array.dtype.name, shape=array.shape))
     return tuple(described)

@@ -71,6 +71,7 @@ def _wrong(name: str) -> tuple[str, str]:
         parts = "two or more parts of lower-case letters, digits and _, such as com.example.digits"
         tidy = re.sub(r"[^a-z0-9_.]", "_", name.lower())
         return "its form is not that of one", parts + (f"; {tidy}?" if _ID.fullmatch(tidy) else "")
+    # File names of 255 bytes, of which Maven adds version and ending.
     if len(name) > _LONGEST:
         return f"it has {len(name)} letters", f"at most {_LONGEST}"
     words = name.split(".")

@@ -184,6 +184,7 @@ def read(path: Path) -> Descriptor:
         raise SourceError(
             f"{path} cannot be read: {e}", hint="this is no bundle; edgekit package writes one"
         ) from e
+    # Before the rest: a newer document may have fields that mean something else.
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA_VERSION:
         raise SourceError(

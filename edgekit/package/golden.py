@@ -166,6 +166,7 @@ def _check_reproduces(
 
 def _image(contract: Preprocessing | None, artifact: Artifact, fed: Mapping[str, Array]) -> Array | None:
     """The image behind a stored sample, where the contract takes it there and back bit for bit."""
+    # With a second input an image alone would not be the case.
     if contract is None or len(fed) != 1:
         return None
     spec = next(s for s in artifact.manifest.inputs if s.name == contract.input)
@@ -178,6 +179,7 @@ def _image_cases(artifact: Artifact, contract: Preprocessing | None) -> list[Cas
         return []
     spec = artifact.manifest.inputs[0]
     height, width = contract.size
+    # Larger than the crop, unequally: swapped axes and off-centre crops then show.
     if contract.resize is None:
         sizes = [(height + 5, width + 9), (height + 2, width)]
     else:

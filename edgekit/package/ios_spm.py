@@ -153,12 +153,14 @@ def _text(value: str) -> str:
 
 
 def _character(byte: int) -> str:
+    # A question mark is escaped because of C's trigraphs (??/ is a backslash).
     safe = 0x20 <= byte < 0x7F and byte not in b'"\\?'
     return chr(byte) if safe else f"\\{byte:03o}"
 
 
 def _check(described: Descriptor) -> None:
     for spec in (*described.inputs, *described.outputs):
+        # ek_tensor has room for 8 dimensions.
         if spec.dtype not in _DTYPES or len(spec.shape) > 8:
             raise UnsupportedError(
                 f"the C interface does not take {spec}",
@@ -168,6 +170,7 @@ def _check(described: Descriptor) -> None:
         s.name: tuple(d if isinstance(d, int) else 1 for d in s.shape)
         for s in (*described.inputs, *described.outputs)
     }
+    # C structures of fixed size: what varies between cases cannot be declared.
     for case in described.golden.cases:
         for tensor in (*case.inputs, *case.outputs):
             if tensor.shape != shapes[tensor.name]:

@@ -47,6 +47,7 @@ def repository(
     placed[f"{here.folder.rsplit('/', 1)[0]}/maven-metadata.xml"] = _metadata(here)
     for name, content in list(placed.items()):
         data = writing.read(content)
+        # Old versions of Maven check md5 and sha1, Gradle the stronger ones.
         for kind in _CHECKSUMS:
             placed[f"{name}.{kind}"] = hashlib.new(kind, data, usedforsecurity=False).hexdigest().encode()
     return placed

@@ -23,6 +23,7 @@ def write(contents: Contents, file: str, model: bytes, out: Path, *, usage: str)
     files |= {file: model, "edgekit.json": encode(described)}
     changed = replace(contents, descriptor=described, files=files)
     writing.write_tree(bundle.bundle_files(changed, usage=usage), out)
+    # The written file and not the artifact's: it is another file, made by another tool.
     report = verify_bundle(out)
     if not report.passed:
         failed = "; ".join(f"{c.name}: {c.message}" for c in report.cases if c.message)

@@ -38,6 +38,7 @@ def cyclonedx(contents: Contents) -> bytes:
     }
     if d.license:
         model["licenses"] = [{"expression": d.license}]
+    # A package URL takes a version, not a sentence about two of them.
     version = version_number(d.runtime.minimum)
     runtime = {
         "type": "library",

@@ -84,6 +84,7 @@ def load(backend: str, format_: str) -> Template:
             hint="it has version, dtypes, [values] and [newer]",
         )
     common = plugins.data_dir() / "targets" / "common" / "package" / format_
+    # The backend's own file wins over the common one of the same name.
     files = {**_files(common), **_files(own)}
     files.pop(RECORD)
     return Template(

@@ -92,6 +92,7 @@ def with_metadata(model: bytes, info: tflite_schema.ModelInfo) -> bytes:
     """``model`` with ``info`` as its ``TFLITE_METADATA``; metadata that was there is replaced."""
     schema = flatbuffer_schema()
     tree = schema.ModelT.InitFromPackedBuf(model, 0)
+    # A model that was packaged before has one: readers take the first they find.
     others = [m for m in tree.metadata or () if m.name not in (ENTRY, ENTRY.encode())]
     buffer = schema.BufferT()
     buffer.data = tflite_schema.encode(info)
@@ -107,6 +108,8 @@ def with_metadata(model: bytes, info: tflite_schema.ModelInfo) -> bytes:
 def with_files(model: bytes, files: dict[str, bytes]) -> bytes:
     """``model`` with a zip archive of ``files`` behind it, uncompressed, as readers expect it."""
     buffer = io.BytesIO(model)
+    # Append mode looks for the archive at the end and leaves what is before it: readers of flatbuffers see
+    # the model.
     with zipfile.ZipFile(buffer, "a", zipfile.ZIP_STORED) as archive:
         for name, data in sorted(files.items()):
             archive.writestr(writing.entry(name), data)

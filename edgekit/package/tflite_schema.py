@@ -120,6 +120,7 @@ def _vector(b: flatbuffers.Builder, offsets: Sequence[int]) -> int:
 
 
 def _floats(b: flatbuffers.Builder, values: Sequence[float]) -> int:
+    # flatbuffers are built back to front.
     b.StartVector(4, len(values), 4)
     for value in reversed(values):
         b.PrependFloat32(struct.unpack("<f", struct.pack("<f", value))[0])

@@ -107,6 +107,7 @@ class _Replay:
         message = ""
         if preprocessed is False:
             message = "the contract does not turn the image into the stored tensor"
+        # Written so that a NaN fails.
         elif not error <= self.limit:
             message = f"an output is off by {error:.3g} of its largest value, {self.limit:g} is allowed"
         elif case.label and self._label(outputs) != case.label:
@@ -126,6 +127,7 @@ class _Replay:
         if case.image is None or contract is None or spec is None:
             return None
         data = np.frombuffer((self.directory / case.image.file).read_bytes(), np.uint8)
+        # A file of another size was checksummed all the same: the descriptor lies about it.
         if data.size != case.image.height * case.image.width * 3:
             return False
         image = data.reshape(case.image.height, case.image.width, 3)

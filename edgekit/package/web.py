@@ -69,6 +69,7 @@ def manifest(contents: Contents, template: templates.Template) -> bytes:
             "./package.json": "./package.json",
         },
         "types": "./index.d.ts",
+        # Lets a bundler drop what an app does not import.
         "sideEffects": False,
         "peerDependencies": {template.values["RUNTIME_PACKAGE"]: template.values["RUNTIME_VERSION"]},
         "edgekit": {"template": template.version, "edgekit": described.edgekit},

@@ -30,6 +30,7 @@ def sha256(content: Content) -> str:
 
 def write_tree(files: Mapping[str, Content], folder: Path) -> None:
     """Write every file below ``folder``. Names are relative, with forward slashes."""
+    # Sorted: two runs then write in one order, whatever made the mapping.
     for name, content in sorted(files.items()):
         pure = PurePosixPath(name)
         assert not pure.is_absolute(), name
@@ -49,6 +50,7 @@ def write_zip(files: Mapping[str, Content], path: Path | IO[bytes], *, stored: t
 
 def entry(name: str, kind: int = zipfile.ZIP_STORED) -> zipfile.ZipInfo:
     """A zip entry whose time, mode and origin are the same everywhere."""
+    # ZipFile would take the time of day, and the umask through the file.
     info = zipfile.ZipInfo(name, date_time=_EPOCH)
     info.external_attr = _MODE
     info.create_system = 3

@@ -63,6 +63,7 @@ def _fields(data: memoryview, at: int, end: int) -> Iterator[_Field]:
 
 
 def _graph(file: str, data: memoryview, begin: int, end: int, out: list[Span], depth: int) -> None:
+    # A file may nest deeper than Python's stack.
     if depth > _MAX_DEPTH:
         return
     for number, wire, b, e in _fields(data, begin, end):

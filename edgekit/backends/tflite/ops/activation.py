@@ -13,6 +13,8 @@ from edgekit.backends.tflite.ops.elementwise import broadcast, covering
 from edgekit.backends.tflite.registry import Refusal, Rule, op
 from edgekit.backends.tflite.view import View
 
+# Output parameters that TFLite's specification prescribes: these functions' whole range, whatever was
+# calibrated.
 _LOGISTIC = {"int8": (1 / 256, -128), "uint8": (1 / 256, 0), "int16": (1 / 32768, 0)}
 _TANH = {"int8": (1 / 128, 0), "uint8": (1 / 128, 128), "int16": (1 / 32768, 0)}
 
@@ -50,6 +52,7 @@ def _bounds(x: View, low: View | float | None, high: View | float | None) -> tup
             ends.append(float(bound.const.reshape(-1)[0]))
         else:
             ends.append(float(bound))
+    # Exporters write "no limit" as the largest finite number.
     if x.dtype == FLOAT32:
         largest = float(np.finfo(np.float32).max)
         ends = [-math.inf if ends[0] <= -largest else ends[0], math.inf if ends[1] >= largest else ends[1]]
@@ -148,6 +151,7 @@ def prelu(g: Builder, x: View, slope: View) -> View:
     alpha = g.aligned(slope, x.rank, perm)
     if alpha.rank == x.rank and alpha.shape[0] == 1:
         alpha = g.reshape(alpha, alpha.shape[1:])
+    # The kernel takes one slope a channel; any other shape is spelled with two RELUs.
     per_channel = alpha.rank < x.rank and all(d == 1 for d in alpha.shape[:-1])
     if per_channel or x.quant is not None:
         if alpha.quant is None and x.quant is not None:
@@ -231,6 +235,7 @@ def softplus(g: Builder, x: View) -> View:
 @op("Mish", since=18)
 def mish(g: Builder, x: View) -> View:
     """x * tanh(softplus(x)) = x * n / (n + 2) with n = e^x (e^x + 2); beyond 20 that is x."""
+    # e^20 squared is still finite in float32, and n / (n + 2) is 1 there.
     bounded = g.binary("MINIMUM", x.tensor, 20.0)
     grown = g.unary("EXP", bounded)
     n = g.binary("MUL", grown, g.binary("ADD", grown, 2.0))
@@ -267,6 +272,7 @@ def shrink(g: Builder, x: View, *, bias: float = 0.0, lambd: float = 0.5) -> Vie
 def _last_axis(g: Builder, x: View, axis: int) -> View:
     """The view with ``axis`` as the tensor's last axis, where TFLite's softmax works."""
     axis %= x.rank
+    # A convolution leaves its channels last, where softmax over classes wants them.
     if x.perm[-1] == axis:
         return x
     perm = (*(p for p in x.perm if p != axis), axis)

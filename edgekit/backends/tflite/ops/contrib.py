@@ -93,6 +93,7 @@ def attend(
     """softmax(q k' scale + added) v over ``[N, T, heads · size]``."""
     split = [g.reshape_view(p, (*p.shape[:2], heads, p.shape[2] // heads)) for p in parts]
     q, k, v = (g.transpose_view(p, (0, 2, 1, 3)) for p in split)
+    # On the queries, which are fewer numbers than the scores.
     factor = scale or 1 / math.sqrt(q.shape[-1])
     scores = matmul(g, q.with_tensor(g.binary("MUL", q.tensor, factor)), g.transpose_view(k, (0, 1, 3, 2)))
     for view in added:
@@ -115,6 +116,7 @@ def _biases(g: Builder, mask: View | None, bias: View | None, low: float) -> lis
 
 
 def _causal(g: Builder, rows: int, columns: int, low: float) -> View:
+    # Aligned at the end where there are more keys than queries.
     allowed = np.tri(rows, columns, columns - rows, dtype=bool)
     return View.of(g.constant(np.where(allowed, 0.0, low).astype(np.float32)[None, None]))
 

@@ -31,6 +31,7 @@ def if_(g: Builder, condition: View, *, then_branch: ir.Graph, else_branch: ir.G
         for name, graph in (("then", then_branch), ("else", else_branch))
     ]
     results = [g.lowering.graphs[b].outputs for b in branches]
+    # TFLite gives IF one shape, whichever branch runs.
     for a, b in zip(*results, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             raise Refusal(f"its branches give {a.dtype}{list(a.shape)} and {b.dtype}{list(b.shape)}")
@@ -180,7 +181,9 @@ def _while(
     for before, after in zip(start[2:], graph.outputs[1:], strict=True):
         if before.shape != after.shape or before.dtype != after.dtype:
             raise Refusal(f"a loop whose state changes from {list(before.shape)} to {list(after.shape)}")
+    # TFLite's WHILE has no counter of its own: it is the first state.
     next_count = inner.binary("ADD", graph.inputs[0], inner.constant(1, INT64))
+    # No trip count: only the condition ends the loop.
     limit = g.constant(np.iinfo(np.int64).max, INT64) if trip is None else g.reshape(g.plain(trip), ())
     passed = Tensor((), INT64, "trip_count")
     going = inner.reshape(graph.outputs[0], ())

@@ -61,6 +61,7 @@ def convolve2d(g: Builder, x: Tensor, w: View, b: View | None, window: Window, g
     )
     shape = (x.shape[0], *sizes, out_channels)
     kind = g.type_like(x)
+    # Depthwise: TFLite has an operator of its own, with a multiplier of outputs a channel.
     if group == channels and group > 1 and w.shape[1] == 1:
         # [O, 1, H, W] → [1, H, W, O]
         weight = g.layout(w, (1, 2, 3, 0))
@@ -84,6 +85,7 @@ def _conv3d(g: Builder, x: View, w: View, b: View | None, window: Window, group:
     x, w, b = g.dequantize(x), g.dequantize(w), None if b is None else g.dequantize(b)
     data, padding = padded(g, g.layout(x, channels_last(5)), window)
     per = data.shape[-1] // group
+    # [O, I, D, H, W] → [D, H, W, I, O]: CONV_3D wants its outputs last.
     filters = g.layout(w, (2, 3, 4, 1, 0))
     sizes = window.output(x.shape[2:])
     outs = []
@@ -177,6 +179,7 @@ def _transposed2d(
         raise Refusal("weights that are computed at run time, with groups or dilation")
     if any(a < 0 for a, _ in margins):
         raise Refusal("an output_shape beyond what the input reaches")
+    # ONNX pads the output by less than a stride: beyond, no input reaches.
     if any(-z >= s for s, (_, z) in zip(strides, margins, strict=True)):
         raise Refusal("an output padding that is not smaller than the stride")
     weight = w if tuple(dilation) == (1, 1) else _dilated(g, w, dilation)
@@ -221,6 +224,7 @@ def bias_tensor(g: Builder, b: View | None, x: Tensor, weight: Tensor, count: in
         if b.const is None:
             return g.plain(b)
         return g.plain(b) if len(b.const) == count else g.constant(b.const[first : first + count])
+    # Sums of int16 products need more than 32 bits (TFLite's specification).
     dtype = INT64 if x.dtype == INT16 else INT32
     scale = np.broadcast_to(
         weight.quant.scale * x.quant.scale, (count,) if weight.quant.per_channel else (1,)

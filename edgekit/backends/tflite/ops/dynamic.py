@@ -57,6 +57,7 @@ def non_max_suppression(
     limits = [0 if most is None else most.const, *(v if v is None else v.const for v in (overlap, least))]
     if any(v is not None and limit is None for v, limit in zip((most, overlap, least), limits, strict=True)):
         raise Refusal("limits that are computed at run time")
+    # TFLite reserves room for as many boxes as may be chosen.
     first = min(int(np.max(np.asarray(limits[0]))), count)
     if first <= 0 or 0 in scores.shape:
         return View.of(g.constant(np.zeros((0, 3), np.int64)))

@@ -45,6 +45,7 @@ def _parse(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
     terms = left.split(",")
     if len(terms) != len(ranks):
         raise Refusal(f"the equation {equation!r} with {len(ranks)} operands")
+    # Greek letters: einsum's own are Latin.
     spare = [c for c in map(chr, range(0x3B1, 0x3CA)) if c not in text]
     widths = [r - len(t.replace("...", "")) for t, r in zip(terms, ranks, strict=True)]
     width = max((w for w, t in zip(widths, terms, strict=True) if "..." in t), default=0)
@@ -94,6 +95,7 @@ def _contract(
     inner = [c for c in shared if c not in needed]
     batch = [c for c in shared if c in needed]
     rows, columns = [c for c in x if c not in y], [c for c in y if c not in x]
+    # Nothing to sum over: MUL broadcasts, BATCH_MATMUL would only reshape.
     if not inner:
         return _multiplied(g, (a, x), (b, y), [*batch, *rows, *columns])
     size = {c: n for letters, view in ((x, a), (y, b)) for c, n in zip(letters, view.shape, strict=True)}

@@ -74,6 +74,7 @@ def covering(data: np.ndarray, dtype: DType) -> Quant:
 
 def _order(views: Sequence[View], shape: Shape, usual: Perm) -> Perm:
     """``usual``, or ONNX's order where only that leaves few enough axes to broadcast over."""
+    # The builtin kernels broadcast over four axes; merging neighbours depends on the order they lie in.
     plain = tuple(range(len(shape)))
     for perm in (usual, plain):
         full = [(1,) * (len(shape) - v.rank) + v.shape for v in views]
@@ -140,6 +141,7 @@ def _float_only(view: View, what: str) -> None:
 def div(g: Builder, a: View, b: View) -> View:
     """DIV; a constant divisor becomes a factor; integers divide towards zero."""
     if a.dtype.kind == "f":
+        # XNNPACK multiplies quicker than it divides; the factor is rounded once, from float64.
         if b.const is not None and np.all(b.const != 0):
             factor = (np.float64(1.0) / b.const).astype(b.const.dtype)
             if np.all(np.isfinite(factor)):
@@ -247,6 +249,7 @@ _UNARY = {
 
 
 def _comparison(code: str, g: Builder, a: View, b: View) -> View:
+    # LiteRT compares int32, int64 and floats.
     if a.dtype.kind in "iu" and a.dtype not in (INT32, INT64):
         wider = INT64 if a.dtype.itemsize >= 4 else INT32
         a, b = (g.as_type(v, wider) for v in (a, b))

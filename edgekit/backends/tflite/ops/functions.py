@@ -115,6 +115,7 @@ def _log1p(g: Builder, t: Tensor) -> Tensor:
     divisor = g.select(equal, g.constant(np.ones(t.shape, np.float32)), less)
     logarithm = g.unary("LOG", u)
     scaled = g.binary("MUL", logarithm, g.binary("DIV", t, divisor))
+    # log(inf) is inf, but inf / inf is not a number.
     infinite = g.compare("EQUAL", u, np.inf)
     return g.select(equal, t, g.select(infinite, u, scaled))
 
@@ -194,6 +195,7 @@ def bit_shift(g: Builder, x: View, amount: View, *, direction: str) -> View:
         amount = g.as_type(amount, x.dtype)
         return broadcast(g, "RIGHT_SHIFT", (x, amount), Type(x.dtype))
     wide = x.dtype if x.dtype in (INT32, INT64) else INT64 if width == 32 else INT32
+    # One place more: an amount beyond the width shifts everything out.
     table = g.constant(np.asarray([*(1 << i for i in range(width)), 0], np.uint64).astype(wide))
     bounded = g.binary("MINIMUM", g.cast(amount.tensor, INT32), width)
     power = g.gather(table, bounded)
@@ -212,6 +214,7 @@ def bit_cast(g: Builder, x: View, *, to: int) -> View:
 
 # --- small matrices ---------------------------------------------------------------------------------
 
+# Expansion grows like n!: 24 products of four here, 120 of five.
 _LARGEST_DETERMINANT = 4
 
 

@@ -38,6 +38,7 @@ def gather(g: Builder, x: View, indices: View, *, axis: int = 0) -> View:
     where = g.plain(indices)
     plain_index = indices.const is not None or not _never_negative(g)
     index = nonnegative(g, where, size) if plain_index else where
+    # A constant table stays one GATHER; of an activation XNNPACK takes a SLICE, and no GATHER.
     run = None if x.tensor.data is not None or index.data is None else _progression(index.data.reshape(-1))
     if run is not None:
         return _picked(g, x, axis, run, indices.shape)

@@ -24,6 +24,7 @@ _EXACT_BITS = 24
 
 def quantized(g: Builder, x: View, scale: View, zero: View | None, dtype: DType, axis: int = 1) -> View:
     """round(x / scale) + zero, saturated to ``dtype``, as stored integers."""
+    # Divided, not multiplied by 1 / scale: ONNX rounds the quotient, and ties would fall elsewhere.
     ratio = broadcast(g, "DIV", (x, _spread(g, g.as_type(scale, FLOAT32), x.rank, axis)))
     whole = ratio.with_tensor(g.unary("ROUND", ratio.tensor))
     if zero is not None:
@@ -51,6 +52,7 @@ def _spread(g: Builder, x: View, rank: int, axis: int) -> View:
 
 
 def _exact(depth: int) -> None:
+    # Products of two 8-bit numbers have 16 bits, the sum of n of them log2(n) more.
     if 16 + math.ceil(math.log2(max(depth, 1))) > _EXACT_BITS:
         raise Refusal(f"sums of {depth} products of 8-bit numbers: not exact in float32")
 

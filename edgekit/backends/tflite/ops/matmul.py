@@ -32,6 +32,7 @@ def gemm(
     del broadcast  # opset 6 and before
     a = g.transpose_view(a, (1, 0)) if transA else a
     b = b if transB else g.transpose_view(b, (1, 0))
+    # The factor would have to go into a scale that the graph has fixed.
     if a.quant is not None and (alpha != 1.0 or (beta != 1.0 and c is not None)):
         raise Refusal("alpha or beta other than 1, in integers")
     if alpha != 1.0:
@@ -80,6 +81,7 @@ def fully_connected(g: Builder, x: View, w: View, bias: View | None, shape: tupl
     """``x @ w.T + bias`` for ``w`` of ``[out, in]``; all axes of ``x`` but the last are rows."""
     weight = _unscrambled(g, w, x)
     data = x.tensor if x.perm[-1] == x.rank - 1 else g.plain(x)
+    # Rows may lie in any order, as long as what is summed over comes last.
     keep = x.perm if x.perm[-1] == x.rank - 1 else tuple(range(x.rank))
     filters = g.plain(weight)
     kind = g.type_like(x)
@@ -113,6 +115,7 @@ def batch_matmul(g: Builder, a: View, b: View) -> View:
     right, adj_y = _operand(g, b, rank)
     kind = g.type_like(a)
     options = schema.BatchMatMulOptionsT(adjX=adj_x, adjY=adj_y)
+    # The kernel counts batch axes up to three.
     if rank > 5:
         lead = math.prod(batch)
         if left.shape[:-2] != batch or right.shape[:-2] != batch:

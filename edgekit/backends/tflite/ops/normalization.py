@@ -62,6 +62,7 @@ def batch_normalization(
     if any(p is None for p in parts):
         return _batch_normalization_of_views(g, x, (scale, b, mean, var), epsilon)
     gamma, beta, mu, sigma2 = (np.asarray(p, np.float64) for p in parts)
+    # In float64, rounded once: the convolution in front takes the product in.
     factor = gamma / np.sqrt(sigma2 + epsilon)
     offset = beta - mu * factor
     channels = (-1, *(1,) * (x.rank - 2))
@@ -97,6 +98,7 @@ def layer_normalization(
     wants_more = g.node is not None and any(o.uses() or o.is_graph_output() for o in g.node.outputs[1:])
     if not wants_more:
         return [out]
+    # Not computed again: x less what was centred.
     mean = g.binary("SUB", x.tensor, centred)
     return [out, x.with_tensor(g.reduce("MEAN", mean, axes)), x.with_tensor(inverse)]
 
@@ -166,6 +168,7 @@ def lp_normalization(g: Builder, x: View, *, axis: int = -1, p: int = 2) -> View
         norm = g.reduce("SUM", g.unary("ABS", x.tensor), place)
     else:
         norm = g.unary("SQRT", g.reduce("SUM", g.binary("MUL", x.tensor, x.tensor), place))
+    # The least number that is no zero: 0 / tiny is the 0 that ONNX asks for.
     tiny = g.constant(np.float32(np.finfo(np.float32).tiny))
     safe = g.emit("MAXIMUM", [norm, tiny], norm.shape, FLOAT32)
     return x.with_tensor(g.binary("DIV", x.tensor, safe))

@@ -72,6 +72,7 @@ def average_pool(
     data = pad(g, data, [(0, 0), *stretched.pads, (0, 0)])
     out = _pool(g, "AVERAGE_POOL_2D", data, window, schema.Padding.VALID, sizes)
     counted = separable.divisors(inner, window, window, sizes, bool(count_include_pad))
+    # VALID divides by the whole window; ONNX by what it counts.
     factor = math.prod(window.kernel) / counted
     if not np.allclose(factor, 1.0):
         if out.quant is not None:

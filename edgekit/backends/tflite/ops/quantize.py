@@ -29,6 +29,7 @@ def quantize_linear(
 ) -> View:
     """Nothing if the producer already delivers these parameters, else QUANTIZE."""
     del saturate, precision
+    # What TFLite has no type for is computed: round, shift, clamp.
     if block_size or _is_arithmetic(g):
         dtype = zero.dtype if zero is not None else np.dtype(np.uint8)
         if output_dtype:

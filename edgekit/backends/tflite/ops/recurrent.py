@@ -109,6 +109,7 @@ def lstm(
         def step(share: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             h, c = states
             gates = _clipped(g, g.binary("ADD", share, _linear(g, h, weights.r, None)), settings.clip)
+            # ONNX's order; PyTorch has i, f, g, o, which its exporter has reordered.
             i, o, f, t = _split(g, gates, 4)
             if peep is not None:
                 i, f = (g.binary("ADD", v, g.binary("MUL", c, k)) for v, k in ((i, peep[0]), (f, peep[2])))
@@ -144,6 +145,7 @@ def gru(
     def make_step(weights: _Weights, d: int) -> Step:
         outer, inner = settings.functions(d, 2)
         hidden = weights.r.shape[1]
+        # Gates apart: the reset gate comes before or behind the third product.
         parts = [_rows(g, weights.r, k * hidden, hidden) for k in range(3)]
         biases = None if weights.rb is None else [_rows(g, weights.rb, k * hidden, hidden) for k in range(3)]
 
@@ -220,6 +222,7 @@ def _run(
     x = given.x
     if x.dtype != FLOAT32:
         raise Refusal(f"a recurrent network over {x.dtype}")
+    # A view: nothing moves unless a step needs it.
     if settings.batch_first:
         x = g.transpose_view(x, (1, 0, 2))
     steps = x.shape[0]

@@ -64,6 +64,7 @@ def looped(g: Builder, step: Step, work: Direction) -> tuple[Tensor | None, tupl
     written = None
     if work.want_all:
         shape = (work.steps, batch, size)
+        # Made at run time: a constant of the whole sequence would be stored in the file.
         zeros = g.emit("FILL", [g.ints(shape), g.constant(np.float32(0))], shape, FLOAT32)
         written = slots.add(zeros, "hidden")
     changing = len(slots.inside)

@@ -129,6 +129,7 @@ def _of_nothing(g: Builder, name: str, x: View, axes: Sequence[int], keepdims: b
     shape = [1 if i in gone else n for i, n in enumerate(x.shape) if keepdims or i not in gone]
     value = _NEUTRAL.get(name, -math.inf if name in _LOGARITHMS else 0.0)
     if math.isinf(value) and x.dtype.kind in "iu":
+        # ONNX: the least and the largest number of the type stand for the infinities.
         value = float(np.iinfo(x.dtype).min if value < 0 else np.iinfo(x.dtype).max)
     if name == "ReduceMean":
         value = math.nan
@@ -141,6 +142,7 @@ def _with_result(g: Builder, x: View, axes: Sequence[int], keepdims: int, code: 
     def core(g: Builder, t: Tensor, places: Sequence[int], keep: bool) -> Tensor:
         out = g.reduce(code, t, places, keep)
         assert g.result is not None
+        # MEAN and SUM rescale in the kernel, so the output may have parameters of its own.
         out.dtype, out.quant = g.result.dtype, g.result.quant
         return out
 

@@ -217,6 +217,7 @@ def _as_builtin(g: Builder, x: View, moving: dict[int, Axis], method: Method) ->
 
 def _setting(moving: dict[int, Axis], method: Method) -> tuple[bool, bool] | None:
     """``(align_corners, half_pixel_centers)`` under which LiteRT computes the same on every axis."""
+    # Most exporters mean half-pixel centres: these first.
     for align, half in ((False, True), (False, False), (True, False)):
         if method.mode == "nearest":
             same = all(
@@ -309,6 +310,7 @@ def matrix(axis: Axis, method: Method) -> Array:
         return np.asarray(np.eye(axis.size)[nearest_indices(axis, method)])
     x = coordinates(axis, method)
     base = np.ceil(x) - 1
+    # The kernel widens when the image shrinks, as Pillow and PyTorch do.
     shrink = min(axis.scale, 1.0) if method.antialias else 1.0
     reach = 2 if method.mode == "cubic" else 1
     start = math.floor(-reach / shrink) + 1

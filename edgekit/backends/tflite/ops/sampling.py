@@ -235,6 +235,7 @@ def _roi_align(
     transform: tuple[float, float],
 ) -> View:
     x, rois, batch = given
+    # 0 asks for as many samples as a bin has pixels, which depends on the region.
     if ratio <= 0:
         raise Refusal("a number of samples that depends on each region's size")
     if mode not in ("avg", "max"):
@@ -362,6 +363,7 @@ def _grouped_product(
     for i in range(o):
         first = (i // (o // group)) * per
         dense[i, first : first + per] = weights[i].reshape(per, kh * kw)
+    # Taps outermost, as the columns are joined.
     flat = dense.transpose(0, 2, 1).reshape(o, kh * kw * channels, 1, 1)
     one = Window((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
     return convolve2d(g, samples, View.of(g.constant(flat)), b, one, 1)

@@ -136,8 +136,10 @@ def _scattered(g: Builder, data: Tensor, rows: Tensor, updates: Tensor, reductio
 def _overwritten(g: Builder, data: Tensor, rows: Tensor, updates: Tensor) -> Tensor:
     if rows.data is not None:
         source = np.arange(data.shape[0])
+        # Of equal rows the last update wins, as numpy assigns.
         source[rows.data] = data.shape[0] + np.arange(len(rows.data))
         return g.gather(g.concat([data, updates], 0), g.ints(source))
+    # SCATTER_ND adds, so places that are written twice count two: greater than 0 all the same.
     ones = g.constant(np.ones((rows.size, 1), np.int32))
     marked = _added(g, rows, ones, (data.shape[0], 1))
     here = g.compare("GREATER", marked, 0)

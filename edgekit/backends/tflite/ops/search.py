@@ -34,6 +34,7 @@ def top_k(
     axis %= x.rank
     order = (*(a for a in range(x.rank) if a != axis), axis)
     data = g.layout(x, order)
+    # TOPK_V2 finds the largest only.
     if not largest:
         data = _reversed_order(g, data)
     count = g.known_int(k, "a count that is computed at run time: the result's shape is unknown")

@@ -53,6 +53,7 @@ def max_pool_with_indices(g: Builder, x: View, window: Window, column_major: boo
     margins = [(0, 0), *window.pads, (0, 0)]
     values = pad(g, data, margins, _lowest(data))
     places = g.constant(np.pad(_positions(x.shape, column_major), margins, mode="edge"), np.int32)
+    # The last axis first, so that of equals the first in memory is kept.
     for axis in reversed(range(len(sizes))):
         best, *others = _slices(g, values, axis, window, sizes[axis])
         where, *wheres = _slices(g, places, axis, window, sizes[axis])

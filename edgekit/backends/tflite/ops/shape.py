@@ -38,6 +38,7 @@ def flatten(g: Builder, x: View, *, axis: int = 1) -> View:
 
 
 def _reshaped(g: Builder, x: View, shape: tuple[int, ...]) -> View:
+    # Flatten behind a convolution: the weights behind it are permuted once, the activations never.
     merges_tail = (
         len(shape) == 2 and x.rank > 2 and shape[0] == x.shape[0] and x.perm[0] == 0 and not x.is_plain
     )
@@ -265,6 +266,7 @@ def _pad(g: Builder, x: View, pads: Sequence[int], axes: Sequence[int], mode: st
 
 
 def _constant_pad(g: Builder, t: Tensor, pads: Sequence[tuple[int, int]], fill: float) -> Tensor:
+    # PAD has no kernel for booleans, nor for narrow integers without a scale.
     if t.dtype == BOOL:
         return g.cast(_constant_pad(g, g.cast(t, INT32), pads, float(fill)), BOOL)
     if t.quant is None and t.dtype.kind in "iu" and t.dtype not in (INT32, INT64):
@@ -326,6 +328,7 @@ def depth_to_space(g: Builder, x: View, *, blocksize: int, mode: str = "DCR") ->
     out = c // blocksize**2
     perm = (0, 2, 3, 1)
     t = g.layout(x, perm)
+    # The channels of PixelShuffle come as (out, row, column); DEPTH_TO_SPACE wants (row, column, out).
     if mode == "CRD":
         index = np.arange(c).reshape(out, blocksize, blocksize).transpose(1, 2, 0).reshape(-1)
         if out > 1:

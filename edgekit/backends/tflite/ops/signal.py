@@ -48,6 +48,7 @@ def _dft(g: Builder, x: View, length: int | None, axis: int, inverse: bool, ones
     if points > LONGEST:
         raise Refusal(f"a Fourier transform of {points} points; at most {LONGEST}")
     parts = x.shape[-1]
+    # Time and its real and imaginary parts last: one matrix then multiplies both.
     order = (*(a for a in range(x.rank) if a not in (axis, x.rank - 1)), axis, x.rank - 1)
     data = g.layout(x, order)
     lead = data.shape[:-2]
@@ -88,6 +89,7 @@ def _real_inverse(points: int) -> Array:
     bins = points // 2 + 1
     angle = 2 * np.pi * np.outer(np.arange(points), np.arange(bins)) / points
     twice = np.full(bins, 2.0)
+    # Frequency 0 and, for even lengths, the highest have no mirror image.
     twice[0] = 1.0
     if points % 2 == 0:
         twice[-1] = 1.0

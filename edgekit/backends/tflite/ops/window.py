@@ -69,6 +69,7 @@ def make_window(sizes: Sequence[int], attributes: WindowAttributes, kernel: Sequ
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         spans = zip(sizes, kernel, strides, dilations, strict=True)
         both = [same_pads(*span) for span in spans]
+        # SAME_LOWER puts the odd element in front.
         margins = tuple(p if auto_pad == "SAME_UPPER" else (p[1], p[0]) for p in both)
     elif auto_pad == "VALID" or not pads:
         margins = ((0, 0),) * n
@@ -85,6 +86,7 @@ def padded(g: Builder, x: Tensor, window: Window, value: float = 0.0) -> tuple[T
     sizes = x.shape[1:-1]
     if not any(any(p) for p in window.pads):
         return x, schema.Padding.VALID
+    # XNNPACK pads inside its convolution: a PAD in front would copy the activation.
     if value == 0.0 and window.is_same(sizes):
         return x, schema.Padding.SAME
     if any(p < 0 for pair in window.pads for p in pair):

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from edgekit.artifact.manifest import StepRecord
@@ -115,7 +114,7 @@ def _exported(
     context: BuildContext,
     source: Source,
     produce: Callable[[Path], None],
-    options: Mapping[str, object] = MappingProxyType({}),
+    options: Mapping[str, object] | None = None,
 ) -> Exported:
     def read(directory: Path) -> tuple[ModelRecord, ArrayFile]:
         names = tuple(read_json(directory / "example.json"))
@@ -124,7 +123,7 @@ def _exported(
     step = Step(
         name="export",
         inputs=(source.sha256,),
-        options=options,
+        options=options or {},
         packages=EXPORT_PACKAGES,
         produce=produce,
         read=read,

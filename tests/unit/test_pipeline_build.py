@@ -72,6 +72,15 @@ def test_a_second_build_does_nothing(tmp_path, fake, workers):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == stamps
 
 
+def test_a_source_that_can_be_loaded_again_is_not_exported_again(tmp_path, fake, monkeypatch):
+    monkeypatch.setattr(build.Source, "in_memory", property(lambda self: False))
+    monkeypatch.setattr(build.Source, "sha256", property(lambda self: "0" * 64))
+    assert run(tmp_path, (A32,))[0].artifact.passed
+    fake.done.clear()
+    assert run(tmp_path, (A32,))[0].artifact.passed
+    assert fake.done == []
+
+
 def test_a_target_that_is_new_does_not_make_the_others_again(tmp_path, fake, workers):
     run(tmp_path, (A8,))
     fake.done.clear()

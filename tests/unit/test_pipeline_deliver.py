@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pipeline_fakes as fakes
 import pytest
-from edgekit.devices.site import Site
 from pipeline_fakes import Fake, samples, target
 
 from edgekit.artifact import manifest
+from edgekit.devices.target_device import TargetDevice
+from edgekit.devices.wire import DeviceFacts
 from edgekit.errors import GateFailedError, NotRunnableError, RuntimeMissingError
 from edgekit.pipeline import build
 from edgekit.pipeline.deliver import refusal
@@ -108,26 +109,30 @@ def test_only_what_passed_counts(tmp_path, fake):
 # --- a device ----------------------------------------------------------------------------------------------
 
 
-def site(**facts):
+def there(**facts):
     runtime = SimpleNamespace(versions={"a": "9"}, problem="", hint="")
     facts = {
         "python": "3.11",
         "arch": "aarch64",
-        "isa": ["neon"],
+        "isa": ("neon",),
         "processor": "Cortex",
         "os": "Linux 6",
         **facts,
     }
-    return Site(device=Device(name="pi", transport="ssh", address="pi"), facts=facts, runtimes={"a": runtime})
+    return TargetDevice(
+        device=Device(name="pi", transport="ssh", address="pi"),
+        facts=DeviceFacts(**facts),
+        runtimes={"a": runtime},
+    )
 
 
 @pytest.fixture
 def visited(monkeypatch):
-    def visit(result):
+    def found(result):
         monkeypatch.setattr(build, "device", lambda name: result.device)
-        monkeypatch.setattr(build, "visit", lambda where, backends: result)
+        monkeypatch.setattr(build, "probe", lambda where, backends: result)
 
-    return visit
+    return found
 
 
 ADAPTED = replace(
@@ -136,7 +141,7 @@ ADAPTED = replace(
 
 
 def test_an_artifact_for_a_device_is_quantized_for_it_and_run_there(tmp_path, fake, visited):
-    visited(site())
+    visited(there())
     asked, context = fakes.request(tmp_path, (ADAPTED,), samples(), speed_gate=False, device="pi")
     m = build.run(asked, context)[0].artifact.manifest
     assert m.target.scheme.weight_bits == 7
@@ -147,7 +152,7 @@ def test_an_artifact_for_a_device_is_quantized_for_it_and_run_there(tmp_path, fa
 
 
 def test_on_an_emulated_processor_results_count_and_times_do_not(tmp_path, fake, visited):
-    visited(site(emulated=True))
+    visited(there(emulated=True))
     asked, context = fakes.request(tmp_path, (A8,), samples(), speed_gate=True, device="pi")
     m = build.run(asked, context)[0].artifact.manifest
     assert any("emulated processor" in n for n in m.notes)
@@ -155,7 +160,7 @@ def test_on_an_emulated_processor_results_count_and_times_do_not(tmp_path, fake,
 
 
 def test_a_device_without_python_is_quantized_for_and_verified_here(tmp_path, fake, visited):
-    visited(site(python=""))
+    visited(there(python=""))
     asked, context = fakes.request(tmp_path, (ADAPTED,), samples(), speed_gate=False, device="pi")
     m = build.run(asked, context)[0].artifact.manifest
     assert m.target.scheme.weight_bits == 7
@@ -164,9 +169,9 @@ def test_a_device_without_python_is_quantized_for_and_verified_here(tmp_path, fa
 
 
 def test_a_runtime_that_the_device_lacks_is_told_before_anything_is_quantized(tmp_path, fake, visited):
-    there = site()
-    there.runtimes["a"] = SimpleNamespace(versions={}, problem="not installed", hint="prepare it")
-    visited(there)
+    bare = there()
+    bare.runtimes["a"] = SimpleNamespace(versions={}, problem="not installed", hint="prepare it")
+    visited(bare)
     asked, context = fakes.request(tmp_path, (A8,), samples(), speed_gate=False, device="pi")
     outcome = build.run(asked, context)[0]
     assert isinstance(outcome.error, RuntimeMissingError)

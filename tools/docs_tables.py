@@ -8,11 +8,13 @@ A table sits between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; everythi
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import edgekit
 from edgekit.core import targets
 from edgekit.core.config import Options
 from edgekit.core.declared import OptionField, declared_options
@@ -78,8 +80,42 @@ def _option_line(field: OptionField) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in (*cells, declared.help + where)) + " |"
 
 
+def api_names() -> str:
+    """The functions and the methods of artifacts with their signatures, and every public type in a line."""
+    public = [(name, getattr(edgekit, name)) for name in edgekit.__all__ if not name.startswith("_")]
+    types = [(name, value) for name, value in public if isinstance(value, type)]
+    functions = [(name, value) for name, value in public if not isinstance(value, type)]
+    methods = [
+        (f"Artifact.{name}", value)
+        for name, value in vars(edgekit.Artifact).items()
+        if inspect.isfunction(value) and not name.startswith("_")
+    ]
+    lines = ["```text", *(_signature(name, value) for name, value in (*functions, *methods)), "```", ""]
+    lines += ["| type | |", "|---|---|", *(f"| `{name}` | {_first_line(value)} |" for name, value in types)]
+    return "\n".join(lines)
+
+
+def _signature(name: str, value: Callable[..., object]) -> str:
+    function = type(value).__call__ if inspect.ismodule(value) else value
+    annotated = str(inspect.signature(function))
+    return name + re.sub(
+        r"(: |-> )'([^']*)'", r"\1\2", annotated
+    )  # annotations are texts; defaults keep their quotes
+
+
+def _first_line(value: type) -> str:
+    return (
+        (inspect.getdoc(value) or "")
+        .split("\n\n")[0]
+        .replace("\n", " ")
+        .replace("|", "\\|")
+        .replace("``", "`")
+    )
+
+
 TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "README.md": {"targets": targets_table},
+    "docs/api.md": {"api": api_names},
     "docs/options.md": {"options": options_table},
 }
 

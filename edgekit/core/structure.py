@@ -42,9 +42,11 @@ def to_builtins(value: object) -> Any:
     return msgspec.to_builtins(value, enc_hook=_encode)
 
 
-def _encode(value: object) -> str:
+def _encode(value: object) -> str | dict[object, object]:
     if isinstance(value, PurePath):
         return value.as_posix()
+    if isinstance(value, Mapping):  # msgspec knows dict alone
+        return dict(value)
     raise TypeError(f"{type(value).__qualname__} has no plain form")
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
-from edgekit.core.structure import structure
+from edgekit.core.structure import structure, to_builtins
 from edgekit.errors import ConfigError, UnknownNameError
 
 
@@ -45,3 +47,7 @@ def test_an_unknown_key_names_the_place_and_the_nearest(document, place):
 def test_a_wrong_type_says_where():
     with pytest.raises(ConfigError, match=r"t: .*int"):
         structure(Outer, {"name": "a", "inner": {"depth": "deep"}}, where="t")
+
+
+def test_a_mapping_that_is_no_dict_has_a_plain_form():
+    assert to_builtins(MappingProxyType({"a": (1, Path("b/c"))})) == {"a": (1, "b/c")}

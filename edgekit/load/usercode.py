@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from edgekit.core.root import OWN
 from edgekit.errors import EdgekitError, FactoryError, SourceError, UnknownNameError
-from edgekit.load.record import Session
+from edgekit.load.record import Recorder, Session
 from edgekit.load.watch import FromSource
 
 T = TypeVar("T")
@@ -119,8 +119,19 @@ def _resolve(text: str) -> tuple[str, str, Path]:
 
 def session(text: str) -> Session:
     """What code of ``file.py:name`` reads belongs to that file's module."""
+    return Session(_root(text))
+
+
+def _root(text: str) -> str:
     where = _resolve(text)[0]
-    return Session(_private_name(Path(where).resolve()) if where.endswith(".py") else where)
+    return _private_name(Path(where).resolve()) if where.endswith(".py") else where
+
+
+def reads(text: str) -> Recorder:
+    """What code of ``file.py:name`` and all that it can reach has read in this process, whenever it is asked."""
+    recorder = Recorder()
+    recorder.roots.add(_root(text))
+    return recorder
 
 
 @contextlib.contextmanager

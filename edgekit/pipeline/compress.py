@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from edgekit.core.files import scratch
 from edgekit.core.store import Key, Store, canonical_json
 from edgekit.errors import UsageError
 from edgekit.graph.records import read_json
-from edgekit.load import Recorder, known
+from edgekit.load import Recorder, known, usercode
 from edgekit.load.source import Source
 from edgekit.pipeline.stages import BuildContext
 from edgekit.types import SourceSpec, sha256_file
@@ -79,6 +80,12 @@ class TrainingTask:
             return self._task.fingerprint
         note = known.recall(self._store, "task", self._key())
         return str(note["fingerprint"]) if note is not None else self.open().fingerprint
+
+    @property
+    def reads(self) -> Recorder | None:
+        """What a task of the user's own reads while it is learned; of data the fingerprint tells all."""
+        text = self._options.task
+        return usercode.reads(text) if usercode.split(text) is not None else None
 
     def open(self) -> Task:
         """The task. Raises as :func:`edgekit.compress.training.tasks.open_task`."""
@@ -134,7 +141,8 @@ def compress(
         versions=versions.of("torch", "safetensors", "lightning-fabric"),
     )
     folder = training.folder or context.store.root / "compressing" / key.digest[:32]
-    result = context.store.step(key, lambda out: _produce(context, source, recipe, training, folder, out))
+    produce = partial(_produce, context, source, recipe, training, folder)
+    result = context.store.step(key, produce, training.reads)
     if training.folder is None:
         shutil.rmtree(folder, ignore_errors=True)
     return _compressed(context, source, key, result.directory, result.seconds)

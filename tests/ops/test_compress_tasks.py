@@ -31,7 +31,7 @@ from edgekit.errors import (  # noqa: E402
     UntrustedSourceError,
     UsageError,
 )
-from edgekit.load import load, parse  # noqa: E402
+from edgekit.load import load, parse, usercode  # noqa: E402
 from edgekit.types import (  # noqa: E402
     Sample,
     TorchModel,
@@ -75,7 +75,7 @@ def data(epoch):
         yield torch.tensor(np.stack([x for x, _ in part])), torch.tensor([y for _, y in part])
 
 def train_step(model, batch):
-    return torch.nn.functional.crossentropy(model(batch[0]), batch[1])
+    return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 def metric(model):
     rows = list(samples())
@@ -176,6 +176,23 @@ def test_the_users_own_functions(user: Path) -> None:
     assert task.metric(model.module) > 0.95
     before = task.fingerprint
     user.write_text(FACTORY + "\n# changed\n")
+    assert tasks.open_task(f"{user}:train_step", opened(user)).fingerprint != before
+
+
+def test_what_the_users_functions_read_is_known(user: Path) -> None:
+    """The module that a task imports is in its fingerprint; what its batches read is known once they were read."""
+    (user.parent / "rows_of_mine.py").write_text("ROWS = 3\n")
+    (user.parent / "more.txt").write_text("1")
+    own = "\nimport rows_of_mine\nfrom pathlib import Path\ndef data():\n"
+    own += "    Path(__file__).with_name('more.txt').read_text()\n    yield None, None\n"
+    user.write_text(FACTORY + own)
+    task = tasks.open_task(f"{user}:train_step", opened(user))
+    names = lambda: {Path(d.name).name for d in usercode.reads(f"{user}:train_step").dependencies}  # noqa: E731
+    assert "more.txt" not in names()
+    list(task.batches(0, 0))
+    assert {"user.py", "rows_of_mine.py", "more.txt"} <= names()
+    before = task.fingerprint
+    (user.parent / "rows_of_mine.py").write_text("ROWS = 4\n")
     assert tasks.open_task(f"{user}:train_step", opened(user)).fingerprint != before
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any, cast
 
@@ -14,6 +13,8 @@ import torch
 from torch import nn
 
 from edgekit.compress.training.task import AnyBatch, Task
+from edgekit.core.dependency import digest
+from edgekit.core.store import canonical_json
 from edgekit.errors import SourceError
 from edgekit.load import usercode
 
@@ -21,7 +22,12 @@ from edgekit.load import usercode
 def open_task(text: str) -> Task:
     """The task that ``file.py:name`` names. Raises ``SourceError`` for what is none, ``FactoryError`` for what the
     user's code raises."""
-    return cast("Task", Guarded(usercode.run(text, lambda value: _own(value, text)), text))
+    task = usercode.run(text, lambda value: _own(value, text))
+    if isinstance(task, OwnFunctions):
+        # The file, the modules that it imports, and what they read so far; what comes later is in the step's record.
+        parts = [text, digest(usercode.reads(text).dependencies)]
+        task = replace(task, fingerprint=hashlib.sha256(canonical_json(parts)).hexdigest())
+    return cast("Task", Guarded(task, text))
 
 
 @dataclass(frozen=True)
@@ -124,10 +130,4 @@ def _functions(train_step: FunctionType, text: str) -> OwnFunctions:
                 hint="data: the batches of one epoch, or a function that gives them; metric(model): a number, "
                 "higher is better",
             )
-    file = inspect.getsourcefile(train_step)
-    digest = hashlib.sha256(text.encode())
-    if file is not None:
-        digest.update(Path(file).read_bytes())
-    return OwnFunctions(
-        train_step=train_step, data=names["data"], score=names["metric"], fingerprint=digest.hexdigest()
-    )
+    return OwnFunctions(train_step=train_step, data=names["data"], score=names["metric"], fingerprint="")

@@ -6,14 +6,18 @@ File: ``golden.npz`` with arrays ``input/<i>/<name>`` and ``output/<i>/<name>``.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.gates import Evidence, gates
 from edgekit.artifact.manifest import Artifact, Status
+from edgekit.artifact.parity import Task, compare
 from edgekit.artifact.run import runnable
 from edgekit.core import versions
 from edgekit.devices.execute import LOCAL, run_artifact
@@ -33,8 +37,6 @@ def write(samples: Iterable[Sample], reference: Iterable[Mapping[str, Array]], p
 
     Returns how many; at least one.
     """
-    import numpy as np
-
     arrays: dict[str, Array] = {}
     count = 0
     for sample, outputs in zip(samples, reference, strict=True):
@@ -54,10 +56,6 @@ def read(path: Path) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
 
     Raises :class:`SourceError` for a file that is damaged or of another form.
     """
-    import zipfile
-
-    import numpy as np
-
     sides: dict[str, dict[int, dict[str, Array]]] = {"input": {}, "output": {}}
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -95,8 +93,6 @@ def replay(artifact: Artifact, *, device: Device = LOCAL) -> Replay:
     vectors; they are not among the result's. Raises what :func:`~edgekit.artifact.run.predict`
     raises, and :class:`SourceError` for an artifact whose files have changed.
     """
-    from edgekit.artifact.parity import Task, compare
-
     manifests.check_files(artifact)
     manifest = artifact.manifest
     if manifest.golden is None:

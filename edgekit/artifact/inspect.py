@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 
 from edgekit.backends.tflite import flatbuffer_schema
 from edgekit.errors import SourceError
-from edgekit.types import TensorSpec
+from edgekit.types import Json, TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class Inspection:
     operators: Mapping[str, int]
     weights: Mapping[str, int]
     macs: int | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Json] = field(default_factory=dict)
 
 
 def inspect_file(path: Path) -> Inspection:
@@ -102,7 +103,8 @@ def _tflite(path: Path) -> Inspection:
             ],
             "metadata": [model.Metadata(i).Name().decode() for i in range(model.MetadataLength())],
         }
-    except Exception as e:
+    # What flatbuffers' accessors raise where an offset or a length leads out of the file, and a code means nothing.
+    except (struct.error, LookupError, ValueError, TypeError, AttributeError) as e:
         raise SourceError(f"{path} is damaged: {e}", hint="build or copy it again") from e
     return Inspection(
         path=path,

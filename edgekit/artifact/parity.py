@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Metric:
     """
 
     name: str
-    score: Callable[[Any, Any], float]
+    score: Callable[..., float]
     whole: bool = False
 
 
@@ -48,7 +48,7 @@ class Task:
 
     name: str = ""
     scores: Collection[str] | None = None
-    labels: Sequence[Any] | None = None
+    labels: Sequence[object] | None = None
     metric: Metric | None = None
 
 
@@ -218,8 +218,11 @@ class _Judge:
     """The task metric of both sides, where there are labels."""
 
     task: Task
-    first: list[Any] = field(default_factory=list)
-    second: list[Any] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    second: list[float] = field(default_factory=list)
+    whole: tuple[list[Mapping[str, Array]], list[Mapping[str, Array]]] = field(
+        default_factory=lambda: ([], [])
+    )
     classes: str = ""
     embedded: bool = True
 
@@ -239,8 +242,8 @@ class _Judge:
             self.first.extend(_right(expected[name], label, index))
             self.second.extend(_right(got[name], label, index))
         elif metric.whole:
-            self.first.append(dict(expected))
-            self.second.append({name: got[name] for name in expected})
+            self.whole[0].append(dict(expected))
+            self.whole[1].append({name: got[name] for name in expected})
         else:
             self.first.append(float(metric.score(expected, label)))
             self.second.append(float(metric.score(got, label)))
@@ -262,8 +265,8 @@ class _Judge:
             return None
         if metric is not None and metric.whole:
             return (
-                float(metric.score(self.first, list(labels))),
-                float(metric.score(self.second, list(labels))),
+                float(metric.score(self.whole[0], list(labels))),
+                float(metric.score(self.whole[1], list(labels))),
                 None,
             )
         if metric is None and self.classes and self.embedded:
@@ -273,8 +276,8 @@ class _Judge:
         if metric is not None:
             differences = [a - b for a, b in zip(self.first, self.second, strict=True)]
             return first, second, paired_bootstrap(differences)
-        both = sum(a and b for a, b in zip(self.first, self.second, strict=True))
-        one, two = sum(self.first) - both, sum(self.second) - both
+        both = sum(bool(a and b) for a, b in zip(self.first, self.second, strict=True))
+        one, two = round(sum(self.first)) - both, round(sum(self.second)) - both
         return first, second, paired_proportions(both, one, two, count - both - one - two)
 
 
@@ -285,7 +288,7 @@ def _no_classes(found: int) -> DataError:
     )
 
 
-def _right(array: Array, label: Any, index: int) -> list[bool]:
+def _right(array: Array, label: object, index: int) -> list[bool]:
     """Which rows name their label's class."""
     classes = array.argmax(axis=-1) if array.dtype.kind == "f" else array
     wanted = np.asarray(label).reshape(-1)
@@ -309,7 +312,7 @@ def _parity(samples: int, tallies: Mapping[str, _Tally], judge: _Judge) -> Parit
     metric = judge.task.metric
     return Parity(
         samples=samples,
-        rows=len(judge.first) or max(t.compared or t.rows for t in tallies.values()),
+        rows=len(judge.first or judge.whole[0]) or max(t.compared or t.rows for t in tallies.values()),
         nonfinite=sum(t.nonfinite for t in tallies.values()),
         max_abs=max(f["max_abs"] for f in per_output.values()),
         relative_error=max((f["relative_error"] for f in real), default=0.0),

@@ -175,7 +175,7 @@ def within_budget(context: BuildContext, prepared: Prepared, target: Target, pla
     if found.in_float is not None and (slow := too_slow(context, prepared, made)):
         other = candidate(context, prepared, target, found.in_float)
         drop = guard.drop_of(other.verified.parity)[1] if other.verified.parity else float("inf")
-        if drop <= max(budget, found.account["drop"]):
+        if drop <= max(budget, found.drop):
             found, made = found.as_float(drop, f"with INT16 activations: {slow}"), other
     return replace(made, guard=found.account)
 

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edgekit.artifact import golden
 from edgekit.artifact import manifest as manifests
@@ -33,7 +32,7 @@ from edgekit.pipeline.stages import Calibrated, Exported, LoweredFiles
 from edgekit.pipeline.verify import Verified
 from edgekit.preprocess.declared import completed
 from edgekit.quantize.options import QuantizeReport
-from edgekit.types import Finding, Gate, SourceRecord, Target, Verdict
+from edgekit.types import Finding, Gate, Json, SourceRecord, Target, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +52,8 @@ class Product:
     steps: tuple[StepRecord, ...]
     quantization: QuantizeReport | None = None
     speed: Speed | None = None
-    machine: Mapping[str, Any] = field(default_factory=versions.machine)
-    guard: Mapping[str, Any] | None = None
+    machine: Mapping[str, str | int] = field(default_factory=versions.machine)
+    guard: Mapping[str, Json] | None = None
 
 
 def deliver(out: Path, product: Product) -> Artifact:
@@ -177,14 +176,14 @@ def _calibration(product: Product) -> CalibrationRecord | None:
     )
 
 
-def _preprocessing(product: Product) -> dict[str, Any]:
+def _preprocessing(product: Product) -> dict[str, Json]:
     """The whole contract, with what it takes from a processor's file or the model's input written out."""
     if product.pixels is not None:
         return product.pixels.left.to_mapping()
     record = product.exported.record
     stated = product.options.preprocessing or record.preprocessing
     contract = completed(stated, record.model.inputs)
-    return contract.to_mapping() if contract is not None else dict(stated)
+    return contract.to_mapping() if contract is not None else dict(to_builtins(stated))
 
 
 def _same(manifest: Manifest, final: Path) -> bool:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.core.structure import to_builtins
 from edgekit.errors import BackendError, UnsupportedError
 from edgekit.pipeline.cached import Step, rows_reader, run
-from edgekit.pipeline.stages import QUANTIZE_PACKAGES, BuildContext, Calibrated
+from edgekit.pipeline.stages import QUANTIZE_PACKAGES, BuildContext, Calibrated, work
 from edgekit.quantize.options import QuantizeOptions
-from edgekit.types import OnnxModel, Parity, Target
+from edgekit.types import Json, OnnxModel, Parity, Target
 
 if TYPE_CHECKING:
     from edgekit.quantize.sensitivity import LayerSensitivity
@@ -20,19 +20,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What the guard settled on, and its account for the manifest. ``in_float``: the same layers in float, where it
-    settled on INT16 activations."""
+    """What the guard settled on. ``restored`` are the layers that left INT8, ``facts`` what else the manifest says of
+    the search. ``in_float``: the same layers in float, where it settled on INT16 activations."""
 
     choice: QuantizeOptions
-    account: Mapping[str, Any]
+    drop: float
+    precision: str
+    restored: tuple[Mapping[str, Json], ...] = ()
+    facts: Mapping[str, Json] = field(default_factory=dict)
     in_float: QuantizeOptions | None = None
+
+    @property
+    def account(self) -> dict[str, Json]:
+        """For the manifest."""
+        restored = [{**layer, "precision": self.precision} for layer in self.restored]
+        return {**self.facts, "drop": self.drop, "precision": self.precision, "restored": restored}
 
     def as_float(self, drop: float, why: str) -> Found:
         """The outcome with the layers in float instead."""
         assert self.in_float is not None
-        restored = [layer | {"precision": "float32"} for layer in self.account["restored"]]
-        account = {**self.account, "drop": drop, "precision": "float32", "restored": restored, "instead": why}
-        return Found(choice=self.in_float, account=account)
+        facts = {**self.facts, "instead": why}
+        return replace(self, choice=self.in_float, drop=drop, precision="float32", facts=facts, in_float=None)
 
 
 def drop_of(parity: Parity) -> tuple[str, float]:
@@ -92,40 +100,37 @@ def search(
 
         ranking = sensitivities(context, model, target, calibrated, options)
         found = guard(drop, ranking, budget, options, int16=int16, progress=progressed)
-    account = {
-        "budget": budget,
-        "held_against": kinds[-1] if kinds else "",
-        "drop": found.drop,
-        "precision": found.precision,
-        "met": found.met,
-        "finished": found.finished,
-        "evaluations": [to_builtins(e) for e in found.trail],
-        "restored": [
-            to_builtins(layer)
-            | {
-                "precision": found.precision,
-                "why": f"alone in integers it leaves {layer.snr_db:.1f} dB at the outputs",
-            }
-            for layer in found.restored
-        ],
-    }
     in_float = None
     if found.precision == "int16" and found.restored:
         names = tuple(layer.node for layer in found.restored)
         in_float = replace(options, exclude=(*options.exclude, *names))
-    return Found(choice=found.options, account=account, in_float=in_float)
+    return Found(
+        choice=found.options,
+        drop=found.drop,
+        precision=found.precision,
+        restored=tuple(
+            {**to_builtins(layer), "why": f"alone in integers it leaves {layer.snr_db:.1f} dB at the outputs"}
+            for layer in found.restored
+        ),
+        facts={
+            "budget": budget,
+            "held_against": kinds[-1] if kinds else "",
+            "met": found.met,
+            "finished": found.finished,
+            "evaluations": [to_builtins(e) for e in found.trail],
+        },
+        in_float=in_float,
+    )
 
 
 def sensitivities(
     context: BuildContext, model: OnnxModel, target: Target, calibrated: Calibrated, options: QuantizeOptions
 ) -> tuple[LayerSensitivity, ...]:
     """Every layer that multiplies, the most harmful first; cached."""
-    from edgekit.pipeline.work import Work
     from edgekit.quantize.sensitivity import LayerSensitivity
 
     def produce(out: Path) -> None:
-        work, calibration = Work(context.progress, context.shared), (calibrated.file, calibrated.samples)
-        work.sensitivity(model, calibration, target, options, out)
+        work(context).sensitivity(model, (calibrated.file, calibrated.samples), target, options, out)
 
     step = Step(
         name="sensitivity",

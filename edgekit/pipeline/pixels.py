@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from edgekit.artifact.manifest import Manifest
 from edgekit.core import config, versions
@@ -18,7 +20,7 @@ from edgekit.graph.records import ModelRecord
 from edgekit.load.data import SampleSet
 from edgekit.preprocess.contract import Preprocessing, bound
 from edgekit.preprocess.declared import completed, from_mapping
-from edgekit.types import Lowered, Sample, TensorSpec
+from edgekit.types import Lowered, Option, Sample, TensorSpec
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -74,8 +76,6 @@ class Pixels:
 
     def restored(self, fed: Mapping[str, Array]) -> dict[str, Array]:
         """The source's inputs for the artifact's: the inverse of :meth:`fed`."""
-        import numpy as np
-
         name = self.contract.input
         pixels = fed[name]
         if np.array_equal(pixels, np.rint(pixels).clip(0, 255)):
@@ -96,8 +96,6 @@ class Pixels:
         return self.dtype != "uint8" and self.contract.color != "gray"
 
     def _pixels(self, fed: Array) -> Array:
-        import numpy as np
-
         pixels = self.contract.unapply(fed)
         return np.rint(pixels).clip(0, 255).astype(np.uint8) if self.dtype == "uint8" else pixels
 
@@ -112,7 +110,9 @@ class Pixels:
         return replace(samples, fingerprint=fingerprint, open=opened)
 
 
-def asked_for(settings: Mapping[str, Any], record: ModelRecord, table: Mapping[str, Any]) -> Pixels | None:
+def asked_for(
+    settings: Mapping[str, Option], record: ModelRecord, table: Mapping[str, object]
+) -> Pixels | None:
     """What ``--set fold_preprocessing=true`` asks for, for the exported model; ``None`` where it is not set.
 
     ``table`` is the build's ``[preprocessing]``, which goes before the source's own.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from edgekit.devices.execute import run_artifact
+from edgekit.devices.runnable import Runnable
 from edgekit.errors import SourceError
 from edgekit.graph.records import ModelRecord
 from edgekit.types import OnnxModel, Sample, TorchModel, names
@@ -44,9 +46,6 @@ def _in_torch(
 
 
 def _in_onnxruntime(record: ModelRecord, samples: Iterable[Sample]) -> Iterator[dict[str, Array]]:
-    from edgekit.devices.execute import run_artifact
-    from edgekit.devices.runnable import Runnable
-
     runnable = Runnable(backend="onnxruntime", main=record.model.path, outputs=names(record.model.outputs))
     with run_artifact(runnable, (s.inputs for s in samples)) as result:
         yield from result.outputs

@@ -99,9 +99,9 @@ def export(context: BuildContext, source: Source) -> Exported:
     A module in memory is exported every time: nothing but its export tells what its Python code computes.
     """
     if not source.in_memory:
-        return _exported(context, source, lambda out: _work(context).export(source, out))
+        return _exported(context, source, lambda out: work(context).export(source, out))
     with context.store.scratch() as fresh:
-        _work(context).export(source, fresh)
+        work(context).export(source, fresh)
         record = read_model(fresh)
         source.identify(record.model.sha256)
         # Not in the graph, and yet the result's: the same weights with other class names are another model.
@@ -146,7 +146,7 @@ def optimize(
         name="optimize",
         inputs=(model.sha256,),
         packages=PASS_PACKAGES,
-        produce=lambda out: _work(context).optimize(model, example, out),
+        produce=lambda out: work(context).optimize(model, example, out),
         read=read_model,
     )
     return _model(context, step)
@@ -164,7 +164,7 @@ def fix_shapes(
         inputs=(model.sha256,),
         options={"shapes": {name: list(shape) for name, shape in shapes.items()}},
         packages=PASS_PACKAGES,
-        produce=lambda out: _work(context).fix_shapes(model, shapes, out),
+        produce=lambda out: work(context).fix_shapes(model, shapes, out),
         read=read_model,
     )
     return _model(context, step)
@@ -179,7 +179,7 @@ def fold_preprocessing(
         inputs=(model.sha256,),
         options=to_builtins(pixels),
         packages=("onnx", "onnx-ir", "numpy"),
-        produce=lambda out: _work(context).fold_preprocessing(model, pixels, out),
+        produce=lambda out: work(context).fold_preprocessing(model, pixels, out),
         read=read_model,
     )
     return _model(context, step)
@@ -217,7 +217,7 @@ def calibrate(context: BuildContext, model: OnnxModel, samples: SampleSet) -> Ca
         name="calibrate",
         inputs=(model.sha256, samples.fingerprint),
         packages=("onnxruntime", "numpy"),
-        produce=lambda out: _work(context).calibrate(model, samples, out),
+        produce=lambda out: work(context).calibrate(model, samples, out),
         read=lambda directory: min(directory.glob("calibration*")),
     )
     done = run(context.store, step)
@@ -233,7 +233,7 @@ def diagnose(
 
     def produce(out: Path) -> None:
         right = evaluation if evaluation is not None else [exported.example_inputs()]
-        _work(context).diagnose(calibrated.samples, right, calibrated.file, out)
+        work(context).diagnose(calibrated.samples, right, calibrated.file, out)
 
     reference = evaluation.fingerprint if evaluation is not None else exported.model.sha256
     step = Step(
@@ -261,7 +261,7 @@ def quantize(
         inputs=(model.sha256, calibrated.sha256 if calibrated else ""),
         options={"scheme": to_builtins(target.scheme), **to_builtins(options)},
         packages=QUANTIZE_PACKAGES,
-        produce=lambda out: _work(context).quantize(model, calibration, target, options, out),
+        produce=lambda out: work(context).quantize(model, calibration, target, options, out),
         read=lambda directory: (read_model(directory).model, report(directory)),
     )
     done = run(context.store, step)
@@ -297,7 +297,7 @@ def lower(
         with context.progress.task(f"lower to {target.name}"):
             lowered = backend.lower(model, target, options, out)
         write_json(lowered, out / "lowered.json")
-        _work(context).modules(model, out)
+        work(context).modules(model, out)
 
     step = Step(
         name="lower",
@@ -336,7 +336,7 @@ def reference(context: BuildContext, source: Source, exported: Exported, samples
         inputs=(source.sha256, exported.model.sha256, samples.fingerprint),
         packages=("torch", "onnxruntime"),
         versions={k: str(v) for k, v in versions.machine().items()},
-        produce=lambda out: _work(context).reference(source, exported.record, samples, out),
+        produce=lambda out: work(context).reference(source, exported.record, samples, out),
         read=read,
     )
     return run(context.store, step).value
@@ -348,7 +348,7 @@ def _model(context: BuildContext, step: Step[ModelRecord]) -> tuple[OnnxModel, S
     return model, done.record(model.sha256, done.value.notes)
 
 
-def _work(context: BuildContext) -> Work:
+def work(context: BuildContext) -> Work:
     """What fills the directories of the steps."""
     from edgekit.pipeline.work import Work  # torch, onnx and the runtimes come with it
 

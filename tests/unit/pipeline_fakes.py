@@ -175,7 +175,7 @@ def install(monkeypatch, fake, rows):
     """Put the fakes in their places; ``rows`` are the catalogue."""
     table = {row.name: row for row in rows}
     runner = Path(__file__).parent / "fake_runner.py"
-    monkeypatch.setattr(stages, "_work", lambda context: Work(fake))
+    monkeypatch.setattr(stages, "work", lambda context: Work(fake))
     monkeypatch.setattr(plugins, "backend", lambda name: Backend(name, fake))
     monkeypatch.setattr(plugins, "runner", lambda name: runner)
     monkeypatch.setattr(

@@ -282,8 +282,7 @@ def searching(monkeypatch, tried, **outcome):
     def search(context, model, target, calibrated, budget, measure):
         choice = candidates.QuantizeOptions(exclude=("n",))
         tried.append((target.name, budget, measure(choice).samples))
-        account = {"drop": 0.0, "restored": [{"node": "n", "precision": "int16"}], "precision": "int16"}
-        return guard.Found(choice=choice, account=account, **outcome)
+        return guard.Found(choice=choice, drop=0.0, precision="int16", restored=({"node": "n"},), **outcome)
 
     monkeypatch.setattr(guard, "search", search)
 

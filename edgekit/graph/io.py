@@ -12,14 +12,16 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from edgekit.errors import SourceError, UntrustedSourceError
 from edgekit.types import OnnxModel, TensorSpec, sha256_file
 
 if TYPE_CHECKING:
-    import onnx
-    import onnx_ir as ir
     import onnxruntime
 
     from edgekit.types import Array
@@ -39,22 +41,17 @@ def load(path: Path) -> ir.Model:
     Raises :class:`SourceError` for what is not ONNX and :class:`UntrustedSourceError` for external data
     outside the model's folder.
     """
-    import onnx_ir
-
     proto = read_proto(path)
     try:
-        model = onnx_ir.from_proto(proto)
-    except Exception as error:
+        model = ir.from_proto(proto)
+    except ir.serde.SerdeError as error:
         raise SourceError(f"{path} is not a valid ONNX model: {error}", hint="export it again") from error
-    onnx_ir.external_data.set_base_dir(model.graph, path.resolve().parent)
+    ir.external_data.set_base_dir(model.graph, path.resolve().parent)
     return model
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
     """Parse a model's protobuf without its external data, whose locations are checked."""
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
     try:
         proto = onnx.load(str(path), load_external_data=False)
     except FileNotFoundError as error:
@@ -69,8 +66,6 @@ def read_proto(path: Path) -> onnx.ModelProto:
 
 def check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
     """Refuse external data that is absolute, leaves ``folder`` (by symlink too), or is not all there."""
-    import onnx
-
     for tensor in _tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
@@ -118,8 +113,6 @@ def _inside(location: str, folder: Path, name: str) -> Path:
 
 def external_files(path: Path) -> tuple[Path, ...]:
     """The data files of a model, in the order of their names."""
-    import onnx
-
     folder = path.resolve().parent
     names = {
         e.value
@@ -157,8 +150,6 @@ def save(model: ir.Model, path: Path) -> OnnxModel:
 
     Weights go into ``<name>.data`` beside it only where protobuf's 2 GiB limit needs it.
     """
-    import onnx_ir
-
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = sum(
         v.const_value.nbytes for g in model.graphs() for v in g.initializers.values() if v.const_value
@@ -167,8 +158,8 @@ def save(model: ir.Model, path: Path) -> OnnxModel:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / path.name
         if not external:
-            onnx_ir.external_data.load_to_model(model)
-        onnx_ir.save(model, temporary, external_data=f"{path.name}.data" if external else None)
+            ir.external_data.load_to_model(model)
+        ir.save(model, temporary, external_data=f"{path.name}.data" if external else None)
         for file in sorted(Path(folder).iterdir(), key=lambda f: f == temporary):
             file.replace(path.parent / file.name)
     return _described(model, path, digest(path) if external else sha256_file(path))
@@ -203,9 +194,7 @@ def digest(path: Path) -> str:
 
 def spec(value: ir.Value) -> TensorSpec:
     """Name, numpy dtype and shape of a graph input or output; unnamed dynamic axes get a name."""
-    import onnx_ir
-
-    if not isinstance(value.type, onnx_ir.TensorType) or value.shape is None:
+    if not isinstance(value.type, ir.TensorType) or value.shape is None:
         raise SourceError(
             f"{value.name!r} has no tensor type and shape in the model",
             hint="edgekit takes models whose inputs and outputs are tensors of known rank",
@@ -254,7 +243,7 @@ def strip_metadata(model: ir.Model, *, keep: Iterable[str] = (SCOPES,)) -> None:
                 _strip(value, set())
 
 
-def _strip(item: Any, keys: set[str]) -> None:
+def _strip(item: ir.Node | ir.Value, keys: set[str]) -> None:
     item.doc_string = None
     for key in set(item.metadata_props) - keys:
         del item.metadata_props[key]

@@ -14,16 +14,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias, cast
+
+import onnx
 
 from edgekit.graph import io, ops
 from edgekit.graph.ops import Trait
 from edgekit.types import Fallback
 
-if TYPE_CHECKING:
-    import onnx
-
-Shape = tuple[int, ...]
+Shape: TypeAlias = tuple[int, ...]
 
 _CARRIERS = ops.named(Trait.CARRIES) - {"Dropout"}  # which no kernel has that carries integers
 """Operators that runtimes carry integers through."""
@@ -69,8 +68,6 @@ def static_shapes(proto: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str,
 
     Changes ``proto``: large constants lose their data (inference reads only small ones).
     """
-    import onnx
-
     for scope in _graphs(proto.graph):
         for tensor in scope.initializer:
             if math.prod(tensor.dims) > 256:
@@ -110,7 +107,7 @@ def axis_sizes(path: Path, executed: Mapping[str, Shape]) -> dict[str, int]:
     return sizes
 
 
-def _bind(dims: Sequence[Any], shape: Shape, sizes: dict[str, int]) -> None:
+def _bind(dims: Sequence[onnx.TensorShapeProto.Dimension], shape: Shape, sizes: dict[str, int]) -> None:
     if len(dims) != len(shape):
         return
     pairs = list(zip(dims, shape, strict=True))
@@ -162,8 +159,6 @@ def _mac_nodes(scope: onnx.GraphProto, shapes: Mapping[str, Shape]) -> Iterator[
 
 def _weight(name: str, producer: Mapping[str, onnx.NodeProto], constants: Mapping[str, int]) -> str:
     """How a constant is stored, looking through casts, DequantizeLinear and what computes nothing."""
-    import onnx
-
     while name not in constants:
         node = producer.get(name)
         if node is None or not node.input or node.op_type not in _CARRIERS | {"DequantizeLinear", "Cast"}:
@@ -192,13 +187,10 @@ def _dequantized(name: str, producer: Mapping[str, onnx.NodeProto]) -> bool:
 
 
 def _count(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int | None:
-    import onnx
-
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    inputs = [shapes.get(name) for name in node.input]
-    outputs = [shapes.get(name) for name in node.output]
+    inputs, outputs = ([shapes.get(name) for name in names] for names in (node.input, node.output))
     try:
-        return RULES[node.op_type](inputs, outputs, attributes)
+        return RULES[node.op_type](cast(_Shapes, inputs), cast(_Shapes, outputs), attributes)
     except (TypeError, IndexError, KeyError):  # an unknown shape (None) where a rule needs one
         return None
 
@@ -215,7 +207,9 @@ def _aliases(node: onnx.NodeProto, users: Mapping[str, Sequence[onnx.NodeProto]]
 
 # --- rules: (input shapes, output shapes, attributes) -> multiply-accumulates ------------------------------
 
-_Rule = Callable[[Sequence[Any], Sequence[Any], Mapping[str, Any]], int]
+_Shapes: TypeAlias = Sequence[Shape]
+_Attributes: TypeAlias = Mapping[str, Any]
+_Rule: TypeAlias = Callable[[_Shapes, _Shapes, _Attributes], int]
 
 
 def _size(shape: Iterable[int]) -> int:
@@ -227,17 +221,17 @@ def _conv(weight: int) -> _Rule:
     return lambda i, o, _: _size(o[0]) * _size(i[weight][1:])
 
 
-def _conv_transpose(i: Sequence[Any], _o: Sequence[Any], _a: Mapping[str, Any]) -> int:
+def _conv_transpose(i: _Shapes, _o: _Shapes, _a: _Attributes) -> int:
     """Every input element is spread by one filter: weight (C, M/groups, k…)."""
     return _size(i[0]) * _size(i[1][1:])
 
 
-def _matmul(i: Sequence[Any], o: Sequence[Any], a: Mapping[str, Any]) -> int:
+def _matmul(i: _Shapes, o: _Shapes, a: _Attributes) -> int:
     """Output elements times the length of the contraction."""
     return _size(o[0]) * int(i[0][-2] if a.get("transA") else i[0][-1])
 
 
-def _einsum(i: Sequence[Any], o: Sequence[Any], a: Mapping[str, Any]) -> int:
+def _einsum(i: _Shapes, o: _Shapes, a: _Attributes) -> int:
     """Product of all labels' sizes, once for every operand but the first (a naive contraction)."""
     terms = a["equation"].decode().replace(" ", "").split("->")[0].split(",")
     sizes: dict[str, int] = {}
@@ -253,12 +247,12 @@ def _einsum(i: Sequence[Any], o: Sequence[Any], a: Mapping[str, Any]) -> int:
     return _size(sizes.values()) * (len(terms) - 1)
 
 
-def _recurrent(i: Sequence[Any], _o: Sequence[Any], _a: Mapping[str, Any]) -> int:
+def _recurrent(i: _Shapes, _o: _Shapes, _a: _Attributes) -> int:
     """X (time, batch, features) against W and R (directions, gates * hidden, …), every step."""
     return int(i[0][0] * i[0][1] * (_size(i[1]) + _size(i[2])))
 
 
-def _attention(i: Sequence[Any], o: Sequence[Any], _a: Mapping[str, Any]) -> int:
+def _attention(i: _Shapes, o: _Shapes, _a: _Attributes) -> int:
     """Scores and weighted sum: every query and output element meets every key.
 
     com.microsoft.Attention has the three projections' weights (features, 3 * hidden) as second input.
@@ -269,7 +263,7 @@ def _attention(i: Sequence[Any], o: Sequence[Any], _a: Mapping[str, Any]) -> int
     return int((_size(i[0]) + _size(o[0])) * keys)
 
 
-def _matmul_nbits(i: Sequence[Any], _o: Sequence[Any], a: Mapping[str, Any]) -> int:
+def _matmul_nbits(i: _Shapes, _o: _Shapes, a: _Attributes) -> int:
     return _size(i[0]) * int(a["N"])
 
 

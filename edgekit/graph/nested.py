@@ -111,6 +111,16 @@ def members(value: Any, path: str = "") -> list[tuple[Any, Any]]:
     raise TypeError(f"{path or 'the result'} is a {type(value).__qualname__}, not a tensor")
 
 
+def attempt(
+    module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor] | Exception:
+    """:func:`call`, or what the user's code raised in it."""
+    try:
+        return call(module, inputs)
+    except Exception as error:  # noqa: BLE001 - forward is the user's: anything can come
+        return error
+
+
 def call(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Run a module on named tensors without gradients; its result as :func:`flatten` names it."""
     with torch.no_grad():

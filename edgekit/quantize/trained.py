@@ -20,8 +20,8 @@ import onnx_ir as ir
 from edgekit.errors import UnsupportedError
 from edgekit.graph import io as graphs
 from edgekit.graph import ops
+from edgekit.graph.edit import add_constant, bypass
 from edgekit.graph.ops import Trait
-from edgekit.graph.passes._edit import add_constant, bypass
 from edgekit.quantize.blocks import attribute, constant
 from edgekit.quantize.options import QuantizeOptions
 from edgekit.quantize.params import Affine, Stored, affine

@@ -19,7 +19,7 @@ from edgekit.graph.passes.affine import FoldAffine
 from edgekit.graph.passes.batch_norm import FoldBatchNorm
 from edgekit.graph.passes.clean_up import CleanUp
 from edgekit.graph.passes.constants import FoldConstants
-from edgekit.graph.passes.einsum import LowerCaseEinsum, spell
+from edgekit.graph.passes.einsum import LowerCaseEinsum, legalize
 from edgekit.graph.passes.gemm import MatMulAddToGemm
 from edgekit.graph.passes.layer_norm import RecognizeLayerNorm
 from edgekit.graph.passes.reshapes import MergeReshapes
@@ -503,14 +503,14 @@ def test_guard_stays_where_a_row_can_be_masked(tmp_path: Path, mask: np.ndarray)
     ],
 )
 def test_einsum_spelling(equation: str, spelled: str) -> None:
-    assert spell(equation) == spelled
+    assert legalize(equation) == spelled
 
 
 def test_einsum_of_too_many_letters_stays() -> None:
     import string
 
     equation = f"{string.ascii_lowercase}A->A"
-    assert spell(equation) == equation
+    assert legalize(equation) == equation
 
 
 def test_einsum_in_a_model(tmp_path: Path) -> None:

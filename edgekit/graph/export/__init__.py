@@ -6,13 +6,18 @@ with the module's, on the example and on random inputs.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import ml_dtypes
+import onnx
+import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgekit.core.files import disk_is_full
 from edgekit.core.quiet import silence
@@ -20,12 +25,8 @@ from edgekit.errors import ExportError
 from edgekit.graph import io
 from edgekit.graph.export.account import Attempt, account
 from edgekit.graph.export.check import EXAMPLE, axis_sizes, compare, first_line, resized, run_onnx
-from edgekit.graph.nested import call, unwrap
+from edgekit.graph.nested import attempt, flatten, unwrap
 from edgekit.types import OnnxModel, TorchModel
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
 
 OPSET = 20
 """Gelu is one operator from here on; ONNX Runtime, OpenVINO and TensorRT's parser all take it."""
@@ -109,13 +110,13 @@ def _depends_on_values(error: str) -> bool:
 
 
 def _reference(model: TorchModel) -> dict[str, torch.Tensor]:
-    try:
-        return call(model.module, model.example_inputs)
-    except Exception as error:
+    outputs = attempt(model.module, model.example_inputs)
+    if isinstance(outputs, Exception):
         raise ExportError(
-            f"the module raised on its example inputs: {first_line(error)}",
+            f"the module raised on its example inputs: {first_line(outputs)}",
             hint="fix forward or the example inputs",
-        ) from error
+        ) from outputs
+    return outputs
 
 
 def _output_names(outputs: Mapping[str, torch.Tensor], inputs: Mapping[str, Any]) -> tuple[str, ...]:
@@ -133,8 +134,6 @@ class _Flat(torch.nn.Module):
         self.training = False
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        from edgekit.graph.nested import flatten
-
         return tuple(flatten(self.module(**dict(zip(self.names, tensors, strict=True)))).values())
 
 
@@ -180,9 +179,7 @@ def _traced(model: TorchModel) -> Mapping[str, torch.Tensor]:
     if sizes == axis_sizes(model):
         return model.example_inputs
     larger = resized(model, sizes)
-    try:
-        call(model.module, larger)
-    except Exception:  # noqa: BLE001 - the module takes its example only; the check will tell what that means
+    if isinstance(attempt(model.module, larger), Exception):  # it takes its example only: the check will tell
         return model.example_inputs
     return larger
 
@@ -195,8 +192,6 @@ def _hints(shapes: Any) -> Any:
 def _torchscript(
     module: torch.nn.Module, model: TorchModel, names: tuple[str, ...], opset: int, *, dynamic: bool
 ) -> ir.Model:
-    import onnx_ir
-
     buffer = BytesIO()
     torch.onnx.export(
         module,
@@ -208,9 +203,7 @@ def _torchscript(
         dynamo=False,
         dynamic_axes={n: dict(a) for n, a in model.dynamic_axes.items()} if dynamic else None,
     )
-    import onnx
-
-    return onnx_ir.from_proto(onnx.load_from_string(buffer.getvalue()))
+    return ir.from_proto(onnx.load_from_string(buffer.getvalue()))
 
 
 def _tidy(exported: ir.Model, model: TorchModel, names: tuple[str, ...]) -> None:
@@ -246,10 +239,6 @@ _PARAMETRIZED = ".parametrizations.weight.original"
 
 def _name_integers(exported: ir.Model) -> None:
     """Integer weights (see ``compress/steps/qat_layers.py``) under their layer's name, 4-bit ones as what they are."""
-    import ml_dtypes
-    import onnx_ir
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
     for node in list(exported.graph):
         scale = node.inputs[1] if node.op_type == "DequantizeLinear" else None
         stored = node.inputs[0] if scale is not None else None
@@ -260,8 +249,8 @@ def _name_integers(exported: ir.Model) -> None:
         wide = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
         if cast is not None and wide is not None and wide.const_value is not None:  # too large for the folder
             array = wide.const_value.numpy().astype(ml_dtypes.int4)
-            stored = onnx_ir.Value(name=f"{name}_quantized", const_value=onnx_ir.tensor(array))
-            stored.shape, stored.type = wide.shape, onnx_ir.TensorType(onnx_ir.DataType.INT4)
+            stored = ir.Value(name=f"{name}_quantized", const_value=ir.tensor(array))
+            stored.shape, stored.type = wide.shape, ir.TensorType(ir.DataType.INT4)
             exported.graph.register_initializer(stored)
             node.replace_input_with(0, stored)
         stored.name, scale.name, node.outputs[0].name = f"{name}_quantized", f"{name}_scale", name
@@ -274,9 +263,7 @@ def _mend_shapes(exported: ir.Model, model: TorchModel, written: OnnxModel) -> O
     Inner shapes are inferred anew from the inputs by the runtimes; an output's dimension that changes
     with the inputs gets the name of the axis that it follows.
     """
-    import onnx_ir
-
-    for node in onnx_ir.traversal.RecursiveGraphIterator(exported.graph):
+    for node in ir.traversal.RecursiveGraphIterator(exported.graph):
         for value in node.outputs:
             if not value.is_graph_output() and value.shape is not None:
                 value.shape = None
@@ -296,10 +283,10 @@ def _mend_shapes(exported: ir.Model, model: TorchModel, written: OnnxModel) -> O
         for axis, (one, two) in enumerate(zip(before, after, strict=True)):
             follows = next((n for n in sizes if (sizes[n], other[n]) == (one, two)), None)
             if one != two:
-                dims[axis] = onnx_ir.SymbolicDim(follows or f"{value.name}_axis{axis}")
+                dims[axis] = ir.SymbolicDim(follows or f"{value.name}_axis{axis}")
             elif not isinstance(dims[axis], int) and not str(dims[axis]).isidentifier():
-                dims[axis] = onnx_ir.SymbolicDim(f"{value.name}_axis{axis}")
-        value.shape = onnx_ir.Shape(dims)
+                dims[axis] = ir.SymbolicDim(f"{value.name}_axis{axis}")
+        value.shape = ir.Shape(dims)
     return io.save(exported, written.path)
 
 
@@ -326,8 +313,6 @@ def _scopes_of_name(name: str) -> str:
 
 
 def _without(prefix: str, scopes: str) -> str:
-    import ast
-
     outer = prefix.rstrip(".")
     kept = [
         s.removeprefix(prefix)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from edgekit.errors import ExportError
 from edgekit.graph import io
-from edgekit.graph.nested import call
+from edgekit.graph.nested import attempt, call
 from edgekit.types import OnnxModel, TorchModel
 
 if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
     from edgekit.types import Array
 
 _RANDOM_INPUTS = 3
@@ -40,13 +42,14 @@ def compare(model: TorchModel, exported: OnnxModel) -> tuple[float, int, tuple[s
     limit = _QUANTIZED_LIMIT if _rounds(exported) else _LIMIT
     worst, checked, notes = 0.0, 0, []
     for which, inputs in _inputs(model):
-        try:
-            expected, again = call(model.module, inputs), call(model.module, inputs)
-        except Exception as error:
+        answers = [attempt(model.module, inputs), attempt(model.module, inputs)]
+        error = next((a for a in answers if isinstance(a, Exception)), None)
+        if error is not None:
             if which == EXAMPLE:
-                raise
+                raise error
             notes.append(f"the module does not take {which}: {first_line(error)}")
             continue
+        expected, again = (a for a in answers if not isinstance(a, Exception))
         if not all(_same(a, b) for a, b in zip(expected.values(), again.values(), strict=True)):
             notes.append(
                 "the module gives different outputs for one input (it draws random numbers): not compared"
@@ -77,17 +80,20 @@ def _noise(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor], name: st
     """How far the module's float32 output is from its float64 one (relative L2); 0 where it cannot run in it."""
     wide = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
     try:
-        exact = call(copy.deepcopy(module).double(), wide)[name]
-        return _distance(name, exact.detach().numpy(), call(module, inputs)[name].detach().numpy())
-    except Exception:  # noqa: BLE001 - fixed dtypes inside, modules that do not copy: no excuse, then
+        double = copy.deepcopy(module).double()
+    except (RuntimeError, TypeError):  # modules that do not copy: no excuse, then
         return 0.0
+    exact = attempt(double, wide)  # dtypes may be fixed inside
+    if isinstance(exact, Exception):
+        return 0.0
+    return _distance(name, exact[name].detach().numpy(), call(module, inputs)[name].detach().numpy())
 
 
-def run_onnx(session: Any, inputs: Mapping[str, torch.Tensor], which: str) -> dict[str, Array]:
+def run_onnx(session: InferenceSession, inputs: Mapping[str, torch.Tensor], which: str) -> dict[str, Array]:
     """The ONNX model's outputs; :class:`ExportError` naming the inputs when it fails on them."""
     try:
         return io.run(session, {k: v.detach().numpy() for k, v in inputs.items()})
-    except Exception as error:
+    except io.runtime_errors() as error:
         raise ExportError(
             f"the ONNX fails on {which}: {first_line(error)}", hint="the module takes them"
         ) from error

@@ -11,14 +11,16 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
+import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from edgekit.core.quiet import silence
-from edgekit.errors import ConfigError, UnknownNameError
+from edgekit.errors import ConfigError, SourceError, UnknownNameError
 from edgekit.graph import io
 from edgekit.graph.passes.activations import RecognizeActivations
 from edgekit.graph.passes.affine import FoldAffine
@@ -197,12 +199,10 @@ def _upgraded(original: ir.Model, model: OnnxModel, check: _Check, out: Path, no
     """The model at :data:`OPSET`, so that passes and backends meet one form of each operator."""
     if model.opset >= OPSET or io.external_files(model.path):
         return original
-    import onnx
-
     try:
         converted = onnx.version_converter.convert_version(io.read_proto(model.path), OPSET)
         candidate = ir.from_proto(converted)
-    except Exception as error:  # noqa: BLE001 - the converter lacks some operators; the model is fine as it is
+    except (onnx.version_converter.ConvertError, RuntimeError) as error:  # it lacks operators; fine as it is
         notes.append(f"kept at opset {model.opset}: {_line(error)}")
         return original
     _copy_scopes(original, candidate)
@@ -310,7 +310,7 @@ class _Check:
         for inputs in (*tried, *_random_inputs(model.inputs)):
             try:
                 first, second = io.run(session, inputs), io.run(session, inputs)
-            except Exception as error:  # noqa: BLE001 - random inputs need not be valid ones
+            except io.runtime_errors() as error:  # random inputs need not be valid ones
                 failure = _line(error)
                 continue
             if _distance(first, second) == 0.0:
@@ -326,10 +326,11 @@ class _Check:
         """Whether ``candidate`` computes the same; remembers the distance when it does."""
         if not self._cases:
             return True
+        failures: tuple[type[Exception], ...] = (SourceError, *io.runtime_errors())
         try:
             session = io.session(candidate.path)
             distance = max(_distance(expected, io.run(session, inputs)) for inputs, expected in self._cases)
-        except Exception:  # noqa: BLE001 - a candidate that does not load or run has failed
+        except failures:
             return False
         if distance > self._limit:
             return False
@@ -350,7 +351,7 @@ def _random_inputs(specs: tuple[TensorSpec, ...]) -> Iterator[dict[str, Array]]:
 
 def _random(spec: TensorSpec, size: int, rng: np.random.Generator) -> Array:
     shape = [d if isinstance(d, int) else size for d in spec.shape]
-    dtype: Any = np.dtype(spec.dtype)
+    dtype = np.dtype(spec.dtype)
     if dtype.kind in "iub":
         return rng.integers(0, 2, shape).astype(dtype)
     return rng.standard_normal(shape).astype(dtype)

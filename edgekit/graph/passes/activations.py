@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.graph.passes._edit import attribute, nodes, only_user, replace, scalar, sweep
+from edgekit.graph.edit import attribute, nodes, only_user, replace, scalar, sweep
 
 if TYPE_CHECKING:
     from edgekit.types import Array

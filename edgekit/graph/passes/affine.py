@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.graph.passes._edit import add_constant, attribute, bypass, constant, home, nodes, only_user
+from edgekit.graph.edit import add_constant, attribute, bypass, constant, home, nodes, only_user, produced_by
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -28,28 +28,22 @@ class FoldAffine(ir.passes.InPlacePass):
 
 
 def _fold(node: ir.Node) -> bool:
-    side = 0 if _conv(node.inputs[0]) is not None else 1
-    conv, other = _conv(node.inputs[side]), constant(node.inputs[1 - side])
+    side = 0 if produced_by(node.inputs[0], "Conv") is not None else 1
+    conv, other = produced_by(node.inputs[side], "Conv"), constant(node.inputs[1 - side])
     if conv is None or other is None or (side == 1 and node.op_type in ("Sub", "Div")):
         return False
     source = node.inputs[side]
     if source is None or only_user(source) is not node or conv.graph is not node.graph:
         return False
     weight = constant(conv.inputs[1])
-    bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] is not None else None
-    has_bias = len(conv.inputs) > 2 and conv.inputs[2] is not None
-    if weight is None or (has_bias and bias is None):
+    bias_value = conv.inputs[2] if len(conv.inputs) > 2 else None
+    bias = constant(bias_value)
+    if weight is None or (bias_value is not None and bias is None):
         return False
-    channels = weight.shape[0]
-    by_channel = _by_channel(other, channels, weight.ndim)
+    by_channel = _by_channel(other, weight.shape[0], weight.ndim)
     if by_channel is None:
         return False
     return _rewrite(conv, node, weight.astype(np.float64), bias, by_channel)
-
-
-def _conv(value: ir.Value | None) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == "Conv" and node.domain in ("", "ai.onnx") else None
 
 
 def _by_channel(other: Array, channels: int, rank: int) -> Array | None:

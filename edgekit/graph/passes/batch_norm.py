@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.graph import ops
+from edgekit.graph.edit import add_constant, attribute, bypass, constant, home, nodes, only_user, produced_by
 from edgekit.graph.ops import Trait
-from edgekit.graph.passes._edit import add_constant, attribute, bypass, constant, home, nodes, only_user
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -29,12 +29,11 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         modified = False
         for norm in nodes(model, "BatchNormalization"):
             source = norm.inputs[0]
-            node = source.producer() if source is not None else None
-            if not ops.is_op(node, *_FOLDABLE):
+            node = produced_by(source, *_FOLDABLE)
+            if node is None or source is None or only_user(source) is not norm:
                 continue
-            if source is None or only_user(source) is not norm or attribute(norm, "training_mode", 0):
-                continue
-            modified |= _fold(node, norm)
+            if not attribute(norm, "training_mode", 0):
+                modified |= _fold(node, norm)
         return ir.passes.PassResult(model, modified=modified)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.graph.passes._edit import attribute, bypass, constant, nodes, static_shape
+from edgekit.graph.edit import attribute, bypass, constant, integers, nodes, static_shape
 
 
 class CleanUp(ir.passes.InPlacePass):
@@ -39,8 +39,8 @@ def _cast(node: ir.Node) -> bool:
 
 
 def _transpose(node: ir.Node) -> bool:
-    order = attribute(node, "perm", None)
-    return order is not None and list(order) == list(range(len(order)))
+    order = integers(node, "perm")
+    return order is not None and order == list(range(len(order)))
 
 
 def _same_shape(node: ir.Node) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+from onnxscript.optimizer import fold_constants
 
 _INPUT_LIMIT = 1 << 20
 _OUTPUT_LIMIT = 1 << 18
@@ -14,7 +15,5 @@ class FoldConstants(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the rewrite."""
-        from onnxscript.optimizer import fold_constants
-
         result = fold_constants(model, input_size_limit=_INPUT_LIMIT, output_size_limit=_OUTPUT_LIMIT)
         return ir.passes.PassResult(model, modified=bool(result.modified))

@@ -1,4 +1,4 @@
-"""Einsum's spelling."""
+"""Einsum's equations."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import string
 
 import onnx_ir as ir
 
-from edgekit.graph.passes._edit import attribute, nodes
+from edgekit.graph.edit import attribute, nodes
 
 
 class LowerCaseEinsum(ir.passes.InPlacePass):
-    """Spell equations with lower-case letters, and spell implicit outputs out.
+    """Write equations with lower-case letters, and implicit outputs explicitly.
 
     The specification allows both cases; TensorRT's parser refuses upper-case letters, and torch's
     exporter writes them. An equation of more than 26 letters stays as it is.
@@ -21,14 +21,14 @@ class LowerCaseEinsum(ir.passes.InPlacePass):
         modified = False
         for node in nodes(model, "Einsum"):
             equation = attribute(node, "equation", "")
-            spelled = spell(equation)
-            if spelled != equation:
-                node.attributes["equation"] = ir.AttrString("equation", spelled)
+            legal = legalize(equation)
+            if legal != equation:
+                node.attributes["equation"] = ir.AttrString("equation", legal)
                 modified = True
         return ir.passes.PassResult(model, modified=modified)
 
 
-def spell(equation: str) -> str:
+def legalize(equation: str) -> str:
     """The same equation in lower-case letters; letters that are lower-case already keep theirs."""
     if not any(c.isupper() for c in equation):
         return equation

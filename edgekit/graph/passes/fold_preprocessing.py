@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from edgekit.errors import ConfigError
 from edgekit.graph import io
-from edgekit.graph.passes._edit import add_constant
+from edgekit.graph.edit import add_constant
 from edgekit.preprocess.contract import LUMA, Preprocessing
 from edgekit.types import OnnxModel
 

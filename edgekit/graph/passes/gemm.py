@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgekit.graph.passes._edit import constant, nodes, only_user, replace
+from edgekit.graph.edit import constant, nodes, only_user, produced_by, replace
 
 
 class MatMulAddToGemm(ir.passes.InPlacePass):
@@ -20,8 +20,8 @@ class MatMulAddToGemm(ir.passes.InPlacePass):
         for node in nodes(model, "Add"):
             for side in (0, 1):
                 product = node.inputs[side]
-                source = product.producer() if product is not None else None
-                if product is None or source is None or source.op_type != "MatMul" or source.domain != "":
+                source = produced_by(product, "MatMul")
+                if product is None or source is None:
                     continue
                 if only_user(product) is node and _fits(source, node.inputs[1 - side]):
                     made = ir.Node("", "Gemm", [*source.inputs, node.inputs[1 - side]], name=source.name)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.graph.passes._edit import (
+from edgekit.graph.edit import (
     add_constant,
     attribute,
     constant,
     home,
+    integers,
     nodes,
     only_user,
+    produced_by,
     replace,
     scalar,
     static_shape,
@@ -69,18 +71,18 @@ def _normalized(node: ir.Node) -> tuple[ir.Value, int, float] | None:
     """x, the (negative) first axis and ε when ``node`` is the division by the standard deviation."""
     centred, deviation = node.inputs[0], node.inputs[1]
     if node.op_type == "Mul":
-        pairs = [(a, _operand(b, "Reciprocal")) for a, b in ((centred, deviation), (deviation, centred))]
-        centred, deviation = next(((a, d) for a, d in pairs if d is not None), (None, None))
-    root = _producer(deviation, "Sqrt")
-    shifted = _producer(root.inputs[0], "Add") if root is not None else None
+        pairs = [(a, produced_by(b, "Reciprocal")) for a, b in ((centred, deviation), (deviation, centred))]
+        centred, deviation = next(((a, n.inputs[0]) for a, n in pairs if n is not None), (None, None))
+    root = produced_by(deviation, "Sqrt")
+    shifted = produced_by(root.inputs[0], "Add") if root is not None else None
     if shifted is None or centred is None:
         return None
     for side in (0, 1):
-        epsilon, variance = scalar(shifted.inputs[side]), _producer(shifted.inputs[1 - side], "ReduceMean")
+        epsilon, variance = scalar(shifted.inputs[side]), produced_by(shifted.inputs[1 - side], "ReduceMean")
         if epsilon is None or variance is None or _squared(variance.inputs[0]) is not centred:
             continue
-        subtraction = _producer(centred, "Sub")
-        mean = _producer(subtraction.inputs[1], "ReduceMean") if subtraction is not None else None
+        subtraction = produced_by(centred, "Sub")
+        mean = produced_by(subtraction.inputs[1], "ReduceMean") if subtraction is not None else None
         x = subtraction.inputs[0] if subtraction is not None else None
         if x is None or mean is None or mean.inputs[0] is not x:
             return None
@@ -93,8 +95,8 @@ def _trailing(reduction: ir.Node, x: ir.Value) -> int | None:
     """The first of the reduced axes, counted from the end, when they are the last ones and are kept."""
     if x.shape is None or not attribute(reduction, "keepdims", 1):
         return None
-    given = constant(reduction.inputs[1]) if len(reduction.inputs) > 1 else None
-    axes = attribute(reduction, "axes", None) if given is None else given.tolist()
+    operand = constant(reduction.inputs[1]) if len(reduction.inputs) > 1 else None
+    axes = integers(reduction, "axes") if operand is None else operand.tolist()
     if not axes:
         return None
     rank = len(x.shape)
@@ -103,21 +105,11 @@ def _trailing(reduction: ir.Node, x: ir.Value) -> int | None:
 
 
 def _squared(value: ir.Value | None) -> ir.Value | None:
-    product = _producer(value, "Mul")
+    product = produced_by(value, "Mul")
     if product is not None:
         return product.inputs[0] if product.inputs[0] is product.inputs[1] else None
-    power = _producer(value, "Pow")
+    power = produced_by(value, "Pow")
     return power.inputs[0] if power is not None and scalar(power.inputs[1]) == 2.0 else None
-
-
-def _operand(value: ir.Value | None, operator: str) -> ir.Value | None:
-    node = _producer(value, operator)
-    return node.inputs[0] if node is not None else None
-
-
-def _producer(value: ir.Value | None, operator: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == operator and node.domain in ("", "ai.onnx") else None
 
 
 def _affine(node: ir.Node, operator: str, shape: tuple[int, ...]) -> tuple[ir.Node, ir.Value | None]:

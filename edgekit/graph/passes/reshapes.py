@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from edgekit.graph import ops
+from edgekit.graph.edit import (
+    add_constant,
+    attribute,
+    constant,
+    home,
+    nodes,
+    produced_by,
+    static_shape,
+    sweep,
+)
 from edgekit.graph.ops import Trait
-from edgekit.graph.passes._edit import attribute, constant, nodes, static_shape, sweep
 
 
 class MergeReshapes(ir.passes.InPlacePass):
@@ -30,9 +40,8 @@ class MergeReshapes(ir.passes.InPlacePass):
 
 
 def _view(node: ir.Node) -> ir.Node | None:
-    inner = node.inputs[0].producer() if node.inputs[0] is not None else None
-    is_view = inner is not None and inner.graph is node.graph and ops.has(inner, Trait.VIEW)
-    return inner if is_view else None
+    inner = produced_by(node.inputs[0], *ops.named(Trait.VIEW))
+    return inner if inner is not None and inner.graph is node.graph else None
 
 
 def _stands_alone(node: ir.Node) -> bool:
@@ -48,11 +57,7 @@ def _stands_alone(node: ir.Node) -> bool:
 
 
 def _restate(node: ir.Node, shape: tuple[int, ...]) -> bool:
-    """Spell the output's shape out; only where nothing is dynamic, so that no batch axis gets fixed."""
-    import numpy as np
-
-    from edgekit.graph.passes._edit import add_constant, home
-
+    """Write the output's shape as a constant; only where nothing is dynamic, so that no batch axis gets fixed."""
     graph = home(node)
     if graph is None:
         return False

@@ -8,8 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.graph import ops
-from edgekit.graph.ops import Trait
-from edgekit.graph.passes._edit import (
+from edgekit.graph.edit import (
     add_constant,
     attribute,
     bypass,
@@ -19,6 +18,7 @@ from edgekit.graph.passes._edit import (
     only_user,
     scalar,
 )
+from edgekit.graph.ops import Trait
 
 if TYPE_CHECKING:
     from edgekit.types import Array

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.graph.passes._edit import bypass, constant, nodes, scalar, sweep
+from edgekit.graph.edit import bypass, constant, nodes, produced_by, scalar, sweep
 
 
 class DropSoftmaxGuard(ir.passes.InPlacePass):
@@ -21,11 +21,8 @@ class DropSoftmaxGuard(ir.passes.InPlacePass):
         modified = False
         for node in nodes(model, "Where"):
             condition, zero, value = node.inputs[0], node.inputs[1], node.inputs[2]
-            check = condition.producer() if condition is not None else None
-            softmax = value.producer() if value is not None else None
-            if check is None or softmax is None or scalar(zero) != 0.0:
-                continue
-            if check.op_type != "IsNaN" or check.inputs[0] is not value or softmax.op_type != "Softmax":
+            check, softmax = produced_by(condition, "IsNaN"), produced_by(value, "Softmax")
+            if check is None or softmax is None or check.inputs[0] is not value or scalar(zero) != 0.0:
                 continue
             if _has_no_masked_row(softmax.inputs[0]):
                 modified |= bypass(node, value)
@@ -36,13 +33,9 @@ class DropSoftmaxGuard(ir.passes.InPlacePass):
 
 def _has_no_masked_row(scores: ir.Value | None) -> bool:
     for _ in range(8):
-        node = scores.producer() if scores is not None else None
-        if node is None or node.domain not in ("", "ai.onnx"):
-            return False
-        if node.op_type == "MatMul":
-            return True
-        if node.op_type not in ("Mul", "Div", "Add") or len(node.inputs) != 2:
-            return False
+        node = produced_by(scores, "MatMul", "Mul", "Div", "Add")
+        if node is None or node.op_type == "MatMul":
+            return node is not None
         sides = [constant(v) for v in node.inputs]
         side = next((i for i, c in enumerate(sides) if c is not None), None)
         if side is None or (node.op_type == "Div" and side == 0):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgekit.graph.passes._edit import attribute, nodes, sweep
+from edgekit.graph.edit import integers, nodes, produced_by, sweep
 
 
 class MergeTransposes(ir.passes.InPlacePass):
@@ -14,12 +14,9 @@ class MergeTransposes(ir.passes.InPlacePass):
         """Apply the rewrite."""
         modified = False
         for node in nodes(model, "Transpose"):
-            source = node.inputs[0]
-            first = source.producer() if source is not None else None
-            if first is None or first.op_type != "Transpose" or first.domain not in ("", "ai.onnx"):
-                continue
-            inner, outer = attribute(first, "perm", None), attribute(node, "perm", None)
-            if inner is None or outer is None:
+            first = produced_by(node.inputs[0], "Transpose")
+            inner, outer = integers(first, "perm") if first is not None else None, integers(node, "perm")
+            if first is None or inner is None or outer is None:
                 continue
             node.replace_input_with(0, first.inputs[0])
             node.attributes["perm"] = ir.AttrInt64s("perm", [inner[i] for i in outer])

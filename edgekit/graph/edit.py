@@ -1,29 +1,42 @@
-"""What the rewrites share: constants, single uses, and taking nodes out without renaming graph outputs."""
+"""Reading and changing ONNX graphs: constants, attributes, single uses, nodes taken out without renaming outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from edgekit.graph import ops
 from edgekit.graph.io import SCOPES
 
 if TYPE_CHECKING:
     from edgekit.types import Array
 
+T = TypeVar("T")
 
-def nodes(model: ir.Model, *ops: str) -> Iterator[ir.Node]:
-    """The model's nodes of the given standard operators, subgraphs included; safe to edit meanwhile."""
+
+def nodes(model: ir.Model, *names: str) -> Iterator[ir.Node]:
+    """The model's nodes of the standard operators ``names``, subgraphs included; safe to edit meanwhile."""
     for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
-        if node.domain in ("", "ai.onnx") and node.op_type in ops and node.graph is not None:
+        if ops.is_op(node, *names) and node.graph is not None:
             yield node
 
 
+def is_constant(value: ir.Value | None) -> TypeGuard[ir.Value]:
+    """Whether a value is an initializer that no caller can override, or a Constant node's output."""
+    return _tensor(value) is not None
+
+
 def constant(value: ir.Value | None) -> Array | None:
-    """The array of a constant: an initializer that no caller can override, or a Constant node's output."""
-    tensor = None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)
+    """The array of a constant (see :func:`is_constant`), a copy of what the file holds."""
+    tensor = _tensor(value)
     return None if tensor is None else tensor.numpy()
+
+
+def _tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    return None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)
 
 
 def scalar(value: ir.Value | None) -> float | None:
@@ -46,10 +59,16 @@ def only_user(value: ir.Value) -> ir.Node | None:
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
-def attribute(node: ir.Node, name: str, default: Any) -> Any:
+def attribute(node: ir.Node, name: str, default: T) -> T:
     """An attribute's value, or what the specification says it is when absent."""
-    found = node.attributes.get(name)
-    return default if found is None else found.value
+    attribute = node.attributes.get(name)
+    return default if attribute is None or attribute.is_ref() else cast(T, attribute.value)
+
+
+def integers(node: ir.Node, name: str) -> list[int] | None:
+    """The value of an attribute that has no default but the operator's own logic."""
+    attribute = node.attributes.get(name)
+    return None if attribute is None or attribute.is_ref() else list(attribute.as_ints())
 
 
 def add_constant(graph: ir.Graph, array: Array, near: str) -> ir.Value:
@@ -70,6 +89,12 @@ def add_constant(graph: ir.Graph, array: Array, near: str) -> ir.Value:
 def home(node: ir.Node) -> ir.Graph | None:
     """The graph that holds ``node``, when initializers can be added to it."""
     return node.graph if isinstance(node.graph, ir.Graph) else None
+
+
+def produced_by(value: ir.Value | None, *names: str) -> ir.Node | None:
+    """The node that writes ``value``, when it is one of the standard operators ``names``."""
+    node = value.producer() if value is not None else None
+    return node if ops.is_op(node, *names) else None
 
 
 def bypass(node: ir.Node, source: ir.Value | None = None) -> bool:
@@ -122,6 +147,4 @@ def replace(node: ir.Node, new: Sequence[ir.Node], *, covers: Sequence[ir.Node] 
 
 def sweep(model: ir.Model) -> None:
     """Remove what nothing reads any more."""
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
     RemoveUnusedNodesPass()(model)

@@ -162,11 +162,11 @@ def _conflicts(packages: Iterable[str]) -> Iterator[str]:
                 continue
             if need.marker is not None and not need.marker.evaluate({"extra": ""}):
                 continue
-            found = versions.installed(need.name)
-            if not found:
+            installed = versions.installed(need.name)
+            if not installed:
                 yield f"{name} needs {need.name}{need.specifier}, which is not installed"
-            elif not need.specifier.contains(found, prereleases=True):
-                yield f"{name} needs {need.name}{need.specifier}, found {found}"
+            elif not need.specifier.contains(installed, prereleases=True):
+                yield f"{name} needs {need.name}{need.specifier}, found {installed}"
 
 
 def _package_dir(module: str) -> Path | None:
@@ -180,8 +180,8 @@ def _torch_cuda() -> str:
     if folder is None or not (folder / "version.py").is_file():
         return ""
     text = (folder / "version.py").read_text(encoding="utf-8")
-    found = re.search(r"^cuda[^=]*=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE)
-    return found.group(1) if found else ""
+    match = re.search(r"^cuda[^=]*=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE)
+    return match.group(1) if match else ""
 
 
 def _torchvision_needs_cuda() -> bool:

@@ -84,10 +84,10 @@ def _document(path: Path) -> dict[str, Any]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: {e}", hint="correct the TOML") from e
-    known = {*_INHERITED, "target", "impossible"}
+    allowed = {*_INHERITED, "target", "impossible"}
     for key in document:
-        if key not in known:
-            raise UnknownNameError("key", key, known, where=str(path))
+        if key not in allowed:
+            raise UnknownNameError("key", key, allowed, where=str(path))
     return document
 
 

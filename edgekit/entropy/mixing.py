@@ -71,9 +71,9 @@ class Mixer:
         self._full, self._rate = ((limit + 1) << 32) - 1, rate
         self._squash, self._stretch = squash_table(), stretch_table()
         # A batch may count far beyond the limit before it is halved.
-        seen = np.arange(limit + _LEARN + 1)
-        self._confidence = _confidence_table().take(np.minimum(seen, 255))
-        self._twice = seen * 2 + 1.6
+        observations = np.arange(limit + _LEARN + 1)
+        self._confidence = _confidence_table().take(np.minimum(observations, 255))
+        self._twice = observations * 2 + 1.6
 
     def code(self, coder: BitCoder, context: Ints, selector: Ints, bits: Ints | None) -> Ints:
         """Code one decision a column. ``context``: int64 [inputs, n]; ``selector``: int64 [n]."""

@@ -116,7 +116,7 @@ def _cost_together(a: Ints, b: Ints) -> float:
 
 
 @dataclass(kw_only=True)
-class _Known:
+class _Earlier:
     """What earlier tensors offer to later ones: contents by hash, palettes (number, ranks) by name."""
 
     wanted: frozenset[str]
@@ -128,7 +128,7 @@ def build(files: Mapping[str, memoryview], *, single: bool, coder: Coder) -> byt
     """The container of ``files`` (relative name → contents)."""
     by_file = _usable_spans(files)
     groups = _Groups()
-    known = _Known(wanted=frozenset(s.palette for spans in by_file.values() for s in spans if s.palette))
+    earlier = _Earlier(wanted=frozenset(s.palette for spans in by_file.values() for s in spans if s.palette))
     entries: list[FileEntry] = []
     tensors: list[TensorEntry] = []
     loose: list[bytes] = []
@@ -136,7 +136,7 @@ def build(files: Mapping[str, memoryview], *, single: bool, coder: Coder) -> byt
         at = count = 0
         for span in by_file.get(path, []):
             raw = data[span.offset : span.offset + span.size]
-            entry = _tensor(span, raw, len(tensors), groups, known)
+            entry = _tensor(span, raw, len(tensors), groups, earlier)
             if entry is None:
                 continue
             tensors.append(replace(entry, gap=span.offset - at))
@@ -167,7 +167,9 @@ def _usable_spans(files: Mapping[str, memoryview]) -> dict[str, list[Span]]:
     return out
 
 
-def _tensor(span: Span, raw: memoryview, number: int, groups: _Groups, known: _Known) -> TensorEntry | None:
+def _tensor(
+    span: Span, raw: memoryview, number: int, groups: _Groups, earlier: _Earlier
+) -> TensorEntry | None:
     """Put a tensor into groups; ``None`` if it is better off among the loose bytes."""
     dtype = DTYPES[span.dtype]
     entry = TensorEntry(name=span.name, dtype=dtype, shape=span.shape, gap=0, form=Form.PLAIN)
@@ -175,16 +177,16 @@ def _tensor(span: Span, raw: memoryview, number: int, groups: _Groups, known: _K
         patterns = unpack_elements(raw, dtype, entry.elements)
     except ValueError:
         return None
-    if span.name in known.wanted and span.name not in known.palettes:
-        known.palettes[span.name] = number, ranks(patterns, dtype)
+    if span.name in earlier.wanted and span.name not in earlier.palettes:
+        earlier.palettes[span.name] = number, ranks(patterns, dtype)
     # Tied weights, and the same file twice in one folder.
     key = hashlib.sha256(raw).digest() + bytes([dtype.code])
-    if key in known.tensors:
-        return replace(entry, form=Form.COPY, source=known.tensors[key])
-    if span.name not in known.wanted and _repetitive(raw, patterns):
+    if key in earlier.tensors:
+        return replace(entry, form=Form.COPY, source=earlier.tensors[key])
+    if span.name not in earlier.wanted and _repetitive(raw, patterns):
         return None
-    known.tensors[key] = number
-    palette = known.palettes.get(span.palette)
+    earlier.tensors[key] = number
+    palette = earlier.palettes.get(span.palette)
     if palette is not None and int(patterns.max()) < len(palette[1]) <= 1 << dtype.bits:
         return _ranked(entry, span, patterns, palette, groups)
     book = distinct(patterns, dtype)

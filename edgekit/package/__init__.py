@@ -46,12 +46,12 @@ def package(artifact: Artifact, spec: PackageSpec, out: Path) -> Package:
         UsageError: ``out`` exists.
         and what :func:`edgekit.package.contents.collect` raises.
     """
-    known = writers()
-    if spec.format not in known:
-        raise UnknownNameError("package format", spec.format, known)
-    writer, backend = known[spec.format], artifact.manifest.target.backend
+    formats = writers()
+    if spec.format not in formats:
+        raise UnknownNameError("package format", spec.format, formats)
+    writer, backend = formats[spec.format], artifact.manifest.target.backend
     if not carries(spec.format, writer.FORMAT, backend):
-        able = [name for name, other in known.items() if carries(name, other.FORMAT, backend)]
+        able = [name for name, other in formats.items() if carries(name, other.FORMAT, backend)]
         raise UnsupportedError(
             f"{spec.format} cannot carry {artifact.target}, which is for {plugins.info(backend).title}",
             hint=f"formats for this artifact: {', '.join(able)}",

@@ -134,8 +134,8 @@ def _javac(javac: str, here: Path) -> None:
 def _release(javac: str) -> str:
     """Class files of Java 7, the oldest that dexers know, while the JDK still writes them (up to 19)."""
     done = subprocess.run([javac, "-version"], capture_output=True, text=True, check=False)
-    found = re.search(r"javac (\d+)", done.stdout + done.stderr)
-    return "7" if found and 9 <= int(found[1]) < 20 else "8"
+    version = re.search(r"javac (\d+)", done.stdout + done.stderr)
+    return "7" if version and 9 <= int(version[1]) < 20 else "8"
 
 
 def _own(name: str, sources: Mapping[str, Content]) -> bool:

@@ -184,9 +184,9 @@ def _check_sums(directory: Path, shown: Path) -> None:
         "not listed": present - set(listed),
         "changed": {n for n in set(listed) & present if sha256_file(directory / n) != listed[n]},
     }
-    found = "; ".join(f"{', '.join(sorted(names))} {what}" for what, names in wrong.items() if names)
-    if found:
-        raise SourceError(f"{shown} does not match its {writing.SUMS}: {found}", hint=_REFUSE)
+    differences = "; ".join(f"{', '.join(sorted(names))} {what}" for what, names in wrong.items() if names)
+    if differences:
+        raise SourceError(f"{shown} does not match its {writing.SUMS}: {differences}", hint=_REFUSE)
 
 
 def _checked(described: Descriptor, directory: Path) -> Descriptor:

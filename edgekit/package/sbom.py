@@ -72,8 +72,8 @@ def cyclonedx(contents: Contents) -> bytes:
 
 def version_number(text: str) -> str:
     """The first dotted number in a text such as ``LiteRT 2.1 (TensorFlow Lite 2.17)``."""
-    found = re.search(r"\d+(\.\d+)+", text)
-    return found.group() if found else ""
+    number = re.search(r"\d+(\.\d+)+", text)
+    return number.group() if number else ""
 
 
 def _properties(values: Mapping[str, str]) -> list[dict[str, str]]:

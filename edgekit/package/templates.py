@@ -61,8 +61,10 @@ class Template:
 
     def filled(self, values: Mapping[str, str]) -> dict[str, bytes]:
         """The files with every placeholder replaced, in names too."""
-        known = {**self.values, **values}
-        return {fill(name, known): _filled(name, data, known) for name, data in self.files.items()}
+        placeholders = {**self.values, **values}
+        return {
+            fill(name, placeholders): _filled(name, data, placeholders) for name, data in self.files.items()
+        }
 
 
 def exists(backend: str, format_: str) -> bool:

@@ -40,13 +40,15 @@ def requested(model: OnnxModel, target: Target) -> Placement:
         for node in nodes
     }
     share, fallbacks = summarize(nodes, kernels, str(target.precision), _why_requested)
-    asked = f"the graph asks for {target.precision} in {share:.1%} of the MACs" if share is not None else ""
+    share_note = (
+        f"the graph asks for {target.precision} in {share:.1%} of the MACs" if share is not None else ""
+    )
     return Placement(
         precision=str(target.precision),
         share=None,
         operators=len(nodes),
         fallbacks=fallbacks,
-        notes=tuple(filter(None, (asked, _NOT_KNOWN))),
+        notes=tuple(filter(None, (share_note, _NOT_KNOWN))),
     )
 
 

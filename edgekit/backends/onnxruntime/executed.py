@@ -54,8 +54,8 @@ def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[s
     shapes = {name: tuple(output["shape"]) for name, output in first.items() if output}
     nodes = count_macs(model.path, axis_sizes(model.path, shapes))
     kernels = assign(nodes, tuple(_kernels(executed)))
-    asked = _ASKED.get(target.precision, str(target.precision))
-    share, fallbacks = summarize(nodes, kernels, asked, lambda node, kernel: _reason(node, kernel, target))
+    promised = _ASKED.get(target.precision, str(target.precision))
+    share, fallbacks = summarize(nodes, kernels, promised, lambda node, kernel: _reason(node, kernel, target))
     return Placement(
         precision=str(target.precision),
         share=share,

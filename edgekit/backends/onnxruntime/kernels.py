@@ -80,9 +80,9 @@ def why_unsupported(node: ir.Node, model: ir.Model, kernels: _Kernels) -> str:
     domain = "" if node.domain == "ai.onnx" else node.domain
     if node.op_identifier() in model.functions or (domain == "" and node.op_type in _BUILT_IN):
         return ""
-    known = kernels.get((domain, node.op_type), ())
+    registered = kernels.get((domain, node.op_type), ())
     if domain != "":
-        return "" if known else f"ONNX Runtime's CPU provider has no kernel for it in domain {domain!r}"
+        return "" if registered else f"ONNX Runtime's CPU provider has no kernel for it in domain {domain!r}"
     opset = model.opset_imports.get("", 1)
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, "")
@@ -90,7 +90,7 @@ def why_unsupported(node: ir.Node, model: ir.Model, kernels: _Kernels) -> str:
         return f"not an operator of ONNX opset {opset}"
     if schema.has_function or schema.has_context_dependent_function:  # type: ignore[attr-defined]
         return ""
-    fitting = [kernel for kernel in known if kernel.first <= schema.since_version <= kernel.last]
+    fitting = [kernel for kernel in registered if kernel.first <= schema.since_version <= kernel.last]
     if not fitting:
         return f"ONNX Runtime's CPU provider has no kernel for version {schema.since_version} of it"
     types = _types(node, schema)

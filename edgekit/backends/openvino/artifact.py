@@ -100,12 +100,12 @@ def _unconverted(path: Path, modules: Mapping[str | None, str]) -> list[Unsuppor
         partial = front_end.convert_partially(front_end.load(str(path)))
     except RuntimeError:  # the caller reports the first failure
         return []
-    left = {
+    unconverted = {
         (op.get_friendly_name(), *(name for port in op.outputs() for name in port.get_names()))
         for op in partial.get_ordered_ops()
         if op.get_type_name() == "ONNXFrameworkNode"
     }
-    names = {name for group in left for name in group}
+    names = {name for group in unconverted for name in group}
     return [
         UnsupportedNode(
             op=f"{node.domain}.{node.op_type}" if node.domain else node.op_type,

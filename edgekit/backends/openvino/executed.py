@@ -55,9 +55,9 @@ def placement(model: OnnxModel, target: Target, raw: Mapping[str, Json]) -> Plac
     nodes = count_macs(model.path, axis_sizes(model.path, _shapes(executed)))
     own = {alias for node in nodes for alias in node.aliases[:2]}  # the node's own name, its output's
     kernels = assign(nodes, tuple(_kernels(executed, own, target)))
-    asked = _LOW_BIT if _weights_only(target) else _asked(target.precision)
+    promised = _LOW_BIT if _weights_only(target) else _asked(target.precision)
     share, fallbacks = summarize(
-        nodes, kernels, asked, lambda node, kernel: _reason(node, kernel, target, raw)
+        nodes, kernels, promised, lambda node, kernel: _reason(node, kernel, target, raw)
     )
     active = [n for n in executed if n["type"] not in _PASSIVE]
     return Placement(

@@ -101,10 +101,10 @@ def _transpose(inputs: _Inputs, shape: Shape, options: Options) -> int:
 
 def _reshape(inputs: _Inputs, shape: Shape, options: Options) -> int:
     axis = reshaped_axis(_data(inputs), shape)
-    wanted = np.asarray([-1 if i == axis else d for i, d in enumerate(shape)], np.int32)
+    target = np.asarray([-1 if i == axis else d for i, d in enumerate(shape)], np.int32)
     # The shape stands in the file twice, as an input and as an option; both have to say -1.
-    options.newShape = wanted
-    inputs[1] = Tensor(wanted.shape, INT32, data=wanted)
+    options.newShape = target
+    inputs[1] = Tensor(target.shape, INT32, data=target)
     return axis
 
 

@@ -39,9 +39,9 @@ def expand(node: ir.Node, views: Sequence[View | None], opset: int) -> Body | No
     function = _function(schema, proto, types, opset)
     if function is None:
         return None
-    given = dict(zip(function.input, views, strict=False))
-    present = [name for name, view in given.items() if view is not None]
-    absent = {name for name in function.input if given.get(name) is None}
+    bound = dict(zip(function.input, views, strict=False))
+    present = [name for name, view in bound.items() if view is not None]
+    absent = {name for name in function.input if bound.get(name) is None}
     attributes = _attributes(schema, function, proto)
     nodes = [_resolved(n, attributes, absent) for n in function.node]
     inputs = [
@@ -49,12 +49,12 @@ def expand(node: ir.Node, views: Sequence[View | None], opset: int) -> Body | No
         for name, kind in zip(function.input, types, strict=False)
         if name in present
     ]
-    made = {name for n in nodes for name in n.output}
+    produced = {name for n in nodes for name in n.output}
     # Optional outputs that nobody reads are left out, and with them what only they need.
-    wanted = [i for i, o in enumerate(node.outputs) if o.name and function.output[i] in made]
-    outputs = [helper.make_value_info(function.output[i], TypeProto()) for i in wanted]
+    kept_outputs = [i for i, o in enumerate(node.outputs) if o.name and function.output[i] in produced]
+    outputs = [helper.make_value_info(function.output[i], TypeProto()) for i in kept_outputs]
     graph = ir.serde.deserialize_graph(helper.make_graph(nodes, node.op_type, inputs, outputs))
-    return Body(graph, {i.domain: i.version for i in function.opset_import}, tuple(wanted))
+    return Body(graph, {i.domain: i.version for i in function.opset_import}, tuple(kept_outputs))
 
 
 def _function(

@@ -112,9 +112,9 @@ def target_shape(before: Sequence[int], wanted: Sequence[int], allowzero: int = 
         for i, d in enumerate(wanted)
     ]
     if -1 in shape:
-        known = int(np.prod([d for d in shape if d != -1], dtype=np.int64))
+        product = int(np.prod([d for d in shape if d != -1], dtype=np.int64))
         total = int(np.prod(before, dtype=np.int64))
-        shape[shape.index(-1)] = total // known if known else 0
+        shape[shape.index(-1)] = total // product if product else 0
     return tuple(shape)
 
 

@@ -123,14 +123,14 @@ class Lowering:
 
     def view(self, value: ir.Value) -> View:
         """The view of a value; initializers are bound on first use."""
-        found = self.env.get(value)
-        if found is None:
+        view = self.env.get(value)
+        if view is None:
             if value.const_value is None:
                 raise Refusal(f"input {value.name!r} has no value")
             data = value.const_value.numpy()
-            found = View.of(Tensor(tuple(data.shape), data.dtype, value.name or "", data))
-            self.env[value] = found
-        return found
+            view = View.of(Tensor(tuple(data.shape), data.dtype, value.name or "", data))
+            self.env[value] = view
+        return view
 
     def constant(self, value: ir.Value) -> Array | None:
         """A value's stored contents if it is constant."""
@@ -208,12 +208,12 @@ class Lowering:
         self.opsets = opsets | body.opsets
         self.builder.opset = self.opsets.get("", opset)
         try:
-            made = dict(
+            results = dict(
                 zip(body.outputs, self.inline(body.graph, [v for v in floats if v is not None]), strict=True)
             )
         finally:
             self.opsets, self.builder.opset = opsets, opset
-        return [made.get(i) for i in range(len(node.outputs))]
+        return [results.get(i) for i in range(len(node.outputs))]
 
     def _fold(
         self, node: ir.Node, inputs: Sequence[View | None], attributes: dict[str, Any]
@@ -314,7 +314,7 @@ class Lowering:
         """
         for graph in self.graphs:
             # LiteRT allows equal names; profilers and edgekit diff find an operator by its tensor's name.
-            taken = {t.name for t in (*graph.inputs, *graph.outputs)}
+            names = {t.name for t in (*graph.inputs, *graph.outputs)}
             fixed = {id(t) for t in (*graph.inputs, *graph.outputs)}
             origins = {id(t): op.origin for op in graph.ops for t in op.outputs}
             for n, t in enumerate(graph.tensors()):
@@ -323,10 +323,10 @@ class Lowering:
                 o = origins.get(id(t), Origin())
                 stem = "/".join(p for p in (o.module, t.name or o.node) if p) or f"constant_{n}"
                 name, count = stem, 0
-                while name in taken:
+                while name in names:
                     count += 1
                     name = f"{stem}:{count}" if count < 4 else f"{stem}:{n}"
-                taken.add(name)
+                names.add(name)
                 t.name = name
 
 

@@ -45,10 +45,10 @@ class Lookahead:
                 self._known[value] = following
                 break
             value = following
-        found = self._known[value]
+        result = self._known[value]
         for v in chain:
-            self._known[v] = found
-        return found
+            self._known[v] = result
+        return result
 
     def _step(self, value: ir.Value) -> Type | ir.Value | None:
         """The type, or the one value further on that decides, or None."""
@@ -98,8 +98,8 @@ class Lookahead:
         producer = source.producer()
         if producer is not None and producer.op_type == "QuantizeLinear":
             zero = producer.inputs[2] if len(producer.inputs) > 2 else None
-            known = self.constant(zero) if zero is not None else None
-            return known.dtype if known is not None else _output_dtype(producer)
+            stored_zero = self.constant(zero) if zero is not None else None
+            return stored_zero.dtype if stored_zero is not None else _output_dtype(producer)
         if source.dtype is not None:
             return np.dtype(source.dtype.numpy())
         data = self.constant(source)

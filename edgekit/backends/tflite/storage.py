@@ -86,9 +86,9 @@ def expand_weights(graph: Graph, *, dynamic: bool) -> int:
                 op.inputs[1] = stored
             else:
                 if id(w) not in expanded:
-                    real, made = _expanded(stored, op)
+                    real, expanders = _expanded(stored, op)
                     expanded[id(w)] = (w, real)
-                    out += made
+                    out += expanders
                 op.inputs[1] = expanded[id(w)][1]
         out.append(op)
     graph.ops = out

@@ -56,14 +56,14 @@ def _apply(graph: Graph, scope: Scope, rules: Mapping[str, Rule]) -> int:
         rule = rules.get(op.code) if _known_sizes(op) else None
         g.origin = op.origin
         results = rule(g, op) if rule is not None else None
-        made = scratch.ops[:]
+        replacement = scratch.ops[:]
         scratch.ops.clear()
-        if results is None or not _replace(made, results, op.outputs, kept_outputs, alias):
-            made = [op]
+        if results is None or not _replace(replacement, results, op.outputs, kept_outputs, alias):
+            replacement = [op]
         else:
             changed += 1
-        out += made
-        for each in made:
+        out += replacement
+        for each in replacement:
             g.adopt(each)
     graph.ops = out
     return changed

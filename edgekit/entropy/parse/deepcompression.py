@@ -30,10 +30,10 @@ def spans(name: str, data: memoryview, files: Mapping[str, memoryview]) -> list[
         out: list[Span] = []
         at = 4 * layers
         for number in range(layers):
-            found, at = _layer(data, at, int(head[number]), number == layers - 1)
-            if not found:
+            layer_spans, at = _layer(data, at, int(head[number]), number == layers - 1)
+            if not layer_spans:
                 break
-            out += [replace(s, file=name, name=f"layer{number}.{s.name}") for s in found]
+            out += [replace(s, file=name, name=f"layer{number}.{s.name}") for s in layer_spans]
             out[-2] = replace(out[-2], palette=out[-4].name)
         if at == len(data):
             return out

@@ -254,8 +254,8 @@ def thresholded_relu(g: Builder, x: View, *, alpha: float = 1.0) -> View:
     """x where x > alpha, else 0."""
     t = x.tensor
     above = g.compare("GREATER", t, alpha)
-    kept = g.cast(above, FLOAT32)
-    return x.with_tensor(g.binary("MUL", t, kept))
+    mask = g.cast(above, FLOAT32)
+    return x.with_tensor(g.binary("MUL", t, mask))
 
 
 @op("Shrink", since=9)

@@ -214,5 +214,5 @@ def _turn(g: Builder, table: View, positions: View) -> View:
     index = g.cast(g.plain(positions), np.int32)
     rows = g.plain(table)
     shape = (*index.shape, rows.shape[1])
-    taken = g.gather(rows, index)
-    return View.of(g.reshape(taken, (shape[0], 1, *shape[1:])))
+    angles = g.gather(rows, index)
+    return View.of(g.reshape(angles, (shape[0], 1, *shape[1:])))

@@ -128,13 +128,13 @@ def loop(
 def _countable(g: Builder, body: ir.Graph, initial: Sequence[View]) -> bool:
     """Whether the body's condition follows from the iteration number, constants, and states that start as constants
     and follow from these alone."""
-    known = {k for k, v in enumerate(initial) if v.tensor.data is not None}
+    constant_states = {k for k, v in enumerate(initial) if v.tensor.data is not None}
     while True:
-        unknown = {body.inputs[2 + k] for k in range(len(initial)) if k not in known}
-        left = {k for k in known if _follows(g, body, body.outputs[1 + k], unknown)}
-        if left == known:
+        unknown = {body.inputs[2 + k] for k in range(len(initial)) if k not in constant_states}
+        following = {k for k in constant_states if _follows(g, body, body.outputs[1 + k], unknown)}
+        if following == constant_states:
             return _follows(g, body, body.outputs[0], unknown)
-        known = left
+        constant_states = following
 
 
 def _follows(g: Builder, body: ir.Graph, value: ir.Value | None, unknown: set[ir.Value]) -> bool:
@@ -206,8 +206,8 @@ def _condition_graph(g: Builder, states: Sequence[Tensor]) -> int:
     index = len(g.lowering.graphs)
     g.lowering.graphs.append(graph)
     inner = Builder(graph, g.lowering, opset=g.opset)
-    left = inner.compare("LESS", graph.inputs[0], graph.inputs[-1])
-    graph.outputs = [inner.emit("LOGICAL_AND", [left, graph.inputs[1]], (), BOOL)]
+    iterations_left = inner.compare("LESS", graph.inputs[0], graph.inputs[-1])
+    graph.outputs = [inner.emit("LOGICAL_AND", [iterations_left, graph.inputs[1]], (), BOOL)]
     return index
 
 

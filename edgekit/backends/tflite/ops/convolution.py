@@ -153,12 +153,12 @@ def _transposed_margins(
     """How much to cut off the full result, ``(before, after)`` an axis; negative: how much it is to grow."""
     n = len(sizes)
     if output_shape is None and not auto_pad.startswith("SAME"):
-        given = tuple(pads or (0,) * (2 * n))
-        return [(given[i], given[i + n] - extra[i]) for i in range(n)]
-    wanted = list(output_shape[-n:]) if output_shape else [a * s for a, s in zip(sizes, strides, strict=True)]
+        both = tuple(pads or (0,) * (2 * n))
+        return [(both[i], both[i + n] - extra[i]) for i in range(n)]
+    target = list(output_shape[-n:]) if output_shape else [a * s for a, s in zip(sizes, strides, strict=True)]
     margins = []
     for i in range(n):
-        total = full[i] + extra[i] - wanted[i]
+        total = full[i] + extra[i] - target[i]
         before = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
         margins.append((before, total - before - extra[i]))
     return margins

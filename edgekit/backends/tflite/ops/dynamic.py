@@ -68,7 +68,7 @@ def non_max_suppression(
     thresholds = [g.constant(_above(limits[1])), g.constant(np.float32(_number(limits[2], -np.inf)))]
     corners = _corners(g, g.plain(boxes)) if center_point_box else g.plain(boxes)
     rated = g.plain(scores)
-    chosen, counts = [], []
+    boxes_by_class, counts = [], []
     for b in range(items):
         candidates = _part(g, corners, (b, 0, 0), (count, 4))
         for c in range(classes):
@@ -76,10 +76,10 @@ def non_max_suppression(
             inputs = [candidates, values, g.constant(first, INT32), *thresholds]
             kinds = [((first,), INT32), ((), INT32)]
             options = schema.NonMaxSuppressionV4OptionsT()
-            found, number = g.emit_many("NON_MAX_SUPPRESSION_V4", inputs, kinds, options)
-            chosen.append(g.reshape(found, (1, first)))
+            selected, number = g.emit_many("NON_MAX_SUPPRESSION_V4", inputs, kinds, options)
+            boxes_by_class.append(g.reshape(selected, (1, first)))
             counts.append(g.reshape(number, (1, 1)))
-    return View.of(_selected(g, g.concat(chosen, 0), g.concat(counts, 0), (items, classes)))
+    return View.of(_selected(g, g.concat(boxes_by_class, 0), g.concat(counts, 0), (items, classes)))
 
 
 def _number(limit: Array | int | None, default: float) -> float:
@@ -98,9 +98,9 @@ def _selected(g: Builder, chosen: Tensor, counts: Tensor, sizes: tuple[int, int]
     """Rows (item, class, box): of ``chosen`` [items·classes, k] the first ``counts`` [items·classes, 1] a row."""
     lists, first = chosen.shape
     item, kind = np.indices(sizes).reshape(2, lists, 1)
-    known = np.broadcast_to(np.stack([item, kind], -1), (lists, first, 2)).reshape(-1, 2)
+    labels = np.broadcast_to(np.stack([item, kind], -1), (lists, first, 2)).reshape(-1, 2)
     box = g.cast(g.reshape(chosen, (lists * first, 1)), INT64)
-    parts = [g.constant(np.ascontiguousarray(known), INT64), box]
+    parts = [g.constant(np.ascontiguousarray(labels), INT64), box]
     rows = g.concat(parts, 1)
     number = g.constant(np.arange(first)[None], INT32)
     valid = g.compare("LESS", number, counts)

@@ -30,14 +30,14 @@ def max_pool(
     **attributes: Unpack[WindowAttributes],
 ) -> View | list[View]:
     """MAX_POOL_2D; a margin that SAME cannot say is padded before."""
-    asked = make_window(x.shape[2:], attributes)
-    wide = separable.ceiling(x.shape[2:], asked) if ceil_mode else asked
+    declared = make_window(x.shape[2:], attributes)
+    wide = separable.ceiling(x.shape[2:], declared) if ceil_mode else declared
     indices = g.node.outputs[1] if g.node is not None and len(g.node.outputs) > 1 else None
     if indices is not None and (indices.uses() or indices.is_graph_output()):
         return separable.max_pool_with_indices(g, x, wide, bool(storage_order))
-    if any(d != 1 for d in asked.dilations) or x.rank > 4:
+    if any(d != 1 for d in declared.dilations) or x.rank > 4:
         return separable.max_pool(g, x, wide)
-    data, window = _flattened(g, x, asked)
+    data, window = _flattened(g, x, declared)
     window = separable.ceiling(data.shape[1:-1], window) if ceil_mode else window
     sizes = window.output(data.shape[1:-1])
     if window.is_same(data.shape[1:-1]):
@@ -57,13 +57,13 @@ def average_pool(
     **attributes: Unpack[WindowAttributes],
 ) -> View:
     """AVERAGE_POOL_2D, which divides by the elements inside; other divisors are corrected by a product."""
-    asked = make_window(x.shape[2:], attributes)
-    if any(d != 1 for d in asked.dilations) or x.rank > 4:
+    declared = make_window(x.shape[2:], attributes)
+    if any(d != 1 for d in declared.dilations) or x.rank > 4:
         result, x = g.result, g.dequantize(x)
-        wide = separable.ceiling(x.shape[2:], asked) if ceil_mode else asked
-        average = separable.average_pool(g, x, wide, asked, bool(count_include_pad))
+        wide = separable.ceiling(x.shape[2:], declared) if ceil_mode else declared
+        average = separable.average_pool(g, x, wide, declared, bool(count_include_pad))
         return average if result is None else average.with_tensor(g.quantize(average.tensor, result))
-    data, window = _flattened(g, x, asked)
+    data, window = _flattened(g, x, declared)
     inner = data.shape[1:-1]
     stretched = separable.ceiling(data.shape[1:-1], window) if ceil_mode else window
     sizes = stretched.output(inner)

@@ -226,12 +226,12 @@ def _run(
     if settings.batch_first:
         x = g.transpose_view(x, (1, 0, 2))
     steps = x.shape[0]
-    wanted = (
+    used_outputs = (
         [bool(o.name) and bool(list(o.uses()) or o.is_graph_output()) for o in g.node.outputs]
         if g.node
         else []
     )
-    want_sequence = not wanted or wanted[0]
+    want_sequence = not used_outputs or used_outputs[0]
     mask = _masks(g, given.lengths, steps)
     sequences, whole, finals = [], [], []
     for d in range(2 if settings.direction == "bidirectional" else 1):

@@ -24,9 +24,9 @@ def reduce_view(g: Builder, x: View, axes: Sequence[int], keepdims: bool, core: 
     out = core(g, x.tensor, places, keepdims)
     if keepdims:
         return View(out, x.perm)
-    left = [p for p in x.perm if p not in gone]
-    rank = {p: i for i, p in enumerate(sorted(left))}
-    return View(out, tuple(rank[p] for p in left))
+    remaining = [p for p in x.perm if p not in gone]
+    rank = {p: i for i, p in enumerate(sorted(remaining))}
+    return View(out, tuple(rank[p] for p in remaining))
 
 
 def _builtin(code: str) -> _Core:
@@ -95,10 +95,10 @@ def _reduction(
     keepdims: int = 1,
     noop_with_empty_axes: int = 0,
 ) -> View:
-    chosen = constant_ints(g, axes, "axes")
-    if not chosen and noop_with_empty_axes:
+    reduced = constant_ints(g, axes, "axes")
+    if not reduced and noop_with_empty_axes:
         return x
-    return _reduced(core, name, g, x, chosen or tuple(range(x.rank)), keepdims)
+    return _reduced(core, name, g, x, reduced or tuple(range(x.rank)), keepdims)
 
 
 def _reduction_by_attribute(

@@ -135,13 +135,13 @@ def _factors(
     """Scale and output size of each axis in ``axes``."""
     before = [x.shape[a] for a in axes]
     if sizes is not None and sizes.size:
-        wanted = [int(n) for n in _known(g, sizes, "sizes")]
+        targets = [int(n) for n in _known(g, sizes, "sizes")]
         if policy != "stretch":
             pick = min if policy == "not_larger" else max
-            scale = pick(w / b for w, b in zip(wanted, before, strict=True))
-            wanted = [math.floor(scale * b + 0.5) for b in before]
-            return [scale] * len(axes), wanted
-        return [w / b for w, b in zip(wanted, before, strict=True)], wanted
+            scale = pick(w / b for w, b in zip(targets, before, strict=True))
+            targets = [math.floor(scale * b + 0.5) for b in before]
+            return [scale] * len(axes), targets
+        return [w / b for w, b in zip(targets, before, strict=True)], targets
     factors = [float(f) for f in _known(g, scales, "scales")]
     return factors, [math.floor(b * f) for b, f in zip(before, factors, strict=True)]
 

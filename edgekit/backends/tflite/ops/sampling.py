@@ -281,9 +281,9 @@ def _roi_samples(g: Builder, x: View, lines: Sequence[Tensor], batch: Tensor, la
             g.compare("EQUAL", g.clamp(line, -1, size), line),
             FLOAT32,
         )
-        held = g.clamp(line, 0, size - 1)
-        low = g.unary("FLOOR", held)
-        share = g.binary("SUB", held, low)
+        inside = g.clamp(line, 0, size - 1)
+        low = g.unary("FLOOR", inside)
+        share = g.binary("SUB", inside, low)
         high = g.clamp(g.binary("ADD", low, 1.0), 0, size - 1)
         weights = (g.binary("MUL", g.subtract_from(1.0, share), valid), g.binary("MUL", share, valid))
         parts.append(((low, weights[0]), (high, weights[1])))
@@ -394,14 +394,14 @@ def max_unpool(
         (d - 1) * s - around[i] - around[i + n] + k
         for i, (d, s, k) in enumerate(zip(x.shape[2:], steps, kernel_shape, strict=True))
     ]
-    made = (*x.shape[:2], *sizes)
+    pooled_shape = (*x.shape[:2], *sizes)
     rows = g.cast(g.reshape(g.plain(indices), (indices.size, 1)), INT32)
-    values, total = g.reshape(g.plain(x), (x.size,)), math.prod(made)
+    values, total = g.reshape(g.plain(x), (x.size,)), math.prod(pooled_shape)
     flat = g.emit("SCATTER_ND", [rows, values, g.ints([total])], (total,), x.tensor)
-    out = g.reshape(flat, made)
+    out = g.reshape(flat, pooled_shape)
     if output_shape is not None:
-        asked = g.known(output_shape, "an output shape that is computed at run time")
-        margins = [(0, int(size) - m) for size, m in zip(asked, made, strict=True)]
+        target = g.known(output_shape, "an output shape that is computed at run time")
+        margins = [(0, int(size) - m) for size, m in zip(target, pooled_shape, strict=True)]
         if min(m for _, m in margins) < 0:
             raise Refusal("an output shape smaller than what was pooled")
         out = pad(g, out, margins)

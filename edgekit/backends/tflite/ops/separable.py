@@ -128,11 +128,11 @@ def _slices(g: Builder, x: Tensor, axis: int, window: Window, count: int) -> lis
     out = []
     for j in range(window.kernel[axis]):
         first, step = j * window.dilations[axis], window.strides[axis]
-        taken = range(first, first + step * (count - 1) + 1, step)
+        run = range(first, first + step * (count - 1) + 1, step)
         if x.data is not None:
-            out.append(g.constant(np.ascontiguousarray(np.take(x.data, taken, axis + 1))))
+            out.append(g.constant(np.ascontiguousarray(np.take(x.data, run, axis + 1))))
         else:
-            out.append(g.part(x, axis + 1, taken))
+            out.append(g.part(x, axis + 1, run))
     return out
 
 

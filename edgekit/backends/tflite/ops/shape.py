@@ -26,8 +26,8 @@ def constant_ints(g: Builder, view: View | None, what: str) -> tuple[int, ...] |
 @op("Reshape", since=5, rule=Rule.SAME)
 def reshape(g: Builder, x: View, shape: View, *, allowzero: int = 0) -> View:
     """RESHAPE, or nothing; in front of fully connected layers the weights are permuted instead."""
-    wanted = constant_ints(g, shape, "a shape")
-    return _reshaped(g, x, target_shape(x.shape, wanted or (), allowzero))
+    target = constant_ints(g, shape, "a shape")
+    return _reshaped(g, x, target_shape(x.shape, target or (), allowzero))
 
 
 @op("Flatten", rule=Rule.SAME)
@@ -249,8 +249,8 @@ def _pad(g: Builder, x: View, pads: Sequence[int], axes: Sequence[int], mode: st
     laid = [both[p] for p in x.perm]
     t = x.tensor
     if any(a < 0 or b < 0 for a, b in laid):
-        kept = [range(max(-a, 0), d - max(-b, 0)) for d, (a, b) in zip(t.shape, laid, strict=True)]
-        t = g.strided(t, kept)
+        inner = [range(max(-a, 0), d - max(-b, 0)) for d, (a, b) in zip(t.shape, laid, strict=True)]
+        t = g.strided(t, inner)
         laid = [(max(a, 0), max(b, 0)) for a, b in laid]
     if not any(a or b for a, b in laid):
         return x.with_tensor(t)
@@ -290,8 +290,8 @@ def _gathered_pad(g: Builder, t: Tensor, pads: Sequence[tuple[int, int]], mode: 
 @op("Expand", since=8, rule=Rule.SAME)
 def expand(g: Builder, x: View, shape: View) -> View:
     """RESHAPE where only axes of size 1 are added, else BROADCAST_TO."""
-    wanted = np.broadcast_shapes(x.shape, constant_ints(g, shape, "a shape") or ())
-    return broadcast_to(g, x, wanted)
+    target = np.broadcast_shapes(x.shape, constant_ints(g, shape, "a shape") or ())
+    return broadcast_to(g, x, target)
 
 
 def broadcast_to(g: Builder, x: View, shape: tuple[int, ...]) -> View:

@@ -70,8 +70,8 @@ def _product(g: Builder, data: Tensor, weights: Array, used: int, shape: tuple[i
         data = g.slice(data, [0] * data.rank, [*lead, used, parts])
     flat = g.reshape(data, (math.prod(lead), used * parts))
     matrix = g.constant(np.ascontiguousarray(weights.reshape(weights.shape[0], -1).astype(np.float32)))
-    made = (flat.shape[0], matrix.shape[0])
-    out = g.emit("FULLY_CONNECTED", [flat, matrix], made, FLOAT32, schema.FullyConnectedOptionsT())
+    product_shape = (flat.shape[0], matrix.shape[0])
+    out = g.emit("FULLY_CONNECTED", [flat, matrix], product_shape, FLOAT32, schema.FullyConnectedOptionsT())
     return g.reshape(out, shape)
 
 

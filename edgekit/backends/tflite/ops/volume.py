@@ -41,8 +41,8 @@ def conv_transpose_3d(
     options.dilationDFactor = options.dilationHFactor = options.dilationWFactor = 1
     out = g.emit("CONV_3D_TRANSPOSE", [g.ints(shape), filters, data], shape, FLOAT32, options)
     # Padding is done here and not by the operator, whose SAME centres it otherwise.
-    kept = [range(max(a, 0), n - max(z, 0)) for n, (a, z) in zip(sizes, margins, strict=True)]
-    out = g.strided(out, [range(shape[0]), *kept, range(shape[-1])])
+    inner = [range(max(a, 0), n - max(z, 0)) for n, (a, z) in zip(sizes, margins, strict=True)]
+    out = g.strided(out, [range(shape[0]), *inner, range(shape[-1])])
     out = pad(g, out, [(0, 0), *((max(-a, 0), max(-z, 0)) for a, z in margins), (0, 0)])
     if b is not None:
         out = g.binary("ADD", out, g.plain(g.dequantize(b)))

@@ -6,12 +6,14 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import sys
 import sysconfig
 from pathlib import Path
 
+from edgekit.core import plugins
 from edgekit.core.root import PACKAGE
 
 
@@ -24,13 +26,44 @@ EDGEKIT = "0.1.0"
 """edgekit's own version; the wheel's is read from this line."""
 
 
+ABOVE = ("__main__.py", "cli", "diff", "package", "search")
+"""What no step can run: the rooms that the import contract puts above all steps."""
+
+
 @functools.cache
-def code() -> str:
-    """sha256 over edgekit's own source files: a change to any of them invalidates cached steps."""
-    digest = hashlib.sha256()
+def code(*, above: bool = False) -> str:
+    """sha256 over what a step can run of edgekit, the files that run on devices, and other plug-ins: a change to any
+    of them invalidates cached steps. ``above``: the rooms above the steps as well.
+
+    Not finer, by what a step's module imports: an agent is sent to a device as files, backends and operators are
+    imported by names that are put together, and a result that is served wrongly costs more than one made again.
+    """
+    hasher = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
-        digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
+        place = path.relative_to(PACKAGE)
+        if above or place.parts[0] not in ABOVE:
+            hasher.update(str(place).encode() + b"\0" + path.read_bytes())
+    for plugin in plugins.plugins():
+        for path in sorted(plugin.data.glob("*/runner.py")):
+            hasher.update(f"{plugin.name}/{path.parent.name}\0".encode() + path.read_bytes())
+        modules = (
+            *plugin.backends.values(),
+            *plugin.loaders.values(),
+            *plugin.rules.values(),
+            *plugin.steps.values(),
+        )
+        for package in sorted({m.partition(".")[0] for m in modules} - {"edgekit"}):
+            for path in _sources(package):
+                hasher.update(f"{package}/{path.name}\0".encode() + path.read_bytes())
+    return hasher.hexdigest()[:16]
+
+
+def _sources(package: str) -> list[Path]:
+    spec = importlib.util.find_spec(package)
+    places = spec.submodule_search_locations if spec is not None else None
+    if places is not None:
+        return sorted(path for place in places for path in Path(place).rglob("*.py"))
+    return [Path(spec.origin)] if spec is not None and spec.origin else []
 
 
 def environment() -> str:

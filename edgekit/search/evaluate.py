@@ -117,7 +117,7 @@ class Evaluator:
             math.isfinite(self.limits.seconds),  # a clock decides how long candidates train
         ]
         o = self.options
-        data = [o.calib, o.train, o.eval, o.accelerator, o.samples, versions.code()]
+        data = [o.calib, o.train, o.eval, o.accelerator, o.samples, versions.code(above=True)]
         return {"search": sha256_bytes(canonical_json([facts, data])), "seed": self.limits.seed}
 
     def setup(self) -> Setup:

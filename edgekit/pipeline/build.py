@@ -79,10 +79,8 @@ def run(request: Request, context: BuildContext) -> tuple[Outcome, ...]:
     if request.options.device:
         request, context = on_site(request, context)
     prepared = prepare(request, context)
-    plain = plain_candidates(context, prepared, request.targets)
-    return tuple(
-        attempt(request, context, prepared, target, plain[target.name]) for target in request.targets
-    )
+    with plain_candidates(context, prepared, request.targets) as (prepared, plain):
+        return tuple(attempt(request, context, prepared, t, plain[t.name]) for t in request.targets)
 
 
 def on_site(request: Request, context: BuildContext) -> tuple[Request, BuildContext]:

@@ -70,12 +70,15 @@ Result: TypeAlias = Candidate | EdgekitError | None
 """What a target gives without a search, or its error; ``None`` where only its files are in the cache as yet."""
 
 
+@contextmanager
 def plain_candidates(
     context: BuildContext, prepared: Prepared, targets: Sequence[Target]
-) -> Mapping[str, Result]:
-    """Each target quantized as asked, lowered and run: read from the cache, or made side by side.
+) -> Iterator[tuple[Prepared, Mapping[str, Result]]]:
+    """Each target quantized as asked, lowered and run, by its name: read from the cache, or made side by side.
 
-    Nothing is timed here: speed is judged afterwards, on a machine that does nothing else.
+    Nothing is timed here: speed is judged afterwards, on a machine that does nothing else. What comes after must take
+    the samples of the :class:`Prepared` that is given beside them, which are files while the block lasts: what the
+    quantizer keeps of a model for the next scheme reads them again.
     """
     results: dict[str, Result] = {}
     kept = replace(context, store=ReadOnly(context.store))
@@ -97,7 +100,7 @@ def plain_candidates(
                 partial(guarded, t, partial(make, context, beside, t)) for t in missing
             ]
             done = side_by_side(jobs, at_once)
-    return results | dict(zip((t.name for t in missing), done, strict=True))
+        yield beside or prepared, results | dict(zip((t.name for t in missing), done, strict=True))
 
 
 @contextmanager

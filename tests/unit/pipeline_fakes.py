@@ -18,6 +18,7 @@ from edgekit.core.config import Options
 from edgekit.core.store import Store
 from edgekit.devices.arrays import write_arrays
 from edgekit.graph.records import ModelRecord, write_json, write_model
+from edgekit.load.data import SampleSet
 from edgekit.pipeline import stages, verify
 from edgekit.pipeline.build import Request
 from edgekit.pipeline.stages import BuildContext
@@ -76,6 +77,7 @@ class Fake:
     share: dict[str, float | None] = field(default_factory=dict)
     nodes: tuple[NodeReport, ...] = ()
     findings: tuple = ()
+    kept: SampleSet | None = None
     done: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -130,6 +132,9 @@ class Work:
         write_json(self.fake.findings, out / "findings.json")
 
     def quantize(self, model, calibration, target, options, out):
+        if calibration is not None:  # as a model that is kept for the next scheme does
+            self.fake.kept = self.fake.kept or calibration[1]
+            assert len(list(self.fake.kept)) == len(calibration[1])
         self._model("quantize", model, out, f" {target.name} {options}")
         report = QuantizeReport(method=options.method, corrections=(), nodes=self.fake.nodes)
         write_json(report, out / "report.json")

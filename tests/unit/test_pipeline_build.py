@@ -300,11 +300,11 @@ def broken(fake, monkeypatch, when):
     monkeypatch.setattr(verify, "run_artifact", run)
 
 
-def test_a_budget_that_is_missed_is_searched_for_and_accounted(tmp_path, fake, monkeypatch):
+def test_a_budget_that_is_missed_is_searched_for_and_accounted(tmp_path, fake, monkeypatch, workers):
     broken(fake, monkeypatch, lambda text: "exclude=()" in text)
     tried = []
     searching(monkeypatch, tried)
-    (outcome,) = run(tmp_path, (A8,), max_drop=0.25)
+    outcome, _ = run(tmp_path, (A8, B8), max_drop=0.25)
     assert tried == [("a-int8", 0.25, 4)]
     assert outcome.artifact.passed
     assert outcome.artifact.manifest.details["guard"]["drop"] == 0.0
@@ -370,7 +370,7 @@ def test_evaluation_samples_are_what_parity_is_measured_on(tmp_path, fake):
     assert (outcome.artifact.manifest.parity.samples, outcome.artifact.manifest.calibration.samples) == (2, 2)
     asked, context = fakes.request(tmp_path / "c", (A32,), speed_gate=False)
     (outcome,) = build.run(asked, context)
-    assert outcome.artifact.manifest.parity.samples == build.RANDOM_SAMPLES
+    assert outcome.artifact.manifest.parity.samples == 8
 
 
 def test_fixed_shapes_leave_out_what_does_not_fit_and_say_so(tmp_path, fake, monkeypatch):

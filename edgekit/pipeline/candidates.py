@@ -161,7 +161,7 @@ def refuse_missing_backend(target: Target) -> None:
 
 
 def within_budget(context: BuildContext, prepared: Prepared, target: Target, plain: Candidate) -> Candidate:
-    """The plain candidate; with ``--max-drop``, one in which as few layers as possible left INT8 to hold it."""
+    """The plain candidate; with ``--max-drop``, one in which as few layers as possible fall back to hold it."""
     parity = plain.verified.parity
     budget = context.options.max_drop
     if budget is None or not target.needs_calibration or parity is None:

@@ -1,4 +1,4 @@
-"""``--max-drop``: layers leave INT8, the fewest that suffice, until the budget holds on the real runtime."""
+"""``--max-drop``: layers fall back to float, the fewest that suffice, until the budget holds on the real runtime."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What the guard settled on. ``restored`` are the layers that left INT8, ``facts`` what else the manifest says of
-    the search. ``in_float``: the same layers in float, where it settled on INT16 activations."""
+    """What the guard settled on. ``restored`` are the layers that are not INT8, ``facts`` what else the manifest says
+    of the search. ``in_float``: the same layers in float, where it settled on INT16 activations."""
 
     choice: QuantizeOptions
     drop: float

@@ -125,7 +125,7 @@ def _with_ranges(
     rules = table(scheme.rules)
     ir_model = floats.graph(_needed_opset(scheme, options))
     layers = floats.layer_ranges() if options.method == WEIGHTED_MSE else None
-    calibration = prepare.spell_pooling(ir_model.graph, rules, floats.calibration)
+    calibration = prepare.legalize_pooling(ir_model.graph, rules, floats.calibration)
     ranges = Ranges(calibration=calibration, options=options, layers=layers, trained=trained)
     plan = make_plan(ir_model.graph, ranges, scheme, rules, options)
     if "rounding" in options.corrections:

@@ -1,4 +1,4 @@
-"""The accuracy guard: the fewest layers that leave integers until a budget holds on the real runtime."""
+"""The accuracy guard: the fewest layers that fall back to float until a budget holds on the real runtime."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class _Search:
         return dataclasses.replace(self.options, exclude=(*self.options.exclude, *names))
 
     def cost(self, names: Sequence[str]) -> tuple[int, int]:
-        """Layers, then multiply-accumulates, that leave INT8."""
+        """Layers, then multiply-accumulates, that are not INT8."""
         macs = {s.node: s.macs for s in self.ranking}
         return len(names), sum(macs[n] for n in names)
 

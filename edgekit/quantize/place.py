@@ -65,7 +65,7 @@ class _Placer:
             return
         rule = self.rules.ops[block.op]
         for value in block.data:
-            if not is_constant(value) or not (rule.writes or rule.moves):
+            if not is_constant(value) or not (rule.produces_integer or rule.same_scale):
                 continue
             dq = self.editor.dequantize(
                 block.core, value.name or "", _store(value, self._constant_affine(block, value))
@@ -74,7 +74,7 @@ class _Placer:
 
     def _constant_affine(self, block: Block, value: ir.Value) -> Affine:
         output = block.outputs[0]
-        if self.rules.ops[block.op].moves and output in self.plan.own:
+        if self.rules.ops[block.op].same_scale and output in self.plan.own:
             return self.plan.own[output]
         dtype = self.plan.dtypes[block]
         return constant_affine(value, dtype, symmetric=self.scheme.activation_symmetric or dtype == "int16")

@@ -71,7 +71,7 @@ class Plan:
     ``own``: how a tensor is stored. ``stored``: tensors that every reader gets from integers (a set that keeps its
     order: names of new nodes depend on it). ``edges``: what a quantized block reads an input as, where it is
     not ``own``'s. ``raw``: inputs that a quantized block reads unquantized (fused additions) or already
-    quantized (behind operators that move values). ``weights``: integers already chosen, by the weight's
+    quantized (behind operators that keep the scale). ``weights``: integers already chosen, by the weight's
     name; others are rounded to nearest. ``means``: mean inputs of the blocks whose bias is corrected.
     ``hybrid``: blocks with integer weights that read and give floats. ``notes`` are for the report.
     """
@@ -121,7 +121,7 @@ class _Planner:
         self.order = {b: i for i, b in enumerate(self.blocks)}
         self.groups = _Groups()
         self.cache: dict[tuple[frozenset[ir.Value], str], Affine] = {}
-        self.centred: set[ir.Value] = set()
+        self.zero_centred: set[ir.Value] = set()
         self.trained = ranges.trained
         self.refused: dict[str, str] = {}
         self.joined: dict[str, None] = {}
@@ -145,19 +145,19 @@ class _Planner:
         return plan
 
     def _find_hybrid(self, plan: Plan) -> None:
-        """Fully connected layers that only float operators read, perhaps behind some that move values: those are
-        float then, too."""
+        """Fully connected layers that only float operators read, perhaps behind some that compute nothing: those
+        are float then, too."""
         for block in reversed(self.blocks):
             product = block.op in ("Gemm", "MatMul") and block.weight is not None
             if not product or not plan.quantized(block) or plan.dtypes[block] != "int8":
                 continue
-            between = self._moved_to_float(plan, block)
+            between = self._carried_to_float(plan, block)
             if between is not None:
                 plan.hybrid.add(block)
                 plan.in_float.update(dict.fromkeys(between, _FLOAT_INPUTS))
 
-    def _moved_to_float(self, plan: Plan, block: Block) -> list[Block] | None:
-        """The quantized blocks that move a block's result to float readers; ``None`` if it goes anywhere else."""
+    def _carried_to_float(self, plan: Plan, block: Block) -> list[Block] | None:
+        """The quantized blocks that carry a block's result to float readers; ``None`` if it goes anywhere else."""
         found: list[Block] = []
         for output in block.outputs:
             readers = self.readers.get(output, [])
@@ -166,14 +166,14 @@ class _Planner:
             for reader in readers:
                 if not plan.quantized(reader) or reader in plan.hybrid:
                     continue
-                further = self._moved_to_float(plan, reader) if self._only_moves(reader) else None
+                further = self._carried_to_float(plan, reader) if self._carries(reader) else None
                 if further is None:
                     return None
                 found += [reader, *further]
         return found
 
-    def _only_moves(self, block: Block) -> bool:
-        return self.rule(block).moves and len(block.activations) == 1
+    def _carries(self, block: Block) -> bool:
+        return self.rule(block).same_scale and len(block.activations) == 1
 
     def _find_means(self, plan: Plan) -> None:
         for block in self.blocks:
@@ -192,19 +192,19 @@ class _Planner:
     def _in_float(self) -> dict[Block, InFloat]:
         excluded = select(self.blocks, self.options.exclude)
         in_float: dict[Block, InFloat] = {}
-        feeding: set[ir.Value] = set()
+        integers: set[ir.Value] = set()
         for block in self.blocks:
             if block in excluded:
                 in_float[block] = InFloat.excluded(excluded[block])
                 continue
             why = InFloat.unsupported(self._impossible(block))
-            if why is None and not self.rule(block).force and not self._follows(block, feeding):
+            if why is None and not self.rule(block).force and not self._follows(block, integers):
                 why = _FLOAT_INPUTS
             if why is not None:
                 in_float[block] = why
-            elif self.rule(block).feeds:
-                feeding.update(block.outputs)
-        if not self.rules.whole:
+            elif self.rule(block).propagates:
+                integers.update(block.outputs)
+        if not self.rules.full_integer:
             self._cut_tails(in_float)
         elif self.options.float_outputs:
             self._cut_averages(in_float)
@@ -221,7 +221,7 @@ class _Planner:
             return "Gemm with alpha, beta or transA"
         values = [
             *block.activations,
-            *(block.outputs if self.rule(block).writes or self.rule(block).moves else ()),
+            *(block.outputs if self.rule(block).produces_integer or self.rule(block).same_scale else ()),
         ]
         if not any(v.name in self.calibration for v in block.activations):
             return "does not compute on float32"
@@ -232,8 +232,10 @@ class _Planner:
                 return f"tensor {value.name!r} holds a mask (-inf or below -1e30)"
         return ""
 
-    def _follows(self, block: Block, feeding: set[ir.Value]) -> bool:
-        return all(v in feeding or (v.is_graph_input() and self.rules.whole) for v in block.activations)
+    def _follows(self, block: Block, integers: set[ir.Value]) -> bool:
+        return all(
+            v in integers or (v.is_graph_input() and self.rules.full_integer) for v in block.activations
+        )
 
     def _cut_tails(self, in_float: dict[Block, InFloat]) -> None:
         """Back to float: blocks that only follow, and that nothing quantized reads."""
@@ -249,20 +251,20 @@ class _Planner:
         cut to 8 bits again, the scores of neighbouring classes often become the same."""
         for block in self.blocks:
             if block.op in _AVERAGES and block not in in_float:
-                moved = self._moved_out(block)
+                moved = self._carried_out(block)
                 if moved is not None:
                     in_float[block] = _FLOAT_AVERAGE
                     in_float.update(dict.fromkeys(moved, _FLOAT_INPUTS))
 
-    def _moved_out(self, block: Block) -> list[Block] | None:
-        """The blocks that move a block's result to the model's outputs; ``None`` if others read it."""
+    def _carried_out(self, block: Block) -> list[Block] | None:
+        """The blocks that carry a block's result to the model's outputs; ``None`` if others read it."""
         found: list[Block] = []
         for output in block.outputs:
             readers = self.readers.get(output, [])
             if not readers and not output.is_graph_output():
                 return None
             for reader in readers:
-                further = self._moved_out(reader) if self._only_moves(reader) else None
+                further = self._carried_out(reader) if self._carries(reader) else None
                 if further is None:
                     return None
                 found += [reader, *further]
@@ -273,25 +275,25 @@ class _Planner:
     def _mark(self, plan: Plan, block: Block) -> None:
         rule = self.rule(block)
         if (
-            rule.centred
+            rule.symmetric_second
             and block.weight is None
             and len(block.core.inputs) > 1
             and block.core.inputs[1] is not None
         ):
-            self.centred.add(block.core.inputs[1])
+            self.zero_centred.add(block.core.inputs[1])
         if block in plan.hybrid:
             plan.raw.update((block, value) for value in block.activations)
             return
-        fused = self._fused_input(plan, block) if rule.sum else None
+        fused = self._fused_input(plan, block) if rule.fuses_sum else None
         for value in block.activations:
             source = self.producer.get(value)
-            carried = source is not None and plan.quantized(source) and self.rule(source).moves
-            if value is fused or (carried and not self.rules.requantize_moves):
+            carried = source is not None and plan.quantized(source) and self.rule(source).same_scale
+            if value is fused or (carried and not self.rules.requantize_same_scale):
                 plan.raw.add((block, value))
-        if rule.moves:
+        if rule.same_scale:
             plan.dtypes[block] = self._dtype_before(plan, block)
             self.groups.join([*block.activations, *block.outputs])
-        if rule.writes or (rule.moves and self.rules.requantize_moves):
+        if rule.produces_integer or (rule.same_scale and self.rules.requantize_same_scale):
             plan.stored.update(dict.fromkeys(block.outputs))
 
     def _dtype_before(self, plan: Plan, block: Block) -> str:
@@ -332,10 +334,10 @@ class _Planner:
         return self._shared(value, dtype)
 
     def _wanted(self, block: Block, value: ir.Value, dtype: str) -> Affine:
-        """A block that moves values reads its group's scale; others read tensors as they are stored."""
-        if self.rule(block).moves:
+        """A block that keeps the scale reads its group's; others read tensors as they are stored."""
+        if self.rule(block).same_scale:
             return self._shared(value, dtype)
-        if self.rule(block).symmetric and block.weight is None:
+        if self.rule(block).symmetric_inputs and block.weight is None:
             return self._measure(frozenset({value}), "int8", symmetric=True)
         kept = self._kept(value, dtype) if block.weight is not None else None
         return self._own(value, dtype) if kept is None else kept
@@ -343,7 +345,7 @@ class _Planner:
     def _shared(self, value: ir.Value, dtype: str) -> Affine:
         members = frozenset(self.groups.members(value))
         if (members, dtype) not in self.cache:
-            symmetric = self._symmetric(dtype) or not members.isdisjoint(self.centred)
+            symmetric = self._symmetric(dtype) or not members.isdisjoint(self.zero_centred)
             self.cache[members, dtype] = self._measure(members, dtype, symmetric=symmetric)
         return self.cache[members, dtype]
 

@@ -1,4 +1,4 @@
-"""The float graph as the planner wants it: an opset with the Q/DQ operators, pooling spelled as pooling."""
+"""The float graph as the planner wants it: an opset with the Q/DQ operators, means over space as pooling."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _convert(model: ir.Model, opset: int) -> None:
         )
 
 
-def spell_pooling(graph: ir.Graph, rules: Rules, calibration: Calibration) -> Calibration:
+def legalize_pooling(graph: ir.Graph, rules: Rules, calibration: Calibration) -> Calibration:
     """Means over all spatial axes become GlobalAveragePool where that is what has an integer kernel.
 
     Gives the calibration with the new tensors' ranges.

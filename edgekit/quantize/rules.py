@@ -19,33 +19,36 @@ from edgekit.graph.ops import Trait
 class OpRule:
     """How one operator is treated.
 
-    ``force``: worth quantizing whatever comes before; otherwise it follows: it is quantized where all of
-    its inputs come from integers. ``writes``: its kernel always stores integers, so its output gets Q/DQ
-    even if only float operators read it. ``feeds``: operators behind it may follow. ``moves``: output
-    and input share one scale. ``fixed``: the output's range, whatever was calibrated; its scale is
-    ``(high - low) / 2**bits``, as TFLite's kernels insist. ``sum``: a
-    residual addition that runtimes fuse into one of its convolutions, whose output stays unquantized.
-    ``constant``: the operator is quantized only with constant weights in its second input. ``symmetric``:
-    without constant weights, both inputs have to be INT8 with zero point 0. ``centred``: without constant
-    weights the second input has to have zero point 0; what it shares a scale with then has it, too, so that
-    nothing is rounded twice.
+    ``force``: worth quantizing whatever comes before; otherwise it follows: it is quantized where all of its inputs
+    come from integers.
+    ``produces_integer``: its kernel always stores integers, so its output gets Q/DQ even if only float operators read
+    it.
+    ``propagates``: operators behind it may follow.
+    ``same_scale``: output and input share one scale.
+    ``fixed``: the output's range, whatever was calibrated; its scale is ``(high - low) / 2**bits``, as TFLite's kernels
+    insist.
+    ``fuses_sum``: a residual addition that runtimes fuse into one of its convolutions, whose output stays unquantized.
+    ``constant``: the operator is quantized only with constant weights in its second input.
+    ``symmetric_inputs``: without constant weights, both inputs have to be INT8 with zero point 0.
+    ``symmetric_second``: without constant weights the second input has to have zero point 0; what it shares a scale
+    with then has it, too, so that nothing is rounded twice.
     """
 
     force: bool = False
-    writes: bool = False
-    feeds: bool = True
-    moves: bool = False
-    sum: bool = False
+    produces_integer: bool = False
+    propagates: bool = True
+    same_scale: bool = False
+    fuses_sum: bool = False
     constant: bool = False
-    symmetric: bool = False
-    centred: bool = False
+    symmetric_inputs: bool = False
+    symmetric_second: bool = False
     fixed: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """A runtime's table. ``requantize_moves``: operators that move values need Q/DQ behind them too.
-    ``whole``: everything that can be is quantized, from the graph's inputs to its outputs; otherwise only
+    """A runtime's table. ``requantize_same_scale``: operators that share a scale need Q/DQ behind them too.
+    ``full_integer``: everything that can be is quantized, from the graph's inputs to its outputs; otherwise only
     what lies between the operators worth it.
 
     ``embedding`` says how large constant tables read by Gather are stored: ``rows`` (INT8 with a scale a
@@ -58,20 +61,20 @@ class Rules:
 
     name: str
     ops: Mapping[str, OpRule]
-    requantize_moves: bool = True
-    whole: bool = False
+    requantize_same_scale: bool = True
+    full_integer: bool = False
     embedding: str = "float"
     hybrid: bool = False
     int16: bool = False
 
 
-MOVES = ops.named(Trait.CARRIES) - {
+CARRIERS = ops.named(Trait.CARRIES) - {
     "Concat",  # takes several tensors: some kernels want one scale of all, some rescale each
     "GatherElements",  # no runtime here has it in integers
     "Dropout",  # is not in an optimized graph
 }
-MOVE = OpRule(moves=True)
-FOLLOW = OpRule(writes=True)
+SAME_SCALE = OpRule(same_scale=True)
+INTEGER = OpRule(produces_integer=True)
 UNIT = (0.0, 1.0)
 """What several tables say."""
 

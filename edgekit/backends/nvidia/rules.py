@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from edgekit.quantize.rules import MOVE, MOVES, OpRule, Rules
+from edgekit.quantize.rules import CARRIERS, SAME_SCALE, OpRule, Rules
 
 _TENSORRT = Rules(
     name="tensorrt",
-    requantize_moves=False,
+    requantize_same_scale=False,
     ops={
         **dict.fromkeys(("Conv", "ConvTranspose"), OpRule(force=True, constant=True)),
-        "Gemm": OpRule(force=True, feeds=False, constant=True),
-        "MatMul": OpRule(force=True, feeds=False),
-        "Add": OpRule(sum=True),
+        "Gemm": OpRule(force=True, propagates=False, constant=True),
+        "MatMul": OpRule(force=True, propagates=False),
+        "Add": OpRule(fuses_sum=True),
         **dict.fromkeys(("AveragePool", "GlobalAveragePool"), OpRule()),
         **dict.fromkeys(
-            (*(m for m in MOVES if m not in ("Gather", "Pad", "Expand", "Tile")), "Concat"), MOVE
+            (*(m for m in CARRIERS if m not in ("Gather", "Pad", "Expand", "Tile")), "Concat"), SAME_SCALE
         ),
     },
 )

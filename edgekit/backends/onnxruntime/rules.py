@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from edgekit.quantize.rules import FOLLOW, MOVE, MOVES, UNIT, OpRule, Rules
+from edgekit.quantize.rules import CARRIERS, INTEGER, SAME_SCALE, UNIT, OpRule, Rules
 
 _ORT = Rules(
     name="onnxruntime-x86",
     embedding="rows",
     ops={
-        "Conv": OpRule(force=True, writes=True, constant=True),
+        "Conv": OpRule(force=True, produces_integer=True, constant=True),
         # MatMulIntegerToFloat: the product of integers leaves as float, without a round trip.
-        "Gemm": OpRule(force=True, feeds=False, constant=True),
-        "MatMul": OpRule(force=True, feeds=False),
-        **dict.fromkeys(("Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat", "LeakyRelu"), FOLLOW),
-        "Sigmoid": OpRule(writes=True, fixed=UNIT),
-        "Relu": FOLLOW,
-        "Clip": FOLLOW,
-        **dict.fromkeys((*MOVES, "Resize"), MOVE),
+        "Gemm": OpRule(force=True, propagates=False, constant=True),
+        "MatMul": OpRule(force=True, propagates=False),
+        **dict.fromkeys(("Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat", "LeakyRelu"), INTEGER),
+        "Sigmoid": OpRule(produces_integer=True, fixed=UNIT),
+        "Relu": INTEGER,
+        "Clip": INTEGER,
+        **dict.fromkeys((*CARRIERS, "Resize"), SAME_SCALE),
     },
 )
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from edgekit.quantize.rules import MOVE, MOVES, OpRule, Rules
+from edgekit.quantize.rules import CARRIERS, SAME_SCALE, OpRule, Rules
 
 _OPENVINO = Rules(
     name="openvino",
-    requantize_moves=False,
+    requantize_same_scale=False,
     embedding="rows",
     ops={
         **dict.fromkeys(("Conv", "ConvTranspose"), OpRule(force=True, constant=True)),
-        "Gemm": OpRule(force=True, feeds=False, constant=True),
-        "MatMul": OpRule(force=True, feeds=False, symmetric=True),
-        "Add": OpRule(sum=True),
+        "Gemm": OpRule(force=True, propagates=False, constant=True),
+        "MatMul": OpRule(force=True, propagates=False, symmetric_inputs=True),
+        "Add": OpRule(fuses_sum=True),
         "Mul": OpRule(),
         **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceMean"), OpRule()),
-        **dict.fromkeys((*MOVES, "Concat"), MOVE),
+        **dict.fromkeys((*CARRIERS, "Concat"), SAME_SCALE),
     },
 )
 

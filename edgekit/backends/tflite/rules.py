@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgekit.quantize.rules import FOLLOW, MOVE, MOVES, UNIT, OpRule, Rules
+from edgekit.quantize.rules import CARRIERS, INTEGER, SAME_SCALE, UNIT, OpRule, Rules
 
 _TFLITE = Rules(
     name="tflite",
-    whole=True,
+    full_integer=True,
     embedding="rows",
     hybrid=True,
     int16=True,
     ops={
-        **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), OpRule(force=True, writes=True, constant=True)),
-        "MatMul": OpRule(force=True, writes=True, centred=True),
+        **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), OpRule(force=True, produces_integer=True, constant=True)),
+        "MatMul": OpRule(force=True, produces_integer=True, symmetric_second=True),
         **dict.fromkeys(
             (
                 "Add", "Sub", "Mul", "AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "LeakyRelu",
                 "PRelu", "Relu", "Clip",
             ),
-            FOLLOW,
+            INTEGER,
         ),
-        "Softmax": OpRule(writes=True, fixed=UNIT),
-        "Sigmoid": OpRule(writes=True, fixed=UNIT),
-        "Tanh": OpRule(writes=True, fixed=(-1.0, 1.0)),
-        **dict.fromkeys((*MOVES, "Concat", "Resize", "Min", "Max", "ReduceMax", "ReduceMin"), MOVE),
+        "Softmax": OpRule(produces_integer=True, fixed=UNIT),
+        "Sigmoid": OpRule(produces_integer=True, fixed=UNIT),
+        "Tanh": OpRule(produces_integer=True, fixed=(-1.0, 1.0)),
+        **dict.fromkeys((*CARRIERS, "Concat", "Resize", "Min", "Max", "ReduceMax", "ReduceMin"), SAME_SCALE),
     },
 )  # fmt: skip
 

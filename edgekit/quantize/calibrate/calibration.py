@@ -86,7 +86,7 @@ class TensorStatistics:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Calibration:
-    """Statistics by tensor name. ``aliases`` maps tensors that only move values to the one they come from.
+    """Statistics by tensor name. ``aliases`` maps tensors whose values are all those of another to that one.
 
     ``fingerprint`` is a sha256 over the model, the samples and the version of this format.
     """

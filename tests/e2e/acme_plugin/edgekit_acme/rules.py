@@ -2,4 +2,4 @@
 
 from edgekit.quantize.rules import OpRule, Rules
 
-RULES = {"acme": Rules(name="acme", ops={"Gemm": OpRule(force=True, feeds=False, constant=True)})}
+RULES = {"acme": Rules(name="acme", ops={"Gemm": OpRule(force=True, propagates=False, constant=True)})}

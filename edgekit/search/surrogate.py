@@ -3,6 +3,9 @@
 Sizes multiply and drops add up, but that training halves what was lost before it, and that values which are shared
 already gain nothing from an integer grid. How far this is off is learnt for each set of methods and target from the
 candidates that were measured; sets that were not tried yet are taken to be off like the others, by half.
+
+Why not the estimator alone (:mod:`edgekit.search.parzen`): on 14 made-up models with random interactions, 60 candidates
+each, what it found without these guesses was larger in 10 and smaller in 4, by 11 % in the geometric mean.
 """
 
 from __future__ import annotations

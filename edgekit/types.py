@@ -218,6 +218,10 @@ class Scheme:
         return self.quantizer == "qdq" and self.activation not in ("float32", "float16")
 
 
+SLICE_MARGIN_DB = 6.0
+"""What one slice, or one sample, may lose beyond the whole: noise is not spread evenly."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
     """The default limits of a target's gates. ``None``: the gate does not apply."""
@@ -227,6 +231,24 @@ class Tolerance:
     top1_agreement: float | None = None
     metric_drop: float | None = None
     placement: float | None = None
+    explained: float | None = None
+    sample_snr_db: float | None = None
+    integer_agreement: float = 0.99
+
+    @property
+    def slice_limit(self) -> float | None:
+        """The least explained variance of a slice. Unless it is set, it follows from ``snr_db``: 6 dB less of the
+        slice's variance than of the output's energy (12 dB: 0.75)."""
+        if self.explained is not None or self.snr_db is None:
+            return self.explained
+        return 1.0 - 10.0 ** (-(self.snr_db - SLICE_MARGIN_DB) / 10.0)
+
+    @property
+    def sample_limit(self) -> float | None:
+        """The least SNR of a sample, in dB, a low quantile of which is held against it; else 6 dB below ``snr_db``."""
+        if self.sample_snr_db is not None or self.snr_db is None:
+            return self.sample_snr_db
+        return self.snr_db - SLICE_MARGIN_DB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,7 +389,9 @@ class Parity:
 
     ``relative_error`` is max |a - r| / max |r|; ``snr_db`` is 10 log10(sum r² / sum (a - r)²), between -200
     and 200; ``cosine`` is the mean over rows; ``top1_agreement`` is set for outputs that look like class
-    scores. Each is the worst output's. ``rows`` counts batch elements, ``nonfinite`` the values that are
+    scores, ``integer_agreement`` for outputs that are integers or booleans. ``explained`` is the share of variance
+    that the worst slice of a float output keeps (see :mod:`edgekit.artifact.slices`), ``explained_at`` says which;
+    ``sample_snr_db`` is the SNR that 95 % of the samples exceed. Each is the worst output's. ``rows`` counts batch elements, ``nonfinite`` the values that are
     NaN or infinite where the reference is not (or the other way round). ``metric_drop`` is how much worse
     the artifact is than the reference, with a 90 % interval by ``drop_method``.
     """
@@ -378,6 +402,10 @@ class Parity:
     snr_db: float
     cosine: float
     top1_agreement: float | None = None
+    integer_agreement: float | None = None
+    explained: float | None = None
+    explained_at: str = ""
+    sample_snr_db: float | None = None
     metric_name: str = ""
     metric: float | None = None
     reference_metric: float | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgekit.devices.statistics import share_below, wilson
 from edgekit.types import Gate, Measurement, Parity, Placement, Tolerance, Verdict
@@ -64,6 +64,9 @@ def _parity_gates(evidence: Evidence, tolerance: Tolerance) -> list[Gate | None]
     return [
         _finite(parity, why),
         _at_least("snr", tolerance.snr_db, parity.snr_db if parity else None, "dB", why),
+        _slices(parity, tolerance.slice_limit, why),
+        _low_samples(parity, tolerance.sample_limit, why),
+        _integers(parity, tolerance.integer_agreement, why),
         _at_most(
             "relative-error", tolerance.relative_error, parity.relative_error if parity else None, "", why
         ),
@@ -104,6 +107,30 @@ def _finite(parity: Parity | None, why: str) -> Gate:
     verdict = Verdict.FAIL if parity.nonfinite else Verdict.PASS
     message = f"{parity.nonfinite} values are NaN, or infinite on one side only" if parity.nonfinite else ""
     return Gate(name="finite", verdict=verdict, limit=0, value=float(parity.nonfinite), message=message)
+
+
+def _slices(parity: Parity | None, limit: float | None, why: str) -> Gate | None:
+    """The worst channel or column: how much of its variance the artifact still explains."""
+    if parity is not None and parity.explained is None:
+        return None
+    gate = _at_least("slices", limit, parity.explained if parity else None, "of the variance explained", why)
+    if gate is None or parity is None:
+        return gate
+    return replace(gate, message=f"{parity.explained_at}: {gate.message}")
+
+
+def _low_samples(parity: Parity | None, limit: float | None, why: str) -> Gate | None:
+    """Quiet samples count as much as loud ones: the SNR that all but one in twenty exceed."""
+    if parity is not None and parity.sample_snr_db is None:
+        return None
+    return _at_least("samples", limit, parity.sample_snr_db if parity else None, "dB in 95 % of the samples", why)
+
+
+def _integers(parity: Parity | None, limit: float, why: str) -> Gate | None:
+    """Class indices, token ids and flags have no noise: they are equal or they are wrong."""
+    if parity is None or parity.integer_agreement is None:
+        return None
+    return _at_least("integers", limit, parity.integer_agreement, "of the integers agree", why)
 
 
 def _agreement(parity: Parity | None, limit: float | None, why: str) -> Gate | None:

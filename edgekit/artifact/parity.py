@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekit.artifact.slices import SliceTally
 from edgekit.devices.statistics import Interval, paired_bootstrap, paired_proportions
 from edgekit.errors import BackendError, DataError
 from edgekit.types import Parity
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from edgekit.types import Array
 
 SNR_CAP = 200.0
+LOW_QUANTILE = 0.05
 _SCORE_TASKS = ("classification", "masked-lm", "fill-mask")
 _OTHER_TASKS = ("feature-extraction", "sentence-similarity", "embedding", "regression", "detection")
 
@@ -151,6 +153,9 @@ class _Tally:
     compared: int = 0
     agreeing: int = 0
     embedded: bool = True
+    bounded: bool = True
+    slices: SliceTally = field(default_factory=SliceTally)
+    row_snr: list[float] = field(default_factory=list)
 
     def add(self, ref: Array, out: Array, *, scores: bool, embedded: bool) -> None:
         """One sample. It takes only embeddings, all through, to make the output one."""
@@ -169,7 +174,12 @@ class _Tally:
             whole = (good | same_infinity).all(axis=1)
             self.compared += rows
             self.agreeing += int(((r.argmax(axis=1) == a.argmax(axis=1)) & whole).sum())
-        self._distances(np.where(good, r, 0.0), np.where(good, a, 0.0))
+        r, a = np.where(good, r, 0.0), np.where(good, a, 0.0)
+        self._distances(r, a)
+        if not self.integer:
+            self.bounded &= bool(r.size) and 0 <= float(r.min()) and float(r.max()) <= 1
+            self.row_snr += _row_snr(r, a)
+            self.slices.add(r.reshape(ref.shape), a.reshape(ref.shape))
 
     def _distances(self, r: Array, a: Array) -> None:
         if not r.size:
@@ -194,6 +204,11 @@ class _Tally:
             figures["agreement"] = self.agreeing / self.compared
         if self.integer:
             return figures
+        if (worst := self.slices.worst()) is not None:
+            figures |= {"explained": worst.explained, "axis": float(worst.axis), "index": float(worst.index)}
+        if self.row_snr and not self.bounded:
+            # What lies between 0 and 1 is judged by its size: a score of 1e-5 for "nothing there" may be anything small.
+            figures["sample_snr_db"] = sorted(self.row_snr)[int(LOW_QUANTILE * len(self.row_snr))]
         broken = self.nonfinite > 0
         return figures | {
             "relative_error": self.max_abs / self.max_ref if self.max_ref else self.max_abs,
@@ -201,6 +216,12 @@ class _Tally:
             "cosine": -1.0 if broken else self.cosine_sum / max(self.rows, 1),
             "cosine_min": -1.0 if broken else self.cosine_min,
         }
+
+
+def _row_snr(r: Array, a: Array) -> list[float]:
+    """The SNR of each row in dB; rows of zeros, where the reference says nothing, are left out. ``[rows, values]``."""
+    signal, noise = (r * r).sum(axis=1), ((a - r) ** 2).sum(axis=1)
+    return [decibels(float(s), float(n)) for s, n in zip(signal, noise, strict=True) if s > 0]
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -303,10 +324,22 @@ def _right(array: Array, label: object, index: int) -> list[bool]:
     return [bool(x) for x in classes == wanted]
 
 
+def _where(name: str, figures: Mapping[str, float]) -> str:
+    """Which slice the figures are of."""
+    if "explained" not in figures:
+        return ""
+    if figures["axis"] < 0:
+        return name
+    return f"{name}, index {figures['index']:.0f} of axis {figures['axis']:.0f}"
+
+
 def _parity(samples: int, tallies: Mapping[str, _Tally], judge: _Judge) -> Parity:
     per_output = {name: tally.summary() for name, tally in tallies.items()}
     real = [f for f in per_output.values() if "snr_db" in f]
     agreements = [f["agreement"] for f in per_output.values() if "agreement" in f]
+    integers = [per_output[n]["agreement"] for n, t in tallies.items() if t.integer and t.compared]
+    lost = min(per_output, key=lambda n: per_output[n].get("explained", math.inf))
+    per_sample = [f["sample_snr_db"] for f in per_output.values() if "sample_snr_db" in f]
     judged = judge.result()
     before, after, interval = judged or (None, None, None)
     metric = judge.task.metric
@@ -319,6 +352,10 @@ def _parity(samples: int, tallies: Mapping[str, _Tally], judge: _Judge) -> Parit
         snr_db=min((f["snr_db"] for f in real), default=SNR_CAP),
         cosine=min((f["cosine"] for f in real), default=1.0),
         top1_agreement=min(agreements, default=None),
+        integer_agreement=min(integers, default=None),
+        explained=per_output[lost].get("explained"),
+        explained_at=_where(lost, per_output[lost]),
+        sample_snr_db=min(per_sample, default=None),
         metric_name="" if judged is None else (metric.name if metric else "accuracy"),
         metric=after,
         reference_metric=before,

@@ -28,6 +28,7 @@ MOST = 1024
 PEER_FACTOR = 10.0
 PEER_FLOOR = 0.01
 MANY = 8
+_TINY = 1e-300
 FLOAT32_STEPS = 8.0
 """Rounding noise of a float32 reference, in units of its last place at the slice's largest value."""
 
@@ -64,7 +65,7 @@ class SliceTally:
         """One sample: float arrays of one shape, batch first where they have two axes or more."""
         if self.rank < 0:
             self.rank = reference.ndim
-            self.axes = {k: _empty(reference.shape[k]) for k in _axes_of(reference)}
+            self.axes = {k: _empty(1 if k < 0 else reference.shape[k]) for k in _axes_of(reference)}
         if reference.ndim != self.rank or not reference.size:
             return
         difference = output - reference
@@ -105,7 +106,8 @@ def _slices(axis: int, sums: _Axis) -> list[Slice]:
     rounding = (FLOAT32_STEPS * np.finfo(np.float32).eps * sums.largest) ** 2
     floor = np.maximum(rounding, PEER_FLOOR * peers(variance, rounding, mean))
     carries = variance > rounding
-    explained = 1.0 - error / np.maximum(variance, floor)
+    # Rounding of a float32 reference is nobody's loss: an output of 1013 hPa has no more than 6e-5 of them.
+    explained = 1.0 - np.maximum(error - rounding, 0.0) / np.maximum(np.maximum(variance, floor), _TINY)
     return [
         Slice(axis=axis, index=int(i), explained=float(explained[i]), variance=float(variance[i]))
         for i in np.flatnonzero(carries)

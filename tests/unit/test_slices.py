@@ -1,0 +1,147 @@
+"""Explained variance by slice: what one energy ratio over a tensor does not see, and what must refuse nobody."""
+
+import numpy as np
+import pytest
+
+from edgekit.artifact.gates import Evidence, gates
+from edgekit.artifact.parity import compare
+from edgekit.artifact.slices import SliceTally, peers
+from edgekit.types import Tolerance, Verdict
+
+INT8 = Tolerance(snr_db=12.0, top1_agreement=0.9)
+
+
+def quantized(x, scale):
+    return np.round(x / scale) * scale
+
+
+def judged(references, outputs, tolerance=INT8):
+    parity = compare(({"y": r} for r in references), ({"y": o} for o in outputs))
+    return parity, {g.name: g.verdict for g in gates(Evidence(parity=parity), tolerance)}
+
+
+def samples(count, shape, seed=0, scale=1.0, offset=0.0):
+    random = np.random.default_rng(seed)
+    return [(random.normal(size=shape) * scale + offset).astype(np.float32) for _ in range(count)]
+
+
+def test_an_offset_output_that_lost_its_variation():
+    references = samples(200, (1, 1), scale=1.5, offset=1013.0)
+    parity, verdicts = judged(references, [quantized(r, 4.0) for r in references])
+    assert parity.snr_db > 55
+    assert parity.explained < 0.5
+    assert verdicts["snr"] is Verdict.PASS
+    assert verdicts["slices"] is Verdict.FAIL
+
+
+def test_scores_beside_boxes_in_one_tensor():
+    random = np.random.default_rng(1)
+    references = []
+    for _ in range(50):
+        boxes = random.uniform(0, 640, size=(1, 4, 64))
+        scores = 1 / (1 + np.exp(random.normal(0, 3, size=(1, 3, 64))))
+        references.append(np.concatenate([boxes, scores], axis=1).astype(np.float32))
+    parity, verdicts = judged(references, [quantized(r, 2.5) for r in references])
+    assert parity.snr_db > 40
+    assert parity.explained_at.startswith("y, index")
+    assert parity.explained_at.endswith("of axis 1")
+    assert verdicts["slices"] is Verdict.FAIL
+    kept = [np.concatenate([quantized(r[:, :4], 2.5), quantized(r[:, 4:], 1 / 256)], axis=1) for r in references]
+    assert judged(references, kept)[1]["slices"] is Verdict.PASS
+
+
+def test_units_that_differ_are_no_peers():
+    random = np.random.default_rng(2)
+    references = [
+        np.array([[random.normal(288, 5), random.normal(101325, 500), random.uniform(0, 1)]], np.float32)
+        for _ in range(100)
+    ]
+    assert judged(references, [quantized(r, 400.0) for r in references])[1]["slices"] is Verdict.FAIL
+    scales = np.array([[0.2, 20.0, 0.004]])
+    assert judged(references, [quantized(r, scales) for r in references])[1]["slices"] is Verdict.PASS
+
+
+@pytest.mark.parametrize("constant", [0.0, 3.7])
+def test_dead_channels_and_constants_refuse_nobody(constant):
+    references = samples(30, (1, 16, 8, 8))
+    for r in references:
+        r[:, 5] = constant
+    outputs = [quantized(r, 0.05) for r in references]
+    parity, verdicts = judged(references, outputs)
+    assert parity.explained > 0.99
+    assert verdicts["slices"] is Verdict.PASS
+
+
+def test_a_class_that_hardly_ever_appears_is_excused_by_its_peers():
+    random = np.random.default_rng(3)
+    references = []
+    for _ in range(60):
+        scores = random.uniform(0, 1, size=(1, 80))
+        scores[:, 40:] *= 3.0 ** -np.arange(40)[None]
+        references.append(scores.astype(np.float32))
+    assert judged(references, [quantized(r, 1 / 256) for r in references])[1]["slices"] is Verdict.PASS
+
+
+def test_columns_that_share_a_unit_and_hardly_vary():
+    """A classifier that always says the same of noise: its answer is the difference between its columns."""
+    base = np.random.default_rng(4).normal(size=(1, 12)) * 5
+    references = [(base + d * 0.05).astype(np.float32) for d in samples(20, (1, 12))]
+    assert judged(references, [quantized(r, 0.15) for r in references])[1]["slices"] is Verdict.PASS
+
+
+def test_one_channel_at_another_scale_and_two_swapped():
+    references = samples(40, (1, 10))
+    outputs = [r.copy() for r in references]
+    for o in outputs:
+        o[:, 3] *= 2
+    assert judged(references, outputs)[1]["slices"] is Verdict.FAIL
+    swapped = [r[:, [1, 0, *range(2, 10)]] for r in references]
+    assert judged(references, swapped)[1]["slices"] is Verdict.FAIL
+
+
+def test_quiet_samples_count():
+    loud = samples(64, (1, 1, 512), scale=1.0)
+    quiet = samples(64, (1, 1, 512), seed=1, scale=1 / 300)
+    references = [x for pair in zip(loud, quiet, strict=True) for x in pair]
+    parity, verdicts = judged(references, [quantized(r, 0.03) for r in references])
+    assert parity.snr_db > 25
+    assert verdicts["snr"] is Verdict.PASS
+    assert verdicts["samples"] is Verdict.FAIL
+
+
+def test_small_scores_of_nothing_are_no_quiet_samples():
+    references = [np.full((1, 8), 1e-6, np.float32) for _ in range(30)] + samples(0, (1, 8))
+    references += [np.eye(8, dtype=np.float32)[i % 8][None] for i in range(30)]
+    parity, _ = judged(references, [quantized(r, 1 / 256) for r in references])
+    assert parity.sample_snr_db is None
+
+
+def test_integers_are_equal_or_wrong_on_float_targets_too():
+    references = [np.array([3, 1, 4, 1]), np.array([5, 9, 2, 6])]
+    wrong = [r + 1 for r in references]
+    float32 = Tolerance(snr_db=80.0, relative_error=1e-3)
+    assert judged(references, wrong, float32)[1]["integers"] is Verdict.FAIL
+    assert judged(references, [r.copy() for r in references], float32)[1]["integers"] is Verdict.PASS
+
+
+def test_rounding_of_the_float32_reference_is_no_loss():
+    references = samples(50, (1, 4), scale=1e-3, offset=1013.0)
+    outputs = [np.nextafter(r, np.inf, dtype=np.float32) for r in references]
+    assert judged(references, outputs, Tolerance(snr_db=80.0))[1]["slices"] is Verdict.PASS
+
+
+def test_an_axis_of_changing_length_is_no_axis_of_channels():
+    tally = SliceTally()
+    for length in (5, 7):
+        x = np.random.default_rng(length).normal(size=(1, length, 3))
+        tally.add(x, x + 0.01)
+    assert set(tally.axes) == {-1, 2}
+    assert tally.worst().explained > 0.99
+
+
+def test_peers_are_within_a_factor_of_ten_of_their_neighbour():
+    spread = np.array([1.0, 2.0, 500.0, 900.0, 0.0])
+    means = peers(spread**2, np.full(5, 1e-9), np.zeros(5))
+    assert means[0] == means[1] == 2.5
+    assert means[2] == means[3] == (500.0**2 + 900.0**2) / 2
+    assert means[4] == 0

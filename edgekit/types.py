@@ -389,11 +389,11 @@ class Parity:
 
     ``relative_error`` is max |a - r| / max |r|; ``snr_db`` is 10 log10(sum r² / sum (a - r)²), between -200
     and 200; ``cosine`` is the mean over rows; ``top1_agreement`` is set for outputs that look like class
-    scores, ``integer_agreement`` for outputs that are integers or booleans. ``explained`` is the share of variance
-    that the worst slice of a float output keeps (see :mod:`edgekit.artifact.slices`), ``explained_at`` says which;
-    ``sample_snr_db`` is the SNR that 95 % of the samples exceed. Each is the worst output's. ``rows`` counts batch elements, ``nonfinite`` the values that are
-    NaN or infinite where the reference is not (or the other way round). ``metric_drop`` is how much worse
-    the artifact is than the reference, with a 90 % interval by ``drop_method``.
+    scores, ``integer_agreement`` for outputs that are integers or booleans. ``explained`` is the share of
+    variance that the worst slice of a float output keeps (see ``artifact/slices.py``), ``explained_at`` says which;
+    ``sample_snr_db`` is the SNR that 95 % of the samples exceed. Each is the worst output's. ``rows`` counts batch
+    elements, ``nonfinite`` the values that are NaN or infinite where the reference is not (or the other way round).
+    ``metric_drop`` is how much worse the artifact is than the reference, with a 90 % interval by ``drop_method``.
     """
 
     samples: int

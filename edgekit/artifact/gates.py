@@ -123,7 +123,9 @@ def _low_samples(parity: Parity | None, limit: float | None, why: str) -> Gate |
     """Quiet samples count as much as loud ones: the SNR that all but one in twenty exceed."""
     if parity is not None and parity.sample_snr_db is None:
         return None
-    return _at_least("samples", limit, parity.sample_snr_db if parity else None, "dB in 95 % of the samples", why)
+    return _at_least(
+        "samples", limit, parity.sample_snr_db if parity else None, "dB in 95 % of the samples", why
+    )
 
 
 def _integers(parity: Parity | None, limit: float, why: str) -> Gate | None:

@@ -177,7 +177,7 @@ class _Tally:
         r, a = np.where(good, r, 0.0), np.where(good, a, 0.0)
         self._distances(r, a)
         if not self.integer:
-            self.bounded &= bool(r.size) and 0 <= float(r.min()) and float(r.max()) <= 1
+            self.bounded &= bool(r.size) and float(r.min()) >= 0 and float(r.max()) <= 1
             self.row_snr += _row_snr(r, a)
             self.slices.add(r.reshape(ref.shape), a.reshape(ref.shape))
 
@@ -207,7 +207,7 @@ class _Tally:
         if (worst := self.slices.worst()) is not None:
             figures |= {"explained": worst.explained, "axis": float(worst.axis), "index": float(worst.index)}
         if self.row_snr and not self.bounded:
-            # What lies between 0 and 1 is judged by its size: a score of 1e-5 for "nothing there" may be anything small.
+            # What lies between 0 and 1 is judged by its size: a score of 1e-5 for "nothing" may be anything small.
             figures["sample_snr_db"] = sorted(self.row_snr)[int(LOW_QUANTILE * len(self.row_snr))]
         broken = self.nonfinite > 0
         return figures | {

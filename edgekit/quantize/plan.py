@@ -26,10 +26,29 @@ from edgekit.types import Scheme
 
 Edge = tuple[Block, ir.Value]
 
-_AVERAGES = ops.named(Trait.AVERAGES) - {"AveragePool"}  # of windows: not what a classifier ends with
+_TAIL = (
+    ops.named(Trait.AVERAGES) - {"AveragePool"}  # of windows: not what a classifier ends with
+    | ops.named(Trait.CARRIES)
+    | {
+        "Concat",
+        "Add",
+        "Sub",
+        "Mul",
+        "Sigmoid",
+        "Tanh",
+        "Softmax",
+        "Relu",
+        "Clip",
+        "LeakyRelu",
+        "PRelu",
+        "Min",
+        "Max",
+    }
+)
+"""Operators without weights that may stand between the last layer and a float output."""
 _FLOAT_INPUTS = InFloat(Cause.NEIGHBOURS, "its inputs are float")
 _FLOAT_READERS = InFloat(Cause.NEIGHBOURS, "only float operators read it")
-_FLOAT_AVERAGE = InFloat(Cause.NEIGHBOURS, "its average leaves the model as float")
+_FLOAT_OUTPUT = InFloat(Cause.NEIGHBOURS, "its result leaves the model as float")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +180,9 @@ class _Planner:
         found: list[Block] = []
         for output in block.outputs:
             readers = self.readers.get(output, [])
-            if output.is_graph_output() or not readers:
+            if output.is_graph_output() and not self.options.float_outputs:
+                return None
+            if not output.is_graph_output() and not readers:
                 return None
             for reader in readers:
                 if not plan.quantized(reader) or reader in plan.hybrid:
@@ -207,7 +228,7 @@ class _Planner:
         if not self.rules.full_integer:
             self._cut_tails(in_float)
         elif self.options.float_outputs:
-            self._cut_averages(in_float)
+            self._float_tail(in_float)
         return in_float
 
     def _impossible(self, block: Block) -> str:
@@ -246,29 +267,20 @@ class _Planner:
             if all(r in in_float for r in readers):
                 in_float[block] = _FLOAT_READERS
 
-    def _cut_averages(self, in_float: dict[Block, InFloat]) -> None:
-        """Back to float: averages that end at the model's outputs. An average is finer than what it is made of;
-        cut to 8 bits again, the scores of neighbouring classes often become the same."""
-        for block in self.blocks:
-            if block.op in _AVERAGES and block not in in_float:
-                moved = self._carried_out(block)
-                if moved is not None:
-                    in_float[block] = _FLOAT_AVERAGE
-                    in_float.update(dict.fromkeys(moved, _FLOAT_INPUTS))
+    def _float_tail(self, in_float: dict[Block, InFloat]) -> None:
+        """Back to float: what lies between the last weighted layers and the model's float outputs.
 
-    def _carried_out(self, block: Block) -> list[Block] | None:
-        """The blocks that carry a block's result to the model's outputs; ``None`` if others read it."""
-        found: list[Block] = []
-        for output in block.outputs:
-            readers = self.readers.get(output, [])
-            if not readers and not output.is_graph_output():
-                return None
-            for reader in readers:
-                further = self._carried_out(reader) if self._carries(reader) else None
-                if further is None:
-                    return None
-                found += [reader, *further]
-        return found
+        Eight bits are enough for what a layer reads, not for what an app reads: an average is finer than its terms,
+        boxes in pixels and scores from 0 to 1 in one concatenation share a scale, an output far from zero has steps
+        wider than it varies. These operators hold no weights: integers gain nothing but their own arithmetic.
+        """
+        for block in reversed(self.blocks):
+            if block in in_float or block.weight is not None or block.op not in _TAIL:
+                continue
+            readers = [r for o in block.outputs for r in self.readers.get(o, ())]
+            ends = any(o.is_graph_output() for o in block.outputs)
+            if (readers or ends) and all(r in in_float for r in readers):
+                in_float[block] = _FLOAT_OUTPUT
 
     # --- which tensors --------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,20 +92,24 @@ def test_floats_out_keep_what_a_scale_for_the_whole_tensor_loses(
 
 
 def test_only_where_floats_read_it(network: tuple[OnnxModel, list[np.ndarray]], tmp_path: Path) -> None:
-    """The head's result is the model's: it stays static, for whoever asks for integers outside."""
+    """The head's result is the model's: float where outputs are float, static for whoever asks for integers outside."""
     model, inputs = network
     samples = from_iterable([{"tokens": x} for x in inputs], model.inputs)
     calibration = calibrate(model, samples, out=tmp_path / "calibration")
     target = targets.find("tflite-int8")
-    made, report = quantize(
-        FloatModel(model, calibration),
-        target,
-        QuantizeOptions(method="minmax", corrections=()),
-        tmp_path / "q.onnx",
-    )
+    options = QuantizeOptions(method="minmax", corrections=(), float_outputs=False)
+    made, report = quantize(FloatModel(model, calibration), target, options, tmp_path / "q.onnx")
     nodes = list(io.load(made.path).graph)
     written = {n.inputs[0].name for n in nodes if n.op_type == "QuantizeLinear" and n.inputs[0] is not None}
     products = {io.module_path(n): n for n in nodes if n.op_type in ("Gemm", "MatMul")}
     assert all(products[n].outputs[0].name not in written for n in ("up.0", "down.0", "up.1", "down.1"))
     assert all(r.quantized for r in report.nodes if r.op in ("Gemm", "MatMul"))
     assert products["head"].outputs[0].name in written
+    fine, _ = quantize(
+        FloatModel(model, calibration), target, replace(options, float_outputs=True), tmp_path / "f.onnx"
+    )
+    ends = {v.name for v in io.load(fine.path).graph.outputs}
+    writers = [
+        n for n in io.load(fine.path).graph if n.op_type == "DequantizeLinear" and n.outputs[0].name in ends
+    ]
+    assert not writers

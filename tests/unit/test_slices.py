@@ -46,7 +46,9 @@ def test_scores_beside_boxes_in_one_tensor():
     assert parity.explained_at.startswith("y, index")
     assert parity.explained_at.endswith("of axis 1")
     assert verdicts["slices"] is Verdict.FAIL
-    kept = [np.concatenate([quantized(r[:, :4], 2.5), quantized(r[:, 4:], 1 / 256)], axis=1) for r in references]
+    kept = [
+        np.concatenate([quantized(r[:, :4], 2.5), quantized(r[:, 4:], 1 / 256)], axis=1) for r in references
+    ]
     assert judged(references, kept)[1]["slices"] is Verdict.PASS
 
 

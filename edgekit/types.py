@@ -241,7 +241,7 @@ class Tolerance:
         slice's variance than of the output's energy (12 dB: 0.75)."""
         if self.explained is not None or self.snr_db is None:
             return self.explained
-        return 1.0 - 10.0 ** (-(self.snr_db - SLICE_MARGIN_DB) / 10.0)
+        return 1.0 - math.pow(10.0, -(self.snr_db - SLICE_MARGIN_DB) / 10.0)
 
     @property
     def sample_limit(self) -> float | None:

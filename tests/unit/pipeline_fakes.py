@@ -134,7 +134,7 @@ class Work:
     def quantize(self, model, calibration, target, options, out):
         if calibration is not None:  # as a model that is kept for the next scheme does
             self.fake.kept = self.fake.kept or calibration[1]
-            assert len(list(self.fake.kept)) == len(calibration[1])
+            assert list(self.fake.kept)
         self._model("quantize", model, out, f" {target.name} {options}")
         report = QuantizeReport(method=options.method, corrections=(), nodes=self.fake.nodes)
         write_json(report, out / "report.json")

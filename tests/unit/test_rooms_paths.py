@@ -101,11 +101,11 @@ def test_targets_and_devices_are_found() -> None:
     assert plugins.builtin.data == plugins.data_dir() / "targets"
 
 
-def test_the_scripts_for_the_far_side_are_found() -> None:
+def test_the_scripts_for_the_remote_side_are_found() -> None:
     source = Path(ssh.__file__).read_text(encoding="utf-8")
-    scripts = re.findall(r'_FAR / "(\w+\.py)"', source)
+    scripts = re.findall(r'_script\("(\w+)"\)', source)
     assert len(scripts) >= 4
-    assert [s for s in scripts if not (ssh._FAR / s).is_file()] == []
+    assert [s for s in scripts if not (ssh._REMOTE / f"{s}.py").is_file()] == []
 
 
 def test_the_agent_carries_its_whole_core() -> None:

@@ -393,7 +393,8 @@ class Parity:
     variance that the worst slice of a float output keeps (see ``artifact/slices.py``), ``explained_at`` says which;
     ``sample_snr_db`` is the SNR that 95 % of the samples exceed. Each is the worst output's. ``rows`` counts batch
     elements, ``nonfinite`` the values that are NaN or infinite where the reference is not (or the other way round).
-    ``metric_drop`` is how much worse the artifact is than the reference, with a 90 % interval by ``drop_method``.
+    ``metric_drop`` is how much worse the artifact is than the source, with a 90 % interval by ``drop_method``;
+    ``recipe_metric`` is what a recipe left of the source's metric before anything was lowered.
     """
 
     samples: int
@@ -409,6 +410,7 @@ class Parity:
     metric_name: str = ""
     metric: float | None = None
     reference_metric: float | None = None
+    recipe_metric: float | None = None
     metric_drop: float | None = None
     drop_interval: tuple[float, float] | None = None
     drop_method: str = ""

@@ -160,7 +160,11 @@ def _drop(parity: Parity | None, limit: float | None, why: str) -> Gate | None:
     if parity is None or parity.metric_drop is None:
         return _not_run(name, limit, why)
     value, interval = parity.metric_drop, parity.drop_interval
-    text = f"{parity.metric_name} {parity.reference_metric:.4g} → {parity.metric:.4g}, at most {limit:.4g} lost wanted"
+    recipe = "" if parity.recipe_metric is None else f"{parity.recipe_metric:.4g} by the recipe → "
+    text = (
+        f"{parity.metric_name} {parity.reference_metric:.4g} → {recipe}{parity.metric:.4g}, "
+        f"at most {limit:.4g} lost wanted"
+    )
     if interval is None:
         verdict = Verdict.PASS if value <= limit + _EQUAL else Verdict.FAIL
         text += "; no interval known"

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import zip_longest
+from dataclasses import dataclass, field, replace
+from itertools import repeat, zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,30 +59,35 @@ def compare(
     outputs: Iterable[Mapping[str, Array]],
     *,
     task: Task | None = None,
+    origin: Iterable[Mapping[str, Array]] | None = None,
 ) -> Parity:
     """How far ``outputs`` are from ``reference``, matched by name, sample by sample.
 
     Integer references (class indices) are judged by equality and stay out of SNR, cosine and relative
-    error. A NaN or infinity on one side only counts in ``nonfinite`` and sets SNR to -200 dB.
+    error. A NaN or infinity on one side only counts in ``nonfinite`` and sets SNR to -200 dB. ``origin``: outputs of
+    the source before a recipe changed it; the task's metric is held against them, all else against ``reference``.
 
     Raises :class:`BackendError` when the artifact lacks an output or gives another shape or number of
     samples, :class:`DataError` when labels do not fit.
     """
     task = task or Task()
     tallies: dict[str, _Tally] = {}
-    judge = _Judge(task)
+    judge, recipe = _Judge(task), _Judge(task if origin is not None else Task())
     samples = 0
-    for expected, got in _pairs(reference, outputs):
+    firsts: Iterable[Mapping[str, Array] | None] = repeat(None) if origin is None else origin
+    for (expected, got), before in zip(_pairs(reference, outputs), firsts, strict=False):
         for name, ref in expected.items():
             out = _matching(name, ref, got, samples)
             tally = tallies.setdefault(name, _Tally())
             scores = _could_hold_scores(name, ref, task)
             tally.add(ref, out, scores=scores, embedded=scores and _looks_embedded(ref, task))
-        judge.add(expected, got, samples)
+        judge.add(before or expected, got, samples)
+        recipe.add(before or expected, expected, samples)
         samples += 1
     if not samples:
         raise DataError("there is nothing to compare", hint="pass at least one sample")
-    return _parity(samples, tallies, judge)
+    left = recipe.result()
+    return replace(_parity(samples, tallies, judge), recipe_metric=None if left is None else left[1])
 
 
 def _pairs(

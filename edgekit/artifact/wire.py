@@ -50,6 +50,9 @@ class Tolerance(msgspec.Struct, kw_only=True):
     top1_agreement: float | None = None
     metric_drop: float | None = None
     placement: float | None = None
+    explained: float | None = None
+    sample_snr_db: float | None = None
+    integer_agreement: float = 0.99
 
 
 class Adaptation(msgspec.Struct, kw_only=True):
@@ -141,9 +144,14 @@ class Parity(msgspec.Struct, kw_only=True):
     snr_db: float
     cosine: float
     top1_agreement: float | None = None
+    integer_agreement: float | None = None
+    explained: float | None = None
+    explained_at: str = ""
+    sample_snr_db: float | None = None
     metric_name: str = ""
     metric: float | None = None
     reference_metric: float | None = None
+    recipe_metric: float | None = None
     metric_drop: float | None = None
     drop_interval: tuple[float, float] | None = None
     drop_method: str = ""

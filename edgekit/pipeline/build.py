@@ -26,7 +26,7 @@ from edgekit.errors import (
     EdgekitError,
     UnsupportedOperatorsError,
 )
-from edgekit.load import trust
+from edgekit.load import parse, trust
 from edgekit.load.data import RANDOM, DataSpec, Example, SampleSet, random_samples, user_samples
 from edgekit.load.source import Source
 from edgekit.pipeline import compress, speed, stages
@@ -126,8 +126,11 @@ def prepare(request: Request, context: BuildContext) -> Prepared:
         loaded=request.module,
         example=Example(request.calibration or request.evaluation, options.preprocessing),
     )
+    given = source
     source, compress_steps = compressed(request, context, source)
-    graph = graph_of(context, source)
+    graph = replace(
+        graph_of(context, source), origin=given if compress_steps else plans_origin(request, context)
+    )
     if not source.in_memory:
         trust.remember(context.store, source.spec, source.record)
     data = gather(request, context, graph.exported)
@@ -173,6 +176,17 @@ def compressed(
     training = compress.TrainingTask(source, replace(request.options, eval=evaluation), context.store)
     made = compress.compress(context, source, recipes.read(request.options.recipe), training)
     return made.source, (made.step,)
+
+
+def plans_origin(request: Request, context: BuildContext) -> Source | None:
+    """The source that was compressed, where the request's source is what ``edgekit compress`` wrote."""
+    if request.source.kind != "plan" or request.source.path is None:
+        return None
+    from edgekit.compress import plan
+
+    options = request.options
+    spec = parse(plan.read(request.source.path).source)
+    return Source(spec, context.store, trust=options.trust, network=options.network)
 
 
 def examine(

@@ -62,7 +62,9 @@ def candidate(
     """Quantize as asked, lower, run and compare."""
     graph, data = prepared.graph, prepared.data
     lowering = lower_for(context, graph, target, data.calibration, quantization)
-    verified = verify(context, lowering.subject, graph.source, graph.exported, data.verification)
+    verified = verify(
+        context, lowering.subject, graph.source, graph.exported, data.verification, graph.origin
+    )
     return Candidate(lowering=lowering, verified=verified)
 
 
@@ -115,6 +117,8 @@ def shared(context: BuildContext, prepared: Prepared) -> Iterator[Prepared | Non
         calibration = data.calibration and copies[data.calibration.fingerprint]
         verification = copies[data.verification.fingerprint]
         reference_of(context, graph.source, graph.exported, verification, graph.pixels)
+        if graph.origin is not None and verification.labelled:
+            reference_of(context, graph.origin, graph.exported, verification, graph.pixels)
         yield replace(prepared, data=replace(data, calibration=calibration, verification=verification))
 
 
@@ -167,7 +171,7 @@ def within_budget(context: BuildContext, prepared: Prepared, target: Target, pla
     if budget is None or not target.needs_calibration or parity is None:
         return plain
     assert prepared.calibrated is not None
-    if guard.drop_of(parity)[1] <= budget:
+    if guard.drop_of(parity)[1] <= budget or guard.spent_by_recipe(parity) > budget:
         return plain
 
     def measure(choice: QuantizeOptions) -> Parity | None:

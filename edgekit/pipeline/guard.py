@@ -43,6 +43,13 @@ class Found:
         return replace(self, choice=self.in_float, drop=drop, precision="float32", facts=facts, in_float=None)
 
 
+def spent_by_recipe(parity: Parity) -> float:
+    """What the recipe alone lost of the source's metric: no layer in float brings it back."""
+    if parity.recipe_metric is None or parity.reference_metric is None:
+        return 0.0
+    return parity.reference_metric - parity.recipe_metric
+
+
 def drop_of(parity: Parity) -> tuple[str, float]:
     """What the budget is held against: the task metric's drop where there are labels, else the share of
     rows whose top-1 differs, else the cosine's distance from 1."""

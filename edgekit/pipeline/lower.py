@@ -19,11 +19,15 @@ from edgekit.types import OnnxModel, Target
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A source as float ONNX, which all targets share: as it was exported, and optimized (``model``)."""
+    """A source as float ONNX, which all targets share: as it was exported, and optimized (``model``).
+
+    ``origin``: the source that a recipe made this one of; the task's metric is held against its.
+    """
 
     source: Source
     exported: Exported
     model: OnnxModel
+    origin: Source | None = None
     pixels: Pixels | None = None
     steps: tuple[StepRecord, ...] = ()
 

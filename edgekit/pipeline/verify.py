@@ -87,15 +87,26 @@ class Verified:
 
 
 def verify(
-    context: BuildContext, subject: Subject, source: Source, exported: Exported, samples: SampleSet
+    context: BuildContext,
+    subject: Subject,
+    source: Source,
+    exported: Exported,
+    samples: SampleSet,
+    origin: Source | None = None,
 ) -> Verified:
     """Run every sample that fits the artifact, compare with the reference, keep golden vectors.
+
+    ``origin``: the source before its recipe. Parity is measured against ``source``, the task's metric against
+    ``origin``: what the recipe cost is part of what the artifact lost.
 
     Raises :class:`DataError` when no sample fits, and what :func:`run_artifact` raises, but for
     :class:`NotRunnableError`, which is a result.
     """
     pixels = subject.pixels
     reference = reference_of(context, source, exported, samples, pixels)
+    first = None
+    if origin is not None and samples.labelled:
+        first = reference_of(context, origin, exported, samples, pixels)
     samples = samples if pixels is None else pixels.samples_fed(samples)
     vectors = _golden(context, subject, samples, reference)
     metric = context.options.metric
@@ -104,6 +115,7 @@ def verify(
         exported=exported,
         samples=samples,
         reference=reference,
+        origin=first,
         vectors=vectors,
         reads=Recorder() if metric else None,
     )
@@ -120,7 +132,7 @@ def verify(
 
     step = Step(
         name="verify",
-        inputs=(subject.files.sha256, samples.fingerprint, reference.sha256),
+        inputs=(subject.files.sha256, samples.fingerprint, reference.sha256, first.sha256 if first else ""),
         options={
             "lowered": to_builtins(subject.files.lowered),
             "runner_sha256": sha256_file(plugins.runner(subject.target.backend)),
@@ -164,6 +176,7 @@ class Case:
     exported: Exported
     samples: SampleSet
     reference: Reference
+    origin: Reference | None
     vectors: Vectors
     reads: Recorder | None
 
@@ -208,7 +221,12 @@ def _measure(context: BuildContext, case: Case) -> Verified:
         ) as result,
     ):
         plain = Task(name=case.exported.record.task)
-        parity = compare(_kept(expected, chosen), result.outputs, task=_labelled(context, case, plain))
+        parity = compare(
+            _kept(expected, chosen),
+            result.outputs,
+            task=_labelled(context, case, plain),
+            origin=None if case.origin is None else _kept(case.origin.outputs, chosen),
+        )
         count = case.vectors.count
         first = compare(islice(_kept(expected, chosen), count), islice(result.outputs, count), task=plain)
         placement = None

@@ -1,12 +1,15 @@
 """Parity: figures against their definitions, and everything that must not pass for equal."""
 
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
+from edgekit.artifact import wire
 from edgekit.artifact.parity import SNR_CAP, Metric, Task, compare
 from edgekit.errors import BackendError, DataError
+from edgekit.types import Parity, Tolerance
 
 RNG = np.random.default_rng(0)
 
@@ -239,3 +242,24 @@ def test_a_metric_of_the_users_over_the_set():
     parity = compare(refs, outs, task=Task(labels=[0, 1], metric=Metric(name="span", score=span, whole=True)))
     assert (parity.reference_metric, parity.metric, parity.metric_drop) == (2, 5, -3)
     assert parity.drop_interval is None
+
+
+def test_the_metric_is_held_against_the_source_before_its_recipe():
+    labels = [[i % 4] for i in range(40)]
+    first = [np.eye(4, dtype=np.float32)[label] for label in labels]
+    ruined = [np.roll(row, i % 2, axis=1) for i, row in enumerate(first)]
+    lowered = [row * 0.99 for row in ruined]
+    parity = compare(
+        [{"y": r} for r in ruined],
+        [{"y": o} for o in lowered],
+        task=Task(name="classification", labels=labels),
+        origin=[{"y": r} for r in first],
+    )
+    assert (parity.reference_metric, parity.recipe_metric, parity.metric) == (1.0, 0.5, 0.5)
+    assert parity.metric_drop == 0.5
+    assert parity.snr_db > 39
+
+
+def test_what_is_written_of_parity_and_tolerance_is_all_there_is():
+    for internal, written in ((Parity, wire.Parity), (Tolerance, wire.Tolerance)):
+        assert {f.name for f in fields(internal)} == set(written.__struct_fields__)

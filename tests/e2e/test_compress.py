@@ -92,10 +92,25 @@ def test_a_recipe_gives_a_plan_that_builds(tmp_path: Path, digits: Path, labelle
     assert again.returncode == 0, again.stderr
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
-    built = edgekit("build", "a", "-t", "ort-fp32", "--eval", evaluation, "--out", "one", cwd=tmp_path)
+    plain = ("build", "a", "-t", "ort-fp32", "--eval", evaluation, "--out", "one")
+    refused = edgekit(*plain, cwd=tmp_path)
+    assert refused.returncode == 5, "what the recipe lost of the source's accuracy counts"
+    assert "by the recipe" in refused.stderr
+    built = edgekit(*plain, "--max-drop", "3%", cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     staged = edgekit(
-        "build", source, "--recipe", "a/recipe.toml", *task, "-t", "ort-fp32", "--out", "two", cwd=tmp_path
+        "build",
+        source,
+        "--recipe",
+        "a/recipe.toml",
+        *task,
+        "-t",
+        "ort-fp32",
+        "--max-drop",
+        "3%",
+        "--out",
+        "two",
+        cwd=tmp_path,
     )
     assert staged.returncode == 0, staged.stderr
     model = (tmp_path / "one" / "ort-fp32" / "model.onnx").read_bytes()

@@ -186,7 +186,7 @@ def test_the_first_failure_is_raised_with_the_others_as_notes(tmp_path, fake):
     with pytest.raises(BackendError, match="it cracked") as caught:
         build.raise_failures(outcomes, outcomes_options(tmp_path))
     assert len(caught.value.__notes__) == 1
-    assert "b-int8 failed 1 of" in caught.value.__notes__[0]
+    assert "b-int8 failed " in caught.value.__notes__[0]
     build.raise_failures(outcomes[:1], outcomes_options(tmp_path))
 
 

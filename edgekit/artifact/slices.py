@@ -28,6 +28,8 @@ MOST = 1024
 PEER_FACTOR = 10.0
 PEER_FLOOR = 0.01
 MANY = 8
+FEWEST = 32
+"""Fewer values say nothing of a variance."""
 _TINY = 1e-300
 FLOAT32_STEPS = 8.0
 """Rounding noise of a float32 reference, in units of its last place at the slice's largest value."""
@@ -98,7 +100,7 @@ def _empty(size: int) -> _Axis:
 
 
 def _slices(axis: int, sums: _Axis) -> list[Slice]:
-    if sums.count < 2:
+    if sums.count < FEWEST:
         return []
     mean = sums.total / sums.count
     variance = np.maximum(sums.squares / sums.count - mean * mean, 0.0)

@@ -141,7 +141,7 @@ class OptionField:
         if self.kind is Path and isinstance(value, Path):
             return value
         try:
-            typed = convert(value, self.kind)
+            typed = convert(dict(value) if isinstance(value, Mapping) else value, self.kind)
         except msgspec.ValidationError:
             raise self._wrong(value, where) from None
         choices, minimum = self.declared.choices, self.declared.minimum

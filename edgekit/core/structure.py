@@ -51,6 +51,8 @@ def _encode(value: object) -> str | dict[object, object]:
 
 
 def _decode(kind: type, value: object) -> object:
+    if kind is object:
+        return value
     if issubclass(kind, Path) and isinstance(value, str):
         return Path(value)
     raise TypeError(f"{kind.__qualname__} cannot be made from {type(value).__qualname__}")

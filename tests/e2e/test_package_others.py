@@ -38,5 +38,5 @@ def test_ai_pack_has_the_assets_where_the_wrapper_looks(tmp_path: Path) -> None:
 def test_formats_of_another_runtime_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("ai_edge_litert")
     artifact = support.tflite_artifact(tmp_path / "artifact")
-    with pytest.raises(UnsupportedError, match="onnxruntime"):
+    with pytest.raises(UnsupportedError, match="LiteRT"):
         package(artifact, spec("ort"), tmp_path / "out")

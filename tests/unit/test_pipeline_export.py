@@ -20,7 +20,7 @@ np = pytest.importorskip("numpy")
 
 @pytest.fixture
 def context(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "_work", lambda _: SimpleNamespace(export=export))
+    monkeypatch.setattr(stages, "work", lambda _: SimpleNamespace(export=export))
     return BuildContext(store=Store(tmp_path / "cache"), options=Options(), progress=Silent())
 
 

@@ -384,6 +384,16 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rounding:
+    """How far the source in float32 is from itself in float64: the worst output's SNR in dB, its worst sample's, and
+    max |f32 - f64| / max |f64|."""
+
+    snr_db: float
+    sample_snr_db: float
+    relative_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parity:
     """How far the artifact's outputs are from the reference, over ``samples`` inputs.
 
@@ -394,7 +404,8 @@ class Parity:
     ``sample_snr_db`` is the SNR that 95 % of the samples exceed. Each is the worst output's. ``rows`` counts batch
     elements, ``nonfinite`` the values that are NaN or infinite where the reference is not (or the other way round).
     ``metric_drop`` is how much worse the artifact is than the source, with a 90 % interval by ``drop_method``;
-    ``recipe_metric`` is what a recipe left of the source's metric before anything was lowered.
+    ``recipe_metric`` is what a recipe left of the source's metric before anything was lowered. ``rounding`` is the
+    reference's own, where it was measured; ``noise`` says that the inputs were noise.
     """
 
     samples: int
@@ -416,6 +427,8 @@ class Parity:
     drop_method: str = ""
     rows: int = 0
     nonfinite: int = 0
+    rounding: Rounding | None = None
+    noise: bool = False
     per_output: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 

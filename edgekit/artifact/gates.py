@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from edgekit.artifact.rounding import beside_rounding
 from edgekit.devices.statistics import share_below, wilson
 from edgekit.types import Gate, Measurement, Parity, Placement, Tolerance, Verdict
 
@@ -61,6 +62,7 @@ def failed(found: Sequence[Gate]) -> tuple[str, ...]:
 
 def _parity_gates(evidence: Evidence, tolerance: Tolerance) -> list[Gate | None]:
     parity, why = evidence.parity, evidence.not_run
+    tolerance = beside_rounding(tolerance, parity)
     return [
         _finite(parity, why),
         _at_least("snr", tolerance.snr_db, parity.snr_db if parity else None, "dB", why),

@@ -99,7 +99,16 @@ def replay(artifact: Artifact, *, device: Device = LOCAL) -> Replay:
         raise SourceError(f"{artifact.directory} has no golden vectors", hint="build the artifact again")
     inputs, expected = read(artifact.directory / manifest.golden.file)
     with run_artifact(runnable(artifact), inputs, device=device) as run:
-        parity = compare(expected, run.outputs, task=Task(name=manifest.task))
+        recorded = manifest.parity
+        parity = replace(
+            compare(
+                expected,
+                run.outputs,
+                task=Task(name=manifest.task),
+                noise=recorded is not None and recorded.noise,
+            ),
+            rounding=None if recorded is None else recorded.rounding,
+        )
         tolerance = replace(
             manifest.target.tolerance,
             metric_drop=None,

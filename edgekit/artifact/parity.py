@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import repeat, zip_longest
+from itertools import chain, repeat, zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekit.artifact.energy import SNR_CAP, decibels, row_snr
+from edgekit.artifact.rounding import RoundingTally, worst_rounding
 from edgekit.artifact.slices import SliceTally
 from edgekit.devices.statistics import Interval, paired_bootstrap, paired_proportions
 from edgekit.errors import BackendError, DataError
@@ -23,7 +25,6 @@ from edgekit.types import Parity
 if TYPE_CHECKING:
     from edgekit.types import Array
 
-SNR_CAP = 200.0
 LOW_QUANTILE = 0.05
 _SCORE_TASKS = ("classification", "masked-lm", "fill-mask")
 _OTHER_TASKS = ("feature-extraction", "sentence-similarity", "embedding", "regression", "detection")
@@ -60,12 +61,18 @@ def compare(
     *,
     task: Task | None = None,
     origin: Iterable[Mapping[str, Array]] | None = None,
+    exact: Iterable[Mapping[str, Array]] = (),
+    noise: bool = False,
 ) -> Parity:
     """How far ``outputs`` are from ``reference``, matched by name, sample by sample.
 
     Integer references (class indices) are judged by equality and stay out of SNR, cosine and relative
-    error. A NaN or infinity on one side only counts in ``nonfinite`` and sets SNR to -200 dB. ``origin``: outputs of
-    the source before a recipe changed it; the task's metric is held against them, all else against ``reference``.
+    error. A NaN or infinity on one side only counts in ``nonfinite`` and sets SNR to -200 dB.
+
+    ``origin``: outputs of the source before a recipe changed it; the task's metric is held against them, all else
+    against ``reference``. ``exact``: the reference in float64 for the first samples, as far as it is known; how far
+    ``reference`` is from it bounds what can be asked of an artifact (``Parity.rounding``). ``noise``: the inputs are
+    noise (see :mod:`edgekit.artifact.slices`).
 
     Raises :class:`BackendError` when the artifact lacks an output or gives another shape or number of
     samples, :class:`DataError` when labels do not fit.
@@ -75,12 +82,14 @@ def compare(
     judge, recipe = _Judge(task), _Judge(task if origin is not None else Task())
     samples = 0
     firsts: Iterable[Mapping[str, Array] | None] = repeat(None) if origin is None else origin
-    for (expected, got), before in zip(_pairs(reference, outputs), firsts, strict=False):
+    doubles: Iterator[Mapping[str, Array]] = chain(exact, repeat({}))
+    for (expected, got), before, double in zip(_pairs(reference, outputs), firsts, doubles, strict=False):
         for name, ref in expected.items():
             out = _matching(name, ref, got, samples)
-            tally = tallies.setdefault(name, _Tally())
+            tally = tallies.setdefault(name, _Tally(slices=SliceTally(noise=noise)))
             scores = _could_hold_scores(name, ref, task)
-            tally.add(ref, out, scores=scores, embedded=scores and _looks_embedded(ref, task))
+            embedded = scores and _looks_embedded(ref, task)
+            tally.add(ref, out, double.get(name), scores=scores, embedded=embedded)
         judge.add(before or expected, got, samples)
         recipe.add(before or expected, expected, samples)
         samples += 1
@@ -161,8 +170,9 @@ class _Tally:
     bounded: bool = True
     slices: SliceTally = field(default_factory=SliceTally)
     row_snr: list[float] = field(default_factory=list)
+    rounding: RoundingTally = field(default_factory=RoundingTally)
 
-    def add(self, ref: Array, out: Array, *, scores: bool, embedded: bool) -> None:
+    def add(self, ref: Array, out: Array, exact: Array | None, *, scores: bool, embedded: bool) -> None:
         """One sample. It takes only embeddings, all through, to make the output one."""
         self.integer = ref.dtype.kind in "iub"
         self.embedded &= embedded
@@ -183,8 +193,15 @@ class _Tally:
         self._distances(r, a)
         if not self.integer:
             self.bounded &= bool(r.size) and float(r.min()) >= 0 and float(r.max()) <= 1
-            self.row_snr += _row_snr(r, a)
-            self.slices.add(r.reshape(ref.shape), a.reshape(ref.shape))
+            self.row_snr += row_snr(r, a)
+            double = None if exact is None else np.where(good, exact.reshape(r.shape), 0.0)
+            self.slices.add(
+                r.reshape(ref.shape),
+                a.reshape(ref.shape),
+                None if double is None else double.reshape(ref.shape),
+            )
+            if double is not None:
+                self.rounding.add(r, double)
 
     def _distances(self, r: Array, a: Array) -> None:
         if not r.size:
@@ -221,22 +238,6 @@ class _Tally:
             "cosine": -1.0 if broken else self.cosine_sum / max(self.rows, 1),
             "cosine_min": -1.0 if broken else self.cosine_min,
         }
-
-
-def _row_snr(r: Array, a: Array) -> list[float]:
-    """The SNR of each row in dB; rows of zeros, where the reference says nothing, are left out. ``[rows, values]``."""
-    signal, noise = (r * r).sum(axis=1), ((a - r) ** 2).sum(axis=1)
-    return [decibels(float(s), float(n)) for s, n in zip(signal, noise, strict=True) if s > 0]
-
-
-def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise) of two energies, between -200 and 200."""
-    if noise == 0:
-        return SNR_CAP
-    # Energies overflow from values of 1e154 on. inf - inf is NaN, which min() would let pass as the best figure.
-    if signal == 0 or not math.isfinite(signal) or not math.isfinite(noise):
-        return -SNR_CAP
-    return max(-SNR_CAP, min(SNR_CAP, 10 * (math.log10(signal) - math.log10(noise))))
 
 
 @dataclass
@@ -367,5 +368,7 @@ def _parity(samples: int, tallies: Mapping[str, _Tally], judge: _Judge) -> Parit
         metric_drop=None if before is None or after is None else before - after,
         drop_interval=None if interval is None else (interval.low, interval.high),
         drop_method="" if interval is None else interval.method,
+        rounding=worst_rounding([t.rounding for t in tallies.values()]),
+        noise=any(t.slices.noise for t in tallies.values()),
         per_output=per_output,
     )

@@ -7,9 +7,14 @@ the other axes it has a variance (its mean removed) and an error, and
     explained = 1 - mean((a - r)²) / var(r)
 
 (the coefficient of determination: an offset of the artifact counts as error). A slice's variance has a floor below
-which nothing is asked of it: what float32 can resolve of it, and a hundredth of its peers' variance, peers being
-slices whose spreads lie within a factor of ten of each other. Scores are no peers of pixels, so the floor of
-pixels does not excuse a lost score; a class that never appears among many that do is excused.
+which nothing is asked of it: what float32 resolves beside the tensor's largest value, what float32 itself was measured
+to lose against float64 (where that is known), and a hundredth of its peers' variance, peers being slices whose spreads
+lie within a factor of ten of each other. Scores are no peers of pixels, so the floor of pixels does not excuse a lost
+score; a class that never appears among many that do is excused, and so are a few dead columns among hundreds.
+
+Noise for inputs says little of how an output varies: networks average it out, and what is left is smaller than what
+any quantizer keeps. There (``noise=True``) a slice is held against the energy of its peers, and what is seen are dead,
+misplaced and misscaled slices.
 """
 
 from __future__ import annotations
@@ -28,11 +33,16 @@ MOST = 1024
 PEER_FACTOR = 10.0
 PEER_FLOOR = 0.01
 MANY = 8
-FEWEST = 32
+FEW_AMONG = 32
+"""A group of slices this many times smaller than the largest one has no unit of its own: it is a few dead columns."""
+FEWEST = 16
 """Fewer values say nothing of a variance."""
 _TINY = 1e-300
 FLOAT32_STEPS = 8.0
-"""Rounding noise of a float32 reference, in units of its last place at the slice's largest value."""
+"""Rounding noise of a float32 reference, in units of the last place of the slice's largest value. One unit of the
+tensor's largest value is noise, too: channels are sums over all others, and what cancels leaves its rounding."""
+NOISE_MARGIN = 10.0
+"""How many times the energy that float32 was measured to lose is nobody's loss: the order of sums is free."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +64,21 @@ class _Axis:
     squares: Array
     errors: Array
     largest: Array
+    rounding: Array
+    measured: float = 0.0
 
 
 @dataclass
 class SliceTally:
-    """Streaming sums of one output; :meth:`add` takes one sample, :meth:`worst` judges."""
+    """Streaming sums of one output; :meth:`add` takes one sample, :meth:`worst` judges. ``noise``: the inputs are."""
 
+    noise: bool = False
     axes: dict[int, _Axis] = field(default_factory=dict)
     rank: int = -1
 
-    def add(self, reference: Array, output: Array) -> None:
-        """One sample: float arrays of one shape, batch first where they have two axes or more."""
+    def add(self, reference: Array, output: Array, exact: Array | None = None) -> None:
+        """One sample: float arrays of one shape, batch first where they have two axes or more. ``exact``: the
+        reference in float64, where it is known."""
         if self.rank < 0:
             self.rank = reference.ndim
             self.axes = {k: _empty(1 if k < 0 else reference.shape[k]) for k in _axes_of(reference)}
@@ -72,6 +86,7 @@ class SliceTally:
             return
         difference = output - reference
         squared, errors, magnitude = reference * reference, difference * difference, np.abs(reference)
+        rounding = None if exact is None else (exact - reference) ** 2
         for axis, sums in list(self.axes.items()):
             size = reference.shape[axis] if axis >= 0 else 1
             if size != len(sums.total):
@@ -83,10 +98,13 @@ class SliceTally:
             sums.squares += squared.sum(axis=others)
             sums.errors += errors.sum(axis=others)
             np.maximum(sums.largest, magnitude.max(axis=others), out=sums.largest)
+            if rounding is not None:
+                sums.measured += reference.size / size
+                sums.rounding += rounding.sum(axis=others)
 
     def worst(self) -> Slice | None:
         """The slice that lost most, or ``None`` where no slice carries any variance."""
-        slices = [s for axis, sums in self.axes.items() for s in _slices(axis, sums)]
+        slices = [s for axis, sums in self.axes.items() for s in _slices(axis, sums, self.noise)]
         return min(slices, key=lambda s: s.explained, default=None)
 
 
@@ -96,18 +114,23 @@ def _axes_of(reference: Array) -> list[int]:
 
 
 def _empty(size: int) -> _Axis:
-    return _Axis(0.0, *(np.zeros(size) for _ in range(4)))
+    return _Axis(0.0, np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size))
 
 
-def _slices(axis: int, sums: _Axis) -> list[Slice]:
+def _slices(axis: int, sums: _Axis, noise: bool) -> list[Slice]:
     if sums.count < FEWEST:
         return []
     mean = sums.total / sums.count
     variance = np.maximum(sums.squares / sums.count - mean * mean, 0.0)
     error = sums.errors / sums.count
-    rounding = (FLOAT32_STEPS * np.finfo(np.float32).eps * sums.largest) ** 2
+    steps = np.maximum(FLOAT32_STEPS * sums.largest, sums.largest.max())
+    rounding = np.maximum(
+        (np.finfo(np.float32).eps * steps) ** 2, NOISE_MARGIN * sums.rounding / max(sums.measured, 1.0)
+    )
     floor = np.maximum(rounding, PEER_FLOOR * peers(variance, rounding, mean))
-    carries = variance > rounding
+    if noise:
+        floor = np.maximum(floor, _energy(variance, mean))
+    carries = (variance > rounding) | (noise & (mean * mean > rounding))
     # Rounding of a float32 reference is nobody's loss: an output of 1013 hPa has no more than 6e-5 of them.
     explained = 1.0 - np.maximum(error - rounding, 0.0) / np.maximum(np.maximum(variance, floor), _TINY)
     return [
@@ -116,12 +139,22 @@ def _slices(axis: int, sums: _Axis) -> list[Slice]:
     ]
 
 
+def _energy(variance: Array, mean: Array) -> Array:
+    """What each slice is held against where inputs are noise, ``[slices]``: its energy; among many slices the
+    differences between them and within them."""
+    if len(mean) >= MANY:
+        return np.full_like(mean, variance.mean() + mean.var())
+    energy: Array = variance + mean * mean
+    return energy
+
+
 def peers(variance: Array, rounding: Array, means: Array) -> Array:
     """What each slice's variance is held against at least, ``[slices]``: the mean of its peers' variances.
 
     Peers are neighbours in order of spread, each within a factor of ten of the next. Where there are many of them they
     share a unit (class scores, features), and how they differ from each other counts as variance, too: a network that
-    always names the same class has lost nothing when that stays so.
+    always names the same class has lost nothing when that stays so. A few that vary less than hundreds of others do
+    are dead columns, and held against those.
     """
     alive = np.flatnonzero(variance > rounding)
     result = np.zeros_like(variance)
@@ -130,8 +163,15 @@ def peers(variance: Array, rounding: Array, means: Array) -> Array:
     order = alive[np.argsort(variance[alive])]
     spread = np.sqrt(variance[order])
     starts = np.flatnonzero(spread[1:] > PEER_FACTOR * spread[:-1]) + 1
-    for group in np.split(order, starts):
-        result[group] = variance[group].mean()
-        if len(group) >= MANY:
-            result[group] += means[group].var()
+    groups = np.split(order, starts)
+    largest = max(groups, key=len)
+    for group in groups:
+        result[group] = _within(variance, means, group)
+        if len(group) * FEW_AMONG <= len(largest):
+            result[group] = np.maximum(result[group], _within(variance, means, largest))
     return result
+
+
+def _within(variance: Array, means: Array, group: Array) -> float:
+    found = float(variance[group].mean())
+    return found + float(means[group].var()) if len(group) >= MANY else found

@@ -135,6 +135,14 @@ class Calibration(msgspec.Struct, kw_only=True):
     findings: list[str] = []
 
 
+class Rounding(msgspec.Struct, kw_only=True):
+    """How far the source in float32 is from itself in float64; the worst output's figures."""
+
+    snr_db: float
+    sample_snr_db: float
+    relative_error: float
+
+
 class Parity(msgspec.Struct, kw_only=True):
     """How far the outputs are from the source's, over ``samples`` inputs; each figure is the worst output's."""
 
@@ -157,6 +165,8 @@ class Parity(msgspec.Struct, kw_only=True):
     drop_method: str = ""
     rows: int = 0
     nonfinite: int = 0
+    rounding: Rounding | None = None
+    noise: bool = False
     per_output: dict[str, dict[str, float]] = {}
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekit.artifact.parity import decibels
+from edgekit.artifact.energy import decibels
 from edgekit.diff.align import Anchor, Pass
 from edgekit.diff.forms import Form
 from edgekit.diff.onnx_form import OnnxForm

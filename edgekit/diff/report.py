@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekit.artifact.parity import decibels
+from edgekit.artifact.energy import decibels
 from edgekit.diff.align import Anchor, Pass
 from edgekit.diff.measure import Stage, Tally
 from edgekit.diff.onnx_form import OnnxForm

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekit.artifact.parity import decibels
+from edgekit.artifact.energy import decibels
 
 if TYPE_CHECKING:
     from edgekit.quantize.params import Affine

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import msgspec
@@ -59,6 +59,53 @@ class SampleSet:
             labelled=self.labelled,
             open=lambda: _spread(self.open(), self.count, count),
         )
+
+    def first(self, count: int) -> SampleSet:
+        """The first ``count`` samples."""
+        return replace(
+            self,
+            fingerprint=versions.digest(self.fingerprint, f"first {count}"),
+            count=min(count, self.count),
+            open=lambda: itertools.islice(iter(self.open()), count),
+        )
+
+    @property
+    def noise(self) -> bool:
+        """Whether the inputs are noise: drawn at random by edgekit, or white in each place (see :func:`_white`)."""
+        return self.origin == RANDOM or all(_white(sample) for sample in self.first(_LOOKED_AT))
+
+
+_LOOKED_AT = 4
+_PLACES = 1024
+_PLACES_OF_AN_AXIS = 16
+_DEVIATIONS = 4.0
+
+
+def _white(sample: Sample) -> bool:
+    """Whether each float input with places (pixels, steps of time) is uncorrelated from one place to the next.
+
+    The lag-1 autocorrelation of n independent values deviates by 1/sqrt(n); what a camera, a microphone or a sensor
+    gives is far beyond that. Inputs without places, and integers, are not judged: no noise.
+    """
+    judged = False
+    for array in sample.inputs.values():
+        if array.dtype.kind != "f" or array.ndim < 3 or array.size < _PLACES:
+            return False
+        centred = array.astype(np.float64) - array.mean()
+        axes = [k for k in range(1, array.ndim) if array.shape[k] >= _PLACES_OF_AN_AXIS]
+        if not axes or not all(_uncorrelated(centred, axis) for axis in axes):
+            return False
+        judged = True
+    return judged
+
+
+def _uncorrelated(centred: Array, axis: int) -> bool:
+    """Whether neighbours along ``axis`` have nothing in common; never where all values are equal."""
+    length = centred.shape[axis]
+    before, after = np.take(centred, range(length - 1), axis), np.take(centred, range(1, length), axis)
+    energy = float((centred * centred).mean())
+    limit = _DEVIATIONS * energy / before.size**0.5
+    return 0 < energy < np.inf and abs(float((before * after).mean())) <= limit
 
 
 def user_samples(

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekit.artifact import golden as stored
+from edgekit.artifact.energy import SNR_CAP, decibels
 from edgekit.artifact.manifest import Artifact
-from edgekit.artifact.parity import SNR_CAP, decibels
 from edgekit.artifact.run import runnable
 from edgekit.devices.arrays import channels_first
 from edgekit.devices.execute import run_artifact

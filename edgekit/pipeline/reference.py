@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from edgekit.devices.execute import run_artifact
@@ -13,6 +15,8 @@ from edgekit.types import OnnxModel, Sample, TorchModel, names
 
 if TYPE_CHECKING:
     from edgekit.types import Array
+
+_MOST_PARAMETERS = 100_000_000
 
 
 def answers(
@@ -43,6 +47,33 @@ def _in_torch(
             )
         # By position: the graph renames an output that is called like an input.
         yield {name: value.cpu().numpy() for name, value in zip(wanted, outputs.values(), strict=True)}
+
+
+def in_float64(
+    model: TorchModel | OnnxModel, record: ModelRecord, samples: Iterable[Sample]
+) -> Iterator[dict[str, Array]]:
+    """The same answers computed in float64, as far as they can be: nothing for an ONNX file, for a module above
+    :data:`_MOST_PARAMETERS`, and from the first sample on that the module cannot take in float64."""
+    if isinstance(model, OnnxModel):
+        return
+    import torch
+
+    from edgekit.graph.nested import attempt
+
+    if sum(p.numel() for p in model.module.parameters()) > _MOST_PARAMETERS:
+        return
+    wanted = names(record.model.outputs)
+    with suppress(
+        RuntimeError, TypeError
+    ):  # modules that cannot be copied: hooks, handles, sparse parameters
+        module = copy.deepcopy(model.module).double()
+        for sample in samples:
+            tensors = {name: torch.from_numpy(array) for name, array in sample.inputs.items()}
+            wide = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+            outputs = attempt(module, wide)
+            if isinstance(outputs, Exception) or len(outputs) != len(wanted):
+                return
+            yield {name: value.cpu().numpy() for name, value in zip(wanted, outputs.values(), strict=True)}
 
 
 def _in_onnxruntime(record: ModelRecord, samples: Iterable[Sample]) -> Iterator[dict[str, Array]]:

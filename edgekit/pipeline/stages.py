@@ -342,6 +342,30 @@ def reference(context: BuildContext, source: Source, exported: Exported, samples
     return run(context.store, step).value
 
 
+FLOAT64_SAMPLES = 8
+
+
+def float64(context: BuildContext, source: Source, exported: Exported, samples: SampleSet) -> ArrayFile:
+    """The source's answers in float64 to the first :data:`FLOAT64_SAMPLES`; fewer or none where it has none."""
+
+    def read(directory: Path) -> ArrayFile:
+        facts = read_json(directory / "outputs.json")
+        return ArrayFile(path=directory / "outputs", names=tuple(facts["names"]), count=facts["count"])
+
+    step = Step(
+        name="float64",
+        inputs=(source.sha256, exported.model.sha256, samples.fingerprint),
+        options={"samples": FLOAT64_SAMPLES},
+        packages=("torch",),
+        versions={k: str(v) for k, v in versions.machine().items()},
+        produce=lambda out: work(context).float64(
+            source, exported.record, samples.first(FLOAT64_SAMPLES), out
+        ),
+        read=read,
+    )
+    return run(context.store, step).value
+
+
 def _model(context: BuildContext, step: Step[ModelRecord]) -> tuple[OnnxModel, StepRecord]:
     done = run(context.store, step)
     model = done.value.model

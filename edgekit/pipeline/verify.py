@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from edgekit.artifact import golden
 from edgekit.artifact.parity import Metric, Task, compare
@@ -26,12 +26,18 @@ from edgekit.pipeline import stages
 from edgekit.pipeline.cached import Step, reader, run
 from edgekit.pipeline.pixels import Pixels
 from edgekit.pipeline.stages import BuildContext, Exported, LoweredFiles, Reference
-from edgekit.types import OnnxModel, Option, Parity, Placement, Target, sha256_file
+from edgekit.types import OnnxModel, Option, Parity, Placement, Precision, Target, sha256_file
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
 
 T = TypeVar("T")
 
 RANDOM_SAMPLES = 8
 """How many random inputs stand in when there are no samples: enough for parity, too few for ranges."""
+
+_EXACT_DB = 100.0
+"""Below it a float32 artifact may differ from its source by rounding alone: then the source's own is measured."""
 
 CALIBRATION_SAMPLES = 64
 """How many calibration samples parity is measured on when there are no evaluation samples."""
@@ -104,7 +110,7 @@ def verify(
     """
     pixels = subject.pixels
     reference = reference_of(context, source, exported, samples, pixels)
-    first = None
+    asked, first = samples if pixels is None else pixels.samples_asked(samples), None
     if origin is not None and samples.labelled:
         first = reference_of(context, origin, exported, samples, pixels)
     samples = samples if pixels is None else pixels.samples_fed(samples)
@@ -118,6 +124,7 @@ def verify(
         origin=first,
         vectors=vectors,
         reads=Recorder() if metric else None,
+        float64=lambda: stages.float64(context, source, exported, asked),
     )
     unusable = _unusable(context, subject.target)
 
@@ -141,6 +148,7 @@ def verify(
             "metric_folder": str(Path.cwd()) if metric else "",
             "metric_environment": versions.environment() if metric else "",
             "unusable": unusable,
+            "precision": subject.target.precision.value,
         },
         versions=dict(subject.files.step.versions) | context.machine_versions(subject.target.backend),
         reads=case.reads,
@@ -179,6 +187,7 @@ class Case:
     origin: Reference | None
     vectors: Vectors
     reads: Recorder | None
+    float64: Callable[[], Iterable[Mapping[str, Array]]]
 
 
 def _golden(context: BuildContext, subject: Subject, samples: SampleSet, reference: Reference) -> Vectors:
@@ -221,12 +230,21 @@ def _measure(context: BuildContext, case: Case) -> Verified:
         ) as result,
     ):
         plain = Task(name=case.exported.record.task)
-        parity = compare(
-            _kept(expected, chosen),
-            result.outputs,
-            task=_labelled(context, case, plain),
-            origin=None if case.origin is None else _kept(case.origin.outputs, chosen),
-        )
+        labelled, noise = _labelled(context, case, plain), case.samples.noise
+
+        def compared(exact: Iterable[Mapping[str, Array]]) -> Parity:
+            return compare(
+                _kept(expected, chosen),
+                result.outputs,
+                task=labelled,
+                origin=None if case.origin is None else _kept(case.origin.outputs, chosen),
+                exact=_kept(islice(chain(exact, repeat({})), len(chosen)), chosen),
+                noise=noise,
+            )
+
+        parity = compared(())
+        if subject.target.precision is Precision.FP32 and parity.snr_db < _EXACT_DB:
+            parity = compared(case.float64())
         count = case.vectors.count
         first = compare(islice(_kept(expected, chosen), count), islice(result.outputs, count), task=plain)
         placement = None

@@ -19,7 +19,7 @@ from edgekit.graph.records import ModelRecord, write_json, write_model
 from edgekit.load.data import SampleSet, unit_example
 from edgekit.load.source import Source
 from edgekit.pipeline.pixels import Pixels
-from edgekit.pipeline.reference import answers
+from edgekit.pipeline.reference import answers, in_float64
 from edgekit.quantize.calibrate import doctor
 from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.calibrate.collect import calibrate
@@ -133,6 +133,12 @@ class Work:
             stored = write_arrays(out / "outputs", rows)
         facts = {"names": stored.names, "count": stored.count, "sha256": sha256_file(stored.path)}
         write_json(facts, out / "outputs.json")
+
+    def float64(self, source: Source, record: ModelRecord, samples: SampleSet, out: Path) -> None:
+        """The source's outputs in float64 for the first ``samples``, as far as it can compute them."""
+        with self._progress.task("the source in float64"):
+            stored = write_arrays(out / "outputs", in_float64(source.load(), record, samples))
+        write_json({"names": stored.names, "count": stored.count}, out / "outputs.json")
 
     def modules(self, model: OnnxModel, out: Path) -> None:
         """The PyTorch module of each node, by the node's name and its outputs': what a profile of the runtime is read

@@ -15,8 +15,8 @@ def quantized(x, scale):
     return np.round(x / scale) * scale
 
 
-def judged(references, outputs, tolerance=INT8):
-    parity = compare(({"y": r} for r in references), ({"y": o} for o in outputs))
+def judged(references, outputs, tolerance=INT8, **known):
+    parity = compare(({"y": r} for r in references), ({"y": o} for o in outputs), **known)
     return parity, {g.name: g.verdict for g in gates(Evidence(parity=parity), tolerance)}
 
 
@@ -147,3 +147,50 @@ def test_peers_are_within_a_factor_of_ten_of_their_neighbour():
     assert means[0] == means[1] == 2.5
     assert means[2] == means[3] == (500.0**2 + 900.0**2) / 2
     assert means[4] == 0
+
+
+def test_dead_columns_among_hundreds_refuse_nobody():
+    """A column that cancels to 1e-9, and a few that hardly vary: what float16 leaves of them is nothing to anybody."""
+    references = samples(80, (1, 384), scale=0.05)
+    for r in references:
+        r[:, 319] *= 1e-8
+        r[:, 5] *= 2e-4
+    outputs = [r.astype(np.float16).astype(np.float32) + 1e-5 for r in references]
+    parity, verdicts = judged(references, outputs, Tolerance(snr_db=35.0))
+    assert verdicts["slices"] is Verdict.PASS, parity.explained_at
+
+
+def nearly_constant(count, columns, seed=5):
+    """What a network with pooling makes of noise: columns of their own height that hardly move."""
+    heights = np.random.default_rng(seed).normal(size=(1, columns)) * 3 + 1
+    return [(heights + d * 0.02).astype(np.float32) for d in samples(count, (1, columns), seed)]
+
+
+@pytest.mark.parametrize("columns", [1, 3, 40])
+def test_of_noise_only_what_is_dead_or_misplaced_is_seen(columns):
+    references = nearly_constant(24, columns)
+    outputs = [quantized(r, 0.1) for r in references]
+    if columns < 8:  # many share a unit, and differ from each other
+        assert judged(references, outputs)[1]["slices"] is Verdict.FAIL
+    parity, verdicts = judged(references, outputs, noise=True)
+    assert verdicts["slices"] is Verdict.PASS
+    assert parity.noise
+    index = int(np.abs(references[0]).argmax())
+    for dead in outputs:
+        dead[:, index] = 0
+    assert judged(references, outputs, noise=True)[1]["slices"] is Verdict.FAIL
+
+
+def test_nobody_is_asked_to_be_closer_than_float32_to_float64():
+    exact = samples(8, (1, 16), scale=1.0)
+    wide = [{"y": x.astype(np.float64)} for x in exact]
+    one, other = samples(8, (1, 16), seed=8, scale=2e-4), samples(8, (1, 16), seed=9, scale=2e-4)
+    references = [x + e for x, e in zip(exact, one, strict=True)]
+    outputs = [x + e for x, e in zip(exact, other, strict=True)]
+    float32 = Tolerance(snr_db=80.0, relative_error=1e-4)
+    assert judged(references, outputs, float32)[1]["snr"] is Verdict.FAIL
+    parity, verdicts = judged(references, outputs, float32, exact=wide)
+    assert 70 < parity.rounding.snr_db < 78
+    assert set(verdicts.values()) == {Verdict.PASS}
+    worse = [o + 0.01 for o in outputs]
+    assert judged(references, worse, float32, exact=wide)[1]["snr"] is Verdict.FAIL

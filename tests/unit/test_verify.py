@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from edgekit.artifact import wire
-from edgekit.artifact.parity import SNR_CAP, Metric, Task, compare
+from edgekit.artifact.energy import SNR_CAP
+from edgekit.artifact.parity import Metric, Task, compare
 from edgekit.errors import BackendError, DataError
 from edgekit.types import Parity, Tolerance
 

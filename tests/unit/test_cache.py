@@ -52,7 +52,7 @@ def there(root: Path, count: int) -> list[int]:
 def test_what_was_used_longest_ago_goes_first(tmp_path):
     fill(tmp_path, 4)
     assert Store(tmp_path).step(key(0), filled).cached  # now it is the newest
-    removed = cache.reduce(tmp_path, size=3 * cache_size(tmp_path) // 4)
+    removed = cache.reduce(tmp_path, size=cache_size(tmp_path) - 500)  # records differ in a few bytes
     assert (removed.entries, there(tmp_path, 4)) == (1, [0, 2, 3])
     assert removed.bytes > 1000
 

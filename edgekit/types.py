@@ -231,6 +231,7 @@ class Tolerance:
     top1_agreement: float | None = None
     metric_drop: float | None = None
     placement: float | None = None
+    integer_weights: float | None = None
     explained: float | None = None
     sample_snr_db: float | None = None
     integer_agreement: float = 0.99
@@ -352,6 +353,8 @@ class Lowered:
     ``inputs`` and ``outputs`` are what the runtime sees; ``channels_moved`` names those whose channels (axis 1
     in the source) are last here; ``notes`` are for the manifest (one fact each);
     ``details`` is JSON-able backend information (fusions, partitions, operators left in float).
+    ``integer_weights`` is the share of the weights (0 to 1) that the files store as integers of eight bits or fewer;
+    ``None`` where the backend does not say, or there are no weights.
     """
 
     files: tuple[str, ...]
@@ -362,6 +365,7 @@ class Lowered:
     minimum_runtime: str = ""
     notes: tuple[str, ...] = ()
     details: Mapping[str, Json] = field(default_factory=dict)
+    integer_weights: float | None = None
 
 
 class Severity(enum.StrEnum):

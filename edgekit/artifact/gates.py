@@ -36,6 +36,7 @@ class Evidence:
 
     parity: Parity | None = None
     placement: Placement | None = None
+    integer_weights: float | None = None
     size_bytes: int | None = None
     measurement: Measurement | None = None
     not_run: str = ""
@@ -45,6 +46,7 @@ def gates(evidence: Evidence, tolerance: Tolerance, limits: Limits | None = None
     """Every gate that applies, in a fixed order. A gate whose value is missing is ``not-run``."""
     limits = limits or Limits()
     found = [*_parity_gates(evidence, tolerance), _placement_gate(evidence, tolerance)]
+    found.append(_weights_gate(evidence, tolerance))
     measured, why = evidence.measurement, evidence.not_run
     latency, memory = (measured.p50_ms, measured.peak_memory) if measured else (None, None)
     found += [
@@ -201,4 +203,20 @@ def _placement_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
         return _not_run(name, limit, evidence.not_run)
     if placement is None or placement.share is None:
         return None  # the runtime does not tell what it executes: a note in the manifest says so
-    return _at_least(name, limit, placement.share, f"of the MACs in {placement.precision}", "")
+    gate = _at_least(name, limit, placement.share, f"of the MACs in {placement.precision}", "")
+    return _something(gate)
+
+
+def _weights_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
+    """What a weights-only target promises: a small file."""
+    limit, share = tolerance.integer_weights, evidence.integer_weights
+    if limit is None or share is None:
+        return None
+    return _something(_at_least("integer-weights", limit, share, "of the weights are integers", ""))
+
+
+def _something(gate: Gate | None) -> Gate | None:
+    """Nothing at all is not what was asked for, however much was left out on purpose."""
+    if gate is None or gate.value:
+        return gate
+    return replace(gate, verdict=Verdict.FAIL)

@@ -95,7 +95,7 @@ def printable(text: str) -> str:
 
 def _row(artifact: Described) -> tuple[str, ...]:
     manifest = artifact.manifest
-    parity, placement = manifest.parity, manifest.placement
+    parity = manifest.parity
     measured = manifest.measurements[-1] if manifest.measurements else None
     metric = _NOTHING
     if parity is not None and parity.metric is not None:
@@ -108,12 +108,21 @@ def _row(artifact: Described) -> tuple[str, ...]:
         metric,
         f"{parity.snr_db:.1f}" if parity else _NOTHING,
         f"{parity.top1_agreement:.1%}" if parity and parity.top1_agreement is not None else _NOTHING,
-        f"{placement.share:.0%}" if placement and placement.share is not None else _NOTHING,
+        _as_asked(manifest),
         f"{measured.p50_ms:.3g}" if measured else _NOTHING,
         size(measured.peak_memory) if measured and measured.peak_memory else _NOTHING,
         manifest.status,
         str(artifact.directory),
     )
+
+
+def _as_asked(manifest: Manifest) -> str:
+    """The share that is as the target promises: of the weights where it promises storage, else of the arithmetic."""
+    stored = [g.value for g in manifest.gates if g.name == "integer-weights" and g.value is not None]
+    if stored:
+        return f"{stored[0]:.0%}"
+    placement = manifest.placement
+    return f"{placement.share:.0%}" if placement and placement.share is not None else _NOTHING
 
 
 def _short(cell: str) -> str:

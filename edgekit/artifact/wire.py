@@ -50,6 +50,7 @@ class Tolerance(msgspec.Struct, kw_only=True):
     top1_agreement: float | None = None
     metric_drop: float | None = None
     placement: float | None = None
+    integer_weights: float | None = None
     explained: float | None = None
     sample_snr_db: float | None = None
     integer_agreement: float = 0.99

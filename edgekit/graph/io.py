@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -109,6 +110,13 @@ def _inside(location: str, folder: Path, name: str) -> Path:
             hint="copy the model together with its data files",
         )
     return path
+
+
+def constants(path: Path) -> Iterator[tuple[int, str]]:
+    """The number of values and the type (numpy's name) of every constant in a model, in nested graphs too."""
+    for tensor in _tensors(read_proto(path)):
+        name = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+        yield math.prod(tensor.dims), {"float": "float32", "double": "float64"}.get(name, name)
 
 
 def external_files(path: Path) -> tuple[Path, ...]:

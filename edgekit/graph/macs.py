@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -20,7 +20,7 @@ import onnx
 
 from edgekit.graph import io, ops
 from edgekit.graph.ops import Trait
-from edgekit.types import Fallback
+from edgekit.types import Fallback, Target
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -37,6 +37,7 @@ class MacNode:
     it feeds (an activation or a quantizer that a runtime fuses into it). ``quantized`` tells whether its
     first two inputs come from DequantizeLinear, directly or through operators that compute nothing;
     ``weight`` is how its second input is stored: ``"integer"``, ``"float"``, or empty: not a constant.
+    ``nested``: it is inside ``If``, ``Loop`` or ``Scan``, and perhaps did not run at all.
     """
 
     name: str
@@ -46,6 +47,7 @@ class MacNode:
     aliases: tuple[str, ...]
     quantized: bool
     weight: str = ""
+    nested: bool = False
 
     @property
     def label(self) -> str:
@@ -60,7 +62,8 @@ def count_macs(path: Path, sizes: Mapping[str, int] | None = None) -> tuple[MacN
     """
     proto = io.read_proto(path)
     shapes = static_shapes(proto, sizes or {})
-    return tuple(node for scope in _graphs(proto.graph) for node in _mac_nodes(scope, shapes))
+    scopes = enumerate(_graphs(proto.graph))  # the first is the main graph
+    return tuple(n for i, scope in scopes for n in _mac_nodes(scope, shapes, nested=i > 0))
 
 
 def static_shapes(proto: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, Shape]:
@@ -136,7 +139,7 @@ def _graphs(top: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(inner)
 
 
-def _mac_nodes(scope: onnx.GraphProto, shapes: Mapping[str, Shape]) -> Iterator[MacNode]:
+def _mac_nodes(scope: onnx.GraphProto, shapes: Mapping[str, Shape], *, nested: bool) -> Iterator[MacNode]:
     producer = {name: node for node in scope.node for name in node.output if name}
     constants = {tensor.name: tensor.data_type for tensor in scope.initializer}
     users: dict[str, list[onnx.NodeProto]] = {}
@@ -154,6 +157,7 @@ def _mac_nodes(scope: onnx.GraphProto, shapes: Mapping[str, Shape]) -> Iterator[
             aliases=tuple(dict.fromkeys(_aliases(node, users))),
             quantized=len(node.input) > 1 and all(_dequantized(n, producer) for n in node.input[:2]),
             weight=_weight(node.input[1], producer, constants) if len(node.input) > 1 else "",
+            nested=nested,
         )
 
 
@@ -349,18 +353,26 @@ def plain(name: str) -> str:
     return name
 
 
+def computes_integers(target: Target) -> bool:
+    """Whether a target promises integer arithmetic, not storage alone."""
+    return target.scheme is not None and target.scheme.quantizer != "weights"
+
+
 def summarize(
     nodes: Sequence[MacNode],
     found: Mapping[str, Kernel | None],
     asked: str,
     reason: Callable[[MacNode, Kernel | None], str],
-) -> tuple[float | None, tuple[Fallback, ...]]:
+) -> tuple[float, tuple[Fallback, ...]]:
     """The share of multiply-accumulates in the precision ``asked``, and what is not, grouped by operator and reason.
 
-    Nodes whose cost is unknown do not count, but appear among the fallbacks. ``None`` when
-    none has a known cost; 1 for a model without multiply-accumulates, of which nothing runs otherwise.
+    Nodes whose cost is unknown do not count, but appear among the fallbacks; where none is known, each counts as one.
+    1 for a model without multiply-accumulates, of which nothing runs otherwise.
     """
     total = sum(node.macs or 0 for node in nodes)
+    if nodes and not total:
+        nodes = [replace(node, macs=1) for node in nodes]
+        total = len(nodes)
     as_asked = 0
     groups: dict[tuple[str, str], list[MacNode]] = {}
     for node in nodes:
@@ -374,7 +386,7 @@ def summarize(
             op=op,
             count=len(group),
             reason=why,
-            share=sum(n.macs or 0 for n in group) / total if total else 0.0,
+            share=sum(n.macs or 0 for n in group) / total,
             nodes=tuple(n.label for n in group),
         )
         for (op, why), group in groups.items()
@@ -382,4 +394,4 @@ def summarize(
     ordered = sorted(fallbacks, key=lambda f: (-f.share, f.op, f.reason))
     if not nodes:
         return 1.0, ()
-    return (as_asked / total if total else None), tuple(ordered)
+    return as_asked / total, tuple(ordered)

@@ -295,7 +295,15 @@ def judge(target: Target, made: Candidate, options: Options) -> tuple[Gate, ...]
     if tolerance.placement is not None and report is not None and target.scheme is not None:
         share = 1.0 - report.kept_out(target.scheme.activation)
         tolerance = replace(tolerance, placement=tolerance.placement * share)
-    evidence = Evidence(parity=verified.parity, placement=verified.placement, not_run=verified.not_run)
+    if tolerance.integer_weights is not None and report is not None:
+        share = 1.0 - report.weights_kept_out()
+        tolerance = replace(tolerance, integer_weights=tolerance.integer_weights * share)
+    evidence = Evidence(
+        parity=verified.parity,
+        placement=verified.placement,
+        integer_weights=made.lowering.subject.files.lowered.integer_weights,
+        not_run=verified.not_run,
+    )
     return gates(evidence, tolerance)
 
 

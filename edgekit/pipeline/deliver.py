@@ -4,7 +4,7 @@ it is looked for; one that failed goes to ``<target>.failed`` beside it."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -144,7 +144,7 @@ def refusal(artifact: Artifact, *, allow_not_run: bool) -> EdgekitError | None:
         lines = "; ".join(f"{g.name}: {g.message}" for g in failed)
         return GateFailedError(
             f"{artifact.target} failed {len(failed)} of {len(manifest.gates)} gates: {lines}",
-            hint=f"look at {artifact.directory}: edgekit inspect shows placement and parity per output",
+            hint=_what_to_do(artifact, [g.name for g in failed]),
             gates=[g.name for g in failed],
         )
     if manifest.status is Status.INCONCLUSIVE:
@@ -161,6 +161,22 @@ def refusal(artifact: Artifact, *, allow_not_run: bool) -> EdgekitError | None:
             hint=f"edgekit verify {artifact.directory} on a machine that can run it, or --allow-not-run",
         )
     return None
+
+
+def _what_to_do(artifact: Artifact, failed: Sequence[str]) -> str:
+    """Where to look; of a precision that was not delivered, what is in the way and how to leave it out."""
+    look = f"look at {artifact.directory}: edgekit inspect shows placement and parity per output"
+    placement = artifact.manifest.placement
+    if "placement" not in failed or placement is None:
+        return look
+    largest = max(placement.fallbacks, key=lambda f: f.share, default=None)
+    if largest is None or not largest.share:
+        return look
+    named = largest.nodes[0].partition(" ")[0] if largest.nodes else largest.op
+    return (
+        f"{largest.op} ×{largest.count}, {largest.share:.0%} of the MACs: {largest.reason}. What is meant to stay in "
+        f"float does not count: --exclude {named!r}; {look}"
+    )
 
 
 def _calibration(product: Product) -> CalibrationRecord | None:

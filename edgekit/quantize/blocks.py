@@ -73,6 +73,14 @@ class Block:
         return value if is_constant(value) else None
 
     @property
+    def weight_values(self) -> int:
+        """How many values the constant weight has; 0 without one."""
+        weight = self.weight
+        if weight is None or weight.const_value is None:
+            return 0
+        return _product(weight.const_value.shape)
+
+    @property
     def weight_axis(self) -> int | None:
         """The weight's output-channel axis; ``None`` where a scale a channel does not apply."""
         weight = self.weight

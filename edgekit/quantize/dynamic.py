@@ -57,6 +57,7 @@ def report(block: Block, in_float: InFloat | None, activation: str) -> list[Node
             cause=in_float.cause if in_float is not None else None,
             reason=in_float.reason if in_float is not None else "",
             macs=block.macs if node is block.core else 0,
+            weights=block.weight_values if node is block.core else 0,
         )
         for node in block.nodes
     ]

@@ -121,7 +121,8 @@ class NodeReport:
     """What became of one node of the float graph.
 
     ``activation`` is the type of a quantized node's activations, ``cause`` and ``reason`` say why another stayed in
-    float. ``macs`` is the number of multiply-accumulates where the shapes are known, else 0.
+    float. ``macs`` is the number of multiply-accumulates where the shapes are known, else 0;
+    ``weights`` how many values its constant weight has.
     """
 
     node: str
@@ -132,6 +133,7 @@ class NodeReport:
     cause: Cause | None = None
     reason: str = ""
     macs: int = 0
+    weights: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,4 +170,10 @@ class QuantizeReport:
             for n in self.nodes
             if n.cause is Cause.EXCLUDED or (n.activation == "int16" and activation != "int16")
         )
+        return out / total if total else 0.0
+
+    def weights_kept_out(self) -> float:
+        """The part of all weights, 0 to 1, that was left in float on purpose."""
+        total = sum(n.weights for n in self.nodes)
+        out = sum(n.weights for n in self.nodes if n.cause is Cause.EXCLUDED)
         return out / total if total else 0.0

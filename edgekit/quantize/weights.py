@@ -7,7 +7,8 @@ weights are cast.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -22,6 +23,7 @@ from edgekit.quantize.params import Stored, quantize_blocks, quantize_weight
 from edgekit.quantize.rounding import Rounding
 
 _SMALLEST = 1024  # elements: smaller weights are not worth a node
+_FEW = 0.1  # of all weights: more of them are what the model consists of
 
 
 def quantize_weights(
@@ -41,14 +43,15 @@ def quantize_weights(
     excluded = select(blocks, options.exclude)
     editor = Editor(graph)
     size = options.block_size
+    impossible = partial(_impossible, smallest=_smallest(blocks))
     rounded: dict[str, Stored] = {}
     gptq = dtype == "int4" and "gptq" in options.corrections and rounding is not None
     if gptq and rounding is not None:
-        free = (b for b in blocks if b not in excluded and not _impossible(b) and not _kept(b, trained))
+        free = (b for b in blocks if b not in excluded and not impossible(b) and not _kept(b, trained))
         rounded = rounding.blockwise([b for b in free if _fits_int4(b, size)], size)
     reports, notes, eight = [], [], 0
     for block in blocks:
-        in_float = why_float(block, excluded, _impossible)
+        in_float = why_float(block, excluded, impossible)
         reports += report(block, in_float, "")
         if in_float is not None:
             continue
@@ -79,7 +82,14 @@ def _kept(block: Block, trained: Mapping[str, Stored] | None) -> Stored | None:
     return (trained or {}).get(block.weight.name or "") if block.weight is not None else None
 
 
-def _impossible(block: Block) -> str:
+def _smallest(blocks: Sequence[Block]) -> int:
+    """How many values a weight must have to be worth a node: where small ones are most of the model, one."""
+    sizes = [block.weight_values for block in blocks]
+    small = sum(size for size in sizes if size < _SMALLEST)
+    return _SMALLEST if small <= _FEW * sum(sizes) else 1
+
+
+def _impossible(block: Block, smallest: int) -> str:
     if block.op not in WEIGHTED:
         return f"{block.op} has no weights"
     array = constant(block.weight) if block.weight is not None else None
@@ -87,7 +97,7 @@ def _impossible(block: Block) -> str:
         return "its weights are computed at run time"
     if array.dtype != np.float32:
         return f"its weights are {array.dtype}"
-    return f"its weights are small ({array.size} values)" if array.size < _SMALLEST else ""
+    return f"its weights are small ({array.size} values)" if array.size < smallest else ""
 
 
 def _eight_bits(editor: Editor, block: Block) -> None:

@@ -227,3 +227,30 @@ def onnx_model(nodes, inputs, outputs, folder: Path, opset: int = 20) -> OnnxMod
     )
     onnx.save(proto, folder / "m.onnx")
     return io.describe(folder / "m.onnx")
+
+
+def test_nan_that_the_model_itself_replaces_is_left_out(tmp_path: Path) -> None:
+    """As attention does with rows that are masked altogether."""
+    nodes = [
+        helper.make_node("Log", ["x"], ["log"]),
+        helper.make_node("Sqrt", ["log"], ["root"]),
+        helper.make_node("IsNaN", ["root"], ["bad"]),
+        helper.make_node("Sub", ["x", "x"], ["zero"]),
+        helper.make_node("Where", ["bad", "zero", "root"], ["y"]),
+    ]
+    model = onnx_model(nodes, {"x": [1, 4]}, {"y": [1, 4]}, tmp_path)
+    rows = [np.array([row], np.float32) for row in ([1, 2, 3, 4], [0.5, 2, 9, 0.1], [0.2, 0.3, 5, 3])]
+    c = calibrate(model, Items([{"x": r} for r in rows]), out=tmp_path / "c")
+    root = c.statistics("root")
+    assert root.low == 0.0
+    assert root.high == pytest.approx(np.sqrt(np.log(9)))
+    assert c.statistics("y").high == root.high
+
+
+def test_minus_infinity_in_an_input_is_a_mask(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Softmax", ["x"], ["y"])]
+    model = onnx_model(nodes, {"x": [1, 4]}, {"y": [1, 4]}, tmp_path)
+    x = np.array([[1, 2, -np.inf, 3]], np.float32)
+    c = calibrate(model, Items([{"x": x}, {"x": x + 1}]), out=tmp_path / "c")
+    assert c.statistics("x").masked
+    assert (c.statistics("x").low, c.statistics("x").high) == (0.0, 4.0)

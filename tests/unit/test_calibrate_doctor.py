@@ -127,3 +127,9 @@ def test_token_ids_are_not_judged_as_values() -> None:
     ids = [Sample(inputs={"ids": np.arange(i, i + 8)[None]}) for i in range(16)]
     assert diagnose(ids, reference=ids[:2]) == ()
     assert [f.code for f in diagnose(ids[:1] * 16)] == ["duplicates"]
+
+
+def test_minus_infinity_is_a_mask_and_nothing_to_mend():
+    mask = np.where(np.arange(64) % 3, 0.0, -np.inf).astype(np.float32).reshape(1, 8, 8)
+    samples = [Sample(inputs={"mask": np.roll(mask, k, axis=2)}) for k in range(8)]
+    assert "not-finite" not in {f.code for f in diagnose(samples, reference=samples)}

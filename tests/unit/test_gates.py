@@ -132,3 +132,26 @@ def test_nothing_passes_that_was_not_run():
 
 def test_size_limit():
     assert verdicts(Evidence(size_bytes=11), limits=Limits(size_bytes=10))["size"] is Verdict.FAIL
+
+
+@pytest.mark.parametrize(
+    ("share", "limit", "verdict"),
+    [
+        (0.8, 0.75, Verdict.PASS),
+        (0.7, 0.75, Verdict.FAIL),
+        (0.1, 0.05, Verdict.PASS),
+        (0.0, 0.0, Verdict.FAIL),
+    ],
+)
+def test_a_promise_of_storage_is_kept_in_the_file(share, limit, verdict):
+    evidence = Evidence(integer_weights=share)
+    assert verdicts(evidence, Tolerance(integer_weights=limit))["integer-weights"] is verdict
+
+
+def test_a_backend_that_does_not_say_how_it_stores_weights_has_no_such_gate():
+    assert "integer-weights" not in verdicts(Evidence(), Tolerance(integer_weights=0.75))
+
+
+def test_nothing_in_the_precision_asked_for_never_passes():
+    nothing = Evidence(placement=Placement(precision="int8", share=0.0, operators=1))
+    assert verdicts(nothing, Tolerance(placement=0.0))["placement"] is Verdict.FAIL

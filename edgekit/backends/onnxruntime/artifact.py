@@ -13,6 +13,7 @@ from edgekit.backends.onnxruntime.kernels import refuse_unsupported
 from edgekit.backends.onnxruntime.ortformat import write_ort
 from edgekit.graph import io
 from edgekit.graph.passes.float16 import to_float16
+from edgekit.graph.weights import integer_share
 from edgekit.types import Lowered, OnnxModel, Option, Precision, Target
 
 _FIRST_RELEASE = {
@@ -52,6 +53,7 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
         runtime=dict(target.runtime),
         minimum_runtime=minimum_runtime(written.opset),
         notes=tuple(notes),
+        integer_weights=integer_share(io.constants(written.path)),
     )
 
 

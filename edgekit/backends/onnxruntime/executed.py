@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TypedDict, cast
 
 from edgekit.graph import macs, ops
-from edgekit.graph.macs import Kernel, MacNode, assign, axis_sizes, count_macs, summarize
+from edgekit.graph.macs import Kernel, MacNode, assign, axis_sizes, computes_integers, count_macs, summarize
 from edgekit.graph.ops import Trait
 from edgekit.types import Json, Lowered, OnnxModel, Placement, Precision, Target
 
@@ -32,6 +32,7 @@ class Executed(TypedDict):
 _INT8 = macs.RULES.keys() & (ops.named(Trait.INTEGER) | ops.named(Trait.INTEGER, "com.microsoft"))
 _FLOAT = macs.RULES.keys() - _INT8 - {"MatMulNBits"}
 _DTYPES = {"float32": "fp32", "float16": "fp16", "float64": "fp64", "bfloat16": "bf16"}
+_BYTES = ("int8", "uint8")
 
 _ASKED = {
     Precision.INT8_DYNAMIC: "int8",
@@ -53,9 +54,13 @@ def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[s
     first = {n["name"]: n["outputs"][0] for n in executed if n["outputs"]}
     shapes = {name: tuple(output["shape"]) for name, output in first.items() if output}
     nodes = count_macs(model.path, axis_sizes(model.path, shapes))
-    kernels = assign(nodes, tuple(_kernels(executed)))
+    kernels = assign(nodes, tuple(_kernels(executed, target)))
+    # A branch that was not taken, or a loop's body that never ran, computed in nothing.
+    nodes = tuple(n for n in nodes if not n.nested or kernels[n.name] is not None)
     promised = _ASKED.get(target.precision, str(target.precision))
     share, fallbacks = summarize(nodes, kernels, promised, lambda node, kernel: _reason(node, kernel, target))
+    if not nodes and computes_integers(target):
+        share = float(any(_integers(n) for n in executed))
     return Placement(
         precision=str(target.precision),
         share=share,
@@ -66,18 +71,25 @@ def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[s
     )
 
 
-def _kernels(executed: Sequence[Executed]) -> Iterator[Kernel]:
+def _integers(node: Executed) -> bool:
+    """Whether a kernel computes on integers: made for them, or fed with them. Scales and casts are neither."""
+    if ops.named(Trait.QUANTIZES) & {node["op"]} or node["op"] == "Cast":
+        return False
+    return node["op"].startswith("QLinear") or any(t and t["dtype"] in _BYTES for t in node["inputs"][:1])
+
+
+def _kernels(executed: Sequence[Executed], target: Target) -> Iterator[Kernel]:
     names: set[str] = set()
     for node in executed:
         if node["name"] in names:  # a loop's body reports every iteration
             continue
         names.add(node["name"])
-        precision = _precision(node)
+        precision = _precision(node, target)
         if precision:
             yield Kernel(names=(node["name"],), op=node["op"], precision=precision)
 
 
-def _precision(node: Executed) -> str:
+def _precision(node: Executed, target: Target) -> str:
     if node["op"] in _INT8:
         return "int8"
     if node["op"] == "MatMulNBits":
@@ -85,6 +97,8 @@ def _precision(node: Executed) -> str:
     if node["op"] not in _FLOAT:
         return ""
     first = next((t["dtype"] for t in node["inputs"] if t), "")
+    if first == "float64" and target.precision is Precision.FP32:
+        return "fp32"  # a model in float64 stays one: it has all that float32 promises, and more
     return _DTYPES.get(first, first)
 
 

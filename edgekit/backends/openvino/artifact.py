@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 
 from edgekit.errors import BackendError, MissingExtraError, UnsupportedNode, UnsupportedOperatorsError
 from edgekit.graph import io
+from edgekit.graph.weights import integer_share
 from edgekit.types import Lowered, OnnxModel, Option, Precision, Target
 
 if TYPE_CHECKING:
@@ -70,7 +73,17 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
         runtime=settings,
         minimum_runtime=MINIMUM_RUNTIME,
         notes=tuple(notes),
+        integer_weights=integer_share(_constants(out / target.file)),
     )
+
+
+def _constants(path: Path) -> Iterator[tuple[int, str]]:
+    """The number of values and the type of every constant in an IR, in the bodies of loops and branches too."""
+    for layer in ElementTree.parse(path).iter("layer"):  # noqa: S314 - edgekit has just written it
+        data = layer.find("data")
+        if layer.get("type") == "Const" and data is not None:
+            sizes = [int(d) for d in data.get("shape", "").replace(" ", "").split(",") if d]
+            yield math.prod(sizes), data.get("element_type", "")
 
 
 def _prepare(model: ir.Model) -> None:

@@ -6,7 +6,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypedDict, cast
 
-from edgekit.graph.macs import Kernel, MacNode, assign, axis_sizes, count_macs, plain, summarize
+from edgekit.graph.macs import (
+    Kernel,
+    MacNode,
+    assign,
+    axis_sizes,
+    computes_integers,
+    count_macs,
+    plain,
+    summarize,
+)
 from edgekit.types import Json, OnnxModel, Placement, Precision, Target
 
 _MULTIPLY = frozenset(
@@ -28,7 +37,13 @@ _FUSED = frozenset({"Subgraph"})
 
 _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8", "I8": "int8"}
 _HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.FP16: "f16"}
+_BODIES = frozenset({"TensorIterator", "Loop", "If"})
+"""Operators that run a body of their own, whose kernels the compiled model does not list."""
+_LOOPED = frozenset({"LSTM", "GRU", "RNN"})
+"""Operators that OpenVINO may spell as such a body: those with sequence lengths, among others."""
 _PASSIVE = frozenset({"Const", "Input", "Output"})
+_MOVES = frozenset({"Convert", "Reorder", "Reshape", "FakeQuantize", "If", "TensorIterator", "Loop"})
+"""Operators whose type says nothing of arithmetic on integers. A FakeQuantize computes in float."""
 
 
 class Executed(TypedDict):
@@ -55,11 +70,17 @@ def placement(model: OnnxModel, target: Target, raw: Mapping[str, Json]) -> Plac
     nodes = count_macs(model.path, axis_sizes(model.path, _shapes(executed)))
     own = {alias for node in nodes for alias in node.aliases[:2]}  # the node's own name, its output's
     kernels = assign(nodes, tuple(_kernels(executed, own, target)))
+    if any(n["type"] in _BODIES for n in executed):
+        kernels |= {n.name: _in_a_body(n, raw) for n in nodes if kernels[n.name] is None}
     promised = _LOW_BIT if _weights_only(target) else _asked(target.precision)
     share, fallbacks = summarize(
         nodes, kernels, promised, lambda node, kernel: _reason(node, kernel, target, raw)
     )
     active = [n for n in executed if n["type"] not in _PASSIVE]
+    if not nodes and computes_integers(target):
+        share = float(
+            any(_PRECISIONS.get(n["precision"]) == "int8" for n in active if n["type"] not in _MOVES)
+        )
     return Placement(
         precision=str(target.precision),
         share=share,
@@ -76,6 +97,15 @@ def _asked(precision: Precision) -> str:
 
 def _weights_only(target: Target) -> bool:
     return target.scheme is not None and target.scheme.quantizer == "weights"
+
+
+def _in_a_body(node: MacNode, raw: Mapping[str, Json]) -> Kernel | None:
+    """The kernel of a product inside a body. It is compiled with the hint that the whole model has, and nothing in it
+    is quantized: edgekit's Q/DQ are in the main graph."""
+    if not node.nested and node.op not in _LOOPED:
+        return None
+    hint = str(raw.get("inference_precision", ""))
+    return Kernel(names=(node.name,), op=node.op, precision=_PRECISIONS.get(hint, hint))
 
 
 def _shapes(executed: Sequence[Executed]) -> dict[str, tuple[int, ...]]:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from edgekit.backends.tflite.compiler import Compiled, CompileOptions, check_onnx, compile_onnx
 from edgekit.core import files
 from edgekit.core.store import canonical_json
-from edgekit.core.structure import structure
+from edgekit.core.structure import structure, to_builtins
 from edgekit.errors import ConfigError
 from edgekit.types import Lowered, OnnxModel, Option, Precision, Target, sha256_bytes
 
@@ -110,6 +110,7 @@ def _lowered(compiled: Compiled) -> Lowered:
         outputs=compiled.outputs,
         minimum_runtime=_FOR_BLOCKS if "int4" in report.weights else MINIMUM_RUNTIME,
         notes=tuple(notes),
+        integer_weights=report.integer_weights,
         details={
             "operators": dict(report.operators),
             "transposes": report.transposes,
@@ -118,6 +119,7 @@ def _lowered(compiled: Compiled) -> Lowered:
             "macs": list(report.macs),
             "types": list(report.types),
             "weights": list(report.weights),
+            "nested": to_builtins(report.nested),
             "left_in_float": [
                 {"op": f.op, "count": f.count, "reason": f.reason, "nodes": list(f.nodes)}
                 for f in report.left_in_float

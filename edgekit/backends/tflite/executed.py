@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypedDict, cast
 
 from edgekit.core.structure import structure
+from edgekit.graph.macs import computes_integers
 from edgekit.types import Fallback, Json, Lowered, Placement, Precision, Target
 
 
@@ -31,6 +32,21 @@ _PROMISED = {
     Precision.FP16: "float16",
 }
 """What a target's promise means for one operator, see :attr:`_Executed.arithmetic`."""
+
+
+_BUILTIN = frozenset({"CONV_3D"})
+"""Products that XNNPACK has no kernels for: LiteRT's own compute them, in the types that the file says."""
+_CONVERT = frozenset({"QUANTIZE", "DEQUANTIZE", "CAST"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Nested:
+    """One product in the body of a WHILE or an IF, as the compiler's report has it."""
+
+    code: str
+    macs: int
+    type: str
+    weight: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +86,19 @@ def read_placement(target: Target, lowered: Lowered, raw: Mapping[str, Json]) ->
             notes=(note,),
         )
     executed = _executed(lowered.details, codes, delegated(nodes))
+    operators = executed
+    executed = [*executed, *_nested(lowered.details)]
     total = sum(e.macs for e in executed)
     # MACs and not operators: a network is one big convolution and a hundred small moves.
     right = sum(e.macs for e in executed if not _shortfall(e, target))
     return Placement(
         precision=str(target.precision),
-        share=right / total if total else None,
+        share=right / total if total else _without_products(operators, target),
         operators=len(codes),
         partitions=cast("int | None", raw.get("delegates")),
         kernels=dict(Counter(codes)),
         fallbacks=(*floats, *_fallbacks(executed, target, total)),
-        notes=tuple(_notes(executed, target)),
+        notes=tuple(_notes(operators, target)),
     )
 
 
@@ -98,9 +116,24 @@ def _executed(details: Mapping[str, Json], codes: Sequence[str], taken: set[int]
     return [_Executed(c, m, t, w, i in taken) for i, (c, m, t, w) in enumerate(rows)]
 
 
+def _nested(details: Mapping[str, Json]) -> Iterator[_Executed]:
+    """The products in the bodies of WHILE and IF. What runs them the runtime does not tell, but their types are the
+    file's."""
+    for n in structure(tuple[_Nested, ...], details.get("nested", ()), where="nested"):
+        yield _Executed(n.code, n.macs, n.type, n.weight, delegated=True)
+
+
+def _without_products(operators: Sequence[_Executed], target: Target) -> float | None:
+    """The share of a model without multiply-accumulates: where integers were promised there must be some."""
+    if not computes_integers(target):
+        return None
+    return float(any(e.activation in ("int8", "int16") and e.code not in _CONVERT for e in operators))
+
+
 def _shortfall(e: _Executed, target: Target) -> str:
     """Why an operator does not keep the promise; empty if it does."""
-    if not e.delegated and target.precision is not Precision.INT16X8:
+    builtin = target.precision is Precision.INT16X8 or e.code in _BUILTIN
+    if not e.delegated and not builtin:
         return "runs in LiteRT's builtin kernel, not in the delegate"
     if not e.macs or e.arithmetic == _PROMISED.get(target.precision):
         return ""
@@ -149,4 +182,7 @@ def _notes(executed: Sequence[_Executed], target: Target) -> Iterator[str]:
         )
     loops = sum(e.code in ("WHILE", "IF") for e in executed)
     if loops:
-        yield f"products inside {loops} WHILE and IF are not counted: the runtime does not tell what runs them"
+        yield f"the runtime does not tell what runs the bodies of {loops} WHILE and IF: their types are the file's"
+    builtin = sorted({e.code for e in executed if e.code in _BUILTIN and not e.delegated})
+    if builtin:
+        yield f"XNNPACK has no kernel for {', '.join(builtin)}: LiteRT's builtin ones, which are slower, run them"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgekit.backends.tflite.ir import Graph, Op, Origin
+from edgekit.graph.weights import integer_share
 from edgekit.types import Fallback
+
+_TRANSFORMS = frozenset({"DFT", "STFT"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,8 @@ class Report:
     and why. ``origins``: TFLite tensor name → ONNX node and PyTorch module. ``macs``: multiply-accumulates
     of the main graph's operators, in order; ``codes``: their names; ``types``: the types of their activations;
     ``weights``: how the constant operand of those that multiply is stored, ``"int8 expanded"`` where it becomes
-    float32 when the file is loaded, empty without one.
+    float32 when the file is loaded, empty without one. ``nested``: the same facts of every operator that multiplies in
+    the bodies of WHILE and IF. ``integer_weights``: the share of the constants' values that are stored as integers.
     """
 
     operators: Mapping[str, int]
@@ -32,6 +36,18 @@ class Report:
     macs: tuple[int, ...]
     types: tuple[str, ...]
     weights: tuple[str, ...]
+    nested: tuple[Nested, ...] = ()
+    integer_weights: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nested:
+    """One operator in the body of a WHILE or an IF."""
+
+    code: str
+    macs: int
+    type: str
+    weight: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +65,7 @@ def make_report(graphs: Sequence[Graph], fusions: Mapping[str, int], floats: Seq
     counts = Counter(op.code for op in ops)
     expanded = {
         id(op.outputs[0]): f"{t.dtype.name} expanded"
-        for op in graphs[0].ops
+        for op in ops
         if op.code == "DEQUANTIZE" and (t := op.inputs[0]) is not None and t.data is not None
     }
     # Ten layers left in float for one reason are one line.
@@ -69,7 +85,24 @@ def make_report(graphs: Sequence[Graph], fusions: Mapping[str, int], floats: Seq
         macs=tuple(macs(op) for op in graphs[0].ops),
         types=tuple(_computes_in(op) for op in graphs[0].ops),
         weights=tuple(_weight(op, expanded) for op in graphs[0].ops),
+        nested=tuple(
+            Nested(code=op.code, macs=macs(op), type=_computes_in(op), weight=_weight(op, expanded))
+            for g in graphs[1:]
+            for op in g.ops
+            if macs(op)
+        ),
+        integer_weights=integer_share(_constants(ops)),
     )
+
+
+def _constants(ops: Sequence[Op]) -> Iterator[tuple[int, str]]:
+    """Size and type of every constant that is in the file, each once."""
+    seen: set[int] = set()
+    for t in (t for op in ops for t in op.inputs):
+        # A constant in two subgraphs is two tensors with one buffer.
+        if t is not None and t.data is not None and id(t.data) not in seen:
+            seen.add(id(t.data))
+            yield t.size, t.dtype.name
 
 
 def _weight(op: Op, expanded: Mapping[int, str]) -> str:
@@ -87,7 +120,13 @@ def _computes_in(op: Op) -> str:
 
 
 def macs(op: Op) -> int:
-    """Multiply-accumulates of one operator (0 for those that do not multiply matrices)."""
+    """Multiply-accumulates of one operator (0 for those that do not multiply matrices).
+
+    A Fourier transform is spelled as a product, but it has no weights and is not the network's: other runtimes have an
+    operator of its own for it, which no quantizer touches and nobody counts.
+    """
+    if op.origin.op in _TRANSFORMS:
+        return 0
     out = math.prod(op.outputs[0].shape)
     if op.code in ("CONV_2D", "FULLY_CONNECTED"):
         return out * math.prod(op.input(1).shape[1:])

@@ -6,7 +6,7 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,20 +16,24 @@ from edgekit.errors import DataError
 from edgekit.graph import io as graphs
 from edgekit.quantize.calibrate.calibration import VERSION, Calibration, TensorStatistics
 from edgekit.quantize.calibrate.histogram import Histogram
+from edgekit.quantize.calibrate.profile import MASK
 from edgekit.quantize.calibrate.taps import OFFSET, OUTPUTS, Layout, Tapped, tap
 from edgekit.types import OnnxModel, Sample, Samples
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 Progress = Callable[[int, int], None]
 """Called with (samples done, samples in all)."""
 
 Floats = npt.NDArray[np.float32]
+Inputs = dict[str, npt.NDArray[Any]]
 
 _VALUES = 1 << 19  # histogram values a tensor, over all samples, where it has that many elements
 _LEAST, _MOST = 1024, 1 << 16  # a sample's share of them
 _SIDE_BY_SIDE = 8
 """So many samples at a time at most: each has all of the model's activations in memory."""
 _PENDING = 1 << 22  # float32 values held back before they are counted (16 MiB)
-_MASK = -1e30  # what attention masks use for "never": finfo.min or -inf
 
 
 def calibrate(
@@ -50,9 +54,13 @@ def calibrate(
     tapped = tap(model, cap)
     layout = Layout(tapped.taps)
     collector = _Collector(tapped)
+    guard = _Guard(model, cap, tapped)
     done = 0
-    for run in _runs(tapped, samples, model):
-        collector.add(layout.separate(*run), done)
+    for inputs, values in _runs(tapped, samples, model):
+        run = layout.separate(*values)
+        while bad := collector.not_finite(run):
+            run = layout.separate(*guard.run(inputs, done, bad))
+        collector.add(run, done)
         done += 1
         if progress is not None:
             progress(done, len(samples))
@@ -67,18 +75,20 @@ def calibrate(
     return calibration
 
 
-def _runs(tapped: Tapped, samples: Samples, model: OnnxModel) -> Iterator[list[npt.NDArray[Any]]]:
-    """What each sample gives, in order.
+def _runs(
+    tapped: Tapped, samples: Samples, model: OnnxModel
+) -> Iterator[tuple[Inputs, list[npt.NDArray[Any]]]]:
+    """Each sample's inputs and what it gives, in order.
 
     Samples side by side on a thread each take two thirds of the time of one after the other on all threads: small
     reductions gain nothing from several threads.
     """
     session = graphs.session(model.path, changed=tapped.model, threads=1)
 
-    def run(feed: tuple[int, dict[str, npt.NDArray[Any]]]) -> list[npt.NDArray[Any]]:
+    def run(feed: tuple[int, Inputs]) -> tuple[Inputs, list[npt.NDArray[Any]]]:
         index, inputs = feed
         try:
-            return list(session.run(list(OUTPUTS), inputs | {OFFSET: _offset(inputs)}))
+            return inputs, list(session.run(list(OUTPUTS), inputs | {OFFSET: _offset(inputs)}))
         except graphs.runtime_errors() as error:
             raise DataError(
                 f"the model fails on calibration sample {index}: {error}",
@@ -86,6 +96,46 @@ def _runs(tapped: Tapped, samples: Samples, model: OnnxModel) -> Iterator[list[n
             ) from error
 
     yield from in_order(run, ((i, _feed(s, model, i)) for i, s in enumerate(samples)), most=_SIDE_BY_SIDE)
+
+
+class _Guard:
+    """Runs samples that make an activation NaN or infinite on the way to finite outputs.
+
+    A row of attention that is masked altogether is NaN behind Softmax until the model's own Where puts zeros in its
+    place; 1 / 0 in a branch that is not chosen is infinite. No range comes from such values: they are left out.
+    """
+
+    def __init__(self, model: OnnxModel, cap: int, tapped: Tapped) -> None:
+        self._model, self._cap, self._taps = model, cap, tapped.taps
+        self._guarded: frozenset[str] = frozenset()
+        self._session: onnxruntime.InferenceSession | None = None
+
+    def run(self, inputs: Inputs, index: int, bad: frozenset[str]) -> list[npt.NDArray[Any]]:
+        """The sample again, without what is NaN or infinite in the tensors ``bad`` and in those met before.
+
+        Raises :class:`DataError` where one of them is an input or, with such values, an output.
+        """
+        inside = bad - set(self._model.input_names)
+        if not inside <= self._guarded or self._session is None:
+            self._guarded |= inside
+            tapped = tap(self._model, self._cap, guarded=self._guarded)
+            self._session = graphs.session(self._model.path, changed=tapped.model, threads=1)
+        names = [o.name for o in self._model.outputs]
+        values = self._session.run([*OUTPUTS, *names], inputs | {OFFSET: _offset(inputs)})
+        outputs = dict(zip(names, values[len(OUTPUTS) :], strict=True))
+        broken = {n for n, a in outputs.items() if a.dtype.kind == "f" and _broken(a)}
+        if broken or inside != bad:
+            named = next(t.tensor for t in self._taps if t.tensor in bad)
+            raise DataError(
+                f"calibration sample {index} makes tensor {named!r} NaN or infinite",
+                hint="if it is an input, mend the sample; else the float model itself overflows on this sample",
+            )
+        return list(values[: len(OUTPUTS)])
+
+
+def _broken(array: npt.NDArray[Any]) -> bool:
+    """NaN, or infinite; -inf is what masks and logarithms of zero are."""
+    return bool(np.isnan(array).any() or np.isposinf(array).any())
 
 
 def _feed(sample: Sample, model: OnnxModel, index: int) -> dict[str, npt.NDArray[Any]]:
@@ -143,14 +193,13 @@ class _Collector:
             self.starts = np.concatenate(([0], np.cumsum([t.channels for t in self.taps])))
             self.low, self.high = np.full_like(low, np.inf), np.full_like(high, -np.inf)
             self.mean = np.zeros(low.size)
-        self._require_finite(run, index)
-        masked = np.minimum.reduceat(low, self.starts[:-1]) < _MASK
+        masked = np.minimum.reduceat(low, self.starts[:-1]) < MASK
         if masked.any():
             self.masked |= masked
-            low, high = np.where(low < _MASK, 0, low), np.where(high < _MASK, 0, high)
+            low, high = np.where(low < MASK, 0, low), np.where(high < MASK, 0, high)
         np.minimum(self.low, low, out=self.low)
         np.maximum(self.high, high, out=self.high)
-        self.mean += np.where(np.abs(run["mean"]) > -_MASK, 0.0, run["mean"])
+        self.mean += np.where(np.abs(run["mean"]) > -MASK, 0.0, run["mean"])
         tensor_low = np.minimum.reduceat(low, self.starts[:-1])
         tensor_high = np.maximum.reduceat(high, self.starts[:-1])
         half = index % 2
@@ -161,15 +210,14 @@ class _Collector:
         self.samples += 1
         self._hold(run["samples"])
 
-    def _require_finite(self, run: dict[str, Any], index: int) -> None:
+    def not_finite(self, run: dict[str, Any]) -> frozenset[str]:
+        """The tensors of one run that hold NaN or infinity; -inf, as masks have it, is none."""
         bad = np.isnan(run["mean"]) | np.isnan(run["low"]) | np.isnan(run["high"]) | np.isposinf(run["high"])
         if not bad.any():
-            return
-        tensor = self.taps[int(np.searchsorted(self.starts, np.flatnonzero(bad)[0], side="right")) - 1].tensor
-        raise DataError(
-            f"calibration sample {index} makes tensor {tensor!r} NaN or infinite",
-            hint="if it is an input, mend the sample; else the float model itself overflows on this sample",
-        )
+            return frozenset()
+        starts = np.concatenate(([0], np.cumsum([t.channels for t in self.taps])))
+        places = np.searchsorted(starts, np.flatnonzero(bad), side="right") - 1
+        return frozenset(self.taps[i].tensor for i in places)
 
     def _hold(self, samples: Sequence[Floats]) -> None:
         """Keep a run's subsamples until there are enough to count a tensor's at a time."""
@@ -183,7 +231,7 @@ class _Collector:
         for i, (histogram, parts) in enumerate(zip(self.histograms, self.pending, strict=True)):
             values = np.concatenate(parts) if parts else np.zeros(0, np.float32)
             if self.masked[i]:
-                values = values[values >= _MASK]
+                values = values[values >= MASK]
             self.counts[i] += values.size
             histogram.add(values)
             parts.clear()

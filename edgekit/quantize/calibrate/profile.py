@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+MASK = -1e30
+"""Below it are what attention masks use for "never": finfo.min or -inf."""
 _SMALLEST = 8  # pixels a side: smaller images have no texture to speak of
 
 
@@ -42,9 +44,10 @@ def profile(name: str, arrays: Sequence[npt.NDArray[Any]]) -> InputProfile:
     real = bool(arrays) and all(np.issubdtype(a.dtype, np.floating) for a in arrays)
     if not real:
         return InputProfile(name=name, samples=len(arrays), real=False)
-    broken = sum(not np.isfinite(a).all() for a in arrays)
+    broken = sum(bool(np.isnan(a).any() or np.isposinf(a).any()) for a in arrays)
     if broken:
         return InputProfile(name=name, samples=len(arrays), real=True, not_finite=broken)
+    arrays = [np.where(a < MASK, np.zeros_like(a), a) for a in arrays]  # attention masks: "never" is no value
     moments = np.array([[a.mean(dtype=np.float64), np.square(a, dtype=np.float64).mean()] for a in arrays])
     mean, square = moments.mean(axis=0)
     image = all(a.ndim == 4 and min(a.shape[2:]) >= _SMALLEST for a in arrays)

@@ -7,8 +7,8 @@ take several times as long as the inference itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -102,8 +102,11 @@ class Layout:
         }
 
 
-def tap(model: OnnxModel, cap: int) -> Tapped:
-    """Observe every float32 activation that quantization may ask for, ``cap`` elements of each a run."""
+def tap(model: OnnxModel, cap: int, guarded: Collection[str] = ()) -> Tapped:
+    """Observe every float32 activation that quantization may ask for, ``cap`` elements of each a run.
+
+    Of the tensors ``guarded``, what is NaN or +inf counts as 0: the model itself puts something else in its place.
+    """
     if model.opset < _MINIMUM_OPSET:
         raise SourceError(
             f"{model.path.name} is in ONNX opset {model.opset}; calibration needs {_MINIMUM_OPSET} or newer",
@@ -122,7 +125,7 @@ def tap(model: OnnxModel, cap: int) -> Tapped:
         proto.graph.ClearField(kept)
     builder = _Builder(proto.graph, cap, axes_as_input=model.opset >= 18)
     for t in taps:
-        builder.observe(t, shapes[t.tensor])
+        builder.observe(t, shapes[t.tensor], guarded=t.tensor in guarded)
     builder.finish()
     return Tapped(model=proto.SerializeToString(), taps=taps, aliases=aliases)
 
@@ -224,8 +227,10 @@ class _Builder:
         self.constants: dict[str, str] = {}
         graph.input.append(helper.make_tensor_value_info(OFFSET, TensorProto.INT64, [1]))
 
-    def observe(self, tap: Tap, shape: tuple[int | None, ...] | None) -> None:
+    def observe(self, tap: Tap, shape: tuple[int | None, ...] | None, *, guarded: bool) -> None:
         """Reduce and subsample one tensor."""
+        if guarded:
+            tap = replace(tap, tensor=self._finite(tap.tensor))
         sizes = tuple(d for d in shape or () if d)
         known = shape is not None and len(sizes) == len(shape)
         source = tap.tensor
@@ -246,6 +251,13 @@ class _Builder:
         part = self.node("Slice", [flat, start, end, axis, stride])
         self.parts.append([*parts, part])
         self.sizes.append(self.node("Shape", [part]))
+
+    def _finite(self, tensor: str) -> str:
+        """A tensor with 0 for NaN and +inf."""
+        infinite = self.node("IsInf", [tensor], {"detect_negative": 0})
+        bad = self.node("Or", [self.node("IsNaN", [tensor]), infinite])
+        zero = self.node("Constant", [], {"value": numpy_helper.from_array(np.array(0, np.float32))})
+        return self.node("Where", [bad, zero, tensor])
 
     def _pool(self, tensor: str, *, one: bool) -> list[str]:
         """Largest values and means of a rectified image-like tensor (``one``: a single image) by operators that

@@ -179,8 +179,8 @@ class Artifact:
 
     @property
     def passed(self) -> bool:
-        """Whether it ran and every gate passed."""
-        return self.manifest.status == "passed"
+        """Whether it ran and no gate refused it; ``manifest.status`` tells ``unproven`` from ``passed``."""
+        return self._record.passed
 
     def predict(
         self, inputs: Iterable[Mapping[str, Array] | Array], *, device: str | Device = "local"

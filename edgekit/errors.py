@@ -84,6 +84,14 @@ class DataError(UsageError):
     """A calibration or evaluation sample has the wrong shape, dtype or values, or there is none."""
 
 
+class MetricError(UsageError):
+    """The user's metric raised, or gave no finite number; ``user_traceback`` is theirs, where it raised."""
+
+    def __init__(self, message: str, *, hint: str, user_traceback: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.user_traceback = user_traceback
+
+
 class CalibrationRequiredError(DataError):
     """An INT8 target was asked for without calibration data."""
 

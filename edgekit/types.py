@@ -52,12 +52,23 @@ class Precision(enum.StrEnum):
 
 
 class Verdict(enum.StrEnum):
-    """The outcome of one gate."""
+    """The outcome of one gate; docs/gates.md says when which is given.
+
+    ``UNPROVEN``: within the limit as measured, and a loss of twice the limit could have gone unseen. ``SHOWN``:
+    measured on inputs that say nothing about data, so that it is not judged.
+    """
 
     PASS = "pass"
     FAIL = "fail"
-    INCONCLUSIVE = "inconclusive"
+    UNPROVEN = "unproven"
     NOT_RUN = "not-run"
+    SHOWN = "shown"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Verdict | None:
+        return (
+            cls.FAIL if value == "inconclusive" else None
+        )  # beyond the limit: what older manifests call so was refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +188,7 @@ class Samples(Protocol):
 
     @property
     def labelled(self) -> bool:
-        """Whether every sample carries a label."""
+        """Whether any sample carries a label."""
         ...
 
     def __len__(self) -> int: ...
@@ -410,6 +421,11 @@ class Parity:
     ``metric_drop`` is how much worse the artifact is than the source, with a 90 % interval by ``drop_method``;
     ``recipe_metric`` is what a recipe left of the source's metric before anything was lowered. ``rounding`` is the
     reference's own, where it was measured; ``noise`` says that the inputs were noise.
+
+    ``data`` is what the samples are (``"evaluation"``, ``"calibration"``, ``"random"`` or ``"golden"``), ``labelled``
+    how many of them have labels. ``agreement_rows``, ``integer_rows`` and ``metric_rows`` count what is independent
+    behind each figure: rows of a batch, not pixels or tokens; ``row_loss`` is how much of the metric one of these can
+    lose, ``changed_rows`` how many of them are scored otherwise, ``higher_is_better`` the metric's direction.
     """
 
     samples: int
@@ -433,6 +449,14 @@ class Parity:
     nonfinite: int = 0
     rounding: Rounding | None = None
     noise: bool = False
+    data: str = ""
+    labelled: int = 0
+    agreement_rows: int = 0
+    integer_rows: int = 0
+    metric_rows: int = 0
+    row_loss: float = 1.0
+    changed_rows: int | None = None
+    higher_is_better: bool = True
     per_output: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -463,13 +487,15 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One check with a limit. ``value`` is ``None`` when it could not be measured."""
+    """One check with a limit. ``value`` is ``None`` when it could not be measured; ``enough`` is about how many rows
+    would decide what is unproven."""
 
     name: str
     verdict: Verdict
     limit: float | None = None
     value: float | None = None
     message: str = ""
+    enough: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

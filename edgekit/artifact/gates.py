@@ -1,24 +1,18 @@
-"""Which limits an artifact must keep, and whether it does: pass, fail, inconclusive or not run.
+"""Which limits an artifact must keep, and whether it does: pass, fail, unproven, not run, or shown only.
 
-A measured value within its limit passes; the message states the interval, so that nobody takes 50 samples
-for proof. ``inconclusive`` means that the measured value is beyond the limit while its 90 % interval still
-contains the limit: too few samples to call it a failure. It is never counted as a pass.
+docs/gates.md has the policy. What is statistical (agreement, the task's metric) passes where a loss of twice its limit
+would have been seen with 95 % on these rows. It fails where it is measured beyond its limit, and is unproven between.
+Of example and random inputs nothing statistical is claimed.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from edgekit.artifact import proof
 from edgekit.artifact.rounding import beside_rounding
-from edgekit.devices.statistics import share_below, wilson
 from edgekit.types import Gate, Measurement, Parity, Placement, Tolerance, Verdict
-
-_EQUAL = 1e-9
-"""What two shares may differ by that are the same on paper: 0.91 - 0.90 is not 0.01 in binary."""
-_MOST_TIMES = 30.0
-"""Beyond 900 times the rows nobody is helped by a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +64,7 @@ def _parity_gates(evidence: Evidence, tolerance: Tolerance) -> list[Gate | None]
         _at_least("snr", tolerance.snr_db, parity.snr_db if parity else None, "dB", why),
         _slices(parity, tolerance.slice_limit, why),
         _low_samples(parity, tolerance.sample_limit, why),
-        _integers(parity, tolerance.integer_agreement, why),
+        _integers(parity, tolerance.integer_agreement),
         _at_most(
             "relative-error", tolerance.relative_error, parity.relative_error if parity else None, "", why
         ),
@@ -132,67 +126,37 @@ def _low_samples(parity: Parity | None, limit: float | None, why: str) -> Gate |
     )
 
 
-def _integers(parity: Parity | None, limit: float, why: str) -> Gate | None:
+def _integers(parity: Parity | None, limit: float) -> Gate | None:
     """Class indices, token ids and flags have no noise: they are equal or they are wrong."""
     if parity is None or parity.integer_agreement is None:
         return None
-    return _at_least("integers", limit, parity.integer_agreement, "of the integers agree", why)
+    share = proof.Share(value=parity.integer_agreement, rows=parity.integer_rows, what="integers")
+    if parity.data in proof.NOT_DATA:  # judged as parity is: as measured, for what was run
+        return proof.exact("integers", share, limit, proof.inputs(parity))
+    return proof.agreement("integers", share, limit)
 
 
 def _agreement(parity: Parity | None, limit: float | None, why: str) -> Gate | None:
-    """A share of rows: below the limit it fails only if the exact binomial test says so at 5 %."""
+    """Rows whose highest score is the same."""
     name = "top1-agreement"
     if limit is None or (parity is not None and parity.top1_agreement is None):
         return None
     if parity is None or parity.top1_agreement is None:
         return _not_run(name, limit, why)
-    value, rows = parity.top1_agreement, max(parity.rows, 1)
-    message = f"{value:.4g} of {rows} rows agree, at least {limit:.4g} wanted"
-    if value >= limit:
-        return Gate(name=name, verdict=Verdict.PASS, limit=limit, value=value, message=message)
-    agreeing = round(value * rows)
-    verdict = Verdict.FAIL if share_below(agreeing, rows, limit) < 0.05 else Verdict.INCONCLUSIVE
-    message += f"; the true share is {wilson(agreeing, rows)}"
-    return Gate(name=name, verdict=verdict, limit=limit, value=value, message=message)
+    share = proof.Share(value=parity.top1_agreement, rows=parity.agreement_rows or parity.rows, what="rows")
+    if parity.data in proof.NOT_DATA:
+        return proof.shown(name, share, limit, proof.inputs(parity), judged=parity.data == "golden")
+    return proof.agreement(name, share, limit)
 
 
 def _drop(parity: Parity | None, limit: float | None, why: str) -> Gate | None:
-    """The measured loss against the limit; beyond it, the interval decides between failure and too few rows."""
+    """The loss of the task's metric."""
     name = "metric-drop"
-    if limit is None or (parity is not None and parity.metric_drop is None):
+    if limit is None or (parity is not None and parity.reference_metric is None):
         return None
-    if parity is None or parity.metric_drop is None:
+    if parity is None:
         return _not_run(name, limit, why)
-    value, interval = parity.metric_drop, parity.drop_interval
-    recipe = "" if parity.recipe_metric is None else f"{parity.recipe_metric:.4g} by the recipe → "
-    text = (
-        f"{parity.metric_name} {parity.reference_metric:.4g} → {recipe}{parity.metric:.4g}, "
-        f"at most {limit:.4g} lost wanted"
-    )
-    if interval is None:
-        verdict = Verdict.PASS if value <= limit + _EQUAL else Verdict.FAIL
-        text += "; no interval known"
-        return Gate(name=name, verdict=verdict, limit=limit, value=value, message=text)
-    low, high = interval
-    verdict = (
-        Verdict.PASS if value <= limit + _EQUAL else Verdict.FAIL if low > limit else Verdict.INCONCLUSIVE
-    )
-    text += f"; loss {low:.4g} to {high:.4g} ({parity.drop_method}, 90 %)"
-    if verdict is Verdict.INCONCLUSIVE:
-        text += f": {parity.rows} rows are too few to decide" + _enough(parity, limit)
-    return Gate(name=name, verdict=verdict, limit=limit, value=value, message=text)
-
-
-def _enough(parity: Parity, limit: float) -> str:
-    """About how many rows would decide it, if they went on like these: the width falls with 1/√n."""
-    assert parity.drop_interval is not None
-    assert parity.metric_drop is not None
-    low, high = parity.drop_interval
-    margin = limit - parity.metric_drop
-    width = high - parity.metric_drop if margin > 0 else parity.metric_drop - low
-    if abs(margin) <= width / _MOST_TIMES or not parity.rows:
-        return ""
-    return f"; about {math.ceil(parity.rows * (width / margin) ** 2)} would do"
+    return proof.drop(name, parity, limit)
 
 
 def _placement_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:

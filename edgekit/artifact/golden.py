@@ -17,8 +17,9 @@ import numpy as np
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.gates import Evidence, gates
 from edgekit.artifact.manifest import Artifact, Status
-from edgekit.artifact.parity import Task, compare
+from edgekit.artifact.parity import compare
 from edgekit.artifact.run import runnable
+from edgekit.artifact.task import Task
 from edgekit.core import versions
 from edgekit.devices.execute import LOCAL, run_artifact
 from edgekit.errors import SourceError
@@ -99,15 +100,16 @@ def replay(artifact: Artifact, *, device: Device = LOCAL) -> Replay:
         raise SourceError(f"{artifact.directory} has no golden vectors", hint="build the artifact again")
     inputs, expected = read(artifact.directory / manifest.golden.file)
     with run_artifact(runnable(artifact), inputs, device=device) as run:
-        recorded = manifest.parity
+        recorded, whole = manifest.golden.parity, manifest.parity
         parity = replace(
             compare(
                 expected,
                 run.outputs,
                 task=Task(name=manifest.task),
-                noise=recorded is not None and recorded.noise,
+                noise=whole is not None and whole.noise,
             ),
-            rounding=None if recorded is None else recorded.rounding,
+            data=recorded.data if recorded is not None and recorded.data else "golden",
+            rounding=None if whole is None else whole.rounding,
         )
         tolerance = replace(
             manifest.target.tolerance,
@@ -121,7 +123,7 @@ def replay(artifact: Artifact, *, device: Device = LOCAL) -> Replay:
             gates=gates(Evidence(parity=parity), tolerance),
             runtime_versions=run.versions,
             device=device.name,
-            recorded=manifest.golden.parity,
+            recorded=recorded,
         )
 
 

@@ -36,12 +36,19 @@ _VOLATILE = ("measurements", "machine")
 
 
 class Status(StrEnum):
-    """What an artifact's gates come to. Only one that ``PASSED`` counts as built."""
+    """What an artifact's gates come to. What is ``UNPROVEN`` counts as built unless ``--strict`` is given: nothing was
+    found wrong, on too few rows to rule it out."""
 
     PASSED = "passed"
+    UNPROVEN = "unproven"
     FAILED = "failed"
-    INCONCLUSIVE = "inconclusive"
     NOT_RUN = "not-run"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Status | None:
+        return (
+            cls.FAILED if value == "inconclusive" else None
+        )  # beyond a limit: what older manifests call so was refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,18 +157,18 @@ class Artifact:
 
     @property
     def passed(self) -> bool:
-        """Whether it ran and every gate passed."""
-        return self.manifest.status is Status.PASSED
+        """Whether it ran and no gate refused it; ``manifest.status`` tells ``unproven`` from ``passed``."""
+        return self.manifest.status in (Status.PASSED, Status.UNPROVEN)
 
 
 def status_of(gates: tuple[Gate, ...]) -> Status:
     """What the verdicts come to; without any, nothing was executed."""
-    verdicts = {g.verdict for g in gates}
+    verdicts = {g.verdict for g in gates if g.verdict is not Verdict.SHOWN}
     if Verdict.FAIL in verdicts:
         return Status.FAILED
     if Verdict.NOT_RUN in verdicts or not verdicts:
         return Status.NOT_RUN
-    return Status.INCONCLUSIVE if Verdict.INCONCLUSIVE in verdicts else Status.PASSED
+    return Status.UNPROVEN if Verdict.UNPROVEN in verdicts else Status.PASSED
 
 
 def file_records(directory: Path, names: tuple[str, ...]) -> tuple[FileRecord, ...]:

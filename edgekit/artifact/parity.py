@@ -8,7 +8,7 @@ the whole set.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat, zip_longest
 from typing import TYPE_CHECKING
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekit.artifact.energy import SNR_CAP, decibels, row_snr
+from edgekit.artifact.judge import Judge, Judged
 from edgekit.artifact.rounding import RoundingTally, worst_rounding
 from edgekit.artifact.slices import SliceTally
-from edgekit.devices.statistics import Interval, paired_bootstrap, paired_proportions
+from edgekit.artifact.task import Metric, Task, could_hold_scores, looks_embedded
 from edgekit.errors import BackendError, DataError
 from edgekit.types import Parity
 
@@ -26,33 +27,6 @@ if TYPE_CHECKING:
     from edgekit.types import Array
 
 LOW_QUANTILE = 0.05
-_SCORE_TASKS = ("classification", "masked-lm", "fill-mask")
-_OTHER_TASKS = ("feature-extraction", "sentence-similarity", "embedding", "regression", "detection")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """A task metric of the user's: higher is better.
-
-    ``score(outputs, label)`` judges one sample (arrays by output name, and its label) and gives a number;
-    the metric is the mean. A metric that is no mean (F1, mAP, a rank correlation) sets ``whole``: then
-    ``score(list of outputs, list of labels)`` judges the set, and all outputs are kept in memory.
-    """
-
-    name: str
-    score: Callable[..., float]
-    whole: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What the outputs mean. ``scores`` names those that hold class scores (default: by ``name``, the
-    task's, and by their looks); ``labels`` has one entry a sample: a class, or an array of classes a row."""
-
-    name: str = ""
-    scores: Collection[str] | None = None
-    labels: Sequence[object] | None = None
-    metric: Metric | None = None
 
 
 def compare(
@@ -79,7 +53,7 @@ def compare(
     """
     task = task or Task()
     tallies: dict[str, _Tally] = {}
-    judge, recipe = _Judge(task), _Judge(task if origin is not None else Task())
+    judge, recipe = Judge(task), Judge(task if origin is not None else Task())
     samples = 0
     firsts: Iterable[Mapping[str, Array] | None] = repeat(None) if origin is None else origin
     doubles: Iterator[Mapping[str, Array]] = chain(exact, repeat({}))
@@ -87,8 +61,8 @@ def compare(
         for name, ref in expected.items():
             out = _matching(name, ref, got, samples)
             tally = tallies.setdefault(name, _Tally(slices=SliceTally(noise=noise)))
-            scores = _could_hold_scores(name, ref, task)
-            embedded = scores and _looks_embedded(ref, task)
+            scores = could_hold_scores(name, ref, task)
+            embedded = scores and looks_embedded(ref, task)
             tally.add(ref, out, double.get(name), scores=scores, embedded=embedded)
         judge.add(before or expected, got, samples)
         recipe.add(before or expected, expected, samples)
@@ -96,7 +70,7 @@ def compare(
     if not samples:
         raise DataError("there is nothing to compare", hint="pass at least one sample")
     left = recipe.result()
-    return replace(_parity(samples, tallies, judge), recipe_metric=None if left is None else left[1])
+    return replace(_parity(samples, tallies, judge), recipe_metric=None if left is None else left.artifact)
 
 
 def _pairs(
@@ -130,25 +104,6 @@ def _matching(name: str, ref: Array, got: Mapping[str, Array], sample: int) -> A
             hint="compare real values: run the artifact with quantize=True, which applies scale and zero-point",
         )
     return out
-
-
-def _could_hold_scores(name: str, ref: Array, task: Task) -> bool:
-    """Whether rows of ``ref`` can be scores of classes: said so, or 2-D floats of a task that is no other."""
-    if task.scores is not None:
-        return name in task.scores
-    if ref.dtype.kind != "f" or ref.ndim != 2 or ref.shape[1] < 2:
-        return False
-    return not any(t in task.name for t in _OTHER_TASKS)
-
-
-def _looks_embedded(ref: Array, task: Task) -> bool:
-    """Whether the rows have unit length and are no probabilities; never where the task says what they are. One sample's
-    scores may have unit length by chance."""
-    if task.scores is not None or any(t in task.name for t in _SCORE_TASKS):
-        return False
-    lengths = np.linalg.norm(ref.astype(np.float64), axis=1)
-    probabilities = bool((ref >= 0).all()) and bool(np.allclose(ref.sum(axis=1), 1, atol=1e-3))
-    return not probabilities and bool(np.allclose(lengths, 1, atol=1e-3))
 
 
 @dataclass(kw_only=True)
@@ -240,96 +195,6 @@ class _Tally:
         }
 
 
-@dataclass
-class _Judge:
-    """The task metric of both sides, where there are labels."""
-
-    task: Task
-    first: list[float] = field(default_factory=list)
-    second: list[float] = field(default_factory=list)
-    whole: tuple[list[Mapping[str, Array]], list[Mapping[str, Array]]] = field(
-        default_factory=lambda: ([], [])
-    )
-    classes: str = ""
-    embedded: bool = True
-
-    def add(self, expected: Mapping[str, Array], got: Mapping[str, Array], index: int) -> None:
-        """Score one sample, or keep it for a metric over the whole set."""
-        labels, metric = self.task.labels, self.task.metric
-        if labels is None:
-            return
-        if index >= len(labels):
-            raise DataError(
-                f"there are {len(labels)} labels and more samples than that", hint="give every sample a label"
-            )
-        label = labels[index]
-        if metric is None:
-            name = self.classes = self.classes or self._classes(expected)
-            self.embedded &= expected[name].dtype.kind == "f" and _looks_embedded(expected[name], self.task)
-            self.first.extend(_right(expected[name], label, index))
-            self.second.extend(_right(got[name], label, index))
-        elif metric.whole:
-            self.whole[0].append(dict(expected))
-            self.whole[1].append({name: got[name] for name in expected})
-        else:
-            self.first.append(float(metric.score(expected, label)))
-            self.second.append(float(metric.score(got, label)))
-
-    def _classes(self, expected: Mapping[str, Array]) -> str:
-        scores = [n for n, a in expected.items() if _could_hold_scores(n, a, self.task)]
-        classes = [n for n, a in expected.items() if a.dtype.kind in "iu"]
-        if len(scores) + len(classes) > 1:
-            scores = [n for n in scores if not _looks_embedded(expected[n], self.task)]
-        found = scores or classes
-        if len(found) != 1:
-            raise _no_classes(len(found))
-        return found[0]
-
-    def result(self) -> tuple[float, float, Interval | None] | None:
-        """Reference's metric, artifact's metric, interval of the drop."""
-        metric, labels = self.task.metric, self.task.labels
-        if labels is None:
-            return None
-        if metric is not None and metric.whole:
-            return (
-                float(metric.score(self.whole[0], list(labels))),
-                float(metric.score(self.whole[1], list(labels))),
-                None,
-            )
-        if metric is None and self.classes and self.embedded:
-            raise _no_classes(0)
-        count = len(self.first)
-        first, second = sum(self.first) / count, sum(self.second) / count
-        if metric is not None:
-            differences = [a - b for a, b in zip(self.first, self.second, strict=True)]
-            return first, second, paired_bootstrap(differences)
-        both = sum(bool(a and b) for a, b in zip(self.first, self.second, strict=True))
-        one, two = round(sum(self.first)) - both, round(sum(self.second)) - both
-        return first, second, paired_proportions(both, one, two, count - both - one - two)
-
-
-def _no_classes(found: int) -> DataError:
-    return DataError(
-        f"there are labels, and {found} outputs that could hold the classes",
-        hint="pass a metric, or name the output that holds the class scores",
-    )
-
-
-def _right(array: Array, label: object, index: int) -> list[bool]:
-    """Which rows name their label's class."""
-    classes = array.argmax(axis=-1) if array.dtype.kind == "f" else array
-    wanted = np.asarray(label).reshape(-1)
-    classes = np.asarray(classes).reshape(-1)
-    if wanted.size == 1 and classes.size > 1:
-        wanted = np.repeat(wanted, classes.size)
-    if wanted.size != classes.size:
-        raise DataError(
-            f"sample {index} has {classes.size} rows and {wanted.size} labels",
-            hint="give one label a row, or pass a metric",
-        )
-    return [bool(x) for x in classes == wanted]
-
-
 def _where(name: str, figures: Mapping[str, float]) -> str:
     """Which slice the figures are of."""
     if "explained" not in figures:
@@ -339,36 +204,57 @@ def _where(name: str, figures: Mapping[str, float]) -> str:
     return f"{name}, index {figures['index']:.0f} of axis {figures['axis']:.0f}"
 
 
-def _parity(samples: int, tallies: Mapping[str, _Tally], judge: _Judge) -> Parity:
+def _parity(samples: int, tallies: Mapping[str, _Tally], judge: Judge) -> Parity:
     per_output = {name: tally.summary() for name, tally in tallies.items()}
     real = [f for f in per_output.values() if "snr_db" in f]
-    agreements = [f["agreement"] for f in per_output.values() if "agreement" in f]
-    integers = [per_output[n]["agreement"] for n, t in tallies.items() if t.integer and t.compared]
+    agreements = {n: f["agreement"] for n, f in per_output.items() if "agreement" in f}
+    integers = {n: agreements[n] for n, t in tallies.items() if t.integer and t.compared}
     lost = min(per_output, key=lambda n: per_output[n].get("explained", math.inf))
     per_sample = [f["sample_snr_db"] for f in per_output.values() if "sample_snr_db" in f]
-    judged = judge.result()
-    before, after, interval = judged or (None, None, None)
-    metric = judge.task.metric
-    return Parity(
+    parity = Parity(
         samples=samples,
-        rows=len(judge.first or judge.whole[0]) or max(t.compared or t.rows for t in tallies.values()),
+        rows=max(t.rows for t in tallies.values()),
         nonfinite=sum(t.nonfinite for t in tallies.values()),
         max_abs=max(f["max_abs"] for f in per_output.values()),
         relative_error=max((f["relative_error"] for f in real), default=0.0),
         snr_db=min((f["snr_db"] for f in real), default=SNR_CAP),
         cosine=min((f["cosine"] for f in real), default=1.0),
-        top1_agreement=min(agreements, default=None),
-        integer_agreement=min(integers, default=None),
+        top1_agreement=min(agreements.values(), default=None),
+        agreement_rows=_rows_of_the_least(agreements, tallies),
+        integer_agreement=min(integers.values(), default=None),
+        integer_rows=_rows_of_the_least(integers, tallies),
         explained=per_output[lost].get("explained"),
         explained_at=_where(lost, per_output[lost]),
         sample_snr_db=min(per_sample, default=None),
-        metric_name="" if judged is None else (metric.name if metric else "accuracy"),
-        metric=after,
-        reference_metric=before,
-        metric_drop=None if before is None or after is None else before - after,
-        drop_interval=None if interval is None else (interval.low, interval.high),
-        drop_method="" if interval is None else interval.method,
         rounding=worst_rounding([t.rounding for t in tallies.values()]),
         noise=any(t.slices.noise for t in tallies.values()),
         per_output=per_output,
+    )
+    judged = judge.result()
+    return parity if judged is None else _with_metric(parity, judged, judge.task.metric)
+
+
+def _rows_of_the_least(agreements: Mapping[str, float], tallies: Mapping[str, _Tally]) -> int:
+    """What is independent behind the smallest agreement: rows, not the integers in one of them."""
+    return tallies[min(agreements, key=lambda n: agreements[n])].rows if agreements else 0
+
+
+def _with_metric(parity: Parity, judged: Judged, metric: Metric | None) -> Parity:
+    higher = metric is None or metric.higher_is_better
+    interval, drop = judged.interval, None
+    if judged.artifact is not None:
+        drop = judged.source - judged.artifact if higher else judged.artifact - judged.source
+    return replace(
+        parity,
+        metric_name=metric.name if metric else "accuracy",
+        higher_is_better=higher,
+        metric=judged.artifact,
+        reference_metric=judged.source,
+        metric_drop=drop,
+        drop_interval=None if interval is None else (interval.low, interval.high),
+        drop_method="" if interval is None else interval.method,
+        labelled=judged.labelled,
+        metric_rows=judged.rows,
+        row_loss=judged.row_loss,
+        changed_rows=judged.changed,
     )

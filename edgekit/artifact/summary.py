@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from edgekit.artifact.manifest import Manifest
+from edgekit.artifact import proof
+from edgekit.artifact.manifest import Manifest, Status
+from edgekit.types import Gate, Verdict
 
 COLUMNS = (
     "target",
@@ -111,7 +113,7 @@ def _row(artifact: Described) -> tuple[str, ...]:
         _as_asked(manifest),
         f"{measured.p50_ms:.3g}" if measured else _NOTHING,
         size(measured.peak_memory) if measured and measured.peak_memory else _NOTHING,
-        manifest.status,
+        verdict(manifest),
         str(artifact.directory),
     )
 
@@ -123,6 +125,21 @@ def _as_asked(manifest: Manifest) -> str:
         return f"{stored[0]:.0%}"
     placement = manifest.placement
     return f"{placement.share:.0%}" if placement and placement.share is not None else _NOTHING
+
+
+def verdict(manifest: Manifest) -> str:
+    """What the gates came to, with what is unproven and how many rows would do, and on what it was measured where that
+    is no data of the user's: ``passed on 8 random inputs``."""
+    text, parity = str(manifest.status), manifest.parity
+    if manifest.status is Status.UNPROVEN:
+        text += ": " + ", ".join(_unproven(g) for g in manifest.gates if g.verdict is Verdict.UNPROVEN)
+    if parity is not None and parity.data in proof.NOT_DATA:
+        text += f" on {proof.inputs(parity)}"
+    return text
+
+
+def _unproven(gate: Gate) -> str:
+    return gate.name + (f" ({gate.enough:,} rows would do)" if gate.enough is not None else "")
 
 
 def _short(cell: str) -> str:

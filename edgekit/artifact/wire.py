@@ -168,6 +168,14 @@ class Parity(msgspec.Struct, kw_only=True):
     nonfinite: int = 0
     rounding: Rounding | None = None
     noise: bool = False
+    data: str = ""
+    labelled: int = 0
+    agreement_rows: int = 0
+    integer_rows: int = 0
+    metric_rows: int = 0
+    row_loss: float = 1.0
+    changed_rows: int | None = None
+    higher_is_better: bool = True
     per_output: dict[str, dict[str, float]] = {}
 
 
@@ -202,13 +210,14 @@ class Placement(msgspec.Struct, kw_only=True):
 
 
 class Gate(msgspec.Struct, kw_only=True):
-    """One check with a limit; ``verdict`` is pass, fail, inconclusive or not-run."""
+    """One check with a limit; ``verdict`` is pass, fail, unproven, not-run or shown (not judged)."""
 
     name: str
     verdict: str
     limit: float | None = None
     value: float | None = None
     message: str = ""
+    enough: int | None = None
 
 
 class Measurement(msgspec.Struct, kw_only=True):
@@ -232,7 +241,7 @@ class Measurement(msgspec.Struct, kw_only=True):
 
 
 class Manifest(msgspec.Struct, kw_only=True):
-    """The record of one artifact; ``status`` is passed, failed, inconclusive or not-run."""
+    """The record of one artifact; ``status`` is passed, unproven, failed or not-run."""
 
     schema: int = SCHEMA
     edgekit: str

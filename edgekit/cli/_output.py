@@ -13,7 +13,7 @@ import msgspec
 from edgekit.artifact.summary import printable
 from edgekit.core.progress import Event, EventKind, Reporter
 from edgekit.core.structure import to_builtins
-from edgekit.errors import EdgekitError, FactoryError
+from edgekit.errors import EdgekitError, FactoryError, MetricError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +49,7 @@ def show_error(error: EdgekitError, *, as_json: bool = False) -> None:
     """The message, what to do, and for the user's own code its traceback. Never edgekit's."""
     if as_json:
         print_json({"error": error.to_json()})
-    if isinstance(error, FactoryError) and error.user_traceback:
+    if isinstance(error, FactoryError | MetricError) and error.user_traceback:
         click.echo(error.user_traceback.rstrip(), err=True)
     click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True)
     for note in getattr(error, "__notes__", ()):
@@ -110,7 +110,7 @@ VERDICT_STYLE = {
     "failed": "red",
     "fail": "red",
     "not-run": "yellow",
-    "inconclusive": "yellow",
+    "unproven": "yellow",
 }
 
 
@@ -124,8 +124,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for name, right in zip(columns, numeric, strict=True):
         grid.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(printable(cell), style=VERDICT_STYLE.get(cell, "")) for cell in row))
+        grid.add_row(*(Text(printable(cell), style=_style(cell)) for cell in row))
     stdout().print(grid)
+
+
+def _style(cell: str) -> str:
+    """The colour of a verdict, with or without what is said of it: ``passed on 8 random inputs``."""
+    return VERDICT_STYLE.get(cell.partition(" ")[0].rstrip(":"), "")
 
 
 def show(summary: Table) -> None:

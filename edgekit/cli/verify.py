@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 import edgekit
+from edgekit.artifact.proof import inputs
 from edgekit.cli._options import json_flag
 from edgekit.cli._output import number, print_json, progress, table
 from edgekit.devices import catalogue
@@ -34,8 +35,11 @@ class Outcome:
 @click.option(
     "--public-key", type=click.Path(path_type=Path), help="Key (PEM) that a bundle must be signed with."
 )
+@click.option("--strict", is_flag=True, help="Refuse what is unproven, here or when it was built.")
 @json_flag
-def verify(artifacts: tuple[Path, ...], device: str, public_key: Path | None, as_json: bool) -> None:
+def verify(
+    artifacts: tuple[Path, ...], device: str, public_key: Path | None, strict: bool, as_json: bool
+) -> None:
     """Run each of ARTIFACTS (or bundles) again on its real runtime, here or on a device, and check its gates.
 
     Uses the golden vectors inside: real inputs with the source's outputs. Nothing else is needed, neither
@@ -48,7 +52,7 @@ def verify(artifacts: tuple[Path, ...], device: str, public_key: Path | None, as
         for path in artifacts:
             with shown.task(f"run {path.name}"):
                 outcomes.append(
-                    _bundle(path, where, public_key) if is_bundle(path) else _artifact(path, where)
+                    _bundle(path, where, public_key) if is_bundle(path) else _artifact(path, where, strict)
                 )
     if as_json:
         print_json({"artifacts": [o.document for o in outcomes]})
@@ -65,21 +69,29 @@ def verify(artifacts: tuple[Path, ...], device: str, public_key: Path | None, as
         )
 
 
-def _artifact(path: Path, device: edgekit.Device) -> Outcome:
+def _artifact(path: Path, device: edgekit.Device, strict: bool) -> Outcome:
     artifact = edgekit.open(path)
     result = artifact.verify(device=device)
+    refused = (Verdict.FAIL, Verdict.NOT_RUN, *((Verdict.UNPROVEN,) if strict else ()))
+    unproven = artifact.manifest.gates if strict and artifact.manifest.status == "unproven" else ()
+    failed = [g.name for g in result.gates if g.verdict in refused]
+    failed += [f"{g.name} (unproven when built)" for g in unproven if g.verdict is Verdict.UNPROVEN]
     return Outcome(
         path=path,
         rows=_rows(artifact.target, result),
         document={"artifact": str(path), "status": result.status, "replay": result},
-        failed=tuple(g.name for g in result.gates if g.verdict is not Verdict.PASS),
+        failed=tuple(failed),
     )
 
 
 def _rows(target: str, result: edgekit.Replay) -> list[Row]:
     rows = [(target, g.name, number(g.value), number(g.limit), str(g.verdict)) for g in result.gates]
     recorded = f"{result.recorded.snr_db:.1f} dB when built" if result.recorded else "first run"
-    return [*rows, (target, "(SNR now)", f"{result.parity.snr_db:.1f}", recorded, result.status)]
+    where = inputs(result.parity)
+    return [
+        *rows,
+        (target, "(SNR now)", f"{result.parity.snr_db:.1f}", recorded, f"{result.status} on {where}"),
+    ]
 
 
 def _bundle(path: Path, device: edgekit.Device, public_key: Path | None) -> Outcome:

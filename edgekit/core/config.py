@@ -242,6 +242,14 @@ class Options:
             fraction=True,
         ),
     )
+    strict: bool = option(
+        False,
+        Declared(
+            help="Refuse what too few rows, or another processor than the target's, leave unproven.",
+            group=_GATES,
+            commands=("build", "compress"),
+        ),
+    )
     speed_gate: bool = option(
         True,
         Declared(

@@ -45,20 +45,68 @@ def wilson(successes: int, trials: int, *, confidence: float = 0.9) -> Interval:
 
 
 def share_below(successes: int, trials: int, limit: float) -> float:
-    """P-value of the exact binomial test that the true share is at least ``limit``: small means below it."""
+    """P-value of the exact binomial test that the true share is at least ``limit``: small means below it.
+
+    It is the probability of at most ``successes`` of ``trials``, each succeeding with probability ``limit``.
+    """
     if not 0 <= successes <= trials or not 0 <= limit <= 1:
         raise ValueError(f"{successes} of {trials} against {limit}")
     if limit in (0.0, 1.0):
         return 1.0 if limit == 0.0 or successes == trials else 0.0
+    lower = successes < trials / 2  # the tail with fewer terms
+    counts = range(successes + 1) if lower else range(successes + 1, trials + 1)
     logs = (
         math.lgamma(trials + 1)
         - math.lgamma(k + 1)
         - math.lgamma(trials - k + 1)
-        + k * math.log(1 - limit)
-        + (trials - k) * math.log(limit)
-        for k in range(trials - successes)
-    )  # of exactly k misses
-    return min(1.0, max(0.0, 1.0 - math.fsum(math.exp(x) for x in logs)))
+        + k * math.log(limit)
+        + (trials - k) * math.log(1 - limit)
+        for k in counts
+    )
+    tail = math.fsum(math.exp(x) for x in logs)
+    return min(1.0, max(0.0, tail if lower else 1.0 - tail))
+
+
+SURE = 0.05
+"""One-sided error of every verdict about a share or a mean: what is claimed would have been seen with 95 %."""
+
+
+def unseen(rows: int) -> float:
+    """The share of all rows that may be unlike each of ``rows`` that were looked at: so many of another kind would have
+    been seen with 95 % (the rule of three: about 3 / rows)."""
+    return 1.0 - math.pow(SURE, 1.0 / rows) if rows > 0 else 1.0
+
+
+def would_be_seen(losses: int, rows: int, share: float) -> bool:
+    """Whether more than ``losses`` of ``rows`` would have been lost with 95 %, had the true share been ``share``."""
+    if share <= 0:
+        return False
+    return share_below(losses, rows, min(share, 1.0)) <= SURE
+
+
+_MOST_ROWS = 1_000_000
+"""Beyond that nobody is helped by a number."""
+
+
+def rows_to_see(lost: float, share: float) -> int | None:
+    """The fewest rows on which a loss of ``share`` would be seen while they go on being ``lost`` at that lower share;
+    ``None`` where that takes more than a million."""
+    if not lost < share:
+        return None
+
+    def enough(rows: int) -> bool:
+        return would_be_seen(math.ceil(lost * rows - 1e-9), rows, share)
+
+    high = 1
+    while not enough(high):
+        high *= 2
+        if high > _MOST_ROWS:
+            return None
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 def paired_proportions(both: int, only_first: int, only_second: int, neither: int) -> Interval:
@@ -98,6 +146,20 @@ def paired_bootstrap(differences: Sequence[float], *, resamples: int = 2000) -> 
     means = _resampled_means(values, resamples)
     low, high = np.quantile(means, [0.05, 0.95])
     return Interval(low=float(low), high=float(high), confidence=0.9, method="paired bootstrap")
+
+
+def jackknife(parts: Sequence[float], whole: float) -> Interval:
+    """90 % interval of a statistic of a whole set from its values with one of ``parts`` groups left out each time.
+
+    The delete-a-group jackknife (Efron & Tibshirani 1993, ch. 11; Kott 2001), for metrics that are no mean.
+    """
+    groups = len(parts)
+    if groups < 2:
+        raise ValueError("a jackknife needs at least two groups")
+    middle = math.fsum(parts) / groups
+    error = math.sqrt((groups - 1) / groups * math.fsum((p - middle) ** 2 for p in parts))
+    half = student(1 - SURE, groups - 1) * error
+    return Interval(low=whole - half, high=whole + half, confidence=0.9, method="jackknife over groups")
 
 
 def _resampled_means(values: Array, resamples: int) -> Array:

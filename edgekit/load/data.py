@@ -16,6 +16,7 @@ from edgekit.core import versions
 from edgekit.core.store import Store, canonical_json
 from edgekit.errors import DataError
 from edgekit.load import Recorder, known
+from edgekit.load.classes import Classes
 from edgekit.types import Sample, Samples, TensorSpec
 
 DataSpec: TypeAlias = str | Iterable[object]
@@ -32,7 +33,8 @@ _SEED = 20240229
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSet:
-    """Samples whose identity is known before they are opened. ``origin`` says what they are."""
+    """Samples whose identity is known before they are opened. ``origin`` says what they are, ``labelled`` whether any
+    of them has a label."""
 
     origin: str
     text: str
@@ -115,8 +117,9 @@ def user_samples(
     *,
     origin: str,
     preprocessing: Mapping[str, object],
+    classes: Classes | None = None,
 ) -> SampleSet:
-    """The samples that ``--calib`` or ``--eval`` (or the API) names.
+    """The samples that ``--calib`` or ``--eval`` (or the API) names; folders of images are named by ``classes``.
 
     Their fingerprint and number are remembered for as long as every file that was read to make them is
     unchanged; only then are they not read again.
@@ -127,12 +130,18 @@ def user_samples(
         return _described(
             from_iterable(data, inputs, name=f"the {origin} samples"), origin=origin, text="(Python)"
         )
-    key = {"text": data, "inputs": inputs, "preprocessing": dict(preprocessing)}
+    classes = classes or Classes()
+    key = {
+        "text": data,
+        "inputs": inputs,
+        "preprocessing": dict(preprocessing),
+        "classes": [classes.names, classes.required],
+    }
 
     def opened() -> Samples:
         from edgekit.load.samples import open_samples
 
-        return open_samples(data, inputs, preprocessing=preprocessing)
+        return open_samples(data, inputs, preprocessing=preprocessing, classes=classes)
 
     facts = known.recall(store, "samples", key)
     if facts is not None:

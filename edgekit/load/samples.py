@@ -19,6 +19,7 @@ import numpy as np
 from edgekit.core.files import temporary
 from edgekit.errors import DataError, UnknownNameError
 from edgekit.load import usercode
+from edgekit.load.classes import Classes, numbers
 from edgekit.load.foreign import translated
 from edgekit.preprocess.declared import completed
 from edgekit.types import Sample, TensorSpec
@@ -38,10 +39,12 @@ def open_samples(
     *,
     preprocessing: Mapping[str, object] | None = None,
     limit: int | None = None,
+    classes: Classes | None = None,
 ) -> DataSamples:
     """Open DATA: ``file.py:callable``, a directory of ``.npz``/``.npy`` files, or one of images.
 
-    ``inputs`` are the model's; samples have their dtypes and shapes. ``limit`` takes the first so many.
+    ``inputs`` are the model's; samples have their dtypes and shapes. ``limit`` takes the first so many;
+    ``classes`` are what folders of images are named by.
     Raises :class:`DataError` naming sample and tensor, already here for the first sample, and
     :class:`~edgekit.errors.SourceError` or :class:`~edgekit.errors.FactoryError` for the user's code.
     """
@@ -57,7 +60,8 @@ def open_samples(
         raise DataError(f"there is no data at {text}", hint=UnknownNameError("name", path.name, near).hint)
     images = sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGES and p.is_file())
     if images:
-        return DataSamples(_images(path, images, inputs, preprocessing or {}), inputs, name=text, limit=limit)
+        source = _images(path, images, inputs, preprocessing or {}, classes or Classes())
+        return DataSamples(source, inputs, name=text, limit=limit)
     raise DataError(
         f"{text} holds neither .npz/.npy files nor images", hint="see edgekit build --help for DATA"
     )
@@ -124,7 +128,7 @@ class DataSamples:
 
     @property
     def labelled(self) -> bool:
-        """Whether every sample carries a label."""
+        """Whether any sample carries a label."""
         return self._summarize()[2]
 
     def _all(self) -> Iterator[Sample]:
@@ -138,10 +142,10 @@ class DataSamples:
 
     def _summarize(self) -> tuple[int, str, bool]:
         if self._summary is None:
-            count, labelled, hasher = 0, True, hashlib.sha256()
+            count, labelled, hasher = 0, False, hashlib.sha256()
             for sample in self:
                 count += 1
-                labelled &= sample.label is not None
+                labelled |= sample.label is not None
                 _feed(hasher, sample)
             self._summary = (count, hasher.hexdigest(), labelled)
         return self._summary
@@ -215,7 +219,11 @@ class _Arrays:
 
 
 def _images(
-    root: Path, paths: list[Path], inputs: tuple[TensorSpec, ...], preprocessing: Mapping[str, object]
+    root: Path,
+    paths: list[Path],
+    inputs: tuple[TensorSpec, ...],
+    preprocessing: Mapping[str, object],
+    classes: Classes,
 ) -> _Source:
     if len(inputs) != 1:
         raise DataError(
@@ -230,14 +238,13 @@ def _images(
         )
     contract = _contract(preprocessing, inputs[0])
     folders = sorted({p.relative_to(root).parts[0] for p in paths if len(p.relative_to(root).parts) > 1})
-    numbered = all(f.isdigit() for f in folders)
-    labels = {f: int(f) if numbered else i for i, f in enumerate(folders)}
+    labels = numbers(root, folders, classes)
 
     def items() -> Iterator[object]:
         for path in paths:
             array = contract.apply(read_image(path), inputs[0])
             parts = path.relative_to(root).parts
-            yield (array, labels[parts[0]]) if len(parts) > 1 else array
+            yield (array, labels[parts[0]]) if len(parts) > 1 and labels else array
 
     return items
 

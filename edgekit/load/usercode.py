@@ -146,7 +146,7 @@ def guarded(what: str, running: Session | None = None) -> Iterator[None]:
         raise
     except BaseException as error:  # SystemExit too: a script without a main guard
         raise FactoryError(
-            f"{what} raised {_summary(error)}", hint=_advice(error), user_traceback=user_traceback(error)
+            f"{what} raised {summary(error)}", hint=_advice(error), user_traceback=user_traceback(error)
         ) from error
     finally:
         sys.argv = argv
@@ -168,7 +168,8 @@ def user_traceback(error: BaseException) -> str:
     return "".join(report.format())
 
 
-def _summary(error: BaseException) -> str:
+def summary(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 

@@ -103,7 +103,7 @@ def collect(artifact: Artifact, spec: PackageSpec, *, one_file: bool = False) ->
 def _check_gates(artifact: Artifact, spec: PackageSpec) -> None:
     if artifact.passed or spec.allow_failed:
         return
-    named = [g for g in artifact.manifest.gates if g.verdict is not Verdict.PASS]
+    named = [g for g in artifact.manifest.gates if g.verdict in (Verdict.FAIL, Verdict.NOT_RUN)]
     what = "; ".join(f"{g.name}: {g.verdict}{f' ({g.message})' if g.message else ''}" for g in named)
     raise GateFailedError(
         f"{artifact.target} in {artifact.directory} did not pass its gates: {what or artifact.manifest.status}",

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from edgekit.artifact.gates import Evidence, gates
 from edgekit.artifact.manifest import Artifact, StepRecord
+from edgekit.artifact.proof import better_than_source
 from edgekit.core import config
 from edgekit.core import targets as catalogue
 from edgekit.core.config import Options
@@ -27,6 +28,7 @@ from edgekit.errors import (
     UnsupportedOperatorsError,
 )
 from edgekit.load import parse, trust
+from edgekit.load.classes import Classes
 from edgekit.load.data import RANDOM, DataSpec, Example, SampleSet, random_samples, user_samples
 from edgekit.load.source import Source
 from edgekit.pipeline import compress, speed, stages
@@ -47,9 +49,12 @@ from edgekit.pipeline.deliver import Product, deliver, refusal
 from edgekit.pipeline.lower import Graph, graph_of, lower_for, shaped
 from edgekit.pipeline.stages import BuildContext, Calibrated, Exported
 from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES
-from edgekit.types import Finding, Gate, Severity, SourceSpec, Target, TorchModel
+from edgekit.types import Finding, Gate, Severity, SourceSpec, Target, TorchModel, Verdict
 
 T = TypeVar("T")
+
+EVALUATION = "evaluation"
+"""The origin of what ``--eval`` names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,18 +225,39 @@ def gather(request: Request, context: BuildContext, exported: Exported) -> Data:
             return random_samples(exported.example_inputs(), RANDOM_SAMPLES)
         preprocessing = request.options.preprocessing or exported.record.preprocessing
         return user_samples(
-            context.store, data, exported.model.inputs, origin=origin, preprocessing=preprocessing
+            context.store,
+            data,
+            exported.model.inputs,
+            origin=origin,
+            preprocessing=preprocessing,
+            classes=Classes(names=exported.record.labels, required=origin == EVALUATION),
         )
 
     calibration = named(request.calibration, "calibration")
-    evaluation = named(request.evaluation, "evaluation")
+    evaluation = named(request.evaluation, EVALUATION)
     if calibration is not None:
         calibration = calibration.spread(request.options.samples)
     fallback = calibration.spread(CALIBRATION_SAMPLES) if calibration is not None else None
-    return Data(
-        calibration=calibration,
-        evaluation=evaluation,
-        verification=evaluation or fallback or random_samples(exported.example_inputs(), RANDOM_SAMPLES),
+    verification = evaluation or fallback or random_samples(exported.example_inputs(), RANDOM_SAMPLES)
+    if request.targets:
+        refuse_unusable_metric(request.options, verification)
+    return Data(calibration=calibration, evaluation=evaluation, verification=verification)
+
+
+def refuse_unusable_metric(options: Options, samples: SampleSet) -> None:
+    """A metric or a budget of it without a label to measure it on. Raises :class:`DataError`."""
+    given = [
+        flag for flag, value in (("--metric", options.metric), ("--max-drop", options.max_drop)) if value
+    ]
+    if not given or samples.labelled:
+        return
+    where = (
+        "there are no evaluation samples" if samples.origin != EVALUATION else f"{samples.text} has no labels"
+    )
+    raise DataError(
+        f"{' and '.join(given)} cannot be measured: {where}",
+        hint="give labelled samples, --eval file.py:callable that yields (inputs, label), or leave it out; without "
+        "labels --limit agreement=99% says how many rows must keep their class",
     )
 
 
@@ -262,6 +288,7 @@ def make(
     swiftness = against_sibling(context, prepared, made)
     if swiftness is not None:
         verdicts = (*verdicts, speed.gate(swiftness, made.verified.placement))
+    tell(context, target, made, verdicts)
     return deliver(
         Path(request.options.out),
         Product(
@@ -282,6 +309,16 @@ def make(
             machine=context.machine(),
         ),
     )
+
+
+def tell(context: BuildContext, target: Target, made: Candidate, verdicts: Sequence[Gate]) -> None:
+    """What nobody should have to look for in the manifest: what is unproven, and what is too good to be true."""
+    for gate in verdicts:
+        if gate.verdict is Verdict.UNPROVEN:
+            context.progress.note(f"{target.name}: {gate.name}: {gate.message}")
+    parity = made.verified.parity
+    if parity is not None and (better := better_than_source(parity)):
+        context.progress.note(f"{target.name}: {better}")
 
 
 def judge(target: Target, made: Candidate, options: Options) -> tuple[Gate, ...]:
@@ -341,4 +378,4 @@ def failure(outcome: Outcome, options: Options) -> EdgekitError | None:
     if outcome.error is not None:
         return outcome.error
     assert outcome.artifact is not None
-    return refusal(outcome.artifact, allow_not_run=options.allow_not_run)
+    return refusal(outcome.artifact, allow_not_run=options.allow_not_run, strict=options.strict)

@@ -115,7 +115,7 @@ def shared(context: BuildContext, prepared: Prepared) -> Iterator[Prepared | Non
             yield None
             return
         calibration = data.calibration and copies[data.calibration.fingerprint]
-        verification = copies[data.verification.fingerprint]
+        verification = replace(copies[data.verification.fingerprint], origin=data.verification.origin)
         reference_of(context, graph.source, graph.exported, verification, graph.pixels)
         if graph.origin is not None and verification.labelled:
             reference_of(context, graph.origin, graph.exported, verification, graph.pixels)

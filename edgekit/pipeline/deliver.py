@@ -63,7 +63,7 @@ def deliver(out: Path, product: Product) -> Artifact:
     """
     status = manifests.status_of(product.gates)
     name = product.target.name
-    refused = status in (Status.FAILED, Status.INCONCLUSIVE)
+    refused = status is Status.FAILED or (status is Status.UNPROVEN and product.options.strict)
     final = out / (f"{name}.failed" if refused else name)
     other = out / (name if refused else f"{name}.failed")
     with scratch(out) as work:
@@ -136,8 +136,8 @@ def _where(product: Product) -> tuple[str, ...]:
     return (place, *([scheme.why] if scheme is not None and scheme.why else []))
 
 
-def refusal(artifact: Artifact, *, allow_not_run: bool) -> EdgekitError | None:
-    """Why this artifact must not count as built, or ``None``."""
+def refusal(artifact: Artifact, *, allow_not_run: bool, strict: bool = False) -> EdgekitError | None:
+    """Why this artifact must not count as built, or ``None``. ``strict`` refuses what is unproven."""
     manifest = artifact.manifest
     if manifest.status is Status.FAILED:
         failed = [g for g in manifest.gates if g.verdict is Verdict.FAIL]
@@ -147,18 +147,19 @@ def refusal(artifact: Artifact, *, allow_not_run: bool) -> EdgekitError | None:
             hint=_what_to_do(artifact, [g.name for g in failed]),
             gates=[g.name for g in failed],
         )
-    if manifest.status is Status.INCONCLUSIVE:
-        open_ones = [g for g in manifest.gates if g.verdict is Verdict.INCONCLUSIVE]
-        return GateFailedError(
-            f"{artifact.target} did not pass: " + "; ".join(f"{g.name}: {g.message}" for g in open_ones),
-            hint="evaluate on more samples, or set the limit that you can accept with --max-drop",
-            gates=[g.name for g in open_ones],
-        )
     if manifest.status is Status.NOT_RUN and not allow_not_run:
         reason = next((g.message for g in manifest.gates if g.verdict is Verdict.NOT_RUN), "nothing ran it")
         return NotRunnableError(
             f"{artifact.target} was built but not run: {reason}",
             hint=f"edgekit verify {artifact.directory} on a machine that can run it, or --allow-not-run",
+        )
+    if manifest.status is Status.UNPROVEN and strict:
+        unproven = [g for g in manifest.gates if g.verdict is Verdict.UNPROVEN]
+        return GateFailedError(
+            f"{artifact.target} is not proven: " + "; ".join(f"{g.name}: {g.message}" for g in unproven),
+            hint="evaluate on as many rows as it says, set the limit that you can accept (--limit NAME=VALUE), or "
+            "leave --strict out",
+            gates=[g.name for g in unproven],
         )
     return None
 

@@ -47,19 +47,15 @@ def spent_by_recipe(parity: Parity) -> float:
     """What the recipe alone lost of the source's metric: no layer in float brings it back."""
     if parity.recipe_metric is None or parity.reference_metric is None:
         return 0.0
-    return parity.reference_metric - parity.recipe_metric
+    lost = parity.reference_metric - parity.recipe_metric
+    return lost if parity.higher_is_better else -lost
 
 
 def drop_of(parity: Parity) -> tuple[str, float]:
-    """What the budget is held against: the task metric's drop where there are labels, else the share of
-    rows whose top-1 differs, else the cosine's distance from 1."""
-    if parity.nonfinite:
+    """What the budget is held against, and its value: the drop of the task's metric."""
+    if parity.nonfinite or parity.metric_drop is None:
         return "non-finite values", float("inf")
-    if parity.metric_drop is not None:
-        return f"drop of {parity.metric_name}", parity.metric_drop
-    if parity.top1_agreement is not None:
-        return "top-1 disagreement", 1.0 - parity.top1_agreement
-    return "1 - cosine", 1.0 - parity.cosine
+    return f"drop of {parity.metric_name}", parity.metric_drop
 
 
 def search(

@@ -8,22 +8,24 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 from edgekit.artifact import golden
-from edgekit.artifact.parity import Metric, Task, compare
+from edgekit.artifact.parity import compare
+from edgekit.artifact.task import Task
 from edgekit.core import plugins, versions
 from edgekit.core.progress import Task as Progress
 from edgekit.core.structure import to_builtins
 from edgekit.devices.execute import run_artifact
 from edgekit.devices.runnable import Runnable
-from edgekit.errors import DataError, MissingExtraError, NotRunnableError, SourceError
+from edgekit.errors import DataError, MissingExtraError, NotRunnableError
 from edgekit.graph.records import read_json, write_json
-from edgekit.load import Recorder, usercode
-from edgekit.load.data import SampleSet, fits
+from edgekit.load import Recorder
+from edgekit.load.data import RANDOM, SampleSet, fits
 from edgekit.load.source import Source
 from edgekit.pipeline import stages
 from edgekit.pipeline.cached import Step, reader, run
+from edgekit.pipeline.metric import opened
 from edgekit.pipeline.pixels import Pixels
 from edgekit.pipeline.stages import BuildContext, Exported, LoweredFiles, Reference
 from edgekit.types import OnnxModel, Option, Parity, Placement, Precision, Target, sha256_file
@@ -144,6 +146,8 @@ def verify(
             "lowered": to_builtins(subject.files.lowered),
             "runner_sha256": sha256_file(plugins.runner(subject.target.backend)),
             "task": exported.record.task,
+            "classes": exported.record.labels,
+            "samples": samples.origin,
             "metric": metric,
             "metric_folder": str(Path.cwd()) if metric else "",
             "metric_environment": versions.environment() if metric else "",
@@ -230,6 +234,7 @@ def _measure(context: BuildContext, case: Case) -> Verified:
         ) as result,
     ):
         plain = Task(name=case.exported.record.task)
+        data = case.samples.origin
         labelled, noise = _labelled(context, case, plain), case.samples.noise
 
         def compared(exact: Iterable[Mapping[str, Array]]) -> Parity:
@@ -252,9 +257,9 @@ def _measure(context: BuildContext, case: Case) -> Verified:
             backend = plugins.backend(subject.target.backend)
             placement = backend.placement(subject.model, subject.target, lowered, result.placement)
         return Verified(
-            parity=parity,
+            parity=replace(parity, data=data),
             placement=placement,
-            golden_parity=first,
+            golden_parity=replace(first, data="random" if data == RANDOM else "golden"),
             runtime_versions=result.versions,
             skipped=len(chosen) - sum(chosen),
         )
@@ -300,24 +305,15 @@ def _advancing(task: Progress) -> Callable[[int], None]:
 
 
 def _labelled(context: BuildContext, case: Case, task: Task) -> Task:
-    if not case.samples.labelled:
-        return task
-    labels = [s.label for s in _kept(case.samples, case.vectors.chosen)]
-    text = context.options.metric
-    if not text or case.reads is None:
-        return replace(task, labels=labels)
-    with case.reads as reads:
-        metric = usercode.run(text, lambda function: _metric(function, text, reads))
-    return replace(task, labels=labels, metric=metric)
-
-
-def _metric(function: object, text: str, reads: Recorder) -> Metric:
-    if not callable(function):
-        raise SourceError(f"{text} is no function", hint="name a function of (outputs, label)")
-
-    def score(outputs: object, label: object) -> float:
-        with reads, usercode.session(text):
-            return cast(float, function(outputs, label))
-
-    name = getattr(function, "__name__", text)
-    return Metric(name=name, score=score, whole=bool(getattr(function, "whole", False)))
+    """The task with the labels of the samples that were run, and the user's metric."""
+    text, budget = context.options.metric, context.options.max_drop
+    labels = [s.label for s in _kept(case.samples, case.vectors.chosen)] if case.samples.labelled else []
+    if all(label is None for label in labels):
+        if not text and budget is None:
+            return task
+        raise DataError(
+            f"none of the {sum(case.vectors.chosen)} samples that {case.subject.target.name} can be run on has a label",
+            hint="--metric and --max-drop are measured on labelled samples: give some in --eval, or leave them out",
+        )
+    task = replace(task, labels=labels, classes=case.exported.record.labels)
+    return task if case.reads is None else replace(task, metric=opened(text, case.reads))

@@ -50,9 +50,12 @@ def build(root, out, *more):
 def test_every_target_passes_its_gates(built):
     _, result = built
     assert result.code == 0, result.err
-    assert {
-        t["target"]["name"]: t["status"] for t in (e["manifest"] for e in result.json["targets"])
-    } == dict.fromkeys(RUNNABLE, "passed")
+    status = {e["manifest"]["target"]["name"]: e["status"] for e in result.json["targets"]}
+    assert list(status) == list(RUNNABLE)
+    assert set(status.values()) <= {"passed", "unproven"}
+    # 450 rows without a change prove that less than one in a hundred is lost, not one in a thousand.
+    assert {status[t] for t in RUNNABLE if t.endswith("fp32")} == {"unproven"}
+    assert "rows, about" in result.err
 
 
 @pytest.mark.parametrize("target", RUNNABLE)

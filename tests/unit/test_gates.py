@@ -1,8 +1,9 @@
-"""Verdicts: pass, fail, inconclusive and not run."""
+"""Verdicts: pass, fail, unproven, not run and shown."""
 
 import pytest
 
 from edgekit.artifact.gates import Evidence, Limits, failed, gates
+from edgekit.artifact.proof import Share, percent
 from edgekit.types import Parity, Placement, Tolerance, Verdict
 
 GOOD = Parity(
@@ -44,71 +45,150 @@ def test_values_that_are_not_finite_fail():
     assert "3 values" in found[0].message
 
 
+def drop_gate(limit, **changes):
+    evidence = Evidence(parity=parity(reference_metric=0.98, metric_name="accuracy", **changes))
+    (gate,) = [g for g in gates(evidence, Tolerance(metric_drop=limit)) if g.name == "metric-drop"]
+    return gate
+
+
 @pytest.mark.parametrize(
-    ("agreement", "rows", "verdict"),
+    ("agreeing", "rows", "verdict"),
     [
-        (0.9, 10, Verdict.INCONCLUSIVE),
-        (0.9, 1000, Verdict.FAIL),
-        (0.8, 10, Verdict.FAIL),
-        (0.8, 5, Verdict.INCONCLUSIVE),
-        (0.98, 50, Verdict.PASS),
+        (450, 450, Verdict.PASS),
+        (14, 14, Verdict.PASS),  # of rows of which a fifth is lost, 14 in a row are right with less than 5 %
+        (13, 13, Verdict.UNPROVEN),
+        (28, 31, Verdict.UNPROVEN),
+        (410, 450, Verdict.PASS),
+        (8, 10, Verdict.FAIL),  # beyond the limit as measured: refused, sure or not
+        (300, 450, Verdict.FAIL),
     ],
 )
-def test_agreement_fails_only_when_the_rows_suffice(agreement, rows, verdict):
-    evidence = Evidence(parity=parity(top1_agreement=agreement, rows=rows))
-    assert verdicts(evidence, Tolerance(top1_agreement=0.98))["top1-agreement"] is verdict
+def test_an_agreement_passes_where_twice_the_loss_would_have_been_seen(agreeing, rows, verdict):
+    evidence = Evidence(parity=parity(top1_agreement=agreeing / rows, rows=rows, agreement_rows=rows))
+    (gate,) = [g for g in gates(evidence, Tolerance(top1_agreement=0.9)) if g.name == "top1-agreement"]
+    assert gate.verdict is verdict
+    assert gate.message.startswith(f"{agreeing} of {rows} rows (")
+    assert ("too few rows to be sure" in gate.message) is ((agreeing, rows) == (8, 10))
+    assert (gate.enough is not None) is (verdict is Verdict.UNPROVEN)
+    assert gate.enough is None or gate.enough > rows
+
+
+def test_rows_that_would_do_do():
+    for rows in range(1, 14):
+        (gate,) = [
+            g
+            for g in gates(Evidence(parity=parity(rows=rows)), Tolerance(top1_agreement=0.9))
+            if g.name == "top1-agreement"
+        ]
+        assert gate.enough == 14
+    assert "450 of 450 rows (100 %) agree" in str(Share(value=1.0, rows=450, what="rows"))
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(1, "100 %"), (0.99996, "99.996 %"), (0.998, "99.8 %"), (0.5, "50 %"), (0, "0 %")]
+)
+def test_all_is_said_only_of_all(share, text):
+    assert percent(share) == text
+
+
+def test_of_random_inputs_nothing_statistical_is_claimed():
+    evidence = Evidence(parity=parity(samples=8, rows=8, top1_agreement=0.25, data="random"))
+    (gate,) = [g for g in gates(evidence, Tolerance(top1_agreement=0.9)) if g.name == "top1-agreement"]
+    assert gate.verdict is Verdict.SHOWN
+    assert gate.limit is None
+    assert "2 of 8 rows (25 %) agree on 8 random inputs" in gate.message
+    wrong = parity(integer_agreement=0.5, integer_rows=8, samples=8, data="random")
+    assert verdicts(Evidence(parity=wrong))["integers"] is Verdict.FAIL
+    right = parity(integer_agreement=1.0, integer_rows=8, samples=8, data="random")
+    assert verdicts(Evidence(parity=right))["integers"] is Verdict.PASS
+
+
+def test_golden_vectors_are_real_inputs_few_as_they_are():
+    for agreement, verdict in ((0.0, Verdict.FAIL), (0.875, Verdict.SHOWN)):
+        golden = parity(samples=8, rows=8, top1_agreement=agreement, data="golden")
+        assert verdicts(Evidence(parity=golden), Tolerance(top1_agreement=0.9))["top1-agreement"] is verdict
 
 
 @pytest.mark.parametrize(
     ("interval", "verdict"),
     [
         ((-0.002, 0.004), Verdict.PASS),
-        ((-0.002, 0.006), Verdict.PASS),  # within the limit as measured; the message states the interval
-        ((0.004, 0.009), Verdict.INCONCLUSIVE),
+        ((-0.002, 0.010), Verdict.PASS),
+        ((-0.002, 0.011), Verdict.UNPROVEN),  # more than twice the limit could be lost
+        ((0.004, 0.009), Verdict.FAIL),  # beyond the limit as measured, though the interval holds it
         ((0.006, 0.02), Verdict.FAIL),
     ],
 )
-def test_a_drop_beyond_the_limit_fails_when_the_interval_says_so(interval, verdict):
+def test_a_loss_is_held_against_the_limit_and_its_interval_against_twice_of_it(interval, verdict):
     drop = sum(interval) / 2
-    evidence = Evidence(
-        parity=parity(
-            metric_name="accuracy",
-            metric=0.98 - drop,
-            reference_metric=0.98,
-            metric_drop=drop,
-            drop_interval=interval,
-            drop_method="Newcombe",
-        )
+    gate = drop_gate(
+        0.005,
+        metric=0.98 - drop,
+        metric_drop=drop,
+        drop_interval=interval,
+        drop_method="Newcombe",
+        metric_rows=4000,
     )
-    (gate,) = [g for g in gates(evidence, Tolerance(metric_drop=0.005)) if g.name == "metric-drop"]
     assert gate.verdict is verdict
     assert "90 %" in gate.message
-    assert ("too few" in gate.message) is (verdict is Verdict.INCONCLUSIVE)
+    assert ("too few rows" in gate.message) is (interval == (0.004, 0.009))
 
 
-def test_enough_rows_are_estimated():
-    evidence = Evidence(
-        parity=parity(metric=0.98, reference_metric=0.98, metric_drop=0.01, drop_interval=(0.0, 0.02))
-    )
-    (gate,) = [g for g in gates(evidence, Tolerance(metric_drop=0.005)) if g.name == "metric-drop"]
-    assert "about 1600 would do" in gate.message  # half the width takes four times the 400 rows
+def test_rows_that_saw_nothing_have_not_seen_everything():
+    """Ten pictures without a difference: a bootstrap gives an interval without width."""
+    same = {"metric": 0.98, "metric_drop": 0.0, "drop_interval": (0.0, 0.0)}
+    gate = drop_gate(0.01, metric_rows=10, **same)
+    assert gate.verdict is Verdict.UNPROVEN
+    assert gate.enough == 149
+    assert "about 149 would do" in gate.message
+    assert drop_gate(0.01, metric_rows=149, **same).verdict is Verdict.PASS
+    assert (
+        drop_gate(0.01, metric_rows=10, row_loss=0.05, **same).verdict is Verdict.PASS
+    )  # no row has more to lose
 
 
-def test_a_drop_that_equals_the_limit_passes_though_binary_fractions_differ():
+def test_nothing_at_all_cannot_be_proven():
+    gate = drop_gate(0.0, metric=0.98, metric_drop=0.0, drop_interval=(0.0, 0.0), metric_rows=10_000)
+    assert gate.verdict is Verdict.UNPROVEN
+    assert gate.enough is None
+
+
+def test_rows_that_would_decide_are_estimated():
+    gate = drop_gate(0.005, metric=0.97, metric_drop=0.01, drop_interval=(0.0, 0.02), metric_rows=400)
+    assert gate.verdict is Verdict.FAIL
+    assert "about 1,600 would decide" in gate.message  # half the width takes four times the 400 rows
+    near = drop_gate(0.005, metric=0.97, metric_drop=0.00501, drop_interval=(0.0, 0.02), metric_rows=400)
+    assert "would decide" not in near.message
+
+
+def test_a_drop_that_equals_the_limit_is_within_though_binary_fractions_differ():
     drop = 0.98 - 0.975
     assert drop > 0.005
-    evidence = Evidence(parity=parity(metric=0.975, reference_metric=0.98, metric_drop=drop))
-    (gate,) = [g for g in gates(evidence, Tolerance(metric_drop=0.005)) if g.name == "metric-drop"]
+    gate = drop_gate(0.005, metric=0.975, metric_drop=drop, drop_interval=(0.004, 0.006), metric_rows=4000)
     assert gate.verdict is Verdict.PASS
 
 
-def test_no_number_of_rows_is_promised_where_the_drop_is_next_to_the_limit():
-    evidence = Evidence(
-        parity=parity(metric=0.98, reference_metric=0.98, metric_drop=0.00501, drop_interval=(0.0, 0.02))
+def test_labels_that_only_some_have_are_said():
+    gate = drop_gate(
+        0.01,
+        metric=0.98,
+        metric_drop=0.0,
+        drop_interval=(0.0, 0.0),
+        samples=128,
+        labelled=127,
+        metric_rows=127,
     )
-    (gate,) = [g for g in gates(evidence, Tolerance(metric_drop=0.005)) if g.name == "metric-drop"]
-    assert gate.verdict is Verdict.INCONCLUSIVE
-    assert "would do" not in gate.message
+    assert "127 of 128 samples have labels" in gate.message
+
+
+def test_an_artifact_that_beats_its_source_is_doubted():
+    better = {"metric": 0.995, "metric_drop": -0.015, "metric_rows": 1000}
+    assert "better than its source" in drop_gate(0.01, drop_interval=(-0.02, -0.01), **better).message
+    assert "better than its source" not in drop_gate(0.01, drop_interval=(-0.04, 0.01), **better).message
+
+
+def test_an_artifact_whose_outputs_are_not_finite_has_no_metric_and_fails():
+    assert drop_gate(0.01, nonfinite=3).verdict is Verdict.FAIL
 
 
 def test_placement():

@@ -191,6 +191,8 @@ def test_what_the_gates_come_to():
 
     assert status() is Status.NOT_RUN
     assert status(Verdict.PASS, Verdict.PASS) is Status.PASSED
-    assert status(Verdict.PASS, Verdict.INCONCLUSIVE) is Status.INCONCLUSIVE
-    assert status(Verdict.INCONCLUSIVE, Verdict.NOT_RUN) is Status.NOT_RUN
-    assert status(Verdict.NOT_RUN, Verdict.FAIL, Verdict.INCONCLUSIVE) is Status.FAILED
+    assert status(Verdict.PASS, Verdict.SHOWN) is Status.PASSED
+    assert status(Verdict.SHOWN) is Status.NOT_RUN
+    assert status(Verdict.PASS, Verdict.UNPROVEN) is Status.UNPROVEN
+    assert status(Verdict.UNPROVEN, Verdict.NOT_RUN) is Status.NOT_RUN
+    assert status(Verdict.NOT_RUN, Verdict.FAIL, Verdict.UNPROVEN) is Status.FAILED

@@ -89,15 +89,16 @@ def gate(verdict):
 def test_only_what_passed_counts(tmp_path, fake):
     artifact = run(tmp_path)
 
-    def refused(*verdicts, allow_not_run=False):
+    def refused(*verdicts, allow_not_run=False, strict=False):
         gates = tuple(map(gate, verdicts))
         status = manifest.status_of(gates)
         judged = replace(artifact, manifest=replace(artifact.manifest, status=status, gates=gates))
-        return refusal(judged, allow_not_run=allow_not_run)
+        return refusal(judged, allow_not_run=allow_not_run, strict=strict)
 
     assert refused(Verdict.PASS) is None
-    for verdicts in ((Verdict.FAIL,), (Verdict.PASS, Verdict.FAIL), (Verdict.INCONCLUSIVE,)):
-        error = refused(*verdicts, allow_not_run=True)
+    assert refused(Verdict.UNPROVEN) is None
+    for verdicts in ((Verdict.FAIL,), (Verdict.PASS, Verdict.FAIL), (Verdict.UNPROVEN,)):
+        error = refused(*verdicts, allow_not_run=True, strict=True)
         assert isinstance(error, GateFailedError)
         assert error.exit_code == 5
         assert "snr: why" in error.message

@@ -159,8 +159,9 @@ def test_fingerprint_follows_content_and_order() -> None:
     assert one != from_iterable([(ROW, 1), (ROW * 2, 1)], (X,)).fingerprint
 
 
-def test_labelled_needs_every_label() -> None:
-    assert not from_iterable([(ROW, 1), ROW], (X,)).labelled
+def test_labelled_where_any_sample_has_a_label() -> None:
+    assert from_iterable([ROW, (ROW, 1)], (X,)).labelled
+    assert not from_iterable([ROW, (ROW, None)], (X,)).labelled
 
 
 def test_limit() -> None:
@@ -251,7 +252,7 @@ def test_directory_of_images(tmp_path: Path) -> None:
     spec = TensorSpec(name="x", dtype="float32", shape=(1, 3, 4, 4))
     samples = open_samples(str(tmp_path), (spec,), preprocessing={"mean": [0.5], "std": [0.5]})
     cat, dog = samples
-    assert (cat.label, dog.label) == (0, 1)
+    assert (cat.label, dog.label) == (None, None)
     np.testing.assert_array_equal(cat.inputs["x"][0, :, 0, 0], [1, -1, -1])
     channels_last = TensorSpec(name="x", dtype="float32", shape=(1, 4, 4, 3))
     (cat, _) = open_samples(str(tmp_path), (channels_last,), preprocessing={"scale": 1.0, "color": "bgr"})

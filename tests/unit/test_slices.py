@@ -119,7 +119,7 @@ def test_small_scores_of_nothing_are_no_quiet_samples():
 
 
 def test_integers_are_equal_or_wrong_on_float_targets_too():
-    references = [np.array([3, 1, 4, 1]), np.array([5, 9, 2, 6])]
+    references = [np.array([[3, 1, 4, 1]]), np.array([[5, 9, 2, 6]])] * 80
     wrong = [r + 1 for r in references]
     float32 = Tolerance(snr_db=80.0, relative_error=1e-3)
     assert judged(references, wrong, float32)[1]["integers"] is Verdict.FAIL

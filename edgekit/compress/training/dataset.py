@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from edgekit.errors import DataError
+from edgekit.load.classes import Classes
 from edgekit.load.samples import open_samples
 from edgekit.types import Sample, TensorSpec, TorchModel
 
@@ -85,7 +86,8 @@ def specs(model: TorchModel) -> tuple[TensorSpec, ...]:
 
 def load(text: str, model: TorchModel) -> Dataset:
     """Read DATA, as ``edgekit build`` takes it, into memory. Raises ``DataError``."""
-    return collect(open_samples(text, specs(model), preprocessing=model.preprocessing), text)
+    classes = Classes(names=tuple(model.labels), required=True)
+    return collect(open_samples(text, specs(model), preprocessing=model.preprocessing, classes=classes), text)
 
 
 def collect(samples: Iterable[Sample], name: str) -> Dataset:

@@ -1,0 +1,145 @@
+"""The task's metric: which samples count, which labels are refused, and what a metric of the user's may do."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from edgekit.artifact.parity import compare
+from edgekit.artifact.task import Metric, Task
+from edgekit.errors import DataError, MetricError
+
+GENERATOR = np.random.default_rng(0)
+
+
+def rows(count, classes=5):
+    labels = [int(i) for i in GENERATOR.integers(0, classes, count)]
+    return [{"y": 4 * np.eye(classes, dtype=np.float32)[[label]]} for label in labels], labels
+
+
+def judged(outputs, labels, got=None, **task):
+    return compare(outputs, outputs if got is None else got, task=Task(labels=labels, **task))
+
+
+def test_samples_without_a_label_are_left_out_and_counted():
+    outputs, labels = rows(40)
+    parity = judged(outputs, [None if i == 5 else label for i, label in enumerate(labels)])
+    assert (parity.samples, parity.labelled, parity.metric_rows) == (40, 39, 39)
+    assert parity.reference_metric == 1.0
+    nobody = judged(outputs, [None] * 40)
+    assert nobody.reference_metric is None
+
+
+def test_the_users_metric_sees_labelled_samples_only():
+    outputs, labels = rows(30)
+    seen = []
+
+    def score(out, label):
+        seen.append(label)
+        return float(out["y"].argmax() == label)
+
+    parity = judged(outputs, [*labels[:-1], None], metric=Metric(name="score", score=score))
+    assert None not in seen
+    assert parity.labelled == 29
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (5, "5 classes, 0 to 4"),
+        (-1, "the label -1"),
+        (1013.2, "no class"),
+        (2.0, "no class"),
+        ("cat", "does not say which class"),
+        ({"boxes": []}, "no class"),
+        (np.array([0.5, 0.5]), "no class"),
+    ],
+    ids=str,
+)
+def test_labels_that_are_no_classes(label, message):
+    outputs, labels = rows(3)
+    with pytest.raises(DataError, match=message) as error:
+        judged(outputs, [*labels[:2], label])
+    assert error.value.exit_code == 2
+    assert "sample 2" in error.value.message
+
+
+def test_labels_by_the_names_that_the_source_declares():
+    outputs, labels = rows(20, classes=3)
+    names = ("cat", "dog", "emu")
+    parity = judged(outputs, [names[label] for label in labels], classes=names)
+    assert parity.reference_metric == 1.0
+    with pytest.raises(DataError, match="'dgo'") as error:
+        judged(outputs, ["dgo"] * 20, classes=names)
+    assert "dog" in error.value.hint
+
+
+def test_rows_with_the_label_minus_100_have_none():
+    """As PyTorch's losses and Hugging Face's token labels have it."""
+    batch = {"y": 4 * np.eye(4, dtype=np.float32)}
+    parity = judged([batch], [np.array([0, 1, -100, 0])])
+    assert parity.metric_rows == 3
+    assert parity.reference_metric == pytest.approx(2 / 3)
+
+
+def test_tokens_of_one_sequence_are_not_independent():
+    """Twenty sequences of fifty tokens: what is lost, is lost in one of them."""
+    ids = [np.full((1, 50), i % 7) for i in range(20)]
+    lost = [ids[0] + 1, *ids[1:]]
+    parity = judged([{"y": i} for i in ids], list(ids), [{"y": i} for i in lost])
+    assert parity.metric_drop == pytest.approx(0.05)
+    assert parity.metric_rows == 20
+    assert parity.drop_interval[1] > 0.1
+
+
+def test_of_an_error_less_is_better():
+    def mse(out, label):
+        return float((out["y"].sum() - label) ** 2)
+
+    outputs = [{"y": np.full((1, 1), float(i), np.float32)} for i in range(30)]
+    worse = [{"y": out["y"] + 0.5} for out in outputs]
+    metric = Metric(name="mse", score=mse, higher_is_better=False)
+    parity = judged(outputs, list(range(30)), worse, metric=metric)
+    assert parity.metric_drop == pytest.approx(0.25)
+    assert parity.drop_interval[0] > 0.2
+    assert judged(worse, list(range(30)), outputs, metric=metric).metric_drop == pytest.approx(-0.25)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None, "0.5 or so", [1, 2]])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_metric_that_gives_no_number_is_the_users_error(value, whole):
+    outputs, labels = rows(6)
+    metric = Metric(name="odd", score=lambda out, label: value, whole=whole)
+    with pytest.raises(MetricError, match="the metric odd gives") as error:
+        judged(outputs, labels, metric=metric)
+    assert error.value.exit_code == 2
+
+
+def test_outputs_that_are_not_finite_are_the_artifacts_fault():
+    outputs, labels = rows(6)
+    broken = [{"y": out["y"] * np.nan} for out in outputs]
+    metric = Metric(name="mean", score=lambda out, label: float(out["y"].mean()))
+    parity = judged(outputs, labels, broken, metric=metric)
+    assert parity.nonfinite
+    assert parity.reference_metric is not None
+    assert parity.metric is None
+
+
+def test_a_metric_of_the_set_has_an_interval():
+    outputs = [{"y": GENERATOR.normal(size=(1, 1)).astype(np.float32)} for _ in range(200)]
+    labels = [float(out["y"][0, 0]) for out in outputs]
+    noisy = [{"y": out["y"] + 0.2 * GENERATOR.normal(size=(1, 1)).astype(np.float32)} for out in outputs]
+
+    def r2(outs, labels):
+        given, wanted = np.array([o["y"][0, 0] for o in outs]), np.array(labels)
+        return 1 - ((given - wanted) ** 2).sum() / ((wanted - wanted.mean()) ** 2).sum()
+
+    parity = judged(outputs, labels, noisy, metric=Metric(name="r2", score=r2, whole=True))
+    low, high = parity.drop_interval
+    assert 0.02 < low < parity.metric_drop < high < 0.07
+    fragile = Metric(
+        name="needs-all", score=lambda outs, _: 1.0 if len(outs) == 200 else math.nan, whole=True
+    )
+    assert judged(outputs, labels, noisy, metric=fragile).drop_interval is None

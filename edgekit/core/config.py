@@ -96,6 +96,25 @@ class Options:
             help="The preprocessing contract of the model's images, in place of the source's.", group=_MODEL
         ),
     )
+    shape: Mapping[str, Option] = option(
+        _NO_SETTINGS,
+        Declared(
+            help="The shape of an example input: sizes of its dynamic axes, and what fixed-shape targets take.",
+            group=_MODEL,
+            commands=("build", "compress", "diff"),
+            metavar="NAME=1x128",
+        ),
+    )
+    sequence_length: int | None = option(
+        None,
+        Declared(
+            help="Pad the example and all samples to so many tokens, as the tokenizer of an hf: source does.",
+            group=_MODEL,
+            commands=("build", "compress", "diff"),
+            metavar="N",
+            minimum=1,
+        ),
+    )
     calib: str = option(
         "",
         Declared(

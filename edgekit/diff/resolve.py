@@ -20,6 +20,7 @@ from edgekit.errors import DataError, EdgekitError, UsageError
 from edgekit.graph.records import read_model
 from edgekit.load import parse, trust
 from edgekit.load.data import DataSpec, Example, fits, random_samples, unit_example, user_samples
+from edgekit.load.shapes import SampleForm, Shapes
 from edgekit.load.source import Source
 from edgekit.pipeline import stages
 from edgekit.pipeline.pixels import recorded
@@ -140,7 +141,14 @@ def _outputs(artifact: Artifact, step: str) -> set[str]:
 
 def _opened(spec: SourceSpec, data: DataSpec | None, context: BuildContext) -> Source:
     options = context.options
-    return Source(spec, context.store, trust=options.trust, network=options.network, example=Example(data))
+    return Source(
+        spec,
+        context.store,
+        trust=options.trust,
+        network=options.network,
+        example=Example(data),
+        shapes=Shapes.of(options),
+    )
 
 
 def _shared(a: Form, b: Form) -> int:
@@ -215,7 +223,12 @@ def _samples(
     preprocessing = exported.record.preprocessing if exported is not None else {}
     rows: list[Mapping[str, Array]]
     if data:
-        samples = user_samples(context.store, data, inputs, origin="comparison", preprocessing=preprocessing)
+        form = None
+        if exported is not None:
+            form = SampleForm.of(exported.example_inputs(), preprocessing, Shapes.of(context.options))
+        samples = user_samples(
+            context.store, data, inputs, origin="comparison", preprocessing=preprocessing, form=form
+        )
         rows = [sample.inputs for sample in samples.spread(SAMPLES)]
     elif artifact is not None and artifact.manifest.golden is not None:
         pixels = recorded(artifact.manifest)
@@ -232,7 +245,7 @@ def _samples(
     if not fitting:
         raise DataError(
             f"{artifact.target} has fixed shapes and no sample has them",
-            hint="give samples of the example's shape",
+            hint="give samples of the example's shape, or the --shape that it was built with",
         )
     return tuple(fitting)
 

@@ -207,11 +207,32 @@ def spec(value: ir.Value) -> TensorSpec:
             f"{value.name!r} has no tensor type and shape in the model",
             hint="edgekit takes models whose inputs and outputs are tensors of known rank",
         )
-    shape = tuple(
-        d if isinstance(d, int) else (d.value or f"{value.name}_axis{i}") for i, d in enumerate(value.shape)
-    )
+    shape = tuple(_dim(d, f"{value.name}_axis{i}") for i, d in enumerate(value.shape))
     layout = value.metadata_props.get(LAYOUT, "")
     return TensorSpec(name=value.name or "", dtype=value.type.dtype.numpy().name, shape=shape, layout=layout)
+
+
+def _dim(size: int | ir.SymbolicDim, nameless: str) -> int | str:
+    """A size, or the name of a dynamic axis; PaddlePaddle's exporters write -1 for one."""
+    if isinstance(size, int):
+        return size if size >= 0 else nameless
+    return size.value or nameless
+
+
+def name_axes(model: ir.Model) -> None:
+    """Give dynamic axes of inputs and outputs a name where they have none, in place; a negative size is none.
+
+    Negative sizes inside are forgotten: whoever needs them infers the shapes anew.
+    """
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None:
+            dims = [_dim(d, f"{value.name}_axis{i}") for i, d in enumerate(value.shape)]
+            value.shape = ir.Shape(dims)
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for value in node.outputs:
+            shape = value.shape
+            if shape is not None and any(isinstance(d, int) and d < 0 for d in shape):
+                value.shape = None
 
 
 def module_path(node: ir.Node | onnx.NodeProto) -> str:

@@ -17,6 +17,7 @@ from edgekit.core.store import Store, canonical_json
 from edgekit.errors import DataError
 from edgekit.load import Recorder, known
 from edgekit.load.classes import Classes
+from edgekit.load.shapes import SampleForm
 from edgekit.types import Sample, Samples, TensorSpec
 
 DataSpec: TypeAlias = str | Iterable[object]
@@ -118,8 +119,10 @@ def user_samples(
     origin: str,
     preprocessing: Mapping[str, object],
     classes: Classes | None = None,
+    form: SampleForm | None = None,
 ) -> SampleSet:
-    """The samples that ``--calib`` or ``--eval`` (or the API) names; folders of images are named by ``classes``.
+    """The samples that ``--calib`` or ``--eval`` (or the API) names, brought to ``form``; folders of images are named
+    by ``classes``.
 
     Their fingerprint and number are remembered for as long as every file that was read to make them is
     unchanged; only then are they not read again.
@@ -128,7 +131,9 @@ def user_samples(
         from edgekit.load.samples import from_iterable
 
         return _described(
-            from_iterable(data, inputs, name=f"the {origin} samples"), origin=origin, text="(Python)"
+            from_iterable(data, inputs, name=f"the {origin} samples", form=form),
+            origin=origin,
+            text="(Python)",
         )
     classes = classes or Classes()
     key = {
@@ -136,12 +141,13 @@ def user_samples(
         "inputs": inputs,
         "preprocessing": dict(preprocessing),
         "classes": [classes.names, classes.required],
+        "form": form,
     }
 
     def opened() -> Samples:
         from edgekit.load.samples import open_samples
 
-        return open_samples(data, inputs, preprocessing=preprocessing, classes=classes)
+        return open_samples(data, inputs, preprocessing=preprocessing, classes=classes, form=form)
 
     facts = known.recall(store, "samples", key)
     if facts is not None:
@@ -250,7 +256,7 @@ def _contents(value: object) -> Iterator[bytes]:
     elif value is not None and not isinstance(value, str):
         array = np.asarray(value.detach().cpu().float() if hasattr(value, "detach") else value)
         yield f"{getattr(value, 'dtype', array.dtype)}{array.shape}".encode()
-        yield np.ascontiguousarray(array).tobytes()
+        yield array.tobytes()
     else:
         yield repr(value).encode()
 
@@ -285,12 +291,15 @@ def random_samples(example: Mapping[str, Array], count: int) -> SampleSet:
     )
 
 
-def unit_example(inputs: tuple[TensorSpec, ...]) -> dict[str, Array]:
-    """Seeded inputs for an ONNX file that comes without data: dynamic axes are 1, floats normal, integers 0 or 1."""
+def unit_example(
+    inputs: tuple[TensorSpec, ...], shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Array]:
+    """Seeded inputs for an ONNX file that comes without data, of ``shapes`` where they are given; else dynamic axes
+    are 1. Floats are normal, integers 0 or 1."""
     generator = np.random.default_rng(_SEED)
     example: dict[str, Array] = {}
     for spec in inputs:
-        shape = [d if isinstance(d, int) else 1 for d in spec.shape]
+        shape = (shapes or {}).get(spec.name) or [d if isinstance(d, int) else 1 for d in spec.shape]
         dtype = np.dtype(spec.dtype)
         drawn = generator.integers(0, 2, shape) if dtype.kind in "iub" else generator.standard_normal(shape)
         example[spec.name] = np.asarray(drawn).astype(dtype)

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Protocol
 
 import torch
 
 from edgekit.errors import MissingExtraError, SourceError, UntrustedSourceError
 from edgekit.load import module as modules
 from edgekit.load.foreign import translated
+from edgekit.load.shapes import PADDING
 from edgekit.load.usercode import guarded
 from edgekit.preprocess.declared import from_mapping
 from edgekit.types import Json, Permit, SourceSpec, TorchModel
@@ -82,7 +84,7 @@ def load(spec: SourceSpec, permit: Permit) -> TorchModel:
         if spec.path is not None and not permit.trust:
             _refuse_pickles(spec.path)
         module = _module(hub, config)
-        inputs = _example(hub, config, module)
+        inputs, padding = _example(hub, config, module)
     model = modules.bind(module, inputs, what=spec.text)
     axes = {
         key: {0: "batch", 1: "sequence"} if tensor.dim() == 2 and _is_text(key) else {0: "batch"}
@@ -95,7 +97,7 @@ def load(spec: SourceSpec, permit: Permit) -> TorchModel:
         task=task,
         dynamic_axes=axes,
         labels=tuple(str(labels[i]) for i in sorted(labels)) if "classification" in task else (),
-        preprocessing=_preprocessing(spec.path, task),
+        preprocessing={**_preprocessing(spec.path, task), **padding},
     )
 
 
@@ -161,34 +163,67 @@ def _module(hub: _Hub, config: object) -> torch.nn.Module:
     return module
 
 
-def _example(hub: _Hub, config: object, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _example(
+    hub: _Hub, config: object, module: torch.nn.Module
+) -> tuple[dict[str, torch.Tensor], dict[str, Json]]:
+    """Example inputs, and how the tokenizer pads them (see :mod:`edgekit.load.shapes`) where they are text."""
     parameters = inspect.signature(module.forward).parameters
     main = getattr(module, "main_input_name", "input_ids")
     if main == "pixel_values":
-        return {main: _image(config)}
-    inputs = _tokens(hub, config) if main == "input_ids" else getattr(module, "dummy_inputs", None)
+        return {main: _image(config)}, {}
+    tokenizer = _tokenizer(hub) if main == "input_ids" else None
+    inputs = _tokens(tokenizer, config) if main == "input_ids" else getattr(module, "dummy_inputs", None)
     if isinstance(inputs, Mapping) and main in inputs:
-        return {k: v for k, v in inputs.items() if k in parameters}
+        taken = {k: v for k, v in inputs.items() if k in parameters}
+        return taken, _padding(tokenizer, config, [k for k in taken if _is_text(k)])
     raise SourceError(
         f"no example inputs are known for {type(module).__name__} (its main input is {main!r})",
         hint="write a factory that returns (model, {name: tensor, …})",
     )
 
 
-def _tokens(hub: _Hub, config: object) -> dict[str, torch.Tensor]:
-    """The tokenizer's output for a sentence; seeded ids with a full mask where there is no tokenizer."""
+class _Tokenizer(Protocol):
+    """What is asked of a tokenizer of transformers."""
+
+    def __call__(self, text: str, *, return_tensors: str) -> Mapping[str, torch.Tensor]: ...
+
+
+def _tokenizer(hub: _Hub) -> _Tokenizer | None:
     folder = Path(hub.name)
     # Without its files transformers makes an empty tokenizer up, whose ids mean nothing to the model.
-    if not folder.is_dir() or any((folder / n).is_file() for n in _TOKENIZER_FILES):
-        with translated(
-            f"the tokenizer of {hub.name} cannot be loaded",
-            hint="install what it needs, or remove its files to use random token ids as example inputs",
-        ):
-            tokenizer = hub.transformers.AutoTokenizer.from_pretrained(hub.name, **hub.limits)
-            return dict(tokenizer(_SENTENCE, return_tensors="pt"))
+    if folder.is_dir() and not any((folder / n).is_file() for n in _TOKENIZER_FILES):
+        return None
+    with translated(
+        f"the tokenizer of {hub.name} cannot be loaded",
+        hint="install what it needs, or remove its files to use random token ids as example inputs",
+    ):
+        tokenizer: _Tokenizer = hub.transformers.AutoTokenizer.from_pretrained(hub.name, **hub.limits)
+        return tokenizer
+
+
+def _tokens(tokenizer: _Tokenizer | None, config: object) -> dict[str, torch.Tensor]:
+    """The tokenizer's output for a sentence; seeded ids with a full mask where there is no tokenizer."""
+    if tokenizer is not None:
+        return dict(tokenizer(_SENTENCE, return_tensors="pt"))
     size = int(getattr(config, "vocab_size", 0) or 2)
     ids = torch.randint(0, size, (1, 16), generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _padding(tokenizer: _Tokenizer | None, config: object, names: list[str]) -> dict[str, Json]:
+    """What the tokenizer fills each of the inputs ``names`` with: its padding token, and zeros in masks."""
+    if "attention_mask" not in names:  # the model would read the padding as text
+        return {}
+    pad = getattr(tokenizer, "pad_token_id", None)
+    if pad is None:
+        pad = getattr(config, "pad_token_id", None)
+    values = dict.fromkeys(names, 0)
+    values |= {
+        "input_ids": int(pad or 0),
+        "token_type_ids": int(getattr(tokenizer, "pad_token_type_id", 0) or 0),
+    }
+    side = str(getattr(tokenizer, "padding_side", "right"))
+    return {PADDING: {"values": {k: values[k] for k in names}, "side": side}}
 
 
 def _image(config: object) -> torch.Tensor:

@@ -21,6 +21,7 @@ from edgekit.errors import DataError, UnknownNameError
 from edgekit.load import usercode
 from edgekit.load.classes import Classes, numbers
 from edgekit.load.foreign import translated
+from edgekit.load.shapes import SampleForm
 from edgekit.preprocess.declared import completed
 from edgekit.types import Sample, TensorSpec
 
@@ -40,19 +41,20 @@ def open_samples(
     preprocessing: Mapping[str, object] | None = None,
     limit: int | None = None,
     classes: Classes | None = None,
+    form: SampleForm | None = None,
 ) -> DataSamples:
     """Open DATA: ``file.py:callable``, a directory of ``.npz``/``.npy`` files, or one of images.
 
-    ``inputs`` are the model's; samples have their dtypes and shapes. ``limit`` takes the first so many;
-    ``classes`` are what folders of images are named by.
+    ``inputs`` are the model's; samples have their dtypes and shapes, and are brought to ``form``. ``limit`` takes the
+    first so many; ``classes`` are what folders of images are named by.
     Raises :class:`DataError` naming sample and tensor, already here for the first sample, and
     :class:`~edgekit.errors.SourceError` or :class:`~edgekit.errors.FactoryError` for the user's code.
     """
     if usercode.split(text) is not None:
-        return DataSamples(lambda: usercode.iterate(text), inputs, name=text, limit=limit)
+        return DataSamples(lambda: usercode.iterate(text), inputs, name=text, limit=limit, form=form)
     path, arrays = Path(text), _array_files(text)
     if arrays:
-        return DataSamples(_Arrays(arrays), inputs, name=text, limit=limit)
+        return DataSamples(_Arrays(arrays), inputs, name=text, limit=limit, form=form)
     if path.suffix == ".py":
         raise DataError(f"{text} names a file but no callable in it", hint=f"write {text}:NAME")
     if not path.is_dir():
@@ -61,7 +63,7 @@ def open_samples(
     images = sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGES and p.is_file())
     if images:
         source = _images(path, images, inputs, preprocessing or {}, classes or Classes())
-        return DataSamples(source, inputs, name=text, limit=limit)
+        return DataSamples(source, inputs, name=text, limit=limit, form=form)
     raise DataError(
         f"{text} holds neither .npz/.npy files nor images", hint="see edgekit build --help for DATA"
     )
@@ -85,15 +87,16 @@ def from_iterable(
     *,
     limit: int | None = None,
     name: str = "the samples",
+    form: SampleForm | None = None,
 ) -> DataSamples:
     """Samples from Python: a list, a data loader, a generator, or a function that gives one of them.
 
     What can be iterated only once is written to a temporary directory first, so memory stays flat.
     """
     if isinstance(iterable, Iterator):
-        once = DataSamples(lambda: iterable, inputs, name=name, limit=limit, probe=False)
-        return DataSamples(_Spooled(once), inputs, name=name)
-    return DataSamples(lambda: usercode.items(iterable, name), inputs, name=name, limit=limit)
+        once = DataSamples(lambda: iterable, inputs, name=name, limit=limit, probe=False, form=form)
+        return DataSamples(_Spooled(once), inputs, name=name, form=form)
+    return DataSamples(lambda: usercode.items(iterable, name), inputs, name=name, limit=limit, form=form)
 
 
 class DataSamples:
@@ -107,7 +110,9 @@ class DataSamples:
         name: str,
         limit: int | None = None,
         probe: bool = True,
+        form: SampleForm | None = None,
     ) -> None:
+        self._form = form or SampleForm()
         self._source, self._inputs, self._name, self._limit = source, inputs, name, limit
         self._summary: tuple[int, str, bool] | None = None
         if probe and next(iter(self), None) is None:
@@ -136,8 +141,9 @@ class DataSamples:
         for item in self._source():
             raw, label = _split(item, self._inputs)
             arrays = _by_name(raw, self._inputs, self._name, index)
-            for sample in _normalized(arrays, label, self._inputs, f"{self._name}: sample {index}"):
-                yield sample
+            where = f"{self._name}: sample {index}"
+            for sample in _normalized(arrays, label, self._inputs, self._form, where):
+                yield self._form.padded(sample)
                 index += 1
 
     def _summarize(self) -> tuple[int, str, bool]:
@@ -154,10 +160,10 @@ class DataSamples:
 def _feed(hasher: hashlib._Hash, sample: Sample) -> None:
     for name, array in sample.inputs.items():
         hasher.update(f"{name}:{array.dtype}:{array.shape};".encode())
-        hasher.update(np.ascontiguousarray(array).data)
+        hasher.update(array.tobytes())
     if isinstance(sample.label, np.ndarray):
         hasher.update(f"label:{sample.label.dtype}:{sample.label.shape};".encode())
-        hasher.update(np.ascontiguousarray(sample.label).tobytes())
+        hasher.update(sample.label.tobytes())
     else:
         hasher.update(f"label:{sample.label!r};".encode())
 
@@ -341,18 +347,19 @@ def _array(value: object, where: str, spec: TensorSpec) -> Array:
 
 
 def _normalized(
-    arrays: dict[str, Array], label: object, inputs: tuple[TensorSpec, ...], where: str
+    arrays: dict[str, Array], label: object, inputs: tuple[TensorSpec, ...], form: SampleForm, where: str
 ) -> Iterator[Sample]:
     checked = {s.name: _converted(_batched(arrays[s.name], s), s, where) for s in inputs}
     label = _label(label, where)
-    parts = _parts(checked, inputs)
+    units = {s.name: _unit(checked[s.name], s, form) for s in inputs}
+    parts = _parts(checked, inputs, units)
     if parts == 1:
         _check_shapes(checked, inputs, where)
         yield Sample(inputs=checked, label=label)
         return
     labels = _labels(label, parts, where)
     for part in range(parts):
-        pieces = {s.name: _piece(checked[s.name], s, part, parts) for s in inputs}
+        pieces = {s.name: _piece(checked[s.name], units[s.name], part, parts) for s in inputs}
         _check_shapes(pieces, inputs, where)
         yield Sample(inputs=pieces, label=labels[part])
 
@@ -369,30 +376,28 @@ def _matches(shape: tuple[int, ...], declared: tuple[int | str, ...]) -> bool:
     )
 
 
-def _unit(spec: TensorSpec) -> int:
-    """The batch size of one sample; 0 where the first axis is no batch axis."""
-    first = spec.shape[0] if spec.shape else 0
-    if isinstance(first, int):
-        return first
-    return 1 if first.lower() in ("b", "n", "bs") or "batch" in first.lower() else 0
+def _unit(array: Array, spec: TensorSpec, form: SampleForm) -> int:
+    """The batch size of one sample, the example's where the data's can be cut into it; 0 without a batch axis."""
+    batch = form.batch(spec)
+    dynamic = bool(spec.shape) and isinstance(spec.shape[0], str)
+    return 1 if batch and dynamic and array.ndim and array.shape[0] % batch else batch
 
 
-def _parts(arrays: Mapping[str, Array], inputs: tuple[TensorSpec, ...]) -> int:
+def _parts(arrays: Mapping[str, Array], inputs: tuple[TensorSpec, ...], units: Mapping[str, int]) -> int:
     """How many samples a batch holds; 1 also for what does not fit, which the shape check then names."""
     counts = {1}
     for spec in inputs:
-        array, unit = arrays[spec.name], _unit(spec)
+        array, unit = arrays[spec.name], units[spec.name]
         if unit and array.ndim == len(spec.shape) and _matches(array.shape[1:], spec.shape[1:]):
             counts.add(array.shape[0] // unit if array.shape[0] % unit == 0 else 1)
     several = counts - {0, 1}
     return several.pop() if len(several) == 1 else 1
 
 
-def _piece(array: Array, spec: TensorSpec, part: int, parts: int) -> Array:
-    unit = _unit(spec)
+def _piece(array: Array, unit: int, part: int, parts: int) -> Array:
     if not unit or array.shape[0] != unit * parts:
         return array  # shared by all samples of the batch
-    return np.ascontiguousarray(array[part * unit : (part + 1) * unit])
+    return np.asarray(array[part * unit : (part + 1) * unit], order="C")
 
 
 def _labels(label: object, parts: int, where: str) -> list[object]:
@@ -450,7 +455,7 @@ def _converted(array: Array, spec: TensorSpec, where: str) -> Array:
             f"{where}: {spec.name!r} holds {bad} values",
             hint="remove the sample, or mend what makes it; for masks use a large finite number",
         )
-    return np.ascontiguousarray(array)
+    return np.asarray(array, order="C")  # not ascontiguousarray: that would give a scalar an axis
 
 
 def _dtype_hint(array: Array, dtype: np.dtype[np.generic]) -> str:

@@ -13,6 +13,7 @@ from edgekit.core.store import Store, canonical_json
 from edgekit.errors import SourceError
 from edgekit.load import Recorder, known, load
 from edgekit.load.data import Example
+from edgekit.load.shapes import Shapes
 from edgekit.types import OnnxModel, SourceRecord, SourceSpec, TorchModel
 
 if TYPE_CHECKING:
@@ -37,10 +38,14 @@ class Source:
         network: bool = False,
         loaded: TorchModel | None = None,
         example: Example | None = None,
+        shapes: Shapes | None = None,
     ) -> None:
         self.spec, self._store = spec, store
         self._trust, self._network = trust, network
-        self._model: TorchModel | OnnxModel | None = loaded
+        self.shapes = shapes or Shapes()
+        self._model: TorchModel | OnnxModel | None = (
+            None if loaded is None else self.shapes.applied(loaded, spec.text)
+        )
         self._sha256 = ""
         self._example = example or Example(None)
         self.first_sample: Mapping[str, Array] | None = None
@@ -82,11 +87,13 @@ class Source:
 
             with Recorder() as recorder:
                 model = load(self.spec, trust=self._trust, network=self._network, needs_example=example)
-                if isinstance(model, OnnxModel) and self._example.given:
+                if isinstance(model, TorchModel):
+                    model = self.shapes.applied(model, self.spec.text)
+                elif self._example.given:
                     used.append(self._example.fingerprint)
                     self.first_sample = self._example.inputs(model.inputs)
             self._model = model
-            self._sha256 = identity(self.spec, recorder, "".join(used[:1]))
+            self._sha256 = identity(self.spec, recorder, "".join(used[:1]), self.shapes)
             facts = {"sha256": self._sha256, "example": "".join(used[:1])}
             known.remember(self._store, "source", self._key(), facts, recorder)
         return self._model
@@ -107,13 +114,14 @@ class Source:
             "path": str(self.spec.path.resolve() if self.spec.path else ""),
             "trust": self._trust,
             "network": self._network,
+            "shapes": self.shapes,
         }
 
 
-def identity(spec: SourceSpec, recorder: Recorder, example: str = "") -> str:
-    """sha256 over which factory it is, all that was read, the example where it was taken from data, and what is
-    installed. Of its own each time where what was read cannot be known."""
+def identity(spec: SourceSpec, recorder: Recorder, example: str = "", shapes: Shapes | None = None) -> str:
+    """sha256 over which factory it is, all that was read, the example where it was taken from data, the shapes that
+    it was given, and what is installed. Of its own each time where what was read cannot be known."""
     what = [spec.kind, spec.path.name if spec.path else spec.text, spec.attribute, example]
     doubt = secrets.token_hex(8) if recorder.doubts else ""
-    parts = [what, digest(recorder.dependencies), versions.environment(), doubt]
+    parts = [what, digest(recorder.dependencies), versions.environment(), doubt, shapes or Shapes()]
     return hashlib.sha256(canonical_json(parts)).hexdigest()

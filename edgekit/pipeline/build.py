@@ -30,6 +30,7 @@ from edgekit.errors import (
 from edgekit.load import parse, trust
 from edgekit.load.classes import Classes
 from edgekit.load.data import RANDOM, DataSpec, Example, SampleSet, random_samples, user_samples
+from edgekit.load.shapes import SampleForm, Shapes
 from edgekit.load.source import Source
 from edgekit.pipeline import compress, speed, stages
 from edgekit.pipeline.candidates import (
@@ -48,7 +49,7 @@ from edgekit.pipeline.candidates import (
 from edgekit.pipeline.deliver import Product, deliver, refusal
 from edgekit.pipeline.lower import Graph, graph_of, lower_for, shaped
 from edgekit.pipeline.stages import BuildContext, Calibrated, Exported
-from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES
+from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES, fitting
 from edgekit.types import Finding, Gate, Severity, SourceSpec, Target, TorchModel, Verdict
 
 T = TypeVar("T")
@@ -109,6 +110,7 @@ def check(request: Request) -> None:
         device(request.options.device)
     config.refuse_unknown_settings(request.targets, request.options.set)
     config.build_settings(request.options.set)
+    Shapes.of(request.options)
     for target in request.targets:
         config.target_options(target, request.options.set)
     needing = [t.name for t in request.targets if t.needs_calibration]
@@ -130,6 +132,7 @@ def prepare(request: Request, context: BuildContext) -> Prepared:
         network=options.network,
         loaded=request.module,
         example=Example(request.calibration or request.evaluation, options.preprocessing),
+        shapes=Shapes.of(options),
     )
     given = source
     source, compress_steps = compressed(request, context, source)
@@ -142,7 +145,7 @@ def prepare(request: Request, context: BuildContext) -> Prepared:
     calibrated: Calibrated | None = None
     findings: tuple[Finding, ...] = ()
     quantized = [t for t in request.targets if t.uses_calibration]
-    refused = refusals(context, quantized, graph)
+    refused = refusals(context, quantized, graph, data.verification)
     if data.calibration is not None and any(t.name not in refused for t in quantized):
         calibrated = stages.calibrate(context, graph.model, data.calibration)
         findings = examine(context, calibrated, data, graph.exported)
@@ -155,13 +158,17 @@ def prepare(request: Request, context: BuildContext) -> Prepared:
     )
 
 
-def refusals(context: BuildContext, targets: Sequence[Target], graph: Graph) -> dict[str, EdgekitError]:
+def refusals(
+    context: BuildContext, targets: Sequence[Target], graph: Graph, samples: SampleSet
+) -> dict[str, EdgekitError]:
     """What is known to be impossible before minutes go into calibration, by target."""
     found: dict[str, EdgekitError] = {}
     for target in targets:
         try:
             refuse_missing_runtime(context, target)
             model, _ = shaped(context, graph, target, graph.model)
+            if graph.pixels is None:
+                fitting(context, target, model, samples)
             stages.check(context, model, target, config.target_options(target, context.options.set))
         except EdgekitError as error:
             found[target.name] = error
@@ -191,7 +198,9 @@ def plans_origin(request: Request, context: BuildContext) -> Source | None:
 
     options = request.options
     spec = parse(plan.read(request.source.path).source)
-    return Source(spec, context.store, trust=options.trust, network=options.network)
+    return Source(
+        spec, context.store, trust=options.trust, network=options.network, shapes=Shapes.of(options)
+    )
 
 
 def examine(
@@ -231,6 +240,7 @@ def gather(request: Request, context: BuildContext, exported: Exported) -> Data:
             origin=origin,
             preprocessing=preprocessing,
             classes=Classes(names=exported.record.labels, required=origin == EVALUATION),
+            form=SampleForm.of(exported.example_inputs(), preprocessing, Shapes.of(request.options)),
         )
 
     calibration = named(request.calibration, "calibration")

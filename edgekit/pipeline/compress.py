@@ -181,9 +181,12 @@ def _compressed(context: BuildContext, source: Source, key: Key, folder: Path, s
         for step, seconds in zip(report.steps, read_json(folder / TIMES), strict=True)
     )
     spec = SourceSpec(text=source.spec.text, kind="plan", path=folder)
+    options = context.options
     return Compressed(
         folder=folder,
-        source=Source(spec, context.store, trust=context.options.trust, network=context.options.network),
+        source=Source(
+            spec, context.store, trust=options.trust, network=options.network, shapes=source.shapes
+        ),
         report=replace(report, steps=steps),
         step=StepRecord(
             name=key.name,

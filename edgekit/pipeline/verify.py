@@ -197,20 +197,20 @@ class Case:
 def _golden(context: BuildContext, subject: Subject, samples: SampleSet, reference: Reference) -> Vectors:
     """Written whether or not this machine can run the artifact: another may have to."""
 
+    chosen = fitting(context, subject.target, subject.model, samples)
+
     def produce(out: Path) -> None:
-        chosen = _fitting(subject, samples)
         count = golden.write(_kept(samples, chosen), _kept(reference.outputs, chosen), out / golden.FILE)
-        write_json({"count": count, "chosen": chosen}, out / "golden.json")
+        write_json({"count": count}, out / "golden.json")
 
     def read(directory: Path) -> Vectors:
-        facts = read_json(directory / "golden.json")
-        return Vectors(file=directory / golden.FILE, count=facts["count"], chosen=tuple(facts["chosen"]))
+        count = read_json(directory / "golden.json")["count"]
+        return Vectors(file=directory / golden.FILE, count=count, chosen=chosen)
 
-    shapes = {s.name: list(s.shape) for s in subject.model.inputs} if subject.target.fixed_shapes else {}
     step = Step(
         name="golden",
         inputs=(samples.fingerprint, reference.sha256),
-        options={"shapes": shapes},
+        options={"shapes": _shapes(subject.target, subject.model)},
         packages=("numpy",),
         produce=produce,
         read=read,
@@ -274,18 +274,72 @@ def _alone(context: BuildContext) -> dict[str, Option]:
     return {"threads": 1} if context.site is not None and context.site.emulated else {}
 
 
-def _fitting(subject: Subject, samples: SampleSet) -> list[bool]:
-    if not subject.target.fixed_shapes:
-        return [True] * len(samples)
-    shapes = {s.name: tuple(int(d) for d in s.shape) for s in subject.model.inputs}
-    chosen = [fits(shapes, sample) for sample in samples]
-    if not any(chosen):
-        wanted = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+def fitting(context: BuildContext, target: Target, model: OnnxModel, samples: SampleSet) -> tuple[bool, ...]:
+    """Which samples ``target`` can take, lowered from ``model``: all, unless its shapes are fixed.
+
+    Raises :class:`DataError` where more than :data:`MISFITS` of them do not fit: what is measured on the rest says
+    little of the data that were given.
+    """
+    shapes = _shapes(target, model)
+    if not shapes:
+        return (True,) * len(samples)
+
+    def produce(out: Path) -> None:
+        rows: list[bool] = []
+        seen: dict[str, set[tuple[int, ...]]] = {name: set() for name in shapes}
+        for sample in samples:
+            rows.append(fits(shapes, sample))
+            for name, found in seen.items():
+                found.add(sample.inputs[name].shape)
+        extents = {name: _extent(found) for name, found in seen.items()}
+        write_json({"fits": rows, "seen": extents}, out / "fitting.json")
+
+    step = Step(
+        name="fitting",
+        inputs=(samples.fingerprint,),
+        options={"shapes": shapes},
+        packages=("numpy",),
+        produce=produce,
+        read=lambda directory: read_json(directory / "fitting.json"),
+    )
+    facts = run(context.store, step).value
+    chosen = tuple(map(bool, facts["fits"]))
+    missing = len(chosen) - sum(chosen)
+    if missing > MISFITS * len(chosen):
+        wanted = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise DataError(
-            f"{subject.target.name} has fixed shapes ({wanted}, from the example inputs) and no sample has them",
-            hint="give samples of that shape, or example inputs of the samples' shape",
+            f"{target.name} has fixed shapes ({wanted}, from the example inputs), and {missing} of "
+            f"{len(chosen)} samples have others",
+            hint=_ways(shapes, facts["seen"]),
         )
     return chosen
+
+
+MISFITS = 0.05
+"""The share of samples that may have other shapes than a target with fixed shapes takes; they are not run, and said."""
+
+
+def _shapes(target: Target, model: OnnxModel) -> dict[str, list[int]]:
+    """The shapes that a target with fixed shapes takes; empty for any other."""
+    return {s.name: [int(d) for d in s.shape] for s in model.inputs} if target.fixed_shapes else {}
+
+
+def _extent(shapes: Iterable[tuple[int, ...]]) -> list[list[int]]:
+    """The smallest and largest size of each axis."""
+    return [[min(sizes), max(sizes)] for sizes in zip(*shapes, strict=True)]
+
+
+def _ways(shapes: Mapping[str, list[int]], seen: Mapping[str, list[list[int]]]) -> str:
+    """What to do about samples that do not fit: another shape where all have one, else padding."""
+    other = {name: seen[name] for name, shape in shapes.items() if [[d, d] for d in shape] != seen[name]}
+    flags = " ".join(f"--shape {n}={'x'.join(str(high) for _, high in axes)}" for n, axes in other.items())
+    if all(low == high for axes in other.values() for low, high in axes):
+        return f"the samples all have one shape: pass {flags}"
+    longest = max(high for axes in other.values() for low, high in axes if low != high)
+    return (
+        f"their sizes differ, up to {longest}: a source with a tokenizer (hf:) pads them with --sequence-length "
+        f"{longest}; else pad them in the data callable, and pass {flags}"
+    )
 
 
 def _kept(rows: Iterable[T], chosen: Sequence[bool]) -> Iterator[T]:

@@ -17,6 +17,7 @@ from edgekit.graph.ops import Trait
 from edgekit.graph.passes.fold_preprocessing import fold_preprocessing
 from edgekit.graph.records import ModelRecord, write_json, write_model
 from edgekit.load.data import SampleSet, unit_example
+from edgekit.load.shapes import refuse_open, resized
 from edgekit.load.source import Source
 from edgekit.pipeline.pixels import Pixels
 from edgekit.pipeline.reference import answers, in_float64
@@ -170,12 +171,21 @@ def _exported(model: TorchModel, out: Path) -> tuple[ModelRecord, dict[str, Arra
 
 
 def _imported(model: OnnxModel, source: Source, out: Path) -> tuple[ModelRecord, dict[str, Array]]:
-    """An ONNX source: copied with its external data; the example is the first sample, else random."""
-    written = io.save(io.load(model.path), out / MODEL)
+    """An ONNX source: copied with its external data. The example is the first sample, else random; a batch that was
+    not given is 1, any other dynamic axis has to be."""
+    graph = io.load(model.path)
+    io.name_axes(graph)
+    written = io.save(graph, out / MODEL)
+    what = source.spec.text
+    shapes = source.shapes.resolved(written, what)
     if source.first_sample is not None:
-        return ModelRecord(model=written), dict(source.first_sample)
-    notes = tuple(f"{s.name}: dynamic axes of the example are 1" for s in written.inputs if not s.is_static)
-    return ModelRecord(model=written, notes=notes), unit_example(written.inputs)
+        rows = source.first_sample.items()
+        example = {name: resized(a, shapes[name]) if name in shapes else a for name, a in rows}
+        return ModelRecord(model=written), example
+    refuse_open([s for s in written.inputs if s.name not in shapes], what)
+    free = [s.name for s in written.inputs if not s.is_static and s.name not in shapes]
+    notes = tuple(f"{name}: the batch of the example is 1" for name in free)
+    return ModelRecord(model=written, notes=notes), unit_example(written.inputs, shapes)
 
 
 def _counted(rows: Iterator[dict[str, Array]], task: Task) -> Iterator[dict[str, Array]]:

@@ -11,6 +11,7 @@ from edgekit.compress.step import StepReport
 from edgekit.compress.training.settings import is_first_process
 from edgekit.errors import UsageError
 from edgekit.load import parse
+from edgekit.load.shapes import Shapes
 from edgekit.load.source import Source
 from edgekit.pipeline import compress as stage
 from edgekit.pipeline.stages import BuildContext
@@ -63,7 +64,10 @@ def opened(context: BuildContext, source: str | Path) -> Source:
             hint="give a factory (file.py:factory), or apply the steps yourself (edgekit.compress.step.run)",
         )
     options = context.options
-    return Source(parse(str(source)), context.store, trust=options.trust, network=options.network)
+    shapes = Shapes.of(options)
+    return Source(
+        parse(str(source)), context.store, trust=options.trust, network=options.network, shapes=shapes
+    )
 
 
 def by_recipe(context: BuildContext, source: Source, text: str, *, seed: int | None = None) -> Delivered:

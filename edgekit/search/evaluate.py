@@ -31,6 +31,7 @@ from edgekit.devices.runnable import Runnable
 from edgekit.errors import DataError, EdgekitError
 from edgekit.load import usercode
 from edgekit.load.data import SampleSet, user_samples
+from edgekit.load.shapes import SampleForm, Shapes
 from edgekit.load.source import MODULE, Source
 from edgekit.pipeline.compress import TrainingTask
 from edgekit.pipeline.lower import graph_of, lower_for
@@ -261,12 +262,14 @@ class Evaluator:
         data = ship.calibration(options)
         if data is None:
             return None
+        preprocessing = options.preprocessing or exported.record.preprocessing
         samples = user_samples(
             self.context.store,
             data,
             exported.model.inputs,
             origin="calibration",
-            preprocessing=options.preprocessing or exported.record.preprocessing,
+            preprocessing=preprocessing,
+            form=SampleForm.of(exported.example_inputs(), preprocessing, Shapes.of(options)),
         )
         return samples.spread(options.samples)
 

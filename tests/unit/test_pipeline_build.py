@@ -377,17 +377,37 @@ def test_fixed_shapes_leave_out_what_does_not_fit_and_say_so(tmp_path, fake, mon
     import numpy as np
 
     fixed = replace(A32, fixed_shapes=True)
-    rows = [*samples(3, labels=False), {"x": np.ones((1, 5), np.float32)}]
+    longer = {"x": np.ones((1, 5), np.float32)}
+    rows = [*samples(19, labels=False), longer]
     asked, context = fakes.request(tmp_path, (fixed,), None, rows, speed_gate=False)
     (outcome,) = build.run(asked, context)
     manifest = outcome.artifact.manifest
-    assert (manifest.parity.samples, manifest.golden.samples) == (3, 3)
+    assert manifest.parity.samples == 19
     assert any(n.startswith("1 samples have other shapes") for n in manifest.notes)
     assert [s.name for s in manifest.steps] == ["export", "optimize", "fix-shapes", "lower"]
-    asked, context = fakes.request(tmp_path / "b", (fixed,), None, rows[3:], speed_gate=False)
-    (outcome,) = build.run(asked, context)
-    assert isinstance(outcome.error, DataError)
-    assert "no sample has them" in outcome.error.message
+
+
+@pytest.mark.parametrize(
+    ("good", "longer", "advice"),
+    [
+        (18, (5,), "--shape x=1x5"),
+        (0, (5,), "all have one shape: pass --shape x=1x5"),
+        (3, (5, 9), "--shape x=1x9"),
+    ],
+)
+def test_more_than_five_percent_that_do_not_fit_are_refused(tmp_path, fake, good, longer, advice):
+    import numpy as np
+
+    others = [{"x": np.ones((1, size), np.float32)} for size in longer]
+    rows = [*samples(good, labels=False), *others]
+    fixed, free = replace(A32, fixed_shapes=True), replace(B32, fixed_shapes=False)
+    asked, context = fakes.request(tmp_path, (fixed, free), None, rows, speed_gate=False)
+    refused, made = build.run(asked, context)
+    assert isinstance(refused.error, DataError)
+    assert refused.error.exit_code == 2
+    assert f"{len(longer)} of {good + len(longer)} samples" in refused.error.message
+    assert advice in refused.error.hint
+    assert made.error is None
 
 
 def test_the_users_metric_runs_in_the_main_thread(tmp_path, fake, workers):

@@ -205,3 +205,22 @@ def test_axes_that_cannot_be_dynamic_are_noted(tmp_path: Path) -> None:
 def test_dynamic_axes_of_an_unknown_input_are_refused() -> None:
     with pytest.raises(SourceError, match="no input"):
         load.from_module(torch.nn.ReLU(), torch.randn(1, 3), dynamic_axes={"x": {0: "batch"}})
+
+
+class Attention(torch.nn.Module):
+    def forward(self, x: Any, keep: Any) -> Any:
+        return torch.nn.functional.scaled_dot_product_attention(x, x + 1, x * 2, attn_mask=keep)
+
+
+def test_a_row_without_any_key_gives_zero_though_the_example_has_none(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, keep = torch.randn(2, 3, 4, 8), torch.ones(2, 1, 4, 4, dtype=torch.bool)
+    model = load.from_module(Attention(), (x, keep))
+    exported = export.export(model, tmp_path / "a.onnx")
+    empty = keep.clone()
+    empty[1, :, 2] = False
+    expected = Attention()(x, empty).numpy()
+    assert not expected[1, :, 2].any()
+    for made in (exported, passes.optimize(exported, tmp_path / "b.onnx")):
+        (got,) = io.run(io.session(made.path), {"x": x.numpy(), "keep": empty.numpy()}).values()
+        np.testing.assert_allclose(got, expected, atol=1e-5)

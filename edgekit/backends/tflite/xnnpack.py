@@ -252,11 +252,13 @@ def _nan_guard(g: Builder, op: Op) -> list[Tensor] | None:
         return None
     if test.code != "NOT_EQUAL" or test.inputs[0] is not p or test.inputs[1] is not p or p.dtype != FLOAT32:
         return None
+    if _is_product(g, softmax.input()):
+        return [p]
     total = g.producer(softmax.input())
     if total is None or total.code != "ADD":
-        return [p]
+        return None  # a selection, say: whatever masks in another way than by adding may mask a whole row
     mask, scores = sorted((total.input(), total.input(1)), key=lambda t: (_is_product(g, t), t.size))
-    if _is_product(g, mask) or mask.rank == 0 or mask.shape[-1] != p.shape[-1]:
+    if not _is_product(g, scores) or mask.rank == 0 or mask.shape[-1] != p.shape[-1]:
         return None
     if mask.data is not None:
         empty = np.all(np.isneginf(mask.data), axis=-1)
@@ -272,16 +274,20 @@ def _nan_guard(g: Builder, op: Op) -> list[Tensor] | None:
     return [g.binary("MUL", clean, weight)]
 
 
-def _is_product(g: Builder, t: Tensor) -> bool:
-    """Whether a tensor comes (past scaling) from a matrix product: attention's scores, not its mask."""
-    for _ in range(4):
-        producer = g.producer(t)
-        if producer is None or producer.code in ("BATCH_MATMUL", "FULLY_CONNECTED"):
-            return producer is not None
-        if producer.code not in ("MUL", "RESHAPE", "TRANSPOSE", "DIV", "ADD") or producer.inputs[0] is None:
-            return False
-        t = producer.inputs[0]
-    return False
+def _is_product(g: Builder, t: Tensor, depth: int = 6) -> bool:
+    """Whether a tensor is a matrix product, past scaling and finite constants: attention's scores, never a mask."""
+    producer = g.producer(t)
+    if producer is None or depth == 0 or producer.code in ("BATCH_MATMUL", "FULLY_CONNECTED"):
+        return producer is not None and depth > 0
+    if producer.code in ("RESHAPE", "TRANSPOSE"):
+        return _is_product(g, producer.input(), depth - 1)
+    if producer.code not in ("MUL", "DIV", "ADD"):
+        return False
+    sides = (producer.input(), producer.input(1))
+    finite = [s.data is not None and bool(np.all(np.isfinite(s.data))) for s in sides]
+    if producer.code != "ADD" and not any(finite):
+        return False
+    return not all(finite) and all(f or _is_product(g, s, depth - 1) for s, f in zip(sides, finite, strict=True))
 
 
 # --- after fusion -----------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from edgekit.errors import ExportError
 from edgekit.graph import io
 from edgekit.graph.export.account import Attempt, account
 from edgekit.graph.export.check import EXAMPLE, axis_sizes, compare, first_line, resized, run_onnx
+from edgekit.graph.export.masks import mask_whole_rows
 from edgekit.graph.nested import attempt, flatten, unwrap
 from edgekit.types import OnnxModel, TorchModel
 
@@ -223,6 +224,7 @@ def _tidy(exported: ir.Model, model: TorchModel, names: tuple[str, ...]) -> None
             if owner and io.module_path(node) != owner:  # the exporter names a folded batch norm instead
                 node.metadata_props[io.SCOPES] = repr(["", owner, node.name or node.op_type])
     _name_integers(exported)
+    mask_whole_rows(exported)
     for value, name in zip(exported.graph.outputs, names, strict=True):
         value.name = name
     for value in exported.graph.inputs:

@@ -57,7 +57,10 @@ def grid_sample(
         _unnormalized(g, _component(g, points, len(spatial) - 1 - i), size, bool(align_corners))
         for i, size in enumerate(spatial)
     ]
-    if padding_mode == "border":
+    # Cubic taps reach beyond the image by themselves: PyTorch bounds each of them, not the position between them.
+    if mode == "cubic":
+        pass
+    elif padding_mode == "border":
         position = [g.clamp(p, 0, size - 1) for p, size in zip(position, spatial, strict=True)]
     elif padding_mode == "reflection":
         position = [

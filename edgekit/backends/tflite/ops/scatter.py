@@ -1,8 +1,8 @@
 """Gathering and scattering by computed indices.
 
 Indices become positions in the flattened data, where GATHER and SCATTER_ND work on rows. SCATTER_ND starts from
-zeros and adds: overwriting takes a second scatter that marks the places. Known indices need neither: the result
-is then a GATHER from the data with the updates behind it.
+zeros and adds, which is wrong for overwriting where an index comes twice: that is a GATHER from the data with the
+updates behind it, in which every row reads its last writer.
 """
 
 from __future__ import annotations
@@ -139,13 +139,15 @@ def _overwritten(g: Builder, data: Tensor, rows: Tensor, updates: Tensor) -> Ten
         # Of equal rows the last update wins, as numpy assigns.
         source[rows.data] = data.shape[0] + np.arange(len(rows.data))
         return g.gather(g.concat([data, updates], 0), g.ints(source))
-    # SCATTER_ND adds, so places that are written twice count two: greater than 0 all the same.
-    ones = g.constant(np.ones((rows.size, 1), np.int32))
-    marked = _added(g, rows, ones, (data.shape[0], 1))
-    here = g.compare("GREATER", marked, 0)
+    # Which update is the last one for each row; rows that none goes to get the smallest number.
+    count, kept = rows.size, data.shape[0]
+    number = g.constant(np.arange(count, dtype=np.int32))
+    last = g.emit("UNSORTED_SEGMENT_MAX", [number, rows, g.constant(kept, INT32)], (kept,), INT32)
+    written = g.compare("GREATER", last, -1)
+    source = g.select(written, g.binary("ADD", last, kept), g.constant(np.arange(kept, dtype=np.int32)))
     wide = INT32 if data.dtype == BOOL else data.dtype
-    new = _added(g, rows, g.cast(updates, wide), data.shape)
-    return g.cast(g.select(here, new, g.cast(data, wide)), data.dtype)
+    both = g.concat([g.cast(data, wide), g.cast(updates, wide)], 0)
+    return g.cast(g.gather(both, source), data.dtype)
 
 
 def _added(g: Builder, rows: Tensor, updates: Tensor, shape: Sequence[int]) -> Tensor:

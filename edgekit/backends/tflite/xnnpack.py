@@ -287,7 +287,9 @@ def _is_product(g: Builder, t: Tensor, depth: int = 6) -> bool:
     finite = [s.data is not None and bool(np.all(np.isfinite(s.data))) for s in sides]
     if producer.code != "ADD" and not any(finite):
         return False
-    return not all(finite) and all(f or _is_product(g, s, depth - 1) for s, f in zip(sides, finite, strict=True))
+    return not all(finite) and all(
+        f or _is_product(g, s, depth - 1) for s, f in zip(sides, finite, strict=True)
+    )
 
 
 # --- after fusion -----------------------------------------------------------------------------------

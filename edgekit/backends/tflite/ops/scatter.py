@@ -144,10 +144,11 @@ def _overwritten(g: Builder, data: Tensor, rows: Tensor, updates: Tensor) -> Ten
     number = g.constant(np.arange(count, dtype=np.int32))
     last = g.emit("UNSORTED_SEGMENT_MAX", [number, rows, g.constant(kept, INT32)], (kept,), INT32)
     written = g.compare("GREATER", last, -1)
-    source = g.select(written, g.binary("ADD", last, kept), g.constant(np.arange(kept, dtype=np.int32)))
+    own = g.constant(np.arange(kept, dtype=np.int32))
+    place = g.select(written, g.binary("ADD", last, kept), own)
     wide = INT32 if data.dtype == BOOL else data.dtype
     both = g.concat([g.cast(data, wide), g.cast(updates, wide)], 0)
-    return g.cast(g.gather(both, source), data.dtype)
+    return g.cast(g.gather(both, place), data.dtype)
 
 
 def _added(g: Builder, rows: Tensor, updates: Tensor, shape: Sequence[int]) -> Tensor:

@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 
+from edgekit.backends.openvino.rewrite import keep_order, rewrite
 from edgekit.errors import BackendError, MissingExtraError, UnsupportedNode, UnsupportedOperatorsError
 from edgekit.graph import io
 from edgekit.graph.weights import integer_share
@@ -53,11 +54,13 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     """
     source = io.load(model.path)
     modules = {node.name: io.module_path(node) for node in source.graph}
+    rewrite(source)
     _prepare(source)
     half = target.precision in (Precision.FP16, Precision.BF16)
     with tempfile.TemporaryDirectory(dir=out, prefix=".onnx-") as folder:
         plain = io.save(source, Path(folder) / "model.onnx")
         converted = _convert(plain.path, target, modules)
+        keep_order(converted, runtime())
         _name(converted, {n.name for n in source.graph if n.name} | set(source.graph.initializers))
         _save(converted, out / target.file, compress_to_fp16=half)
     settings = dict(target.runtime)
@@ -96,7 +99,7 @@ def _convert(path: Path, target: Target, modules: Mapping[str | None, str]) -> o
     try:
         return runtime().Core().read_model(path)
     except RuntimeError as e:
-        missing = _unconverted(path, modules)
+        missing = _unconverted(path, modules) or _refused(io.load(path), modules)
         if missing:
             raise UnsupportedOperatorsError(target.name, missing) from e
         raise BackendError(
@@ -129,6 +132,60 @@ def _unconverted(path: Path, modules: Mapping[str | None, str]) -> list[Unsuppor
         for node in io.load(path).graph
         if node.name in names or any(v.name in names for v in node.outputs)
     ]
+
+
+def _refused(model: ir.Model, modules: Mapping[str | None, str]) -> list[UnsupportedNode]:
+    """Nodes that the front end does not read even where they are alone in a model."""
+    found = []
+    for node in model.graph:
+        alone = _alone(node, model)
+        if alone is None:
+            continue
+        try:
+            runtime().Core().read_model(ir.to_proto(alone).SerializeToString())
+        except RuntimeError:
+            found.append(
+                UnsupportedNode(
+                    op=node.op_type,
+                    node=node.name or "?",
+                    reason=f"OpenVINO {runtime().__version__} cannot read it with these attributes and shapes",
+                    module_path=modules.get(node.name, ""),
+                )
+            )
+    return found
+
+
+def _alone(node: ir.Node, model: ir.Model) -> ir.Model | None:
+    """A model of one node with its constants; ``None`` where a type or rank is not known, or graphs are inside."""
+    inside = any(
+        a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
+    )
+    values = [v for v in node.inputs if v is not None]
+    if inside or any(v.dtype is None or v.shape is None for v in values if v.const_value is None):
+        return None
+    copies = {
+        v: ir.Value(name=v.name, type=v.type, shape=v.shape, const_value=v.const_value)
+        for v in dict.fromkeys(values)
+    }
+    single = ir.Node(
+        node.domain,
+        node.op_type,
+        [None if v is None else copies[v] for v in node.inputs],
+        attributes=list(node.attributes.values()),
+        num_outputs=len(node.outputs),
+    )
+    for i, output in enumerate(single.outputs):
+        output.name = f"output_{i}"
+        output.type, output.shape = node.outputs[i].type, node.outputs[i].shape
+    graph = ir.Graph(
+        [v for v in copies.values() if v.const_value is None],
+        list(single.outputs),
+        nodes=[single],
+        initializers=[v for v in copies.values() if v.const_value is not None],
+        opset_imports=model.opset_imports,
+        name="alone",
+    )
+    return ir.Model(graph, ir_version=model.ir_version)
 
 
 def _name(model: ov.Model, known: set[str]) -> None:

@@ -25,6 +25,7 @@ from edgekit.errors import ExportError
 from edgekit.graph import io
 from edgekit.graph.export.account import Attempt, account
 from edgekit.graph.export.check import EXAMPLE, axis_sizes, compare, first_line, resized, run_onnx
+from edgekit.graph.export.decompositions import decomposed
 from edgekit.graph.export.masks import mask_whole_rows
 from edgekit.graph.nested import attempt, flatten, unwrap
 from edgekit.types import OnnxModel, TorchModel
@@ -82,6 +83,8 @@ def export_with_report(model: TorchModel, out: Path, *, opset: int = OPSET) -> t
             error, checked, notes = compare(model, written)
         except (KeyboardInterrupt, MemoryError):
             raise
+        except _NothingToReplaceError:
+            continue
         except Exception as failure:
             if disk_is_full(failure):
                 raise
@@ -125,6 +128,13 @@ def _output_names(outputs: Mapping[str, torch.Tensor], inputs: Mapping[str, Any]
     return tuple(f"{n}_out" if n in inputs else n for n in outputs)
 
 
+_REPLACED = "operators replaced"
+
+
+class _NothingToReplaceError(Exception):
+    """No operator of the module stands in the table of :mod:`edgekit.graph.export.decompositions`."""
+
+
 class _Flat(torch.nn.Module):
     """Positional tensors in, a tuple of tensors out: what every exporter can trace."""
 
@@ -145,9 +155,8 @@ def _strategies(
     example = tuple(_traced(model).values())
     dynamic = (tuple(dict(model.dynamic_axes.get(n, {})) or None for n in model.example_inputs),)
 
-    def dynamo(shapes: Any, strict: bool) -> ir.Model:
-        program: Any = module
-        if strict:
+    def dynamo(shapes: Any, strict: bool, program: Any = module) -> ir.Model:
+        if strict and program is module:
             hints = _hints(shapes) if shapes else None
             program = torch.export.export(module, example, dynamic_shapes=hints, strict=True)
         made = torch.onnx.export(
@@ -163,13 +172,23 @@ def _strategies(
         assert made is not None
         return made.model
 
+    def replaced(shapes: Any) -> ir.Model:
+        hints = _hints(shapes) if shapes else None
+        program = decomposed(torch.export.export(module, example, dynamic_shapes=hints, strict=False))
+        if program is None:
+            raise _NothingToReplaceError
+        return dynamo(None, True, program)
+
     if model.dynamic_axes:
         yield "torch.export, dynamic axes", lambda: dynamo(dynamic, False)
+        yield f"torch.export, dynamic axes, {_REPLACED}", lambda: replaced(dynamic)
         yield "torch.export strict, dynamic axes", lambda: dynamo(dynamic, True)
         yield "TorchScript, dynamic axes", lambda: _torchscript(module, model, names, opset, dynamic=True)
         yield "torch.export, fixed shapes", lambda: dynamo(None, False)
+        yield f"torch.export, fixed shapes, {_REPLACED}", lambda: replaced(None)
         return
     yield "torch.export", lambda: dynamo(None, False)
+    yield f"torch.export, {_REPLACED}", lambda: replaced(None)
     yield "torch.export strict", lambda: dynamo(None, True)
     yield "TorchScript", lambda: _torchscript(module, model, names, opset, dynamic=False)
 

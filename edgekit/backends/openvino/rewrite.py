@@ -1,0 +1,259 @@
+"""ONNX operators that OpenVINO's reader refuses or reads wrongly, in operators that it reads rightly.
+
+Measured with OpenVINO 2026.4: Pad that wraps and DFT of a part of a spectrum are refused; Resize reads neither
+``antialias`` nor ``exclude_outside``; pools that round up count the margin (AveragePool) or give a window that begins
+in it (both); TopK does not keep equals in order (mended in the read model, :func:`keep_order`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekit.graph.edit import add_constant, attribute, constant, home, integers, nodes, replace, static_shape
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+    from edgekit.types import Array
+
+_New: TypeAlias = "list[ir.Node] | None"
+
+
+def rewrite(model: ir.Model) -> None:
+    """Replace what the reader cannot be given, in place."""
+    for node in nodes(model, *_RULES):
+        made = _RULES[node.op_type](node) if home(node) is not None else None
+        if made:
+            replace(node, made)
+
+
+class _Maker:
+    """New nodes around one old one, in order; every result is the next one's input."""
+
+    def __init__(self, node: ir.Node) -> None:
+        graph = home(node)
+        assert graph is not None
+        self.graph, self.near, self.made = graph, node.name or node.op_type, list[ir.Node]()
+
+    def add(
+        self, op: str, inputs: Sequence[ir.Value | None], **attributes: int | float | str | Sequence[int]
+    ) -> ir.Value:
+        written = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]
+        node = ir.Node("", op, list(inputs), attributes=written, name=f"{self.near}/{op}_{len(self.made)}")
+        node.outputs[0].name = f"{node.name}:0"
+        self.made.append(node)
+        return node.outputs[0]
+
+    def ints(self, *values: int) -> ir.Value:
+        return self.constant(np.asarray(values, np.int64))
+
+    def constant(self, array: Array) -> ir.Value:
+        return add_constant(self.graph, array, f"{self.near}/constant")
+
+    def part(self, x: ir.Value, axis: int, start: int, stop: int) -> ir.Value:
+        return self.add("Slice", [x, self.ints(start), self.ints(stop), self.ints(axis)])
+
+
+# --- margins ----------------------------------------------------------------------------------------
+
+
+def _wrapping_pad(node: ir.Node) -> _New:
+    """One axis after the other: its end, itself, its beginning."""
+    x, shape = node.inputs[0], static_shape(node.inputs[0])
+    pads = constant(node.inputs[1])
+    if attribute(node, "mode", "constant") != "wrap" or x is None or shape is None or pads is None:
+        return None
+    given = constant(node.inputs[3]) if len(node.inputs) > 3 else None
+    axes = range(len(shape)) if given is None else [int(a) % len(shape) for a in given]
+    make, value = _Maker(node), x
+    for axis, before, after in zip(axes, *np.split(pads, 2), strict=True):
+        size = shape[axis]
+        if not (0 <= before <= size and 0 <= after <= size):
+            return None
+        parts = [make.part(value, axis, size - int(before), size)] if before else []
+        parts.append(value)
+        parts += [make.part(value, axis, 0, int(after))] if after else []
+        if len(parts) > 1:
+            value = make.add("Concat", parts, axis=axis)
+    return make.made
+
+
+# --- pools ------------------------------------------------------------------------------------------
+
+
+def _rounded_up_pool(node: ir.Node) -> _New:
+    """Margins as data, so that a mean counts them; the window that would begin in the margin behind is cut off."""
+    x, shape = node.inputs[0], static_shape(node.inputs[0])
+    automatic = attribute(node, "auto_pad", "NOTSET") != "NOTSET"
+    indices = len(node.outputs) > 1 and bool(node.outputs[1].uses())
+    if not attribute(node, "ceil_mode", 0) or x is None or shape is None or automatic or indices:
+        return None
+    rank = len(shape) - 2
+    pads = integers(node, "pads") or [0] * 2 * rank
+    counted = node.op_type == "AveragePool" and bool(attribute(node, "count_include_pad", 0)) and any(pads)
+    spans = [_span(node, i, n, pads[i], pads[i + rank]) for i, n in enumerate(shape[2:])]
+    surplus = [(axis, wants) for axis, (has, wants) in enumerate(spans, start=2) if has > wants]
+    if not counted and not surplus:
+        return None
+    make, value = _Maker(node), x
+    if counted:
+        margins = make.ints(0, 0, *pads[:rank], 0, 0, *pads[rank:])
+        value = make.add("Pad", [value, margins, make.constant(np.zeros((), np.float32))])
+        pads = [0] * 2 * rank
+    kept = {k: a.value for k, a in node.attributes.items() if k not in ("pads", "count_include_pad")}
+    value = make.add(node.op_type, [value], pads=pads, **kept)
+    for axis, wants in surplus:
+        value = make.part(value, axis, 0, wants)
+    return make.made
+
+
+def _span(node: ir.Node, i: int, size: int, before: int, after: int) -> tuple[int, int]:
+    """How many windows OpenVINO finds along spatial axis ``i``, and how many there are."""
+    kernel, strides, dilations = (integers(node, n) for n in ("kernel_shape", "strides", "dilations"))
+    assert kernel is not None
+    step, reach = (strides[i] if strides else 1), (kernel[i] - 1) * (dilations[i] if dilations else 1) + 1
+    found = -(-(size + before + after - reach) // step) + 1
+    return found, found - ((found - 1) * step >= size + before)
+
+
+# --- spectra ----------------------------------------------------------------------------------------
+
+_LONGEST = 4096
+"""Elements of a transform that becomes a product with a matrix: 64 MiB."""
+
+
+def _inverse_transform(node: ir.Node) -> _New:
+    """Products with cosines and sines; of a one-sided spectrum the upper half mirrors the lower."""
+    x, shape = node.inputs[0], static_shape(node.inputs[0])
+    axis = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if not attribute(node, "inverse", 0) or x is None or shape is None or shape[-1] != 2 or axis is None:
+        return None
+    place = int(axis.reshape(-1)[0]) % len(shape)
+    length = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    have, onesided = shape[place], bool(attribute(node, "onesided", 0))
+    n = int(length.reshape(-1)[0]) if length is not None else 2 * (have - 1) if onesided else have
+    if n > _LONGEST or have != (n // 2 + 1 if onesided else n):
+        return None
+    real, imaginary = _inverse_matrices(n, have, onesided)
+    make = _Maker(node)
+    order = [i for i in range(len(shape) - 1) if i != place]
+    last = make.add("Transpose", [x], perm=[*order, len(shape) - 1, place])
+    # [real, imaginary] side by side: one product gives what is asked for.
+    flat = make.add("Reshape", [last, make.ints(*(shape[i] for i in order), 2 * have)])
+    matrix = [np.concatenate([real, -imaginary])]
+    if not onesided:
+        matrix.append(np.concatenate([imaginary, real]))
+    weights = np.stack(matrix, -1).reshape(2 * have, -1).astype(np.float32)
+    product = make.add("MatMul", [flat, make.constant(weights)])
+    split = make.add("Reshape", [product, make.ints(*(shape[i] for i in order), n, len(matrix))])
+    back = [*range(place), len(shape) - 2, *range(place, len(shape) - 2), len(shape) - 1]
+    make.add("Transpose", [split], perm=back)
+    return make.made
+
+
+def _inverse_matrices(n: int, count: int, onesided: bool) -> tuple[Array, Array]:
+    """What each frequency adds to each element, ``[count, n]``: cosines and sines over n."""
+    turns = np.outer(np.arange(count), np.arange(n)) % n
+    angle = turns * (2 * math.pi / n)
+    factor = np.full((count, 1), 1.0 / n)
+    if onesided:  # all but the first and, of even lengths, the middle one stand for two
+        k = np.arange(count)
+        factor[(k > 0) & (2 * k != n)] *= 2
+    return np.cos(angle) * factor, np.sin(angle) * factor
+
+
+# --- sizes ------------------------------------------------------------------------------------------
+
+
+def _resize(node: ir.Node) -> _New:
+    """A product with a matrix of weights an axis."""
+    x, shape, out = node.inputs[0], static_shape(node.inputs[0]), static_shape(node.outputs[0])
+    mode = attribute(node, "mode", "nearest")
+    odd = attribute(node, "antialias", 0) or attribute(node, "exclude_outside", 0)
+    if x is None or shape is None or out is None or mode not in ("linear", "cubic") or not odd:
+        return None
+    transform = attribute(node, "coordinate_transformation_mode", "half_pixel")
+    if transform not in ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"):
+        return None
+    scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    given = [int(a) % len(shape) for a in integers(node, "axes") or range(len(shape))]
+    make, value = _Maker(node), x
+    for axis, (n, m) in enumerate(zip(shape, out, strict=True)):
+        exact = scales is not None and scales.size and axis in given
+        scale = float(scales[given.index(axis)]) if exact and scales is not None else m / n
+        if n == m and scale == 1.0:
+            continue
+        weights = make.constant(_axis_weights(node, n, m, scale, transform).T.astype(np.float32))
+        order = [*(i for i in range(len(shape)) if i != axis), axis]
+        back = [order.index(i) for i in range(len(shape))]
+        moved = make.add("Transpose", [value], perm=order)
+        value = make.add("Transpose", [make.add("MatMul", [moved, weights])], perm=back)
+    return make.made
+
+
+def _axis_weights(node: ir.Node, n: int, m: int, scale: float, transform: str) -> Array:
+    """How much of each of ``n`` elements is in each of ``m``, as the specification's reference computes it."""
+    cubic = attribute(node, "mode", "nearest") == "cubic"
+    coefficient = float(attribute(node, "cubic_coeff_a", -0.75))
+    stretch = max(1.0, 1.0 / scale) if attribute(node, "antialias", 0) else 1.0
+    inside = bool(attribute(node, "exclude_outside", 0))
+    reach = math.ceil((2 if cubic else 1) * stretch)
+    weights = np.zeros((m, n))
+    for i in range(m):
+        if transform == "align_corners":
+            at = i * (n - 1) / (m - 1) if m > 1 else 0.0
+        elif transform == "asymmetric":
+            at = i / scale
+        else:
+            at = 0.0 if transform == "pytorch_half_pixel" and m == 1 else (i + 0.5) / scale - 0.5
+        taps = np.arange(math.floor(at) - reach, math.floor(at) + reach + 2)
+        distance = np.abs(taps - at) / stretch
+        shares = _cubic(distance, coefficient) if cubic else np.maximum(0.0, 1.0 - distance)
+        if inside:
+            shares = np.where((taps >= 0) & (taps < n), shares, 0.0)
+        np.add.at(weights[i], np.clip(taps, 0, n - 1), shares / shares.sum())
+    return weights
+
+
+def _cubic(distance: Array, a: float) -> Array:
+    """Keys' kernel (1981)."""
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = a * (((distance - 5) * distance + 8) * distance - 4)
+    return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
+
+
+_RULES: dict[str, Callable[[ir.Node], _New]] = {
+    "Pad": _wrapping_pad,
+    "AveragePool": _rounded_up_pool,
+    "MaxPool": _rounded_up_pool,
+    "DFT": _inverse_transform,
+    "Resize": _resize,
+}
+
+
+# --- the read model ---------------------------------------------------------------------------------
+
+
+def keep_order(model: ov.Model, runtime: object) -> None:
+    """Let TopK give the lower index first among equals, as ONNX says: a flag that the reader does not set."""
+    operators = [op for op in model.get_ordered_ops() if op.get_type_name() == "TopK"]
+    for op in operators:
+        flags = op.get_attributes()
+        made = runtime.opset11.topk(  # type: ignore[attr-defined]
+            op.input_value(0),
+            op.input_value(1),
+            flags["axis"],
+            flags["mode"],
+            flags["sort"],
+            flags.get("index_element_type", "i64"),
+            True,
+        )
+        made.set_friendly_name(op.get_friendly_name())
+        for old, new in zip(op.outputs(), made.outputs(), strict=True):
+            new.set_names(old.get_names())
+        runtime.utils.replace_node(op, made)  # type: ignore[attr-defined]

@@ -1,0 +1,126 @@
+"""OpenVINO: operators that its reader refuses or reads wrongly give what ONNX Runtime gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from backend_models import reference
+from onnx import TensorProto, helper, numpy_helper
+
+from edgekit.backends import openvino as backend
+from edgekit.backends.openvino.artifact import runtime
+from edgekit.core import targets
+from edgekit.errors import UnsupportedOperatorsError
+from edgekit.graph import io
+
+if not backend.available().installed:
+    pytest.skip("the extra openvino is not installed", allow_module_level=True)
+
+RNG = np.random.default_rng(2)
+X = RNG.standard_normal((1, 2, 7, 9)).astype(np.float32)
+
+
+def compare(folder, node: onnx.NodeProto, x: np.ndarray, constants: dict[str, Any]) -> None:
+    """One node on OpenVINO and on ONNX Runtime, every output."""
+    values = [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()]
+    kind = helper.np_dtype_to_tensor_dtype(x.dtype)
+    outputs = [
+        helper.make_tensor_value_info(n, TensorProto.INT64 if n == "i" else kind, None) for n in node.output
+    ]
+    made = helper.make_graph(
+        [node], "g", [helper.make_tensor_value_info("x", kind, x.shape)], outputs, values
+    )
+    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(onnx.shape_inference.infer_shapes(proto, data_prop=True), folder / "m.onnx")
+    model = io.describe(folder / "m.onnx")
+    backend.lower(model, targets.find("openvino-fp32"), {}, folder)
+    core = runtime().Core()
+    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core.compile_model(core.read_model(folder / "model.xml"), "CPU")
+    answers = compiled({"x": x})
+    for name, expected in reference(model, {"x": x}).items():
+        np.testing.assert_allclose(np.asarray(answers[name]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "pads", [[0, 0, 1, 2, 0, 0, 3, 0], [0, 0, 7, 0, 0, 0, 0, 9], [0, 2, 0, 1, 1, 0, 0, 1]]
+)
+def test_margins_that_wrap(tmp_path, pads):
+    node = helper.make_node("Pad", ["x", "pads"], ["y"], mode="wrap")
+    compare(tmp_path, node, X, {"pads": np.array(pads)})
+
+
+def test_margins_that_wrap_along_named_axes(tmp_path):
+    node = helper.make_node("Pad", ["x", "pads", "", "axes"], ["y"], mode="wrap")
+    compare(tmp_path, node, X, {"pads": np.array([2, 1]), "axes": np.array([-1])})
+
+
+POOLS = {
+    "margins": {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+    "uneven margins": {"kernel_shape": [3, 2], "strides": [2, 3], "pads": [1, 0, 2, 1]},
+    "a window in the margin": {"kernel_shape": [2, 2], "strides": [3, 3], "pads": [1, 1, 1, 1]},
+    "no margin": {"kernel_shape": [2, 4], "strides": [3, 3]},
+}
+
+
+@pytest.mark.parametrize("what", POOLS)
+@pytest.mark.parametrize("counts", [0, 1])
+def test_means_whose_number_is_rounded_up(tmp_path, what, counts):
+    window = {**POOLS[what], "ceil_mode": 1, "count_include_pad": counts}
+    compare(tmp_path, helper.make_node("AveragePool", ["x"], ["y"], **window), X, {})
+
+
+@pytest.mark.parametrize("what", POOLS)
+def test_maxima_whose_number_is_rounded_up(tmp_path, what):
+    compare(tmp_path, helper.make_node("MaxPool", ["x"], ["y"], ceil_mode=1, **POOLS[what]), X, {})
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize(("length", "onesided"), [(12, 1), (13, 1), (None, 1), (7, 0), (None, 0)])
+def test_inverse_transforms(tmp_path, axis, length, onesided):
+    x = RNG.standard_normal((3, 7, 7, 2)).astype(np.float32)
+    constants = {"axis": np.asarray(axis)} | ({} if length is None else {"n": np.asarray(length)})
+    inputs = ["x", "" if length is None else "n", "axis"]
+    node = helper.make_node("DFT", inputs, ["y"], inverse=1, onesided=onesided)
+    compare(tmp_path, node, x, constants)
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+@pytest.mark.parametrize("sizes", [(5, 4), (3, 9), (7, 20), (16, 2)])
+def test_resizing_without_aliasing(tmp_path, mode, sizes):
+    node = helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], mode=mode, antialias=1)
+    compare(tmp_path, node, X, {"sizes": np.array([1, 2, *sizes])})
+
+
+def test_resizing_by_factors_without_aliasing(tmp_path):
+    node = helper.make_node("Resize", ["x", "", "scales"], ["y"], mode="linear", antialias=1)
+    compare(tmp_path, node, X, {"scales": np.array([1, 1, 0.6, 0.45], np.float32)})
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+def test_equals_keep_their_order(tmp_path, largest):
+    x = RNG.integers(0, 3, (2, 60)).astype(np.float32)
+    node = helper.make_node("TopK", ["x", "k"], ["y", "i"], largest=largest)
+    compare(tmp_path, node, x, {"k": np.array([50])})
+
+
+def test_what_it_knows_in_another_form_only_is_unsupported_and_named(tmp_path):
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], name="relu"),
+        helper.make_node("GridSample", ["r", "g"], ["y"], name="volume"),
+    ]
+    shapes = {"x": (1, 2, 3, 4, 5), "g": (1, 3, 2, 2, 3)}
+    inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 2, 3, 2, 2))]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "g", inputs, outputs),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    onnx.save(onnx.shape_inference.infer_shapes(proto), tmp_path / "m.onnx")
+    with pytest.raises(UnsupportedOperatorsError) as error:
+        backend.lower(io.describe(tmp_path / "m.onnx"), targets.find("openvino-fp32"), {}, tmp_path)
+    assert [(n.op, n.node) for n in error.value.nodes] == [("GridSample", "volume")]

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from edgekit.search.compress import Delivered
     from edgekit.search.limits import Limits as Limits
     from edgekit.search.run import SearchResult as SearchResult
-    from edgekit.types import Array
+    from edgekit.types import Array, Option
     from edgekit.types import Device as Device
     from edgekit.types import Finding as Finding
     from edgekit.types import Measurement as Measurement
@@ -206,16 +206,23 @@ class Artifact:
         named = bound(inputs, [spec.name for spec in self.manifest.inputs])
         return predict(self._record, named, device=_device(device))
 
-    def verify(self, *, device: str | Device = "local") -> Replay:
+    def verify(self, *, device: str | Device = "local", limits: Mapping[str, Option] | None = None) -> Replay:
         """Run the golden vectors again and gate the result. An artifact that could not be run where it was built gets
         its verdict from here, in its manifest too (:func:`open` it again).
 
+        Args:
+            device: where to run them.
+            limits: in place of the target's, as ``Options.limit`` has them: ``{"snr": 30, "latency": "5ms"}``.
+
         Raises:
             SourceError: files have changed since the build, or there are no golden vectors.
+            UsageError: a limit that does not exist, or that golden vectors cannot tell.
         """
         from edgekit.artifact import golden
+        from edgekit.artifact.limits import parse
 
-        result = golden.replay(self._record, device=_device(device))
+        chosen = None if limits is None else parse(limits, where="limits")
+        result = golden.replay(self._record, device=_device(device), limits=chosen)
         golden.adopt(self._record, result)
         return result
 

@@ -295,7 +295,11 @@ class OptionSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One row of the catalogue: ``<backend>-<precision>``."""
+    """One row of the catalogue: ``<backend>-<precision>``.
+
+    ``ships_to`` are the kinds of processors that its apps run on, where these are usually not the one that builds it:
+    how fast it is elsewhere says little.
+    """
 
     name: str
     backend: str
@@ -310,6 +314,7 @@ class Target:
     options: tuple[OptionSpec, ...] = ()
     runtime: Mapping[str, Option] = field(default_factory=dict)
     platforms: tuple[str, ...] = ()
+    ships_to: tuple[str, ...] = ()
     on: tuple[Adaptation, ...] = ()
     why: str = ""
     owner: str = "edgekit"

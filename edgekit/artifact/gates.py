@@ -11,17 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgekit.artifact import proof
+from edgekit.artifact.limits import Limits
 from edgekit.artifact.rounding import beside_rounding
 from edgekit.types import Gate, Measurement, Parity, Placement, Tolerance, Verdict
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Limits that the user set beside the target's tolerance. ``None``: no gate."""
-
-    size_bytes: int | None = None
-    latency_ms: float | None = None
-    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +29,12 @@ class Evidence:
 
 
 def gates(evidence: Evidence, tolerance: Tolerance, limits: Limits | None = None) -> tuple[Gate, ...]:
-    """Every gate that applies, in a fixed order. A gate whose value is missing is ``not-run``."""
+    """Every gate that applies, in a fixed order. A gate whose value is missing is ``not-run``.
+
+    ``limits`` are the user's: they are in place of ``tolerance``'s.
+    """
     limits = limits or Limits()
+    tolerance = limits.applied(tolerance)
     found = [*_parity_gates(evidence, tolerance), _placement_gate(evidence, tolerance)]
     found.append(_weights_gate(evidence, tolerance))
     measured, why = evidence.measurement, evidence.not_run

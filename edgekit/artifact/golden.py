@@ -16,13 +16,15 @@ import numpy as np
 
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.gates import Evidence, gates
+from edgekit.artifact.limits import Limits
 from edgekit.artifact.manifest import Artifact, Status
 from edgekit.artifact.parity import compare
 from edgekit.artifact.run import runnable
 from edgekit.artifact.task import Task
 from edgekit.core import versions
+from edgekit.devices.bench import bench_artifact
 from edgekit.devices.execute import LOCAL, run_artifact
-from edgekit.errors import SourceError
+from edgekit.errors import SourceError, UsageError
 from edgekit.types import Device, Gate, Parity, Sample
 
 if TYPE_CHECKING:
@@ -87,8 +89,9 @@ class Replay:
         return manifests.status_of(self.gates)
 
 
-def replay(artifact: Artifact, *, device: Device = LOCAL) -> Replay:
-    """Run the golden vectors on the real runtime and gate the result by the target's tolerance.
+def replay(artifact: Artifact, *, device: Device = LOCAL, limits: Limits | None = None) -> Replay:
+    """Run the golden vectors on the real runtime and gate the result by the target's tolerance, and by ``limits`` in
+    place of it.
 
     The file hashes are checked first. Gates on placement and on the task metric need more than the golden
     vectors; they are not among the result's. Raises what :func:`~edgekit.artifact.run.predict`
@@ -99,6 +102,11 @@ def replay(artifact: Artifact, *, device: Device = LOCAL) -> Replay:
     if manifest.golden is None:
         raise SourceError(f"{artifact.directory} has no golden vectors", hint="build the artifact again")
     inputs, expected = read(artifact.directory / manifest.golden.file)
+    timing = None
+    if limits is not None:
+        _refuse_unmeasured(limits)
+        if limits.timed:
+            timing = bench_artifact(replace(runnable(artifact), inputs=inputs[0]), device=device)
     with run_artifact(runnable(artifact), inputs, device=device) as run:
         recorded, whole = manifest.golden.parity, manifest.parity
         parity = replace(
@@ -120,10 +128,23 @@ def replay(artifact: Artifact, *, device: Device = LOCAL) -> Replay:
         )
         return Replay(
             parity=parity,
-            gates=gates(Evidence(parity=parity), tolerance),
+            gates=gates(
+                Evidence(parity=parity, size_bytes=manifest.size, measurement=timing), tolerance, limits
+            ),
             runtime_versions=run.versions,
             device=device.name,
             recorded=recorded,
+        )
+
+
+def _refuse_unmeasured(limits: Limits) -> None:
+    """What a few vectors without labels, run on files alone, cannot tell."""
+    fields = {"metric_drop": "metric-drop", "placement": "placement", "integer_weights": "integer-weights"}
+    asked = [name for field, name in fields.items() if field in limits.tolerance]
+    if asked:
+        raise UsageError(
+            f"golden vectors do not tell {', '.join(asked)}",
+            hint="give this limit to edgekit build, which has the source and its data",
         )
 
 

@@ -93,6 +93,7 @@ class Target(msgspec.Struct, kw_only=True):
     options: list[TargetOption] = []
     runtime: dict[str, Option] = {}
     platforms: list[str] = []
+    ships_to: list[str] = []
     on: list[Adaptation] = []
     why: str = ""
     owner: str = "edgekit"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 import edgekit
+from edgekit.artifact.limits import parse
 from edgekit.artifact.proof import inputs
 from edgekit.cli._options import json_flag
 from edgekit.cli._output import number, print_json, progress, table
+from edgekit.core.declared import parse_settings
 from edgekit.devices import catalogue
-from edgekit.errors import GateFailedError
+from edgekit.errors import GateFailedError, UsageError
 from edgekit.package import is_bundle, verify_bundle
-from edgekit.types import Verdict
+from edgekit.types import Option, Verdict
 
 Row = tuple[str, str, str, str, str]
 
@@ -35,10 +38,23 @@ class Outcome:
 @click.option(
     "--public-key", type=click.Path(path_type=Path), help="Key (PEM) that a bundle must be signed with."
 )
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A gate's limit in place of the target's: snr, slices, samples, agreement, integers, relative-error, size, "
+    "latency, memory.",
+)
 @click.option("--strict", is_flag=True, help="Refuse what is unproven, here or when it was built.")
 @json_flag
 def verify(
-    artifacts: tuple[Path, ...], device: str, public_key: Path | None, strict: bool, as_json: bool
+    artifacts: tuple[Path, ...],
+    device: str,
+    public_key: Path | None,
+    limits: tuple[str, ...],
+    strict: bool,
+    as_json: bool,
 ) -> None:
     """Run each of ARTIFACTS (or bundles) again on its real runtime, here or on a device, and check its gates.
 
@@ -47,12 +63,21 @@ def verify(
     here.
     """
     where = catalogue.device(device)
+    chosen = parse_settings(limits, where="--limit") if limits else None
+    if chosen is not None:
+        parse(chosen)
+        if any(is_bundle(path) for path in artifacts):
+            raise UsageError(
+                "a bundle has its own tolerance", hint="--limit is for artifacts: leave it out, or the bundle"
+            )
     outcomes = []
     with progress() as shown:
         for path in artifacts:
             with shown.task(f"run {path.name}"):
                 outcomes.append(
-                    _bundle(path, where, public_key) if is_bundle(path) else _artifact(path, where, strict)
+                    _bundle(path, where, public_key)
+                    if is_bundle(path)
+                    else _artifact(path, where, chosen, strict)
                 )
     if as_json:
         print_json({"artifacts": [o.document for o in outcomes]})
@@ -69,9 +94,11 @@ def verify(
         )
 
 
-def _artifact(path: Path, device: edgekit.Device, strict: bool) -> Outcome:
+def _artifact(
+    path: Path, device: edgekit.Device, limits: Mapping[str, Option] | None, strict: bool
+) -> Outcome:
     artifact = edgekit.open(path)
-    result = artifact.verify(device=device)
+    result = artifact.verify(device=device, limits=limits)
     refused = (Verdict.FAIL, Verdict.NOT_RUN, *((Verdict.UNPROVEN,) if strict else ()))
     unproven = artifact.manifest.gates if strict and artifact.manifest.status == "unproven" else ()
     failed = [g.name for g in result.gates if g.verdict in refused]

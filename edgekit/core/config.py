@@ -261,6 +261,16 @@ class Options:
             fraction=True,
         ),
     )
+    limit: Mapping[str, Option] = option(
+        _NO_SETTINGS,
+        Declared(
+            help="A gate's limit in place of the target's: snr, slices, samples (dB), agreement, integers, "
+            "relative-error, placement, integer-weights, metric-drop, size (KB, MB), latency (ms), memory (MB).",
+            group=_GATES,
+            commands=("build",),
+            metavar="NAME=VALUE",
+        ),
+    )
     strict: bool = option(
         False,
         Declared(
@@ -314,14 +324,14 @@ class Options:
     def load(cls, changes: Mapping[str, object] = _NOTHING, *, project: Path | None = None) -> Options:
         """The options in force: files, environment, then ``changes``; what they do not name has its default.
 
-        Settings of the targets (``set``) are merged by name; every other value replaces the one before.
+        Settings of the targets (``set``) and limits are merged by name; every other value replaces the one before.
         """
         values = _from_file(user_dir() / FILE)
         for layer in (_from_project(project or Path.cwd()), _from_environment(), changes):
             for name in layer:
                 find(cls, name, where="the options given")
-            merged = {**_mapping(values.get("set")), **_mapping(layer.get("set"))}
-            values = {**values, **layer, **({"set": merged} if merged else {})}
+            tables = {n: {**_mapping(values.get(n)), **_mapping(layer.get(n))} for n in ("set", "limit")}
+            values = {**values, **layer, **{n: merged for n, merged in tables.items() if merged}}
         return cls(**values)  # type: ignore[arg-type]  # checked by __post_init__
 
 

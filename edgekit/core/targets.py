@@ -15,7 +15,7 @@ from edgekit.core.structure import structure
 from edgekit.errors import ConfigError, UnknownNameError, UnsupportedError, UsageError
 from edgekit.types import Target
 
-_INHERITED = ("backend", "extra", "runs_on")
+_INHERITED = ("backend", "extra", "runs_on", "ships_to")
 
 
 def known() -> Mapping[str, Target]:
@@ -73,7 +73,7 @@ def user_dir() -> Path:
 
 
 def read_rows(path: Path, owner: str) -> tuple[Target, ...]:
-    """The targets of one ``target.toml``. File-level ``backend``, ``extra``, ``runs_on`` are defaults."""
+    """The targets of one ``target.toml``; its ``backend``, ``extra``, ``runs_on`` and ``ships_to`` are defaults."""
     document = _document(path)
     defaults = {k: document[k] for k in _INHERITED if k in document}
     return tuple(_row(defaults | row | {"owner": owner}, path) for row in document.get("target", ()))

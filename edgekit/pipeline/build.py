@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from edgekit.artifact import limits
 from edgekit.artifact.gates import Evidence, gates
 from edgekit.artifact.manifest import Artifact, StepRecord
 from edgekit.artifact.proof import better_than_source
@@ -26,6 +27,7 @@ from edgekit.errors import (
     DataError,
     EdgekitError,
     UnsupportedOperatorsError,
+    UsageError,
 )
 from edgekit.load import parse, trust
 from edgekit.load.classes import Classes
@@ -40,6 +42,7 @@ from edgekit.pipeline.candidates import (
     Result,
     against_sibling,
     guarded,
+    measured,
     plain_candidate,
     plain_candidates,
     refuse_missing_backend,
@@ -50,7 +53,7 @@ from edgekit.pipeline.deliver import Product, deliver, refusal
 from edgekit.pipeline.lower import Graph, graph_of, lower_for, shaped
 from edgekit.pipeline.stages import BuildContext, Calibrated, Exported
 from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES, fitting
-from edgekit.types import Finding, Gate, Severity, SourceSpec, Target, TorchModel, Verdict
+from edgekit.types import Finding, Gate, Measurement, Severity, SourceSpec, Target, TorchModel, Verdict
 
 T = TypeVar("T")
 
@@ -113,6 +116,12 @@ def check(request: Request) -> None:
     Shapes.of(request.options)
     for target in request.targets:
         config.target_options(target, request.options.set)
+    limits.parse(request.options.limit)
+    if request.options.max_drop is not None and "metric-drop" in request.options.limit:
+        raise UsageError(
+            "--max-drop and --limit metric-drop say the same",
+            hint="leave one of them out; --max-drop searches too",
+        )
     needing = [t.name for t in request.targets if t.needs_calibration]
     if needing and request.calibration is None:
         raise CalibrationRequiredError(
@@ -294,10 +303,13 @@ def make(
     if isinstance(plain, EdgekitError):
         raise plain
     made = within_budget(context, prepared, target, plain or plain_candidate(context, prepared, target))
-    verdicts = judge(target, made, request.options)
+    options = request.options
+    timing = measured(context, prepared, made) if limits.parse(options.limit).timed else None
+    verdicts = judge(target, made, options, timing)
     swiftness = against_sibling(context, prepared, made)
     if swiftness is not None:
-        verdicts = (*verdicts, speed.gate(swiftness, made.verified.placement))
+        placement = made.verified.placement
+        verdicts = (*verdicts, speed.gate(swiftness, placement, target, device=options.device))
     tell(context, target, made, verdicts)
     return deliver(
         Path(request.options.out),
@@ -316,6 +328,7 @@ def make(
             quantization=made.lowering.report,
             guard=made.guard,
             speed=swiftness,
+            measurement=timing,
             machine=context.machine(),
         ),
     )
@@ -327,12 +340,19 @@ def tell(context: BuildContext, target: Target, made: Candidate, verdicts: Seque
         if gate.verdict is Verdict.UNPROVEN:
             context.progress.note(f"{target.name}: {gate.name}: {gate.message}")
     parity = made.verified.parity
+    if parity is not None and 0 < parity.labelled < parity.samples:
+        context.progress.note(
+            f"{target.name}: {parity.labelled} of {parity.samples} samples have labels: "
+            f"{parity.metric_name} is measured on these"
+        )
     if parity is not None and (better := better_than_source(parity)):
         context.progress.note(f"{target.name}: {better}")
 
 
-def judge(target: Target, made: Candidate, options: Options) -> tuple[Gate, ...]:
-    """The target's limits, with ``--max-drop`` in place of the row's where it is given.
+def judge(
+    target: Target, made: Candidate, options: Options, timing: Measurement | None = None
+) -> tuple[Gate, ...]:
+    """The target's limits, with ``--max-drop`` and ``--limit`` in place of the row's where they are given.
 
     Layers that the user or the guard took out of integers do not count against the placement.
     """
@@ -349,9 +369,11 @@ def judge(target: Target, made: Candidate, options: Options) -> tuple[Gate, ...]
         parity=verified.parity,
         placement=verified.placement,
         integer_weights=made.lowering.subject.files.lowered.integer_weights,
+        size_bytes=made.lowering.subject.files.size,
+        measurement=timing,
         not_run=verified.not_run,
     )
-    return gates(evidence, tolerance)
+    return gates(evidence, tolerance, limits.parse(options.limit))
 
 
 def with_alternatives(

@@ -13,6 +13,7 @@ from typing import TypeAlias, TypeVar
 
 from edgekit.core import plugins
 from edgekit.core import targets as catalogue
+from edgekit.devices.catalogue import device
 from edgekit.errors import DefectError, EdgekitError, MissingExtraError
 from edgekit.load.data import SampleSet
 from edgekit.pipeline import guard, speed
@@ -22,7 +23,7 @@ from edgekit.pipeline.side_by_side import side_by_side, spooled, workers
 from edgekit.pipeline.stages import BuildContext, Calibrated
 from edgekit.pipeline.verify import Verified, reference_of, verify
 from edgekit.quantize.options import QuantizeOptions
-from edgekit.types import Finding, Json, Parity, Target, Verdict
+from edgekit.types import Finding, Json, Measurement, Parity, Target
 
 T = TypeVar("T")
 
@@ -188,10 +189,21 @@ def within_budget(context: BuildContext, prepared: Prepared, target: Target, pla
 
 
 def too_slow(context: BuildContext, prepared: Prepared, made: Candidate) -> str:
-    """Why the artifact would not pass the speed gate; empty where it would."""
+    """Why the artifact is slower than its float sibling; empty where it is not."""
     swiftness = against_sibling(context, prepared, made)
-    verdict = speed.gate(swiftness, made.verified.placement) if swiftness is not None else None
-    return verdict.message if verdict is not None and verdict.verdict is Verdict.FAIL else ""
+    if swiftness is None or not speed.slower(swiftness):
+        return ""
+    return speed.gate(swiftness, made.verified.placement, made.lowering.subject.target).message
+
+
+def measured(context: BuildContext, prepared: Prepared, made: Candidate) -> Measurement | None:
+    """Latency and memory of the artifact on the device that was asked for; ``None`` where a clock means nothing."""
+    if made.verified.not_run or (context.site and context.site.emulated):
+        return None
+    name, subject = context.options.device, made.lowering.subject
+    example = prepared.graph.exported.example_inputs()
+    inputs = example if subject.pixels is None else subject.pixels.fed(example)
+    return speed.measure(context, subject, inputs, device(name) if name else context.device)
 
 
 def against_sibling(context: BuildContext, prepared: Prepared, made: Candidate) -> speed.Speed | None:

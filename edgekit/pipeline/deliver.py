@@ -27,12 +27,12 @@ from edgekit.errors import EdgekitError, GateFailedError, NotRunnableError
 from edgekit.load.data import RANDOM
 from edgekit.pipeline import pixels
 from edgekit.pipeline.pixels import Pixels
-from edgekit.pipeline.speed import Speed
+from edgekit.pipeline.speed import GATE, Speed
 from edgekit.pipeline.stages import Calibrated, Exported, LoweredFiles
 from edgekit.pipeline.verify import Verified
 from edgekit.preprocess.declared import completed
 from edgekit.quantize.options import QuantizeReport
-from edgekit.types import Finding, Gate, Json, SourceRecord, Target, Verdict
+from edgekit.types import Finding, Gate, Json, Measurement, SourceRecord, Target, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,7 @@ class Product:
     steps: tuple[StepRecord, ...]
     quantization: QuantizeReport | None = None
     speed: Speed | None = None
+    measurement: Measurement | None = None
     machine: Mapping[str, str | int] = field(default_factory=versions.machine)
     guard: Mapping[str, Json] | None = None
 
@@ -117,6 +118,7 @@ def describe(product: Product, status: Status, directory: Path) -> Manifest:
         parity=verified.parity,
         placement=verified.placement,
         gates=product.gates,
+        measurements=() if product.measurement is None else (product.measurement,),
         runtime=lowered.runtime,
         runtime_versions=verified.runtime_versions,
         minimum_runtime=lowered.minimum_runtime,
@@ -167,6 +169,8 @@ def refusal(artifact: Artifact, *, allow_not_run: bool, strict: bool = False) ->
 def _what_to_do(artifact: Artifact, failed: Sequence[str]) -> str:
     """Where to look; of a precision that was not delivered, what is in the way and how to leave it out."""
     look = f"look at {artifact.directory}: edgekit inspect shows placement and parity per output"
+    if GATE in failed:
+        look = f"--no-speed-gate takes a slower artifact, for its size or for another device; {look}"
     placement = artifact.manifest.placement
     if "placement" not in failed or placement is None:
         return look

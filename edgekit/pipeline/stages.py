@@ -286,6 +286,11 @@ class LoweredFiles:
         """Identity of the files together."""
         return self.step.output_sha256
 
+    @property
+    def size(self) -> int:
+        """Bytes of the files together."""
+        return sum((self.directory / name).stat().st_size for name in self.lowered.files)
+
 
 def lower(
     context: BuildContext, model: OnnxModel, target: Target, options: Mapping[str, Option]

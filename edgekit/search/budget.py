@@ -9,19 +9,9 @@ import re
 from dataclasses import dataclass
 
 from edgekit.core.declared import parse_fraction
+from edgekit.core.quantities import BYTES, MILLISECONDS, quantity
 from edgekit.errors import ConfigError
 
-_SIZES = {
-    "": 1,
-    "b": 1,
-    "kb": 1000,
-    "mb": 1000**2,
-    "gb": 1000**3,
-    "kib": 1024,
-    "mib": 1024**2,
-    "gib": 1024**3,
-}
-_TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 CONFIDENCE = 0.9
 """How sure it is by default that the drop holds on other data of the same kind."""
 
@@ -82,8 +72,8 @@ def parse(text: str) -> Budget:
     return Budget(
         drop=parse_fraction(drop, what="drop") if "drop" in given else None,
         confidence=_confidence(sure) if sure else CONFIDENCE,
-        size=round(_quantity(given["size"], _SIZES, "size")) if "size" in given else None,
-        latency_ms=_quantity(latency, _TIMES, "latency") if latency else None,
+        size=round(quantity(given["size"], BYTES, "size")) if "size" in given else None,
+        latency_ms=quantity(latency, MILLISECONDS, "latency") if latency else None,
         device=device.strip() or "local",
     )
 
@@ -99,15 +89,4 @@ def _confidence(text: str) -> float:
 
 def parse_seconds(text: str) -> float:
     """``"90"``, ``"90s"``, ``"10m"``, ``"2h"`` in seconds. Raises ``ConfigError``."""
-    return _quantity(text, {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}, "time")
-
-
-def _quantity(text: str, units: dict[str, float] | dict[str, int], what: str) -> float:
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)", text.strip())
-    unit = match[2].lower() if match else "?"
-    if match is None or unit not in units or float(match[1]) <= 0:
-        raise ConfigError(
-            f"{what}: {text!r} is no quantity",
-            hint=f"a number above 0 with one of: {', '.join(filter(None, units))}",
-        )
-    return float(match[1]) * units[unit]
+    return quantity(text, {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}, "time")

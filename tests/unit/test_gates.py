@@ -2,7 +2,8 @@
 
 import pytest
 
-from edgekit.artifact.gates import Evidence, Limits, failed, gates
+from edgekit.artifact.gates import Evidence, failed, gates
+from edgekit.artifact.limits import Limits
 from edgekit.artifact.proof import Share, percent
 from edgekit.types import Parity, Placement, Tolerance, Verdict
 

@@ -7,6 +7,7 @@ and with what any such data looks like; the ranges of one half with those of the
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -14,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.quantize.calibrate.calibration import Calibration
-from edgekit.quantize.calibrate.profile import Floats, InputProfile, exchange, profile
+from edgekit.quantize.calibrate.profile import InputProfile, exchange, profile
+from edgekit.quantize.calibrate.twosample import chance_of, energy_distance
 from edgekit.types import Finding, Sample, Severity
 
 _T = TypeVar("_T")
@@ -24,6 +26,15 @@ LIMIT = 256
 """How many samples of each set are looked at, spread over all of it: sets are often sorted by class."""
 
 _FEW = 8  # reference samples below which only gross differences count
+_SURE = 0.01
+"""An error is called so where chance gives the like in fewer than one honest set of a hundred."""
+_ALIKE = 0.1
+_NEARER = 0.25
+_MOSTLY = 0.9
+_COLOURS = 16
+"""Fewer pictures say nothing sure about their colours."""
+_WRONG_ORDER = np.array([(0.406 - 0.485) / 0.229, (0.485 - 0.406) / 0.225, 0.0, 0.0])
+"""What ImageNet's means of red and blue, subtracted in the wrong order, add to the outer channels' means."""
 
 
 def diagnose(
@@ -46,6 +57,7 @@ def diagnose(
         findings += _values(mine, theirs)
     if taken:
         findings += _duplicates([s.inputs for s in taken])
+        findings += _same_samples([s.inputs for s in taken], right)
     if calibration is not None:
         findings += _stability(calibration)
     return tuple(sorted(findings, key=lambda f: (f.severity != Severity.ERROR, f.tensor, f.code)))
@@ -136,36 +148,43 @@ def _noise(mine: InputProfile, theirs: InputProfile | None) -> Finding | None:
 
 
 def _colour(mine: InputProfile, theirs: InputProfile | None) -> Finding | None:
-    """RGB read as BGR: with the channels exchanged, the samples are distributed as they should be."""
-    if (
-        theirs is None
-        or mine.colours is None
-        or theirs.colours is None
-        or min(mine.samples, theirs.samples) < _FEW
-    ):
+    """RGB read as BGR: the samples differ from those that are right, and do not once their channels are exchanged.
+
+    Both halves are needed. Pictures of other scenes differ, too, and lie nearer by chance after the exchange as often
+    as not; that they then cannot be told apart is no chance.
+    """
+    if theirs is None or mine.colours is None or theirs.colours is None:
         return None
+    if min(mine.samples, theirs.samples) < _COLOURS:
+        return None
+    if mine.grey or theirs.grey:
+        return _grey(mine, theirs)
     spread = theirs.colours.std(axis=0) + 1e-9
-    right = theirs.colours / spread
-    chance = (1 / mine.samples + 1 / theirs.samples) * _apart(right, right)
-    straight = energy_distance(mine.colours / spread, right) / chance
+    samples, right = mine.colours / spread, theirs.colours / spread
     turned = exchange(mine.colours) / spread
-    # Mean and deviation by channel were applied in the wrong order too: compare shapes, not places.
-    exchanged = energy_distance(turned - turned.mean(axis=0) + right.mean(axis=0), right) / chance
-    if straight < 2.0 or exchanged > 0.6 * straight:
+    straight = chance_of(samples, right)
+    if straight > _SURE / 2:
+        return None
+    distance = energy_distance(samples, right)
+    for shift in (0.0, _WRONG_ORDER):
+        undone = turned + shift / spread
+        exchanged = chance_of(undone, right)
+        if exchanged >= _ALIKE and energy_distance(undone, right) <= _NEARER * distance:
+            return _finding(
+                "colour-order", mine, "the first and the last channel are exchanged (RGB against BGR)",
+                "read images in the channel order that the model was trained on", straight=straight, exchanged=exchanged,
+            )  # fmt: skip
+    return None
+
+
+def _grey(mine: InputProfile, theirs: InputProfile) -> Finding | None:
+    without, known = mine.grey / mine.samples, theirs.grey / theirs.samples
+    if abs(without - known) < _MOSTLY:
         return None
     return _finding(
-        "colour-order", mine, "the first and the last channel are exchanged (RGB against BGR)",
-        "read images in the channel order that the model was trained on", straight=straight, exchanged=exchanged,
+        "grey", mine, f"{without:.0%} of the pictures have no colour, and {known:.0%} of the inputs known to be right",
+        "calibrate on pictures like those that the model will meet", severity=Severity.WARNING, grey=without,
     )  # fmt: skip
-
-
-def energy_distance(a: Floats, b: Floats) -> float:
-    """Szekely and Rizzo's distance of two sets of points ``[n, d]``: 0 for one distribution."""
-    return 2 * _apart(a, b) - _apart(a, a) - _apart(b, b)
-
-
-def _apart(a: Floats, b: Floats) -> float:
-    return float(np.sqrt(np.square(a[:, None] - b[None]).sum(axis=2)).mean())
 
 
 def _normalization(mine: InputProfile, theirs: InputProfile | None) -> Finding | None:
@@ -176,15 +195,50 @@ def _normalization(mine: InputProfile, theirs: InputProfile | None) -> Finding |
     one_sided = (mine.low >= 0.0) != (theirs.low >= 0.0)
     if theirs.samples < _FEW and not theirs.low < 0.0 <= mine.low:
         return None
-    if abs(shift) < (0.6 if one_sided else 1.2) and 0.4 < spread < 2.5:
+    gross = abs(shift) >= (0.6 if one_sided else 1.2) or not 0.4 < spread < 2.5
+    if not gross and (1 / 1.6 < spread < 1.6 or not _spread_apart(mine, theirs)):
         return None
     return _finding(
         "normalization", mine,
         f"mean {mine.mean:.3g} and deviation {mine.deviation:.3g}; inputs known to be right have "
         f"{theirs.mean:.3g} and {theirs.deviation:.3g}",
         "give calibration the mean and standard deviation that evaluation has",
-        severity=Severity.ERROR if one_sided else Severity.WARNING, shift=shift, spread=spread,
+        severity=Severity.ERROR if gross and one_sided else Severity.WARNING, shift=shift, spread=spread,
     )  # fmt: skip
+
+
+def _spread_apart(mine: InputProfile, theirs: InputProfile) -> bool:
+    """Whether the samples' means and deviations differ by more than chance gives."""
+    if mine.levels is None or theirs.levels is None or min(mine.samples, theirs.samples) < _FEW:
+        return False
+    scale = theirs.levels.std(axis=0) + 1e-9
+    return chance_of(mine.levels / scale, theirs.levels / scale) <= _SURE / 2
+
+
+def _same_samples(
+    mine: Sequence[Mapping[str, npt.NDArray[Any]]], right: Sequence[Mapping[str, npt.NDArray[Any]]]
+) -> list[Finding]:
+    """Calibration samples among those that figures are measured on."""
+    if len(right) < _FEW:
+        return []  # an example input may well be one of the samples
+    known = {_content(r) for r in right}
+    shared = sum(_content(m) in known for m in mine)
+    if shared <= 0.1 * len(mine):
+        return []
+    return [
+        Finding(
+            code="evaluation-data",
+            severity=Severity.WARNING,
+            tensor=", ".join(sorted(mine[0])),
+            message=f"{shared} of {len(mine)} calibration samples are evaluation samples, too: figures on them flatter",
+            hint="calibrate on samples that are not evaluated on",
+            evidence={"shared": float(shared)},
+        )
+    ]
+
+
+def _content(inputs: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    return hashlib.sha256(b"".join(inputs[n].tobytes() for n in sorted(inputs))).digest()
 
 
 def _duplicates(inputs: Sequence[Mapping[str, npt.NDArray[Any]]]) -> list[Finding]:
@@ -245,5 +299,5 @@ def _finding(
 ) -> Finding:
     return Finding(
         code=code, severity=severity, tensor=mine.name, message=f"input {mine.name!r}: {message}", hint=hint,
-        evidence=evidence,
+        evidence={name: float(value) for name, value in evidence.items()},
     )  # fmt: skip

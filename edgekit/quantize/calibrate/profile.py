@@ -19,7 +19,8 @@ _SMALLEST = 8  # pixels a side: smaller images have no texture to speak of
 class InputProfile:
     """Figures over all samples. ``zero``, ``constant`` and ``not_finite`` count samples.
 
-    ``colours`` is :func:`_colours` of each sample, for (N, 3, H, W). ``smoothness`` is the correlation of
+    ``levels`` has each sample's mean and deviation, ``[n, 2]``. ``colours`` is :func:`_colours` of each sample, for
+    (N, 3, H, W), ``grey`` counts those without colour. ``smoothness`` is the correlation of
     neighbours along the last axes, ``period`` how much more alike values are at a distance of as many places
     as there are channels than next to each other; both ``None`` where the input is no image.
     """
@@ -34,7 +35,9 @@ class InputProfile:
     deviation: float = 0.0
     rms: float = 0.0
     low: float = 0.0
+    levels: Floats | None = None
     colours: Floats | None = None
+    grey: int = 0
     smoothness: float | None = None
     period: float | None = None
 
@@ -51,6 +54,7 @@ def profile(name: str, arrays: Sequence[npt.NDArray[Any]]) -> InputProfile:
     moments = np.array([[a.mean(dtype=np.float64), np.square(a, dtype=np.float64).mean()] for a in arrays])
     mean, square = moments.mean(axis=0)
     image = all(a.ndim == 4 and min(a.shape[2:]) >= _SMALLEST for a in arrays)
+    coloured = image and all(a.shape[1] == 3 for a in arrays)
     return InputProfile(
         name=name,
         samples=len(arrays),
@@ -61,7 +65,11 @@ def profile(name: str, arrays: Sequence[npt.NDArray[Any]]) -> InputProfile:
         deviation=float(np.sqrt(max(square - mean**2, 0.0))),
         rms=float(np.sqrt(square)),
         low=float(min(a.min() for a in arrays)),
-        colours=np.array([_colours(a) for a in arrays]) if image and arrays[0].shape[1] == 3 else None,
+        levels=np.stack(
+            [moments[:, 0], np.sqrt(np.maximum(moments[:, 1] - moments[:, 0] ** 2, 0.0))], axis=1
+        ),
+        colours=np.array([_colours(a) for a in arrays]) if coloured else None,
+        grey=sum(_grey(a) for a in arrays) if coloured else 0,
         smoothness=float(np.median([_alike(a, 1) for a in arrays])) if image else None,
         period=float(np.median([_period(a) for a in arrays])) if image else None,
     )
@@ -72,6 +80,15 @@ def _colours(array: npt.NDArray[Any]) -> Floats:
     channels = array.transpose(1, 0, 2, 3).reshape(3, -1).astype(np.float64)
     outer = channels[[0, 2]] - channels[1]
     return np.concatenate((outer.mean(axis=1), outer.std(axis=1)))
+
+
+def _grey(array: npt.NDArray[Any]) -> bool:
+    """Whether the three channels hold the same picture, each with a mean and deviation of its own."""
+    channels = array.transpose(1, 0, 2, 3).reshape(3, -1).astype(np.float64)
+    centred = channels - channels.mean(axis=1, keepdims=True)
+    energy = np.square(centred).sum(axis=1)
+    with_middle = (centred[[0, 2]] * centred[1]).sum(axis=1)
+    return bool((np.square(with_middle) >= 0.9999 * energy[[0, 2]] * energy[1]).all())
 
 
 def exchange(colours: Floats) -> Floats:

@@ -81,7 +81,9 @@ def main() -> int:
     for row in _rows(options.patterns, options.targets.split(",")):
         rows.append(row)
         print(
-            f"{row.network:18} {row.kind:20} {row.fault:46} {row.target:14} {row.lost:6.3f} {' '.join(row.caught) or '-'} {row.note}",
+            f"{row.network:18} {row.kind:20} {row.fault:46} {row.target:14} {row.lost:6.3f}",
+            " ".join(row.caught) or "-",
+            row.note,
             flush=True,
         )
         options.out.write_text(json.dumps([asdict(r) for r in rows], indent=1))
@@ -172,9 +174,9 @@ class _Bench:
 
         try:
             caught, note = self._gated(target, build_it)
-        except _NotApplicable:
+        except _NotApplicableError:
             return None
-        lost = self.whole - self._score(target, made[0]) if made else self.whole
+        lost = self.whole - self._score(made[0]) if made else self.whole
         return Row(
             network=self.network.name,
             kind=fault.kind,
@@ -209,7 +211,7 @@ class _Bench:
         assert fault.quantized is not None
         edited = self._edited(model.path, fault.quantized)
         if edited is None:
-            raise _NotApplicable
+            raise _NotApplicableError
         shaped_model, _ = shaped(context, graph, target, io.describe(edited))
         files = stages.lower(context, shaped_model, target, {})
         subject = Subject(target=target, model=shaped_model, files=files)
@@ -233,7 +235,7 @@ class _Bench:
             for row in self.network.evaluation
         ]
 
-    def _score(self, target: Target, made: Candidate) -> float:
+    def _score(self, made: Candidate) -> float:
         """The artifact's own, on its runtime."""
         name = self.prepared.graph.model.inputs[0].name
         with run_artifact(
@@ -243,7 +245,7 @@ class _Bench:
         return value if np.isfinite(value) else 0.0
 
 
-class _NotApplicable(Exception):
+class _NotApplicableError(Exception):
     """The network has nothing that the fault could spoil."""
 
 
@@ -256,7 +258,8 @@ def _summary(rows: Sequence[Row]) -> str:
     refused = sum(bool(r.caught) for r in honest)
     return (
         f"{different} faults of {kinds} kinds, {len(harmful)} artifacts that lost more than {100 * HARM:.0f} points: "
-        f"{seen} caught ({100 * seen / max(len(harmful), 1):.1f} %); {refused} of {len(honest)} honest artifacts refused"
+        f"{seen} caught ({100 * seen / max(len(harmful), 1):.1f} %); "
+        f"{refused} of {len(honest)} honest artifacts refused"
     )
 
 
@@ -276,7 +279,7 @@ def _table(rows: Sequence[Row]) -> str:
             f"{r.network}, {r.fault}, {r.target} (lost {r.lost:.2f})" for r in of if not r.caught
         )
         lines.append(
-            f"| {kind} | {len(of)} | {sum(bool(r.caught) for r in of)} | {', '.join(f'`{g}`' for g in often)} | {missed or '–'} |"
+            f"| {kind} | {len(of)} | {sum(bool(r.caught) for r in of)} | {_quoted(often)} | {missed or '–'} |"
         )
     refused = [r for r in rows if r.kind == "none" and r.caught]
     if refused:
@@ -287,6 +290,10 @@ def _table(rows: Sequence[Row]) -> str:
             + ".",
         ]
     return "\n".join(lines)
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _publish(table: str) -> None:

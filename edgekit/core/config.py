@@ -151,12 +151,13 @@ class Options:
             minimum=1,
         ),
     )
-    accept_data: bool = option(
-        False,
+    accept_data: tuple[str, ...] = option(
+        (),
         Declared(
-            help="Calibrate even with samples that the calibration doctor refuses.",
+            help="Calibrate in spite of what the calibration doctor found: the finding's code.",
             group=_DATA,
             commands=("build",),
+            metavar="CODE",
         ),
     )
     recipe: str = option(

@@ -26,6 +26,7 @@ from edgekit.errors import (
     CalibrationRequiredError,
     DataError,
     EdgekitError,
+    UnknownNameError,
     UnsupportedOperatorsError,
     UsageError,
 )
@@ -53,6 +54,7 @@ from edgekit.pipeline.deliver import Product, deliver, refusal
 from edgekit.pipeline.lower import Graph, graph_of, lower_for, shaped
 from edgekit.pipeline.stages import BuildContext, Calibrated, Exported
 from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES, fitting
+from edgekit.quantize.calibrate.codes import CODES
 from edgekit.types import Finding, Gate, Measurement, Severity, SourceSpec, Target, TorchModel, Verdict
 
 T = TypeVar("T")
@@ -114,6 +116,9 @@ def check(request: Request) -> None:
     config.refuse_unknown_settings(request.targets, request.options.set)
     config.build_settings(request.options.set)
     Shapes.of(request.options)
+    for code in request.options.accept_data:
+        if code not in CODES:
+            raise UnknownNameError("finding of the calibration doctor", code, CODES)
     for target in request.targets:
         config.target_options(target, request.options.set)
     limits.parse(request.options.limit)
@@ -220,14 +225,15 @@ def examine(
         return ()
     findings = stages.diagnose(context, calibrated, data.evaluation, exported)
     for finding in findings:
-        context.progress.note(f"calibration {finding.severity}: {finding.message}")
-    grave = [f for f in findings if f.severity is Severity.ERROR]
-    if grave and not context.options.accept_data:
+        context.progress.note(f"calibration {finding.severity} ({finding.code}): {finding.message}")
+    accepted = context.options.accept_data
+    grave = [f for f in findings if f.severity is Severity.ERROR and f.code not in accepted]
+    if grave:
+        codes = " ".join(f"--accept-data {code}" for code in dict.fromkeys(f.code for f in grave))
         raise DataError(
             "the calibration samples are not what the model will meet: "
             + "; ".join(f.message for f in grave),
-            hint="; ".join(dict.fromkeys(f.hint for f in grave))
-            + "; --accept-data builds with them all the same",
+            hint="; ".join(dict.fromkeys(f.hint for f in grave)) + f"; {codes} builds with them all the same",
         )
     return findings
 

@@ -13,6 +13,7 @@ from edgekit.cli import cli
 from edgekit.devices import catalogue, target_device
 from edgekit.devices.catalogue import Row
 from edgekit.errors import GateFailedError, RuntimeMissingError, UnknownNameError, UnreachableError
+from edgekit.quantize.calibrate.codes import CODES
 
 pytestmark = pytest.mark.device
 
@@ -57,7 +58,7 @@ def samples():
 
 def made(targets, **options):
     module, example = network()
-    settings = Options(**{"device": "board", "speed_gate": False, "accept_data": True, **options})
+    settings = Options(**{"device": "board", "speed_gate": False, "accept_data": CODES, **options})
     result = build(module, example, targets=targets, calibration=samples(), options=settings)
     return result.raise_for_failures().artifacts
 

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from edgekit import Options, build
 from edgekit.artifact.profile import profile_artifact
 from edgekit.cli import cli
+from edgekit.quantize.calibrate.codes import CODES
 from edgekit.types import Device
 
 pytestmark = pytest.mark.device
@@ -45,7 +46,7 @@ def artifacts(tmp_path_factory):
                 for i in range(8)
             ],
             out=folder / "out",
-            options=Options(speed_gate=False, accept_data=True, device="local"),
+            options=Options(speed_gate=False, accept_data=CODES, device="local"),
         )
     return {a.target: a for a in result.raise_for_failures().artifacts}
 

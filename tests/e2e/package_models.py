@@ -17,6 +17,7 @@ from torch import nn
 import edgekit
 from edgekit.artifact.manifest import Artifact
 from edgekit.preprocess.readers import from_huggingface
+from edgekit.quantize.calibrate.codes import CODES
 
 PROCESSOR = {
     "image_processor_type": "ConvNextImageProcessor",
@@ -182,7 +183,7 @@ def build(name: str, folder: Path, targets: tuple[str, ...] = ()) -> Artifact:
         options=edgekit.Options(
             set=kind.settings,
             speed_gate=False,
-            accept_data=True,
+            accept_data=CODES,
             preprocessing={"huggingface": str(folder)} if image else {},
         ),
     )

@@ -103,7 +103,7 @@ def test_calibration_data_of_the_wrong_scale_is_refused_unless_accepted(sources,
     assert result.code == 2, result.err
     for word in ("255", "'x'", "--accept-data"):
         assert word in result.err
-    accepted = edgekit(*argv, "--accept-data")
+    accepted = edgekit(*argv, "--accept-data", "scale")
     assert accepted.code == 5  # ranges that wide leave INT8 nothing to tell values apart with
     assert any("255" in f for f in accepted.json["targets"][0]["manifest"]["calibration"]["findings"])
 

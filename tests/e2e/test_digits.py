@@ -194,7 +194,7 @@ def test_a_gate_that_fails_is_exit_5_and_leaves_no_artifact(built, root, tmp_pat
     result = edgekit(
         "build", root / "tests/e2e/sources.py:collapsing", "--target", "ort-int8",
         "--calib", root / "tests/e2e/sources.py:narrow", "--eval", root / "tests/e2e/sources.py:wide",
-        "--accept-data", "--out", tmp_path,
+        "--accept-data", "scale", "--out", tmp_path,
     )  # fmt: skip
     assert result.code == 5, result.err
     assert "snr" in result.err

@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from edgekit.quantize.calibrate.codes import CODES
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "kws"
 MODULES = ("speech", "model", "data", "kws")
 
@@ -71,7 +73,7 @@ def test_reduced(example: tuple[ModuleType, ...], tmp_path: Path, monkeypatch: p
         calibration=[{"features": f[None]} for f in speech.features("train")[::6]],
         evaluation=samples,
         out=tmp_path / "out",
-        options=kws.edgekit.Options(accept_data=True, max_drop=0.05, speed_gate=False),
+        options=kws.edgekit.Options(accept_data=CODES, max_drop=0.05, speed_gate=False),
     )
     for artifact in result.raise_for_failures().artifacts:
         row = kws.row(artifact)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.quantize.calibrate.codes import CODES
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "ner_int8"
 MODULES = ("wnut", "model", "data", "ner_int8")
 
@@ -48,7 +50,7 @@ def test_reduced(
             calibration=[s for s, _ in example.data.evaluation()],
             evaluation=[s for s, _ in example.data.evaluation()],
             out=tmp_path / "out",
-            options=example.edgekit.Options(accept_data=True, speed_gate=False),
+            options=example.edgekit.Options(accept_data=CODES, speed_gate=False),
         )
         (artifact,) = result.raise_for_failures().artifacts
         after = example.tagged(artifact.predict(example.inputs()))

@@ -121,10 +121,10 @@ def test_a_setting_that_no_target_knows_is_refused():
 
 
 def test_an_option_that_is_on_can_be_switched_off_and_on_from_python(tmp_path):
-    (tmp_path / "edgekit.toml").write_text("accept_data = true\n")
-    settings = Options.load({"speed_gate": False, "accept_data": False}, project=tmp_path)
+    (tmp_path / "edgekit.toml").write_text("allow_not_run = true\n")
+    settings = Options.load({"speed_gate": False, "allow_not_run": False}, project=tmp_path)
     assert not settings.speed_gate
-    assert not settings.accept_data
+    assert not settings.allow_not_run
 
 
 # --- one declaration --------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_every_option_has_every_spelling(command, tmp_path, monkeypatch):
         (tmp_path / "edgekit.toml").unlink()
 
 
-@pytest.mark.parametrize("name", ["speed_gate", "accept_data", "allow_not_run", "network"])
+@pytest.mark.parametrize("name", ["speed_gate", "allow_not_run", "network"])
 def test_a_flag_switches_on_and_off_what_the_file_says(command, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     on, off = declared_options(Options)[name].flags

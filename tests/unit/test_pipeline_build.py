@@ -153,8 +153,13 @@ def test_calibration_samples_that_are_wrong_end_the_build(tmp_path, fake):
     fake.findings = (finding(Severity.ERROR),)
     with pytest.raises(DataError, match="nothing but zeros") as caught:
         run(tmp_path, (A8,))
-    assert "--accept-data" in caught.value.hint
-    (outcome,) = run(tmp_path, (A8,), accept_data=True)
+    assert "--accept-data zeros" in caught.value.hint
+    with pytest.raises(DataError, match="nothing but zeros"):  # what is accepted is one finding, not all
+        run(tmp_path, (A8,), accept_data=("scale",))
+    with pytest.raises(UnknownNameError, match="zerros") as unknown:
+        run(tmp_path, (A8,), accept_data=("zerros",))
+    assert unknown.value.nearest == ("zeros",)
+    (outcome,) = run(tmp_path, (A8,), accept_data=("zeros",))
     assert outcome.artifact.manifest.calibration.findings == ("error: nothing but zeros",)
 
 
@@ -162,7 +167,7 @@ def test_a_warning_about_the_samples_is_shown_and_kept(tmp_path, fake):
     fake.findings = (finding(Severity.WARNING),)
     asked, context = fakes.request(tmp_path, (A8,), samples(), speed_gate=False)
     (outcome,) = build.run(asked, context)
-    assert context.progress.notes[0] == "calibration warning: nothing but zeros"
+    assert context.progress.notes[0] == "calibration warning (zeros): nothing but zeros"
     assert outcome.artifact.manifest.calibration.findings == ("warning: nothing but zeros",)
 
 

@@ -249,7 +249,7 @@ def _nan_where_large(graph: Graph, seen: Seen) -> bool:
 
 
 def _without_last(*ops: str) -> Edit:
-    def apply(graph: Graph, seen: Seen) -> bool:
+    def apply(graph: Graph, _: Seen) -> bool:
         found = [n for n in graph.node if n.op_type in ops]
         if not found or (found[-1].op_type == "Sigmoid" and found[-1].output[0] in _multiplied(graph)):
             return False
@@ -368,7 +368,7 @@ def _in_the_weights() -> Iterator[Fault]:
     yield fault(
         "too few bits",
         "two bits in the middle layer",
-        lambda w, g: np.round(w / np.abs(w).max()) * np.abs(w).max() * 0.7,
+        lambda w, _: np.round(w / np.abs(w).max()) * np.abs(w).max() * 0.7,
         1,
     )
     yield fault("lost channel", "one filter of the first layer is 0", _lost_channel, 0)
@@ -389,7 +389,7 @@ def _lost_channel(w: np.ndarray, _: np.random.Generator) -> np.ndarray:
 
 
 def _weights(change: Callable[[np.ndarray, np.random.Generator], np.ndarray], place: int) -> Edit:
-    def apply(graph: Graph, seen: Seen) -> bool:
+    def apply(graph: Graph, _: Seen) -> bool:
         stored = _layer_weights(graph)
         if len(stored) < 2:
             return False
@@ -408,7 +408,7 @@ def _layer_weights(graph: Graph) -> list[onnx.TensorProto]:
     return [named[n.input[1]] for n in layers if n.input[1] in named]
 
 
-def _lost_bias(graph: Graph, seen: Seen) -> bool:
+def _lost_bias(graph: Graph, _: Seen) -> bool:
     named = {t.name: t for t in graph.initializer}
     layers = [
         n for n in graph.node if n.op_type in ("Conv", "Gemm") and len(n.input) > 2 and n.input[2] in named
@@ -421,7 +421,7 @@ def _lost_bias(graph: Graph, seen: Seen) -> bool:
 
 
 def _without_first(*ops: str) -> Edit:
-    def apply(graph: Graph, seen: Seen) -> bool:
+    def apply(graph: Graph, _: Seen) -> bool:
         found = [n for n in graph.node if n.op_type in ops]
         return bool(found) and _bypassed(graph, found[0])
 
@@ -451,7 +451,7 @@ def _activations(graph: Graph) -> list[onnx.NodeProto]:
 def _edit_both(
     graph: Graph, quantizer: onnx.NodeProto, which: int, change: Callable[[np.ndarray], np.ndarray]
 ) -> bool:
-    """Change the scale (1) or zero point (2) of the dequantizers behind a quantizer, and of the quantizer with ``which``
+    """Change the scale (1) or zero point (2), which ``which`` says, of a quantizer or dequantizer
     above; a copy, as others may share the tensor."""
     named = {t.name: t for t in graph.initializer}
     if len(quantizer.input) <= which or quantizer.input[which] not in named:
@@ -466,13 +466,14 @@ def _edit_both(
 def _activation_scale(factor: float) -> Edit:
     """On both sides: what a wrong range gives, not a mismatch."""
 
-    def apply(graph: Graph, seen: Seen) -> bool:
+    def apply(graph: Graph, _: Seen) -> bool:
         found = _activations(graph)
         if not found:
             return False
         chosen = found[len(found) // 2]
         behind = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] == chosen.output[0]]
-        return all([_edit_both(graph, n, 1, lambda s: s * factor) for n in (chosen, *behind)])
+        done = [_edit_both(graph, n, 1, lambda s: s * factor) for n in (chosen, *behind)]
+        return all(done)
 
     return apply
 
@@ -486,7 +487,7 @@ def _zero_point(by: int) -> Edit:
             z.astype(np.int64) + by > limits.max, z.astype(np.int64) - by, z.astype(np.int64) + by
         )
 
-    def apply(graph: Graph, seen: Seen) -> bool:
+    def apply(graph: Graph, _: Seen) -> bool:
         found = _activations(graph)
         return bool(found) and _edit_both(graph, found[len(found) // 2], 2, change)
 
@@ -501,7 +502,7 @@ def _weight_scale(factor: float, every: bool = False) -> Edit:
         scale.flat[int(scale.argmax())] *= factor
         return scale
 
-    def apply(graph: Graph, seen: Seen) -> bool:
+    def apply(graph: Graph, _: Seen) -> bool:
         named = {t.name: t for t in graph.initializer}
         found = [
             n for n in graph.node
@@ -520,7 +521,7 @@ def _in_the_calibration() -> Iterator[Fault]:
         return Fault(kind=kind, name=name, calibration=data)
 
     def floats(change: Callable[[np.ndarray], np.ndarray]) -> Data:
-        return lambda rows, seen: change(rows).astype(np.float32) if rows.dtype.kind == "f" else None
+        return lambda rows, _: change(rows).astype(np.float32) if rows.dtype.kind == "f" else None
 
     yield fault("stale calibration", "inputs at a quarter of their size", floats(lambda x: x * 0.25))
     yield fault("stale calibration", "inputs at 20 times their size", floats(lambda x: x * 20))
@@ -528,7 +529,7 @@ def _in_the_calibration() -> Iterator[Fault]:
     yield fault("calibration", "constants", floats(lambda x: np.full_like(x, x.mean())))
 
 
-def _calmest(rows: np.ndarray, seen: Seen) -> np.ndarray | None:
+def _calmest(rows: np.ndarray, _: Seen) -> np.ndarray | None:
     if rows.dtype.kind != "f":
         return None
     energy = (rows.reshape(len(rows), -1) ** 2).sum(axis=1)

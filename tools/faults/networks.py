@@ -221,7 +221,8 @@ class Detector(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.SiLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.SiLU(),
+            nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.SiLU(),
+            nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.SiLU(),
             nn.Conv2d(32, 32, 3, 1, 1), nn.BatchNorm2d(32), nn.SiLU(),
         )  # fmt: skip
         self.box, self.classes = nn.Conv2d(32, 4, 1), nn.Conv2d(32, 3, 1)
@@ -253,7 +254,7 @@ def detector() -> Network:
     fresh, truth, names = _scenes(EVALUATED, 2)
     return Network(
         name="boxes and scores", module=network, calibration=_scenes(128, 1)[0], evaluation=fresh, image=True,
-        score=lambda outputs: float(np.mean([_found(o, t, c) for o, t, c in zip(_first(outputs), truth, names, strict=True)])),
+        score=lambda outputs: float(np.mean(list(map(_found, _first(outputs), truth, names)))),
     )  # fmt: skip
 
 
@@ -271,7 +272,8 @@ def segmentation() -> Network:
     """Softmax over four classes for each pixel; good by the worst class's intersection over union."""
     x, boxes, classes = _scenes(600, 3)
     network = nn.Sequential(
-        nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 4, 1), nn.Softmax(1)
+        nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 16, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 4, 1), nn.Softmax(1),
     )  # fmt: skip
     masks = torch.from_numpy(_masks(boxes, classes))
     _fit(
@@ -390,9 +392,9 @@ def _signals(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
     t = np.arange(256) / 8000
     clean = np.stack([
-        sum(random.uniform(0.1, 0.3) * np.sin(2 * np.pi * f * t + random.uniform(0, 6)) for f in random.uniform(100, 900, 4))
+        sum(random.uniform(0.1, 0.3) * np.sin(2 * np.pi * f * t + random.uniform(0, 6)) for f in tones)
         * (1.0 if k % 2 else 0.1)
-        for k in range(count)
+        for k, tones in enumerate(random.uniform(100, 900, (count, 4)))
     ])[:, None]  # fmt: skip
     noisy = clean + 0.3 * clean.std(axis=2, keepdims=True) * random.normal(size=clean.shape)
     return noisy.astype(np.float32), clean.astype(np.float32)

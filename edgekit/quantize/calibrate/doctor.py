@@ -172,7 +172,8 @@ def _colour(mine: InputProfile, theirs: InputProfile | None) -> Finding | None:
         if exchanged >= _ALIKE and energy_distance(undone, right) <= _NEARER * distance:
             return _finding(
                 "colour-order", mine, "the first and the last channel are exchanged (RGB against BGR)",
-                "read images in the channel order that the model was trained on", straight=straight, exchanged=exchanged,
+                "read images in the channel order that the model was trained on",
+                straight=straight, exchanged=exchanged,
             )  # fmt: skip
     return None
 

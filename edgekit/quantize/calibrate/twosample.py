@@ -12,7 +12,7 @@ _SEED = 7
 
 
 def chance_of(a: Floats, b: Floats) -> float:
-    """How often sets drawn at random from both, ``[n, d]`` and ``[m, d]``, lie at least as far apart as these do (0 to 1).
+    """How often sets drawn at random from both, ``[n, d]`` and ``[m, d]``, lie as far apart as these do (0 to 1).
 
     Szekely and Rizzo's energy distance (2013, "Energy statistics"): 0 for one distribution, positive else; it sees
     places, spreads and shapes alike. The chance is exact for any distribution (a permutation test) as long as samples

@@ -17,6 +17,7 @@ from edgekit.compress.structured.blocks import influences
 from edgekit.compress.training import dataset
 from edgekit.compress.training.task import Task
 from edgekit.errors import SourceError
+from edgekit.graph.nested import invoke
 from edgekit.types import TorchModel
 
 _BATCHES = 8
@@ -83,7 +84,7 @@ def study(model: TorchModel, data: str, task: Task | None) -> Findings:
                 forward(module, model.example_inputs)
                 return
             for _, batch in zip(range(_BATCHES), dataset.load(data, model).batches(32), strict=False):
-                module(**batch.inputs)
+                invoke(module, batch.inputs)
 
     layers = analyze(copy.deepcopy(model.module), run)
     return findings(layers, influences(copy.deepcopy(model.module), model.example_inputs))

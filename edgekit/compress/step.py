@@ -152,9 +152,11 @@ def rebuild(step: Step, model: torch.nn.Module, tensors: Tensors, weights: Tenso
 
 def forward(model: torch.nn.Module, inputs: Tensors) -> object:
     """Call ``model`` with inputs by name, or in their order where its ``forward`` knows them by others."""
+    from edgekit.graph.nested import invoke
+
     parameters = inspect.signature(model.forward).parameters
     by_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or set(inputs) <= set(parameters)
-    return model(**inputs) if by_name else model(*inputs.values())
+    return invoke(model, inputs) if by_name else model(*inputs.values())
 
 
 def options(step: object) -> dict[str, Scalar]:

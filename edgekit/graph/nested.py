@@ -1,6 +1,6 @@
 """Flat, named tensors out of whatever a module takes and returns.
 
-Everything after ``load`` calls a module as ``module(**inputs)`` with tensors by name, and reads its
+Everything after ``load`` calls a module with tensors by name (:func:`call`, :func:`invoke`), and reads its
 result as tensors by name. Real modules take lists and dicts, and return tuples, dataclasses and model
 outputs: :func:`flatten` and :class:`Adapter` are the only places that know.
 """
@@ -8,11 +8,15 @@ outputs: :func:`flatten` and :class:`Adapter` are the only places that know.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+
+Outputs: TypeAlias = dict[str, torch.Tensor]
+"""A module's result by name, as :func:`flatten` gives it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +126,48 @@ def attempt(
 
 
 def call(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Run a module on named tensors without gradients; its result as :func:`flatten` names it."""
+    """Run a module on copies of named tensors without gradients; its result as :func:`flatten` names it."""
     with torch.no_grad():
-        return flatten(module(**inputs))
+        outputs = flatten(invoke(module, copied(inputs)))
+        return {name: tensor.detach() for name, tensor in outputs.items()}  # a parameter may be an output
+
+
+def copied(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same values in tensors that forward may write into."""
+    return {name: tensor.clone() for name, tensor in inputs.items()}
+
+
+def invoke(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
+    """Call a module with named tensors: by position where :func:`positions` says so, the others by name."""
+    count = positions(module, inputs)
+    values = list(inputs.items())
+    return module(*(tensor for _, tensor in values[:count]), **dict(values[count:]))
+
+
+def positions(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> int:
+    """How many of ``inputs``, the first ones, are given by position.
+
+    Users call modules by position, and a hook without ``with_kwargs`` sees no others: a module that has hooks gets
+    all that its forward takes so; any other all by name, which makes no difference then.
+    """
+    if not (module._forward_pre_hooks or module._forward_hooks):
+        return 0
+    count = 0
+    parameters = inspect.signature(module.forward).parameters.items()
+    for (name, parameter), given in zip(parameters, inputs, strict=False):
+        if name != given or parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            break
+        count += 1
+    return count
+
+
+def constants(value: Any, path: str = "result") -> Iterator[tuple[str, Any]]:
+    """Numbers and texts in a module's result, each with its place: :func:`flatten` leaves them out."""
+    if isinstance(value, bool | int | float | complex | str):
+        yield path, value
+    elif not isinstance(value, torch.Tensor):
+        for key, member in members(value):
+            yield from constants(member, f"{path}[{key!r}]")
 
 
 def unwrap(module: torch.nn.Module) -> tuple[torch.nn.Module, int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeAlias, TypedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 import numpy as np
@@ -15,27 +15,29 @@ import numpy as np
 from edgekit.core import versions
 from edgekit.core.store import Store, canonical_json
 from edgekit.errors import DataError
-from edgekit.load import Recorder, known
+from edgekit.load import Recorder, known, usercode
 from edgekit.load.classes import Classes
 from edgekit.load.shapes import SampleForm
-from edgekit.types import Sample, Samples, TensorSpec
+from edgekit.types import Sample, TensorSpec
 
 DataSpec: TypeAlias = str | Iterable[object]
 """DATA as the user gives it: text on the command line, any iterable of inputs in Python."""
 
 if TYPE_CHECKING:
+    from edgekit.load.samples import DataSamples
     from edgekit.types import Array
 
 RANDOM = "random"
 """``--calib random``: the user asks for random data by name; the manifest then says ``uncalibrated``."""
 
 _SEED = 20240229
+_PYTHON = "(Python)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSet:
     """Samples whose identity is known before they are opened. ``origin`` says what they are, ``labelled`` whether any
-    of them has a label."""
+    of them has a label. ``endless``: the data did not end, these are the first of them."""
 
     origin: str
     text: str
@@ -43,6 +45,7 @@ class SampleSet:
     count: int
     labelled: bool
     open: Callable[[], Iterable[Sample]]
+    endless: bool = False
 
     def __len__(self) -> int:
         return self.count
@@ -60,6 +63,7 @@ class SampleSet:
             fingerprint=versions.digest(self.fingerprint, f"spread {count}"),
             count=count,
             labelled=self.labelled,
+            endless=self.endless,
             open=lambda: _spread(self.open(), self.count, count),
         )
 
@@ -111,6 +115,23 @@ def _uncorrelated(centred: Array, axis: int) -> bool:
     return 0 < energy < np.inf and abs(float((before * after).mean())) <= limit
 
 
+@dataclass(frozen=True, kw_only=True)
+class Endless:
+    """What is done with data that do not end: after ``bound`` samples, the first ``kept`` are all."""
+
+    bound: int
+    kept: int
+
+    @classmethod
+    def calibration(cls, samples: int) -> Endless:
+        """Of a calibration with so many samples: enough to space them out."""
+        return cls(bound=max(20_000, 100 * samples), kept=10 * samples)
+
+
+ENDLESS = Endless(bound=50_000, kept=4_096)
+"""Of any other data; ImageNet's validation set has so many."""
+
+
 def user_samples(
     store: Store,
     data: DataSpec,
@@ -120,6 +141,7 @@ def user_samples(
     preprocessing: Mapping[str, object],
     classes: Classes | None = None,
     form: SampleForm | None = None,
+    endless: Endless = ENDLESS,
 ) -> SampleSet:
     """The samples that ``--calib`` or ``--eval`` (or the API) names, brought to ``form``; folders of images are named
     by ``classes``.
@@ -130,11 +152,15 @@ def user_samples(
     if not isinstance(data, str):
         from edgekit.load.samples import from_iterable
 
-        return _described(
-            from_iterable(data, inputs, name=f"the {origin} samples", form=form),
-            origin=origin,
-            text="(Python)",
-        )
+        def iterable(limit: int | None) -> DataSamples:
+            return from_iterable(data, inputs, name=f"the {origin} samples", form=form, limit=limit)
+
+        if isinstance(data, Iterator):  # read once, and kept in files
+            samples = iterable(endless.bound)
+            facts = _facts(samples, None, origin)
+            return _sampled(lambda: samples, facts, origin=origin, text=_PYTHON)
+        bounded = None if isinstance(data, Sized) else endless
+        return _bounded(iterable, bounded, origin=origin, text=_PYTHON)[0]
     classes = classes or Classes()
     key = {
         "text": data,
@@ -142,27 +168,50 @@ def user_samples(
         "preprocessing": dict(preprocessing),
         "classes": [classes.names, classes.required],
         "form": form,
+        "endless": endless,
     }
 
-    def opened() -> Samples:
+    def opened(limit: int | None) -> DataSamples:
         from edgekit.load.samples import open_samples
 
-        return open_samples(data, inputs, preprocessing=preprocessing, classes=classes, form=form)
+        return open_samples(
+            data, inputs, preprocessing=preprocessing, classes=classes, form=form, limit=limit
+        )
 
-    facts = known.recall(store, "samples", key)
-    if facts is not None:
-        return SampleSet(origin=origin, text=data, open=opened, **msgspec.convert(facts, _Facts))
+    recalled = known.recall(store, "samples", key)
+    if recalled is not None:
+        kept = msgspec.convert(recalled, _Facts)
+        return _sampled(lambda: opened(kept.limit), kept, origin=origin, text=data)
     with Recorder() as recorder:
-        described = _described(opened(), origin=origin, text=data)
-    found = _Facts(fingerprint=described.fingerprint, count=described.count, labelled=described.labelled)
-    known.remember(store, "samples", key, found, recorder)
+        described, found = _bounded(
+            opened, endless if usercode.split(data) else None, origin=origin, text=data
+        )
+    known.remember(store, "samples", key, asdict(found), recorder)
     return described
 
 
-class _Facts(TypedDict):
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """What is known of a set without reading it. ``limit``: only so many of them are used, the data did not end."""
+
     fingerprint: str
     count: int
     labelled: bool
+    first: tuple[str, ...]
+    limit: int | None = None
+
+
+def _bounded(
+    opened: Callable[[int | None], DataSamples], endless: Endless | None, *, origin: str, text: str
+) -> tuple[SampleSet, _Facts]:
+    """All samples, or the first ones of data that do not end."""
+    limit = None
+    samples = opened(None if endless is None else endless.bound + 1)
+    if endless is not None and samples.cut:
+        limit = endless.kept
+        samples = opened(limit)
+    facts = _facts(samples, limit, text)
+    return _sampled(lambda: samples, facts, origin=origin, text=text), facts
 
 
 class Peekable(Iterator[object]):
@@ -311,16 +360,50 @@ def fits(shapes: Mapping[str, Sequence[int]], sample: Sample) -> bool:
     return all(tuple(sample.inputs[name].shape) == tuple(shape) for name, shape in shapes.items())
 
 
-def _described(samples: Samples, *, origin: str, text: str) -> SampleSet:
+def _facts(samples: DataSamples, limit: int | None, text: str) -> _Facts:
     if len(samples) == 0:
         raise DataError(f"{text} gave no samples", hint="yield at least one set of inputs")
-    return SampleSet(
-        origin=origin,
-        text=text,
+    return _Facts(
         fingerprint=samples.fingerprint,
         count=len(samples),
         labelled=samples.labelled,
-        open=lambda: samples,
+        first=samples.first,
+        limit=limit,
+    )
+
+
+def _sampled(opened: Callable[[], DataSamples], facts: _Facts, *, origin: str, text: str) -> SampleSet:
+    return SampleSet(
+        origin=origin,
+        text=text,
+        fingerprint=facts.fingerprint,
+        count=facts.count,
+        labelled=facts.labelled,
+        endless=facts.limit is not None,
+        open=lambda: _unchanged(opened(), facts, text),
+    )
+
+
+def _unchanged(samples: Iterable[Sample], facts: _Facts, text: str) -> Iterator[Sample]:
+    """The samples as they were when their fingerprint was taken. Raises :class:`DataError` for others: what is
+    calibrated, answered and run would be three different things."""
+    from edgekit.load.samples import digest
+
+    name = text if text != _PYTHON else "the data"
+    count = 0
+    for count, sample in enumerate(samples, start=1):
+        if count <= len(facts.first) and digest(sample) != facts.first[count - 1]:
+            raise _changed(name, f"sample {count - 1} is another than before")
+        yield sample
+    if count != facts.count:
+        raise _changed(name, f"it gave {facts.count} samples before, and {count} now")
+
+
+def _changed(name: str, what: str) -> DataError:
+    return DataError(
+        f"{name} gives other samples each time it is read: {what}",
+        hint="let each pass begin anew: make iterators in the callable, and seed what is random there "
+        "(numpy.random.default_rng(0), torch.Generator().manual_seed(0))",
     )
 
 

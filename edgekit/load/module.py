@@ -1,7 +1,7 @@
 """A module and example inputs, in whatever form, to a :class:`TorchModel`.
 
 What holds afterwards, and everything else relies on: the module is in evaluation mode on the CPU with
-floats in float32, ``module(**example_inputs)`` works, and every example input is a tensor by name.
+floats in float32, ``nested.call(module, example_inputs)`` works, and every example input is a tensor by name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from edgekit.errors import FactoryError, SourceError
-from edgekit.graph.nested import Adapter, flatten, template
+from edgekit.graph.nested import Adapter, copied, flatten, invoke, template
 from edgekit.load.usercode import guarded
 from edgekit.types import Json, TorchModel
 
@@ -39,7 +39,7 @@ def bind(module: ModuleLike, example: object, *, what: str) -> TorchModel:
     named, inputs = _named(module, args, kwargs, what)
     try:
         with guarded(f"{what}: the module, called with its example inputs,"), torch.no_grad():
-            result = named(**inputs)
+            result = invoke(named, copied(inputs))
     except FactoryError as error:
         # A dict as the one argument was the last resort: its keys were meant as names, which do not fit.
         if isinstance(example, Mapping) and args and isinstance(args[-1], Mapping):

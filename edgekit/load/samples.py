@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,7 +97,7 @@ def from_iterable(
     if isinstance(iterable, Iterator):
         once = DataSamples(lambda: iterable, inputs, name=name, limit=limit, probe=False, form=form)
         return DataSamples(_Spooled(once), inputs, name=name, form=form)
-    return DataSamples(lambda: usercode.items(iterable, name), inputs, name=name, limit=limit, form=form)
+    return DataSamples(lambda: usercode.replayed(iterable, name), inputs, name=name, limit=limit, form=form)
 
 
 class DataSamples:
@@ -114,7 +115,7 @@ class DataSamples:
     ) -> None:
         self._form = form or SampleForm()
         self._source, self._inputs, self._name, self._limit = source, inputs, name, limit
-        self._summary: tuple[int, str, bool] | None = None
+        self._summary: _Summary | None = None
         if probe and next(iter(self), None) is None:
             raise DataError(
                 f"{name} gives no sample", hint="give at least one; 100 to 500 are usual for calibration"
@@ -124,17 +125,27 @@ class DataSamples:
         return itertools.islice(self._all(), self._limit)
 
     def __len__(self) -> int:
-        return self._summarize()[0]
+        return self._summarize().count
 
     @property
     def fingerprint(self) -> str:
         """sha256 over the contents, in order."""
-        return self._summarize()[1]
+        return self._summarize().fingerprint
 
     @property
     def labelled(self) -> bool:
         """Whether any sample carries a label."""
-        return self._summarize()[2]
+        return self._summarize().labelled
+
+    @property
+    def first(self) -> tuple[str, ...]:
+        """sha256 of each of the first :data:`FIRST` samples."""
+        return self._summarize().first
+
+    @property
+    def cut(self) -> bool:
+        """Whether there are more samples than the limit lets through."""
+        return self._summarize().cut
 
     def _all(self) -> Iterator[Sample]:
         index = 0
@@ -146,15 +157,48 @@ class DataSamples:
                 yield self._form.padded(sample)
                 index += 1
 
-    def _summarize(self) -> tuple[int, str, bool]:
+    def _summarize(self) -> _Summary:
         if self._summary is None:
             count, labelled, hasher = 0, False, hashlib.sha256()
-            for sample in self:
+            first: list[str] = []
+            samples = self._all()
+            for sample in itertools.islice(samples, self._limit):
                 count += 1
                 labelled |= sample.label is not None
                 _feed(hasher, sample)
-            self._summary = (count, hasher.hexdigest(), labelled)
+                if count <= FIRST:
+                    first.append(digest(sample))
+            cut = self._limit is not None and count == self._limit and next(samples, None) is not None
+            self._summary = _Summary(
+                count=count,
+                fingerprint=hasher.hexdigest(),
+                labelled=labelled,
+                first=tuple(first),
+                cut=cut,
+            )
         return self._summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Summary:
+    """What one pass over all samples told."""
+
+    count: int
+    fingerprint: str
+    labelled: bool
+    first: tuple[str, ...]
+    cut: bool
+
+
+FIRST = 32
+"""How many samples are known each by its own sha256: those that change from pass to pass are seen to."""
+
+
+def digest(sample: Sample) -> str:
+    """sha256 of one sample."""
+    hasher = hashlib.sha256()
+    _feed(hasher, sample)
+    return hasher.hexdigest()
 
 
 def _feed(hasher: hashlib._Hash, sample: Sample) -> None:

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 from edgekit.core.root import OWN
 from edgekit.errors import EdgekitError, FactoryError, SourceError, UnknownNameError
@@ -73,16 +73,67 @@ def run(text: str, function: Callable[[object], T]) -> T:
 
 def iterate(text: str) -> Iterator[object]:
     """The items of ``file.py:name``: an iterable, or a function that returns or yields one."""
-    folder, running = _resolve(text)[2], session(text)
-    iterator = run(text, lambda value: items(value, text))
+    folder, running, chance = _resolve(text)[2], session(text), Chance()
+    with chance:
+        iterator = run(text, lambda value: items(value, text))
     done = object()
     while True:
         # The path is put back between items: the consumer's imports must not see the user's folder.
-        with _on_path(folder), guarded(text, running):
+        with _on_path(folder), guarded(text, running), chance:
             item = next(iterator, done)
         if item is done:
             return
         yield item
+
+
+def replayed(value: object, what: str) -> Iterator[object]:
+    """:func:`items` of an object in memory, drawing the same random numbers on each pass: a data loader that shuffles,
+    say. The caller's own generators are left as they are."""
+    chance = Chance()
+    with chance:
+        _seed()
+        iterator = items(value, what)
+    done = object()
+    while True:
+        with chance:
+            item = next(iterator, done)
+        if item is done:
+            return
+        yield item
+
+
+class Chance:
+    """The states of the global random generators within its blocks, apart from those outside."""
+
+    def __init__(self) -> None:
+        self._states: tuple[object, ...] | None = None
+
+    def __enter__(self) -> None:
+        self._outside = _states()
+        if self._states is not None:
+            _restore(self._states)
+
+    def __exit__(self, *exc: object) -> None:
+        self._states = _states()
+        _restore(self._outside)
+
+
+def _states() -> tuple[object, ...]:
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    return (
+        random.getstate(),
+        numpy.random.get_state() if numpy is not None else None,
+        torch.get_rng_state() if torch is not None else None,
+    )
+
+
+def _restore(states: tuple[object, ...]) -> None:
+    own, numpy, torch = states
+    random.setstate(cast("tuple[object, ...]", own))
+    if numpy is not None:
+        sys.modules["numpy"].random.set_state(numpy)
+    if torch is not None:
+        sys.modules["torch"].set_rng_state(torch)
 
 
 def items(value: object, what: str) -> Iterator[object]:

@@ -32,7 +32,16 @@ from edgekit.errors import (
 )
 from edgekit.load import parse, trust
 from edgekit.load.classes import Classes
-from edgekit.load.data import RANDOM, DataSpec, Example, SampleSet, random_samples, user_samples
+from edgekit.load.data import (
+    ENDLESS,
+    RANDOM,
+    DataSpec,
+    Endless,
+    Example,
+    SampleSet,
+    random_samples,
+    user_samples,
+)
 from edgekit.load.shapes import SampleForm, Shapes
 from edgekit.load.source import Source
 from edgekit.pipeline import compress, speed, stages
@@ -255,11 +264,15 @@ def gather(request: Request, context: BuildContext, exported: Exported) -> Data:
             origin=origin,
             preprocessing=preprocessing,
             classes=Classes(names=exported.record.labels, required=origin == EVALUATION),
+            endless=ENDLESS if origin == EVALUATION else Endless.calibration(request.options.samples),
             form=SampleForm.of(exported.example_inputs(), preprocessing, Shapes.of(request.options)),
         )
 
     calibration = named(request.calibration, "calibration")
     evaluation = named(request.evaluation, EVALUATION)
+    for samples in (calibration, evaluation):
+        if samples is not None and samples.endless:
+            context.progress.note(f"{samples.text} does not end: its first {len(samples)} samples are used")
     if calibration is not None:
         calibration = calibration.spread(request.options.samples)
     fallback = calibration.spread(CALIBRATION_SAMPLES) if calibration is not None else None

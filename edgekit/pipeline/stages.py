@@ -130,6 +130,8 @@ def _exported(
     )
     done = run(context.store, step)
     record, example = done.value
+    for warning in record.details.get("warnings", ()):
+        context.progress.note(warning)
     return Exported(record=record, example=example, step=done.record(record.model.sha256, record.notes))
 
 

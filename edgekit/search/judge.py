@@ -18,6 +18,7 @@ from edgekit.compress.training.task import Task
 from edgekit.devices.execute import run_artifact
 from edgekit.devices.runnable import Runnable
 from edgekit.errors import DataError, UsageError
+from edgekit.graph.nested import invoke
 from edgekit.pipeline.compress import TrainingTask
 from edgekit.pipeline.pixels import Pixels
 from edgekit.types import TensorSpec, TorchModel
@@ -125,7 +126,7 @@ class _StandIn(nn.Module):
             self.forms.append(self._known[len(self.forms)])
         else:
             with torch.no_grad():
-                self.forms.append(self._model.module(**inputs))
+                self.forms.append(invoke(self._model.module, inputs))
         return self.forms[-1]
 
 

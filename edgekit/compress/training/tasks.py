@@ -30,7 +30,7 @@ from edgekit.compress.training.dataset import Batch, Dataset
 from edgekit.compress.training.task import Task
 from edgekit.core.structure import structure
 from edgekit.errors import ConfigError, DataError, UnknownNameError, UsageError
-from edgekit.graph.nested import flatten
+from edgekit.graph.nested import flatten, invoke
 from edgekit.load import usercode
 from edgekit.types import TorchModel
 
@@ -240,7 +240,7 @@ class DataTask:
 
     def outputs(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """The output that counts."""
-        outputs = flatten(model(**batch.inputs))
+        outputs = flatten(invoke(model, batch.inputs))
         name = self.kind.output or next(iter(outputs))
         if name not in outputs:
             raise UnknownNameError("output", name, outputs)

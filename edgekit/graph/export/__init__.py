@@ -24,10 +24,11 @@ from edgekit.core.quiet import silence
 from edgekit.errors import ExportError
 from edgekit.graph import io
 from edgekit.graph.export.account import Attempt, account
+from edgekit.graph.export.behaviour import examine
 from edgekit.graph.export.check import EXAMPLE, axis_sizes, compare, first_line, resized, run_onnx
 from edgekit.graph.export.decompositions import decomposed
 from edgekit.graph.export.masks import mask_whole_rows
-from edgekit.graph.nested import attempt, flatten, unwrap
+from edgekit.graph.nested import attempt, flatten, positions, unwrap
 from edgekit.types import OnnxModel, TorchModel
 
 OPSET = 20
@@ -37,7 +38,7 @@ OPSET = 20
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
     """How a module was exported. ``error`` is the largest relative L2 distance of any output, over
-    ``checked`` inputs; ``notes`` are for the manifest."""
+    ``checked`` inputs; ``notes`` are for the manifest, ``warnings`` for the user as well."""
 
     strategy: str
     torch_version: str
@@ -46,6 +47,7 @@ class ExportReport:
     checked: int
     attempts: tuple[Attempt, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def export(model: TorchModel, out: Path, *, opset: int = OPSET) -> OnnxModel:
@@ -62,12 +64,12 @@ def export_with_report(model: TorchModel, out: Path, *, opset: int = OPSET) -> t
 
     Raises :class:`ExportError` with every attempt's account, or when the ONNX computes something else.
     """
-    reference = _reference(model)
-    names = _output_names(reference, model.example_inputs)
+    behaviour = examine(model)
+    names = _output_names(behaviour.outputs, model.example_inputs)
     opset = max([opset, *(getattr(m, "onnx_opset", 0) for m in model.module.modules())])
     attempts: list[Attempt] = []
     first: BaseException | None = None
-    for strategy, run in _strategies(model, names, opset):
+    for strategy, run in _strategies(model, names, opset, copies=behaviour.writes):
         if strategy.startswith("TorchScript") and any(_depends_on_values(a.error) for a in attempts):
             attempts.append(
                 Attempt(strategy=strategy, error="not tried: a trace keeps one branch for all values")
@@ -103,6 +105,7 @@ def export_with_report(model: TorchModel, out: Path, *, opset: int = OPSET) -> t
             checked=checked,
             attempts=tuple(attempts),
             notes=notes,
+            warnings=_left_out(behaviour.constants),
         )
     out.unlink(missing_ok=True)
     assert first is not None
@@ -113,14 +116,13 @@ def _depends_on_values(error: str) -> bool:
     return "data-dependent" in error or "DataDependent" in error
 
 
-def _reference(model: TorchModel) -> dict[str, torch.Tensor]:
-    outputs = attempt(model.module, model.example_inputs)
-    if isinstance(outputs, Exception):
-        raise ExportError(
-            f"the module raised on its example inputs: {first_line(outputs)}",
-            hint="fix forward or the example inputs",
-        ) from outputs
-    return outputs
+def _left_out(constants: tuple[str, ...]) -> tuple[str, ...]:
+    if not constants:
+        return ()
+    said = ", ".join(constants[:5]) + (" …" if len(constants) > 5 else "")
+    return (
+        f"forward also returns numbers or texts, which are no outputs of a graph and are left out: {said}",
+    )
 
 
 def _output_names(outputs: Mapping[str, torch.Tensor], inputs: Mapping[str, Any]) -> tuple[str, ...]:
@@ -138,20 +140,26 @@ class _NothingToReplaceError(Exception):
 class _Flat(torch.nn.Module):
     """Positional tensors in, a tuple of tensors out: what every exporter can trace."""
 
-    def __init__(self, model: TorchModel) -> None:
+    def __init__(self, model: TorchModel, *, copies: bool) -> None:
         super().__init__()
         self.module = model.module
         self.names = tuple(model.example_inputs)
+        self.positions = positions(model.module, model.example_inputs)
+        self.copies = copies
         self.training = False
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(flatten(self.module(**dict(zip(self.names, tensors, strict=True)))).values())
+        if self.copies:  # forward writes into them, and a graph's inputs are not to be written to
+            tensors = tuple(tensor.clone() for tensor in tensors)
+        count = self.positions
+        named = dict(zip(self.names[count:], tensors[count:], strict=True))
+        return tuple(flatten(self.module(*tensors[:count], **named)).values())
 
 
 def _strategies(
-    model: TorchModel, names: tuple[str, ...], opset: int
+    model: TorchModel, names: tuple[str, ...], opset: int, *, copies: bool
 ) -> Iterator[tuple[str, Callable[[], ir.Model]]]:
-    module = _Flat(model)
+    module = _Flat(model, copies=copies)
     example = tuple(_traced(model).values())
     dynamic = (tuple(dict(model.dynamic_axes.get(n, {})) or None for n in model.example_inputs),)
 

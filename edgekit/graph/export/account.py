@@ -74,17 +74,22 @@ def _frame(model: TorchModel, error: BaseException) -> tuple[str, str]:
 
 
 def _module_that_calls(model: TorchModel, operator: str) -> str:
-    """Run the module once and see where an ATen operator of that name is called."""
+    wanted = operator.rpartition("::")[2]
+    return caller(model, lambda called: wanted in called.name())[0]
+
+
+def caller(model: TorchModel, matches: Callable[[Any], bool]) -> tuple[str, str]:
+    """Run the module once and see where an ATen operator that ``matches`` is called: the module's path and the
+    operator's name; empty where none is."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    wanted = operator.rpartition("::")[2]
     stack: list[str] = [""]
-    found: list[str] = []
+    found: list[tuple[str, str]] = []
 
     class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if wanted in func.name():
-                found.append(stack[-1])
+            if matches(func):
+                found.append((stack[-1], func.name()))
             return func(*args, **(kwargs or {}))
 
     def enter(name: str) -> Callable[..., None]:
@@ -102,4 +107,4 @@ def _module_that_calls(model: TorchModel, operator: str) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    return found[0] if found else ""
+    return found[0] if found else ("", "")

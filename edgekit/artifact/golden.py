@@ -6,7 +6,6 @@ File: ``golden.npz`` with arrays ``input/<i>/<name>`` and ``output/<i>/<name>``.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from edgekit.core import versions
 from edgekit.devices.bench import bench_artifact
 from edgekit.devices.execute import LOCAL, run_artifact
 from edgekit.errors import SourceError, UsageError
+from edgekit.load.array_files import read_npz
 from edgekit.types import Device, Gate, Parity, Sample
 
 if TYPE_CHECKING:
@@ -61,11 +61,10 @@ def read(path: Path) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
     """
     sides: dict[str, dict[int, dict[str, Array]]] = {"input": {}, "output": {}}
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            for key in stored.files:
-                side, index, name = key.split("/", 2)
-                sides[side].setdefault(int(index), {})[name] = stored[key]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+        for key, array in read_npz(path, kind=SourceError, hint="build the artifact again").items():
+            side, index, name = key.split("/", 2)
+            sides[side].setdefault(int(index), {})[name] = array
+    except (ValueError, KeyError) as e:
         raise SourceError(f"{path} holds no golden vectors: {e}", hint="build the artifact again") from e
     inputs, outputs = ([rows[i] for i in sorted(rows)] for rows in sides.values())
     if not inputs or len(inputs) != len(outputs):

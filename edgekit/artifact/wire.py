@@ -303,7 +303,7 @@ def decode(data: bytes, where: str) -> Json:
                 hint="upgrade edgekit, or build the artifact again with this one",
             )
         document = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SourceError(f"{where} is not a manifest: {error}", hint="build the artifact again") from error
     if header.schema < 1:
         raise SourceError(

@@ -83,16 +83,19 @@ def main() -> None:
     except click.ClickException as e:
         e.show()
         code = 2
-    except (KeyboardInterrupt, click.Abort):
-        click.echo(
-            "interrupted: nothing half-written was left; the next run continues from the cache", err=True
-        )
-        code = 130
+    except (KeyboardInterrupt, click.Abort) as e:
+        # click makes an Abort of every EOFError, and most of those come from files that end too early.
+        code = _report(e.__cause__, as_json=as_json) if isinstance(e.__cause__, EOFError) else _interrupted()
     except BrokenPipeError:
         code = 141
     except Exception as e:
         code = _report(e, as_json=as_json)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupted() -> int:
+    click.echo("interrupted: nothing half-written was left; the next run continues from the cache", err=True)
+    return 130
 
 
 def _report(error: Exception, *, as_json: bool) -> int:

@@ -121,7 +121,7 @@ def read_document(folder: Path) -> dict[str, object]:
     """``plan.json`` as it is. Raises ``ConfigError`` if there is none."""
     try:
         document = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _no_plan(folder) from error
     if not isinstance(document, dict):
         raise _no_plan(folder)

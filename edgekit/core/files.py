@@ -10,12 +10,16 @@ import contextlib
 import errno
 import functools
 import hashlib
+import lzma
 import os
 import re
 import secrets
 import shutil
+import struct
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +30,22 @@ _NAME = re.compile(
     r"(?P<kind>\.part|\.old|\.run|edgekit[a-z-]*|ek)"
     r"-(?P<pid>\d+)\.(?P<start>\d+)\.(?P<space>[0-9a-f]+)(-(?P<rest>.*))?"
 )
+DAMAGED_ZIP = (
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    struct.error,
+)
+"""What reading an archive raises where it is damaged, truncated, encrypted or of a kind that zipfile does not know."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _ALMOST_NOTHING = 1 << 20
 _ELSEWHERE_S = 7 * 86400

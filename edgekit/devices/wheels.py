@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.core import plugins
+from edgekit.core.files import DAMAGED_ZIP
 from edgekit.errors import DeviceError, ToolMissingError, UsageError
 from edgekit.types import sha256_file
 
@@ -241,7 +242,7 @@ def _metadata(path: Path) -> email.message.Message:
         with zipfile.ZipFile(path) as archive:
             name = next(n for n in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", n))
             return email.parser.Parser().parsestr(archive.read(name).decode("utf-8"))
-    except (zipfile.BadZipFile, StopIteration, UnicodeDecodeError) as error:
+    except (*DAMAGED_ZIP, StopIteration) as error:
         raise ToolMissingError(
             f"{path.name} is no wheel: {error}", hint="empty pip's cache: pip cache purge"
         ) from error

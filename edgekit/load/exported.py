@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from edgekit.core.files import DAMAGED_ZIP
 from edgekit.errors import SourceError, UntrustedSourceError
 from edgekit.graph.nested import Adapter, template, unique
 from edgekit.load import module as modules
@@ -121,7 +122,7 @@ def hazards(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return list(dict.fromkeys(_hazards(archive)))
-    except (zipfile.BadZipFile, OSError, ValueError, RecursionError, KeyError) as error:
+    except (*DAMAGED_ZIP, RecursionError) as error:
         raise SourceError(
             f"{path} is not a .pt2 archive: {error}", hint="save it with torch.export.save"
         ) from error

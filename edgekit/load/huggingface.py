@@ -124,7 +124,7 @@ def _config(hub: _Hub, spec: SourceSpec) -> object:
 def _json(path: Path) -> dict[str, Json]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path} cannot be read: {error}", hint="download the model again") from error
     if not isinstance(document, dict):
         raise SourceError(f"{path} is not a configuration", hint="download the model again")

@@ -20,6 +20,7 @@ import numpy as np
 from edgekit.core.files import temporary
 from edgekit.errors import DataError, UnknownNameError
 from edgekit.load import usercode
+from edgekit.load.array_files import read_npy, read_npz
 from edgekit.load.classes import Classes, numbers
 from edgekit.load.foreign import translated
 from edgekit.load.shapes import SampleForm
@@ -250,16 +251,12 @@ class _Arrays:
 
     def __call__(self) -> Iterator[object]:
         for path in self._paths:
-            try:
-                if path.suffix == ".npy":
-                    yield np.load(path, mmap_mode="r", allow_pickle=False)
-                    continue
-                with np.load(path, allow_pickle=False) as stored:
-                    arrays = {k: stored[k] for k in stored.files}
-            except (OSError, ValueError) as error:
-                raise DataError(
-                    f"{path} cannot be read: {error}", hint="save plain arrays with numpy.save or numpy.savez"
-                ) from error
+            if path.suffix == ".npy":
+                yield read_npy(path)
+                continue
+            arrays = read_npz(path)
+            if not arrays:
+                raise DataError(f"{path} holds no array", hint="remove the file, or save it again")
             label = next((arrays.pop(k) for k in _LABEL_KEYS if k in arrays and len(arrays) > 1), None)
             plain = tuple(arrays.values()) if all(k.startswith("arr_") for k in arrays) else arrays
             yield plain if label is None else (plain, label)

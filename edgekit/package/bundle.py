@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgekit import entropy
-from edgekit.core.files import temporary
+from edgekit.core.files import DAMAGED_ZIP, temporary
 from edgekit.errors import ContainerError, SourceError, UntrustedSourceError
 from edgekit.package import descriptor, readme, signing, writing
 from edgekit.package.contents import Content, Contents
@@ -134,7 +134,7 @@ def _unpack(path: Path, directory: Path) -> None:
             _check_entries(path, entries)
             for entry in entries:
                 archive.extract(entry, directory)
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ContainerError) as e:
+    except (*DAMAGED_ZIP, ContainerError) as e:
         raise SourceError(f"{path} cannot be read as a bundle: {e}", hint=_REFUSE) from e
 
 

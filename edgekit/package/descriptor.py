@@ -180,7 +180,7 @@ def read(path: Path) -> Descriptor:
     """The descriptor at ``path``. Raises :class:`SourceError` where it is none or of a newer schema."""
     try:
         document = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as e:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise SourceError(
             f"{path} cannot be read: {e}", hint="this is no bundle; edgekit package writes one"
         ) from e

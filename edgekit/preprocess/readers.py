@@ -151,7 +151,7 @@ def _read(file: Path) -> dict[str, Json]:
         raise ConfigError(
             f"cannot read {file}: {e.strerror}", hint="name the model's directory or the file"
         ) from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ConfigError(f"{file} is not JSON: {e}", hint="name a processor's configuration file") from e
     if not isinstance(document, dict):
         raise ConfigError(f"{file} is not a JSON object", hint="name a processor's configuration file")

@@ -228,3 +228,15 @@ def test_what_hides_is_not_called_random() -> None:
     for function in (listing, lambda self, x: self.linear(x) * (time.perf_counter_ns() % 9973)):
         with pytest.raises(ExportError, match="other outputs for the same inputs"):
             examine(model(function))
+
+
+def test_chance_on_other_inputs_only_is_named_too(tmp_path: Path) -> None:
+    def sometimes(self: Of, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) + torch.rand_like(x) * (x - EXAMPLE).abs().sum()
+
+    made = from_module(Of(sometimes), EXAMPLE.clone())
+    with pytest.raises(ExportError, match="forward of Of draws random numbers"):
+        export_with_report(made, tmp_path / "m.onnx")
+
+
+EXAMPLE = torch.tensor([[1.0, 2.0, 3.0, 4.0]])

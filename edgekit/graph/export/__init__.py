@@ -24,7 +24,7 @@ from edgekit.core.quiet import silence
 from edgekit.errors import ExportError
 from edgekit.graph import io
 from edgekit.graph.export.account import Attempt, account
-from edgekit.graph.export.behaviour import examine
+from edgekit.graph.export.behaviour import UnrepeatableError, examine
 from edgekit.graph.export.check import EXAMPLE, axis_sizes, compare, first_line, resized, run_onnx
 from edgekit.graph.export.decompositions import decomposed
 from edgekit.graph.export.masks import mask_whole_rows
@@ -83,7 +83,7 @@ def export_with_report(model: TorchModel, out: Path, *, opset: int = OPSET) -> t
             if model.dynamic_axes and "fixed" not in strategy:
                 written = _mend_shapes(exported, model, written)
             error, checked, notes = compare(model, written)
-        except (KeyboardInterrupt, MemoryError):
+        except (KeyboardInterrupt, MemoryError, UnrepeatableError):
             raise
         except _NothingToReplaceError:
             continue

@@ -26,6 +26,10 @@ _RUNS = 4
 """How often a module that draws random numbers is run before its outputs are believed not to depend on them."""
 
 
+class UnrepeatableError(ExportError):
+    """The same inputs give other outputs: no graph can be compared with that, however it was exported."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Behaviour:
     """``outputs`` on the example; whether forward ``writes`` into its inputs; numbers and texts among its results that
@@ -40,7 +44,8 @@ def examine(model: TorchModel) -> Behaviour:
     """Run ``model`` on its example often enough to know.
 
     Raises:
-        ExportError: forward raises, keeps state that its outputs depend on, or draws random numbers.
+        ExportError: forward raises.
+        UnrepeatableError: it keeps state that its outputs depend on, or draws random numbers.
     """
     outputs = _run(model, model.example_inputs)  # what forward prepares on its first call is no state
     refuse_unrepeatable(model, model.example_inputs)
@@ -56,7 +61,7 @@ def examine(model: TorchModel) -> Behaviour:
 
 
 def refuse_unrepeatable(model: TorchModel, inputs: Mapping[str, torch.Tensor]) -> None:
-    """Raise :class:`ExportError`, naming state or randomness, where the same inputs give other outputs."""
+    """Raise :class:`UnrepeatableError`, naming state or randomness, where the same inputs give other outputs."""
     held, generators = _held(model.module), _generators()
     first = _run(model, inputs)
     draws = generators != _generators()
@@ -203,27 +208,27 @@ def _is_random(operator: torch._ops.OpOverload) -> bool:
 # --- the errors -------------------------------------------------------------------------------------------
 
 
-def _state(model: TorchModel, paths: Iterable[str]) -> ExportError:
+def _state(model: TorchModel, paths: Iterable[str]) -> UnrepeatableError:
     named = sorted(paths)
     names = ", ".join(named[:5]) + (" …" if len(named) > 5 else "")
-    return ExportError(
+    return UnrepeatableError(
         f"forward of {_name(model)} keeps state: it changes {names}, and its outputs depend on that; "
         "a graph computes its outputs from its inputs alone",
         hint="make the state an input and an output: forward(x, state) returns (y, state), and the app passes it on",
     )
 
 
-def _random(model: TorchModel) -> ExportError:
+def _random(model: TorchModel) -> UnrepeatableError:
     place, operator = caller(model, _is_random)
     where = (f" by {operator}" if operator else "") + (f" in module {place}" if place else "")
-    return ExportError(
+    return UnrepeatableError(
         f"forward of {_name(model)} draws random numbers{where}: the same inputs give other outputs each time",
         hint="give dropout training=self.training (nn.Dropout does), or make the noise an input of forward",
     )
 
 
-def _hidden(model: TorchModel) -> ExportError:
-    return ExportError(
+def _hidden(model: TorchModel) -> UnrepeatableError:
+    return UnrepeatableError(
         f"forward of {_name(model)} gives other outputs for the same inputs each time: it keeps state in Python "
         "objects, reads the clock, or draws random numbers from a generator of its own",
         hint="let the outputs depend on the inputs alone; state and noise can be inputs",

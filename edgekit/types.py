@@ -384,6 +384,25 @@ class Lowered:
     integer_weights: float | None = None
 
 
+HALF_LARGEST = 65504.0
+"""The largest finite float16."""
+KEEP_FLOAT32 = "keep_float32"
+"""The option of ``lower`` that names the nodes, one a line, that a float16 target leaves in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfRange:
+    """The largest absolute activations of a model over ``samples`` inputs: of all (``tensor``), and of those that
+    are ``left`` in float16 once the nodes ``kept`` stay in float32."""
+
+    samples: int
+    largest: float
+    tensor: str
+    left: float
+    left_tensor: str
+    kept: tuple[str, ...] = ()
+
+
 class Severity(enum.StrEnum):
     """``error``: quantizing with these samples would be wrong. ``warning``: look at it."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from edgekit.artifact import proof
 from edgekit.artifact.limits import Limits
 from edgekit.artifact.rounding import beside_rounding
-from edgekit.types import Gate, Measurement, Parity, Placement, Tolerance, Verdict
+from edgekit.types import HALF_LARGEST, Gate, HalfRange, Measurement, Parity, Placement, Tolerance, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class Evidence:
     parity: Parity | None = None
     placement: Placement | None = None
     integer_weights: float | None = None
+    half: HalfRange | None = None
     size_bytes: int | None = None
     measurement: Measurement | None = None
     not_run: str = ""
@@ -36,7 +37,7 @@ def gates(evidence: Evidence, tolerance: Tolerance, limits: Limits | None = None
     limits = limits or Limits()
     tolerance = limits.applied(tolerance)
     found = [*_parity_gates(evidence, tolerance), _placement_gate(evidence, tolerance)]
-    found.append(_weights_gate(evidence, tolerance))
+    found += [_weights_gate(evidence, tolerance), _range_gate(evidence)]
     measured, why = evidence.measurement, evidence.not_run
     latency, memory = (measured.p50_ms, measured.peak_memory) if measured else (None, None)
     found += [
@@ -173,6 +174,17 @@ def _weights_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
     if limit is None or share is None:
         return None
     return _something(_at_least("integer-weights", limit, share, "of the weights are integers", ""))
+
+
+def _range_gate(evidence: Evidence) -> Gate | None:
+    """Of a float16 target: nothing that is computed in float16 may leave its range, wherever the artifact runs."""
+    if (half := evidence.half) is None:
+        return None
+    message = f"the largest activation in float16 is {half.left:,.0f} ({half.left_tensor}), on {half.samples} samples"
+    if half.kept:
+        message += f"; {half.tensor} reaches {half.largest:,.0f}: {len(half.kept)} nodes stay in float32"
+    verdict = Verdict.PASS if half.left <= HALF_LARGEST else Verdict.FAIL
+    return Gate(name="range", verdict=verdict, limit=HALF_LARGEST, value=half.left, message=message)
 
 
 def _something(gate: Gate | None) -> Gate | None:

@@ -9,15 +9,27 @@ runtime and the modules of the rest. Placement rules and package formats are the
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from edgekit.errors import BackendError
-from edgekit.types import Option
+from edgekit.types import KEEP_FLOAT32, Option
 
 NUMBER = r"([-+\d.eE]+)"
 """A group that matches a number."""
+
+
+def kept_float32(options: Mapping[str, Option]) -> tuple[str, ...]:
+    """The ONNX nodes that a float16 target leaves in float32: their activations leave float16's range."""
+    return tuple(filter(None, str(options.get(KEEP_FLOAT32, "")).split("\n")))
+
+
+def beyond_float16(nodes: Collection[str]) -> Iterator[str]:
+    """The manifest's note on them."""
+    if nodes:
+        named = ", ".join(sorted(nodes)[:5]) + (", …" if len(nodes) > 5 else "")
+        yield f"{len(nodes)} nodes stay in float32, as their activations come near or leave float16's range: {named}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,10 +61,22 @@ from edgekit.pipeline.candidates import (
 )
 from edgekit.pipeline.deliver import Product, deliver, refusal
 from edgekit.pipeline.lower import Graph, graph_of, lower_for, shaped
+from edgekit.pipeline.ranges import half_range
 from edgekit.pipeline.stages import BuildContext, Calibrated, Exported
 from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES, fitting
 from edgekit.quantize.calibrate.codes import CODES
-from edgekit.types import Finding, Gate, Measurement, Severity, SourceSpec, Target, TorchModel, Verdict
+from edgekit.types import (
+    Finding,
+    Gate,
+    HalfRange,
+    Measurement,
+    Precision,
+    Severity,
+    SourceSpec,
+    Target,
+    TorchModel,
+    Verdict,
+)
 
 T = TypeVar("T")
 
@@ -172,6 +184,8 @@ def prepare(request: Request, context: BuildContext) -> Prepared:
     if data.calibration is not None and any(t.name not in refused for t in quantized):
         calibrated = stages.calibrate(context, graph.model, data.calibration)
         findings = examine(context, calibrated, data, graph.exported)
+    if any(t.precision is Precision.FP16 for t in request.targets):
+        graph = replace(graph, half=half_range(context, graph.model, data.verification))
     return Prepared(
         graph=replace(graph, steps=(*compress_steps, *graph.steps)),
         data=data,
@@ -324,7 +338,7 @@ def make(
     made = within_budget(context, prepared, target, plain or plain_candidate(context, prepared, target))
     options = request.options
     timing = measured(context, prepared, made) if limits.parse(options.limit).timed else None
-    verdicts = judge(target, made, options, timing)
+    verdicts = judge(target, made, options, prepared.graph.half, timing)
     swiftness = against_sibling(context, prepared, made)
     if swiftness is not None:
         placement = made.verified.placement
@@ -369,7 +383,11 @@ def tell(context: BuildContext, target: Target, made: Candidate, verdicts: Seque
 
 
 def judge(
-    target: Target, made: Candidate, options: Options, timing: Measurement | None = None
+    target: Target,
+    made: Candidate,
+    options: Options,
+    half: HalfRange | None = None,
+    timing: Measurement | None = None,
 ) -> tuple[Gate, ...]:
     """The target's limits, with ``--max-drop`` and ``--limit`` in place of the row's where they are given.
 
@@ -387,6 +405,7 @@ def judge(
     evidence = Evidence(
         parity=verified.parity,
         placement=verified.placement,
+        half=half if target.precision is Precision.FP16 else None,
         integer_weights=made.lowering.subject.files.lowered.integer_weights,
         size_bytes=made.lowering.subject.files.size,
         measurement=timing,

@@ -14,14 +14,15 @@ from edgekit.pipeline.pixels import Pixels
 from edgekit.pipeline.stages import BuildContext, Calibrated, Exported
 from edgekit.pipeline.verify import Subject
 from edgekit.quantize.options import QuantizeOptions, QuantizeReport
-from edgekit.types import OnnxModel, Target
+from edgekit.types import KEEP_FLOAT32, HalfRange, OnnxModel, Precision, Target
 
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
     """A source as float ONNX, which all targets share: as it was exported, and optimized (``model``).
 
-    ``origin``: the source that a recipe made this one of; the task's metric is held against its.
+    ``origin``: the source that a recipe made this one of; the task's metric is held against its. ``half``: the largest
+    activations, where float16 targets are asked for and there are samples.
     """
 
     source: Source
@@ -30,6 +31,7 @@ class Graph:
     origin: Source | None = None
     pixels: Pixels | None = None
     steps: tuple[StepRecord, ...] = ()
+    half: HalfRange | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,11 @@ def lower_for(
     if graph.pixels is not None:
         model, fold = stages.fold_preprocessing(context, model, graph.pixels)
         steps.append(fold)
-    files = stages.lower(context, model, target, config.target_options(target, context.options.set))
+    options = config.target_options(target, context.options.set)
+    kept = graph.half.kept if graph.half is not None and target.precision is Precision.FP16 else ()
+    if kept:
+        options = {**options, KEEP_FLOAT32: "\n".join(kept)}
+    files = stages.lower(context, model, target, options)
     if graph.pixels is not None:
         files = replace(files, lowered=graph.pixels.declared(files.lowered))
     subject = Subject(target=target, model=model, files=files, pixels=graph.pixels)

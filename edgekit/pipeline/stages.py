@@ -31,6 +31,7 @@ from edgekit.types import (
     Checks,
     Device,
     Finding,
+    HalfRange,
     Lowered,
     OnnxModel,
     Option,
@@ -244,6 +245,18 @@ def diagnose(
         packages=("numpy",),
         produce=produce,
         read=rows_reader(Finding, "findings.json"),
+    )
+    return run(context.store, step).value
+
+
+def half_range(context: BuildContext, model: OnnxModel, calibrated: Calibrated) -> HalfRange:
+    """The largest activations of ``calibrated``'s samples against float16's range."""
+    step = Step(
+        name="half-range",
+        inputs=(model.sha256, calibrated.sha256),
+        packages=("onnx", "numpy"),
+        produce=lambda out: work(context).half_range(model, calibrated.file, out),
+        read=reader(HalfRange, "half.json"),
     )
     return run(context.store, step).value
 

@@ -26,6 +26,7 @@ from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.calibrate.collect import calibrate
 from edgekit.quantize.driver import quantize
 from edgekit.quantize.float_model import FloatModel
+from edgekit.quantize.half import half_range
 from edgekit.quantize.options import QuantizeOptions
 from edgekit.quantize.sensitivity import sensitivity
 from edgekit.types import OnnxModel, Target, TorchModel, sha256_file
@@ -90,6 +91,10 @@ class Work:
                 samples, reference=reference, calibration=Calibration.load(calibration)
             )
         write_json(findings, out / "findings.json")
+
+    def half_range(self, model: OnnxModel, calibration: Path, out: Path) -> None:
+        """The largest activations, and which nodes they keep out of float16."""
+        write_json(half_range(model, Calibration.load(calibration)), out / "half.json")
 
     def quantize(
         self,

@@ -5,7 +5,7 @@ import pytest
 from edgekit.artifact.gates import Evidence, failed, gates
 from edgekit.artifact.limits import Limits
 from edgekit.artifact.proof import Share, percent
-from edgekit.types import Parity, Placement, Tolerance, Verdict
+from edgekit.types import HalfRange, Parity, Placement, Tolerance, Verdict
 
 GOOD = Parity(
     samples=4, rows=400, max_abs=0.1, relative_error=0.01, snr_db=40.0, cosine=0.999, top1_agreement=1.0
@@ -236,3 +236,11 @@ def test_a_backend_that_does_not_say_how_it_stores_weights_has_no_such_gate():
 def test_nothing_in_the_precision_asked_for_never_passes():
     nothing = Evidence(placement=Placement(precision="int8", share=0.0, operators=1))
     assert verdicts(nothing, Tolerance(placement=0.0))["placement"] is Verdict.FAIL
+
+
+@pytest.mark.parametrize(("left", "verdict"), [(65_504.0, Verdict.PASS), (65_505.0, Verdict.FAIL)])
+def test_nothing_in_float16_leaves_its_range(left, verdict):
+    half = HalfRange(samples=3, largest=2e5, tensor="a", left=left, left_tensor="b", kept=("n", "m"))
+    (gate,) = [g for g in gates(Evidence(half=half), Tolerance()) if g.name == "range"]
+    assert gate.verdict is verdict
+    assert "a reaches 200,000: 2 nodes stay in float32" in gate.message

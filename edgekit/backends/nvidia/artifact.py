@@ -18,7 +18,7 @@ _PORTABLE = "model.onnx"
 
 def lower_to_recipe(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
     """See :func:`edgekit.backends.nvidia.tensorrt.lower`."""
-    onnx = portable.write_portable(model, target, out / target.file)
+    onnx = portable.write_portable(model, target, out / target.file, options)
     shapes = portable.profiles(onnx.model.inputs, str(options.get("axes", "")))
     parsed = _parsed(onnx, target, shapes)
     recipe = write_recipe(target, shapes, out)
@@ -41,7 +41,7 @@ def lower_to_recipe(model: OnnxModel, target: Target, options: Mapping[str, Opti
 def lower_to_engine(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
     """See :func:`edgekit.backends.nvidia.tensorrt_rtx.lower`."""
     capabilities = portable.compute_capabilities(options.get("compute_capabilities", ""))
-    onnx = portable.write_portable(model, target, out / _PORTABLE)
+    onnx = portable.write_portable(model, target, out / _PORTABLE, options)
     part = out / f".{target.file}.part"
     job = portable.Job(
         module="tensorrt_rtx",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import onnx_ir as ir
 
+from edgekit.backends.base import beyond_float16, kept_float32
 from edgekit.backends.nvidia import worker
 from edgekit.errors import (
     BackendError,
@@ -54,20 +55,21 @@ class Job:
     tf32: bool = False
 
 
-def write_portable(model: OnnxModel, target: Target, path: Path) -> Portable:
+def write_portable(model: OnnxModel, target: Target, path: Path, options: Mapping[str, Option]) -> Portable:
     """Write the ONNX in the target's precision, float32 at the boundary, without metadata."""
     source = io.load(model.path)
     modules = {node.name: io.module_path(node) for node in source.graph if node.name}
     notes: list[str] = []
     if target.precision is Precision.FP16:
-        notes += _to_half(source)
+        notes += _to_half(source, kept_float32(options))
     io.strip_metadata(source, keep=())
     return Portable(model=io.save(source, path), modules=modules, notes=tuple(notes))
 
 
-def _to_half(model: ir.Model) -> Iterator[str]:
-    report = to_float16(model)
+def _to_half(model: ir.Model, wide: Collection[str]) -> Iterator[str]:
+    report = to_float16(model, keep=wide)
     yield f"{len(report.converted)} nodes in float16, {len(report.kept)} kept in float32"
+    yield from beyond_float16(wide)
     for what, names in (("clamped to float16's range", report.clamped), ("raised to 2^-24", report.flushed)):
         if names:
             yield f"constants {what}: {', '.join(names)}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from edgekit.backends.base import beyond_float16, kept_float32
 from edgekit.backends.onnxruntime.fusions import keep_normalizations_apart
 from edgekit.backends.onnxruntime.kernels import refuse_unsupported
 from edgekit.backends.onnxruntime.ortformat import write_ort
@@ -36,7 +37,7 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     """
     onnx_model = io.load(model.path)
     refuse_unsupported(onnx_model, target)
-    notes = list(_to_half(onnx_model)) if target.precision is Precision.FP16 else []
+    notes = list(_to_half(onnx_model, options)) if target.precision is Precision.FP16 else []
     keep_normalizations_apart(onnx_model.graph)
     _strip(onnx_model)
     written = io.save(onnx_model, out / target.file)
@@ -62,9 +63,11 @@ def minimum_runtime(opset: int) -> str:
     return _FIRST_RELEASE[min(max(opset, min(_FIRST_RELEASE)), max(_FIRST_RELEASE))]
 
 
-def _to_half(model: ir.Model) -> Iterator[str]:
-    report = to_float16(model)
+def _to_half(model: ir.Model, options: Mapping[str, Option]) -> Iterator[str]:
+    wide = kept_float32(options)
+    report = to_float16(model, keep=wide)
     yield f"{len(report.converted)} nodes in float16, {len(report.kept)} kept in float32"
+    yield from beyond_float16(wide)
     if report.clamped:
         yield f"constants clamped to float16's range: {', '.join(report.clamped)}"
     if report.flushed:

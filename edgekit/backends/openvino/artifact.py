@@ -11,7 +11,7 @@ import importlib
 import math
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 
+from edgekit.backends.base import beyond_float16, kept_float32
 from edgekit.backends.openvino.rewrite import keep_order, rewrite
 from edgekit.errors import BackendError, MissingExtraError, UnsupportedNode, UnsupportedOperatorsError
 from edgekit.graph import io
@@ -56,12 +57,18 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     modules = {node.name: io.module_path(node) for node in source.graph}
     rewrite(source)
     _prepare(source)
+    wide: Collection[str] = ()
     half = target.precision in (Precision.FP16, Precision.BF16)
     with tempfile.TemporaryDirectory(dir=out, prefix=".onnx-") as folder:
         plain = io.save(source, Path(folder) / "model.onnx")
         converted = _convert(plain.path, target, modules)
         keep_order(converted, runtime())
         _name(converted, {n.name for n in source.graph if n.name} | set(source.graph.initializers))
+        if wide := kept_float32(options) if half else ():
+            # An operation that writes one of the model's outputs is named after that.
+            named = {n.name: [n.name, *(o.name for o in n.outputs)] for n in source.graph if n.name}
+            names = {str(name) for node in wide for name in named.get(node, ())}
+            converted = _precise(converted, names, Path(folder))
         _save(converted, out / target.file, compress_to_fp16=half)
     settings = dict(target.runtime)
     if "compute" in options:
@@ -69,6 +76,7 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     notes = ["compiled with inference precision hint " + str(settings.get("inference_precision", "f32"))]
     if half:
         notes.append("weights are stored as float16")
+        notes += beyond_float16(wide)
     return Lowered(
         files=(target.file, Path(target.file).with_suffix(".bin").name),
         inputs=model.inputs,
@@ -210,6 +218,35 @@ def _name(model: ov.Model, known: set[str]) -> None:
         name = op.get_friendly_name()
         if name not in known:
             op.set_friendly_name(f"{belongs[name]}/{op.get_type_name()}#{position}")
+
+
+def _precise(model: ov.Model, names: Collection[str], folder: Path) -> ov.Model:
+    """The model with the operations of the ONNX nodes ``names``, and their constants, marked to stay in float32.
+
+    The mark is OpenVINO's own (``DisableFP16Compression``): neither are such constants stored as float16 nor are such
+    operations computed in it. Python cannot set it, but the IR that is read back can have it.
+    """
+    path = folder / "precise.xml"
+    runtime().save_model(model, path, compress_to_fp16=False)
+    tree = ElementTree.parse(path)  # noqa: S314 - OpenVINO has just written it
+    for layers, edges in zip(tree.iter("layers"), tree.iter("edges"), strict=True):
+        by_id = {layer.get("id"): layer for layer in layers.findall("layer")}
+        marked = {i for i, layer in by_id.items() if _belongs(layer.get("name", "")) & set(names)}
+        for edge in edges.findall("edge"):
+            source = by_id.get(edge.get("from-layer"))
+            if edge.get("to-layer") in marked and source is not None and source.get("type") == "Const":
+                marked.add(source.get("id"))
+        for layer in (by_id[i] for i in marked):
+            info = layer.find("rt_info")
+            info = ElementTree.SubElement(layer, "rt_info") if info is None else info
+            ElementTree.SubElement(info, "attribute", name="precise", version="0")
+    tree.write(path)
+    return runtime().Core().read_model(path)
+
+
+def _belongs(name: str) -> set[str]:
+    """The ONNX nodes that an operation may be named after: its own, or that which :func:`_name` put in front."""
+    return {name, name.rpartition("/")[0]}
 
 
 def _save(model: ov.Model, path: Path, *, compress_to_fp16: bool) -> None:

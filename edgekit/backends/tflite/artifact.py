@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from edgekit.backends.base import beyond_float16, kept_float32
 from edgekit.backends.tflite.compiler import Compiled, CompileOptions, check_onnx, compile_onnx
 from edgekit.core import files
 from edgekit.core.store import canonical_json
@@ -33,6 +34,10 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     compiled = compile_onnx(read_model(model.path), options=choices)
     files.write(out / FILE, compiled.data)
     written = _as_declared(_lowered(compiled), model)
+    if choices.wide:
+        advice = "; a GPU delegate must not lower its precision (isPrecisionLossAllowed = false)"
+        notes = (*written.notes, *(f"{note}{advice}" for note in beyond_float16(choices.wide)))
+        written = replace(written, notes=notes)
     return replace(written, details={**written.details, ORIGIN: origin})
 
 
@@ -76,6 +81,7 @@ def _options(model: OnnxModel, target: Target, options: Mapping[str, Option]) ->
             fields[name] = value
     prefix = "metadata."
     texts = {n.removeprefix(prefix): str(v) for n, v in options.items() if n.startswith(prefix)}
+    fields["wide"] = kept_float32(options)
     return structure(CompileOptions, {**fields, "metadata": texts}, where=f"options of {target.name}")
 
 

@@ -39,7 +39,8 @@ class CompileOptions:
     ``kernels``: ``xnnpack`` spells operators so that LiteRT's CPU delegate keeps the graph in one
     partition, and computes in float what it has no integer kernel for; ``builtin`` uses the builtin
     operators as they are, in integers wherever TFLite can (for accelerators and microcontrollers).
-    ``fuse``: run the peephole pass. ``metadata``: name → text, stored in the file.
+    ``fuse``: run the peephole pass. ``wide``: ONNX nodes whose constants are not stored as float16. ``metadata``:
+    name → text, stored in the file.
     """
 
     io_layout: Literal["nchw", "nhwc"] = "nchw"
@@ -49,6 +50,7 @@ class CompileOptions:
     kernels: Literal["xnnpack", "builtin"] = "xnnpack"
     fuse: bool = True
     metadata: Mapping[str, str] = field(default_factory=dict)
+    wide: tuple[str, ...] = ()
     target: str = "tflite"
 
 
@@ -80,7 +82,7 @@ def compile_onnx(model: ir.Model, *, options: CompileOptions = _DEFAULT) -> Comp
     for graph in lowering.graphs:
         expand_weights(graph, dynamic=options.quantized_weights == "dynamic")
         if options.weights == "float16":
-            store_half(graph)
+            store_half(graph, options.wide)
     # Last: fusions decide which tensors there are.
     lowering.name_tensors()
     signature = Signature(

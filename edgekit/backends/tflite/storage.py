@@ -3,6 +3,8 @@ under float activations."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
@@ -21,16 +23,20 @@ _DYNAMIC = {"FULLY_CONNECTED": (INT8, INT4), "CONV_2D": (INT8,), "TRANSPOSE_CONV
 _WEIGHTED = frozenset({"FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "BATCH_MATMUL"})
 
 
-def store_half(graph: Graph) -> int:
+def store_half(graph: Graph, wide: Collection[str] = ()) -> int:
     """Store float32 constants of more than a few elements as float16 behind a DEQUANTIZE.
 
     The runtime expands them once, when it loads the model; lookups (GATHER) expand only what they read.
-    Constants with values beyond float16's range stay as they are. Returns how many were converted.
+    Constants with values beyond float16's range stay as they are, and so do those of operators that come from the ONNX
+    nodes ``wide``. Returns how many were converted.
     """
     halves: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     out: list[Op] = []
     front: list[Op] = []
     for op in graph.ops:
+        if op.origin.node in wide:
+            out.append(op)
+            continue
         # A table of embeddings is read a few rows a run: expanding all of it would cost its size in
         # float32.
         if op.code == "GATHER" and _fits_half(op.inputs[0]) and op.inputs[0] is not None:

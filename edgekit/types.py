@@ -243,6 +243,7 @@ class Tolerance:
     metric_drop: float | None = None
     placement: float | None = None
     integer_weights: float | None = None
+    coverage: float | None = None
     explained: float | None = None
     sample_snr_db: float | None = None
     integer_agreement: float = 0.99
@@ -401,6 +402,24 @@ class HalfRange:
     left: float
     left_tensor: str
     kept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """One activation on evaluation samples against what calibration saw of it, ``low`` to ``high``.
+
+    ``outside`` is the share of its values beyond that, ``uncovered`` how much of its variance that costs (0 to 1; see
+    ``quantize/calibrate/coverage.py``), ``seen_low`` and ``seen_high`` what the samples reach.
+    """
+
+    tensor: str
+    samples: int
+    outside: float
+    uncovered: float
+    low: float
+    high: float
+    seen_low: float
+    seen_high: float
 
 
 class Severity(enum.StrEnum):

@@ -13,7 +13,17 @@ from dataclasses import dataclass, replace
 from edgekit.artifact import proof
 from edgekit.artifact.limits import Limits
 from edgekit.artifact.rounding import beside_rounding
-from edgekit.types import HALF_LARGEST, Gate, HalfRange, Measurement, Parity, Placement, Tolerance, Verdict
+from edgekit.types import (
+    HALF_LARGEST,
+    Coverage,
+    Gate,
+    HalfRange,
+    Measurement,
+    Parity,
+    Placement,
+    Tolerance,
+    Verdict,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +34,7 @@ class Evidence:
     placement: Placement | None = None
     integer_weights: float | None = None
     half: HalfRange | None = None
+    coverage: Coverage | None = None
     size_bytes: int | None = None
     measurement: Measurement | None = None
     not_run: str = ""
@@ -37,7 +48,7 @@ def gates(evidence: Evidence, tolerance: Tolerance, limits: Limits | None = None
     limits = limits or Limits()
     tolerance = limits.applied(tolerance)
     found = [*_parity_gates(evidence, tolerance), _placement_gate(evidence, tolerance)]
-    found += [_weights_gate(evidence, tolerance), _range_gate(evidence)]
+    found += [_weights_gate(evidence, tolerance), _range_gate(evidence), _coverage_gate(evidence, tolerance)]
     measured, why = evidence.measurement, evidence.not_run
     latency, memory = (measured.p50_ms, measured.peak_memory) if measured else (None, None)
     found += [
@@ -185,6 +196,21 @@ def _range_gate(evidence: Evidence) -> Gate | None:
         message += f"; {half.tensor} reaches {half.largest:,.0f}: {len(half.kept)} nodes stay in float32"
     verdict = Verdict.PASS if half.left <= HALF_LARGEST else Verdict.FAIL
     return Gate(name="range", verdict=verdict, limit=HALF_LARGEST, value=half.left, message=message)
+
+
+def _coverage_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
+    """Whether calibration saw what evaluation holds: of each activation, the variance that its range leaves."""
+    limit, worst = tolerance.coverage, evidence.coverage
+    if limit is None or worst is None:
+        return None
+    value = 1.0 - worst.uncovered
+    message = (
+        f"{worst.tensor}: {worst.outside:.2%} of its values on {worst.samples} evaluation samples lie outside the "
+        f"calibrated {worst.low:.3g} to {worst.high:.3g} (up to {worst.seen_low:.3g} and {worst.seen_high:.3g}); that "
+        f"range keeps {value:.3g} of its variance, at least {limit:.3g} wanted"
+    )
+    verdict = Verdict.PASS if value >= limit else Verdict.FAIL
+    return Gate(name="coverage", verdict=verdict, limit=limit, value=value, message=message)
 
 
 def _something(gate: Gate | None) -> Gate | None:

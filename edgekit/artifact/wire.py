@@ -51,6 +51,7 @@ class Tolerance(msgspec.Struct, kw_only=True):
     metric_drop: float | None = None
     placement: float | None = None
     integer_weights: float | None = None
+    coverage: float | None = None
     explained: float | None = None
     sample_snr_db: float | None = None
     integer_agreement: float = 0.99

@@ -61,14 +61,14 @@ from edgekit.pipeline.candidates import (
 )
 from edgekit.pipeline.deliver import Product, deliver, refusal
 from edgekit.pipeline.lower import Graph, graph_of, lower_for, shaped
-from edgekit.pipeline.ranges import half_range
+from edgekit.pipeline.ranges import covered_by, half_range, told, worst
 from edgekit.pipeline.stages import BuildContext, Calibrated, Exported
 from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES, fitting
 from edgekit.quantize.calibrate.codes import CODES
 from edgekit.types import (
+    Coverage,
     Finding,
     Gate,
-    HalfRange,
     Measurement,
     Precision,
     Severity,
@@ -179,19 +179,22 @@ def prepare(request: Request, context: BuildContext) -> Prepared:
     data = gather(request, context, graph.exported)
     calibrated: Calibrated | None = None
     findings: tuple[Finding, ...] = ()
+    covered: tuple[Coverage, ...] | None = None
     quantized = [t for t in request.targets if t.uses_calibration]
     refused = refusals(context, quantized, graph, data.verification)
     if data.calibration is not None and any(t.name not in refused for t in quantized):
         calibrated = stages.calibrate(context, graph.model, data.calibration)
         findings = examine(context, calibrated, data, graph.exported)
+        covered = covered_by(context, graph.model, calibrated, data.evaluation)
     if any(t.precision is Precision.FP16 for t in request.targets):
         graph = replace(graph, half=half_range(context, graph.model, data.verification))
     return Prepared(
         graph=replace(graph, steps=(*compress_steps, *graph.steps)),
         data=data,
         calibrated=calibrated,
-        findings=findings,
+        findings=(*findings, *told(context, covered)),
         refused=refused,
+        covered=covered,
     )
 
 
@@ -338,7 +341,7 @@ def make(
     made = within_budget(context, prepared, target, plain or plain_candidate(context, prepared, target))
     options = request.options
     timing = measured(context, prepared, made) if limits.parse(options.limit).timed else None
-    verdicts = judge(target, made, options, prepared.graph.half, timing)
+    verdicts = judge(target, made, options, prepared, timing)
     swiftness = against_sibling(context, prepared, made)
     if swiftness is not None:
         placement = made.verified.placement
@@ -383,11 +386,7 @@ def tell(context: BuildContext, target: Target, made: Candidate, verdicts: Seque
 
 
 def judge(
-    target: Target,
-    made: Candidate,
-    options: Options,
-    half: HalfRange | None = None,
-    timing: Measurement | None = None,
+    target: Target, made: Candidate, options: Options, prepared: Prepared, timing: Measurement | None = None
 ) -> tuple[Gate, ...]:
     """The target's limits, with ``--max-drop`` and ``--limit`` in place of the row's where they are given.
 
@@ -405,10 +404,11 @@ def judge(
     evidence = Evidence(
         parity=verified.parity,
         placement=verified.placement,
-        half=half if target.precision is Precision.FP16 else None,
+        half=prepared.graph.half if target.precision is Precision.FP16 else None,
         integer_weights=made.lowering.subject.files.lowered.integer_weights,
         size_bytes=made.lowering.subject.files.size,
         measurement=timing,
+        coverage=worst(prepared.covered, report.activations) if report is not None else None,
         not_run=verified.not_run,
     )
     return gates(evidence, tolerance, limits.parse(options.limit))

@@ -23,7 +23,7 @@ from edgekit.pipeline.side_by_side import side_by_side, spooled, workers
 from edgekit.pipeline.stages import BuildContext, Calibrated
 from edgekit.pipeline.verify import Verified, reference_of, verify
 from edgekit.quantize.options import QuantizeOptions
-from edgekit.types import Finding, Json, Measurement, Parity, Target
+from edgekit.types import Coverage, Finding, Json, Measurement, Parity, Target
 
 T = TypeVar("T")
 
@@ -39,13 +39,15 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Everything that all targets share."""
+    """Everything that all targets share. ``covered``: the activations on evaluation samples that leave the calibrated
+    ranges; ``None`` where there are no such samples or no ranges."""
 
     graph: Graph
     data: Data
     calibrated: Calibrated | None
     findings: tuple[Finding, ...]
     refused: Mapping[str, EdgekitError]
+    covered: tuple[Coverage, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

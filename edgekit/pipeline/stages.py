@@ -29,6 +29,7 @@ from edgekit.pipeline.pixels import Pixels
 from edgekit.quantize.options import QuantizeOptions, QuantizeReport
 from edgekit.types import (
     Checks,
+    Coverage,
     Device,
     Finding,
     HalfRange,
@@ -245,6 +246,20 @@ def diagnose(
         packages=("numpy",),
         produce=produce,
         read=rows_reader(Finding, "findings.json"),
+    )
+    return run(context.store, step).value
+
+
+def coverage(
+    context: BuildContext, model: OnnxModel, calibrated: Calibrated, evaluation: SampleSet
+) -> tuple[Coverage, ...]:
+    """The activations on ``evaluation`` that leave what ``calibrated`` saw, the worst first."""
+    step = Step(
+        name="coverage",
+        inputs=(model.sha256, calibrated.sha256, evaluation.fingerprint),
+        packages=("onnxruntime", "numpy"),
+        produce=lambda out: work(context).coverage(model, calibrated.file, evaluation, out),
+        read=rows_reader(Coverage, "coverage.json"),
     )
     return run(context.store, step).value
 

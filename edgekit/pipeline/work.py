@@ -24,6 +24,7 @@ from edgekit.pipeline.reference import answers, in_float64
 from edgekit.quantize.calibrate import doctor
 from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.calibrate.collect import calibrate
+from edgekit.quantize.calibrate.coverage import coverage
 from edgekit.quantize.driver import quantize
 from edgekit.quantize.float_model import FloatModel
 from edgekit.quantize.half import half_range
@@ -91,6 +92,11 @@ class Work:
                 samples, reference=reference, calibration=Calibration.load(calibration)
             )
         write_json(findings, out / "findings.json")
+
+    def coverage(self, model: OnnxModel, calibration: Path, samples: SampleSet, out: Path) -> None:
+        """What evaluation samples hold that calibration never saw."""
+        with self._progress.task("compare evaluation with the calibrated ranges"):
+            write_json(coverage(model, samples, Calibration.load(calibration)), out / "coverage.json")
 
     def half_range(self, model: OnnxModel, calibration: Path, out: Path) -> None:
         """The largest activations, and which nodes they keep out of float16."""

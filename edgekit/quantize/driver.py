@@ -177,6 +177,7 @@ def _report(plan: Plan, options: QuantizeOptions, notes: tuple[str, ...]) -> Qua
         corrections=options.corrections,
         nodes=tuple(nodes),
         notes=_notes(options) + notes,
+        activations=tuple(value.name for value in plan.own if value.name),
     )
 
 

@@ -138,12 +138,14 @@ class NodeReport:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeReport:
-    """What quantization did. ``notes`` are facts for the manifest, one sentence each."""
+    """What quantization did. ``notes`` are facts for the manifest, one sentence each; ``activations`` are the float
+    graph's tensors that were given a calibrated range."""
 
     method: str
     corrections: tuple[str, ...]
     nodes: tuple[NodeReport, ...]
     notes: tuple[str, ...] = ()
+    activations: tuple[str, ...] = ()
 
     @property
     def quantized(self) -> tuple[NodeReport, ...]:

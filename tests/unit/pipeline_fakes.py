@@ -25,6 +25,7 @@ from edgekit.pipeline.stages import BuildContext
 from edgekit.quantize.options import NodeReport, QuantizeReport
 from edgekit.types import (
     Availability,
+    HalfRange,
     Lowered,
     OnnxModel,
     Placement,
@@ -77,6 +78,9 @@ class Fake:
     share: dict[str, float | None] = field(default_factory=dict)
     nodes: tuple[NodeReport, ...] = ()
     findings: tuple = ()
+    covered: tuple = ()
+    half: HalfRange | None = None
+    activations: tuple[str, ...] = ()
     kept: SampleSet | None = None
     done: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -131,12 +135,22 @@ class Work:
     def diagnose(self, samples, reference, calibration, out):
         write_json(self.fake.findings, out / "findings.json")
 
+    def coverage(self, model, calibration, samples, out):
+        write_json(self.fake.covered, out / "coverage.json")
+
+    def half_range(self, model, calibration, out):
+        write_json(
+            self.fake.half or HalfRange(samples=1, largest=1, tensor="", left=1, left_tensor=""),
+            out / "half.json",
+        )
+
     def quantize(self, model, calibration, target, options, out):
         if calibration is not None:  # as a model that is kept for the next scheme does
             self.fake.kept = self.fake.kept or calibration[1]
             assert list(self.fake.kept)
         self._model("quantize", model, out, f" {target.name} {options}")
         report = QuantizeReport(method=options.method, corrections=(), nodes=self.fake.nodes)
+        report = replace(report, activations=self.fake.activations)
         write_json(report, out / "report.json")
 
     def reference(self, source, record, samples, out):

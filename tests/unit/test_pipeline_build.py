@@ -22,7 +22,7 @@ from edgekit.errors import (
 from edgekit.pipeline import build, candidates, guard
 from edgekit.pipeline.speed import Speed
 from edgekit.quantize.options import Cause, NodeReport
-from edgekit.types import Availability, Finding, Severity, Verdict
+from edgekit.types import Availability, Coverage, Finding, HalfRange, Severity, Tolerance, Verdict
 
 A32, A8, B32, B8 = (target(n) for n in ("a-fp32", "a-int8", "b-fp32", "b-int8"))
 
@@ -429,3 +429,49 @@ def test_the_users_metric_runs_in_the_main_thread(tmp_path, fake, workers):
             "score",
             1.0,
         )
+
+
+def activation(tensor, uncovered):
+    return Coverage(
+        tensor=tensor,
+        samples=8,
+        outside=0.003,
+        uncovered=uncovered,
+        low=-0.2,
+        high=0.2,
+        seen_low=-0.2,
+        seen_high=1.1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("uncovered", "verdict", "told"),
+    [(0.4, Verdict.FAIL, True), (0.05, Verdict.PASS, True), (0.001, Verdict.PASS, False)],
+)
+def test_evaluation_that_leaves_the_calibrated_ranges(tmp_path, fake, uncovered, verdict, told):
+    fake.covered = (activation("float", 1.0), activation("a", uncovered))
+    fake.activations = ("b", "a")
+    row = replace(A8, tolerance=Tolerance(coverage=0.9))
+    outcome = run(tmp_path, (row,), evaluation=samples(8))[0]
+    (gate,) = [g for g in outcome.artifact.manifest.gates if g.name == "coverage"]
+    assert gate.verdict is verdict
+    assert "a: 0.30% of its values" in gate.message
+    fake.covered = (activation("a", uncovered),)
+    fresh = tmp_path / "again"
+    fresh.mkdir()
+    findings = run(fresh, (A8,), evaluation=samples(8))[0].artifact.manifest.calibration.findings
+    assert any("evaluation leaves the calibrated ranges" in f for f in findings) == told
+
+
+def test_without_evaluation_samples_nothing_is_said_of_coverage(tmp_path, fake):
+    fake.covered = (activation("a", 1.0),)
+    assert "coverage" not in verdicts(run(tmp_path, (A8,))[0])
+
+
+def test_layers_that_leave_float16_are_told_to_the_backend_and_gated(tmp_path, fake):
+    fake.half = HalfRange(samples=4, largest=1e5, tensor="t", left=10.0, left_tensor="u", kept=("n",))
+    half = target("a-fp16")
+    (outcome,) = run(tmp_path, (half,))
+    assert verdicts(outcome)["range"] is Verdict.PASS
+    (gate,) = [g for g in outcome.artifact.manifest.gates if g.name == "range"]
+    assert "t reaches 100,000: 1 nodes stay in float32" in gate.message

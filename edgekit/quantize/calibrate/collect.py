@@ -17,7 +17,7 @@ from edgekit.graph import io as graphs
 from edgekit.quantize.calibrate.calibration import VERSION, Calibration, TensorStatistics
 from edgekit.quantize.calibrate.histogram import Histogram
 from edgekit.quantize.calibrate.profile import MASK
-from edgekit.quantize.calibrate.taps import OFFSET, OUTPUTS, Layout, Tapped, tap
+from edgekit.quantize.calibrate.taps import OFFSET, OUTPUTS, Layout, Tap, Tapped, tap
 from edgekit.types import OnnxModel, Sample, Samples
 
 if TYPE_CHECKING:
@@ -52,27 +52,43 @@ def calibrate(
         raise DataError("there are no calibration samples", hint="pass a data source that yields inputs")
     cap = min(max(_VALUES // len(samples), _LEAST), _MOST)
     tapped = tap(model, cap)
-    layout = Layout(tapped.taps)
     collector = _Collector(tapped)
-    guard = _Guard(model, cap, tapped)
-    done = 0
-    for inputs, values in _runs(tapped, samples, model):
-        run = layout.separate(*values)
-        while bad := collector.not_finite(run):
-            run = layout.separate(*guard.run(inputs, done, bad))
-        collector.add(run, done)
-        done += 1
+    for done, run in enumerate(observed(model, samples, tapped, cap), 1):
+        collector.add(run, done - 1)
         if progress is not None:
             progress(done, len(samples))
     fingerprint = f"calibration {VERSION} {model.sha256} {samples.fingerprint} {cap}"
     calibration = Calibration(
         tensors=collector.result(),
         aliases=tapped.aliases,
-        samples=done,
+        samples=len(samples),
         fingerprint=hashlib.sha256(fingerprint.encode()).hexdigest(),
     )
     calibration.save(out)
     return calibration
+
+
+def observed(model: OnnxModel, samples: Samples, tapped: Tapped, cap: int) -> Iterator[dict[str, Any]]:
+    """What each sample gives, in order, as :meth:`Layout.separate` has it; without NaN and infinity (but -inf).
+
+    Raises :class:`DataError` as :func:`calibrate` does.
+    """
+    layout, guard = Layout(tapped.taps), _Guard(model, cap, tapped)
+    for index, (inputs, values) in enumerate(_runs(tapped, samples, model)):
+        run = layout.separate(*values)
+        while bad := _not_finite(run, tapped.taps):
+            run = layout.separate(*guard.run(inputs, index, bad))
+        yield run
+
+
+def _not_finite(run: dict[str, Any], taps: Sequence[Tap]) -> frozenset[str]:
+    """The tensors of one run that hold NaN or infinity; -inf, as masks have it, is none."""
+    bad = np.isnan(run["mean"]) | np.isnan(run["low"]) | np.isnan(run["high"]) | np.isposinf(run["high"])
+    if not bad.any():
+        return frozenset()
+    starts = np.concatenate(([0], np.cumsum([t.channels for t in taps])))
+    places = np.searchsorted(starts, np.flatnonzero(bad), side="right") - 1
+    return frozenset(taps[i].tensor for i in places)
 
 
 def _runs(
@@ -209,15 +225,6 @@ class _Collector:
         self.sum_high += tensor_high
         self.samples += 1
         self._hold(run["samples"])
-
-    def not_finite(self, run: dict[str, Any]) -> frozenset[str]:
-        """The tensors of one run that hold NaN or infinity; -inf, as masks have it, is none."""
-        bad = np.isnan(run["mean"]) | np.isnan(run["low"]) | np.isnan(run["high"]) | np.isposinf(run["high"])
-        if not bad.any():
-            return frozenset()
-        starts = np.concatenate(([0], np.cumsum([t.channels for t in self.taps])))
-        places = np.searchsorted(starts, np.flatnonzero(bad), side="right") - 1
-        return frozenset(self.taps[i].tensor for i in places)
 
     def _hold(self, samples: Sequence[Floats]) -> None:
         """Keep a run's subsamples until there are enough to count a tensor's at a time."""

@@ -6,8 +6,8 @@ File: ``golden.npz`` with arrays ``input/<i>/<name>`` and ``output/<i>/<name>``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +20,13 @@ from edgekit.artifact.manifest import Artifact, Status
 from edgekit.artifact.parity import compare
 from edgekit.artifact.run import runnable
 from edgekit.artifact.task import Task
+from edgekit.core import targets as catalogue
 from edgekit.core import versions
 from edgekit.devices.bench import bench_artifact
 from edgekit.devices.execute import LOCAL, run_artifact
 from edgekit.errors import SourceError, UsageError
 from edgekit.load.array_files import read_npz
-from edgekit.types import Device, Gate, Parity, Sample
+from edgekit.types import Device, Gate, Parity, Sample, Target, Tolerance, Verdict
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -74,18 +75,25 @@ def read(path: Path) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What an artifact gave for its golden vectors, here and now."""
+    """What an artifact gave for its golden vectors, here and now.
+
+    ``failed_before``: gates that failed when it was built. ``not_repeated``: the names of those that a few vectors
+    cannot repeat. ``notes``: what is to be said of the limits.
+    """
 
     parity: Parity
     gates: tuple[Gate, ...]
     runtime_versions: Mapping[str, str]
     device: str
     recorded: Parity | None
+    failed_before: tuple[Gate, ...] = ()
+    not_repeated: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def status(self) -> Status:
-        """As :func:`edgekit.artifact.manifest.status_of`."""
-        return manifests.status_of(self.gates)
+        """As :func:`edgekit.artifact.manifest.status_of`; never passed where the build failed."""
+        return Status.FAILED if self.failed_before else manifests.status_of(self.gates)
 
 
 def replay(artifact: Artifact, *, device: Device = LOCAL, limits: Limits | None = None) -> Replay:
@@ -101,6 +109,7 @@ def replay(artifact: Artifact, *, device: Device = LOCAL, limits: Limits | None 
     if manifest.golden is None:
         raise SourceError(f"{artifact.directory} has no golden vectors", hint="build the artifact again")
     inputs, expected = read(artifact.directory / manifest.golden.file)
+    _refuse_other_outputs(artifact, expected)
     timing = None
     if limits is not None:
         _refuse_unmeasured(limits)
@@ -118,22 +127,69 @@ def replay(artifact: Artifact, *, device: Device = LOCAL, limits: Limits | None 
             data=recorded.data if recorded is not None and recorded.data else "golden",
             rounding=None if whole is None else whole.rounding,
         )
+        row, notes = row_limits(manifest.target)
         tolerance = replace(
-            manifest.target.tolerance,
+            row,
             metric_drop=None,
             placement=None,
             explained=0.0,  # the variance of a few vectors is no estimate of what was gated on all samples
             sample_snr_db=0.0,
         )
+        found = gates(
+            Evidence(parity=parity, size_bytes=manifest.size, measurement=timing), tolerance, limits
+        )
+        names = {g.name for g in found} - _ONLY_THAT_SOMETHING_IS_LEFT
         return Replay(
             parity=parity,
-            gates=gates(
-                Evidence(parity=parity, size_bytes=manifest.size, measurement=timing), tolerance, limits
-            ),
+            gates=found,
+            failed_before=tuple(g for g in manifest.gates if g.verdict is Verdict.FAIL),
+            not_repeated=tuple(g.name for g in manifest.gates if g.name not in names),
+            notes=notes,
             runtime_versions=run.versions,
             device=device.name,
             recorded=recorded,
         )
+
+
+_ONLY_THAT_SOMETHING_IS_LEFT = {"slices", "samples"}
+
+
+def _refuse_other_outputs(artifact: Artifact, expected: Sequence[Mapping[str, Array]]) -> None:
+    """Vectors that say nothing of an output would let it be anything."""
+    wanted = {o.name for o in artifact.manifest.outputs}
+    for number, row in enumerate(expected):
+        if set(row) != wanted or not any(a.size for a in row.values()):
+            raise SourceError(
+                f"golden vector {number} of {artifact.directory} has the outputs {', '.join(row) or 'none'}; the "
+                f"artifact gives {', '.join(sorted(wanted))}",
+                hint="do not trust this artifact: build it again",
+            )
+
+
+def row_limits(target: Target) -> tuple[Tolerance, tuple[str, ...]]:
+    """The limits of the catalogue's row of this name, whatever the manifest claims them to be, and what is to be said:
+    where the manifest's are weaker, or where there is no such row here and the manifest's have to do."""
+    row = catalogue.known().get(target.name)
+    if row is None:
+        return target.tolerance, (
+            f"no target here is called {target.name}: the limits are the manifest's own",
+        )
+    weaker = [name for name, weak in _compared(target.tolerance, row.tolerance) if weak]
+    if not weaker:
+        return row.tolerance, ()
+    return row.tolerance, (
+        f"the manifest's limits of {', '.join(weaker)} are weaker than those of {target.name}: its row's count",
+    )
+
+
+def _compared(claimed: Tolerance, row: Tolerance) -> Iterator[tuple[str, bool]]:
+    """Each limit's name, and whether the claimed one asks for less."""
+    at_most = ("relative_error", "metric_drop")
+    for field in fields(Tolerance):
+        ours, theirs = getattr(row, field.name), getattr(claimed, field.name)
+        if ours is not None:
+            less = theirs is None or (theirs > ours if field.name in at_most else theirs < ours)
+            yield field.name.replace("_", " "), less
 
 
 def _refuse_unmeasured(limits: Limits) -> None:

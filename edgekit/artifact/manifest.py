@@ -90,6 +90,7 @@ class GoldenRecord:
 
     file: str
     samples: int
+    sha256: str = ""
     parity: Parity | None = None
 
 
@@ -216,16 +217,19 @@ def read(path: Path) -> Artifact:
 
 def check_files(artifact: Artifact) -> None:
     """Raise :class:`SourceError` naming every file that is missing or differs from its sha256."""
-    wrong = [
-        f.name
-        for f in artifact.manifest.files
-        if not (artifact.directory / f.name).is_file() or sha256_file(artifact.directory / f.name) != f.sha256
-    ]
+    expected = {f.name: f.sha256 for f in artifact.manifest.files}
+    if (golden := artifact.manifest.golden) is not None:
+        expected[golden.file] = golden.sha256
+    wrong = [name for name, sha256 in expected.items() if not _unchanged(artifact.directory / name, sha256)]
     if wrong:
         raise SourceError(
             f"{artifact.directory}: {', '.join(wrong)} missing or changed since the build",
             hint="build it again",
         )
+
+
+def _unchanged(path: Path, sha256: str) -> bool:
+    return path.is_file() and sha256_file(path) == sha256
 
 
 def with_measurements(artifact: Artifact, measurements: tuple[Measurement, ...]) -> Artifact:

@@ -186,6 +186,7 @@ class Golden(msgspec.Struct, kw_only=True):
 
     file: str
     samples: int
+    sha256: str = ""
     parity: Parity | None = None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import edgekit
 from edgekit.artifact.limits import parse
 from edgekit.artifact.proof import inputs
 from edgekit.cli._options import json_flag
-from edgekit.cli._output import number, print_json, progress, table
+from edgekit.cli._output import end_with, number, print_json, progress, table
 from edgekit.core.declared import parse_settings
 from edgekit.devices import catalogue
 from edgekit.errors import GateFailedError, UsageError
@@ -30,6 +30,7 @@ class Outcome:
     rows: list[Row]
     document: dict[str, object]
     failed: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @click.command()
@@ -70,49 +71,75 @@ def verify(
             raise UsageError(
                 "a bundle has its own tolerance", hint="--limit is for artifacts: leave it out, or the bundle"
             )
-    outcomes = []
+    outcomes: list[Outcome] = []
     with progress() as shown:
         for path in artifacts:
             with shown.task(f"run {path.name}"):
                 outcomes.append(
                     _bundle(path, where, public_key)
                     if is_bundle(path)
-                    else _artifact(path, where, chosen, strict)
+                    else _artifact(path, where, chosen, strict, public_key)
                 )
+    errors = _refusals(outcomes)
     if as_json:
-        print_json({"artifacts": [o.document for o in outcomes]})
+        print_json({"artifacts": [o.document for o in outcomes], "errors": [e.to_json() for e in errors]})
     else:
         table(
             "", ("artifact", "check", "value", "limit", "verdict"), [row for o in outcomes for row in o.rows]
         )
-    bad = [o for o in outcomes if o.failed]
-    if bad:
-        raise GateFailedError(
-            "did not pass: " + "; ".join(f"{o.path}: {', '.join(o.failed)}" for o in bad),
+    for outcome in outcomes:
+        for note in outcome.notes:
+            click.echo(f"{outcome.path}: {note}", err=True)
+    end_with(errors)
+
+
+def _refusals(outcomes: Sequence[Outcome]) -> list[GateFailedError]:
+    return [
+        GateFailedError(
+            f"{o.path} did not pass: {', '.join(o.failed)}",
             hint="compare runtime versions and processor with those in the manifest",
-            gates=[name for o in bad for name in o.failed],
+            gates=list(o.failed),
         )
+        for o in outcomes
+        if o.failed
+    ]
 
 
 def _artifact(
-    path: Path, device: edgekit.Device, limits: Mapping[str, Option] | None, strict: bool
+    path: Path,
+    device: edgekit.Device,
+    limits: Mapping[str, Option] | None,
+    strict: bool,
+    public_key: Path | None,
 ) -> Outcome:
+    if public_key is not None:
+        raise UsageError(
+            f"{path} is an artifact: it cannot be signed, and --public-key says nothing of it",
+            hint="give a bundle (edgekit package), or leave --public-key out",
+        )
     artifact = edgekit.open(path)
     result = artifact.verify(device=device, limits=limits)
     refused = (Verdict.FAIL, Verdict.NOT_RUN, *((Verdict.UNPROVEN,) if strict else ()))
     unproven = artifact.manifest.gates if strict and artifact.manifest.status == "unproven" else ()
     failed = [g.name for g in result.gates if g.verdict in refused]
+    failed += [f"{g.name} (failed when built)" for g in result.failed_before]
     failed += [f"{g.name} (unproven when built)" for g in unproven if g.verdict is Verdict.UNPROVEN]
     return Outcome(
         path=path,
         rows=_rows(artifact.target, result),
         document={"artifact": str(path), "status": result.status, "replay": result},
         failed=tuple(failed),
+        notes=result.notes,
     )
 
 
 def _rows(target: str, result: edgekit.Replay) -> list[Row]:
     rows = [(target, g.name, number(g.value), number(g.limit), str(g.verdict)) for g in result.gates]
+    rows += [
+        (target, g.name, number(g.value), number(g.limit), "failed when built") for g in result.failed_before
+    ]
+    if result.not_repeated:
+        rows.append((target, "(not repeated)", ", ".join(result.not_repeated), "", "needs the source's data"))
     recorded = f"{result.recorded.snr_db:.1f} dB when built" if result.recorded else "first run"
     where = inputs(result.parity)
     return [
@@ -131,5 +158,9 @@ def _bundle(path: Path, device: edgekit.Device, public_key: Path | None) -> Outc
             "status": "passed" if report.passed else "failed",
             "bundle": report,
         },
-        failed=tuple(c.name for c in report.cases if c.verdict is not Verdict.PASS),
+        failed=(
+            *(c.name for c in report.cases if c.verdict is not Verdict.PASS),
+            *(f"{g.name} ({g.verdict} when built)" for g in report.refused_before),
+        ),
+        notes=report.notes,
     )

@@ -13,9 +13,10 @@ from edgekit.devices.execute import LOCAL, run_artifact
 from edgekit.devices.runnable import Runnable
 from edgekit.errors import SourceError, UnknownNameError
 from edgekit.package import bundle
-from edgekit.package.descriptor import Descriptor, GoldenCase, TensorFile
+from edgekit.package.bundle import Bundle
+from edgekit.package.descriptor import TOLERANCES, Descriptor, GoldenCase, TensorFile, arithmetic
 from edgekit.package.golden import relative_error
-from edgekit.types import Device, Verdict, sha256_file
+from edgekit.types import Device, Gate, Verdict, sha256_file
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -35,18 +36,20 @@ class CaseReport:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleReport:
-    """What came of replaying a bundle. ``notes`` say what was not checked."""
+    """What came of replaying a bundle. ``refused_before``: gates that did not pass when its artifact was built.
+    ``notes`` say what was not checked."""
 
     descriptor: Descriptor
     device: str
     cases: tuple[CaseReport, ...]
     runtime_versions: Mapping[str, str]
+    refused_before: tuple[Gate, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every case passed."""
-        return all(c.verdict is Verdict.PASS for c in self.cases)
+        """Whether every case passed, and every gate of the build did."""
+        return not self.refused_before and all(c.verdict is Verdict.PASS for c in self.cases)
 
 
 def verify_bundle(
@@ -59,6 +62,8 @@ def verify_bundle(
     """
     with bundle.opened(path, public_key=public_key) as read:
         described = read.descriptor
+        _refuse_empty(described)
+        limit, weaker = _limit(described, accelerator)
         labels = _labels(read.directory, described)
         fed = [_load_all(read.directory, case.inputs) for case in described.golden.cases]
         runnable = Runnable(
@@ -73,21 +78,45 @@ def verify_bundle(
                 directory=read.directory,
                 descriptor=described,
                 labels=labels,
-                limit=_limit(described, accelerator),
+                limit=limit,
             )
             cases = tuple(
                 replay.judge(case, inputs, outputs)
                 for case, inputs, outputs in zip(described.golden.cases, fed, result.outputs, strict=True)
             )
             versions = dict(result.versions)
-    notes = ("its signature was not checked: no public key was given",)
+    notes = (*weaker, *_signature_notes(read))
     return BundleReport(
         descriptor=described,
         device=device.name,
         cases=cases,
         runtime_versions=versions,
-        notes=notes if read.has_signature and not read.signed else (),
+        refused_before=tuple(g for g in described.gates if g.verdict in (Verdict.FAIL, Verdict.NOT_RUN)),
+        notes=notes,
     )
+
+
+def _signature_notes(read: Bundle) -> tuple[str, ...]:
+    if read.signed:
+        return ()
+    if read.has_signature:
+        return ("its signature was not checked: no public key was given",)
+    return ("it is not signed: anybody may have written it",)
+
+
+def _refuse_empty(described: Descriptor) -> None:
+    """Cases that say nothing of an output would let it be anything."""
+    wanted = {o.name for o in described.outputs}
+    for case in described.golden.cases:
+        if {t.name for t in case.outputs} != wanted:
+            raise SourceError(
+                f"the golden case {case.name} does not have the outputs of the model ({', '.join(sorted(wanted))})",
+                hint="do not trust this bundle: ask the sender for a new one",
+            )
+    if not described.golden.cases:
+        raise SourceError(
+            "the bundle has no golden cases", hint="write the package again, with an artifact that has"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +168,15 @@ class _Replay:
         return self.labels[int(outputs[record.output].argmax())]
 
 
-def _limit(described: Descriptor, accelerator: str) -> float:
-    table = described.golden.tolerance
-    if accelerator not in table:
-        raise UnknownNameError("accelerator", accelerator, table)
-    return table[accelerator]
+def _limit(described: Descriptor, accelerator: str) -> tuple[float, tuple[str, ...]]:
+    """edgekit's own limit for the bundle's arithmetic, or the bundle's where that is narrower; and a note."""
+    claimed, ours = described.golden.tolerance, TOLERANCES[arithmetic(described.precision)]
+    if accelerator not in claimed or accelerator not in ours:
+        raise UnknownNameError("accelerator", accelerator, claimed)
+    if claimed[accelerator] <= ours[accelerator]:
+        return claimed[accelerator], ()
+    note = f"the bundle allows {claimed[accelerator]:g} of an output's largest value, edgekit {ours[accelerator]:g}"
+    return ours[accelerator], (f"{note}: edgekit's limit counts",)
 
 
 def _labels(directory: Path, described: Descriptor) -> tuple[str, ...]:

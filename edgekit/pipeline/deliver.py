@@ -32,7 +32,7 @@ from edgekit.pipeline.stages import Calibrated, Exported, LoweredFiles
 from edgekit.pipeline.verify import Verified
 from edgekit.preprocess.declared import completed
 from edgekit.quantize.options import QuantizeReport
-from edgekit.types import Finding, Gate, Json, Measurement, SourceRecord, Target, Verdict
+from edgekit.types import Finding, Gate, Json, Measurement, SourceRecord, Target, Verdict, sha256_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,12 @@ def describe(product: Product, status: Status, directory: Path) -> Manifest:
     verified, lowered, record = product.verified, product.files.lowered, product.exported.record
     kept = None
     if (vectors := verified.vectors) is not None:
-        kept = GoldenRecord(file=golden.FILE, samples=vectors.count, parity=verified.golden_parity)
+        kept = GoldenRecord(
+            file=golden.FILE,
+            samples=vectors.count,
+            sha256=sha256_file(vectors.file),
+            parity=verified.golden_parity,
+        )
     details = dict(lowered.details)
     if product.quantization is not None:
         details["quantization"] = to_builtins(product.quantization)

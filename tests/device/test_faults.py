@@ -32,7 +32,7 @@ from edgekit.devices.plan import Watch
 from edgekit.devices.runnable import Runnable
 from edgekit.devices.transports import ssh
 from edgekit.errors import DeviceError, RunCancelledError
-from edgekit.types import Precision, Sample, SourceRecord, Target
+from edgekit.types import Precision, Sample, SourceRecord, Target, sha256_file
 
 pytestmark = pytest.mark.device
 
@@ -67,7 +67,9 @@ def make_artifact(folder, behaviour="slow"):
             ),
             source=SourceRecord(text="m", kind="onnx", sha256="0"),
             files=manifest.file_records(folder, ("model.fake",)),
-            golden=manifest.GoldenRecord(file=golden.FILE, samples=1),
+            golden=manifest.GoldenRecord(
+                file=golden.FILE, samples=1, sha256=sha256_file(folder / golden.FILE)
+            ),
             runtime={"threads": 1},
         ),
         folder,

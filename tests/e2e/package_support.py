@@ -16,7 +16,7 @@ from edgekit.artifact import manifest
 from edgekit.artifact.manifest import Artifact, GoldenRecord, Manifest
 from edgekit.core import targets as catalogue
 from edgekit.preprocess.contract import Preprocessing
-from edgekit.types import Gate, Parity, SourceRecord, TensorSpec, Verdict
+from edgekit.types import Gate, Parity, SourceRecord, TensorSpec, Verdict, sha256_file
 
 SIZE = 16
 LABELS = tuple(f"digit {i}" for i in range(10))
@@ -177,7 +177,12 @@ def write_artifact(
         outputs=(TensorSpec(name="scores", dtype="float32", shape=(1, 10)),),
         labels=LABELS,
         preprocessing=(CONTRACT.folded("image") if folded else CONTRACT).to_mapping(),
-        golden=GoldenRecord(file="golden.npz", samples=len(fed), parity=parity(snr_db)),
+        golden=GoldenRecord(
+            file="golden.npz",
+            samples=len(fed),
+            sha256=sha256_file(directory / "golden.npz"),
+            parity=parity(snr_db),
+        ),
         gates=(Gate(name="snr_db", verdict=Verdict.PASS, limit=80.0, value=snr_db),),
         runtime=row.runtime,
         minimum_runtime="1.17.0" if row.backend == "onnxruntime" else "LiteRT 2.1 (TensorFlow Lite 2.17)",

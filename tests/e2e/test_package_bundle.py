@@ -22,7 +22,7 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.package import PackageSpec, is_bundle, package, verify_bundle
-from edgekit.types import Gate, Verdict
+from edgekit.types import Gate, Verdict, sha256_file
 
 NAME = "com.example.digits"
 
@@ -213,7 +213,9 @@ def test_a_golden_that_does_not_reproduce(artifact: Artifact, tmp_path: Path) ->
     arrays = dict(np.load(path))
     arrays["output/2/scores"] = np.roll(arrays["output/2/scores"], 1)
     np.savez(path, **arrays)
-    refused(artifact, tmp_path, GateFailedError, "do not reproduce")
+    refused(artifact, tmp_path, SourceError, r"golden\.npz missing or changed")
+    record = replace(artifact.manifest.golden, sha256=sha256_file(path))
+    refused(support.changed(artifact, golden=record), tmp_path, GateFailedError, "do not reproduce")
 
 
 def test_an_artifact_without_golden(artifact: Artifact, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def example() -> Manifest:
         files=(FileRecord(name="model.onnx", size=10, sha256="1" * 64),),
         inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 8)),),
         outputs=(TensorSpec(name="output", dtype="float32", shape=("batch", 4)),),
-        golden=GoldenRecord(file="golden.npz", samples=8),
+        golden=GoldenRecord(file="golden.npz", samples=8, sha256="2" * 64),
         parity=Parity(samples=8, max_abs=1e-6, relative_error=1e-7, snr_db=130.0, cosine=1.0),
         placement=Placement(precision="fp32", share=1.0, operators=3, kernels={"Gemm": 2}),
         gates=(Gate(name="snr", verdict=Verdict.PASS, limit=80.0, value=130.0),),

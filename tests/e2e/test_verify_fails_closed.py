@@ -1,0 +1,137 @@
+"""``edgekit verify`` takes nothing that it is given for a proof: not a failed build, not an artifact's own limits, not
+golden vectors that say nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_process import edgekit
+
+import edgekit as api
+from edgekit.package import PackageSpec, package
+from edgekit.types import sha256_file
+
+pytestmark = [pytest.mark.e2e]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    import torch
+
+    torch.manual_seed(1)
+    module = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    rows = [np.random.default_rng(k).normal(size=(1, 6)).astype(np.float32) for k in range(40)]
+    options = api.Options(speed_gate=False)
+    out = tmp_path_factory.mktemp("verify")
+    result = api.build(module, targets=["ort-fp32"], evaluation=rows, out=out, options=options)
+    assert not result.failures
+    return out / "ort-fp32"
+
+
+@pytest.fixture
+def copy(built, tmp_path) -> Path:
+    shutil.copytree(built, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def edited(folder: Path, change: Callable[[dict], None]) -> Path:
+    path = folder / "manifest.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    return folder
+
+
+def with_golden(folder: Path, change: Callable[[dict], dict]) -> Path:
+    """Golden vectors changed, their checksum too."""
+    path = folder / "golden.npz"
+    with np.load(path) as stored:
+        arrays = change(dict(stored))
+    np.savez(path, **arrays)
+    return edited(folder, lambda d: d["golden"].update(sha256=sha256_file(path)))
+
+
+def test_the_artifact_as_it_is_passes_and_says_what_was_not_repeated(built):
+    result = edgekit("verify", built)
+    assert result.code == 0, result.err
+    assert "(not repeated)" in result.out
+    assert "slices" in result.out
+
+
+def test_a_failed_build_does_not_pass_here_either(copy):
+    def failed(document):
+        document["status"] = "failed"
+        document["gates"][0].update(verdict="fail", name="latency")
+
+    result = edgekit("verify", edited(copy, failed), "--json")
+    assert result.code == 5, result.err
+    assert "latency (failed when built)" in result.err
+    assert result.json["artifacts"][0]["status"] == "failed"
+
+
+def test_limits_come_from_the_targets_row(copy):
+    def weak(document):
+        document["target"]["tolerance"]["snr_db"] = 1.0
+        document["target"]["tolerance"]["relative_error"] = 100.0
+
+    def off(arrays):
+        return {n: a * 1.2 if n.startswith("output") else a for n, a in arrays.items()}
+
+    result = edgekit("verify", with_golden(edited(copy, weak), off))
+    assert result.code == 5
+    assert "snr db, relative error are weaker than those of ort-fp32" in result.err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda a: {n: x for n, x in a.items() if n.startswith("input")}, "no golden vectors"),
+        (lambda a: {n.replace("output/0/", "output/0/other_"): x for n, x in a.items()}, "golden vector 0"),
+        (lambda a: {n: x[:0] if n.startswith("output") else x for n, x in a.items()}, "golden vector 0"),
+    ],
+    ids=["no outputs", "an unknown name", "empty outputs"],
+)
+def test_golden_vectors_that_say_nothing_are_refused(copy, change, words):
+    result = edgekit("verify", with_golden(copy, change))
+    assert result.code == 3, result.err
+    assert words in result.err
+
+
+def test_changed_golden_vectors_are_seen(copy):
+    path = copy / "golden.npz"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    result = edgekit("verify", copy)
+    assert result.code == 3
+    assert "golden.npz missing or changed" in result.err
+
+
+def test_a_key_for_what_cannot_be_signed_is_a_wrong_command(copy, tmp_path):
+    (tmp_path / "key.pem").write_text("a key")
+    result = edgekit("verify", copy, "--public-key", tmp_path / "key.pem")
+    assert result.code == 2
+    assert "cannot be signed" in result.err
+
+
+def bundle(folder: Path, out: Path, **options) -> Path:
+    from edgekit.artifact import manifest
+
+    spec = PackageSpec(format="bundle", name="com.example.small", version="1.0.0", **options)
+    return package(manifest.read(folder), spec, out).directory / "com.example.small-1.0.0"
+
+
+def test_a_bundle_of_a_failed_artifact_does_not_pass(copy, tmp_path):
+    edited(copy, lambda d: (d.update(status="failed"), d["gates"][0].update(verdict="fail")))
+    result = edgekit("verify", bundle(copy, tmp_path / "out", allow_failed=True))
+    assert result.code == 5
+    assert "(fail when built)" in result.err
+
+
+def test_a_bundle_without_signature_says_so(copy, tmp_path):
+    result = edgekit("verify", bundle(copy, tmp_path / "out"))
+    assert result.code == 0, result.err
+    assert "it is not signed" in result.err

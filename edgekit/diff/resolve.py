@@ -77,6 +77,10 @@ def resolve(a: str, b: str, data: DataSpec | None, context: BuildContext) -> Cha
         source = parse(a)
         opened = _opened(source, data, context)
         exported = stages.export(context, opened)
+        built = _built_shapes(artifact)
+        if built and built != {name: row.shape for name, row in exported.example_inputs().items()}:
+            opened = _opened(source, data, context, Shapes(sizes=built))
+            exported = stages.export(context, opened)
         if artifact is not None and exported.model.sha256 not in _outputs(artifact, "export"):
             notes.append(f"{a} is not what {artifact.directory} was built from: its export is another")
         first = _source_forms(opened, exported, second[0], artifact is not None, context)
@@ -139,7 +143,20 @@ def _outputs(artifact: Artifact, step: str) -> set[str]:
     return {s.output_sha256 for s in artifact.manifest.steps if s.name == step}
 
 
-def _opened(spec: SourceSpec, data: DataSpec | None, context: BuildContext) -> Source:
+def _built_shapes(artifact: Artifact | None) -> dict[str, tuple[int, ...]]:
+    """The shapes of the source's inputs that an artifact with fixed shapes was built for (``--shape``), as its golden
+    inputs have them; empty for any other."""
+    if artifact is None or not artifact.manifest.target.fixed_shapes or artifact.manifest.golden is None:
+        return {}
+    rows = golden.read(artifact.directory / artifact.manifest.golden.file)[0]
+    pixels = recorded(artifact.manifest)
+    first = rows[0] if pixels is None else pixels.restored(rows[0])
+    return {name: tuple(array.shape) for name, array in first.items()}
+
+
+def _opened(
+    spec: SourceSpec, data: DataSpec | None, context: BuildContext, shapes: Shapes | None = None
+) -> Source:
     options = context.options
     return Source(
         spec,
@@ -147,7 +164,7 @@ def _opened(spec: SourceSpec, data: DataSpec | None, context: BuildContext) -> S
         trust=options.trust,
         network=options.network,
         example=Example(data),
-        shapes=Shapes.of(options),
+        shapes=shapes or Shapes.of(options),
     )
 
 

@@ -150,15 +150,37 @@ def positions(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> in
     Users call modules by position, and a hook without ``with_kwargs`` sees no others: a module that has hooks gets
     all that its forward takes so; any other all by name, which makes no difference then.
     """
-    if not (module._forward_pre_hooks or module._forward_hooks):
+    if not (_compiled(module) or module._forward_pre_hooks or module._forward_hooks):
         return 0
     count = 0
-    parameters = inspect.signature(module.forward).parameters.items()
+    parameters = signature(module).parameters.items()
     for (name, parameter), given in zip(parameters, inputs, strict=False):
         if name != given or parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
             break
         count += 1
     return count
+
+
+def signature(module: torch.nn.Module) -> inspect.Signature:
+    """What forward takes; TorchScript knows it by its own schema."""
+    if not _compiled(module):
+        return inspect.signature(module.forward)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    forward: Any = module.forward
+    _, *arguments = forward.schema.arguments
+    return inspect.Signature(
+        [
+            inspect.Parameter(
+                a.name, kind, default=a.default_value if a.has_default_value() else inspect.Parameter.empty
+            )
+            for a in arguments
+        ]
+    )
+
+
+def _compiled(module: torch.nn.Module) -> bool:
+    """Whether it is TorchScript's: that takes names through the tracers of exporters as little as hooks do."""
+    return isinstance(module, torch.jit.ScriptModule)
 
 
 def constants(value: Any, path: str = "result") -> Iterator[tuple[str, Any]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 
 import torch
 
 from edgekit.errors import SourceError
+from edgekit.graph.nested import signature
 from edgekit.load import module as modules
 from edgekit.load.exported import from_program
 from edgekit.load.usercode import run
@@ -52,7 +52,7 @@ def _own_example(module: torch.nn.Module, what: str, example: Callable[[], objec
             return own
     if example is not None:
         return example()
-    names = ", ".join(inspect.signature(module.forward).parameters)
+    names = ", ".join(signature(module).parameters)
     raise SourceError(
         f"{what} returned a module without example inputs",
         hint=f"return (module, example_inputs) with a tensor for each of: {names}; or pass calibration data",

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from edgekit.errors import FactoryError, SourceError
+from edgekit.graph import nested
 from edgekit.graph.nested import Adapter, copied, flatten, invoke, template
 from edgekit.load.usercode import guarded
 from edgekit.types import Json, TorchModel
@@ -133,7 +134,7 @@ def _to_tensors(value: object) -> object:
 
 def _arguments(module: torch.nn.Module, example: object, what: str) -> _Arguments:
     """Whether the example is positional or by name; a dict or list may also be one argument."""
-    signature = inspect.signature(module.forward)
+    signature = nested.signature(module)
     if isinstance(example, torch.Tensor):
         choices: list[_Arguments] = [((example,), {})]
     elif isinstance(example, Mapping):
@@ -155,7 +156,7 @@ def _unfit(module: torch.nn.Module, example: object, what: str) -> SourceError:
     count = len(example) if isinstance(example, list | tuple) else 1
     form = ", ".join(map(str, example)) if isinstance(example, Mapping) else f"{count} by position"
     return SourceError(
-        f"{what}: the example inputs ({form}) do not fit forward{inspect.signature(module.forward)}",
+        f"{what}: the example inputs ({form}) do not fit forward{nested.signature(module)}",
         hint="give every parameter without a default, as a tuple by position or as a dict by name",
     )
 
@@ -182,7 +183,7 @@ def _named(
     module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object], what: str
 ) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """Tensors by parameter name; an :class:`Adapter` where plain keywords are not enough."""
-    signature = inspect.signature(module.forward)
+    signature = nested.signature(module)
     bound = signature.bind(*args, **kwargs).arguments
     plain: dict[str, object] = {}
     for name, value in bound.items():

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgekit import TorchModel
+
 
 class Tiny(nn.Module):
     def __init__(self) -> None:
@@ -128,3 +130,40 @@ def bright() -> Iterator[np.ndarray]:
 
 def plain() -> Iterator[np.ndarray]:
     yield from _rows(count=64)
+
+
+class Text(nn.Module):
+    """The mean of embeddings where the mask says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(50, 8), nn.Linear(8, 3)
+
+    def forward(self, ids, mask):
+        kept = mask[..., None].float()
+        return self.head((self.embedding(ids) * kept).sum(1) / kept.sum(1).clamp(min=1))
+
+
+def text():
+    torch.manual_seed(0)
+    example = {"ids": torch.ones(1, 6, dtype=torch.long), "mask": torch.ones(1, 6, dtype=torch.bool)}
+    return TorchModel(
+        module=Text().eval(),
+        example_inputs=example,
+        dynamic_axes={"ids": {1: "length"}, "mask": {1: "length"}},
+        preprocessing={"padding": {"values": {"ids": 0, "mask": 0}}},
+    )
+
+
+def rows(generator):
+    for i in range(40):
+        length = 3 + i % 17
+        yield {"ids": generator.integers(0, 50, (1, length)), "mask": np.ones((1, length), bool)}
+
+
+def sentences():
+    return rows(np.random.default_rng(0))
+
+
+def unseeded():
+    return rows(np.random.default_rng())

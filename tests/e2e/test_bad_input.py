@@ -193,3 +193,16 @@ def test_json_errors_are_json(sources, tmp_path):
     result = edgekit("build", f"{sources}:tiny", "-t", "nope", "-o", tmp_path, "--json")
     assert result.code == 2
     assert result.json["error"]["type"] == "UnknownNameError"
+
+
+def test_data_that_do_not_fit_or_change_are_no_silence(sources, tmp_path):
+    text = [f"{sources}:text", "-t", "tflite-fp32", "-o", tmp_path]
+    lengths = ["--eval", f"{sources}:sentences"]
+    refused(2, "build", *text, *lengths, words=["of 40 samples have others", "--shape ids=1x19"])
+    padded = edgekit("build", *text, *lengths, "--sequence-length", 20)
+    assert padded.code == 0, padded.err
+    refused(2, "build", *text, "--shape", "idz=1x20", words=["idz", "ids"])
+    refused(2, "build", *text, "--eval", f"{sources}:unseeded", words=["other samples each time"])
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.npz").write_bytes(b"PK\x03\x04")
+    refused(2, "build", *text, "--eval", tmp_path / "rows", words=["a.npz cannot be read"])

@@ -218,16 +218,56 @@ def test_where_random_numbers_are_drawn_is_said() -> None:
         examine(from_module(module, torch.randn(2, 4)))
 
 
+def listing(self: Of, x: torch.Tensor) -> torch.Tensor:
+    self.seen = [*getattr(self, "seen", []), x.mean()]
+    return self.linear(x) + torch.stack(self.seen).sum()
+
+
+def remembering(self: Of, x: torch.Tensor) -> torch.Tensor:
+    y, self.hidden = self.cell(x, getattr(self, "hidden", None))
+    return y
+
+
+def calling(self: Of, x: torch.Tensor) -> torch.Tensor:
+    self.calls = getattr(self, "calls", 0) + 1
+    return self.linear(x) * self.calls
+
+
+@pytest.mark.parametrize(
+    ("function", "named"), [(listing, "seen"), (remembering, "hidden"), (calling, "calls")]
+)
+def test_state_in_python_objects_is_named(function: Any, named: str) -> None:
+    made = Of(function)
+    made.cell = nn.LSTM(4, 4)
+    with pytest.raises(ExportError, match=f"keeps state: it changes {named},"):
+        examine(from_module(made, torch.randn(2, 4)))
+
+
+def test_a_generator_of_the_modules_own_is_randomness() -> None:
+    made = Of(lambda self, x: self.linear(x) + torch.randn(4, generator=self.generator))
+    made.generator = torch.Generator().manual_seed(1)
+    with pytest.raises(ExportError, match="draws random numbers"):
+        examine(from_module(made, torch.randn(2, 4)))
+
+
 def test_what_hides_is_not_called_random() -> None:
     seen: list[float] = []
 
-    def listing(self: Of, x: torch.Tensor) -> torch.Tensor:
+    def hiding(self: Of, x: torch.Tensor) -> torch.Tensor:
         seen.append(1.0)
         return self.linear(x) * sum(seen)
 
-    for function in (listing, lambda self, x: self.linear(x) * (time.perf_counter_ns() % 9973)):
+    for function in (hiding, lambda self, x: self.linear(x) * (time.perf_counter_ns() % 9973)):
         with pytest.raises(ExportError, match="other outputs for the same inputs"):
             examine(model(function))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_traced_module_is_taken(tmp_path: Path) -> None:
+    traced = torch.jit.trace(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.randn(2, 4))
+    made = from_module(traced, torch.randn(2, 4))
+    (got,), _ = outputs(made, tmp_path)
+    assert np.allclose(got, call(traced, made.example_inputs)["output"].numpy(), atol=1e-6)
 
 
 def test_chance_on_other_inputs_only_is_named_too(tmp_path: Path) -> None:

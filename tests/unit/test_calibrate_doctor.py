@@ -175,3 +175,10 @@ def test_calibration_on_what_is_evaluated_is_said() -> None:
     rows = [rng.normal(size=(1, 40)).astype(np.float32) for _ in range(32)]
     told = diagnose(samples(rows[:16]), reference=samples(rows))
     assert [(f.code, f.severity) for f in told] == [("evaluation-data", Severity.WARNING)]
+
+
+def test_an_example_without_elements_says_nothing() -> None:
+    """A cache of length 0, say."""
+    samples = [Sample(inputs={"x": np.full((1, 4, 8), i, np.float32)}) for i in range(10)]
+    found = diagnose(samples, reference=[{"x": np.zeros((1, 0, 8), np.float32)}])
+    assert all(f.code in ("constant", "zeros") for f in found)

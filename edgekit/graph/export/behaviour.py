@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,18 +63,21 @@ def examine(model: TorchModel) -> Behaviour:
 
 def refuse_unrepeatable(model: TorchModel, inputs: Mapping[str, torch.Tensor]) -> None:
     """Raise :class:`UnrepeatableError`, naming state or randomness, where the same inputs give other outputs."""
-    held, generators = _held(model.module), _generators()
+    held, plain, generators = _held(model.module), _attributes(model.module), _generators()
     first = _run(model, inputs)
     draws = generators != _generators()
     changed = {path: place for path, place in held.items() if place.moved}
     differs = any(not _equal(first, _again(model, inputs, changed)) for _ in range(_RUNS if draws else 1))
-    if differs and draws:
-        raise _random(model)
+    after = _attributes(model.module)
+    others = [path for path in plain if not _same(plain[path], after.get(path))]
+    own = [path for path in others if isinstance(plain[path], _Drawn)]
+    if differs and (draws or own):
+        raise _random(model, own)
     matter = [path for path in changed if _matters(model, inputs, changed, path)]
     if matter or (differs and changed):
         raise _state(model, matter or changed)
     if differs:
-        raise _hidden(model)
+        raise _state(model, others) if others else _hidden(model)
 
 
 def _run(model: TorchModel, inputs: Mapping[str, torch.Tensor]) -> Outputs:
@@ -140,6 +144,48 @@ def _held(module: torch.nn.Module) -> dict[str, _Place]:
 
 def _tables(owner: torch.nn.Module) -> tuple[dict[str, Any], ...]:
     return owner._parameters, owner._buffers, vars(owner)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """The state of a random generator."""
+
+    state: bytes
+
+
+def _attributes(module: torch.nn.Module) -> dict[str, object]:
+    """What a module holds beside tensors of its own, by path: numbers, texts, containers of tensors, generators."""
+    return {
+        f"{path}.{name}" if path else name: _sketch(value, depth=4)
+        for path, owner in unwrap(module)[0].named_modules()
+        for name, value in vars(owner).items()
+        if not name.startswith("_")
+    }
+
+
+def _sketch(value: object, depth: int) -> object:
+    """Enough of a value to see whether it is another later; tensors by their identity, which is kept alive."""
+    if isinstance(value, torch.Tensor):
+        return (value, _version(value))
+    if isinstance(value, torch.Generator):
+        return _Drawn(value.get_state().numpy().tobytes())
+    if isinstance(value, np.random.Generator):
+        return _Drawn(pickle.dumps(value.bit_generator.state))
+    if depth and isinstance(value, Mapping):
+        return {str(k): _sketch(v, depth - 1) for k, v in value.items()}
+    if depth and isinstance(value, list | tuple | deque):
+        return [_sketch(v, depth - 1) for v in value]
+    return value if isinstance(value, bool | int | float | str | bytes) else type(value)
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        return a is b
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a == b
 
 
 def _version(tensor: torch.Tensor) -> int:
@@ -218,8 +264,11 @@ def _state(model: TorchModel, paths: Iterable[str]) -> UnrepeatableError:
     )
 
 
-def _random(model: TorchModel) -> UnrepeatableError:
+def _random(model: TorchModel, own: Iterable[str]) -> UnrepeatableError:
     place, operator = caller(model, _is_random)
+    generators = ", ".join(own)
+    if generators:
+        operator = operator or f"its generator {generators}"
     where = (f" by {operator}" if operator else "") + (f" in module {place}" if place else "")
     return UnrepeatableError(
         f"forward of {_name(model)} draws random numbers{where}: the same inputs give other outputs each time",

@@ -44,7 +44,7 @@ class InputProfile:
 
 def profile(name: str, arrays: Sequence[npt.NDArray[Any]]) -> InputProfile:
     """Profile one input."""
-    real = bool(arrays) and all(np.issubdtype(a.dtype, np.floating) for a in arrays)
+    real = bool(arrays) and all(a.size and np.issubdtype(a.dtype, np.floating) for a in arrays)
     if not real:
         return InputProfile(name=name, samples=len(arrays), real=False)
     broken = sum(bool(np.isnan(a).any() or np.isposinf(a).any()) for a in arrays)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.graph import io as graphs
+from edgekit.quantize import recurrent
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, matrix, select
 from edgekit.quantize.edit import Editor
 from edgekit.quantize.embedding import quantize_embeddings
@@ -30,7 +31,9 @@ def quantize_dynamic(graph: ir.Graph, options: QuantizeOptions) -> QuantizeRepor
     for block in blocks:
         in_float = why_float(block, excluded, _impossible)
         reports += report(block, in_float, "uint8")
-        if in_float is None:
+        if in_float is None and recurrent.is_recurrent(block):
+            recurrent.compute_dynamically(editor, block, options.weight_bits)
+        elif in_float is None:
             _rewrite(editor, block, shared, options.weight_bits)
     tables = quantize_embeddings(graph)
     editor.drop_unused()
@@ -57,10 +60,14 @@ def report(block: Block, in_float: InFloat | None, activation: str) -> list[Node
             cause=in_float.cause if in_float is not None else None,
             reason=in_float.reason if in_float is not None else "",
             macs=block.macs if node is block.core else 0,
-            weights=block.weight_values if node is block.core else 0,
+            weights=_values(block) if node is block.core else 0,
         )
         for node in block.nodes
     ]
+
+
+def _values(block: Block) -> int:
+    return recurrent.weight_values(block) if recurrent.is_recurrent(block) else block.weight_values
 
 
 def mark(node: NodeReport, tables: dict[str, str]) -> NodeReport:
@@ -71,6 +78,8 @@ def mark(node: NodeReport, tables: dict[str, str]) -> NodeReport:
 
 
 def _impossible(block: Block) -> str:
+    if recurrent.is_recurrent(block):
+        return recurrent.why_not_dynamic(block)
     if block.op not in ("Gemm", "MatMul"):
         return f"{block.op} is not quantized dynamically"
     weight = block.weight

@@ -13,11 +13,15 @@ from edgekit.quantize.blocks import attribute, constant
 from edgekit.quantize.edit import Editor
 from edgekit.quantize.params import quantize_weight
 
-_SMALLEST = 1 << 16  # elements: below this a table saves less than the nodes that read it cost
+SMALLEST = 1 << 16
+"""Elements: below this a table saves less time than the nodes that read it cost."""
+SMALLEST_FOR_SIZE = 1 << 12
+"""Elements: below this a table saves hardly more bytes than the nodes that read it take."""
 
 
-def quantize_embeddings(graph: ir.Graph) -> dict[str, str]:
-    """Rewrite Gather along axis 0 of large constant float32 tables, in place; node names by table name."""
+def quantize_embeddings(graph: ir.Graph, smallest: int = SMALLEST) -> dict[str, str]:
+    """Rewrite Gather along axis 0 of constant float32 tables of at least ``smallest`` elements, in place; node names by
+    table name."""
     done: dict[str, str] = {}
     editor = Editor(graph)
     stored: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
@@ -26,7 +30,7 @@ def quantize_embeddings(graph: ir.Graph) -> dict[str, str]:
         if table is None or attribute(node, "axis", 0) != 0:
             continue
         array = constant(table)
-        if array is None or array.dtype != np.float32 or array.ndim != 2 or array.size < _SMALLEST:
+        if array is None or array.dtype != np.float32 or array.ndim != 2 or array.size < smallest:
             continue
         if any(u.node.op_type != "Gather" or u.idx != 0 for u in table.uses()):
             continue  # tied to a projection: it is needed in full anyway

@@ -14,10 +14,11 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.quantize import recurrent
 from edgekit.quantize.blocks import WEIGHTED, Block, attribute, constant, find_blocks, matrix, select
 from edgekit.quantize.dynamic import gemm_bias, mark, report, why_float
 from edgekit.quantize.edit import Editor
-from edgekit.quantize.embedding import quantize_embeddings
+from edgekit.quantize.embedding import SMALLEST_FOR_SIZE, quantize_embeddings
 from edgekit.quantize.options import QuantizeOptions, QuantizeReport
 from edgekit.quantize.params import Stored, quantize_blocks, quantize_weight
 from edgekit.quantize.rounding import Rounding
@@ -56,7 +57,11 @@ def quantize_weights(
         if in_float is not None:
             continue
         kept = _kept(block, trained)
-        if dtype == "float16":
+        if recurrent.is_recurrent(block):
+            if dtype != "float16":
+                recurrent.store(editor, block)
+                eight += dtype == "int4"
+        elif dtype == "float16":
             _halve(editor, block)
         elif kept is not None:
             _trained(editor, block, kept, dtype)
@@ -66,7 +71,7 @@ def quantize_weights(
         else:
             eight += dtype == "int4"
             _eight_bits(editor, block)
-    tables = quantize_embeddings(graph) if dtype != "float16" else {}
+    tables = quantize_embeddings(graph, SMALLEST_FOR_SIZE) if dtype != "float16" else {}
     editor.drop_unused()
     if eight:
         notes.append(f"{eight} weights that do not divide into blocks of {size} are INT8")
@@ -84,12 +89,14 @@ def _kept(block: Block, trained: Mapping[str, Stored] | None) -> Stored | None:
 
 def _smallest(blocks: Sequence[Block]) -> int:
     """How many values a weight must have to be worth a node: where small ones are most of the model, one."""
-    sizes = [block.weight_values for block in blocks]
+    sizes = [block.weight_values or recurrent.weight_values(block) for block in blocks]
     small = sum(size for size in sizes if size < _SMALLEST)
     return _SMALLEST if small <= _FEW * sum(sizes) else 1
 
 
 def _impossible(block: Block, smallest: int) -> str:
+    if recurrent.is_recurrent(block):
+        return recurrent.why_not(block)
     if block.op not in WEIGHTED:
         return f"{block.op} has no weights"
     array = constant(block.weight) if block.weight is not None else None

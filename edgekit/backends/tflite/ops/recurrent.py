@@ -15,7 +15,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
-from edgekit.backends.tflite.ir import FLOAT32, INT32, Tensor
+from edgekit.backends.tflite.ir import FLOAT32, INT32, Quant, Tensor
 from edgekit.backends.tflite.ops.recurrent_loop import LOOP_FROM, Direction, Step, lengths_column, looped
 from edgekit.backends.tflite.registry import Refusal, op
 from edgekit.backends.tflite.view import View
@@ -84,7 +84,7 @@ class _Inputs:
     merge_bias: bool = True
 
 
-@op("LSTM")
+@op("LSTM", hybrid=(1, 2))
 def lstm(
     g: Builder,
     x: View,
@@ -126,7 +126,7 @@ def lstm(
     return _run(g, settings, inputs, make_step)
 
 
-@op("GRU")
+@op("GRU", hybrid=(1, 2))
 def gru(
     g: Builder,
     x: View,
@@ -171,7 +171,7 @@ def gru(
     return _run(g, settings, inputs, make_step)
 
 
-@op("RNN")
+@op("RNN", hybrid=(1, 2))
 def rnn(
     g: Builder,
     x: View,
@@ -349,7 +349,7 @@ def _direction(g: Builder, given: _Inputs, d: int) -> _Weights:
         wb, rb = _rows(g, both, 0, half), _rows(g, both, half, half)
         if given.merge_bias:
             wb, rb = _added(g, wb, rb), None
-    return _Weights(w=_pick(g, given.w, d), r=_pick(g, given.r, d), wb=wb, rb=rb)
+    return _Weights(w=_matrix(g, given.w, d), r=_matrix(g, given.r, d), wb=wb, rb=rb)
 
 
 def _initial(g: Builder, state: View | None, d: int, batch: int, size: int, settings: _Settings) -> Tensor:
@@ -372,12 +372,26 @@ def _pick(g: Builder, view: View, index: int) -> Tensor:
     return g.reshape(_rows(g, t, index, 1), t.shape[1:])
 
 
+def _matrix(g: Builder, view: View, d: int) -> Tensor:
+    """A direction's ``[gates·H, …]``; integers stay what they are, with the scales of its rows."""
+    t = g.plain(view)
+    if t.data is None or t.quant is None:
+        return _pick(g, view, d)
+    if t.quant.per_channel and t.quant.axis != 1:
+        return _pick(g, g.dequantize(view), d)
+    return Tensor(t.shape[1:], t.dtype, t.name, t.data[d], t.quant.along(0))
+
+
 def _rows(g: Builder, t: Tensor, first: int, count: int) -> Tensor:
     if count == t.shape[0]:
         return t
     shape = (count, *t.shape[1:])
     if t.data is not None:
-        return Tensor(shape, t.dtype, t.name, t.data[first : first + count])
+        rows = slice(first, first + count)
+        quant = t.quant
+        if quant is not None and quant.per_channel:  # a scale a row
+            quant = Quant(quant.scale[rows], quant.zero_point[rows], 0)
+        return Tensor(shape, t.dtype, t.name, t.data[rows], quant)
     return g.slice(t, (first, *(0 for _ in t.shape[1:])), shape)
 
 

@@ -1,0 +1,154 @@
+"""Recurrent layers: stored as integers for every runtime, computed on them where the runtime can."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from backend_models import run, snr_db
+from quantize_support import exported
+from torch import nn
+
+from edgekit.core import plugins, targets
+from edgekit.graph import io
+from edgekit.quantize.driver import quantize
+from edgekit.quantize.float_model import FloatModel
+from edgekit.quantize.options import QuantizeOptions
+from edgekit.types import OnnxModel, Placement
+
+WEIGHTS = ("ort-int8-weights", "openvino-int8-weights", "tflite-int8-weights", "ort-int4-weights")
+
+
+class Tagger(nn.Module):
+    """A recurrent layer with a head on every step."""
+
+    def __init__(self, cell: type[nn.Module], **how: object) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell = cell(24, 32, batch_first=True, **how)
+        self.head = nn.Linear(64 if how.get("bidirectional") else 32, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.cell(x)[0])
+
+
+CELLS = {
+    "LSTM": (nn.LSTM, {}),
+    "two LSTM": (nn.LSTM, {"num_layers": 2}),
+    "LSTM both ways": (nn.LSTM, {"bidirectional": True}),
+    "GRU": (nn.GRU, {}),
+    "GRU both ways": (nn.GRU, {"bidirectional": True}),
+    "RNN": (nn.RNN, {}),
+}
+
+
+def inputs(steps: int) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((1, steps, 24)).astype(np.float32)
+
+
+def tagger(cell: str, folder: Path, steps: int = 9) -> OnnxModel:
+    kind, how = CELLS[cell]
+    return exported(Tagger(kind, **how).eval(), {"x": torch.zeros(1, steps, 24)}, folder)
+
+
+def built(model: OnnxModel, name: str, folder: Path, x: np.ndarray) -> tuple[float, float, Placement]:
+    """SNR in dB, the share of integer weights in the files, the placement."""
+    target = targets.find(name)
+    # Seven bits: with eight, sums saturate on processors without VNNI.
+    options = QuantizeOptions(method="minmax", corrections=(), weight_bits=7)
+    quantized, _ = quantize(FloatModel(model, None, None), target, options, folder / f"{name}.onnx")
+    out = folder / name
+    out.mkdir()
+    backend = plugins.backend(target.backend)
+    lowered = backend.lower(quantized, target, {}, out)
+    outputs, raw = run(target, lowered, out, {"x": x})
+    right = io.run(io.session(model.path), {"x": x})
+    (output,) = right
+    assert lowered.integer_weights is not None
+    return (
+        snr_db(right[output], outputs[output]),
+        lowered.integer_weights,
+        backend.placement(quantized, target, lowered, raw),
+    )
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_stored_as_integers(tmp_path, cell, name):
+    snr, share, _ = built(tagger(cell, tmp_path), name, tmp_path, inputs(9))
+    assert share > 0.9
+    assert snr > (20 if "int4" in name else 35)
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_a_loop_over_a_long_sequence_reads_integers_too(tmp_path, cell):
+    snr, share, _ = built(tagger(cell, tmp_path, 80), "tflite-int8-weights", tmp_path, inputs(80))
+    assert share > 0.9
+    assert snr > 35
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "two LSTM", "LSTM both ways"])
+def test_onnxruntime_computes_an_lstm_on_integers(tmp_path, cell):
+    _, share, placement = built(tagger(cell, tmp_path), "ort-int8-dynamic", tmp_path, inputs(9))
+    assert share > 0.9
+    assert placement.share == 1.0
+    assert placement.kernels["DynamicQuantizeLSTM"] == (2 if cell == "two LSTM" else 1)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_small_table_in_front_is_stored_as_integers_too(tmp_path, name):
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.table, self.cell = nn.Embedding(400, 24), nn.GRU(24, 16, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.cell(self.table(x))[0]
+
+    tokens = np.random.default_rng(2).integers(0, 400, (1, 9))
+    model = exported(Reader().eval(), {"x": torch.from_numpy(tokens)}, tmp_path)
+    snr, share, _ = built(model, name, tmp_path, tokens)
+    assert share > 0.9
+    assert snr > 30
+
+
+def test_an_lstm_on_integers_is_right(tmp_path):
+    """Alone, without the head, which costs more."""
+
+    class Alone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.cell = nn.LSTM(24, 32, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.cell(x)[0]
+
+    model = exported(Alone().eval(), {"x": torch.zeros(1, 9, 24)}, tmp_path)
+    snr, _, _ = built(model, "ort-int8-dynamic", tmp_path, inputs(9))
+    assert snr > 25
+
+
+def test_what_has_no_integer_kernel_is_named(tmp_path):
+    _, _, placement = built(tagger("GRU", tmp_path), "ort-int8-dynamic", tmp_path, inputs(9))
+    assert placement.share < 0.5
+    assert placement.fallbacks[0].op == "GRU"
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN", "LSTM both ways"])
+def test_litert_multiplies_integers(tmp_path, cell):
+    snr, _, placement = built(tagger(cell, tmp_path), "tflite-int8-dynamic", tmp_path, inputs(9))
+    assert placement.share > 0.95  # the head is too small to be worth integers
+    assert snr > 25
+
+
+@pytest.mark.parametrize("name", ["ort-int8-weights", "ort-int8-dynamic"])
+def test_what_is_excluded_stays_float(tmp_path, name):
+    model = tagger("LSTM", tmp_path)
+    target = targets.find(name)
+    options = QuantizeOptions(method="minmax", corrections=(), exclude=("LSTM",))
+    _, report = quantize(FloatModel(model, None, None), target, options, tmp_path / "q.onnx")
+    assert report.weights_kept_out() > 0.9

@@ -16,6 +16,7 @@ import torch
 
 from edgekit.errors import FactoryError, SourceError
 from edgekit.graph import nested
+from edgekit.graph.float32 import Float32, asks_for_half
 from edgekit.graph.nested import Adapter, copied, flatten, invoke, template
 from edgekit.load.usercode import guarded
 from edgekit.types import Json, TorchModel
@@ -40,7 +41,10 @@ def bind(module: ModuleLike, example: object, *, what: str) -> TorchModel:
     named, inputs = _named(module, args, kwargs, what)
     try:
         with guarded(f"{what}: the module, called with its example inputs,"), torch.no_grad():
-            result = invoke(named, copied(inputs))
+            result, half = _first_run(named, inputs)
+            if half:
+                named = Float32(named)
+                result = invoke(named, copied(inputs))
     except FactoryError as error:
         # A dict as the one argument was the last resort: its keys were meant as names, which do not fit.
         if isinstance(example, Mapping) and args and isinstance(args[-1], Mapping):
@@ -57,6 +61,14 @@ def bind(module: ModuleLike, example: object, *, what: str) -> TorchModel:
             f"{what}: the module returns no tensor", hint="let forward return what the app needs"
         )
     return TorchModel(module=named, example_inputs=inputs)
+
+
+def _first_run(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[object, bool]:
+    """What the module returns, and whether it computes in 16 bits on its way."""
+    try:
+        return asks_for_half(lambda: invoke(module, copied(inputs)))
+    except Exception:  # noqa: BLE001 - a compiled part may not run while it is watched
+        return invoke(module, copied(inputs)), False
 
 
 def complete(

@@ -8,13 +8,14 @@ in it (both); TopK does not keep equals in order (mended in the read model, :fun
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.graph.edit import add_constant, attribute, constant, home, integers, nodes, replace, static_shape
+from edgekit.graph.edit import attribute, constant, home, integers, nodes, replace, static_shape
+from edgekit.graph.make import Maker
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -32,33 +33,6 @@ def rewrite(model: ir.Model) -> None:
             replace(node, made)
 
 
-class _Maker:
-    """New nodes around one old one, in order; every result is the next one's input."""
-
-    def __init__(self, node: ir.Node) -> None:
-        graph = home(node)
-        assert graph is not None
-        self.graph, self.near, self.made = graph, node.name or node.op_type, list[ir.Node]()
-
-    def add(
-        self, op: str, inputs: Sequence[ir.Value | None], **attributes: int | float | str | Sequence[int]
-    ) -> ir.Value:
-        written = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]
-        node = ir.Node("", op, list(inputs), attributes=written, name=f"{self.near}/{op}_{len(self.made)}")
-        node.outputs[0].name = f"{node.name}:0"
-        self.made.append(node)
-        return node.outputs[0]
-
-    def ints(self, *values: int) -> ir.Value:
-        return self.constant(np.asarray(values, np.int64))
-
-    def constant(self, array: Array) -> ir.Value:
-        return add_constant(self.graph, array, f"{self.near}/constant")
-
-    def part(self, x: ir.Value, axis: int, start: int, stop: int) -> ir.Value:
-        return self.add("Slice", [x, self.ints(start), self.ints(stop), self.ints(axis)])
-
-
 # --- margins ----------------------------------------------------------------------------------------
 
 
@@ -70,7 +44,7 @@ def _wrapping_pad(node: ir.Node) -> _New:
         return None
     given = constant(node.inputs[3]) if len(node.inputs) > 3 else None
     axes = range(len(shape)) if given is None else [int(a) % len(shape) for a in given]
-    make, value = _Maker(node), x
+    make, value = Maker(node), x
     for axis, before, after in zip(axes, *np.split(pads, 2), strict=True):
         size = shape[axis]
         if not (0 <= before <= size and 0 <= after <= size):
@@ -100,7 +74,7 @@ def _rounded_up_pool(node: ir.Node) -> _New:
     surplus = [(axis, wants) for axis, (has, wants) in enumerate(spans, start=2) if has > wants]
     if not counted and not surplus:
         return None
-    make, value = _Maker(node), x
+    make, value = Maker(node), x
     if counted:
         margins = make.ints(0, 0, *pads[:rank], 0, 0, *pads[rank:])
         value = make.add("Pad", [value, margins, make.constant(np.zeros((), np.float32))])
@@ -140,7 +114,7 @@ def _inverse_transform(node: ir.Node) -> _New:
     if n > _LONGEST or have != (n // 2 + 1 if onesided else n):
         return None
     real, imaginary = _inverse_matrices(n, have, onesided)
-    make = _Maker(node)
+    make = Maker(node)
     order = [i for i in range(len(shape) - 1) if i != place]
     last = make.add("Transpose", [x], perm=[*order, len(shape) - 1, place])
     # [real, imaginary] side by side: one product gives what is asked for.
@@ -182,7 +156,7 @@ def _resize(node: ir.Node) -> _New:
         return None
     scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     given = [int(a) % len(shape) for a in integers(node, "axes") or range(len(shape))]
-    make, value = _Maker(node), x
+    make, value = Maker(node), x
     for axis, (n, m) in enumerate(zip(shape, out, strict=True)):
         exact = scales is not None and scales.size and axis in given
         scale = float(scales[given.index(axis)]) if exact and scales is not None else m / n

@@ -26,7 +26,7 @@ from edgekit.graph import io
 from edgekit.graph.export.account import Attempt, account
 from edgekit.graph.export.behaviour import UnrepeatableError, examine
 from edgekit.graph.export.check import EXAMPLE, axis_sizes, compare, first_line, resized, run_onnx
-from edgekit.graph.export.decompositions import decomposed
+from edgekit.graph.export.decompositions import decomposed, misread
 from edgekit.graph.export.masks import mask_whole_rows
 from edgekit.graph.nested import attempt, flatten, positions, unwrap
 from edgekit.types import OnnxModel, TorchModel
@@ -85,7 +85,7 @@ def export_with_report(model: TorchModel, out: Path, *, opset: int = OPSET) -> t
             error, checked, notes = compare(model, written)
         except (KeyboardInterrupt, MemoryError, UnrepeatableError):
             raise
-        except _NothingToReplaceError:
+        except _NotThisWayError:
             continue
         except Exception as failure:
             if disk_is_full(failure):
@@ -133,8 +133,8 @@ def _output_names(outputs: Mapping[str, torch.Tensor], inputs: Mapping[str, Any]
 _REPLACED = "operators replaced"
 
 
-class _NothingToReplaceError(Exception):
-    """No operator of the module stands in the table of :mod:`edgekit.graph.export.decompositions`."""
+class _NotThisWayError(Exception):
+    """No operator of the module has to be replaced (see :mod:`edgekit.graph.export.decompositions`), or one has to."""
 
 
 class _Flat(torch.nn.Module):
@@ -178,13 +178,15 @@ def _strategies(
             verbose=False,
         )
         assert made is not None
+        if program is module and misread(made.exported_program):
+            raise _NotThisWayError
         return made.model
 
     def replaced(shapes: Any) -> ir.Model:
         hints = _hints(shapes) if shapes else None
         program = decomposed(torch.export.export(module, example, dynamic_shapes=hints, strict=False))
         if program is None:
-            raise _NothingToReplaceError
+            raise _NotThisWayError
         return dynamo(None, True, program)
 
     if model.dynamic_axes:

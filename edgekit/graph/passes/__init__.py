@@ -32,6 +32,7 @@ from edgekit.graph.passes.gemm import MatMulAddToGemm
 from edgekit.graph.passes.layer_norm import RecognizeLayerNorm
 from edgekit.graph.passes.reshapes import MergeReshapes
 from edgekit.graph.passes.scales import FoldScale
+from edgekit.graph.passes.selections import MaskInPlace
 from edgekit.graph.passes.softmax_guard import DropSoftmaxGuard
 from edgekit.graph.passes.transposes import MergeTransposes
 from edgekit.types import OnnxModel, TensorSpec
@@ -46,6 +47,7 @@ PASSES: tuple[ir.passes.PassBase, ...] = (
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),  # what folding made
     CleanUp(),  # nodes that compute nothing hide patterns
     common.CommonSubexpressionEliminationPass(),  # exporters repeat mask, position and mean arithmetic
+    MaskInPlace(),  # sizes that the data decides go, where what a mask picks is written or reduced
     MergeTransposes(),  # layout changes of exporters meet in the middle
     MergeReshapes(),  # attention splits and merges heads in steps
     CleanUp(),  # transposes and reshapes that undid each other

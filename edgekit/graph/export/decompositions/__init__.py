@@ -6,6 +6,6 @@ is dynamic they return ``NotImplemented`` and the operator stays what it is.
 """
 
 from edgekit.graph.export.decompositions import algebra, complex, order, pooling, recurrent, spectra
-from edgekit.graph.export.decompositions.table import TABLE, decomposed
+from edgekit.graph.export.decompositions.table import TABLE, decomposed, misread
 
-__all__ = ["TABLE", "algebra", "complex", "decomposed", "order", "pooling", "recurrent", "spectra"]
+__all__ = ["TABLE", "algebra", "complex", "decomposed", "misread", "order", "pooling", "recurrent", "spectra"]

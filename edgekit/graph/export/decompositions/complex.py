@@ -13,7 +13,8 @@ from edgekit.graph.export.decompositions.table import decomposes
 aten = torch.ops.aten
 
 
-def _complex(node: Node) -> bool:
+def of_complex(node: Node) -> bool:
+    """Whether the node's first argument is complex."""
     value = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], Node) else None
     return isinstance(value, torch.Tensor) and value.is_complex()
 
@@ -38,4 +39,4 @@ for _overload in (
     aten.squeeze.default,
     aten.unsqueeze.default,
 ):
-    decomposes(_overload, where=_complex)(_by_parts(_overload))
+    decomposes(_overload, where=of_complex)(_by_parts(_overload))

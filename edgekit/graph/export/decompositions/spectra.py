@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgekit.graph.export.decompositions.complex import of_complex
 from edgekit.graph.export.decompositions.table import decomposes, static
 
 aten = torch.ops.aten
@@ -30,7 +31,7 @@ def _padded_window(window: Tensor | None, win_length: int | None, n_fft: int, li
     return torch.nn.functional.pad(window, (before, n_fft - window.shape[0] - before))
 
 
-@decomposes(aten.angle.default)
+@decomposes(aten.angle.default, where=of_complex, misread=True)
 def angle(z: Tensor) -> Tensor:
     """The quadrant's arc tangent; of real numbers 0 or π."""
     if not z.is_complex():

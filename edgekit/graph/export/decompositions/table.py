@@ -15,20 +15,33 @@ TABLE: _Table = {}
 """ATen overload → what to trace in its place, and whether a node of the program needs that."""
 
 
+MISREAD: set[Any] = set()
+"""Overloads in it that the exporter takes and gets wrong for some values: they are replaced before anything is tried."""
+
+
 def always(node: Node) -> bool:
     """Whether the exporter fails on a node of this operator: it does on any."""
     del node
     return True
 
 
-def decomposes(*overloads: Any, where: Callable[[Node], bool] = always) -> Callable[[_Function], _Function]:
-    """Register a function for ATen overloads that the ONNX exporter lacks, or gets wrong ``where`` that holds."""
+def decomposes(
+    *overloads: Any, where: Callable[[Node], bool] = always, misread: bool = False
+) -> Callable[[_Function], _Function]:
+    """Register a function for ATen overloads that the ONNX exporter lacks, or gets wrong ``where`` that holds; with
+    ``misread``, wrong in a way that random inputs need not show."""
 
     def register(function: _Function) -> _Function:
         TABLE.update(dict.fromkeys(overloads, (function, where)))
+        MISREAD.update(overloads if misread else ())
         return function
 
     return register
+
+
+def misread(program: ExportedProgram) -> bool:
+    """Whether the exporter has taken a node that it gets wrong."""
+    return any(node.target in MISREAD and TABLE[node.target][1](node) for node in program.graph.nodes)
 
 
 def static(*sizes: Any) -> bool:

@@ -67,8 +67,10 @@ def channels_first(arrays: Mapping[str, Array], moved: Collection[str]) -> dict[
     return {name: np.moveaxis(array, -1, 1) if name in moved else array for name, array in arrays.items()}
 
 
-def write_arrays(path: Path, samples: Iterable[Mapping[str, Array]], names: Sequence[str] = ()) -> ArrayFile:
-    """Write samples to ``path``; every one must have the same names (default: the first one's)."""
+def write_arrays(
+    path: Path, samples: Iterable[Mapping[str, Array]], names: Sequence[str] = (), *, least: int = 1
+) -> ArrayFile:
+    """Write samples, at least so many, to ``path``; every one must have the same names (default: the first one's)."""
     import numpy as np
 
     order, count = tuple(names), 0
@@ -86,6 +88,6 @@ def write_arrays(path: Path, samples: Iterable[Mapping[str, Array]], names: Sequ
                     raise DataError(f"sample {count}: input {name!r} is an object array", hint="pass numbers")
                 np.lib.format.write_array(file, array, allow_pickle=False)
             count += 1
-    if not count:
+    if count < least:
         raise DataError("there is no sample to run", hint="pass at least one set of inputs")
     return ArrayFile(path=path, names=order, count=count)

@@ -80,12 +80,12 @@ def _without_autocast(entered: list[bool], *, keep: bool = False) -> Iterator[No
 
     def noted(self: torch.autocast) -> Any:
         entered.append(bool(self._enabled))
-        return enter(self) if keep else self
+        return enter(self) if keep else self  # type: ignore[no-untyped-call]
 
     def left(self: torch.autocast, *args: Any) -> Any:
         return leave(self, *args) if keep else False
 
-    torch.autocast.__enter__, torch.autocast.__exit__ = noted, left  # type: ignore[method-assign, assignment]
+    torch.autocast.__enter__, torch.autocast.__exit__ = noted, left  # type: ignore[method-assign]
     try:
         yield
     finally:

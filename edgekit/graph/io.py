@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -43,6 +44,7 @@ def load(path: Path) -> ir.Model:
     outside the model's folder.
     """
     proto = read_proto(path)
+    _densify(proto.graph)
     try:
         model = ir.from_proto(proto)
     except ir.serde.SerdeError as error:
@@ -63,6 +65,18 @@ def read_proto(path: Path) -> onnx.ModelProto:
         raise SourceError(f"{path} is not an ONNX file: it holds no graph", hint="export it again")
     check_external_data(proto, path.resolve().parent)
     return proto
+
+
+def _densify(graph: onnx.GraphProto) -> None:
+    """Sparse initializers as plain ones, in place: few readers know the others, and some drop them in silence."""
+    for sparse in graph.sparse_initializer:
+        values, indices = (onnx.numpy_helper.to_array(t) for t in (sparse.values, sparse.indices))
+        whole = np.zeros(math.prod(sparse.dims), values.dtype)
+        if indices.ndim == 2:  # one row of coordinates a value
+            indices = np.ravel_multi_index(tuple(indices.T), tuple(sparse.dims))
+        whole[indices] = values
+        graph.initializer.append(onnx.numpy_helper.from_array(whole.reshape(sparse.dims), sparse.values.name))
+    del graph.sparse_initializer[:]
 
 
 def check_external_data(proto: onnx.ModelProto, folder: Path) -> None:

@@ -25,6 +25,7 @@ class Maker:
     def add(
         self, op: str, inputs: Sequence[ir.Value | None], **attributes: int | float | str | Sequence[int]
     ) -> ir.Value:
+        """One of ONNX's own operators; its first output."""
         written = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]
         node = ir.Node("", op, list(inputs), attributes=written, name=f"{self.near}/{op}_{len(self.made)}")
         node.outputs[0].name = f"{node.name}:0"
@@ -32,10 +33,13 @@ class Maker:
         return node.outputs[0]
 
     def ints(self, *values: int) -> ir.Value:
+        """A 1-D constant."""
         return self.constant(np.asarray(values, np.int64))
 
     def constant(self, array: Array) -> ir.Value:
+        """An initializer of the graph."""
         return add_constant(self.graph, array, f"{self.near}/constant")
 
     def part(self, x: ir.Value, axis: int, start: int, stop: int) -> ir.Value:
+        """The elements ``start`` to ``stop`` along one axis."""
         return self.add("Slice", [x, self.ints(start), self.ints(stop), self.ints(axis)])

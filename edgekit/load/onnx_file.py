@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
 
 from edgekit.errors import SourceError
@@ -19,6 +21,7 @@ def load(spec: SourceSpec, permit: Permit) -> OnnxModel:
     del permit  # nothing in the file is executed, and it is here
     assert spec.path is not None
     proto = io.read_proto(spec.path)
+    _only_tensors(proto, spec.path)
     with translated(f"{spec.path} is not a valid ONNX model", hint="export it again"):
         # By path where weights are outside, so that the checker need not hold more than protobuf can.
         external = io.external_files(spec.path)
@@ -29,3 +32,28 @@ def load(spec: SourceSpec, permit: Permit) -> OnnxModel:
     if not model.inputs:
         raise SourceError(f"{spec.path} has no input: its output is a constant", hint="export it again")
     return model
+
+
+def _only_tensors(proto: onnx.ModelProto, path: Path) -> None:
+    """Say what no runtime here takes: sequences and maps at the boundary (scikit-learn's ZipMap), and texts."""
+    weights = {i.name for i in proto.graph.initializer}
+    for side, values in (("input", proto.graph.input), ("output", proto.graph.output)):
+        for value in values:
+            kind = value.type.WhichOneof("value")
+            if value.name in weights or kind is None:
+                continue
+            if kind != "tensor_type":
+                zipped = any(n.op_type == "ZipMap" and value.name in n.output for n in proto.graph.node)
+                raise SourceError(
+                    f"{path}: the {side} {value.name!r} is a {kind.removesuffix('_type')}"
+                    + (" that ZipMap makes" if zipped else "")
+                    + ", not a tensor",
+                    hint="export again with zipmap=False (skl2onnx: options={'zipmap': False}): scores are a tensor"
+                    if zipped
+                    else "let the model take and give tensors",
+                )
+            if value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
+                raise SourceError(
+                    f"{path}: the {side} {value.name!r} holds texts",
+                    hint="let the app turn texts into numbers, and export the model behind its tokenizer or encoder",
+                )

@@ -149,7 +149,7 @@ class Work:
     def float64(self, source: Source, record: ModelRecord, samples: SampleSet, out: Path) -> None:
         """The source's outputs in float64 for the first ``samples``, as far as it can compute them."""
         with self._progress.task("the source in float64"):
-            stored = write_arrays(out / "outputs", in_float64(source.load(), record, samples))
+            stored = write_arrays(out / "outputs", in_float64(source.load(), record, samples), least=0)
         write_json({"names": stored.names, "count": stored.count}, out / "outputs.json")
 
     def modules(self, model: OnnxModel, out: Path) -> None:

@@ -218,6 +218,8 @@ def keep_order(model: ov.Model, runtime: object) -> None:
     operators = [op for op in model.get_ordered_ops() if op.get_type_name() == "TopK"]
     for op in operators:
         flags = op.get_attributes()
+        if flags["sort"] == "none":  # nothing has an order then
+            continue
         made = runtime.opset11.topk(  # type: ignore[attr-defined]
             op.input_value(0),
             op.input_value(1),

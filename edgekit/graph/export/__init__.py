@@ -178,7 +178,7 @@ def _strategies(
             verbose=False,
         )
         assert made is not None
-        if program is module and misread(made.exported_program):
+        if program is module and made.exported_program and misread(made.exported_program):
             raise _NotThisWayError
         return made.model
 

@@ -30,6 +30,7 @@ from edgekit.graph.passes.constants import FoldConstants
 from edgekit.graph.passes.einsum import LowerCaseEinsum
 from edgekit.graph.passes.gemm import MatMulAddToGemm
 from edgekit.graph.passes.layer_norm import RecognizeLayerNorm
+from edgekit.graph.passes.q_operators import ToQdq
 from edgekit.graph.passes.reshapes import MergeReshapes
 from edgekit.graph.passes.scales import FoldScale
 from edgekit.graph.passes.selections import MaskInPlace
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 PASSES: tuple[ir.passes.PassBase, ...] = (
     common.InlinePass(),  # functions hide their nodes from the passes and from every backend but one
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),  # one form of constant
+    ToQdq(),  # one form of quantization: operators on integers hide what they compute
     FoldConstants(),  # shape arithmetic that onnxsim left becomes static, so that the rest can match
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),  # what folding made
     CleanUp(),  # nodes that compute nothing hide patterns
@@ -341,7 +343,10 @@ class _Check:
 
 
 def _is_quantized(model: OnnxModel) -> bool:
-    return any(n.op_type == "QuantizeLinear" for n in io.read_proto(model.path).graph.node)
+    return any(
+        n.op_type == "QuantizeLinear" or n.op_type.startswith("QLinear")
+        for n in io.read_proto(model.path).graph.node
+    )
 
 
 def _random_inputs(specs: tuple[TensorSpec, ...]) -> Iterator[dict[str, Array]]:

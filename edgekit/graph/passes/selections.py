@@ -9,7 +9,7 @@ from edgekit.graph.edit import attribute, constant, home, nodes, produced_by, re
 from edgekit.graph.make import Maker
 from edgekit.graph.ops import is_op
 
-_ELEMENTWISE = (
+_ARITHMETIC = (
     "Add",
     "Sub",
     "Mul",
@@ -19,13 +19,12 @@ _ELEMENTWISE = (
     "Min",
     "Neg",
     "Abs",
+    "Reciprocal",
     "Exp",
     "Log",
     "Sqrt",
-    "Relu",
-    "Clip",
 )
-_ELEMENTWISE += ("Sigmoid", "Tanh", "Cast", "Reciprocal", "Identity")
+_ELEMENTWISE = (*_ARITHMETIC, "Relu", "Clip", "Sigmoid", "Tanh", "Cast", "Identity")
 _DEEPEST = 16
 _EMPTY = {"ReduceSum": 0.0, "ReduceMean": 0.0, "ReduceMax": -np.inf, "ReduceMin": np.inf}
 
@@ -55,10 +54,22 @@ class MaskInPlace(ir.passes.InPlacePass):
 
 def _mask(indices: ir.Value | None) -> ir.Value | None:
     """The mask whose true places ``indices`` are."""
-    turned = produced_by(indices, "Transpose")
-    found = produced_by(turned.inputs[0], "NonZero") if turned is not None else None
+    value, turned, reshaped = indices, False, False
+    for _ in range(4):
+        node = produced_by(value, "Transpose", "Squeeze", "Unsqueeze", "Reshape")
+        if node is None:
+            break
+        turned |= node.op_type == "Transpose"
+        reshaped |= node.op_type != "Transpose"
+        value = node.inputs[0]
+    found = produced_by(value, "NonZero")
     mask = found.inputs[0] if found is not None else None
-    return mask if mask is not None and mask.dtype == ir.DataType.BOOL and static_shape(mask) else None
+    shape = static_shape(mask) if mask is not None and mask.dtype == ir.DataType.BOOL else None
+    if not shape or indices is None or indices.shape is None:
+        return None
+    # Of one axis, [1, n] and [n, 1] hold the same in the same order.
+    column = len(shape) == 1 and len(indices.shape) == 2 and indices.shape[1] == 1
+    return mask if column or (turned and not reshaped) else None
 
 
 def _written(node: ir.Node, make: Maker) -> bool:
@@ -102,7 +113,9 @@ def _reduced(node: ir.Node, make: Maker) -> bool:
         if others is None:
             return False
         count = make.add("ReduceSum", [number, make.ints(*range(rank + lead - 1))], keepdims=0)
-        reduced = make.add("Div", [reduced, make.add("Mul", [count, make.constant(np.float32(others))])])
+        reduced = make.add(
+            "Div", [reduced, make.add("Mul", [count, make.constant(np.asarray(others, np.float32))])]
+        )
     if attribute(node, "keepdims", 1):
         make.add("Unsqueeze", [reduced, make.ints(*sorted(over))])
     return True

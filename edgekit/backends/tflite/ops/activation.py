@@ -320,3 +320,10 @@ def hardmax(g: Builder, x: View, *, axis: int = -1) -> View:
                    schema.ArgMaxOptionsT(outputType=schema.TensorType.INT32))  # fmt: skip
     parts = [index, g.constant(np.int32(t.shape[-1])), g.constant(np.float32(1)), g.constant(np.float32(0))]
     return laid.with_tensor(g.emit("ONE_HOT", parts, t.shape, FLOAT32, schema.OneHotOptionsT(axis=-1)))
+
+
+@op("Hardmax", since=1)
+def hardmax_flattened(g: Builder, x: View, *, axis: int = 1) -> View:
+    """Before opset 13: over all axes from ``axis`` on."""
+    flat = g.reshape_view(x, _flattened_from(x, axis))
+    return g.reshape_view(hardmax(g, flat), x.shape)

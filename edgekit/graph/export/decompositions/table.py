@@ -16,7 +16,7 @@ TABLE: _Table = {}
 
 
 MISREAD: set[Any] = set()
-"""Overloads in it that the exporter takes and gets wrong for some values: they are replaced before anything is tried."""
+"""Overloads in it that the exporter takes and gets wrong for some values: its own way is not taken."""
 
 
 def always(node: Node) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
-from tflite_support import check, graph, single
+from tflite_support import check, compiled, graph, single
+
+from edgekit.errors import UnsupportedOperatorsError
 
 RNG = np.random.default_rng(5)
 
@@ -76,3 +78,25 @@ def test_a_guard_stays_where_a_row_may_be_empty(what):
     )
     _, run = check(model, feeds)
     assert not run.outputs["y"][1].any()
+
+
+@pytest.mark.parametrize(("op", "axes"), [("ReduceSum", 6), ("Softmax", 6), ("Transpose", 8), ("Add", 8)])
+def test_more_axes_than_the_kernels_take_are_refused_by_node(op, axes):
+    """Such a file was written, and no runtime loaded it."""
+    attributes = {"Transpose": lambda rank: {"perm": [*range(1, rank), 0]}}.get(op, lambda rank: {})
+    names = ["x", "x"] if op == "Add" else ["x"]
+    for rank in (axes, axes + 1):
+        model = graph(
+            [helper.make_node(op, names, ["y"], name="it", **attributes(rank))], {"x": [2] * rank}, ["y"]
+        )
+        if rank == axes:
+            check(model)
+            continue
+        with pytest.raises(UnsupportedOperatorsError) as error:
+            compiled(model)
+        assert [(n.op, n.node) for n in error.value.nodes] == [(op, "it")]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_old_hardmax_is_over_all_axes_from_one_on(axis):
+    check(single("Hardmax", [(2, 3, 4)], opset=12, axis=axis))

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.backends.tflite import ops as _ops  # noqa: F401 - fills the operator table
+from edgekit.backends.tflite.limits import too_many_axes
 from edgekit.backends.tflite.lowering import Lowering
 from edgekit.backends.tflite.report import Report, make_report
 from edgekit.backends.tflite.rewrite import rewrite
@@ -79,6 +80,8 @@ def compile_onnx(model: ir.Model, *, options: CompileOptions = _DEFAULT) -> Comp
     """
     lowering = _lowering(model, options)
     fusions = rewrite(lowering, fuse=options.fuse, kernels=options.kernels)
+    if refused := too_many_axes(lowering.graphs):
+        raise UnsupportedOperatorsError(options.target, refused)
     for graph in lowering.graphs:
         expand_weights(graph, dynamic=options.quantized_weights == "dynamic")
         if options.weights == "float16":

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.errors import ExportError
+import torch
+
+from edgekit.errors import EdgekitError, ExportError
 from edgekit.graph.nested import call, unwrap
 from edgekit.types import TorchModel
 
@@ -29,12 +31,55 @@ def account(model: TorchModel, attempts: Sequence[Attempt], first: BaseException
     where = (f" in module {place}" if place else "") + (f" ({line})" if line else "")
     what = f"operator {operator}" if operator else f"the {type(unwrap(model.module)[0]).__name__}"
     tried = "\n".join(f"  {a.strategy}: {a.error}" for a in attempts)
-    hint = (
-        f"replace {operator} by operators that ONNX has, or start from an ONNX file"
-        if operator
-        else "make forward traceable: no branches on tensor values, no calls out of PyTorch; or start from an ONNX file"
+    return ExportError(
+        f"{what}{where} cannot be exported to ONNX. Tried:\n{tried}", hint=_hint(model, operator, first)
     )
-    return ExportError(f"{what}{where} cannot be exported to ONNX. Tried:\n{tried}", hint=hint)
+
+
+_BY_VALUE = {"GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException"}
+"""What torch.export raises where a shape or a branch depends on what is in a tensor."""
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _hint(model: TorchModel, operator: str, first: BaseException) -> str:
+    """What to do: by what was raised and by what forward computes with, never by a message's words."""
+    kinds = {type(link).__name__ for link in _chain(first)}
+    if kinds & _BY_VALUE:
+        return (
+            "let no branch, loop or shape depend on values: torch.where chooses between two results, "
+            "torch.cond between two branches; or start from an ONNX file"
+        )
+    complex_at = _first_with(model, lambda t: t.is_complex())
+    half_at = _first_with(model, lambda t: t.dtype in _HALF)
+    if half_at:
+        return f"forward computes in 16-bit floats ({half_at}), which ONNX Runtime lacks: use float32"
+    if complex_at and (operator or not isinstance(first, EdgekitError)):
+        return (
+            f"forward computes with complex numbers ({complex_at}), of which the exporter knows few operators: "
+            "compute with real and imaginary parts (torch.view_as_real); or start from an ONNX file"
+        )
+    if operator:
+        return f"replace {operator} by operators that ONNX has, or start from an ONNX file"
+    if isinstance(first, ExportError):
+        return first.hint
+    if isinstance(first, EdgekitError):
+        return (
+            f"the exporter of torch {torch.__version__} wrote a graph that is not valid, the module is not to blame: "
+            "rewrite what the message names, or start from an ONNX file"
+        )
+    return "forward calls what torch.export cannot follow: the first message names it; or start from an ONNX file"
+
+
+def _first_with(model: TorchModel, holds: Callable[[torch.Tensor], bool]) -> str:
+    """The first operator of a forward pass of which a result is so, with its module; empty where none is."""
+
+    def produces(_: Any, result: Any) -> bool:
+        tensors = result if isinstance(result, tuple | list) else (result,)
+        return any(isinstance(t, torch.Tensor) and holds(t) for t in tensors)
+
+    place, name = caller(model, lambda _: True, produces)
+    return f"{name} in module {place}" if place else name
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -78,9 +123,11 @@ def _module_that_calls(model: TorchModel, operator: str) -> str:
     return caller(model, lambda called: wanted in called.name())[0]
 
 
-def caller(model: TorchModel, matches: Callable[[Any], bool]) -> tuple[str, str]:
-    """Run the module once and see where an ATen operator that ``matches`` is called: the module's path and the
-    operator's name; empty where none is."""
+def caller(
+    model: TorchModel, matches: Callable[[Any], bool], gives: Callable[[Any, Any], bool] = lambda *_: True
+) -> tuple[str, str]:
+    """Run the module once and see where an ATen operator that ``matches`` is called, with a result that it ``gives``:
+    the module's path and the operator's name; empty where none is."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     stack: list[str] = [""]
@@ -88,9 +135,10 @@ def caller(model: TorchModel, matches: Callable[[Any], bool]) -> tuple[str, str]
 
     class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if matches(func):
+            result = func(*args, **(kwargs or {}))
+            if matches(func) and gives(func, result):
                 found.append((stack[-1], func.name()))
-            return func(*args, **(kwargs or {}))
+            return result
 
     def enter(name: str) -> Callable[..., None]:
         return lambda *_: stack.append(name)

@@ -1,0 +1,43 @@
+"""What is said of a module that cannot be exported names what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxruntime")
+
+from edgekit import load  # noqa: E402
+from edgekit.errors import ExportError  # noqa: E402
+from edgekit.graph import export  # noqa: E402
+
+
+class Of(torch.nn.Module):
+    def __init__(self, what: Any) -> None:
+        super().__init__()
+        self.what = what
+
+    def forward(self, x: Any) -> Any:
+        return self.what(x)
+
+
+MODULES = {
+    "a branch on values": (lambda x: x * 2 if x.sum() > 0 else x - 1, "torch.cond"),
+    "complex numbers": (lambda x: torch.fft.fft(x).cumsum(0).abs(), "complex numbers (aten::"),
+    "an operator that ONNX lacks": (lambda x: torch.linalg.eigvalsh(x @ x.T), "replace aten::"),
+}
+
+
+@pytest.mark.parametrize("what", MODULES)
+@pytest.mark.filterwarnings("ignore")
+def test_the_hint_is_about_what_is_wrong(what: str, tmp_path: Path) -> None:
+    forward, said = MODULES[what]
+    model = load.from_module(Of(forward), torch.randn(4, 4))
+    with pytest.raises(ExportError) as error:
+        export.export(model, tmp_path / "m.onnx")
+    assert said in error.value.hint
+    others = {hint for _, hint in MODULES.values()} - {said}
+    assert not any(other in error.value.hint for other in others)

@@ -124,3 +124,74 @@ def test_what_it_knows_in_another_form_only_is_unsupported_and_named(tmp_path):
     with pytest.raises(UnsupportedOperatorsError) as error:
         backend.lower(io.describe(tmp_path / "m.onnx"), targets.find("openvino-fp32"), {}, tmp_path)
     assert [(n.op, n.node) for n in error.value.nodes] == [("GridSample", "volume")]
+
+
+def on_openvino(model, folder, feeds):
+    backend.lower(model, targets.find("openvino-int8"), {}, folder)
+    core = runtime().Core()
+    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core.compile_model(core.read_model(folder / "model.xml"), "CPU")
+    return np.asarray(compiled(feeds)[0])
+
+
+def quantized_graph(path, nodes, shape, constants):
+    """Around ``nodes``, from ``a`` to ``b``: a layer in INT8 before, and one behind."""
+    whole = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        *nodes,
+        helper.make_node("QuantizeLinear", ["b", "bs", "z0"], ["bq"]),
+        helper.make_node("DequantizeLinear", ["bq", "bs", "z0"], ["bd"]),
+        helper.make_node("DequantizeLinear", ["w2", "ws"], ["wd2"]),
+        helper.make_node("MatMul", ["bd", "wd2"], ["y"]),
+    ]
+    constants |= {"s": np.float32(0.02), "z": np.uint8(128), "z0": np.uint8(0), "ws": np.float32(0.01)}
+    values = [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(whole, "g", inputs, outputs, values)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(onnx.shape_inference.infer_shapes(proto), path)
+    return io.describe(path)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_maximum_in_front_of_a_quantized_layer(tmp_path, axis):
+    width = 24 if axis == 1 else 10
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w1", "ws"], ["wd1"]),
+        helper.make_node("MatMul", ["d", "wd1"], ["m"]),
+        helper.make_node("Relu", ["m"], ["r"]),
+        helper.make_node("ReduceMax", ["r", "axes"], ["b"], keepdims=0),
+    ]
+    constants = {
+        "w1": RNG.integers(-63, 64, (16, 24)).astype(np.int8),
+        "w2": RNG.integers(-63, 64, (width, 5)).astype(np.int8),
+        "axes": np.array([axis]),
+        "bs": np.float32(0.02),
+    }
+    model = quantized_graph(tmp_path / "m.onnx", nodes, (1, 10, 16), constants)
+    feeds = {"x": RNG.standard_normal((1, 10, 16)).astype(np.float32)}
+    expected = reference(model, feeds)["y"]
+    assert np.abs(on_openvino(model, tmp_path, feeds) - expected).max() < 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_quantized_kernels_of_sixteen_taps(tmp_path, group):
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w1", "ws"], ["wd1"]),
+        helper.make_node("Conv", ["d", "wd1"], ["c"], pads=[8, 7], dilations=[1], group=group),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Transpose", ["r"], ["b"], perm=[0, 2, 1]),
+    ]
+    constants = {
+        "w1": RNG.integers(-63, 64, (16, 16 // group, 16)).astype(np.int8),
+        "w2": RNG.integers(-63, 64, (16, 5)).astype(np.int8),
+        "bs": np.float32(0.05),
+    }
+    model = quantized_graph(tmp_path / "m.onnx", nodes, (1, 16, 40), constants)
+    feeds = {"x": RNG.standard_normal((1, 16, 40)).astype(np.float32)}
+    expected = reference(model, feeds)["y"]
+    got = on_openvino(model, tmp_path, feeds)
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()

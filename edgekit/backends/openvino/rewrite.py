@@ -3,6 +3,7 @@
 Measured with OpenVINO 2026.4: Pad that wraps and DFT of a part of a spectrum are refused; Resize reads neither
 ``antialias`` nor ``exclude_outside``; pools that round up count the margin (AveragePool) or give a window that begins
 in it (both); TopK does not keep equals in order (mended in the read model, :func:`keep_order`).
+In integers, ReduceMax in front of a fully connected layer and kernels of 16 with few channels a group give noise.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.graph.edit import attribute, constant, home, integers, nodes, replace, static_shape
+from edgekit.graph.edit import attribute, constant, home, integers, nodes, produced_by, replace, static_shape
 from edgekit.graph.make import Maker
 
 if TYPE_CHECKING:
@@ -93,6 +94,63 @@ def _span(node: ir.Node, i: int, size: int, before: int, after: int) -> tuple[in
     step, reach = (strides[i] if strides else 1), (kernel[i] - 1) * (dilations[i] if dilations else 1) + 1
     found = -(-(size + before + after - reach) // step) + 1
     return found, found - ((found - 1) * step >= size + before)
+
+
+def _quantized_maximum(node: ir.Node) -> _New:
+    """A pool over everything: in a quantized graph ReduceMax in front of a fully connected layer gives noise."""
+    x, shape = node.inputs[0], static_shape(node.inputs[0])
+    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    graph = home(node)
+    quantized = graph is not None and any(n.op_type == "QuantizeLinear" for n in graph)
+    if x is None or shape is None or axes is None or not quantized:
+        return None
+    over = sorted({int(a) % len(shape) for a in axes.reshape(-1)})
+    others = [i for i in range(len(shape)) if i not in over]
+    if not over or 0 in over or not others:
+        return None
+    make, value = Maker(node), x
+    order = [*others, *over]
+    if order != sorted(order):
+        value = make.add("Transpose", [value], perm=order)
+    count = math.prod(shape[i] for i in over)
+    flat = make.ints(shape[0], math.prod(shape[i] for i in others[1:]), count)
+    pooled = make.add("MaxPool", [make.add("Reshape", [value, flat])], kernel_shape=[count])
+    kept = range(len(shape)) if attribute(node, "keepdims", 1) else others
+    make.add("Reshape", [pooled, make.ints(*(1 if i in over else shape[i] for i in kept))])
+    return make.made
+
+
+_FEW_CHANNELS = 32
+_WRONG_KERNEL = 16
+
+
+def _sixteen_taps(node: ir.Node) -> _New:
+    """A tap of zeros more: of integers, kernels of 16 with few channels a group are computed wrongly."""
+    x, stored = node.inputs[0], produced_by(node.inputs[1], "DequantizeLinear")
+    shape = static_shape(node.inputs[1])
+    weight = constant(stored.inputs[0]) if stored is not None else None
+    automatic = attribute(node, "auto_pad", "NOTSET") != "NOTSET"
+    if x is None or stored is None or weight is None or shape is None or automatic:
+        return None
+    spatial = shape[2:]
+    if shape[1] >= _FEW_CHANNELS or _WRONG_KERNEL not in spatial or weight.dtype.itemsize != 1:
+        return None
+    zero = constant(stored.inputs[2]) if len(stored.inputs) > 2 else None
+    if zero is not None and zero.any():
+        return None
+    more = [int(k == _WRONG_KERNEL) for k in spatial]
+    make = Maker(node)
+    wide = make.constant(np.pad(weight, [(0, 0), (0, 0), *((0, m) for m in more)]))
+    kept = {k: a.value for k, a in stored.attributes.items()}
+    weights = make.add("DequantizeLinear", [wide, *stored.inputs[1:]], **kept)
+    attributes = {k: a.value for k, a in node.attributes.items()}
+    pads = list(attributes.get("pads") or [0] * 2 * len(spatial))
+    dilations = attributes.get("dilations") or [1] * len(spatial)
+    for i, m in enumerate(more):
+        pads[len(spatial) + i] += m * dilations[i]
+    attributes |= {"pads": pads, "kernel_shape": [k + m for k, m in zip(spatial, more, strict=True)]}
+    make.add("Conv", [x, weights, *node.inputs[2:]], **attributes)
+    return make.made
 
 
 # --- spectra ----------------------------------------------------------------------------------------
@@ -205,6 +263,8 @@ _RULES: dict[str, Callable[[ir.Node], _New]] = {
     "Pad": _wrapping_pad,
     "AveragePool": _rounded_up_pool,
     "MaxPool": _rounded_up_pool,
+    "ReduceMax": _quantized_maximum,
+    "Conv": _sixteen_taps,
     "DFT": _inverse_transform,
     "Resize": _resize,
 }

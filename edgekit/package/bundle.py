@@ -198,9 +198,33 @@ def _checked(described: Descriptor, directory: Path) -> Descriptor:
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts:
             raise UntrustedSourceError(f"{descriptor.FILE_NAME} names {name!r}", hint=_REFUSE)
-        if not (directory / name).is_file():
+        if not _is_file(directory / name):
             raise SourceError(f"the bundle lacks {name}, which {descriptor.FILE_NAME} names", hint=_REFUSE)
+    _refuse_unknown_names(described)
     return described
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
+
+
+def _refuse_unknown_names(described: Descriptor) -> None:
+    """Raise :class:`SourceError` where test vectors, labels or the contract speak of tensors that the model lacks."""
+    inputs, outputs = {i.name for i in described.inputs}, {o.name for o in described.outputs}
+    spoken = [({t.name for t in c.inputs}, inputs) for c in described.golden.cases]
+    spoken += [({t.name for t in c.outputs}, outputs) for c in described.golden.cases]
+    spoken += [({described.labels.output}, outputs)] if described.labels else []
+    contract = described.preprocessing
+    spoken += [({contract.input}, inputs)] if contract is not None and contract.input else []
+    unknown = sorted({name for names, known in spoken for name in names - known})
+    if unknown or not described.files:
+        what = f"speaks of {', '.join(map(repr, unknown))}, which" if unknown else "names no file, and"
+        raise SourceError(f"{descriptor.FILE_NAME} {what} the model does not have", hint=_REFUSE)
+    if described.labels is None and any(c.label for c in described.golden.cases):
+        raise SourceError(f"{descriptor.FILE_NAME} expects classes, and names none", hint=_REFUSE)
 
 
 def _read(path: Path) -> bytes:

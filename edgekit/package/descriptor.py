@@ -161,7 +161,7 @@ class Descriptor:
         """The input that takes an image by the preprocessing contract."""
         if self.preprocessing is None:
             return None
-        return next(i for i in self.inputs if i.name == self.preprocessing.input)
+        return next((i for i in self.inputs if i.name == self.preprocessing.input), None)
 
 
 def arithmetic(precision: Precision) -> str:

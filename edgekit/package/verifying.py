@@ -165,7 +165,8 @@ class _Replay:
     def _label(self, outputs: Mapping[str, Array]) -> str:
         record = self.descriptor.labels
         assert record is not None
-        return self.labels[int(outputs[record.output].argmax())]
+        index = int(outputs[record.output].argmax())
+        return self.labels[index] if index < len(self.labels) else f"number {index}, which has no name"
 
 
 def _limit(described: Descriptor, accelerator: str) -> tuple[float, tuple[str, ...]]:
@@ -188,7 +189,7 @@ def _labels(directory: Path, described: Descriptor) -> tuple[str, ...]:
         raise SourceError(
             f"{record.file} is not the label file of this model", hint="ask the sender for a new bundle"
         )
-    return tuple(path.read_text(encoding="utf-8").splitlines())
+    return tuple(path.read_text(encoding="utf-8", errors="replace").splitlines())
 
 
 def _load_all(directory: Path, files: tuple[TensorFile, ...]) -> dict[str, Array]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import random
 import struct
 import zipfile
@@ -17,7 +19,7 @@ from edgekit.artifact import golden, manifest
 from edgekit.compress import plan
 from edgekit.errors import DataError, EdgekitError, SourceError
 from edgekit.load.samples import open_samples
-from edgekit.package import bundle, descriptor
+from edgekit.package import bundle, descriptor, writing
 from edgekit.preprocess.declared import from_mapping
 from edgekit.types import Sample, TensorSpec
 
@@ -194,3 +196,45 @@ def test_a_file_that_ends_too_early_is_no_interrupt(
     with pytest.raises(SystemExit) as ended:
         edgekit.cli.main()
     assert ended.value.code == 130
+
+
+def described(**changes: object) -> dict[str, object]:
+    """A bundle's descriptor with one output and one test vector."""
+    tensor = {"dtype": "float32", "shape": [1, 2]}
+    case = {
+        "name": "a",
+        "inputs": [{"name": "x", "file": "x.bin", **tensor}],
+        "outputs": [{"name": "y", "file": "y.bin", **tensor}],
+    }
+    document: dict[str, object] = {
+        "schema": descriptor.SCHEMA_VERSION, "name": "com.example.a", "version": "1.0.0", "target": "ort-fp32",
+        "backend": "onnxruntime", "precision": "fp32", "status": "passed", "runtime": {"name": "onnxruntime"},
+        "files": ["model.onnx"], "model_sha256": "", "edgekit": "1", "inputs": [{"name": "x", **tensor}],
+        "outputs": [{"name": "y", **tensor}], "golden": {"cases": [case | changes], "tolerance": {"cpu": 0.1}},
+    }  # fmt: skip
+    return document
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, ""),
+        ({"outputs": [{"name": "z", "file": "y.bin", "dtype": "float32", "shape": [1, 2]}]}, "'z'"),
+        ({"inputs": [{"name": "w", "file": "x.bin", "dtype": "float32", "shape": [1, 2]}]}, "'w'"),
+        ({"label": "cat"}, "expects classes"),
+        ({"inputs": [{"name": "x", "file": "a" * 1000, "dtype": "float32", "shape": [1, 2]}]}, "lacks a"),
+    ],
+)
+def test_a_bundle_that_speaks_of_what_it_has_not_is_refused(tmp_path: Path, change: dict, said: str) -> None:
+    files = {"model.onnx": b"m", "x.bin": b"\0" * 8, "y.bin": b"\0" * 8}
+    files[descriptor.FILE_NAME] = json.dumps(described(**change)).encode()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    lines = [f"{hashlib.sha256(content).hexdigest()}  {name}" for name, content in files.items()]
+    (tmp_path / writing.SUMS).write_text("\n".join(lines) + "\n")
+    if not said:
+        with bundle.opened(tmp_path) as read:
+            assert read.descriptor.image_input is None
+        return
+    with pytest.raises(SourceError, match=said), bundle.opened(tmp_path):
+        pass

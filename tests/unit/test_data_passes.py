@@ -131,6 +131,12 @@ def test_iterators_and_lists_in_python(tmp_path):
     assert (len(cut), cut.endless) == (10, True)
 
 
+def test_labels_that_are_written_with_their_address_are_no_change(tmp_path):
+    data = lambda: ((np.full((1, 3), i, np.float32), object()) for i in range(3))  # noqa: E731
+    samples = python(data, tmp_path)
+    assert values(samples) == values(samples) == [0, 1, 2]
+
+
 class Shuffled:
     """As a data loader does it: another order on each pass, out of a global generator."""
 

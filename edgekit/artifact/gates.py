@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from edgekit.artifact import proof
 from edgekit.artifact.limits import Limits
 from edgekit.artifact.rounding import beside_rounding
+from edgekit.artifact.summary import size
 from edgekit.types import (
     HALF_LARGEST,
     Coverage,
@@ -52,9 +53,9 @@ def gates(evidence: Evidence, tolerance: Tolerance, limits: Limits | None = None
     measured, why = evidence.measurement, evidence.not_run
     latency, memory = (measured.p50_ms, measured.peak_memory) if measured else (None, None)
     found += [
-        _at_most("size", limits.size_bytes, evidence.size_bytes, "bytes", why),
+        _fits("size", limits.size_bytes, evidence.size_bytes, why),
         _at_most("latency", limits.latency_ms, latency, "ms p50", why),
-        _at_most("memory", limits.memory_bytes, memory, "bytes", why),
+        _fits("memory", limits.memory_bytes, memory, why),
     ]
     return tuple(gate for gate in found if gate is not None)
 
@@ -105,6 +106,14 @@ def _at_most(name: str, limit: float | None, value: float | None, unit: str, why
     message = f"{value:.4g} {unit}".strip() + f", at most {limit:.4g} wanted"
     verdict = Verdict.PASS if good else Verdict.FAIL
     return Gate(name=name, verdict=verdict, limit=limit, value=value, message=message)
+
+
+def _fits(name: str, limit: int | None, value: int | None, why: str) -> Gate | None:
+    """Bytes against the most that is wanted."""
+    gate = _at_most(name, limit, value, "", why)
+    if gate is None or limit is None or value is None:
+        return gate
+    return replace(gate, message=f"{size(value)} ({value:,} bytes), at most {size(limit)} wanted")
 
 
 def _finite(parity: Parity | None, why: str) -> Gate:
@@ -175,8 +184,7 @@ def _placement_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
         return _not_run(name, limit, evidence.not_run)
     if placement is None or placement.share is None:
         return None  # the runtime does not tell what it executes: a note in the manifest says so
-    gate = _at_least(name, limit, placement.share, f"of the MACs in {placement.precision}", "")
-    return _something(gate)
+    return _something(_part(name, limit, placement.share, f"of the MACs in {placement.precision}"))
 
 
 def _weights_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
@@ -184,7 +192,7 @@ def _weights_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
     limit, share = tolerance.integer_weights, evidence.integer_weights
     if limit is None or share is None:
         return None
-    return _something(_at_least("integer-weights", limit, share, "of the weights are integers", ""))
+    return _something(_part("integer-weights", limit, share, "of the weights are integers"))
 
 
 def _range_gate(evidence: Evidence) -> Gate | None:
@@ -213,8 +221,13 @@ def _coverage_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
     return Gate(name="coverage", verdict=verdict, limit=limit, value=value, message=message)
 
 
-def _something(gate: Gate | None) -> Gate | None:
+def _part(name: str, limit: float, share: float, what: str) -> Gate:
+    """A part of a whole against the least that is wanted."""
+    verdict = Verdict.PASS if share >= limit else Verdict.FAIL
+    message = f"{proof.percent(share)} {what}, at least {proof.percent(limit)} wanted"
+    return Gate(name=name, verdict=verdict, limit=limit, value=share, message=message)
+
+
+def _something(gate: Gate) -> Gate:
     """Nothing at all is not what was asked for, however much was left out on purpose."""
-    if gate is None or gate.value:
-        return gate
-    return replace(gate, verdict=Verdict.FAIL)
+    return gate if gate.value else replace(gate, verdict=Verdict.FAIL)

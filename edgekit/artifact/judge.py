@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """A row with this label has none: the convention of PyTorch's losses and of Hugging Face's token labels."""
-_GROUPS = 20
-"""Groups of a jackknife: each costs two calls of the user's metric."""
+_GROUPS, _FEWEST = 20, 5
+"""Groups of a jackknife, at most and at least: each costs two calls of the user's metric."""
+_PATIENCE_S = 60.0
+"""What the interval of a metric of the whole set may take; a metric too slow for the fewest groups has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,20 +133,20 @@ class Judge:
 
     def _of_the_set(self, metric: Metric) -> Judged:
         first, second = self.kept
-        count = len(self.labels)
+        count, begin = len(self.labels), time.monotonic()
         source = _number(metric, metric.score(first, list(self.labels)), "the set", "source")
         if self.broken:
             return self._judged(source, None, None, count, abs(source))
         artifact = _number(metric, metric.score(second, list(self.labels)), "the set", "artifact")
         sign = 1.0 if metric.higher_is_better else -1.0
-        parts = self._without_each_group(metric, sign)
+        groups = min(_GROUPS, count, int(_PATIENCE_S / max(time.monotonic() - begin, 1e-9)))
+        parts = self._without_each_group(metric, sign, groups) if groups >= min(_FEWEST, count) else []
         interval = None if len(parts) < 2 else jackknife(parts, sign * (source - artifact))
         return self._judged(source, artifact, interval, count, abs(source))
 
-    def _without_each_group(self, metric: Metric, sign: float) -> list[float]:
+    def _without_each_group(self, metric: Metric, sign: float, groups: int) -> list[float]:
         """The loss with one group of samples left out each time; nothing where the metric cannot be had of a part."""
         count = len(self.labels)
-        groups = min(_GROUPS, count)
         parts: list[float] = []
         for group in range(groups):
             chosen = [i for i in range(count) if i % groups != group]

@@ -64,7 +64,7 @@ def shown(name: str, share: Share, limit: float, where: str, *, judged: bool) ->
     if judged and share_below(share.rows - share.lost, share.rows, limit) < SURE:
         message += f", at least {percent(limit)} wanted"
         return Gate(name=name, verdict=Verdict.FAIL, limit=limit, value=share.value, message=message)
-    message += ": shown, not judged; --eval DATA judges it"
+    message += ": too few to judge" if judged else ": shown, not judged; --eval DATA judges it"
     return Gate(name=name, verdict=Verdict.SHOWN, value=share.value, message=message)
 
 
@@ -131,7 +131,7 @@ def drop(name: str, parity: Parity, limit: float) -> Gate:
         return Gate(name=name, verdict=Verdict.FAIL, limit=limit, value=loss, message=text)
     rows = parity.metric_rows or parity.rows
     if interval is None:
-        text += "; unproven: the metric cannot be had of parts of the samples, so that no interval is known"
+        text += "; unproven: of parts of the samples the metric is not to be had, or too slow: no interval is known"
         return Gate(name=name, verdict=Verdict.UNPROVEN, limit=limit, value=loss, message=text)
     worst = max(interval[1], unseen(rows) * parity.row_loss)
     if limit > 0 and worst <= 2 * limit + _EQUAL:

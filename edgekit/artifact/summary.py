@@ -109,7 +109,7 @@ def _row(artifact: Described) -> tuple[str, ...]:
         size(manifest.size),
         metric,
         f"{parity.snr_db:.1f}" if parity else _NOTHING,
-        f"{parity.top1_agreement:.1%}" if parity and parity.top1_agreement is not None else _NOTHING,
+        proof.percent(parity.top1_agreement) if parity and parity.top1_agreement is not None else _NOTHING,
         _as_asked(manifest),
         f"{measured.p50_ms:.3g}" if measured else _NOTHING,
         size(measured.peak_memory) if measured and measured.peak_memory else _NOTHING,

@@ -15,6 +15,7 @@ from edgekit.cli._options import json_flag
 from edgekit.cli._output import end_with, number, print_json, progress, table
 from edgekit.devices import catalogue
 from edgekit.devices.bench import processors
+from edgekit.devices.statistics import Difference, in_times
 from edgekit.errors import UsageError
 
 
@@ -137,6 +138,12 @@ def _entry(measured: edgekit.Measured) -> dict[str, object]:
     }
 
 
+def _against(difference: Difference) -> str:
+    if difference.verdict in ("faster", "slower"):
+        return f"{difference.verdict} ({in_times(difference.ratio)})"
+    return f"{difference.verdict} ({difference.ratio:.2f}×)"
+
+
 def _show(measured: list[edgekit.Measured]) -> None:
     rows = []
     for m in measured:
@@ -152,7 +159,7 @@ def _show(measured: list[edgekit.Measured]) -> None:
                 number(figures.first_ms, ".3g"),
                 "-" if figures.peak_memory is None else size(figures.peak_memory),
                 str(figures.threads),
-                "-" if difference is None else f"{difference.verdict} ({difference.ratio:.2f}×)",
+                "-" if difference is None else _against(difference),
                 figures.validity,
             )
         )

@@ -298,6 +298,12 @@ class Difference:
     detectable: float
 
 
+def in_times(ratio: float) -> str:
+    """A ratio of latencies in words: 0.15 as ``6.7× as fast``, 2.0 as ``2.0× as slow``."""
+    times, word = (ratio, "slow") if ratio >= 1 else (1 / ratio, "fast")
+    return f"{times:.{2 if times < 2 else 1 if times < 10 else 0}f}× as {word}"
+
+
 def interleave(pairs: int) -> str:
     """The order of fresh processes: ABBA BAAB ABBA …, so that drift hits both variants alike."""
     block = "ABBABAAB"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edgekit.core.store import Key
 from edgekit.core.structure import structure, to_builtins
 from edgekit.devices.bench import BenchSettings, bench_artifact, compare_artifacts
+from edgekit.devices.statistics import in_times
 from edgekit.graph.records import read_json, write_json
 from edgekit.pipeline.stages import BuildContext
 from edgekit.pipeline.verify import Subject
@@ -136,11 +137,11 @@ def gate(
     figures = f"{speed.p50_ms:.3g} ms against {speed.sibling_p50_ms:.3g} ms of {speed.sibling}"
     if not slower(speed):
         doubt = f" ({'; '.join(speed.reasons)})" if speed.reasons else ""
-        times = f"{1 / speed.ratio:.3g}× as fast; " if speed.verdict == "faster" else ""
-        message = f"{figures}: {times}{speed.verdict}; {speed.detectable:.0%} would have been detected{doubt}"
+        how = in_times(speed.ratio) if speed.verdict == "faster" else speed.verdict
+        message = f"{figures}: {how}; {speed.detectable:.0%} would have been detected{doubt}"
         return Gate(name=GATE, verdict=Verdict.PASS, limit=1.0, value=speed.ratio, message=message)
     message = (
-        f"{figures}: {speed.ratio:.3g}× as slow ({speed.low:.3g} to {speed.high:.3g}); "
+        f"{figures}: {in_times(speed.ratio)} ({speed.low:.3g} to {speed.high:.3g}); "
         f"{_reason(placement)}; {speed.sibling} is the faster target here"
     )
     little = "" if device else _says_little(speed, target, arch or platform.machine())

@@ -44,5 +44,5 @@ def test_slower_beyond_doubt_is_refused_where_it_counts(speed, target, arch, dev
 
 def test_how_fast_it_is_is_said_in_times():
     fast = replace(SLOW, verdict="faster", ratio=0.15, p50_ms=0.3)
-    assert "6.67× as fast" in gate(fast, None, ORT).message
-    assert "2× as slow (1.9 to 2.1)" in gate(SLOW, None, ORT, device="pi5").message
+    assert "6.7× as fast" in gate(fast, None, ORT).message
+    assert "2.0× as slow (1.9 to 2.1)" in gate(SLOW, None, ORT, device="pi5").message

@@ -9,15 +9,20 @@ from hypothesis import strategies as st
 
 from edgekit.devices.statistics import (
     bootstrap_medians,
+    in_times,
     interleave,
+    jackknife,
     median_interval,
     paired_bootstrap,
     paired_difference,
     paired_proportions,
+    rows_to_see,
     share_below,
     student,
     summarize,
+    unseen,
     wilson,
+    would_be_seen,
 )
 
 
@@ -224,3 +229,41 @@ def test_many_pairs_use_random_flips():
 def test_unequal_sides_are_refused():
     with pytest.raises(ValueError, match="same number"):
         paired_difference([[1.0]], [[1.0], [2.0]])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [
+        (0.15, "6.7× as fast"),
+        (1 / 1.04, "1.04× as fast"),
+        (2.0, "2.0× as slow"),
+        (31.4, "31× as slow"),
+    ],
+)
+def test_ratios_of_latencies_in_words(ratio, text):
+    assert in_times(ratio) == text
+
+
+@pytest.mark.parametrize("share", [0.001, 0.02, 0.2, 0.7])
+def test_as_many_rows_as_are_named_would_see_the_loss_and_one_less_would_not(share):
+    rows = rows_to_see(0.0, share)
+    assert would_be_seen(0, rows, share)
+    assert not would_be_seen(0, rows - 1, share)
+    assert unseen(rows) <= share < unseen(rows - 1)
+
+
+def test_a_loss_that_is_nearly_there_takes_more_rows_and_one_that_is_there_cannot_be_ruled_out():
+    assert rows_to_see(0.05, 0.2) > rows_to_see(0.0, 0.2)
+    assert rows_to_see(0.2, 0.2) is None
+    assert rows_to_see(0.0, 1e-9) is None
+
+
+def test_the_jackknife_covers_the_difference_of_two_means():
+    generator = np.random.default_rng(4)
+    inside = 0
+    for _ in range(300):
+        differences = generator.normal(0.5, 1.0, 100)
+        parts = [np.delete(differences, np.arange(g, 100, 20)).mean() for g in range(20)]
+        interval = jackknife(parts, differences.mean())
+        inside += interval.low < 0.5 < interval.high
+    assert 0.85 < inside / 300 < 0.95

@@ -85,9 +85,10 @@ class Judge:
                 self.second.append(_number(metric, score, f"sample {index}", "artifact"))
 
     def _count(self, expected: Outputs, got: Outputs, label: object, index: int) -> None:
-        name = self.classes = self.classes or holding_classes(expected, self.task)
+        name = self.classes = self.classes or holding_classes(expected, self.task, label)
         reference = expected[name]
-        self.embedded &= reference.dtype.kind == "f" and looks_embedded(reference, self.task)
+        rows = reference.dtype.kind == "f" and reference.ndim == 2
+        self.embedded &= rows and looks_embedded(reference, self.task)
         wanted = _wanted(reference, label, self.task.classes, index)
         counted = wanted != IGNORED
         right = [_named(outputs[name])[counted] == wanted[counted] for outputs in (expected, got)]

@@ -51,6 +51,10 @@ class Status(StrEnum):
         )  # beyond a limit: what older manifests call so was refused
 
 
+BUILT = (Status.PASSED, Status.UNPROVEN)
+"""No gate refused it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
     """One stage as it ran."""
@@ -159,7 +163,7 @@ class Artifact:
     @property
     def passed(self) -> bool:
         """Whether it ran and no gate refused it; ``manifest.status`` tells ``unproven`` from ``passed``."""
-        return self.manifest.status in (Status.PASSED, Status.UNPROVEN)
+        return self.manifest.status in BUILT
 
 
 def status_of(gates: tuple[Gate, ...]) -> Status:

@@ -65,16 +65,23 @@ def looks_embedded(ref: Array, task: Task) -> bool:
     return not probabilities and bool(np.allclose(lengths, 1, atol=1e-3))
 
 
-def holding_classes(outputs: Mapping[str, Array], task: Task) -> str:
-    """The output that labels are compared with. Raises :class:`DataError` where none or several could be."""
+def holding_classes(outputs: Mapping[str, Array], task: Task, label: object) -> str:
+    """The output that labels are compared with: scores of rows, else classes, else scores of tokens where there is a
+    label for each (``[batch, tokens, classes]``). Raises :class:`DataError` where none or several could be."""
     scores = [n for n, a in outputs.items() if could_hold_scores(n, a, task)]
     classes = [n for n, a in outputs.items() if a.dtype.kind in "iu"]
     if len(scores) + len(classes) > 1:
         scores = [n for n in scores if not looks_embedded(outputs[n], task)]
-    found = scores or classes
+    found = scores or classes or [n for n, a in outputs.items() if _token_scores(a, task, label)]
     if len(found) != 1:
         raise no_classes(len(found))
     return found[0]
+
+
+def _token_scores(array: Array, task: Task, label: object) -> bool:
+    if array.dtype.kind != "f" or array.ndim < 3 or array.shape[-1] < 2 or not isinstance(label, np.ndarray):
+        return False
+    return label.size == array.size // array.shape[-1] and not any(t in task.name for t in _OTHER_TASKS)
 
 
 def no_classes(found: int) -> DataError:

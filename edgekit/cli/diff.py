@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import click
 
-from edgekit.artifact.manifest import GoldenRecord
+from edgekit.artifact.manifest import BUILT, GoldenRecord
 from edgekit.cli._options import Grouped, declared, json_flag
 from edgekit.cli._output import print_json, progress, show_error, table
 from edgekit.core.config import Options
@@ -70,7 +70,7 @@ def diff(
         print_json(_document(result, applied))
     else:
         _show(result, applied, len(result.walk.stages[0].layers) if everything else _ROWS)
-    error = None if applied is not None and applied.status == "passed" else _failure(result, min_snr)
+    error = None if applied is not None and applied.status in BUILT else _failure(result, min_snr)
     if error is not None:
         show_error(error)
         raise click.exceptions.Exit(error.exit_code)

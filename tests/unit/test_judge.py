@@ -94,6 +94,20 @@ def test_tokens_of_one_sequence_are_not_independent():
     assert parity.drop_interval[1] > 0.1
 
 
+def test_scores_of_tokens_have_a_label_for_each():
+    """Logits of a token classifier, padding left out; the last sequence loses every second token."""
+    labels = [np.array([[0, 2, 1, -100]]), np.array([[1, 1, -100, -100]]), np.array([[2, 0, 2, 0]])] * 10
+    logits = [np.eye(3, dtype=np.float32)[np.maximum(label, 0)] * 4 for label in labels]
+    worse = [y.copy() for y in logits]
+    worse[-1][0, ::2] = np.roll(logits[-1][0, ::2], 1, axis=-1)
+    parity = judged([{"y": y} for y in logits], labels, [{"y": y} for y in worse])
+    assert parity.reference_metric == 1.0
+    assert parity.metric_rows == 30
+    assert parity.metric_drop == pytest.approx(2 / 90)
+    with pytest.raises(DataError, match="0 outputs"):
+        judged([{"y": y} for y in logits], [np.array([0, 1])] * 30)
+
+
 def test_of_an_error_less_is_better():
     def mse(out, label):
         return float((out["y"].sum() - label) ** 2)

@@ -194,8 +194,8 @@ def _compared(claimed: Tolerance, row: Tolerance) -> Iterator[tuple[str, bool]]:
 
 def _refuse_unmeasured(limits: Limits) -> None:
     """What a few vectors without labels, run on files alone, cannot tell."""
-    fields = {"metric_drop": "metric-drop", "placement": "placement", "integer_weights": "integer-weights"}
-    asked = [name for field, name in fields.items() if field in limits.tolerance]
+    fields = ("metric_drop", "placement", "integer_weights", "coverage")
+    asked = [field.replace("_", "-") for field in fields if field in limits.tolerance]
     if asked:
         raise UsageError(
             f"golden vectors do not tell {', '.join(asked)}",

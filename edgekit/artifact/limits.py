@@ -101,6 +101,7 @@ _NAMES: Mapping[str, tuple[str, Callable[[Option, str], float]]] = {
     "metric-drop": ("metric_drop", _amount),
     "placement": ("placement", _share),
     "integer-weights": ("integer_weights", _share),
+    "coverage": ("coverage", _share),
     "size": ("size_bytes", _bytes),
     "latency": ("latency_ms", _milliseconds),
     "memory": ("memory_bytes", _bytes),

@@ -266,7 +266,8 @@ class Options:
         _NO_SETTINGS,
         Declared(
             help="A gate's limit in place of the target's: snr, slices, samples (dB), agreement, integers, "
-            "relative-error, placement, integer-weights, metric-drop, size (KB, MB), latency (ms), memory (MB).",
+            "relative-error, placement, integer-weights, coverage, metric-drop, size (KB, MB), latency (ms), "
+            "memory (MB).",
             group=_GATES,
             commands=("build",),
             metavar="NAME=VALUE",

@@ -11,7 +11,7 @@ from edgekit.artifact.limits import NAMES, parse
 from edgekit.core.config import Options
 from edgekit.errors import ConfigError, GateFailedError, UnknownNameError, UsageError
 from edgekit.pipeline import build, speed
-from edgekit.types import Measurement, Parity, Placement, Tolerance, Verdict
+from edgekit.types import Coverage, Measurement, Parity, Placement, Tolerance, Verdict
 
 PARITY = Parity(
     samples=400, rows=400, max_abs=0.1, relative_error=0.02, snr_db=25.0, cosine=0.999, top1_agreement=0.95,
@@ -26,6 +26,9 @@ EVIDENCE = Evidence(
     parity=PARITY,
     placement=Placement(precision="int8", share=0.9, operators=3),
     integer_weights=0.8,
+    coverage=Coverage(
+        tensor="t", samples=9, outside=0.1, uncovered=0.25, low=0, high=1, seen_low=0, seen_high=2
+    ),
     size_bytes=300_000,
     measurement=MEASURED,
 )
@@ -44,6 +47,7 @@ GATE = {"agreement": "top1-agreement"}
         ("metric-drop", "1pt", 0.009),
         ("placement", "90%", 0.95),
         ("integer-weights", 0.8, "81%"),
+        ("coverage", "70%", 0.8),
         ("size", "300KB", "292KiB"),
         ("latency", 2, "1900us"),
         ("memory", "20MB", "19.5MB"),
@@ -58,7 +62,7 @@ def test_every_gate_is_held_against_the_limit_that_is_given(name, good, bad):
 
 def test_every_name_was_tried_above():
     assert {"snr", "size", "metric-drop"} <= set(NAMES)
-    assert len(NAMES) == 12
+    assert len(NAMES) == 13
 
 
 def test_slices_and_samples_follow_an_snr_unless_they_are_set():

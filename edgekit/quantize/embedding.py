@@ -17,6 +17,8 @@ SMALLEST = 1 << 16
 """Elements: below this a table saves less time than the nodes that read it cost."""
 SMALLEST_FOR_SIZE = 1 << 12
 """Elements: below this a table saves hardly more bytes than the nodes that read it take."""
+_FEW = 0.1
+_NARROW = 4  # columns: a scale a row takes as many bytes as narrower rows
 
 
 def quantize_embeddings(graph: ir.Graph, smallest: int = SMALLEST) -> dict[str, str]:
@@ -32,12 +34,25 @@ def quantize_embeddings(graph: ir.Graph, smallest: int = SMALLEST) -> dict[str, 
         array = constant(table)
         if array is None or array.dtype != np.float32 or array.ndim != 2 or array.size < smallest:
             continue
+        if array.shape[1] <= _NARROW:
+            continue
         if any(u.node.op_type != "Gather" or u.idx != 0 for u in table.uses()):
             continue  # tied to a projection: it is needed in full anyway
         _rewrite(editor, node, table, stored)
         done[node.name or ""] = table.name or ""
     editor.drop_unused()
     return done
+
+
+def smallest_for_size(graph: ir.Graph, others: int) -> int:
+    """The ``smallest`` table where the file's size is what counts, beside ``others`` values in layers.
+
+    Where small tables are much of the model, the smallest is stored as integers, too.
+    """
+    tables = {n.inputs[0]: n for n in graph if n.op_type == "Gather" and not n.domain}
+    sizes = [a.size for t in tables if t is not None and (a := constant(t)) is not None and a.ndim == 2]
+    small = sum(size for size in sizes if size < SMALLEST_FOR_SIZE)
+    return SMALLEST_FOR_SIZE if small <= _FEW * (sum(sizes) + others) else 1
 
 
 def _rewrite(

@@ -18,7 +18,7 @@ from edgekit.quantize import recurrent
 from edgekit.quantize.blocks import WEIGHTED, Block, attribute, constant, find_blocks, matrix, select
 from edgekit.quantize.dynamic import gemm_bias, mark, report, why_float
 from edgekit.quantize.edit import Editor
-from edgekit.quantize.embedding import SMALLEST_FOR_SIZE, quantize_embeddings
+from edgekit.quantize.embedding import quantize_embeddings, smallest_for_size
 from edgekit.quantize.options import QuantizeOptions, QuantizeReport
 from edgekit.quantize.params import Stored, quantize_blocks, quantize_weight
 from edgekit.quantize.rounding import Rounding
@@ -71,7 +71,8 @@ def quantize_weights(
         else:
             eight += dtype == "int4"
             _eight_bits(editor, block)
-    tables = quantize_embeddings(graph, SMALLEST_FOR_SIZE) if dtype != "float16" else {}
+    layers = sum(block.weight_values or recurrent.weight_values(block) for block in blocks)
+    tables = quantize_embeddings(graph, smallest_for_size(graph, layers)) if dtype != "float16" else {}
     editor.drop_unused()
     if eight:
         notes.append(f"{eight} weights that do not divide into blocks of {size} are INT8")

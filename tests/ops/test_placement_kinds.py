@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from backend_models import conv_net, quantized, run, weights_only
+from backend_models import run, weights_only
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.core import plugins, targets
@@ -122,18 +122,19 @@ def test_a_fourier_transform_is_none_of_the_networks_products(tmp_path):
 def test_how_weights_are_stored_is_counted_in_the_file(tmp_path, name):
     target = targets.find(name)
     backend = plugins.backend(target.backend)
-    for folder, made, least, most in (
-        ("float", conv_net(tmp_path / "f.onnx"), 0.0, 0.0),
-        (
-            "integers",
-            quantized(conv_net(tmp_path / "g.onnx"), tmp_path / "q.onnx", activation="int8"),
-            0.75,
-            1.0,
-        ),
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    stored = [
+        helper.make_node("DequantizeLinear", ["q", "scale"], ["w"], name="stored"),
+        helper.make_node("MatMul", ["x", "w"], ["y"], name="product"),
+    ]
+    integers = {"q": np.ones((128, 128), np.int8), "scale": np.float32(0.1).reshape(())}
+    for folder, nodes, constants, share in (
+        ("float", [node], {"w": array(128, 128)}, 0.0),
+        ("integers", stored, integers, 1.0),
     ):
+        made = model(tmp_path / f"{folder}.onnx", nodes, [2, 128], [2, 128], constants)
         (tmp_path / folder).mkdir()
-        lowered = backend.lower(made, target, {}, tmp_path / folder)
-        assert least <= lowered.integer_weights <= most
+        assert backend.lower(made, target, {}, tmp_path / folder).integer_weights == share
 
 
 def test_four_bits_count_as_values_not_as_bytes(tmp_path):

@@ -115,6 +115,26 @@ def test_a_small_table_in_front_is_stored_as_integers_too(tmp_path, name):
     assert snr > 30
 
 
+@pytest.mark.parametrize(("rows", "columns", "integers"), [(300, 8, True), (900, 4, False)])
+def test_tables_that_are_the_model_are_stored_as_integers(tmp_path, rows, columns, integers):
+    """But for narrow ones, whose scales would take what the integers save."""
+
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(rows, columns)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.table(x).sum(1)
+
+    model = exported(Table().eval(), {"x": torch.zeros(1, 5, dtype=torch.long)}, tmp_path)
+    options = QuantizeOptions(method="minmax", corrections=())
+    target = targets.find("ort-int8-weights")
+    quantize(FloatModel(model, None, None), target, options, tmp_path / "q.onnx")
+    types = {t for size, t in io.constants(tmp_path / "q.onnx") if size == rows * columns}
+    assert types == {"int8" if integers else "float32"}
+
+
 def test_an_lstm_on_integers_is_right(tmp_path):
     """Alone, without the head, which costs more."""
 

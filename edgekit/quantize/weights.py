@@ -75,7 +75,7 @@ def quantize_weights(
     tables = quantize_embeddings(graph, smallest_for_size(graph, layers)) if dtype != "float16" else {}
     editor.drop_unused()
     if eight:
-        notes.append(f"{eight} weights that do not divide into blocks of {size} are INT8")
+        notes.append(f"{eight} weights that are small or do not divide into blocks of {size} are INT8")
     if gptq:
         notes.append(f"gptq rounded the weights of {len(rounded)} products with regard to their inputs")
     nodes = tuple(mark(n, tables) for n in reports)
@@ -141,6 +141,8 @@ def _halve(editor: Editor, block: Block) -> None:
 
 def _fits_int4(block: Block, size: int) -> bool:
     if block.op not in ("Gemm", "MatMul") or block.weight is None or block.weight_axis is None:
+        return False
+    if block.weight_values < _SMALLEST:  # four bits fewer save nothing, and cost several dB
         return False
     plain = attribute(block.core, "alpha", 1.0) == 1.0 and not attribute(block.core, "transA", 0)
     return plain and matrix(block).shape[0] % size == 0

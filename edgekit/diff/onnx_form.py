@@ -264,7 +264,7 @@ class OnnxForm(CutForm["onnxruntime.InferenceSession"]):
         affine = self._written(name)
         if affine is not None:
             return stored(value, affine)
-        return np.ascontiguousarray(value.astype(self._dtypes.get(name, value.dtype)))
+        return np.asarray(value.astype(self._dtypes.get(name, value.dtype)), order="C")
 
     def _prepare(self, cut: tuple[str, ...], read: tuple[str, ...]) -> onnxruntime.InferenceSession:
         return _session(self._cut(cut, read), self._path, optimized=self._kernels)

@@ -133,7 +133,7 @@ class OpenvinoForm(CutForm["ov.InferRequest"]):
                 f"{self._path.name} has an input {min(names)!r}, the samples have: {', '.join(inputs)}",
                 hint="compare models with inputs of the same names",
             )
-        return np.ascontiguousarray(inputs[name])
+        return np.asarray(inputs[name], order="C")
 
     def _prepare(self, cut: tuple[str, ...], read: tuple[str, ...]) -> ov.InferRequest:
         settings = {"INFERENCE_PRECISION_HINT": self._precision, "INFERENCE_NUM_THREADS": "1"}

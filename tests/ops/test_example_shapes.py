@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -14,12 +15,15 @@ from edgekit.core.config import Options  # noqa: E402
 from edgekit.core.progress import Silent  # noqa: E402
 from edgekit.core.store import Store  # noqa: E402
 from edgekit.errors import DataError, UsageError  # noqa: E402
+from edgekit.graph import io  # noqa: E402
 from edgekit.graph.nested import call  # noqa: E402
 from edgekit.load import from_module, load, parse  # noqa: E402
+from edgekit.load.samples import from_iterable  # noqa: E402
 from edgekit.load.shapes import Shapes  # noqa: E402
 from edgekit.load.source import Source  # noqa: E402
 from edgekit.pipeline import stages  # noqa: E402
 from edgekit.pipeline.stages import BuildContext  # noqa: E402
+from edgekit.quantize.calibrate.collect import calibrate  # noqa: E402
 
 
 def test_a_text_model_says_how_its_inputs_are_padded(tmp_path: Path) -> None:
@@ -93,3 +97,17 @@ def test_other_open_axes_of_a_graph_are_asked_for(tmp_path: Path) -> None:
     assert made.example_inputs()["x"].shape == (2, 3, 5, 6)
     with pytest.raises(UsageError):
         exported(text, tmp_path, shape={"x": "2x4x5x6"})
+
+
+def test_a_scalar_input_is_calibrated(tmp_path: Path) -> None:
+    x, t, y = (
+        onnx.helper.make_tensor_value_info(name, 1, dims)
+        for name, dims in (("x", (1, 3)), ("t", ()), ("y", (1, 3)))
+    )
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Div", ["x", "t"], ["y"])], "g", [x, t], [y])
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), tmp_path / "m.onnx")
+    model = io.describe(tmp_path / "m.onnx")
+    rows = [{"x": np.full((1, 3), i, np.float32), "t": np.array(2.0, np.float32)} for i in range(1, 9)]
+    made = calibrate(model, from_iterable(rows, model.inputs), out=tmp_path / "calibration")
+    assert made.tensors["y"].high == 4.0

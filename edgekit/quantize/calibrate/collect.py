@@ -162,7 +162,7 @@ def _feed(sample: Sample, model: OnnxModel, index: int) -> dict[str, npt.NDArray
         if spec.name not in sample.inputs:
             have = ", ".join(sorted(sample.inputs)) or "none"
             raise DataError(f"{where} is missing; it has: {have}", hint=f"yield an array for {spec}")
-        array = np.ascontiguousarray(sample.inputs[spec.name])
+        array = np.asarray(sample.inputs[spec.name], order="C")  # a scalar stays one
         if array.dtype.name != spec.dtype:
             raise DataError(f"{where} is {array.dtype.name}", hint=f"the model takes {spec}")
         fits = array.ndim == len(spec.shape) and all(

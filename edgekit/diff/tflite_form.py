@@ -34,6 +34,7 @@ _FLOATS = (0, 1)
 _PLAIN = {0: "float32", 1: "float16", 2: "int32", 4: "int64", 6: "bool"}
 _WEIGHT_BITS = {1: 16, 3: 8, 7: 16, 9: 8, 17: 4}
 _INT32 = 2  # biases
+_HYBRID = frozenset(("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "BATCH_MATMUL"))
 
 
 def form(artifact: Artifact) -> TfliteForm:
@@ -92,16 +93,38 @@ class TfliteForm(CutForm[_Program]):
         for op in self._graph.operators:
             if any(i in live for i in op.inputs):
                 live.update(op.outputs)
-                layers += [self._layer(op, i) for i in op.outputs if self._readable(i)]
+                layers += [
+                    self._layer(op, i) for i in op.outputs if self._readable(i) and not self._seen_twice(op)
+                ]
         return tuple(layers)
 
+    def _seen_twice(self, op: schema.OperatorT) -> bool:
+        """Whether ``op`` gives the real values of an integer tensor within the graph: the same layer once more."""
+        return self._code(op) == "DEQUANTIZE" and not set(op.outputs) & set(self._graph.outputs)
+
     def received(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        """Rounded where the tensor is stored as integers."""
+        """Rounded where the tensor is stored as integers, and where the kernel that reads it makes integers of it."""
         rounded = {}
         for name, value in values.items():
             index = self._index[name]
-            rounded[name] = self._real(index, self._stored(index, value)).reshape(value.shape)
+            kept = self._real(index, self._stored(index, value)).reshape(value.shape)
+            rounded[name] = _rounded_by_row(kept) if index in self._dynamic else kept
         return rounded
+
+    @cached_property
+    def _dynamic(self) -> frozenset[int]:
+        """Tensors that a dynamic-range kernel reads as float: its weights are INT8, it rounds its input every run."""
+        found = set()
+        integers = {
+            int(op.outputs[0]): int(op.inputs[0]) for op in self._graph.operators if self._seen_twice(op)
+        }
+        for op in self._graph.operators:
+            if self._code(op) not in _HYBRID or len(op.inputs) < 2:
+                continue
+            data, weights = int(op.inputs[0]), int(op.inputs[1])
+            if self._tensors[data].type in _FLOATS and self._tensors[weights].type in _STORED:
+                found |= {data, integers.get(data, data)}
+        return frozenset(found)
 
     # --- reading the file -------------------------------------------------------------------------------
 
@@ -224,6 +247,15 @@ class TfliteForm(CutForm[_Program]):
         builder = flatbuffers.Builder(len(self._data) + (1 << 16))
         builder.Finish(model.Pack(builder), b"TFL3")
         return bytes(builder.Output()), sources, results
+
+
+def _rounded_by_row(value: Array) -> Array:
+    """As dynamic-range kernels read it at the coarsest: 127 steps to each row's largest value."""
+    if value.dtype.kind != "f" or not value.ndim or not value.size:
+        return value
+    step = np.maximum(np.abs(value).max(-1, keepdims=True) / 127, np.finfo(np.float32).tiny)
+    rounded: Array = (np.round(value / step) * step).astype(value.dtype)
+    return rounded
 
 
 def _unique(names: list[str]) -> list[str]:

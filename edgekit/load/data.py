@@ -79,40 +79,47 @@ class SampleSet:
     @property
     def noise(self) -> bool:
         """Whether the inputs are noise: drawn at random by edgekit, or white in each place (see :func:`_white`)."""
-        return self.origin == RANDOM or all(_white(sample) for sample in self.first(_LOOKED_AT))
+        return self.origin == RANDOM or _white(list(self.first(_LOOKED_AT)))
 
 
-_LOOKED_AT = 4
+_LOOKED_AT = 16
 _PLACES = 1024
-_PLACES_OF_AN_AXIS = 16
+_PLACES_OF_AN_AXIS = 4
 _DEVIATIONS = 4.0
 
 
-def _white(sample: Sample) -> bool:
+def _white(samples: Sequence[Sample]) -> bool:
     """Whether each float input with places (pixels, steps of time) is uncorrelated from one place to the next.
 
     The lag-1 autocorrelation of n independent values deviates by 1/sqrt(n); what a camera, a microphone or a sensor
-    gives is far beyond that. Inputs without places, and integers, are not judged: no noise.
+    gives is far beyond that. Inputs without places, integers, and too few values are not judged: no noise.
     """
-    judged = False
-    for array in sample.inputs.values():
-        if array.dtype.kind != "f" or array.ndim < 3 or array.size < _PLACES:
-            return False
-        centred = array.astype(np.float64) - array.mean()
-        axes = [k for k in range(1, array.ndim) if array.shape[k] >= _PLACES_OF_AN_AXIS]
-        if not axes or not all(_uncorrelated(centred, axis) for axis in axes):
-            return False
-        judged = True
-    return judged
+    names = samples[0].inputs if samples else {}
+    return bool(names) and all(_white_input([s.inputs[n] for s in samples if n in s.inputs]) for n in names)
 
 
-def _uncorrelated(centred: Array, axis: int) -> bool:
+def _white_input(arrays: Sequence[Array]) -> bool:
+    if any(a.dtype.kind != "f" or a.ndim != arrays[0].ndim or a.ndim < 3 for a in arrays):
+        return False
+    if sum(a.size for a in arrays) < _PLACES or any(a.min() == a.max() for a in arrays):
+        return False
+    first = arrays[0]
+    axes = [k for k in range(1, first.ndim) if first.shape[k] >= _PLACES_OF_AN_AXIS]
+    return bool(axes) and all(_uncorrelated(arrays, axis) for axis in axes)
+
+
+def _uncorrelated(arrays: Sequence[Array], axis: int) -> bool:
     """Whether neighbours along ``axis`` have nothing in common; never where all values are equal."""
-    length = centred.shape[axis]
-    before, after = np.take(centred, range(length - 1), axis), np.take(centred, range(1, length), axis)
-    energy = float((centred * centred).mean())
-    limit = _DEVIATIONS * energy / before.size**0.5
-    return 0 < energy < np.inf and abs(float((before * after).mean())) <= limit
+    product = energy = 0.0
+    pairs = count = 0
+    for array in arrays:
+        centred, length = array.astype(np.float64) - array.mean(), array.shape[axis]
+        before, after = np.take(centred, range(length - 1), axis), np.take(centred, range(1, length), axis)
+        product, energy = product + float((before * after).sum()), energy + float(np.square(centred).sum())
+        pairs, count = pairs + before.size, count + array.size
+    limit = _DEVIATIONS * energy / count * pairs**0.5
+    # Removing each array's own mean makes neighbours a little unlike: by the energy of one value in each array.
+    return 0 < energy < np.inf and abs(product) <= limit + energy * len(arrays) / count
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ def drawn(shape, kind="normal", count=6):
 
 
 @pytest.mark.parametrize("kind", ["normal", "uniform"])
-@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 1, 4000), (1, 50, 80)])
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 1, 4000), (1, 50, 80), (1, 3, 8, 8)])
 def test_white_noise_is_known_by_its_looks(shape, kind):
     assert of(drawn(shape, kind)).noise
 

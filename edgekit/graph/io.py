@@ -34,6 +34,9 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 LAYOUT = "edgekit.layout"
 """Metadata of a graph input: its layout, where the source states one (``"NHWC"``)."""
 
+_COMMON_IR_VERSION = 10
+"""Model-local functions and 4-bit integers are in it, and every runtime of the last two years reads it."""
+
 _INLINE_LIMIT = 1_500_000_000  # protobuf ends at 2 GiB; leave room for the graph itself and for passes
 
 
@@ -231,6 +234,14 @@ def _dim(size: int | ir.SymbolicDim, nameless: str) -> int | str:
     if isinstance(size, int):
         return size if size >= 0 else nameless
     return size.value or nameless
+
+
+def lower_ir_version(model: ir.Model) -> None:
+    """Say of which version the file at least has to be, in place: exporters write the newest, which runtimes refuse
+    whatever is in it."""
+    versions = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+    least = onnx.helper.find_min_ir_version_for(versions, ignore_unknown=True)
+    model.ir_version = min(model.ir_version or least, max(least, _COMMON_IR_VERSION))
 
 
 def name_axes(model: ir.Model) -> None:

@@ -186,6 +186,7 @@ def _imported(model: OnnxModel, source: Source, out: Path) -> tuple[ModelRecord,
     not given is 1, any other dynamic axis has to be."""
     graph = io.load(model.path)
     io.name_axes(graph)
+    io.lower_ir_version(graph)
     written = io.save(graph, out / MODEL)
     what = source.spec.text
     shapes = source.shapes.resolved(written, what)

@@ -134,3 +134,18 @@ def test_texts_are_told(tmp_path):
     )
     with pytest.raises(SourceError, match="holds texts"):
         load.load(load.parse(str(tmp_path / "m.onnx")))
+
+
+@pytest.mark.parametrize(("opset", "least"), [(17, 10), (24, 12)])
+def test_a_file_of_the_newest_version_is_written_as_old_as_it_may_be(tmp_path, opset, least):
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    shape = helper.make_tensor_value_info("y", FLOAT, (2, 4))
+    path = save(tmp_path / "m.onnx", nodes, {"x": (2, 4)}, [shape], {}, opset)
+    proto = onnx.load(path)
+    proto.ir_version = onnx.IR_VERSION
+    onnx.save(proto, path)
+    model = io.load(path)
+    io.lower_ir_version(model)
+    assert model.ir_version == max(least, onnx.helper.find_min_ir_version_for(proto.opset_import, True))
+    assert model.ir_version < onnx.IR_VERSION
+    io.session(io.save(model, tmp_path / "n.onnx").path)

@@ -88,6 +88,14 @@ def test_inverse_transforms(tmp_path, axis, length, onesided):
     compare(tmp_path, node, x, constants)
 
 
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize(("parts", "onesided"), [(1, 1), (1, 0), (2, 0)])
+def test_transforms(tmp_path, axis, parts, onesided):
+    x = RNG.standard_normal((3, 6, 7, parts)).astype(np.float32)
+    node = helper.make_node("DFT", ["x", "", "axis"], ["y"], onesided=onesided)
+    compare(tmp_path, node, x, {"axis": np.asarray(axis)})
+
+
 @pytest.mark.parametrize("mode", ["linear", "cubic"])
 @pytest.mark.parametrize("sizes", [(5, 4), (3, 9), (7, 20), (16, 2)])
 def test_resizing_without_aliasing(tmp_path, mode, sizes):

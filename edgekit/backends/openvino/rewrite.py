@@ -1,6 +1,6 @@
 """ONNX operators that OpenVINO's reader refuses or reads wrongly, in operators that it reads rightly.
 
-Measured with OpenVINO 2026.4: Pad that wraps and DFT of a part of a spectrum are refused; Resize reads neither
+Measured with OpenVINO 2026.4: Pad that wraps is refused, DFT has other shapes or is; Resize reads neither
 ``antialias`` nor ``exclude_outside``; pools that round up count the margin (AveragePool) or give a window that begins
 in it (both); TopK does not keep equals in order (mended in the read model, :func:`keep_order`).
 In integers, ReduceMax in front of a fully connected layer and kernels of 16 with few channels a group give noise.
@@ -159,44 +159,49 @@ _LONGEST = 4096
 """Elements of a transform that becomes a product with a matrix: 64 MiB."""
 
 
-def _inverse_transform(node: ir.Node) -> _New:
-    """Products with cosines and sines; of a one-sided spectrum the upper half mirrors the lower."""
+def _transform(node: ir.Node) -> _New:
+    """A product with cosines and sines; of a one-sided spectrum the upper half mirrors the lower."""
     x, shape = node.inputs[0], static_shape(node.inputs[0])
-    axis = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if not attribute(node, "inverse", 0) or x is None or shape is None or shape[-1] != 2 or axis is None:
+    axis = constant(node.inputs[2]) if len(node.inputs) > 2 else np.asarray(-2)
+    if x is None or shape is None or axis is None or shape[-1] not in (1, 2):
         return None
-    place = int(axis.reshape(-1)[0]) % len(shape)
+    place, parts = int(axis.reshape(-1)[0]) % len(shape), shape[-1]
     length = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    have, onesided = shape[place], bool(attribute(node, "onesided", 0))
-    n = int(length.reshape(-1)[0]) if length is not None else 2 * (have - 1) if onesided else have
-    if n > _LONGEST or have != (n // 2 + 1 if onesided else n):
+    inverse, onesided = bool(attribute(node, "inverse", 0)), bool(attribute(node, "onesided", 0))
+    have = shape[place]
+    n = int(length.reshape(-1)[0]) if length is not None else 2 * (have - 1) if inverse and onesided else have
+    if n > _LONGEST or have != (n // 2 + 1 if inverse and onesided else n) or (inverse and parts != 2):
         return None
-    real, imaginary = _inverse_matrices(n, have, onesided)
+    matrix = _matrix(n, have, inverse, onesided)[:parts]
+    _, _, count, results = matrix.shape
     make = Maker(node)
     order = [i for i in range(len(shape) - 1) if i != place]
+    # Real and imaginary parts side by side: one product gives what is asked for.
     last = make.add("Transpose", [x], perm=[*order, len(shape) - 1, place])
-    # [real, imaginary] side by side: one product gives what is asked for.
-    flat = make.add("Reshape", [last, make.ints(*(shape[i] for i in order), 2 * have)])
-    matrix = [np.concatenate([real, -imaginary])]
-    if not onesided:
-        matrix.append(np.concatenate([imaginary, real]))
-    weights = np.stack(matrix, -1).reshape(2 * have, -1).astype(np.float32)
-    product = make.add("MatMul", [flat, make.constant(weights)])
-    split = make.add("Reshape", [product, make.ints(*(shape[i] for i in order), n, len(matrix))])
+    flat = make.add("Reshape", [last, make.ints(*(shape[i] for i in order), parts * have)])
+    weights = make.constant(matrix.reshape(parts * have, count * results).astype(np.float32))
+    product = make.add("MatMul", [flat, weights])
+    split = make.add("Reshape", [product, make.ints(*(shape[i] for i in order), count, results)])
     back = [*range(place), len(shape) - 2, *range(place, len(shape) - 2), len(shape) - 1]
     make.add("Transpose", [split], perm=back)
     return make.made
 
 
-def _inverse_matrices(n: int, count: int, onesided: bool) -> tuple[Array, Array]:
-    """What each frequency adds to each element, ``[count, n]``: cosines and sines over n."""
-    turns = np.outer(np.arange(count), np.arange(n)) % n
+def _matrix(n: int, have: int, inverse: bool, onesided: bool) -> Array:
+    """``[part, element, result, part]``: what the real and the imaginary part of each element add to each result's."""
+    count = n if inverse or not onesided else n // 2 + 1
+    turns = np.outer(np.arange(have), np.arange(count)) % n
     angle = turns * (2 * math.pi / n)
-    factor = np.full((count, 1), 1.0 / n)
+    cos, sin = np.cos(angle), np.sin(angle) * (1 if inverse else -1)
+    matrix = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)])
+    if not inverse:
+        return matrix
+    factor = np.full((have, 1, 1), 1.0 / n)
     if onesided:  # all but the first and, of even lengths, the middle one stand for two
-        k = np.arange(count)
+        k = np.arange(have)
         factor[(k > 0) & (2 * k != n)] *= 2
-    return np.cos(angle) * factor, np.sin(angle) * factor
+        matrix = matrix[..., :1]
+    return matrix * factor
 
 
 # --- sizes ------------------------------------------------------------------------------------------
@@ -265,7 +270,7 @@ _RULES: dict[str, Callable[[ir.Node], _New]] = {
     "MaxPool": _rounded_up_pool,
     "ReduceMax": _quantized_maximum,
     "Conv": _sixteen_taps,
-    "DFT": _inverse_transform,
+    "DFT": _transform,
     "Resize": _resize,
 }
 

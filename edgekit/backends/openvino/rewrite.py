@@ -193,10 +193,10 @@ def _matrix(n: int, have: int, inverse: bool, onesided: bool) -> Array:
     turns = np.outer(np.arange(have), np.arange(count)) % n
     angle = turns * (2 * math.pi / n)
     cos, sin = np.cos(angle), np.sin(angle) * (1 if inverse else -1)
-    matrix = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)])
+    matrix: Array = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)])
     if not inverse:
         return matrix
-    factor = np.full((have, 1, 1), 1.0 / n)
+    factor: Array = np.full((have, 1, 1), 1.0 / n)
     if onesided:  # all but the first and, of even lengths, the middle one stand for two
         k = np.arange(have)
         factor[(k > 0) & (2 * k != n)] *= 2

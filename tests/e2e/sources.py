@@ -116,6 +116,22 @@ def outlier():
     return Outlier(), torch.zeros(1, 8)
 
 
+class Product(nn.Module):
+    """One product that is worth four bits (2,048 weights) between two small ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.wide, self.last = nn.Linear(8, 32), nn.Linear(32, 64), nn.Linear(64, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.wide(torch.relu(self.first(x)))))
+
+
+def product():
+    torch.manual_seed(2)
+    return Product(), torch.zeros(1, 8)
+
+
 def outlier_labels() -> Iterator[tuple[np.ndarray, int]]:
     model = Outlier().eval()
     for row in _rows(count=256):

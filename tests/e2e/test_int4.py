@@ -9,7 +9,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("guard")]
 
 
 def build(root, out, *more):
-    source = f"{root}/tests/e2e/sources.py:outlier"
+    source = f"{root}/tests/e2e/sources.py:product"
     return edgekit("build", source, "-t", "ort-int4-weights", "-o", out, "--json", *more)
 
 

@@ -23,7 +23,9 @@ RNG = np.random.default_rng(2)
 X = RNG.standard_normal((1, 2, 7, 9)).astype(np.float32)
 
 
-def compare(folder, node: onnx.NodeProto, x: np.ndarray, constants: dict[str, Any]) -> None:
+def compare(
+    folder, node: onnx.NodeProto, x: np.ndarray, constants: dict[str, Any], *, opset: int = 20
+) -> None:
     """One node on OpenVINO and on ONNX Runtime, every output."""
     values = [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()]
     kind = helper.np_dtype_to_tensor_dtype(x.dtype)
@@ -33,7 +35,7 @@ def compare(folder, node: onnx.NodeProto, x: np.ndarray, constants: dict[str, An
     made = helper.make_graph(
         [node], "g", [helper.make_tensor_value_info("x", kind, x.shape)], outputs, values
     )
-    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     onnx.save(onnx.shape_inference.infer_shapes(proto, data_prop=True), folder / "m.onnx")
     model = io.describe(folder / "m.onnx")
     backend.lower(model, targets.find("openvino-fp32"), {}, folder)
@@ -43,6 +45,15 @@ def compare(folder, node: onnx.NodeProto, x: np.ndarray, constants: dict[str, An
     answers = compiled({"x": x})
     for name, expected in reference(model, {"x": x}).items():
         np.testing.assert_allclose(np.asarray(answers[name]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax", "Hardmax"])
+@pytest.mark.parametrize("axis", [None, 0, 2, 3, -2])
+def test_normalized_as_before_opset_13(tmp_path, op, axis):
+    given = {} if axis is None else {"axis": axis}
+    if axis is not None and axis < 0:
+        given = {"axis": 4 + axis}  # negative axes came with opset 11
+    compare(tmp_path, helper.make_node(op, ["x"], ["y"], **given), X, {}, opset=9)
 
 
 @pytest.mark.parametrize(

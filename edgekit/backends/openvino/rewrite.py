@@ -2,7 +2,8 @@
 
 Measured with OpenVINO 2026.4: Pad that wraps is refused, DFT has other shapes or is; Resize reads neither
 ``antialias`` nor ``exclude_outside``; pools that round up count the margin (AveragePool) or give a window that begins
-in it (both); TopK does not keep equals in order (mended in the read model, :func:`keep_order`).
+in it (both); Softmax before opset 13 is taken for today's; TopK does not keep equals in order (mended in the read
+model, :func:`keep_order`).
 In integers, ReduceMax in front of a fully connected layer and kernels of 16 with few channels a group give noise.
 """
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     import openvino as ov
 
     from edgekit.types import Array
+
+_PER_AXIS = 13
+"""The opset from which Softmax and its kin normalize along one axis."""
 
 _New: TypeAlias = "list[ir.Node] | None"
 
@@ -264,6 +268,23 @@ def _cubic(distance: Array, a: float) -> Array:
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
 
 
+# --- softmax ----------------------------------------------------------------------------------------
+
+
+def _old_softmax(node: ir.Node) -> _New:
+    """Before opset 13 an axis split the tensor into a matrix whose rows are normalized; the reader takes one axis."""
+    graph, x, shape = home(node), node.inputs[0], static_shape(node.inputs[0])
+    if graph is None or graph.opset_imports.get("", _PER_AXIS) >= _PER_AXIS or x is None or shape is None:
+        return None
+    axis = int(attribute(node, "axis", 1)) % len(shape)
+    if axis == len(shape) - 1:
+        return None
+    make = Maker(node)
+    rows = make.add("Reshape", [x, make.ints(math.prod(shape[:axis]), math.prod(shape[axis:]))])
+    make.add("Reshape", [make.add(node.op_type, [rows], axis=1), make.ints(*shape)])
+    return make.made
+
+
 _RULES: dict[str, Callable[[ir.Node], _New]] = {
     "Pad": _wrapping_pad,
     "AveragePool": _rounded_up_pool,
@@ -272,6 +293,9 @@ _RULES: dict[str, Callable[[ir.Node], _New]] = {
     "Conv": _sixteen_taps,
     "DFT": _transform,
     "Resize": _resize,
+    "Softmax": _old_softmax,
+    "LogSoftmax": _old_softmax,
+    "Hardmax": _old_softmax,
 }
 
 

@@ -33,6 +33,10 @@ MOST = 1024
 PEER_FACTOR = 10.0
 PEER_FLOOR = 0.01
 MANY = 8
+HUNDREDS = 64
+BETWEEN = 0.25
+"""Of scores and features by the hundred, what tells them from each other counts by this share: where samples change
+them by less, an artifact that keeps their order keeps what they say."""
 FEW_AMONG = 32
 """A group of slices this many times smaller than the largest one has no unit of its own: it is a few dead columns."""
 FEWEST = 16
@@ -174,4 +178,13 @@ def peers(variance: Array, rounding: Array, means: Array) -> Array:
 
 def _within(variance: Array, means: Array, group: Array) -> float:
     found = float(variance[group].mean())
-    return found + float(means[group].var()) if len(group) >= MANY else found
+    if len(group) >= MANY:
+        found += float(means[group].var())
+    if len(group) >= HUNDREDS:
+        found = max(found, BETWEEN / PEER_FLOOR * _between(means[group]))
+    return found
+
+
+def _between(means: Array) -> float:
+    """The variance of most columns' means, by the median absolute deviation: a few outliers do not count."""
+    return float((1.4826 * np.median(np.abs(means - np.median(means)))) ** 2)

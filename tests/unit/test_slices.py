@@ -194,3 +194,27 @@ def test_nobody_is_asked_to_be_closer_than_float32_to_float64():
     assert set(verdicts.values()) == {Verdict.PASS}
     worse = [o + 0.01 for o in outputs]
     assert judged(references, worse, float32, exact=wide)[1]["snr"] is Verdict.FAIL
+
+
+def test_hundreds_of_scores_that_samples_hardly_move_keep_their_order():
+    """A network that was never trained: its scores differ from each other, and not from sample to sample."""
+    references = nearly_constant(40, 200)
+    assert (
+        judged(references, [r + d for r, d in zip(references, samples(40, (1, 200), 6, 0.4), strict=True)])[
+            1
+        ]["slices"]
+        is Verdict.PASS
+    )
+    assert judged(references, [r[:, ::-1].copy() for r in references])[1]["slices"] is Verdict.FAIL
+
+
+def test_hundreds_of_features_that_samples_do_move_are_each_looked_at():
+    references = samples(60, (1, 200))
+    for r in references:
+        r[:, 7] += 40.0  # one column far from the others excuses none of them
+    outputs = [r.copy() for r in references]
+    for o in outputs:
+        o[:, 100] = 0
+    parity, verdicts = judged(references, outputs)
+    assert verdicts["slices"] is Verdict.FAIL
+    assert parity.explained_at == "y, index 100 of axis 1"

@@ -193,7 +193,7 @@ class _Bench:
             made = make()  # type: ignore[operator]
         except EdgekitError as error:
             return (type(error).__name__,), error.message[:120]
-        verdicts = build.judge(target, made, self.options)
+        verdicts = build.judge(target, made, self.options, self.prepared)
         return tuple(g.name for g in verdicts if g.verdict in (Verdict.FAIL, Verdict.NOT_RUN)), ""
 
     def _made(self, prepared: Prepared, target: Target, fault: Fault | None = None) -> Candidate:

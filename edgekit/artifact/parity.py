@@ -17,7 +17,7 @@ import numpy as np
 
 from edgekit.artifact.energy import SNR_CAP, decibels, row_snr
 from edgekit.artifact.judge import Judge, Judged
-from edgekit.artifact.rounding import RoundingTally, worst_rounding
+from edgekit.artifact.rounding import RoundingTally, as_rounding, worst_rounding
 from edgekit.artifact.slices import SliceTally
 from edgekit.artifact.task import Metric, Task, could_hold_scores, looks_embedded
 from edgekit.errors import BackendError, DataError
@@ -149,7 +149,7 @@ class _Tally:
         if not self.integer:
             self.bounded &= bool(r.size) and float(r.min()) >= 0 and float(r.max()) <= 1
             self.row_snr += row_snr(r, a)
-            double = None if exact is None else np.where(good, exact.reshape(r.shape), 0.0)
+            double = as_rounding(r, exact)
             self.slices.add(
                 r.reshape(ref.shape),
                 a.reshape(ref.shape),

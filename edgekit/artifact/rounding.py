@@ -21,6 +21,22 @@ if TYPE_CHECKING:
 MARGIN_DB = 10.0
 """An artifact may have ten times the energy of the reference's own rounding: fused kernels round at other places."""
 
+LEAST_DB = 50.0
+"""Below this float32 and float64 are not one computation: the module does something else in float64, or overflows."""
+
+
+def as_rounding(reference: Array, exact: Array | None) -> Array | None:
+    """``exact`` where its distance from ``reference`` can be rounding, else ``None``.
+
+    What a module that branches on the data type, or gives NaN, does in float64 must not widen any limit.
+    """
+    if exact is None or exact.size != reference.size or not np.isfinite(exact).all():
+        return None
+    wide = exact.reshape(reference.shape)
+    with np.errstate(over="ignore"):  # an energy beyond float64 is no rounding, either
+        signal, noise = float((wide * wide).sum()), float(((reference - wide) ** 2).sum())
+    return wide if decibels(signal, noise) >= LEAST_DB else None
+
 
 @dataclass
 class RoundingTally:

@@ -218,3 +218,14 @@ def test_hundreds_of_features_that_samples_do_move_are_each_looked_at():
     parity, verdicts = judged(references, outputs)
     assert verdicts["slices"] is Verdict.FAIL
     assert parity.explained_at == "y, index 100 of axis 1"
+
+
+@pytest.mark.parametrize("wide", [np.nan, np.inf, 0.0, 1e300], ids=str)
+def test_another_computation_in_float64_is_no_rounding(wide):
+    """A module that branches on its data type, or overflows there, widens no limit."""
+    references = samples(40, (1, 16))
+    exact = [{"y": np.full((1, 16), wide)} for _ in references[:8]]
+    parity, verdicts = judged(references, [r * 0.5 for r in references], Tolerance(snr_db=80.0), exact=exact)
+    assert parity.rounding is None
+    assert verdicts["snr"] is Verdict.FAIL
+    assert verdicts["slices"] is Verdict.FAIL

@@ -86,3 +86,15 @@ def pytest_handlecrashitem(crashitem, report, sched):
     sched.mark_test_pending(crashitem)
     report.outcome = "rerun"
     sys.stderr.write(f"\n{crashitem}: its worker process ended; it runs once more\n")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """How a worker's process ended, which pytest-xdist does not tell: below 0 it is the signal's number."""
+    if error is None:
+        return
+    child = getattr(getattr(node.gateway, "_io", None), "popen", None)
+    status = child.wait(10) if child else "unknown"
+    sys.stderr.write(
+        f"\n{node.gateway.id}: its process (pid {getattr(child, 'pid', '?')}) ended with {status}\n"
+    )

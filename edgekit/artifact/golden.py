@@ -138,7 +138,10 @@ def replay(artifact: Artifact, *, device: Device = LOCAL, limits: Limits | None 
         found = gates(
             Evidence(parity=parity, size_bytes=manifest.size, measurement=timing), tolerance, limits
         )
-        names = {g.name for g in found} - _ONLY_THAT_SOMETHING_IS_LEFT
+        found = tuple(
+            g for g in found if g.name not in _ONLY_THAT_SOMETHING_IS_LEFT or g.verdict is Verdict.FAIL
+        )
+        names = {g.name for g in found}
         return Replay(
             parity=parity,
             gates=found,

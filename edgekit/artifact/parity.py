@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from edgekit.types import Array
 
 LOW_QUANTILE = 0.05
+_VALUES_OF_A_SAMPLE = 16
+"""Of fewer values a sample has no energy to speak of: a regression that crosses 0 is not quiet there."""
 
 
 def compare(
@@ -148,7 +150,8 @@ class _Tally:
         self._distances(r, a)
         if not self.integer:
             self.bounded &= bool(r.size) and float(r.min()) >= 0 and float(r.max()) <= 1
-            self.row_snr += row_snr(r, a)
+            if r.shape[1] >= _VALUES_OF_A_SAMPLE:
+                self.row_snr += row_snr(r, a)
             double = as_rounding(r, exact)
             self.slices.add(
                 r.reshape(ref.shape),

@@ -224,13 +224,22 @@ def split(text: str) -> tuple[str, ...]:
     return tuple(filter(None, (part.strip() for part in text.split(","))))
 
 
+_EXAMPLES = {
+    "--set": "for example --set io_layout=nhwc",
+    "--shape": "a name and sizes joined by x, for example --shape image=1x3x224x224; one --shape for each input",
+    "--limit": "for example --limit snr=30dB",
+}
+
+
 def parse_settings(items: typing.Iterable[str], *, where: str = "--set") -> dict[str, Option]:
     """``("io_layout=nhwc", "threads=2")`` as a mapping with typed values."""
     settings: dict[str, Option] = {}
     for item in items:
         key, sign, value = item.partition("=")
         if not sign or not key:
-            raise ConfigError(f"{where} {item!r} is not key=value", hint="for example --set io_layout=nhwc")
+            raise ConfigError(
+                f"{where} {item!r} is not key=value", hint=_EXAMPLES.get(where, _EXAMPLES["--set"])
+            )
         settings[key.strip()] = parse_value(value.strip())
     return settings
 

@@ -31,7 +31,7 @@ from edgekit.pipeline.speed import GATE, Speed
 from edgekit.pipeline.stages import Calibrated, Exported, LoweredFiles
 from edgekit.pipeline.verify import Verified
 from edgekit.preprocess.declared import completed
-from edgekit.quantize.options import QuantizeReport
+from edgekit.quantize.options import Cause, QuantizeReport
 from edgekit.types import Finding, Gate, Json, Measurement, SourceRecord, Target, Verdict, sha256_file
 
 
@@ -182,11 +182,27 @@ def _what_to_do(artifact: Artifact, failed: Sequence[str]) -> str:
     largest = max(placement.fallbacks, key=lambda f: f.share, default=None)
     if largest is None or not largest.share:
         return look
-    named = largest.nodes[0].partition(" ")[0] if largest.nodes else largest.op
-    return (
-        f"{largest.op} ×{largest.count}, {largest.share:.0%} of the MACs: {largest.reason}. What is meant to stay in "
-        f"float does not count: --exclude {named!r}; {look}"
-    )
+    named = largest.nodes[0].partition(" ")[0] if largest.nodes else _largest_in_float(artifact)
+    why = f"{largest.op} ×{largest.count}, {largest.share:.0%} of the MACs: {largest.reason}"
+    if not named:
+        return f"{why}; {look}"
+    return f"{why}. What is meant to stay in float does not count: --exclude {named!r}; {look}"
+
+
+def _largest_in_float(artifact: Artifact) -> str:
+    """The graph's node with the most arithmetic among those that the quantizer left in float: runtimes that rename
+    operators do not tell it, and ``--exclude`` takes names of the graph."""
+    report = artifact.manifest.details.get("quantization")
+    nodes = report.get("nodes") if isinstance(report, Mapping) else None
+    rows = nodes if isinstance(nodes, Sequence) else ()
+    left = [n for n in rows if isinstance(n, Mapping) and not n.get("quantized")]
+    left = [n for n in left if n.get("cause") != Cause.EXCLUDED and _macs(n)]
+    return str(max(left, key=_macs)["node"]) if left else ""
+
+
+def _macs(node: Mapping[str, Json]) -> float:
+    macs = node.get("macs")
+    return float(macs) if isinstance(macs, int | float) else 0.0
 
 
 def _calibration(product: Product) -> CalibrationRecord | None:

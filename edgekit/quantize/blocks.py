@@ -118,6 +118,8 @@ class Block:
     @property
     def macs(self) -> int:
         """Multiply-accumulates, dynamic dimensions counted as 1; 0 for operators without."""
+        if self.op in ("LSTM", "GRU", "RNN"):
+            return _recurrent_macs(self.core)
         if self.op not in WEIGHTED or len(self.core.inputs) < 2 or self.core.inputs[1] is None:
             return 0
         second = self.core.inputs[1]
@@ -133,6 +135,16 @@ class Block:
             else shape[max(len(shape) - 2, 0)]
         )
         return _elements(self.core.outputs[0]) * (depth if isinstance(depth, int) else 1)
+
+
+def _recurrent_macs(node: ir.Node) -> int:
+    """Every step of a sequence ``[time, batch, features]`` against both matrices."""
+    sequence, *matrices = node.inputs[:3]
+    shape = None if sequence is None else sequence.shape
+    if shape is None or len(shape) < 2:
+        return 0
+    steps = _product(shape[:2])
+    return steps * sum(_elements(m) for m in matrices if m is not None)
 
 
 def find_blocks(graph: ir.Graph) -> list[Block]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx
+from onnx import numpy_helper
 
 from edgekit.graph import io as graphs
 from edgekit.graph import ops
 from edgekit.graph.ops import Trait
+from edgekit.graph.passes.float16 import beyond_range
 from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.types import HALF_LARGEST, HalfRange, OnnxModel
 
@@ -23,13 +25,16 @@ HEADROOM = 2.0
 def half_range(model: OnnxModel, calibration: Calibration) -> HalfRange:
     """The nodes that write or read activations beyond float16's range (with :data:`HEADROOM`), and the largest others.
 
-    ``calibration`` is of ``model`` itself. What masks hold ("never": below -1e30) is no activation.
+    ``calibration`` is of ``model`` itself. What masks hold ("never": below -1e30) is no activation. A node with a
+    constant beyond the range is kept, too, however small what it writes is.
     """
     graph = graphs.read_proto(model.path).graph
     magnitudes = _magnitudes(graph, calibration)
     beyond = {name for name, size in magnitudes.items() if size * HEADROOM > HALF_LARGEST}
     beyond |= _behind_clips(graph, beyond, magnitudes)
-    kept = [n for n in graph.node if beyond.intersection((*n.input, *n.output))]
+    folder = str(model.path.parent)
+    wide = beyond | {i.name for i in graph.initializer if beyond_range(numpy_helper.to_array(i, folder))}
+    kept = [n for n in graph.node if wide.intersection((*n.input, *n.output))]
     left = {name: size for name, size in magnitudes.items() if name not in beyond}
     first, second = (max(m, key=lambda name: m[name], default="") for m in (magnitudes, left))
     return HalfRange(

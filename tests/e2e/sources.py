@@ -183,3 +183,28 @@ def sentences():
 
 def unseeded():
     return rows(np.random.default_rng())
+
+
+class Tagger(nn.Module):
+    """Words through a recurrent layer, which no INT8 target with calibration quantizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.steps, self.tags = (
+            nn.Embedding(50, 24),
+            nn.GRU(24, 32, batch_first=True),
+            nn.Linear(32, 5),
+        )
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        return self.tags(self.steps(self.words(words))[0])
+
+
+def tagger():
+    torch.manual_seed(0)
+    return Tagger(), torch.randint(0, 50, (1, 20))
+
+
+def tagged_words() -> Iterator[np.ndarray]:
+    for row in np.random.default_rng(1).integers(0, 50, (64, 20)):
+        yield row[None]

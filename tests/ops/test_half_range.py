@@ -94,6 +94,20 @@ def test_masks_are_no_large_values(tmp_path):
     assert half_range(model, Calibration.load(tmp_path / "c")).kept == ()
 
 
+def test_a_constant_beyond_the_range_keeps_its_node_however_small_the_result(tmp_path):
+    graph = helper.make_graph(
+        [helper.make_node("Div", ["x", "pascal"], ["y"], name="atmospheres")],
+        "g",
+        [helper.make_tensor_value_info("x", F, [1, 4])],
+        [helper.make_tensor_value_info("y", F, [1, 4])],
+        [numpy_helper.from_array(np.array(101_325, np.float32), "pascal")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    model = io.save(io.ir.from_proto(made), tmp_path / "m.onnx")
+    calibrate(model, Items([{"x": np.ones((1, 4), np.float32)}]), out=tmp_path / "c")
+    assert half_range(model, Calibration.load(tmp_path / "c")).kept == ("atmospheres",)
+
+
 def lowered(model: OnnxModel, name: str, folder: Path, kept: tuple[str, ...]):
     folder.mkdir()
     target = targets.find(name)

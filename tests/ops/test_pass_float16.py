@@ -93,6 +93,17 @@ def test_constants_out_of_range_are_clamped_and_told(tmp_path):
     assert stored.tolist() == [-MAX, 0, -np.inf]
 
 
+def test_a_number_beyond_the_range_keeps_its_node(tmp_path):
+    """A pressure of 101,325 Pa is no "never" of a mask: clamped, it would be another number."""
+    pascal = np.array(101_325, np.float32)
+    divide = helper.make_node("Div", ["x", "pascal"], ["y"], name="atmospheres")
+    model = small(tmp_path / "m.onnx", [divide], [("pascal", pascal)])
+    result, report = half(model, tmp_path / "h.onnx")
+    assert report.kept == ("atmospheres",)
+    assert report.clamped == ()
+    assert [n.op_type for n in onnx.load(result.path).graph.node] == ["Div"]
+
+
 def test_a_single_small_number_does_not_become_zero(tmp_path):
     eps = np.array(1e-12, np.float32)
     model = small(

@@ -229,3 +229,11 @@ def test_another_computation_in_float64_is_no_rounding(wide):
     assert parity.rounding is None
     assert verdicts["snr"] is Verdict.FAIL
     assert verdicts["slices"] is Verdict.FAIL
+
+
+def test_a_number_that_crosses_zero_is_no_quiet_sample():
+    references = samples(200, (1, 1))
+    parity, verdicts = judged(references, [quantized(r, 0.1) for r in references])
+    assert parity.snr_db > 25
+    assert parity.sample_snr_db is None
+    assert verdicts["slices"] is Verdict.PASS

@@ -1,12 +1,13 @@
 """Float32 → float16, spelled out in the graph: weights and activations in half precision, float32 at the boundary.
 
 Which node may change is read from the operator's own ONNX schema (every type variable that is bound to
-float32 must admit float16), so that no list of convertible operators has to be kept. Three things stay in
+float32 must admit float16), so that no list of convertible operators has to be kept. These stay in
 float32 on purpose:
 
 * operators whose intermediate values leave float16's range (largest finite value 65,504) on ordinary
   inputs - powers, exponentials, sums of squares - and the reductions and roots that follow them;
 * nodes that contain subgraphs, and what is inside;
+* nodes with a constant beyond float16's range, unless it stands for infinity, as masks' constants do;
 * whatever the caller names in ``keep``.
 """
 
@@ -22,6 +23,9 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferenc
 
 MAX = 65504.0
 """Largest finite float16."""
+
+INFINITE = 1e8
+"""From here on a constant is "never" or "always", and float16's largest value does as well."""
 
 TINY = 2.0**-24
 """Smallest positive float16 (subnormal)."""
@@ -73,7 +77,7 @@ class _State:
 def to_float16(model: ir.Model, *, keep: Collection[str] = ()) -> Float16Report:
     """Rewrite ``model`` in place. Graph inputs and outputs keep their names and dtypes.
 
-    ``keep`` names nodes that stay in float32. Finite constants beyond ±65,504 are clamped; single
+    ``keep`` names nodes that stay in float32. Constants that stand for infinity (-1e9 of a mask) are clamped; single
     numbers (an epsilon) that would become zero are raised to the smallest positive float16.
     """
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -118,13 +122,27 @@ def _must_stay(node: ir.Node, state: _State) -> bool:
         return True
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
         return True
-    moving = [v for v in node.inputs if v is not None and _is_float(v, state) and v.const_value is None]
+    if any(v.const_value is not None and beyond_range(v.const_value.numpy()) for v in _floats(node, state)):
+        return True
+    moving = [v for v in _floats(node, state) if v.const_value is None]
     squares = node.op_type == "Mul" and len(node.inputs) == 2 and node.inputs[0] is node.inputs[1]
     follows = node.op_type in _FOLLOWS_WIDE and moving and all(v in state.wide for v in moving)
     if moving and (node.op_type in _WIDE or squares or follows):
         state.wide.update(node.outputs)
         return True
     return False
+
+
+def _floats(node: ir.Node, state: _State) -> list[ir.Value]:
+    return [v for v in node.inputs if v is not None and _is_float(v, state)]
+
+
+def beyond_range(array: np.ndarray) -> bool:
+    """Whether a constant holds a number that float16 has not, and that does not stand for infinity."""
+    if array.dtype not in (np.float32, np.float64):
+        return False
+    sizes = np.abs(array)
+    return bool(((sizes > MAX) & (sizes < INFINITE)).any())
 
 
 def _plan(node: ir.Node, opsets: dict[str, int]) -> tuple[frozenset[int], frozenset[int]] | None:

@@ -76,6 +76,10 @@ class ConfigError(UsageError):
     """A configuration file, environment variable or ``--set`` value is wrong."""
 
 
+class ComposeError(ConfigError):
+    """A step of a recipe cannot keep what a step before it made of the weights."""
+
+
 class UnknownOptionError(UnknownNameError, ConfigError):
     """An option, or a value of one with few values, that does not exist: in a file, the environment or Python."""
 

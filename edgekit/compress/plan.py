@@ -191,10 +191,13 @@ def rebuilt(
     module: torch.nn.Module, steps: Sequence[Step], tensors: Tensors, weights: Tensors
 ) -> torch.nn.Module:
     """The same from what :func:`edgekit.compress.run.run` left in its context, and the weights in the end."""
+    from edgekit.compress.constraints import believe
+
     for number, step in enumerate(steps):
         prefix = f"{number}/"
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         module = rebuild(step, module, own, weights if number == len(steps) - 1 else None)
+    believe(module)
     return module
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from edgekit.compress import counting, plan
+from edgekit.compress import constraints, counting, plan
 from edgekit.compress.step import (
     CompressionReport,
     Context,
@@ -26,7 +26,7 @@ from edgekit.compress.step import (
 from edgekit.compress.training import checkpoint
 from edgekit.compress.training.settings import is_first_process
 from edgekit.compress.training.task import Task
-from edgekit.errors import DataError, SourceError
+from edgekit.errors import ComposeError, DataError, EdgekitError, SourceError
 
 _VERSION = 1
 """Of what steps compute: part of every key."""
@@ -45,16 +45,22 @@ def run(
     ``work`` is a folder in which finished steps and the training's checkpoints are kept by what they depend
     on: a run that was killed goes on from there, to the same result. All processes of one run share it.
     Without ``judged`` the metric is not taken.
+
+    Raises ``ComposeError`` where a step cannot keep what another made of the weights, before any training if it can be
+    known then, and what the steps raise.
     """
+    rehearse(model, steps, context)
     if context.original is None and any(s.NEEDS_ORIGINAL for s in steps):
         context = dataclasses.replace(context, original=_frozen(model))
     reports: list[StepReport] = []
     judge = context if judged else dataclasses.replace(context, task=None)
+    _thaw(model)
     before = measure(model, judge)
     for number, step in enumerate(steps):
         key = cache_key(step, model, context)
         own = dataclasses.replace(context, tensors={})
         begin = time.perf_counter()
+        held = constraints.laid(model)
         kept = None if work is None else work / f"step-{key[:32]}.safetensors"
         if kept is not None and kept.is_file():
             model, after = _resumed(step, model, own, kept)
@@ -64,6 +70,7 @@ def run(
             running = None if work is None else work / f"running-{key[:32]}"
             with checkpoint.resumable(running):
                 model = step.apply(model, own).eval()
+            constraints.check(model, held, spell(step))
             after = measure(model, judge)
             if kept is not None and running is not None and is_first_process():
                 _keep(kept, model, own, after)
@@ -75,6 +82,36 @@ def run(
         before = after
     name = context.task.metric_name if context.task is not None else ""
     return model, CompressionReport(metric=name, steps=tuple(reports))
+
+
+def rehearse(model: torch.nn.Module, steps: Sequence[Step], context: Context) -> None:
+    """Raise the ``ComposeError`` that running ``steps`` would end with, as far as it can be told from the model as it
+    is."""
+    for number, step in enumerate(steps[1:], 1):
+        if step.starts_anew:
+            raise ComposeError(
+                f"{spell(step)} takes another network, which {spell(steps[number - 1])} has not changed",
+                hint="put it first, or leave the steps before it out",
+            )
+    if len(steps) < 2 or steps[0].starts_anew:
+        return
+    with constraints.tried(model):
+        for step in steps:
+            try:
+                model = step.rehearse(model, context)
+            except ComposeError:
+                raise
+            except EdgekitError:  # of the structure that only the steps before it will have made
+                return
+
+
+def _thaw(model: torch.nn.Module) -> None:
+    """Let a model that comes with all its parameters frozen be trained; some frozen ones stay so."""
+    named = dict(model.named_parameters())
+    floats = [p for n, p in named.items() if p.is_floating_point() and "parametrizations." not in n]
+    if not any(p.requires_grad for p in named.values()):
+        for parameter in floats:
+            parameter.requires_grad_(True)
 
 
 def _keep(path: Path, model: torch.nn.Module, context: Context, size: Size) -> None:
@@ -138,6 +175,7 @@ def cache_key(step: Step, model: torch.nn.Module, context: Context) -> str:
     task = context.task.fingerprint if context.task else ""
     # Torch's version: its kernels round differently.
     digest.update(repr((context.seed, task, str(torch.__version__), _VERSION)).encode())
+    digest.update(constraints.identity(model).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + str(tensor.dtype).encode() + repr(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -27,8 +27,8 @@ Tensors = Mapping[str, "torch.Tensor"]
 
 
 class Implementation(Protocol):
-    """A module that does what a step says. It may also have ``restore(step, model, tensors) -> model``: what
-    :meth:`Step.restore` gives, for a step that changes the module's structure."""
+    """A module that does what a step says. It may also have ``restore(step, model, tensors) -> model`` and
+    ``rehearse(step, model, context) -> model``: what :meth:`Step.restore` and :meth:`Step.rehearse` give."""
 
     def apply(self, step: Step, model: torch.nn.Module, context: Context) -> torch.nn.Module:
         """What :meth:`Step.apply` gives."""
@@ -54,10 +54,22 @@ class Step:
 
     def restore(self, model: torch.nn.Module, tensors: Tensors) -> torch.nn.Module:
         """Do to a fresh module's *structure* what ``apply`` did, from nothing but the options and the tensors that
-        ``apply`` recorded; the weights are loaded afterwards. A step that leaves every name and shape as it was has
-        nothing to do."""
+        ``apply`` recorded; the weights are loaded afterwards. Lay the constraints that ``apply`` laid
+        (:mod:`edgekit.compress.constraints`). A step that did neither has nothing to do."""
         restore = getattr(importlib.import_module(self.IMPLEMENTATION), "restore", None)
         return model if restore is None else restore(self, model, tensors)
+
+    def rehearse(self, model: torch.nn.Module, context: Context) -> torch.nn.Module:
+        """Raise the ``ComposeError`` that ``apply`` would raise, as far as it can be told before any training, and lay
+        constraints of the kinds that it would lay. ``model`` has the structure and the weights of before the
+        first step; neither is changed."""
+        rehearse = getattr(importlib.import_module(self.IMPLEMENTATION), "rehearse", None)
+        return model if rehearse is None else rehearse(self, model, context)
+
+    @property
+    def starts_anew(self) -> bool:
+        """Whether what comes out is another network, which no step before has changed."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

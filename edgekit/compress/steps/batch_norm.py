@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from edgekit.compress import constraints
+from edgekit.compress.constraints import Values
 from edgekit.compress.hooks import prunable, removed
 from edgekit.compress.step import Context, Tensors, forward
 from edgekit.compress.steps.fold import Fold
@@ -30,6 +32,7 @@ _SAME = 1e-3  # of the largest output
 def apply(step: Fold, model: nn.Module, context: Context) -> nn.Module:
     """The step ``fold``: in place. Raises ``UsageError`` without example inputs."""
     pairs = foldable(model.eval(), context.needs_example(step.NAME))
+    refuse_shared(model, pairs, step.NAME)
     fold(model, pairs)
     context.record({layer: encoded(norm) for layer, norm in pairs.items()})
     return model
@@ -40,6 +43,28 @@ def restore(_: Fold, model: nn.Module, tensors: Tensors) -> nn.Module:
     for layer, norm in tensors.items():
         take_in(model, layer, decoded(norm))
     return model.eval()
+
+
+def rehearse(step: Fold, model: nn.Module, context: Context) -> nn.Module:
+    """What would be refused. The norms stay."""
+    rehearse_fold(model, context, step.NAME)
+    return model
+
+
+def rehearse_fold(model: nn.Module, context: Context, step: str) -> None:
+    """Raises ``ComposeError`` if folding would take shared values apart, where that can be told from the example."""
+    if constraints.having(prunable(model), Values) and context.example_inputs:
+        refuse_shared(model, foldable(model.eval(), context.example_inputs), step)
+
+
+def refuse_shared(model: nn.Module, pairs: Pairs, step: str) -> None:
+    """Raises ``ComposeError`` where a fold would take shared values apart."""
+    shared = constraints.having({n: model.get_submodule(n) for n in pairs}, Values)
+    constraints.refuse(
+        shared,
+        f"{step} multiplies each channel by a factor of its own: the values that layers share would be many",
+        hint="put fold before cluster",
+    )
 
 
 def foldable(model: nn.Module, inputs: Tensors) -> dict[str, str]:

@@ -9,27 +9,27 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from edgekit.compress import constraints
+from edgekit.compress.constraints import Values
 from edgekit.compress.curvature import curvature
-from edgekit.compress.hooks import Weighted, prunable
-from edgekit.compress.step import Context
+from edgekit.compress.hooks import Weighted
+from edgekit.compress.step import Context, Tensors
 from edgekit.compress.steps import cluster_coded, patterns
 from edgekit.compress.steps.cluster import Cluster, parse_values
 from edgekit.compress.training.train import fit
-from edgekit.errors import SourceError
 
 _ITERATIONS = 40
+_TABLE = ".table"
 
 
 def apply(step: Cluster, model: nn.Module, context: Context) -> nn.Module:
     """Cluster in place and return ``model``; the tables are recorded.
 
-    Raises ``SourceError`` if no layer can be clustered, ``UsageError`` with ``bits`` and no task.
+    Raises ``SourceError`` if no layer can be clustered, ``ComposeError`` if all hold integers, ``UsageError`` with
+    ``bits`` and no task.
     """
-    targets = prunable(model)
-    if not targets:
-        raise SourceError("the model has no linear or convolution layer", hint="leave this step out")
-    rules = parse_values(step.layers)
-    counts = {name: patterns.first(rules, name, step.values) for name in targets}
+    targets = constraints.float_layers(model, step.NAME)
+    counts = _counts(step, targets)
     if step.bits:
         tables = _coded(step, model, targets, counts, context)
     else:
@@ -51,8 +51,33 @@ def apply(step: Cluster, model: nn.Module, context: Context) -> nn.Module:
     for module in targets.values() if step.bias_bits else ():
         if isinstance(module.bias, nn.Parameter):
             module.bias.data.copy_(round_mantissa(module.bias.data, step.bias_bits))
-    context.record({f"{name}.table": table.table.detach() for name, table in tables.items()})
+    context.record({f"{name}{_TABLE}": table.table.detach() for name, table in tables.items()})
+    for name, module in targets.items():
+        constraints.lay(module, Values(count=len(tables[name].table) - 1))
     return model
+
+
+def restore(_: Cluster, model: nn.Module, tensors: Tensors) -> nn.Module:
+    """How many values each layer has, for what trains later."""
+    for name, table in tensors.items():
+        constraints.lay_on(model, name.removesuffix(_TABLE), Values(count=len(table) - 1))
+    return model
+
+
+def rehearse(step: Cluster, model: nn.Module, context: Context) -> nn.Module:
+    """The numbers of values, for what later steps would refuse."""
+    del context
+    targets = constraints.float_layers(model, step.NAME)
+    for name, count in _counts(step, targets).items():
+        constraints.lay(targets[name], Values(count=count))
+    return model
+
+
+def _counts(step: Cluster, targets: Mapping[str, Weighted]) -> dict[str, int]:
+    """The most values for each layer: no more than it has already."""
+    rules = parse_values(step.layers)
+    counts = {name: patterns.first(rules, name, step.values) for name in targets}
+    return {name: min(count, constraints.values(targets[name]) or count) for name, count in counts.items()}
 
 
 def _coded(

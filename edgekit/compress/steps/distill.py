@@ -74,5 +74,10 @@ class Distill(Step):
         if self.kind == "values" and (self.hard or self.confidence):
             raise ConfigError("values have no classes", hint="set hard=0 and confidence=0, or kind=scores")
 
+    @property
+    def starts_anew(self) -> bool:
+        """With a student of its own."""
+        return bool(self.student)
+
 
 STEP = Distill

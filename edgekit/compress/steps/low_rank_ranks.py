@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from edgekit.compress import constraints
 from edgekit.compress.step import Context, Tensors
 from edgekit.compress.steps import low_rank_factors, patterns
 from edgekit.compress.steps.low_rank import LowRank
@@ -62,7 +63,20 @@ def _targets(step: LowRank, model: nn.Module) -> dict[str, Factorable]:
         layers = {name: m for name, m in layers.items() if patterns.matches(name, asked)}
     if not layers:
         raise SourceError("the model has no layer to factor", hint="leave this step out")
+    laid = [name for name, layer in layers.items() if constraints.of(layer)]
+    constraints.refuse(
+        laid,
+        "low-rank puts dense factors in the place of weights whose zeros, values or integers a step before it chose",
+        hint="put low-rank before that step, or name the layers to factor (layers=…)",
+    )
     return layers
+
+
+def rehearse(step: LowRank, model: nn.Module, context: Context) -> nn.Module:
+    """What would be refused. The layers stay."""
+    del context
+    _targets(step, model)
+    return model
 
 
 def _method(step: LowRank, module: nn.Module) -> str:
@@ -87,7 +101,10 @@ def factorable(model: nn.Module, *, embeddings: bool, convolutions: bool) -> dic
         embedding = isinstance(module, nn.Embedding) and embeddings
         if not (isinstance(module, nn.Linear) or convolution or embedding):
             continue
-        weight = module.get_parameter("weight")
+        weight = module._parameters.get("weight")
+        if weight is None:  # integers: refused by name, if they are asked for
+            layers[name] = cast("Factorable", module)
+            continue
         if users[id(weight)] == 1 and min(weight.shape[:2]) > 1:
             layers[name] = cast("Factorable", module)
     return layers

@@ -6,6 +6,7 @@ What is masked gets no gradient.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,19 +14,19 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from edgekit.compress.hooks import prunable
-from edgekit.compress.step import Context
+from edgekit.compress import constraints
+from edgekit.compress.constraints import Zeros
+from edgekit.compress.step import Context, Tensors
 from edgekit.compress.steps import patterns, saliency
 from edgekit.compress.steps.prune import Prune, parse_layers, parse_pattern
 from edgekit.compress.training.train import fit
-from edgekit.errors import SourceError
+
+_MASK = ".mask"
 
 
 def apply(step: Prune, model: nn.Module, context: Context) -> nn.Module:
     """Prune in place and return ``model``; the masks are recorded. Raises ``SourceError`` if nothing can be pruned."""
-    targets = prunable(model)
-    if not targets:
-        raise SourceError("the model has no linear or convolution layer", hint="leave this step out")
+    targets = constraints.float_layers(model, step.NAME)
     own = _own_sparsities(step, tuple(targets))
     masks = {name: saliency.Mask(module, step.criterion) for name, module in targets.items()}
     for name, module in targets.items():
@@ -37,8 +38,31 @@ def apply(step: Prune, model: nn.Module, context: Context) -> nn.Module:
     finally:
         for module in targets.values():
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-    context.record({f"{name}.mask": mask.mask.bool() for name, mask in masks.items()})
+    context.record({f"{name}{_MASK}": mask.mask.bool() for name, mask in masks.items()})
+    for name, module in targets.items():
+        constraints.lay(module, _zeros(step, masks[name].mask.bool()))
     return model
+
+
+def restore(step: Prune, model: nn.Module, tensors: Tensors) -> nn.Module:
+    """The masks that were recorded, for what trains later."""
+    for name, mask in tensors.items():
+        constraints.lay_on(model, name.removesuffix(_MASK), _zeros(step, mask))
+    return model
+
+
+def rehearse(step: Prune, model: nn.Module, context: Context) -> nn.Module:
+    """Masks that leave everything, for what later steps would refuse."""
+    del context
+    for module in constraints.float_layers(model, step.NAME).values():
+        constraints.lay(module, _zeros(step, torch.ones_like(module.weight, dtype=torch.bool)))
+    return model
+
+
+def _zeros(step: Prune, mask: torch.Tensor) -> Zeros:
+    keep, of = parse_pattern(step.pattern)
+    regular = bool(step.pattern) and saliency.has_runs(mask, of)
+    return Zeros(zeros=~mask.cpu(), pattern=(keep, of) if regular else (1, 1))
 
 
 def _own_sparsities(step: Prune, names: tuple[str, ...]) -> dict[str, float]:
@@ -85,11 +109,25 @@ class _Masks:
         if self.step.pattern:
             self._regular(scores, share)
             return
-        free = [scores[name].flatten() for name in self.targets if name not in self.own]
-        common = _threshold(torch.cat(free), self.step.sparsity * share) if free else torch.zeros(())
-        for name, score in scores.items():
-            limit = _threshold(score.flatten(), self.own[name] * share) if name in self.own else common
-            self.masks[name].mask.copy_(score > limit)
+        free = {name: score for name, score in scores.items() if name not in self.own}
+        self._cut(free, self.step.sparsity * share)
+        for name, sparsity in self.own.items():
+            self._cut({name: scores[name]}, sparsity * share)
+
+    def _cut(self, scores: Mapping[str, torch.Tensor], share: float) -> None:
+        """Mask the ``share`` of the lowest scores in these layers together."""
+        if not scores:
+            return
+        flat = torch.cat([score.flatten() for score in scores.values()])
+        limit = _threshold(flat, share)
+        kept = flat > limit
+        if any(constraints.values(self.targets[name]) is not None for name in scores):
+            # Shared values have equal scores: of those at the limit the first ones stay, not none.
+            spare = len(flat) - int(share * len(flat)) - int(kept.sum())
+            kept[torch.nonzero(flat == limit)[:spare]] = True
+        sizes = [score.numel() for score in scores.values()]
+        for (name, score), mask in zip(scores.items(), torch.split(kept, sizes), strict=True):
+            self.masks[name].mask.copy_(mask.view(score.shape))
 
     def _regular(self, scores: Mapping[str, torch.Tensor], share: float) -> None:
         keep, of = parse_pattern(self.step.pattern)
@@ -108,9 +146,10 @@ class _Masks:
             score = running if running is not None and started else self.scores[name].to(weight.device)
         if self.step.block > 1:
             score = saliency.blocks(score, self.step.block)
-        if not self.step.normalize:
-            return score
-        return score / score.square().mean().sqrt().clamp_min(1e-12)
+        if self.step.normalize:
+            score = score / score.square().mean().sqrt().clamp_min(1e-12)
+        gone = constraints.zeros(self.targets[name])
+        return score if gone is None else score.masked_fill(gone.to(score.device), -math.inf)
 
 
 def _rising(masks: _Masks, ramp: float) -> Callable[[float], None]:

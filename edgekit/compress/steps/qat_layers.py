@@ -118,19 +118,25 @@ class _Relative(torch.autograd.Function):
 
 class LearnedWeight(nn.Module):
     """A parametrization: the weight on a grid whose steps are learnt. ``axis`` has a step for each entry, or
-    ``None`` for one in all. What is zero stays zero (a pruned weight)."""
+    ``None`` for one in all. What is true in ``zeros`` stays zero (pruned weights)."""
 
     zeros: torch.Tensor
 
     def __init__(
-        self, weight: torch.Tensor, scale: torch.Tensor, bits: int, axis: int | None, *, learned: bool
+        self,
+        weight: torch.Tensor,
+        scale: torch.Tensor,
+        bits: int,
+        axis: int | None,
+        *,
+        learned: bool,
+        zeros: torch.Tensor | None,
     ):
         super().__init__()
         self.bits, self.axis = bits, axis
         self.step = _Step(spread(scale, axis, weight.dim()), learned=learned)
-        self.register_buffer(
-            "zeros", weight == 0 if bool((weight == 0).any()) else torch.zeros(0, dtype=torch.bool)
-        )
+        some = zeros is not None and bool(zeros.any())
+        self.register_buffer("zeros", zeros if some else torch.zeros(0, dtype=torch.bool))
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """What the layer computes with."""
@@ -184,6 +190,7 @@ class LearnedInput(nn.Module):
         super().__init__()
         self.zero_point, self.dtype = zero_point, dtype
         self.step = _Step(torch.tensor(scale), learned=learned)
+        self._settled: list[Input] = []  # in a list, so that it is no submodule
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` as its integers stand for it."""
@@ -191,12 +198,14 @@ class LearnedInput(nn.Module):
         return quantized(x, self.step(), Levels.of_activation(self.dtype, self.zero_point), features=features)
 
     def settled(self) -> Input:
-        """The same for good."""
-        quantizer = Input(self.dtype)
-        with torch.no_grad():
-            quantizer.scale.copy_(self.step())
-            quantizer.zero_point.fill_(self.zero_point)
-        return quantizer
+        """The same for good; the same object for all layers that share this one."""
+        if not self._settled:
+            quantizer = Input(self.dtype)
+            with torch.no_grad():
+                quantizer.scale.copy_(self.step())
+                quantizer.zero_point.fill_(self.zero_point)
+            self._settled.append(quantizer.to(self.step.start.device))
+        return self._settled[0]
 
 
 class Input(nn.Module):
@@ -211,6 +220,15 @@ class Input(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("zero_point", torch.zeros((), dtype=dtype))
         self.onnx_opset = 21 if dtype == torch.int16 else 0
+        self._opened: list[LearnedInput] = []  # in a list, so that it is no submodule
+
+    def opened(self, *, learned: bool) -> LearnedInput:
+        """One whose step can be trained further; the same object for all layers that share this one."""
+        if not self._opened:
+            scale, zero_point = float(self.scale), int(self.zero_point)
+            opened = LearnedInput(scale, zero_point, self.zero_point.dtype, learned=learned)
+            self._opened.append(opened.to(self.scale.device))
+        return self._opened[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` as its integers stand for it. Rounds half to even, as ONNX does."""

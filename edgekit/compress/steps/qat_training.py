@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +10,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from edgekit.compress import constraints
+from edgekit.compress.constraints import Values
 from edgekit.compress.hooks import prunable, removed
 from edgekit.compress.step import Context, Tensors, forward
 from edgekit.compress.steps import batch_norm, patterns, qat_ranges
 from edgekit.compress.steps.qat import Qat, parse_bits
+from edgekit.compress.steps.qat_grid import Grid, integers_of, settle
 from edgekit.compress.steps.qat_layers import (
     INPUT,
     Input,
@@ -45,16 +48,21 @@ def apply(step: Qat, model: nn.Module, context: Context) -> nn.Module:
     activations to quantize or weights to train.
     """
     bits = _bits(step, model)
+    _refuse_shared(step, model, bits)
     run = _runner(context, bits)
     torch.manual_seed(context.seed)  # a run that goes on after a kill finds the same ranges
     pairs = batch_norm.pairs(model.eval(), bits, run)
     if step.batch_norm == "fold":
+        batch_norm.refuse_shared(model, pairs, step.NAME)
         batch_norm.fold(model, pairs)
     numbers = _install(step, model, bits, context, run)
     with removed(batch_norm.hold_statistics(model) if step.batch_norm != "train" else []):
         if step.training.epochs:
             fit(model, context.needs_task(step.NAME), step.training, seed=context.seed)
-    _settle(model.eval(), bits)
+    model.eval()
+    for name in bits:
+        settle(model.get_submodule(name))
+        constraints.lay(model.get_submodule(name), Grid(learned=step.steps == "learned"))
     # Into the scales, behind integers that are settled: folding into the weights would round them anew.
     if step.batch_norm != "fold":
         batch_norm.fold_stored(model, pairs)
@@ -78,15 +86,39 @@ def restore(step: Qat, model: nn.Module, tensors: Tensors) -> nn.Module:
         weight = module.get_parameter("weight")
         shape = (weight.shape[axis],) if axis >= 0 else ()
         zeros = torch.zeros_like(weight, dtype=torch.int8)
-        store(module, Integers(zeros, weight.new_ones(shape), weights, axis if axis >= 0 else None))
-        if number >= 0:
+        if number >= 0:  # before the integers, as in apply: optimizers number parameters in this order
             attach(module, inputs.setdefault(number, Input(_dtype(step, activations))))
+        store(module, Integers(zeros, weight.new_ones(shape), weights, axis if axis >= 0 else None))
+        constraints.lay(module, Grid(learned=step.steps == "learned"))
     return model
+
+
+def rehearse(step: Qat, model: nn.Module, context: Context) -> nn.Module:
+    """What would be refused, and integers in all layers that would have them."""
+    layers = constraints.float_layers(model, step.NAME)
+    rules = parse_bits(step.layers)
+    bits = [name for name in layers if patterns.first(rules, name, (step.weights, None))[0]]
+    _refuse_shared(step, model, bits)
+    if step.batch_norm == "fold":
+        batch_norm.rehearse_fold(model, context, step.NAME)
+    for name in bits:
+        constraints.lay(layers[name], Grid(learned=step.steps == "learned"))
+    return model
+
+
+def _refuse_shared(step: Qat, model: nn.Module, layers: Iterable[str]) -> None:
+    """Raises ``ComposeError``: one value would become as many as there are scales."""
+    shared = constraints.having({n: model.get_submodule(n) for n in layers}, Values)
+    constraints.refuse(
+        shared if step.per_channel else (),
+        "qat has a scale for each output channel: values that layers share would be other values in each",
+        hint="use qat(per_channel=false), or leave cluster out: qat with few bits has few values itself",
+    )
 
 
 def _bits(step: Qat, model: nn.Module) -> dict[str, Bits]:
     """The bits of every layer that is quantized."""
-    layers = tuple(prunable(model))
+    layers = tuple(constraints.float_layers(model, step.NAME))
     rules = parse_bits(step.layers)
     patterns.check((pattern for pattern, _ in rules), layers, "quantized")
     bits = {}
@@ -126,7 +158,9 @@ def _install(
         weight = module.get_parameter("weight").detach()
         axis = channel_axis(module) if step.per_channel else None
         scale = qat_ranges.weight_scale(weight, axis, b.weights, step.range)
-        learning = LearnedWeight(weight, scale, b.weights, axis, learned=step.steps == "learned")
+        learning = LearnedWeight(
+            weight, scale, b.weights, axis, learned=step.steps == "learned", zeros=weight == 0
+        )
         parametrize.register_parametrization(module, "weight", learning)
     return numbers
 
@@ -186,24 +220,6 @@ def _layer(model: nn.Module, name: str) -> nn.Module:
     return layers[name]
 
 
-def _settle(model: nn.Module, bits: Mapping[str, Bits]) -> None:
-    """What was learnt, as integers and scales."""
-    settled: dict[nn.Module, nn.Module] = {}
-    for name in bits:
-        module = model.get_submodule(name)
-        learnt = _parametrization(module)
-        assert isinstance(learnt, LearnedWeight)
-        parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
-        store(module, learnt.integers(module.get_parameter("weight").detach()))
-        reading = getattr(module, INPUT, None)
-        if isinstance(reading, LearnedInput):
-            attach(module, settled.setdefault(reading, reading.settled()))
-
-
-def _parametrization(module: nn.Module) -> nn.Module:
-    return module.get_submodule("parametrizations.weight.0")
-
-
 def _notes(
     model: nn.Module, bits: Mapping[str, Bits], numbers: Mapping[str, int], pairs: Mapping[str, str]
 ) -> dict[str, torch.Tensor]:
@@ -212,8 +228,7 @@ def _notes(
     notes: dict[str, torch.Tensor] = {}
     for name in bits:
         module = model.get_submodule(name)
-        integers = _parametrization(module)
-        assert isinstance(integers, Integers)
+        integers = integers_of(module)
         reading = getattr(module, INPUT, None)
         width = torch.iinfo(reading.zero_point.dtype).bits if isinstance(reading, Input) else 0
         axis = -1 if integers.axis is None else integers.axis

@@ -95,13 +95,18 @@ def n_of_m(score: torch.Tensor, keep: int, of: int) -> torch.Tensor | None:
 
     ``None`` where the input channels are not a multiple of ``of``: the layer stays dense. Ties go to the first.
     """
-    if score.ndim < 2 or score.shape[1] % of:
+    if not has_runs(score, of):
         return None
     last = score.movedim(1, -1)
     runs = last.reshape(*last.shape[:-1], -1, of)
     order = torch.argsort(runs, dim=-1, descending=True, stable=True)
     mask = torch.zeros_like(runs).scatter_(-1, order[..., :keep], 1.0)
     return mask.reshape(last.shape).movedim(-1, 1).contiguous()
+
+
+def has_runs(weight: torch.Tensor, of: int) -> bool:
+    """Whether the input channels are a multiple of ``of``."""
+    return weight.ndim >= 2 and weight.shape[1] % of == 0
 
 
 def original(module: nn.Module) -> nn.Parameter:

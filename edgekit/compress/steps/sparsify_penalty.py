@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgekit.compress.hooks import prunable
+from edgekit.compress.constraints import of
+from edgekit.compress.hooks import Weighted, prunable
 from edgekit.compress.step import Context
 from edgekit.compress.steps.sparsify import Sparsify
 from edgekit.compress.training.task import AnyBatch, DerivedTask, Task
@@ -33,7 +34,9 @@ class PenalisedTask(DerivedTask):
 
 def penalty(step: Sparsify, model: nn.Module) -> torch.Tensor:
     """What is added to the loss: a scalar."""
-    weights = [m.get_parameter("weight") for m in prunable(model).values()]
+    layers = {id(m) for m in prunable(model).values()}
+    # Integers are floats while they are trained.
+    weights = [m.weight for m in model.modules() if isinstance(m, Weighted) and (id(m) in layers or of(m))]
     total = torch.zeros((), device=weights[0].device) if weights else torch.zeros(())
     for weight in weights:
         if step.l1:

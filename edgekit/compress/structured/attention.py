@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgekit.compress import constraints
+
 
 class Attention(nn.Module):
     """Drop-in for evaluation and training; shapes as in :class:`torch.nn.MultiheadAttention`."""
@@ -28,6 +30,7 @@ class Attention(nn.Module):
             self.register_parameter(name, getattr(base, name))
         self.out_proj = nn.Linear(1, 1)
         self.out_proj.weight, self.out_proj.bias = base.out_proj.weight, base.out_proj.bias
+        constraints.lay(self.out_proj, *constraints.of(base.out_proj))
         self.out_proj.in_features, self.out_proj.out_features = base.embed_dim, base.embed_dim
         self.num_heads, self.head_dim = base.num_heads, base.head_dim
         self.dropout, self.batch_first = base.dropout, base.batch_first

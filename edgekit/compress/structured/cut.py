@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgekit.compress import constraints
 from edgekit.compress.structured.groups import Alive, Analysis, Place
 from edgekit.compress.structured.labels import Ids
 from edgekit.errors import ConfigError
@@ -65,6 +66,9 @@ class Undo:
 
     data: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     attributes: list[tuple[torch.nn.Module, str, Any]] = field(default_factory=list)
+    constraints: list[tuple[torch.nn.Module, tuple[constraints.Constraint, ...]]] = field(
+        default_factory=list
+    )
 
     def __call__(self) -> None:
         """Put everything back."""
@@ -72,6 +76,8 @@ class Undo:
             tensor.data = data
         for module, name, value in reversed(self.attributes):
             setattr(module, name, value)
+        for module, before in reversed(self.constraints):
+            constraints.put_back(module, before)
 
 
 def plan(
@@ -130,6 +136,7 @@ def apply(model: torch.nn.Module, cut: Plan) -> Undo:
     for (name, dim), ids in cut.kept.items():
         by_name.setdefault(name, []).append((dim, ids))
     modules = dict(model.named_modules())
+    constrained = [layer for layer in modules.values() if constraints.of(layer)]
     for name, cuts in by_name.items():
         tensor = tensors.get(name)
         if tensor is None or any(
@@ -141,7 +148,11 @@ def apply(model: torch.nn.Module, cut: Plan) -> Undo:
             )
         data = tensor.data
         for dim, ids in cuts:
-            data = data.index_select(dim, torch.from_numpy(ids).to(data.device))
+            kept = torch.from_numpy(ids)
+            data = data.index_select(dim, kept.to(data.device))
+            for layer in constrained:
+                if layer._parameters.get("weight") is tensor:
+                    undo.constraints.append((layer, constraints.cut(layer, dim, kept)))
         undo.data.append((tensor, tensor.data))
         tensor.data = data.contiguous()
         tensor.grad = None  # it has the old shape

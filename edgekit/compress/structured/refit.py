@@ -17,6 +17,7 @@ from typing import TypeGuard
 import torch
 from torch import nn
 
+from edgekit.compress import constraints
 from edgekit.compress.hooks import Weighted, first_input, grouped, patches, removed
 from edgekit.compress.step import Context, Tensors
 from edgekit.compress.structured.cut import Plan
@@ -25,6 +26,9 @@ _MEMORY = 512 << 20
 _WIDEST = 6144
 """Columns up to which a layer is solved: its moments take 300 MB."""
 _DAMPING = 1e-3
+_ITERATIONS = 300
+_ENOUGH = 1e-16
+"""Of the squared residual."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,8 @@ class Fitted:
 
 def fit(model: nn.Module, plan: Plan, context: Context, batches: int, *, step: str) -> dict[str, Fitted]:
     """For each layer of ``model`` that loses inputs by ``plan``, which is yet to be applied, what to read the others
-    with. Layers that are not called as modules, and grouped convolutions, are passed over.
+    with. Layers that are not called as modules, grouped convolutions, and layers of shared values are passed over;
+    weights that stay zero do so.
 
     Raises ``UsageError`` without a task.
     """
@@ -68,7 +73,9 @@ def install(model: nn.Module, fitted: Mapping[str, Fitted]) -> None:
 def _solvable(module: nn.Module) -> TypeGuard[Weighted]:
     if isinstance(module, nn.modules.conv._ConvNd) and (module.transposed or module.groups > 1):
         return False
-    return isinstance(module, Weighted) and module.weight is not None and module.weight[0].numel() <= _WIDEST
+    if not isinstance(module, Weighted) or constraints.values(module) is not None:
+        return False
+    return module.weight is not None and module.weight[0].numel() <= _WIDEST
 
 
 class _Watcher:
@@ -79,21 +86,25 @@ class _Watcher:
         self.read = torch.from_numpy(plan.kept[f"{name}.weight", 1])
         rows = plan.kept.get((f"{name}.weight", 0))
         self.written = torch.arange(module.weight.shape[0]) if rows is None else torch.from_numpy(rows)
-        self.weight = self._now()
+        self.weight = self._matrix(module.weight.detach(), module.bias)
+        zeros = constraints.zeros(module)
+        self.free = None
+        if zeros is not None:  # a bias is free
+            ones = None if module.bias is None else torch.ones_like(module.bias)
+            self.free = self._matrix((~zeros).to(module.weight), ones)
         self.moments = torch.zeros(self.weight.shape[1], self.weight.shape[1], dtype=torch.float64)
         self.products = torch.zeros_like(self.weight)
         self.calls = 0
         self.handle = module.register_forward_hook(self.look, with_kwargs=True)
 
-    def _now(self) -> torch.Tensor:
-        """The weights after the cut alone, ``[outputs, columns]``."""
-        weight = self.module.weight.detach()
+    def _matrix(self, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """What the cut alone leaves of a weight, ``[outputs, columns]``, and of a bias as the last column."""
         self.device = weight.device
         weight = weight[self.written.to(self.device)][:, self.read.to(self.device)]
         self.shape = weight.shape
         weight = weight.reshape(len(weight), -1)
-        if self.module.bias is not None:
-            weight = torch.cat([weight, self.module.bias.detach()[self.written.to(self.device), None]], 1)
+        if bias is not None:
+            weight = torch.cat([weight, bias.detach()[self.written.to(self.device), None]], 1)
         return torch.as_tensor(weight, dtype=torch.float64, device="cpu")
 
     def look(
@@ -126,10 +137,33 @@ class _Watcher:
         missing = self.products - self.weight @ self.moments
         diagonal = self.moments.diagonal()
         diagonal += _DAMPING * diagonal.mean() + torch.finfo(torch.float64).tiny
-        new = (self.weight + torch.linalg.solve(self.moments, missing.T).T).float().to(self.device)
+        change = _solved(self.moments, missing, self.free)
+        new = (self.weight + change).float().to(self.device)
         if not bool(torch.isfinite(new).all()):
             return None
         bias = None
         if self.module.bias is not None:
             new, bias = new[:, :-1], new[:, -1]
         return Fitted(weight=new.reshape(self.shape), bias=bias)
+
+
+def _solved(moments: torch.Tensor, missing: torch.Tensor, free: torch.Tensor | None) -> torch.Tensor:
+    """``x`` with ``x @ moments = missing``; with ``free`` (0 or 1, in the shape of ``x``) each row by conjugate
+    gradients over its free entries, the others 0."""
+    if free is None:
+        solved: torch.Tensor = torch.linalg.solve(moments, missing.T).T
+        return solved
+    scale, tiny = 1 / moments.diagonal(), torch.finfo(torch.float64).tiny
+    x, left = torch.zeros_like(missing), missing * free
+    start = left.square().sum()
+    direction = scaled = left * scale
+    for _ in range(_ITERATIONS):
+        if left.square().sum() <= _ENOUGH * start:
+            break
+        moved = direction @ moments * free
+        before = (left * scaled).sum(1, keepdim=True)
+        step = before / (direction * moved).sum(1, keepdim=True).clamp_min(tiny)
+        x, left = x + step * direction, left - step * moved
+        scaled = left * scale
+        direction = scaled + direction * (left * scaled).sum(1, keepdim=True) / before.clamp_min(tiny)
+    return x

@@ -7,6 +7,8 @@ import dataclasses
 import torch
 from torch import nn
 
+from edgekit.compress import constraints
+from edgekit.compress.constraints import Zeros
 from edgekit.compress.step import Context, Tensors
 from edgekit.compress.steps import patterns
 from edgekit.compress.structured import attention, cut, groups, importance, refit, select, verify
@@ -24,6 +26,7 @@ def apply(step: Shrink, model: nn.Module, context: Context) -> nn.Module:
     nothing can be cut.
     """
     context.needs_example(step.NAME)
+    _refuse(model)
     model = attention.replace(model).eval()
     analysis = groups.analyse(model, context.example_inputs, inexact=step.widths)
     everything = analysis.everything()
@@ -45,6 +48,31 @@ def restore(_: Shrink, model: nn.Module, tensors: Tensors) -> nn.Module:
     model = attention.replace(model)
     cut.apply(model, cut.Plan.from_tensors(tensors))
     return model.eval()
+
+
+def rehearse(step: Shrink, model: nn.Module, context: Context) -> nn.Module:
+    """What would be refused. Nothing is cut."""
+    del step, context
+    _refuse(model)
+    return model
+
+
+def _refuse(model: nn.Module) -> None:
+    """Raises ``ComposeError`` for weights that a cut would take out of their pattern, and that are no floats."""
+    laid = constraints.laid(model)
+    regular = [
+        n for n, found in laid.items() if any(isinstance(c, Zeros) and c.pattern[1] > 1 for c in found)
+    ]
+    constraints.refuse(
+        regular,
+        "shrink takes out single channels, and what it leaves of layers pruned N of M is no such pattern",
+        hint="put shrink before prune(pattern=…)",
+    )
+    constraints.refuse(
+        constraints.integer_layers(model),
+        "shrink judges channels by float weights, and a step before it made integers of them",
+        hint="put shrink before qat",
+    )
 
 
 def _goal(step: Shrink, costs: tuple[int, int], share: float) -> select.Goal:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from edgekit.compress import constraints
 from edgekit.compress.training import checkpoint as checkpoints
 from edgekit.compress.training import loggers
 from edgekit.compress.training.engine import Engine, engine
@@ -67,8 +68,6 @@ class _Run:
         self.engine: Engine = engine(training.precision)
         model.to(self.engine.device)
         self.engine.align(model)
-        self.raw = _optimizer([p for p in model.parameters() if p.requires_grad], training)
-        self.optimizer = self.engine.prepare(self.raw)
         self.total = max(1, round(training.epochs * task.steps()))
         self.done, self.epoch, self.in_epoch = 0, 0, 0
         self.losses, self.mean = 0.0, math.nan
@@ -77,7 +76,14 @@ class _Run:
         self.epoch_random = self.engine.random_state()
 
     def go(self, each_step: Callable[[float], None] | None, checkpoint: Path | None) -> None:
-        """From the checkpoint, or from the start, to the end."""
+        """From the checkpoint, or from the start, to the end; what steps before made of the weights is kept."""
+        with constraints.held(self.model) as project:
+            self.project = project
+            self.raw = _optimizer([p for p in self.model.parameters() if p.requires_grad], self.training)
+            self.optimizer = self.engine.prepare(self.raw)
+            self._train(each_step, checkpoint)
+
+    def _train(self, each_step: Callable[[float], None] | None, checkpoint: Path | None) -> None:
         loop = current()
         if checkpoint is not None and checkpoint.is_file():
             self._load(checkpoint, each_step)
@@ -142,6 +148,7 @@ class _Run:
         if training.clip:
             self.engine.clip(self.model, self.optimizer, training.clip)
         self.optimizer.step()
+        self.project()
         self.losses += value
         self.done, self.in_epoch = self.done + 1, self.in_epoch + 1
         log({"loss": value, "rate": rate}, self.done)

@@ -88,6 +88,10 @@ class DataError(UsageError):
     """A calibration or evaluation sample has the wrong shape, dtype or values, or there is none."""
 
 
+class TrainingError(UsageError):
+    """Training ended with a model that is of no use: not finite, or no better than answers without looking."""
+
+
 class MetricError(UsageError):
     """The user's metric raised, or gave no finite number; ``user_traceback`` is theirs, where it raised."""
 

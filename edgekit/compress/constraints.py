@@ -166,7 +166,7 @@ def lay(layer: nn.Module, *constraints: Constraint) -> None:
     _set(layer, (*of(layer), *constraints))
 
 
-def lay_on(model: nn.Module, name: str, constraint: Constraint) -> None:
+def lay_on(model: nn.Module, name: str, *laid: Constraint) -> None:
     """The same on the layer that a plan names; the weights may still be to come. Raises ``SourceError`` if there is
     none."""
     layer = dict(model.named_modules()).get(name)
@@ -175,7 +175,7 @@ def lay_on(model: nn.Module, name: str, constraint: Constraint) -> None:
             f"the plan is of a model with a layer {name!r}, and this one has none",
             hint="the source has changed since it was compressed: compress it again",
         )
-    lay(layer, constraint)
+    lay(layer, *laid)
 
 
 def believe(model: nn.Module) -> None:

@@ -20,16 +20,20 @@ from edgekit.compress.step import (
     Size,
     Step,
     StepReport,
+    options,
     rebuild,
     spell,
 )
 from edgekit.compress.training import checkpoint
 from edgekit.compress.training.settings import is_first_process
-from edgekit.compress.training.task import Task
-from edgekit.errors import ComposeError, DataError, EdgekitError, SourceError
+from edgekit.compress.training.task import Chance, Task
+from edgekit.compress.training.train import thaw
+from edgekit.errors import ComposeError, DataError, EdgekitError, SourceError, TrainingError
 
 _VERSION = 1
 """Of what steps compute: part of every key."""
+_SURE, _LITTLE = 1.645, 0.1
+"""At chance: within what 95 % of all guesses have, and with less than a tenth of what the source has above it."""
 
 
 def run(
@@ -54,7 +58,7 @@ def run(
         context = dataclasses.replace(context, original=_frozen(model))
     reports: list[StepReport] = []
     judge = context if judged else dataclasses.replace(context, task=None)
-    _thaw(model)
+    thaw(model)
     before = measure(model, judge)
     for number, step in enumerate(steps):
         key = cache_key(step, model, context)
@@ -81,6 +85,8 @@ def run(
         reports.append(StepReport(step=spell(step), key=key, before=before, after=after, seconds=seconds))
         before = after
     name = context.task.metric_name if context.task is not None else ""
+    if judge.task is not None and any(options(s).get("training.epochs") for s in steps):
+        _above_chance(judge.task, reports)
     return model, CompressionReport(metric=name, steps=tuple(reports))
 
 
@@ -105,13 +111,24 @@ def rehearse(model: torch.nn.Module, steps: Sequence[Step], context: Context) ->
                 return
 
 
-def _thaw(model: torch.nn.Module) -> None:
-    """Let a model that comes with all its parameters frozen be trained; some frozen ones stay so."""
-    named = dict(model.named_parameters())
-    floats = [p for n, p in named.items() if p.is_floating_point() and "parametrizations." not in n]
-    if not any(p.requires_grad for p in named.values()):
-        for parameter in floats:
-            parameter.requires_grad_(True)
+def _above_chance(task: Task, reports: Sequence[StepReport]) -> None:
+    """Raise ``TrainingError`` if what training left is no better than answers that do not look at the input, and what
+    it began with is. ``task`` may not know what such answers reach."""
+    chance = getattr(task, "chance", None)
+    metrics = [reports[0].before.metric, *(r.after.metric for r in reports)]
+    if chance is None or any(m is None for m in metrics):
+        return
+    known: Chance = chance()
+    first, *rest = (m for m in metrics if m is not None)
+    limit = known.level + min(_SURE * known.spread, _LITTLE * (first - known.level))
+    if first <= known.level or rest[-1] > limit:
+        return
+    fell = next(r.step for r, metric in zip(reports, rest, strict=True) if metric <= limit)
+    raise TrainingError(
+        f"the {task.metric_name} is {rest[-1]:.4g} in the end ({first:.4g} at first); the same answer whatever the "
+        f"input has {known.level:.4g}. It fell there in {fell}",
+        hint="lower the rate (training.rate), train for longer (training.epochs), or take less away",
+    )
 
 
 def _keep(path: Path, model: torch.nn.Module, context: Context, size: Size) -> None:

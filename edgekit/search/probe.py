@@ -16,8 +16,8 @@ from torch import nn
 
 from edgekit.compress.training.settings import Training
 from edgekit.compress.training.task import Task
-from edgekit.compress.training.train import fit
-from edgekit.errors import DataError
+from edgekit.compress.training.train import fit, thaw
+from edgekit.errors import DataError, TrainingError
 from edgekit.search.limits import Limits
 from edgekit.search.trials import Setup
 
@@ -74,7 +74,7 @@ def best_rate(task: Task, model: nn.Module, steps: int, rates: tuple[float, ...]
         tried = copy.deepcopy(damaged)
         try:
             fit(tried, task, Training(epochs=steps / task.steps(), rate=rate), seed=0)
-        except DataError:  # the loss is not finite any more, nor will it be at higher rates
+        except (DataError, TrainingError):  # loss or weights are not finite, nor will they be at higher rates
             break
         losses[rate] = _loss(task, tried)
     return min(losses, key=lambda r: (losses[r], r)) if losses else rates[0]
@@ -107,6 +107,7 @@ def _loss(task: Task, model: nn.Module) -> float:
 
 def _seconds_a_step(task: Task, model: nn.Module) -> float:
     trained = copy.deepcopy(model).train()
+    thaw(trained)
     begin, count = time.perf_counter(), 0
     for batch in task.batches(0, 0):
         torch.autograd.backward(task.loss(trained, batch))

@@ -64,10 +64,14 @@ TRIPLES = [
 USUAL = [("prune", "shrink"), ("qat", "distill"), ("cluster", "prune"), TRIPLES[0], TRIPLES[4]]
 
 
-def made(names: Sequence[str], task: Task, work: Path | None = None) -> tuple[torch.nn.Module, Context]:
-    """The network after some steps. Norms would take shared values apart in the export: without, or folded."""
+def made(
+    names: Sequence[str], task: Task, work: Path | None = None, *, whole: Sequence[str] = ()
+) -> tuple[torch.nn.Module, Context]:
+    """The network after some steps of the recipe ``whole``. Norms would take shared values apart in the export:
+    without, or folded."""
     context = Context(task=task, example_inputs={"x": task.x[:2].clone()}, seed=1)
-    model = net(norms="fold" in names or not any(n in ("cluster", "qat-tensor") for n in names))
+    whole = whole or names
+    model = net(norms="fold" in whole or not any(n in ("cluster", "qat-tensor") for n in whole))
     steps = recipes.read(";".join(STEPS[n] for n in names)).steps
     return run(model, steps, context, work=work)[0], context
 
@@ -106,7 +110,7 @@ def examine(names: Sequence[str], tmp_path: Path) -> None:
         assert not task.trained
         return
     model, _ = made(names, task)
-    before = [weights(made(names[: i + 1], Task())[0]) for i in range(len(names))]
+    before = [weights(made(names[: i + 1], Task(), whole=names)[0]) for i in range(len(names))]
     holds(names, exported(model, tmp_path / "model.onnx"), before)
 
 
@@ -189,6 +193,14 @@ def test_a_recipe_that_was_killed_goes_on_to_the_same_bytes(names: tuple[str, ..
         again, _ = made(names, rest, tmp_path / "work")
     assert rest.trained == 2
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in whole.state_dict().items())
+
+
+def test_biases_of_few_bits_stay_so() -> None:
+    line = f"cluster(values=6;bias_bits=3);distill({TRAINED})"
+    model, _ = run(net(norms=False), recipes.read(line).steps, Context(task=Task()))
+    bias, before = model.get_parameter("hidden.bias"), net(norms=False).get_parameter("hidden.bias")
+    assert not (bias.detach().view(torch.int32) & ((1 << 20) - 1)).any()
+    assert not torch.allclose(bias, before, rtol=0.1)
 
 
 def test_layers_that_share_an_input_still_do_after_another_training() -> None:

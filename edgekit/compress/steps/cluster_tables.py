@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from edgekit.compress import constraints
-from edgekit.compress.constraints import Values
+from edgekit.compress.constraints import Constraint, Values
 from edgekit.compress.curvature import curvature
 from edgekit.compress.hooks import Weighted
 from edgekit.compress.step import Context, Tensors
@@ -49,18 +50,44 @@ def apply(step: Cluster, model: nn.Module, context: Context) -> nn.Module:
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
             module.get_parameter("weight").requires_grad_(True)
     for module in targets.values() if step.bias_bits else ():
-        if isinstance(module.bias, nn.Parameter):
-            module.bias.data.copy_(round_mantissa(module.bias.data, step.bias_bits))
+        BiasBits(bits=step.bias_bits).close(module)
     context.record({f"{name}{_TABLE}": table.table.detach() for name, table in tables.items()})
     for name, module in targets.items():
-        constraints.lay(module, Values(count=len(tables[name].table) - 1))
+        constraints.lay(module, *_laid(step, len(tables[name].table) - 1))
     return model
 
 
-def restore(_: Cluster, model: nn.Module, tensors: Tensors) -> nn.Module:
+def _laid(step: Cluster, count: int) -> tuple[Constraint, ...]:
+    """What a layer of ``count`` values keeps."""
+    rounded = (BiasBits(bits=step.bias_bits),) if step.bias_bits else ()
+    return (Values(count=count), *rounded)
+
+
+@dataclass(frozen=True)
+class BiasBits(Constraint):
+    """A bias of few bits of mantissa: trained as it is, and rounded behind every training."""
+
+    WHAT: ClassVar[str] = "bits of the bias"
+
+    bits: int
+
+    def close(self, layer: nn.Module) -> None:
+        """Round the bias, if there is one."""
+        if isinstance(layer.bias, nn.Parameter):
+            layer.bias.data.copy_(round_mantissa(layer.bias.data, self.bits))
+
+    def holds(self, layer: nn.Module) -> bool:
+        """Whether it is rounded."""
+        bias = layer.bias
+        return not isinstance(bias, nn.Parameter) or bool(
+            (round_mantissa(bias.data, self.bits) == bias).all()
+        )
+
+
+def restore(step: Cluster, model: nn.Module, tensors: Tensors) -> nn.Module:
     """How many values each layer has, for what trains later."""
     for name, table in tensors.items():
-        constraints.lay_on(model, name.removesuffix(_TABLE), Values(count=len(table) - 1))
+        constraints.lay_on(model, name.removesuffix(_TABLE), *_laid(step, len(table) - 1))
     return model
 
 
@@ -69,7 +96,7 @@ def rehearse(step: Cluster, model: nn.Module, context: Context) -> nn.Module:
     del context
     targets = constraints.float_layers(model, step.NAME)
     for name, count in _counts(step, targets).items():
-        constraints.lay(targets[name], Values(count=count))
+        constraints.lay(targets[name], *_laid(step, count))
     return model
 
 

@@ -49,9 +49,10 @@ class Grid(Constraint):
             weight = layer._parameters.pop("weight")
         assert weight is not None
         layer.register_parameter("weight", nn.Parameter(weight.detach().clone()))
+        zeros = constraints.zeros(layer)
         learnt = LearnedWeight(
             layer.get_parameter("weight").detach(), scale, integers.bits, integers.axis,
-            learned=self.learned, zeros=constraints.zeros(layer),
+            learned=self.learned, zeros=None if zeros is None else zeros.to(scale.device),
         )  # fmt: skip
         parametrize.register_parametrization(layer, "weight", learnt)
         reading = getattr(layer, INPUT, None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch.nn import functional
 
 from edgekit.compress.training.dataset import IGNORED
+from edgekit.compress.training.task import Chance
 from edgekit.errors import DataError
 
 
@@ -51,6 +53,35 @@ def cosine(outputs: list[torch.Tensor], labels: list[torch.Tensor]) -> float:
         for o, x in zip(outputs, labels, strict=True)
     ]
     return float(torch.cat([r.flatten() for r in rows]).mean())
+
+
+def majority(labels: list[torch.Tensor]) -> Chance:
+    """The accuracy of answering always the same class."""
+    counts = _counts(labels)
+    total = max(1, int(counts.sum()))
+    share = int(counts.max()) / total if len(counts) else 0.0
+    return Chance(level=share, spread=math.sqrt(share * (1 - share) / total))
+
+
+def constant_f1(labels: list[torch.Tensor], *, outside: int) -> Chance:
+    """:func:`f1` of answering always the same class."""
+    counts = _counts(labels)
+    inside = counts.clone()
+    inside[outside : outside + 1] = 0
+    total, positives = int(counts.sum()), int(inside.sum())
+    return Chance(level=2 * int(inside.max()) / (total + positives) if positives else 1.0)
+
+
+def constant_cosine(labels: list[torch.Tensor]) -> Chance:
+    """:func:`cosine` of answering always the mean direction."""
+    rows = functional.normalize(torch.cat([x.double().flatten(0, -2) for x in labels]), dim=-1)
+    return Chance(level=float(rows.mean(0).norm()))
+
+
+def _counts(labels: list[torch.Tensor]) -> torch.Tensor:
+    """How often each class occurs."""
+    flat = torch.cat([x.flatten() for x in labels])
+    return torch.bincount(flat[flat != IGNORED])
 
 
 def _classes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -12,8 +13,20 @@ AnyBatch: TypeAlias = Any
 """Whatever the task's own ``loss`` takes: nested tuples, lists and dicts with tensors, the batch axis first."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Chance:
+    """The metric of the best answers that do not look at the input; ``spread``: its standard error on so many
+    samples."""
+
+    level: float
+    spread: float = 0.0
+
+
 class Task(Protocol):
-    """What a model is trained for and judged by. The user's own code, or one of the built-in tasks."""
+    """What a model is trained for and judged by. The user's own code, or one of the built-in tasks.
+
+    One that also has ``chance() -> Chance`` is not left with a model that training made useless.
+    """
 
     @property
     def fingerprint(self) -> str:

@@ -27,7 +27,7 @@ from edgekit.compress.registry import parse_options
 from edgekit.compress.step import choice, options
 from edgekit.compress.training import dataset, scoring, user_task
 from edgekit.compress.training.dataset import Batch, Dataset
-from edgekit.compress.training.task import Task
+from edgekit.compress.training.task import Chance, Task
 from edgekit.core.structure import structure
 from edgekit.errors import ConfigError, DataError, UnknownNameError, UsageError
 from edgekit.graph.nested import flatten, invoke
@@ -62,6 +62,10 @@ class BuiltIn:
         """The metric over all samples, batch by batch; higher is better."""
         raise NotImplementedError
 
+    def chance(self, labels: list[torch.Tensor]) -> Chance:
+        """What :meth:`score` gives at best for answers that do not look at the input."""
+        raise NotImplementedError
+
     def answers(self, outputs: torch.Tensor) -> torch.Tensor:
         """What stands in for labels where there are none."""
         return outputs
@@ -81,6 +85,10 @@ class Classification(BuiltIn):
     def score(self, outputs: list[torch.Tensor], labels: list[torch.Tensor]) -> float:
         """The share of samples whose highest score is the label's."""
         return scoring.accuracy(outputs, labels)
+
+    def chance(self, labels: list[torch.Tensor]) -> Chance:
+        """The share of the most frequent class."""
+        return scoring.majority(labels)
 
     def answers(self, outputs: torch.Tensor) -> torch.Tensor:
         """The class with the highest score."""
@@ -117,6 +125,12 @@ class TokenClassification(BuiltIn):
             return scoring.accuracy(outputs, labels)
         return scoring.f1(outputs, labels, outside=self.outside)
 
+    def chance(self, labels: list[torch.Tensor]) -> Chance:
+        """Of one class for all tokens."""
+        if self.metric == "accuracy":
+            return scoring.majority(labels)
+        return scoring.constant_f1(labels, outside=self.outside)
+
     def answers(self, outputs: torch.Tensor) -> torch.Tensor:
         """The class with the highest score, token by token."""
         return outputs.argmax(-1)
@@ -137,6 +151,11 @@ class Regression(BuiltIn):
         """R²."""
         return scoring.r2(outputs, labels)
 
+    def chance(self, labels: list[torch.Tensor]) -> Chance:
+        """0, of the labels' mean."""
+        del labels
+        return Chance(level=0.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding(BuiltIn):
@@ -153,6 +172,10 @@ class Embedding(BuiltIn):
     def score(self, outputs: list[torch.Tensor], labels: list[torch.Tensor]) -> float:
         """The mean cosine."""
         return scoring.cosine(outputs, labels)
+
+    def chance(self, labels: list[torch.Tensor]) -> Chance:
+        """Of the mean direction."""
+        return scoring.constant_cosine(labels)
 
 
 BUILT_IN: dict[str, type[BuiltIn]] = {
@@ -212,6 +235,11 @@ class DataTask:
     def metric(self, model: nn.Module) -> float:
         """The task's metric on the evaluation data."""
         return self._metric(model, self.evaluation)
+
+    def chance(self) -> Chance:
+        """What answers that do not look at the input reach on the evaluation data."""
+        batches = self.evaluation.batches(max(self.kind.batch, 64))
+        return self.kind.chance([b.labels for b in batches if b.labels is not None])
 
     def holdout_metric(self, model: nn.Module) -> float:
         """The metric on data that nothing else has seen."""

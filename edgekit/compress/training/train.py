@@ -24,7 +24,7 @@ from edgekit.compress.training.engine import Engine, engine
 from edgekit.compress.training.settings import Training, current, is_first_process
 from edgekit.compress.training.task import AnyBatch, Task
 from edgekit.core.progress import Task as ProgressTask
-from edgekit.errors import DataError
+from edgekit.errors import DataError, TrainingError
 
 
 def fit(
@@ -42,11 +42,15 @@ def fit(
     the calls, then loads the weights and buffers. With ``patience`` the run ends after so many epochs without
     a better metric, and the best weights return.
 
-    Raises :class:`~edgekit.errors.DataError` if the loss is not finite or there are no batches.
+    A model whose parameters are all frozen is trained as a whole; where some are, they stay as they are.
+
+    Raises :class:`~edgekit.errors.DataError` if the loss is not finite or there are no batches,
+    :class:`~edgekit.errors.TrainingError` if a weight is not in the end.
     """
     if training.epochs <= 0:
         model.eval()
         return math.nan
+    thaw(model)
     running = checkpoints.running()
     home = next((p.device for p in model.parameters()), None)
     run = _Run(model, task, training, seed)
@@ -57,6 +61,15 @@ def fit(
             model.to(home)
         model.eval()
     return run.mean
+
+
+def thaw(model: nn.Module) -> None:
+    """Let a model be trained whose parameters are all frozen."""
+    if not any(p.requires_grad for p in model.parameters()):
+        for name, parameter in model.named_parameters():
+            # Integers and their scales are opened by their constraint (edgekit.compress.constraints).
+            if parameter.is_floating_point() and "parametrizations." not in name:
+                parameter.requires_grad_(True)
 
 
 class _Run:
@@ -101,12 +114,22 @@ class _Run:
                 self._end_epoch(log)
         if self.best_state:
             self.model.load_state_dict(self.best_state)
+        self._look()
         if (
             checkpoint is not None
         ):  # ended: a later run of the same step takes the result, without the moments
             self.best_state, self.stopped = {}, True
             self.raw.state.clear()
             self._save(checkpoint)
+
+    def _look(self) -> None:
+        """The loss was finite before the last update; the weights behind it may not be."""
+        bad = [n for n, p in self.model.named_parameters() if not bool(torch.isfinite(p.detach()).all())]
+        if bad:
+            raise TrainingError(
+                f"training ended with weights that are not finite: {', '.join(bad[:3])}",
+                hint="lower the rate (training.rate), or limit the gradients (training.clip=1.0)",
+            )
 
     def _rest_of_epoch(self) -> Iterator[AnyBatch]:
         """The epoch's batches that were not trained on yet."""

@@ -10,6 +10,7 @@ after the other: a second thread waits. Everything else may run side by side.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import threading
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from edgekit.search.compress import Delivered
     from edgekit.search.limits import Limits as Limits
     from edgekit.search.run import SearchResult as SearchResult
-    from edgekit.types import Array, Option
+    from edgekit.types import Array
     from edgekit.types import Device as Device
     from edgekit.types import Finding as Finding
     from edgekit.types import Measurement as Measurement
@@ -206,25 +207,36 @@ class Artifact:
         named = bound(inputs, [spec.name for spec in self.manifest.inputs])
         return predict(self._record, named, device=_device(device))
 
-    def verify(self, *, device: str | Device = "local", limits: Mapping[str, Option] | None = None) -> Replay:
+    def verify(
+        self,
+        *,
+        device: str | Device = "local",
+        evaluation: DataSpec | None = None,
+        source: ModelSource | None = None,
+        options: Options | None = None,
+    ) -> Replay:
         """Run the golden vectors again and gate the result. An artifact that could not be run where it was built gets
         its verdict from here, in its manifest too (:func:`open` it again).
 
         Args:
             device: where to run them.
-            limits: in place of the target's, as ``Options.limit`` has them: ``{"snr": 30, "latency": "5ms"}``.
+            evaluation: samples to run as well, as :func:`build` takes them: then placement is gated, too, and the
+                metric of labelled ones.
+            source: what was built, to compare the artifact with on ``evaluation``.
+            options: ``limit`` (in place of the target's), ``metric`` and ``trust`` count.
 
         Raises:
             SourceError: files have changed since the build, or there are no golden vectors.
-            UsageError: a limit that does not exist, or that golden vectors cannot tell.
+            UsageError: a limit that does not exist or that cannot be told from what is given.
+            DataError: samples or labels that do not fit.
         """
-        from edgekit.artifact import golden
-        from edgekit.artifact.limits import parse
+        from edgekit.core.config import Options
+        from edgekit.pipeline.evaluate import again
 
-        chosen = None if limits is None else parse(limits, where="limits")
-        result = golden.replay(self._record, device=_device(device), limits=chosen)
-        golden.adopt(self._record, result)
-        return result
+        with contextlib.nullcontext() if evaluation is None else _one_at_a_time:
+            return again(
+                self._record, options or Options(), device=_device(device), data=evaluation, source=source
+            )
 
     def bench(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,12 @@ from edgekit.artifact.limits import parse
 from edgekit.artifact.proof import inputs
 from edgekit.cli._options import json_flag
 from edgekit.cli._output import end_with, number, print_json, progress, table
+from edgekit.core.config import Options
 from edgekit.core.declared import parse_settings
 from edgekit.devices import catalogue
 from edgekit.errors import GateFailedError, UsageError
 from edgekit.package import is_bundle, verify_bundle
-from edgekit.types import Option, Verdict
+from edgekit.types import Verdict
 
 Row = tuple[str, str, str, str, str]
 
@@ -33,6 +34,16 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What artifacts are verified with beside their golden vectors."""
+
+    options: Options
+    evaluation: str | None
+    source: str | None
+    strict: bool
+
+
 @click.command()
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--device", default="local", show_default=True, metavar="NAME", help="Where to run them.")
@@ -45,8 +56,23 @@ class Outcome:
     multiple=True,
     metavar="NAME=VALUE",
     help="A gate's limit in place of the target's: snr, slices, samples, agreement, integers, relative-error, size, "
-    "latency, memory.",
+    "latency, memory; with --eval also metric-drop and placement.",
 )
+@click.option(
+    "--eval",
+    "evaluation",
+    metavar="DATA",
+    default="",
+    help="Run these samples as well: placement, and the metric of labelled ones.",
+)
+@click.option("--source", metavar="SOURCE", default="", help="Compare with this source on --eval's samples.")
+@click.option(
+    "--metric",
+    metavar="FILE.py:FUNCTION",
+    default="",
+    help="Measured on --eval's labels in place of the task's own.",
+)
+@click.option("--trust", is_flag=True, help="Execute code that files of --source or --eval carry (pickles).")
 @click.option("--strict", is_flag=True, help="Refuse what is unproven, here or when it was built.")
 @json_flag
 def verify(
@@ -55,22 +81,29 @@ def verify(
     public_key: Path | None,
     limits: tuple[str, ...],
     strict: bool,
+    evaluation: str,
+    source: str,
+    metric: str,
+    trust: bool,
     as_json: bool,
 ) -> None:
     """Run each of ARTIFACTS (or bundles) again on its real runtime, here or on a device, and check its gates.
 
     Uses the golden vectors inside: real inputs with the source's outputs. Nothing else is needed, neither
     the source nor its data. An artifact that could not be run where it was built takes its verdict from
-    here.
+    here. With --eval the samples are run as well; with --source the outputs are compared as a build does.
     """
     where = catalogue.device(device)
-    chosen = parse_settings(limits, where="--limit") if limits else None
-    if chosen is not None:
-        parse(chosen)
-        if any(is_bundle(path) for path in artifacts):
-            raise UsageError(
-                "a bundle has its own tolerance", hint="--limit is for artifacts: leave it out, or the bundle"
-            )
+    chosen = parse_settings(limits, where="--limit") if limits else {}
+    parse(chosen)
+    asked = Asked(
+        options=Options(limit=chosen, metric=metric, trust=trust),
+        evaluation=evaluation or None,
+        source=source or None,
+        strict=strict,
+    )
+    if any(is_bundle(path) for path in artifacts):
+        _refuse_for_bundles(asked)
     outcomes: list[Outcome] = []
     with progress() as shown:
         for path in artifacts:
@@ -78,7 +111,7 @@ def verify(
                 outcomes.append(
                     _bundle(path, where, public_key)
                     if is_bundle(path)
-                    else _artifact(path, where, chosen, strict, public_key)
+                    else _artifact(path, where, asked, public_key)
                 )
     errors = _refusals(outcomes)
     if as_json:
@@ -93,6 +126,18 @@ def verify(
     end_with(errors)
 
 
+def _refuse_for_bundles(asked: Asked) -> None:
+    if asked.options.limit:
+        raise UsageError(
+            "a bundle has its own tolerance", hint="--limit is for artifacts: leave it out, or the bundle"
+        )
+    if asked.evaluation or asked.source or asked.options.metric:
+        raise UsageError(
+            "a bundle is verified with what is in it",
+            hint="--eval, --source and --metric are for artifacts: leave them out, or the bundle",
+        )
+
+
 def _refusals(outcomes: Sequence[Outcome]) -> list[GateFailedError]:
     return [
         GateFailedError(
@@ -105,22 +150,21 @@ def _refusals(outcomes: Sequence[Outcome]) -> list[GateFailedError]:
     ]
 
 
-def _artifact(
-    path: Path,
-    device: edgekit.Device,
-    limits: Mapping[str, Option] | None,
-    strict: bool,
-    public_key: Path | None,
-) -> Outcome:
+def _artifact(path: Path, device: edgekit.Device, asked: Asked, public_key: Path | None) -> Outcome:
     if public_key is not None:
         raise UsageError(
             f"{path} is an artifact: it cannot be signed, and --public-key says nothing of it",
             hint="give a bundle (edgekit package), or leave --public-key out",
         )
     artifact = edgekit.open(path)
-    result = artifact.verify(device=device, limits=limits)
+    result = artifact.verify(
+        device=device, evaluation=asked.evaluation, source=asked.source, options=asked.options
+    )
+    strict = asked.strict
     refused = (Verdict.FAIL, Verdict.NOT_RUN, *((Verdict.UNPROVEN,) if strict else ()))
+    repeated = {g.name for g in result.gates}
     unproven = artifact.manifest.gates if strict and artifact.manifest.status == "unproven" else ()
+    unproven = tuple(g for g in unproven if g.name not in repeated)
     failed = [g.name for g in result.gates if g.verdict in refused]
     failed += [f"{g.name} (failed when built)" for g in result.failed_before]
     failed += [f"{g.name} (unproven when built)" for g in unproven if g.verdict is Verdict.UNPROVEN]
@@ -142,6 +186,8 @@ def _rows(target: str, result: edgekit.Replay) -> list[Row]:
         rows.append((target, "(not repeated)", ", ".join(result.not_repeated), "", "needs the source's data"))
     recorded = f"{result.recorded.snr_db:.1f} dB when built" if result.recorded else "first run"
     where = inputs(result.parity)
+    if (beside := result.evaluation) is not None:
+        rows.append((target, "(SNR on --eval)", f"{beside.snr_db:.1f}", "", f"{beside.samples} samples"))
     return [
         *rows,
         (target, "(SNR now)", f"{result.parity.snr_db:.1f}", recorded, f"{result.status} on {where}"),

@@ -81,6 +81,7 @@ class BackendInfo:
         wheels: requirements that ``edgekit devices prepare`` puts onto a device, the best set first.
         packages: distributions whose versions ``edgekit doctor`` looks at.
         purl: package URL of what an app depends on, for bills of materials.
+        counts_own_files: whether ``placement`` needs no more than the artifact's main file for a model.
         runner: the folder in the plug-in's data whose ``runner.py`` it is, when several backends share one.
         doctor: a module that fits :class:`edgekit.core.doctor.Doctor`.
         benchmark: a module that fits :class:`edgekit.backends.base.VendorTool`.
@@ -92,6 +93,7 @@ class BackendInfo:
     wheels: tuple[tuple[str, ...], ...] = ()
     packages: tuple[str, ...] = ()
     purl: str = ""
+    counts_own_files: bool = False
     runner: str = ""
     doctor: str = ""
     benchmark: str = ""

@@ -208,7 +208,7 @@ def refusals(
             refuse_missing_runtime(context, target)
             model, _ = shaped(context, graph, target, graph.model)
             if graph.pixels is None:
-                fitting(context, target, model, samples)
+                fitting(context, target, model.inputs, samples)
             stages.check(context, model, target, config.target_options(target, context.options.set))
         except EdgekitError as error:
             found[target.name] = error
@@ -359,6 +359,7 @@ def make(
             files=made.lowering.subject.files,
             pixels=prepared.graph.pixels,
             verified=made.verified,
+            evaluation=prepared.data.evaluation,
             gates=verdicts,
             steps=made.lowering.steps,
             quantization=made.lowering.report,

@@ -24,7 +24,7 @@ from edgekit.core.files import publish, scratch
 from edgekit.core.structure import to_builtins
 from edgekit.core.versions import EDGEKIT
 from edgekit.errors import EdgekitError, GateFailedError, NotRunnableError
-from edgekit.load.data import RANDOM
+from edgekit.load.data import RANDOM, SampleSet
 from edgekit.pipeline import pixels
 from edgekit.pipeline.pixels import Pixels
 from edgekit.pipeline.speed import GATE, Speed
@@ -33,6 +33,9 @@ from edgekit.pipeline.verify import Verified
 from edgekit.preprocess.declared import completed
 from edgekit.quantize.options import Cause, QuantizeReport
 from edgekit.types import Finding, Gate, Json, Measurement, SourceRecord, Target, Verdict, sha256_file
+
+EVALUATED = "evaluation"
+"""Where a manifest's details say which evaluation samples there were."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,7 @@ class Product:
     files: LoweredFiles
     pixels: Pixels | None = None
     verified: Verified
+    evaluation: SampleSet | None = None
     gates: tuple[Gate, ...]
     steps: tuple[StepRecord, ...]
     quantization: QuantizeReport | None = None
@@ -98,6 +102,8 @@ def describe(product: Product, status: Status, directory: Path) -> Manifest:
         details["quantization"] = to_builtins(product.quantization)
     if modules := product.files.modules:
         details["modules"] = modules
+    if (measured := product.evaluation) is not None:
+        details[EVALUATED] = {"fingerprint": measured.fingerprint, "samples": len(measured)}
     if product.guard is not None:
         details["guard"] = product.guard
     if product.speed is not None:

@@ -28,7 +28,7 @@ from edgekit.pipeline.cached import Step, reader, run
 from edgekit.pipeline.metric import opened
 from edgekit.pipeline.pixels import Pixels
 from edgekit.pipeline.stages import BuildContext, Exported, LoweredFiles, Reference
-from edgekit.types import OnnxModel, Option, Parity, Placement, Precision, Target, sha256_file
+from edgekit.types import OnnxModel, Option, Parity, Placement, Precision, Target, TensorSpec, sha256_file
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -197,10 +197,10 @@ class Case:
 def _golden(context: BuildContext, subject: Subject, samples: SampleSet, reference: Reference) -> Vectors:
     """Written whether or not this machine can run the artifact: another may have to."""
 
-    chosen = fitting(context, subject.target, subject.model, samples)
+    chosen = fitting(context, subject.target, subject.model.inputs, samples)
 
     def produce(out: Path) -> None:
-        count = golden.write(_kept(samples, chosen), _kept(reference.outputs, chosen), out / golden.FILE)
+        count = golden.write(kept(samples, chosen), kept(reference.outputs, chosen), out / golden.FILE)
         write_json({"count": count}, out / "golden.json")
 
     def read(directory: Path) -> Vectors:
@@ -210,7 +210,7 @@ def _golden(context: BuildContext, subject: Subject, samples: SampleSet, referen
     step = Step(
         name="golden",
         inputs=(samples.fingerprint, reference.sha256),
-        options={"shapes": _shapes(subject.target, subject.model)},
+        options={"shapes": _shapes(subject.target, subject.model.inputs)},
         packages=("numpy",),
         produce=produce,
         read=read,
@@ -227,7 +227,7 @@ def _measure(context: BuildContext, case: Case) -> Verified:
         _one_at_a_time if context.site is not None else nullcontext(),
         run_artifact(
             runnable,
-            (s.inputs for s in _kept(case.samples, chosen)),
+            (s.inputs for s in kept(case.samples, chosen)),
             device=context.device,
             placement=True,
             on_progress=_advancing(task),
@@ -239,19 +239,19 @@ def _measure(context: BuildContext, case: Case) -> Verified:
 
         def compared(exact: Iterable[Mapping[str, Array]]) -> Parity:
             return compare(
-                _kept(expected, chosen),
+                kept(expected, chosen),
                 result.outputs,
                 task=labelled,
-                origin=None if case.origin is None else _kept(case.origin.outputs, chosen),
-                exact=_kept(islice(chain(exact, repeat({})), len(chosen)), chosen),
+                origin=None if case.origin is None else kept(case.origin.outputs, chosen),
+                exact=kept(islice(chain(exact, repeat({})), len(chosen)), chosen),
                 noise=noise,
             )
 
         parity = compared(())
-        if subject.target.precision is Precision.FP32 and parity.snr_db < _EXACT_DB:
+        if near_float32(subject.target, parity):
             parity = compared(case.float64())
         count = case.vectors.count
-        first = compare(islice(_kept(expected, chosen), count), islice(result.outputs, count), task=plain)
+        first = compare(islice(kept(expected, chosen), count), islice(result.outputs, count), task=plain)
         placement = None
         if result.placement is not None:
             backend = plugins.backend(subject.target.backend)
@@ -265,6 +265,11 @@ def _measure(context: BuildContext, case: Case) -> Verified:
         )
 
 
+def near_float32(target: Target, parity: Parity) -> bool:
+    """Whether the reference's own rounding may be what a float32 artifact differs by."""
+    return target.precision is Precision.FP32 and parity.snr_db < _EXACT_DB
+
+
 _one_at_a_time = threading.Lock()
 """Targets are built side by side here; a device is given one artifact after the other."""
 
@@ -274,13 +279,15 @@ def _alone(context: BuildContext) -> dict[str, Option]:
     return {"threads": 1} if context.site is not None and context.site.emulated else {}
 
 
-def fitting(context: BuildContext, target: Target, model: OnnxModel, samples: SampleSet) -> tuple[bool, ...]:
-    """Which samples ``target`` can take, lowered from ``model``: all, unless its shapes are fixed.
+def fitting(
+    context: BuildContext, target: Target, inputs: Sequence[TensorSpec], samples: SampleSet
+) -> tuple[bool, ...]:
+    """Which samples ``target`` can take as ``inputs``: all, unless its shapes are fixed.
 
     Raises :class:`DataError` where more than :data:`MISFITS` of them do not fit: what is measured on the rest says
     little of the data that were given.
     """
-    shapes = _shapes(target, model)
+    shapes = _shapes(target, inputs)
     if not shapes:
         return (True,) * len(samples)
 
@@ -319,9 +326,9 @@ MISFITS = 0.05
 """The share of samples that may have other shapes than a target with fixed shapes takes; they are not run, and said."""
 
 
-def _shapes(target: Target, model: OnnxModel) -> dict[str, list[int]]:
+def _shapes(target: Target, inputs: Sequence[TensorSpec]) -> dict[str, list[int]]:
     """The shapes that a target with fixed shapes takes; empty for any other."""
-    return {s.name: [int(d) for d in s.shape] for s in model.inputs} if target.fixed_shapes else {}
+    return {s.name: [int(d) for d in s.shape] for s in inputs} if target.fixed_shapes else {}
 
 
 def _extent(shapes: Iterable[tuple[int, ...]]) -> list[list[int]]:
@@ -342,7 +349,8 @@ def _ways(shapes: Mapping[str, list[int]], seen: Mapping[str, list[list[int]]]) 
     )
 
 
-def _kept(rows: Iterable[T], chosen: Sequence[bool]) -> Iterator[T]:
+def kept(rows: Iterable[T], chosen: Sequence[bool]) -> Iterator[T]:
+    """The rows that were chosen."""
     return (row for row, keep in zip(rows, chosen, strict=True) if keep)
 
 
@@ -361,7 +369,7 @@ def _advancing(task: Progress) -> Callable[[int], None]:
 def _labelled(context: BuildContext, case: Case, task: Task) -> Task:
     """The task with the labels of the samples that were run, and the user's metric."""
     text, budget = context.options.metric, context.options.max_drop
-    labels = [s.label for s in _kept(case.samples, case.vectors.chosen)] if case.samples.labelled else []
+    labels = [s.label for s in kept(case.samples, case.vectors.chosen)] if case.samples.labelled else []
     if all(label is None for label in labels):
         if not text and budget is None:
             return task

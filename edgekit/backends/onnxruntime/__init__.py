@@ -30,6 +30,7 @@ INFO = BackendInfo(
     wheels=(("onnxruntime",),),
     packages=DISTRIBUTIONS,
     purl="pkg:maven/com.microsoft.onnxruntime/onnxruntime-android",
+    counts_own_files=True,
     doctor="edgekit.backends.onnxruntime.doctor",
     benchmark="edgekit.backends.onnxruntime.benchmark",
     form="edgekit.diff.onnx_form",

@@ -1,0 +1,373 @@
+"""``edgekit verify --eval``: an artifact on evaluation data, beside its source where that is given.
+
+Without the source there is nothing to compare outputs with: then the task's metric of the artifact is held against what
+the manifest says of the source on the same data, which is a claim and no proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice, repeat
+from typing import TYPE_CHECKING
+
+from edgekit.artifact import golden, limits, proof
+from edgekit.artifact import manifest as manifests
+from edgekit.artifact.gates import Evidence, gates
+from edgekit.artifact.golden import Replay
+from edgekit.artifact.judge import Judge, Judged
+from edgekit.artifact.manifest import Artifact, Manifest
+from edgekit.artifact.parity import compare
+from edgekit.artifact.run import runnable
+from edgekit.artifact.task import Task
+from edgekit.core import plugins
+from edgekit.core.config import Options
+from edgekit.devices.execute import LOCAL, RunResult, run_artifact
+from edgekit.errors import SourceError, UsageError
+from edgekit.load import Recorder
+from edgekit.load.classes import Classes
+from edgekit.load.data import DataSpec, Example, SampleSet, user_samples
+from edgekit.load.shapes import SampleForm, Shapes
+from edgekit.load.source import Source
+from edgekit.pipeline import api, stages
+from edgekit.pipeline.build import EVALUATION, refuse_unusable_metric
+from edgekit.pipeline.deliver import EVALUATED
+from edgekit.pipeline.metric import opened
+from edgekit.pipeline.pixels import Pixels, recorded
+from edgekit.pipeline.stages import BuildContext, Exported
+from edgekit.pipeline.verify import fitting, kept, near_float32
+from edgekit.types import (
+    Device,
+    Gate,
+    Json,
+    Lowered,
+    OnnxModel,
+    Parity,
+    Placement,
+    TensorSpec,
+    Tolerance,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from edgekit.pipeline.api import ModelSource
+    from edgekit.types import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an artifact gave on ``samples`` inputs. ``parity``: against its source, where that was given."""
+
+    samples: int
+    gates: tuple[Gate, ...]
+    parity: Parity | None = None
+    notes: tuple[str, ...] = ()
+
+    def added(self, replay: Replay) -> Replay:
+        """The golden vectors' result with this one's gates in place of those of the same names."""
+        own = {g.name for g in self.gates}
+        return replace(
+            replay,
+            gates=(*(g for g in replay.gates if g.name not in own), *self.gates),
+            not_repeated=tuple(n for n in replay.not_repeated if n not in own),
+            notes=tuple(dict.fromkeys((*replay.notes, *self.notes))),
+            evaluation=self.parity,
+        )
+
+
+def again(
+    artifact: Artifact,
+    options: Options,
+    *,
+    device: Device = LOCAL,
+    data: DataSpec | None,
+    source: ModelSource | None,
+) -> Replay:
+    """The golden vectors again, and ``data`` where there is any; ``options`` has limits, metric and trust.
+
+    Raises :class:`UsageError` for a source or a metric without data, and what :func:`golden.replay` and
+    :func:`evaluate` raise.
+    """
+    own = limits.parse(options.limit) if options.limit else None
+    if data is None:
+        _refuse_idle(options, source)
+        result = golden.replay(artifact, device=device, limits=own)
+    else:
+        few = None if own is None else replace(own, tolerance=_of_vectors(own.tolerance))
+        result = golden.replay(artifact, device=device, limits=few)
+        asked = api.context(options, None)
+        result = evaluate(
+            asked,
+            artifact,
+            data,
+            source=None if source is None else _opened(asked, source, data),
+            device=device,
+        ).added(result)
+    golden.adopt(artifact, result)
+    return result
+
+
+def _refuse_idle(options: Options, source: ModelSource | None) -> None:
+    """What has no meaning without evaluation data."""
+    idle = [name for name, given in (("a source", source), ("a metric", options.metric)) if given]
+    if idle:
+        raise UsageError(
+            f"{' and '.join(idle)} without evaluation data: golden vectors need neither",
+            hint="give the data, --eval file.py:callable",
+        )
+
+
+def _of_vectors(limits: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in limits.items() if name not in golden.UNMEASURED}
+
+
+def _opened(context: BuildContext, source: ModelSource, data: DataSpec) -> Source:
+    spec, module = api.opened(source, None, data)
+    options = context.options
+    return Source(
+        spec,
+        context.store,
+        trust=options.trust,
+        network=options.network,
+        loaded=module,
+        example=Example(data, options.preprocessing),
+        shapes=Shapes.of(options),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """How the source takes samples: its inputs, one set of them, its preprocessing, its classes and task."""
+
+    inputs: tuple[TensorSpec, ...]
+    example: Mapping[str, Array]
+    preprocessing: Mapping[str, object]
+    labels: tuple[str, ...]
+    task: str
+
+
+def evaluate(
+    context: BuildContext,
+    artifact: Artifact,
+    data: DataSpec,
+    *,
+    source: Source | None = None,
+    device: Device = LOCAL,
+) -> Evaluation:
+    """Run the artifact on every sample of ``data`` and gate what can be told: with ``source`` all of parity and the
+    task's metric, without it the metric alone; placement where the runtime's own files tell it.
+
+    ``context.options`` has the user's metric and limits. Raises :class:`SourceError` for files that have changed,
+    :class:`DataError` for samples or labels that do not fit, and what running the artifact raises.
+    """
+    manifests.check_files(artifact)
+    manifest, pixels = artifact.manifest, recorded(artifact.manifest)
+    exported = None if source is None else stages.export(context, source)
+    built = _recorded_form(artifact, pixels)
+    form = built if exported is None else _exported_form(exported)
+    samples = _samples(context, data, form)
+    refuse_unusable_metric(context.options, samples)
+    fed = samples if pixels is None else pixels.samples_fed(samples)
+    chosen = fitting(context, manifest.target, built.inputs, samples)
+    task = _task(context, form, [s.label for s in kept(samples, chosen)] if samples.labelled else None)
+    inputs = (s.inputs for s in kept(fed, chosen))
+    with run_artifact(runnable(artifact), inputs, device=device, placement=True) as run:
+        tolerance, notes = golden.row_limits(manifest.target)
+        evidence = Evidence(size_bytes=manifest.size, placement=_placement(artifact, run.placement))
+        tolerance, allowed = _left_out(tolerance, manifest)
+        own, parity = limits.parse(context.options.limit), None
+        if source is not None and exported is not None:
+            beside = _Beside(
+                context=context, source=source, exported=exported, samples=samples, pixels=pixels
+            )
+            parity = beside.parity(run, chosen, task, manifest)
+            if _compressed(manifest):
+                tolerance, notes = _lowering_unknown(tolerance), (*notes, _RECIPE)
+            found = gates(replace(evidence, parity=parity), tolerance, own)
+        else:
+            tolerance = own.applied(tolerance)
+            found = tuple(g for g in gates(evidence, tolerance) if g.name == "placement")
+            found += _metric_alone(manifest, _judged(task, run.outputs), tolerance, samples)
+    return Evaluation(samples=sum(chosen), gates=found, parity=parity, notes=(*notes, *allowed))
+
+
+def _exported_form(exported: Exported) -> _Form:
+    record = exported.record
+    return _Form(
+        inputs=exported.model.inputs,
+        example=exported.example_inputs(),
+        preprocessing=record.preprocessing,
+        labels=record.labels,
+        task=record.task,
+    )
+
+
+def _recorded_form(artifact: Artifact, pixels: Pixels | None) -> _Form:
+    """The same from the manifest and the first golden vector, which is in the source's layout."""
+    manifest = artifact.manifest
+    if manifest.golden is None:
+        raise SourceError(f"{artifact.directory} has no golden vectors", hint="build the artifact again")
+    first = golden.read(artifact.directory / manifest.golden.file)[0][0]
+    example = first if pixels is None else pixels.restored(first)
+    return _Form(
+        inputs=tuple(_as_source(s, example, s.name in manifest.channels_moved) for s in manifest.inputs),
+        example=example,
+        preprocessing=manifest.preprocessing if pixels is None else pixels.contract.to_mapping(),
+        labels=manifest.labels,
+        task=manifest.task,
+    )
+
+
+def _as_source(spec: TensorSpec, example: Mapping[str, Array], moved: bool) -> TensorSpec:
+    if spec.name not in example:
+        raise SourceError(f"the golden vectors have no input {spec.name!r}", hint="build the artifact again")
+    array = example[spec.name]
+    free = () if moved or len(spec.shape) != array.ndim else spec.shape
+    shape = tuple(
+        d if isinstance(d, str) else n for d, n in zip(free or array.shape, array.shape, strict=True)
+    )
+    return TensorSpec(name=spec.name, dtype=array.dtype.name, shape=shape)
+
+
+def _samples(context: BuildContext, data: DataSpec, form: _Form) -> SampleSet:
+    return user_samples(
+        context.store,
+        data,
+        form.inputs,
+        origin=EVALUATION,
+        preprocessing=form.preprocessing,
+        classes=Classes(names=form.labels, required=True),
+        form=SampleForm.of(form.example, form.preprocessing, Shapes.of(context.options)),
+    )
+
+
+def _task(context: BuildContext, form: _Form, labels: Sequence[object] | None) -> Task:
+    task = Task(name=form.task)
+    if labels is None or all(label is None for label in labels):
+        return task
+    metric = opened(context.options.metric, Recorder()) if context.options.metric else None
+    return replace(task, labels=labels, classes=form.labels, metric=metric)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Beside:
+    """The source that an artifact is compared with, as a build does it."""
+
+    context: BuildContext
+    source: Source
+    exported: Exported
+    samples: SampleSet
+    pixels: Pixels | None
+
+    def parity(self, run: RunResult, chosen: Sequence[bool], task: Task, manifest: Manifest) -> Parity:
+        """Outputs against the source's, sample by sample."""
+        asked = self.samples if self.pixels is None else self.pixels.samples_asked(self.samples)
+        reference = stages.reference(self.context, self.source, self.exported, asked)
+        noise = self.samples.noise
+
+        def compared(exact: Iterable[Mapping[str, Array]]) -> Parity:
+            rows = islice(chain(exact, repeat({})), len(chosen))
+            return compare(
+                kept(reference.outputs, chosen), run.outputs, task=task, exact=kept(rows, chosen), noise=noise
+            )
+
+        parity = compared(())
+        if near_float32(manifest.target, parity):
+            parity = compared(stages.float64(self.context, self.source, self.exported, asked))
+        return replace(parity, data=EVALUATION)
+
+
+_RECIPE = (
+    "the artifact was compressed by a recipe: its outputs are not the source's, the task's metric is what counts; give "
+    "the compressed source (what edgekit compress wrote) to compare outputs"
+)
+
+
+def _compressed(manifest: Manifest) -> bool:
+    """Whether a recipe came before the export."""
+    return bool(manifest.steps) and manifest.steps[0].name != "export"
+
+
+def _lowering_unknown(tolerance: Tolerance) -> Tolerance:
+    """What remains where the source is not what was lowered."""
+    return replace(
+        tolerance, snr_db=None, relative_error=None, top1_agreement=None, explained=None, sample_snr_db=None
+    )
+
+
+def _placement(artifact: Artifact, raw: Mapping[str, Json] | None) -> Placement | None:
+    """As the runtime reports it, counted on the artifact's own files; ``None`` where they do not tell products."""
+    manifest = artifact.manifest
+    if raw is None or not plugins.info(manifest.target.backend).counts_own_files:
+        return None
+    main = OnnxModel(
+        path=artifact.model,
+        sha256=manifest.files[0].sha256,
+        opset=0,
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+    )
+    lowered = Lowered(
+        files=tuple(f.name for f in manifest.files),
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        channels_moved=manifest.channels_moved,
+        runtime=manifest.runtime,
+        details=manifest.details,
+    )
+    return plugins.backend(manifest.target.backend).placement(main, manifest.target, lowered, raw)
+
+
+def _left_out(tolerance: Tolerance, manifest: Manifest) -> tuple[Tolerance, tuple[str, ...]]:
+    """The row's limit of placement, lowered to the recorded one where layers were left in float on purpose."""
+    claimed = next((g.limit for g in manifest.gates if g.name == "placement"), None)
+    if tolerance.placement is None or claimed is None or claimed >= tolerance.placement:
+        return tolerance, ()
+    said = (
+        f"layers were left in float on purpose, says the manifest: {proof.percent(claimed)} of the MACs are asked for, "
+        f"not {proof.percent(tolerance.placement)}"
+    )
+    return replace(tolerance, placement=claimed), (said,)
+
+
+def _judged(task: Task, outputs: Iterable[Mapping[str, Array]]) -> Judged | None:
+    """The artifact's own metric: it is its own reference."""
+    judge = Judge(task)
+    for index, row in enumerate(outputs):
+        judge.add(row, row, index)
+    return judge.result()
+
+
+def _metric_alone(
+    manifest: Manifest, judged: Judged | None, tolerance: Tolerance, samples: SampleSet
+) -> tuple[Gate, ...]:
+    """The loss against what the manifest says of the source, where that was measured on these samples."""
+    if judged is None:
+        return ()
+    parity = manifest.parity
+    then = None if parity is None else parity.reference_metric
+    built = manifest.details.get(EVALUATED)
+    same = isinstance(built, Mapping) and built.get("fingerprint") == samples.fingerprint
+    if judged.artifact is None or parity is None or then is None or not same:
+        return (_only_shown(judged),)
+    loss = (then - judged.artifact) * (1 if parity.higher_is_better else -1)
+    within = tolerance.metric_drop is None or loss <= tolerance.metric_drop
+    message = (
+        f"{parity.metric_name} {judged.artifact:.4f} on {judged.labelled} samples; {then:.4f} is the manifest's figure "
+        "of the source, which was not run: --source runs it"
+    )
+    verdict = Verdict.UNPROVEN if within else Verdict.FAIL
+    return (
+        Gate(name="metric-drop", verdict=verdict, limit=tolerance.metric_drop, value=loss, message=message),
+    )
+
+
+def _only_shown(judged: Judged) -> Gate:
+    """Nothing to hold it against: other data than the build's, or none with labels then."""
+    if judged.artifact is None:
+        return Gate(name="metric", verdict=Verdict.FAIL, message="the artifact's outputs are not finite")
+    message = (
+        f"{judged.artifact:.4f} on {judged.labelled} samples that the build did not measure on: --source says what the "
+        "source gives on them"
+    )
+    return Gate(name="metric", verdict=Verdict.SHOWN, value=judged.artifact, message=message)

@@ -1,0 +1,107 @@
+"""``edgekit verify --eval``: metric and placement again, and with the source all of parity."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli_process import edgekit
+
+import edgekit as api
+
+pytestmark = [pytest.mark.e2e]
+
+
+def module() -> torch.nn.Module:
+    torch.manual_seed(1)
+    return torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+
+
+def rows(count: int, seed: int) -> list[tuple[np.ndarray, int]]:
+    """Inputs with what the module itself says, without doubt, of nine in ten of them."""
+    network, generator = module(), np.random.default_rng(seed)
+    found: list[tuple[np.ndarray, int]] = []
+    while len(found) < count:
+        row = generator.normal(size=(1, 6)).astype(np.float32)
+        (first, second), (right, _) = network(torch.from_numpy(row))[0].topk(2)
+        if first - second > 0.2:
+            found.append((row, int(right) if len(found) % 10 else (int(right) + 1) % 3))
+    return found
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("verify-eval")
+    result = api.build(
+        module(),
+        targets=["tflite-int8", "openvino-int8"],
+        calibration=[r for r, _ in rows(64, 2)],
+        evaluation=rows(300, 3),
+        out=out,
+        options=api.Options(speed_gate=False),
+    )
+    assert not result.failures
+    return out
+
+
+def by_name(result: api.Replay) -> dict[str, api.Gate]:
+    return {g.name: g for g in result.gates}
+
+
+def test_beside_its_source_every_gate_of_parity_is_repeated(artifacts):
+    artifact = api.open(artifacts / "tflite-int8")
+    result = artifact.verify(evaluation=rows(300, 3), source=module())
+    gates, built = by_name(result), {g.name: g for g in artifact.manifest.gates}
+    assert {"snr", "slices", "top1-agreement", "metric-drop", "placement"} <= set(gates)
+    assert {n: g.value for n, g in gates.items()} == {n: g.value for n, g in built.items() if n in gates}
+    assert set(result.not_repeated) == set(built) - set(gates)
+    assert result.evaluation is not None
+    assert result.evaluation.samples == 300
+
+
+def test_without_it_the_metric_is_held_against_what_the_manifest_says_and_is_no_proof(artifacts):
+    result = api.open(artifacts / "tflite-int8").verify(evaluation=rows(300, 3))
+    gates = by_name(result)
+    assert gates["metric-drop"].verdict == "unproven"
+    assert gates["placement"].value == 1.0
+    assert result.evaluation is None
+
+
+def test_other_data_are_shown_and_not_judged(artifacts):
+    gate = by_name(api.open(artifacts / "tflite-int8").verify(evaluation=rows(100, 4)))["metric"]
+    assert gate.verdict == "shown"
+    assert gate.value == pytest.approx(0.9, abs=0.03)
+
+
+def test_another_source_is_seen(artifacts):
+    torch.manual_seed(7)
+    other = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    result = api.open(artifacts / "tflite-int8").verify(evaluation=rows(300, 3), source=other)
+    assert result.status == "failed"
+    assert by_name(result)["slices"].verdict == "fail"
+
+
+def test_openvino_says_that_placement_was_not_repeated(artifacts):
+    result = api.open(artifacts / "openvino-int8").verify(evaluation=rows(300, 3), source=module())
+    assert "placement" in result.not_repeated
+
+
+def test_a_loss_that_the_manifest_denies_is_refused(artifacts, tmp_path):
+    import shutil
+
+    copy = Path(shutil.copytree(artifacts / "tflite-int8", tmp_path / "copy"))
+    path = copy / "manifest.json"
+    document = json.loads(path.read_text())
+    document["parity"]["reference_metric"] = 1.0
+    path.write_text(json.dumps(document))
+    assert by_name(api.open(copy).verify(evaluation=rows(300, 3)))["metric-drop"].verdict == "fail"
+
+
+@pytest.mark.parametrize("flag", ["--source", "--metric"])
+def test_a_source_or_metric_without_data_is_a_usage_error(artifacts, flag):
+    result = edgekit("verify", artifacts / "tflite-int8", flag, "x.py:f")
+    assert result.code == 2
+    assert "--eval" in result.err

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekit.artifact.classes import ClassTally, class_axis
 from edgekit.artifact.energy import SNR_CAP, decibels, row_snr
 from edgekit.artifact.judge import Judge, Judged
 from edgekit.artifact.rounding import RoundingTally, as_rounding, worst_rounding
@@ -64,8 +65,10 @@ def compare(
             out = _matching(name, ref, got, samples)
             tally = tallies.setdefault(name, _Tally(slices=SliceTally(noise=noise)))
             scores = could_hold_scores(name, ref, task)
-            embedded = scores and looks_embedded(ref, task)
+            embedded = scores and ref.ndim == 2 and looks_embedded(ref, task)
             tally.add(ref, out, double.get(name), scores=scores, embedded=embedded)
+            if (axis := class_axis(name, ref, task)) is not None:
+                tally.classes.add(ref, out, axis)
         judge.add(before or expected, got, samples)
         recipe.add(before or expected, expected, samples)
         samples += 1
@@ -126,6 +129,7 @@ class _Tally:
     embedded: bool = True
     bounded: bool = True
     slices: SliceTally = field(default_factory=SliceTally)
+    classes: ClassTally = field(default_factory=ClassTally)
     row_snr: list[float] = field(default_factory=list)
     rounding: RoundingTally = field(default_factory=RoundingTally)
 
@@ -142,7 +146,7 @@ class _Tally:
         same_infinity = np.isinf(r) & (r == a)
         good = np.isfinite(r) & np.isfinite(a)
         self.nonfinite += int((~(good | same_infinity)).sum())
-        if scores and ref.shape[1]:
+        if scores and ref.ndim == 2 and ref.shape[1]:
             whole = (good | same_infinity).all(axis=1)
             self.compared += rows
             self.agreeing += int(((r.argmax(axis=1) == a.argmax(axis=1)) & whole).sum())
@@ -182,6 +186,8 @@ class _Tally:
         figures = {"rows": float(self.rows), "max_abs": self.max_abs, "nonfinite": float(self.nonfinite)}
         if self.compared and not self.embedded:
             figures["agreement"] = self.agreeing / self.compared
+        if (share := self.classes.share()) is not None:
+            figures["agreement"] = share
         if self.integer:
             return figures
         if (worst := self.slices.worst()) is not None:

@@ -143,7 +143,7 @@ class TorchModel:
 
     A factory may return this instead of a bare module. ``dynamic_axes`` maps an input's name to
     ``{axis: name}``; ``labels`` are the class names in output order; ``preprocessing`` is the contract
-    that an app has to keep (see docs/architecture.md).
+    that an app has to keep (see docs/architecture.md); ``notes`` are for the manifest.
     """
 
     module: torch.nn.Module
@@ -152,6 +152,7 @@ class TorchModel:
     dynamic_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     preprocessing: Mapping[str, Json] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ def bind(module: ModuleLike, example: object, *, what: str) -> TorchModel:
     Raises :class:`SourceError` when the inputs do not fit ``forward`` and
     :class:`~edgekit.errors.FactoryError` when the module raises.
     """
+    notes = _mode(module)
     module = prepare(module)
     args, kwargs = _arguments(module, _to_tensors(example), what)
     named, inputs = _named(module, args, kwargs, what)
@@ -60,7 +61,7 @@ def bind(module: ModuleLike, example: object, *, what: str) -> TorchModel:
         raise SourceError(
             f"{what}: the module returns no tensor", hint="let forward return what the app needs"
         )
-    return TorchModel(module=named, example_inputs=inputs)
+    return TorchModel(module=named, example_inputs=inputs, notes=notes)
 
 
 def _first_run(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[object, bool]:
@@ -116,6 +117,25 @@ def prepare(module: ModuleLike) -> torch.nn.Module:
     if floats & {torch.float16, torch.bfloat16, torch.float64}:
         module.float()
     return module
+
+
+def _mode(module: ModuleLike) -> tuple[str, ...]:
+    """Said of a module that comes in training mode, where that makes a difference."""
+    if isinstance(module, torch.export.ExportedProgram) or not module.training:
+        return ()
+    kinds = {type(m).__name__ for m in module.modules() if m.training and isinstance(m, _TRAINED_OTHERWISE)}
+    if not kinds:
+        return ()
+    return (
+        f"the module came in training mode, and is built in evaluation mode ({', '.join(sorted(kinds))})",
+    )
+
+
+_TRAINED_OTHERWISE = (
+    torch.nn.modules.batchnorm._BatchNorm,
+    torch.nn.modules.dropout._DropoutNd,
+    torch.nn.RReLU,
+)
 
 
 def _wrapped(module: torch.nn.Module) -> torch.nn.Module | None:

@@ -382,7 +382,8 @@ def tell(context: BuildContext, target: Target, made: Candidate, verdicts: Seque
             f"{target.name}: {parity.labelled} of {parity.samples} samples have labels: "
             f"{parity.metric_name} is measured on these"
         )
-    if parity is not None and (better := better_than_source(parity)):
+    told = {g.name for g in verdicts if g.verdict is Verdict.UNPROVEN}
+    if parity is not None and "metric-drop" not in told and (better := better_than_source(parity)):
         context.progress.note(f"{target.name}: {better}")
 
 

@@ -175,7 +175,7 @@ def _exported(model: TorchModel, out: Path) -> tuple[ModelRecord, dict[str, Arra
         task=model.task,
         labels=model.labels,
         preprocessing=model.preprocessing,
-        notes=report.notes,
+        notes=(*model.notes, *report.notes),
         details=to_builtins(report),
     )
     return record, {name: tensor.detach().cpu().numpy() for name, tensor in model.example_inputs.items()}

@@ -5,7 +5,8 @@ both and exits with ``exit_code``; from Python they are ordinary exceptions. Cau
 ``raise … from …``.
 
 Exit codes: 1 unexpected, 2 usage or configuration, 3 source, 4 unsupported on the target, 5 a gate
-failed, 6 backend or tool missing, 7 device, 130 interrupted.
+failed, 6 backend or tool missing, 7 device; where a signal ended it 128 and its number: 129 SIGHUP, 130 SIGINT,
+143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -35,6 +36,14 @@ class EdgekitError(Exception):
             "hint": self.hint,
             "exit_code": self.exit_code,
         }
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP came: everything ends as with Ctrl-C, and nothing goes on with what it has so far."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__()
+        self.signal = signal
 
 
 class DefectError(EdgekitError):

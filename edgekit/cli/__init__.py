@@ -7,14 +7,18 @@ nowhere else.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import signal
 import sys
 import traceback
 
 import click
 
+from edgekit.cli import _ending
+from edgekit.core.files import gone, refused_by_system, working_folder_is_gone
 from edgekit.core.versions import EDGEKIT
-from edgekit.errors import EdgekitError, UnknownNameError
+from edgekit.errors import EdgekitError, Stopped, UnknownNameError
 
 COMMANDS = {
     "build": "Build, verify and gate artifacts for one or more targets.",
@@ -61,6 +65,15 @@ class LazyGroup(click.Group):
             raise UnknownNameError("command", args[0], COMMANDS)
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> object:
+        """As click does; no command calls ``sys.exit``, so that whoever does is code that it runs."""
+        if working_folder_is_gone():
+            raise gone()
+        try:
+            return super().invoke(ctx)
+        except SystemExit as end:
+            raise _ending.ended_by_code(end) from end
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The table, without importing anything."""
         with formatter.section("Commands"):
@@ -76,6 +89,7 @@ def cli() -> None:
 def main() -> None:
     """Entry point of the ``edgekit`` command."""
     as_json = "--json" in sys.argv
+    _ending.prepare()
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as e:
@@ -84,18 +98,36 @@ def main() -> None:
         e.show()
         code = 2
     except (KeyboardInterrupt, click.Abort) as e:
-        # click makes an Abort of every EOFError, and most of those come from files that end too early.
-        code = _report(e.__cause__, as_json=as_json) if isinstance(e.__cause__, EOFError) else _interrupted()
+        # click makes an Abort of every EOFError, and of every interrupt: its cause tells.
+        cause = e.__cause__ or e.__context__ if isinstance(e, click.Abort) else e
+        code = _report(cause, as_json=as_json) if isinstance(cause, EOFError) else _interrupted(cause)
     except BrokenPipeError:
         code = 141
     except Exception as e:
-        code = _report(e, as_json=as_json)
+        code = (
+            _interrupted(stop)
+            if (stop := _behind(e))
+            else _report(refused_by_system(e) or e, as_json=as_json)
+        )
+    _ending.settle()
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _interrupted() -> int:
-    click.echo("interrupted: nothing half-written was left; the next run continues from the cache", err=True)
-    return 130
+def _behind(error: Exception) -> BaseException | None:
+    """The interrupt that an error came upon while everything ended: a terminal that is gone cannot be written to."""
+    behind: BaseException | None = error if isinstance(error, OSError) else None
+    while behind is not None and not isinstance(behind, KeyboardInterrupt):
+        behind = behind.__cause__ or behind.__context__
+    return behind
+
+
+def _interrupted(cause: BaseException | None) -> int:
+    _ending.settle()
+    number = cause.signal if isinstance(cause, Stopped) else signal.SIGINT
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        why = f"ended by {signal.Signals(number).name}" if isinstance(cause, Stopped) else "interrupted"
+        click.echo(f"{why}: nothing half-written was left; the next run continues from the cache", err=True)
+    return 128 + number
 
 
 def _report(error: Exception, *, as_json: bool) -> int:

@@ -10,6 +10,7 @@ from edgekit import entropy
 from edgekit.artifact.summary import size
 from edgekit.cli._options import json_flag
 from edgekit.cli._output import print_json, table
+from edgekit.core.files import whole
 from edgekit.entropy import CODERS
 
 
@@ -91,8 +92,6 @@ def _write_tensor(container: Path, name: str, out: Path | None) -> None:
     target = out if out is not None else Path(f"{name.replace('/', '_')}.npy")
     with entropy.open(container) as c:
         array = c[name]
-    temporary = target.with_name(f".{target.name}.part")
-    with temporary.open("wb") as f:
+    with whole(target) as temporary, temporary.open("wb") as f:
         np.save(f, array, allow_pickle=False)
-    temporary.replace(target)
     click.echo(str(target))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 from edgekit.compress.registry import from_options
 from edgekit.compress.step import CompressionReport, Context, Scalar, Step, Tensors, options, rebuild
+from edgekit.core import files
 from edgekit.core.store import Store
 from edgekit.core.structure import structure
 from edgekit.errors import ConfigError, SourceError, UntrustedSourceError
@@ -93,9 +94,8 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     for name, tensors in ((WEIGHTS, state), (TENSORS, context.tensors)):
-        temporary = folder / f".{name}.part"
-        save_file(dict(sorted(tensors.items())), temporary)
-        temporary.replace(folder / name)
+        with files.whole(folder / name) as temporary:
+            save_file(dict(sorted(tensors.items())), temporary)
     rows = [dataclasses.asdict(row) for row in report.steps]
     for row in rows:
         del row["seconds"]
@@ -112,9 +112,7 @@ def save(
 
 def write_document(folder: Path, document: Mapping[str, object]) -> None:
     """Write ``plan.json``, as a whole or not at all."""
-    temporary = folder / f".{PLAN}.part"
-    temporary.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(folder / PLAN)
+    files.write(folder / PLAN, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
 
 
 def read_document(folder: Path) -> dict[str, object]:

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import struct
 import tempfile
 import time
@@ -62,10 +63,23 @@ def _began(pid: int) -> int:
     """Clock ticks from the boot of the machine to the start of a process, so that a number that was given again is
     told from the first; 0 where the system does not say."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-            return int(file.read().rpartition(b")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
+        return int(_status(pid)[19])
+    except (IndexError, ValueError):
         return 0
+
+
+def _ended(pid: int) -> bool:
+    """Whether nobody has asked yet how it ended: where no init does, in many a container, it stays so for ever."""
+    return _status(pid)[:1] in ([b"Z"], [b"X"])
+
+
+def _status(pid: int) -> list[bytes]:
+    """What the system says of a process after its name."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+            return file.read().rpartition(b")")[2].split()
+    except OSError:
+        return []
 
 
 @functools.cache
@@ -90,7 +104,7 @@ def alive(name: str) -> bool:
         return False
     except OSError:  # somebody else's
         pass
-    return _began(pid) == int(match["start"])
+    return _began(pid) == int(match["start"]) and not _ended(pid)
 
 
 def sweep(folder: Path) -> int:
@@ -123,11 +137,26 @@ def _swept(folder: Path, entry: os.DirEntry[str]) -> bool:
 
 
 def temporary(kind: str) -> tempfile.TemporaryDirectory[str]:
-    """A private folder for the files of one run, removed with the object that is returned."""
-    sweep_once(tempfile.gettempdir())
-    folder = tempfile.TemporaryDirectory(prefix=f"edgekit-{kind}-{owner()}-")
+    """A private folder for the files of one run, removed with the object that is returned.
+
+    Raises :class:`UsageError` where none can be made.
+    """
+    place = temporary_place()
+    sweep_once(str(place))
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=f"edgekit-{kind}-{owner()}-", dir=place)
+    except OSError as e:
+        raise unwritable(place, e) from e
     own.add(f"{folder.name}{os.sep}")
     return folder
+
+
+def temporary_place() -> Path:
+    """``TMPDIR``, or what the system has in its place. Raises :class:`UsageError` where none can be written to."""
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as e:
+        raise unwritable(Path(os.environ.get("TMPDIR") or "/tmp"), e) from e  # noqa: S108
 
 
 @functools.cache
@@ -141,12 +170,35 @@ def sweep_once(place: str) -> None:
 
 def write(path: Path, data: bytes | memoryview) -> None:
     """Write a file under a temporary name, then rename: readers see the old content or the new one."""
+    with whole(path) as part:
+        part.write_bytes(data)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` for a file or folder, which gets the name ``path`` where the block ends well."""
+    sweep_once(str(path.parent))
     part = path.with_name(f".part-{owner()}-{secrets.token_hex(4)}")
     try:
-        part.write_bytes(data)
+        yield part
+        if part.is_file():
+            _by_umask(part)
         part.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def _by_umask(part: Path) -> None:
+    """Who may read a new file is the user's to say: some libraries write what only its owner may."""
+    new = part.with_name(f"{part.name}-new")
+    new.touch()
+    mode = stat.S_IMODE(new.stat().st_mode)
+    new.unlink()
+    if stat.S_IMODE(part.stat().st_mode) != mode:
+        part.chmod(mode)
 
 
 @contextlib.contextmanager
@@ -168,13 +220,14 @@ def scratch(parent: Path) -> Iterator[Path]:
     except OSError as e:
         if not disk_is_full(e):
             raise
-        raise unwritable(parent, e) from e
+        raise unwritable(_full_of(parent, e), e) from e
     except EdgekitError:
         raise
     except Exception as e:
-        if shutil.disk_usage(parent).free > _ALMOST_NOTHING:
+        full = _full_of(parent, e)
+        if _room(full) > _ALMOST_NOTHING:
             raise
-        raise unwritable(parent, e) from e
+        raise unwritable(full, e) from e
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -192,15 +245,61 @@ def publish(work: Path, final: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _full_of(parent: Path, error: Exception) -> Path:
+    """Which of the folders that are written to is full: what is made in one is prepared in the other."""
+    places = [parent, Path(tempfile.gettempdir())]
+    if isinstance(error, OSError) and error.filename:
+        named = Path(os.fsdecode(error.filename))
+        places = [place for place in places if named.is_relative_to(place)] or [named.parent]
+    return min(places, key=_room)
+
+
+def _room(place: Path) -> int:
+    try:
+        return shutil.disk_usage(place).free
+    except OSError:
+        return 1 << 62
+
+
 def disk_is_full(error: BaseException) -> bool:
     """Whether this is the operating system's word that nothing more can be written."""
     return isinstance(error, OSError) and error.errno in _FULL
 
 
+def refused_by_system(error: BaseException) -> UsageError | None:
+    """What to raise for an operating system's word that says nothing of edgekit: no room, no working folder."""
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in (errno.ENOENT, errno.ESTALE) and working_folder_is_gone():
+        return gone()
+    if disk_is_full(error):
+        return unwritable(_full_of(Path.cwd(), error), error)
+    return None
+
+
+def working_folder_is_gone() -> bool:
+    """Whether relative names mean nothing any more."""
+    try:
+        return not Path(os.getcwd()).is_dir()  # noqa: PTH109
+    except OSError:
+        return True
+
+
+def gone() -> UsageError:
+    """What to raise then."""
+    return UsageError(
+        "the working folder is gone: somebody removed or renamed it, or what it is mounted from",
+        hint="change to a folder that exists, and run it again",
+    )
+
+
 def unwritable(parent: Path, error: Exception) -> UsageError:
     """What to raise when the operating system refuses to write below ``parent``."""
+    if working_folder_is_gone():
+        return gone()
     why = getattr(error, "strerror", None) or "the disk is full"
+    what = " (TMPDIR)" if parent == Path(tempfile.tempdir or "") else ""
     return UsageError(
-        f"cannot write to {parent}: {why}",
-        hint="free some space, or name another folder (--out; the cache is set by EDGEKIT_CACHE)",
+        f"cannot write to {parent}{what}: {why}",
+        hint="free some space, or name another folder (--out; EDGEKIT_CACHE for the cache, TMPDIR for temporary files)",
     )

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -178,7 +177,7 @@ class Store:
     def _begin(self) -> None:
         """Once a process and cache: what was killed is swept, what this process will use is not removed by others."""
         files.sweep_once(str(self.root / PARTS))
-        files.sweep_once(tempfile.gettempdir())
+        files.sweep_once(str(files.temporary_place()))
         cache.begin_run(self.root)
 
     def _grow(self, directory: Path) -> None:

@@ -8,8 +8,6 @@ Decoding needs Python and numpy only. The format is in docs/ekz.md.
 from __future__ import annotations
 
 import mmap
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -109,19 +107,17 @@ def unpack(path: Path, out: Path, *, max_output: int | None = None) -> UnpackRep
         raise UsageError(
             f"{out} is a directory that exists", hint="name a file or directory that does not exist"
         )
+    from edgekit.core.files import whole
+
     begin = time.perf_counter()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
     with _opened(path, max_output) as container:
-        try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with whole(out) as temporary:  # it gets its name only when every sha256 was right
             for name, pieces in container.files():
                 target = temporary if container.index.single else temporary / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("wb") as f:
                     f.writelines(pieces)
-            # Only when every sha256 was right.
-            temporary.replace(out)
-        finally:
-            _remove(temporary)
         return UnpackReport(path=out, size=container.index.total, seconds=time.perf_counter() - begin)
 
 
@@ -168,14 +164,11 @@ def _map(stack: ExitStack, path: Path) -> memoryview:
 
 def _written(data: bytes, out: Path, files: dict[str, memoryview]) -> int:
     """Verify what is written before it gets its name; how many tensors it holds."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
+    from edgekit.core.files import whole
+
+    with whole(out) as temporary:
         temporary.write_bytes(data)
-        tensors = _verify(temporary, files)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return tensors
+        return _verify(temporary, files)
 
 
 def _verify(packed: Path, files: dict[str, memoryview]) -> int:
@@ -193,10 +186,3 @@ def _same(pieces: Iterator[bytes], data: memoryview) -> bool:
             return False
         at += len(piece)
     return at == len(data)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

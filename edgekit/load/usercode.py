@@ -227,7 +227,10 @@ def summary(error: BaseException) -> str:
 
 def _advice(error: BaseException) -> str:
     if isinstance(error, SystemExit):
-        return 'the file ends the process when imported; put that part under if __name__ == "__main__":'
+        return (
+            "it ends the process (sys.exit, os._exit): return or raise instead; what only a script does belongs under "
+            'if __name__ == "__main__":'
+        )
     if isinstance(error, FileNotFoundError):
         return "relative paths count from the working directory; Path(__file__).parent is the folder of your file"
     if isinstance(error, ModuleNotFoundError):

@@ -13,6 +13,7 @@ from typing import TypeAlias, TypeVar
 
 from edgekit.core import plugins
 from edgekit.core import targets as catalogue
+from edgekit.core.files import refused_by_system
 from edgekit.devices.catalogue import device
 from edgekit.errors import DefectError, EdgekitError, MissingExtraError
 from edgekit.load.data import SampleSet
@@ -149,7 +150,7 @@ def guarded(target: Target, work: Callable[[], T]) -> T | EdgekitError:
     except EdgekitError as error:
         return error
     except Exception as error:  # noqa: BLE001 - must not cost the other targets their artifacts
-        return DefectError.of(error, target.name)
+        return refused_by_system(error) or DefectError.of(error, target.name)
 
 
 def refuse_missing_runtime(context: BuildContext, target: Target) -> None:

@@ -87,7 +87,7 @@ def _metric(function: object, text: str, higher: bool | None, reads: Recorder) -
                 return cast(float, function(outputs, label))
         except EdgekitError:
             raise
-        except Exception as error:  # whatever the user's function raises is theirs
+        except (Exception, SystemExit) as error:  # whatever the user's function raises is theirs
             raise MetricError(
                 f"the metric {text} raised {usercode.summary(error)}",
                 hint="the error is in that function or what it calls; the traceback shows where",

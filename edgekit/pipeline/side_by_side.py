@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
 from edgekit.core import versions
+from edgekit.core.files import temporary
 from edgekit.devices.arrays import ArrayFile, write_arrays
 from edgekit.load.data import SampleSet
 from edgekit.types import Sample
@@ -133,7 +133,7 @@ def spooled(sets: Iterable[SampleSet]) -> Iterator[Mapping[str, SampleSet] | Non
     A data callable of the user's runs here, once and alone: its global random generator would give other samples where
     two threads drew from it in turns.
     """
-    with TemporaryDirectory(prefix="edgekit-samples-") as folder:
+    with temporary("samples") as folder:
         copies: dict[str, SampleSet] = {}
         for samples in sets:
             copy = copies.get(samples.fingerprint) or _spool(samples, Path(folder) / samples.fingerprint)

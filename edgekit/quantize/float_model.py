@@ -6,13 +6,12 @@ samples, its weights as integers. Each is made once, also where targets are quan
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import weakref
 from pathlib import Path
 
 import onnx_ir as ir
 
+from edgekit.core.files import temporary
 from edgekit.core.parallel import Once
 from edgekit.errors import UsageError
 from edgekit.graph import io as graphs
@@ -127,9 +126,9 @@ class FloatModel:
         return self._source._once.get("folder", self._source._make_folder)
 
     def _make_folder(self) -> Path:
-        folder = Path(tempfile.mkdtemp(prefix="edgekit-quantize-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        return folder
+        folder = temporary("quantize")
+        weakref.finalize(self, folder.cleanup)
+        return Path(folder.name)
 
     # --- what is measured of it ---------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from edgekit.errors import Stopped
 from edgekit.quantize.options import QuantizeOptions
 from edgekit.quantize.sensitivity import LayerSensitivity
 
@@ -68,9 +69,9 @@ def guard(
     finished = True
     try:
         search.run_all((INT16, FLOAT) if int16 else (FLOAT,))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         finished = False
-        if not search.trail:
+        if not search.trail or isinstance(interrupt, Stopped):
             raise
     return search.result(finished)
 

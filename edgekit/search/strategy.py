@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgekit.compress.step import Scalar, Step
-from edgekit.errors import MissingExtraError
+from edgekit.errors import MissingExtraError, Stopped
 from edgekit.search.budget import Budget
 from edgekit.search.limits import Limits
 from edgekit.search.space import Method, completed
@@ -76,6 +76,8 @@ class Search:
             self.exhausted = True
         except _Stop:
             pass
+        except Stopped:
+            raise
         except KeyboardInterrupt:
             self.interrupted = True
         return list(self.trials.values())

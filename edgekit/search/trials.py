@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.compress.step import Step, spell
+from edgekit.core import files
 from edgekit.core.structure import structure
 from edgekit.errors import EdgekitError, GateFailedError, UsageError
 from edgekit.search.budget import Budget
@@ -91,7 +92,7 @@ class Journal:
         rows = [{**header, "setup": dataclasses.asdict(self.setup)}]
         rows += [dataclasses.asdict(t) for t in self.known.values()]
         text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-        _replace(path, text.encode())  # as a whole: a last line that was cut off is gone
+        files.write(path, text.encode())  # as a whole: a last line that was cut off is gone
 
     def _read(self, path: Path, header: Mapping[str, object]) -> bool:
         """Take over what ``path`` holds of the same search."""
@@ -118,13 +119,7 @@ class Journal:
         """Leave a copy in the second place."""
         if self._kept is not None:
             self._kept.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self._kept, self.path.read_bytes())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    part = path.with_suffix(".part")
-    part.write_bytes(content)
-    part.replace(path)
+            files.write(self._kept, self.path.read_bytes())
 
 
 def _rows(path: Path) -> list[dict[str, object]]:

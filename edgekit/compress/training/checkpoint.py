@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from edgekit.core.files import whole
 
 _FACTS = "edgekit"
 
@@ -56,13 +57,9 @@ def running() -> Running | None:
 def write(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, object]) -> None:
     """Tensors and a JSON document in one file that is either there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    try:
+    with whole(path) as temporary:
         save_file(plain, temporary, metadata={_FACTS: json.dumps(facts)})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

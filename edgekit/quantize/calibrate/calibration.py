@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.core.files import whole
 from edgekit.core.parallel import Once
 from edgekit.errors import DataError, UnknownNameError, UsageError
 from edgekit.quantize.calibrate import ranges
@@ -149,11 +148,9 @@ class Calibration:
         arrays["histogram.place"] = np.array([[s[0], s[1]] for s in spans], np.int64).reshape(-1, 2)
         arrays |= _ragged("histogram", [s[2] for s in spans], np.int64)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            temporary = Path(folder) / path.name
+        with whole(path) as temporary:
             # One metadata key: safetensors does not keep an order among several.
             save_file(arrays, temporary, metadata={"edgekit": json.dumps(head, allow_nan=False)})
-            os.replace(temporary, path)  # noqa: PTH105
 
     @classmethod
     def load(cls, path: Path) -> Calibration:

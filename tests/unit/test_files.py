@@ -1,0 +1,98 @@
+"""Names that tell who makes a file: what is swept, what is not, and who may read what was made."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgekit.core import files
+from edgekit.errors import UsageError
+
+
+@pytest.fixture
+def dead() -> str:
+    """The owner's part of a name, of a process that has ended."""
+    script = "from edgekit.core import files; print(files.owner())"
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_what_the_dead_left_goes_and_nothing_else(tmp_path: Path, dead: str) -> None:
+    number, began, space = files.owner().split(".")
+    gone = [f".part-{dead}-ab", f"edgekit-run-{dead}-x1", f"ek-{dead}-q", f".run-{dead}"]
+    gone.append(f".part-{number}.{int(began) - 1}.{space}-ab")  # the number is another process' now
+    kept = [f".part-{files.owner()}-ab", ".part-12-ab", "edgekit-run-notes", f"{dead}", f"x.part-{dead}-ab"]
+    kept.append(f".part-{dead.rpartition('.')[0]}.{'0' * 6}-ab")  # of another machine, and young
+    for name in [*gone, *kept]:
+        if name.startswith("edgekit"):
+            (tmp_path / name).mkdir()
+        else:
+            (tmp_path / name).write_text("something")
+    assert files.sweep(tmp_path) == len(gone)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(kept)
+    assert files.sweep(tmp_path) == 0
+
+
+def test_what_another_machine_makes_goes_after_a_week(tmp_path: Path, dead: str) -> None:
+    name = tmp_path / f".part-{dead.rpartition('.')[0]}.{'0' * 6}-ab"
+    name.write_text("")
+    week = time.time() - 8 * 86400
+    os.utime(name, (week, week))
+    assert files.sweep(tmp_path) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+def test_what_another_user_left_is_theirs(tmp_path: Path, dead: str) -> None:
+    (tmp_path / f".part-{dead}-ab").write_text("")
+    os.chown(tmp_path / f".part-{dead}-ab", 12345, 12345)
+    assert files.sweep(tmp_path) == 0
+
+
+def test_links_are_not_followed(tmp_path: Path, dead: str) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("")
+    (tmp_path / f".part-{dead}-ab").symlink_to(tmp_path / "precious")
+    assert files.sweep(tmp_path) == 1
+    assert (tmp_path / "precious" / "file").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not tell")
+def test_one_that_was_killed_and_that_nobody_waits_for_is_dead() -> None:
+    script = "import time; from edgekit.core import files; print(files.owner(), flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        name = f".part-{process.stdout.readline().strip()}-ab"
+        assert files.alive(name)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+        assert not files.alive(name)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077, 0o002])
+def test_the_umask_holds(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        files.write(tmp_path / "written", b"1")
+        with files.whole(tmp_path / "private") as part:  # as safetensors does
+            os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
+        with files.scratch(tmp_path) as work:
+            (work / "file").write_text("")
+            files.publish(work, tmp_path / "folder")
+    finally:
+        os.umask(before)
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.rglob("*")}
+    plain = 0o666 & ~mask
+    assert modes == {"written": plain, "private": plain, "file": plain, "folder": 0o777 & ~mask}
+
+
+def test_no_place_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(UsageError, match=r"\(TMPDIR\)"):
+        files.temporary("test")

@@ -45,12 +45,15 @@ def list_(kinds: bool = False, as_json: bool = False) -> None:
         rows = [(k.name, k.title, k.processor, ", ".join(k.isa), k.why) for k in known]
         table("", ("kind", "device", "processor", "instructions", "why"), rows)
         return
-    found = tuple(catalogue.devices().values())
+    found, places = tuple(catalogue.devices().values()), catalogue.places()
     if as_json:
-        print_json({"devices": found})
+        print_json({"devices": found, "files": {name: str(path) for name, path in places.items()}})
         return
-    cells = [(d.name, str(d.options.get("kind", "")), d.transport, d.address, d.arch) for d in found]
-    table("", ("device", "kind", "transport", "address", "arch"), cells)
+    cells = [
+        (d.name, str(d.options.get("kind", "")), d.transport, d.address, d.arch, str(places.get(d.name, "")))
+        for d in found
+    ]
+    table("", ("device", "kind", "transport", "address", "arch", "from"), cells)
 
 
 @devices.command()

@@ -95,17 +95,40 @@ def kinds() -> Mapping[str, Kind]:
 
 
 def devices() -> Mapping[str, Device]:
-    """This machine and every device of the user's and the project's; the project's rows win."""
+    """This machine and every device of the user's and the project's. A project comes from anywhere: its rows stand in
+    for none of the user's, and name neither an ssh configuration nor programs of this machine."""
     known, found = kinds(), {"local": LOCAL}
-    for folder in folders():
-        for path in sorted(folder.glob("*.toml")):
-            row = structure(Row, _read(path), where=str(path))
-            if row.name != path.stem:
-                raise ConfigError(
-                    f"{path} names the device {row.name!r}", hint=f"rename it to {row.name}.toml"
-                )
-            found[row.name] = _device(row, known, path)
+    return found | {row.name: _device(row, known, path) for row, path in _rows().values()}
+
+
+def places() -> Mapping[str, Path]:
+    """The file of each device that has one."""
+    return {name: path for name, (_, path) in _rows().items()}
+
+
+def _rows() -> Mapping[str, tuple[Row, Path]]:
+    found: dict[str, tuple[Row, Path]] = {}
+    users, projects = folders()
+    for path in (*sorted(users.glob("*.toml")), *sorted(projects.glob("*.toml"))):
+        row = structure(Row, _read(path), where=str(path))
+        if row.name != path.stem:
+            raise ConfigError(f"{path} names the device {row.name!r}", hint=f"rename it to {row.name}.toml")
+        if row.name in found:
+            continue
+        if path.parent == projects:
+            _refuse_programs(row, path)
+        found[row.name] = (row, path)
     return found
+
+
+def _refuse_programs(row: Row, path: Path) -> None:
+    """An ssh configuration runs programs here (ProxyCommand), and a program that is named is sent to the device."""
+    here = [name for name in PROGRAMS if getattr(row, name) and not getattr(row, name).startswith("device:")]
+    if named := [*(["config"] if row.config else []), *here]:
+        raise ConfigError(
+            f"{path} names what a project may not: {', '.join(named)}",
+            hint=f"read it; if you want it, keep the row as yours, in {folders()[0]}",
+        )
 
 
 def device(name: str) -> Device:

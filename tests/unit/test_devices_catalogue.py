@@ -56,12 +56,26 @@ def test_values_survive_writing_whatever_is_in_them():
     assert device.options["emulated"] is True
 
 
-def test_the_projects_row_wins(tmp_path):
-    catalogue.write(Row(name="b", address="mine"))
+def test_a_projects_row_stands_in_for_none_of_the_users(tmp_path):
+    mine = catalogue.write(Row(name="b", address="mine", config="/home/me/ssh_config"))
     folder = tmp_path / "project" / ".edgekit" / "devices"
     folder.mkdir(parents=True)
     (folder / "b.toml").write_text('name = "b"\naddress = "project"\n')
-    assert catalogue.device("b").address == "project"
+    (folder / "c.toml").write_text('name = "c"\naddress = "project"\ntrtexec = "device:/usr/bin/trtexec"\n')
+    assert catalogue.device("b").address == "mine"
+    assert catalogue.device("c").address == "project"
+    assert catalogue.places() == {"b": mine, "c": folder / "c.toml"}
+
+
+@pytest.mark.parametrize(
+    "line", ['config = "ssh_config"', 'benchmark_model = "~/.ssh/id_ed25519"', 'trtexec = "x"']
+)
+def test_a_projects_row_names_no_program_of_this_machine(line, tmp_path):
+    folder = tmp_path / "project" / ".edgekit" / "devices"
+    folder.mkdir(parents=True)
+    (folder / "c.toml").write_text(f'name = "c"\naddress = "project"\n{line}\n')
+    with pytest.raises(ConfigError, match="names what a project may not"):
+        catalogue.device("c")
 
 
 @pytest.mark.parametrize("name", ["local", "-x", "../x", "a/b", "", "x" * 80, "a b"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.artifact.manifest import Artifact
 from edgekit.devices.execute import LOCAL, run_artifact
-from edgekit.devices.runnable import Runnable
+from edgekit.devices.runnable import Runnable, sizes
 from edgekit.types import Device, names
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def runnable(artifact: Artifact) -> Runnable:
         outputs=names(manifest.outputs),
         channels_moved=manifest.channels_moved,
         quantize=True,
+        sizes=sizes(manifest.outputs),
     )
 
 

@@ -11,10 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
-from edgekit.errors import BackendError
-from edgekit.types import KEEP_FLOAT32, Option
+import msgspec
+
+from edgekit.errors import BackendError, DeviceError
+from edgekit.types import KEEP_FLOAT32, Json, Option
+
+T = TypeVar("T")
 
 NUMBER = r"([-+\d.eE]+)"
 """A group that matches a number."""
@@ -30,6 +34,19 @@ def beyond_float16(nodes: Collection[str]) -> Iterator[str]:
     if nodes:
         named = ", ".join(sorted(nodes)[:5]) + (", …" if len(nodes) > 5 else "")
         yield f"{len(nodes)} nodes stay in float32, as their activations come near or leave float16's range: {named}"
+
+
+def reported(raw: Mapping[str, Json], name: str, kind: type[T]) -> T | None:
+    """What a runner's report has under ``name``, as ``kind``, or ``None``. Raises :class:`DeviceError` for anything
+    else."""
+    value = raw.get(name)
+    try:
+        return None if value is None else msgspec.convert(value, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise DeviceError(
+            f"the device reports what it executed in a form that cannot be read: {name}: {str(error)[:200]}",
+            hint="run it again; if it stays so, do not trust the device",
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

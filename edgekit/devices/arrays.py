@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from edgekit.devices.wire import plain
 from edgekit.errors import DataError, DeviceError
 
 if TYPE_CHECKING:
@@ -36,9 +37,12 @@ class ArrayFile:
                 for _ in range(self.count):
                     sample = {name: _record(file, size) for name in self.names}
                     yield channels_first(sample, self.channels_moved)
-            except ValueError as error:
+                if left := size - file.tell():
+                    raise ValueError(f"{left} bytes follow the last record")
+            except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError) as error:
                 raise DeviceError(
-                    f"{self.path.name} is cut short or damaged: {error}", hint="run it again"
+                    f"{self.path.name} is cut short or damaged: {plain(str(error))[:300]}",
+                    hint="run it again",
                 ) from error
 
 
@@ -53,6 +57,8 @@ def _record(file: BinaryIO, size: int) -> Array:
     header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
     shape, _, dtype = header(file)
     # A shape of -1 would be read as "all that is left", and one of terabytes would be allocated first.
+    if dtype.kind not in "biufc":
+        raise ValueError(f"a record of {dtype}, which are no numbers")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size - file.tell():
         raise ValueError(f"a record of shape {shape} in a file of {size} bytes")
     file.seek(start)

@@ -17,6 +17,7 @@ from edgekit.devices.arrays import ArrayFile, write_arrays
 from edgekit.devices.catalogue import LOCAL as LOCAL
 from edgekit.devices.job import Task, TaskResult, run_job
 from edgekit.devices.plan import Watch, mended, run_plan
+from edgekit.devices.replicates import impossible
 from edgekit.devices.transports.connect import connect, send_agent, send_model
 from edgekit.errors import DeviceError
 from edgekit.types import Device, Json
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     from edgekit.types import Array
 
 SAMPLE_BYTES = 1 << 30
-"""More than the outputs of one sample have: a device that would send more is not let."""
+"""More than the outputs of one sample have whose sizes only the run tells: a device that would send more is not let."""
+
+_HEADER_BYTES = 16_384
+"""What a record of ``.npy`` has before its numbers, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +95,8 @@ def run_artifact(
             id="run", backend=runnable.backend, agent=agent, job=job, result=wire.RunResult, timeout=timeout
         )
         done = _run(transport, task, on_progress)
-        names = _checked(device, runnable, samples, done.result)
-        limit = samples.count * SAMPLE_BYTES
+        names = _checked(device, runnable, samples, task.timeout, done.result)
+        limit = samples.count * _sample_bytes(runnable)
         mended(transport, partial(transport.get, "outputs", here / "outputs", limit))
     samples.path.unlink()
     return RunResult(
@@ -109,10 +113,22 @@ def run_artifact(
     )
 
 
+def _sample_bytes(runnable: Runnable) -> int:
+    """The most that one sample's outputs can have: their declared sizes, in the widest type there is."""
+    sizes = [runnable.sizes.get(name) for name in runnable.outputs]
+    if not sizes or None in sizes:
+        return SAMPLE_BYTES
+    return sum(_HEADER_BYTES + 16 * size for size in sizes if size is not None)
+
+
 def _checked(
-    device: Device, runnable: Runnable, samples: ArrayFile, result: wire.RunResult
+    device: Device, runnable: Runnable, samples: ArrayFile, timeout: float, result: wire.RunResult
 ) -> tuple[str, ...]:
     """The names of the outputs, where every sample was run and they are what was asked for."""
+    if max(result.seconds.values(), default=0.0) > 1.01 * timeout + 1:
+        raise impossible(
+            device.name, f"{max(result.seconds.values()):.0f} s in a process given {timeout:.0f}"
+        )
     if result.done != samples.count or (runnable.outputs and result.names != runnable.outputs):
         raise DeviceError(
             f"{device.name} ran {result.done} of {samples.count} samples and has the outputs "

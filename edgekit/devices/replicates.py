@@ -49,11 +49,7 @@ def replicate(device: str, task: Task[BenchResult], done: TaskResult[BenchResult
     assert asked is not None
     if not asked.iterations <= len(result.samples_ms) <= asked.max_iterations:
         raise impossible(device, f"{len(result.samples_ms)} inferences, {asked.iterations} were asked for")
-    # Its own clocks: the inferences and the whole process are timed by two that differ by parts in a million.
-    if sum(result.samples_ms) > 1010 * task.timeout:
-        raise impossible(device, f"inferences of {sum(result.samples_ms) / 1e3:.0f} s together")
-    if result.steady[1] < result.steady[0]:
-        raise impossible(device, "an end of the steady state before its begin")
+    _refuse_longer(device, task.timeout, result)
     return Replicate(
         samples_ms=result.samples_ms,
         import_ms=_milliseconds(result.seconds, "import"),
@@ -71,8 +67,28 @@ def replicate(device: str, task: Task[BenchResult], done: TaskResult[BenchResult
     )
 
 
+def _refuse_longer(device: str, timeout: float, result: BenchResult) -> None:
+    """Raise for times that the process, or what they are said to be parts of, had not."""
+    # Its own clocks: two that differ by parts in a million.
+    whole, steady = sum(result.samples_ms) / 1e3, result.steady[1] - result.steady[0]
+    if whole > 1.01 * timeout:
+        raise impossible(device, f"inferences of {whole:.0f} s together")
+    others = (result.first_ms / 1e3, sum(result.warmup.windows_ms) / 1e3, steady, *result.seconds.values())
+    if max(others) > 1.01 * timeout + 1:
+        raise impossible(device, f"{max(others):.0f} s in a process that was given {timeout:.0f}")
+    if steady < 0:
+        raise impossible(device, "an end of the steady state before its begin")
+    wall = result.contention.wall_s
+    if wall is not None and whole > 1.01 * wall + 1e-3:
+        raise impossible(device, f"inferences of {whole:.3f} s in {wall:.3f} s")
+
+
 def _milliseconds(seconds: Mapping[str, float], phase: str) -> float | None:
     return seconds[phase] * 1e3 if phase in seconds else None
+
+
+_NO_TIME_MS = 1e-6
+"""A nanosecond: what clocks count in."""
 
 
 def checked(device: str, one: Replicate) -> Replicate:
@@ -81,8 +97,10 @@ def checked(device: str, one: Replicate) -> Replicate:
     for value in (*times, one.peak_memory, one.model_memory):
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise impossible(device, f"{value} for a time or a size")
-    if not one.samples_ms or statistics.median(one.samples_ms) <= 0:
+    if not one.samples_ms or statistics.median(one.samples_ms) < _NO_TIME_MS:
         raise impossible(device, "no inference that took any time")
+    if one.p90_ms is not None and one.p99_ms is not None and one.p99_ms < one.p90_ms:
+        raise impossible(device, f"a 99th percentile of {one.p99_ms:g} ms below the 90th, {one.p90_ms:g} ms")
     return one
 
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.devices.arrays import channels_first
-from edgekit.types import Lowered, Option, names
+from edgekit.types import Lowered, Option, TensorSpec, names
 
 if TYPE_CHECKING:
     from edgekit.types import Array
+
+
+def sizes(outputs: Iterable[TensorSpec]) -> dict[str, int]:
+    """Elements of the tensors that have no dynamic axis, by name."""
+    return {
+        spec.name: math.prod(d for d in spec.shape if isinstance(d, int))
+        for spec in outputs
+        if all(isinstance(d, int) for d in spec.shape)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +32,9 @@ class Runnable:
     external data). ``options`` are the runtime's. ``outputs`` names what to keep of a run, in order (none: all, by
     the runtime's names). ``channels_moved`` names inputs and outputs whose channels, axis 1 in the source, are last
     here. ``quantize``: floats go into integer inputs, and come out of integer outputs, by their scale and
-    zero-point. ``inputs`` is one sample in the source's layout: what benchmarks and profiles run. ``preprocess``
-    makes the artifact's inputs of the source's, where the graph begins with preprocessing of its own.
+    zero-point. ``sizes``: elements of the outputs whose shapes are known, by name. ``inputs`` is one sample in the
+    source's layout: what benchmarks and profiles run. ``preprocess`` makes the artifact's inputs of the source's, where
+    the graph begins with preprocessing of its own.
     """
 
     backend: str
@@ -33,6 +44,7 @@ class Runnable:
     outputs: tuple[str, ...] = ()
     channels_moved: tuple[str, ...] = ()
     quantize: bool = False
+    sizes: Mapping[str, int] = field(default_factory=dict)
     inputs: Mapping[str, Array] = field(default_factory=dict)
     preprocess: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = None
 
@@ -48,6 +60,7 @@ class Runnable:
             outputs=names(lowered.outputs),
             channels_moved=lowered.channels_moved,
             quantize=True,
+            sizes=sizes(lowered.outputs),
         )
 
     def bind(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

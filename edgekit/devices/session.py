@@ -17,7 +17,7 @@ from edgekit.devices.job import R, Task, TaskResult, report_device
 from edgekit.devices.plan import Watch, mended, run_plan
 from edgekit.devices.transports import android
 from edgekit.devices.transports.process import CancelledError, Patience
-from edgekit.devices.wire import DeviceReport, ProgramResult
+from edgekit.devices.wire import DeviceReport, ProgramResult, plain
 from edgekit.errors import DeviceBusyError, DeviceError, RunCancelledError, RuntimeCrashError, UsageError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class ShellSession:
         argv = ["sh", "-c", _WATCHED, "edgekit", *bound, *job.argv]
         patience = Patience(whole=task.timeout, cancel=watch.cancel)
         done = self.transport.run(argv, stdin=b"", on_line=lines.append, patience=patience)
-        text = "\n".join([*lines, done.stderr])  # some print their figures on stderr
+        text = plain("\n".join([*lines, done.stderr]))  # some print their figures on stderr
         if done.returncode or done.timed_out:
             silent = f"gave no answer within {task.timeout:g} s"
             how = silent if done.timed_out else f"ended with {done.returncode}"
@@ -159,4 +159,4 @@ def short(transport: Transport, argv: Sequence[str]) -> str:
         raise DeviceError(
             f"{transport.name}: {argv[0]} failed: {done.stderr.strip()[-300:]}", hint="run it again"
         )
-    return "\n".join(lines)
+    return plain("\n".join(lines))

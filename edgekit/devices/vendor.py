@@ -102,12 +102,23 @@ def _program(transport: Transport, device: Device, tool: VendorTool, facts: wire
     return there
 
 
+_HEAD, _LINE = 1 << 18, 1000
+"""Of what a tool prints, its first and its last characters are read, and so many of a line: its figures are there, and
+patterns take no time over it."""
+
+
+def legible(text: str) -> str:
+    """The parts of a tool's output that have its figures."""
+    text = text if len(text) <= 2 * _HEAD else f"{text[:_HEAD]}\n{text[-_HEAD:]}"
+    return "\n".join(line[:_LINE] for line in wire.plain(text).split("\n"))
+
+
 def replicate(device: str, backend: str, threads: int, done: TaskResult[wire.ProgramResult]) -> Replicate:
     """What one process printed. Raises :class:`~edgekit.errors.BackendError` where no times are in it, and
     :class:`DeviceError` where what stands for them are none."""
     tool = tool_of(backend)
     try:
-        reading = tool.read(done.result.text, done.result.file)
+        reading = tool.read(legible(done.result.text), done.result.file)
     except (ValueError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
         raise DeviceError(
             f"{tool.TOOL} on {device} printed figures that cannot be read: {wire.plain(str(error))[:200]}",

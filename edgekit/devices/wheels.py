@@ -168,7 +168,7 @@ class _Resolver:
             if found is not None:
                 return found
         there = self._python.packages.get(name)
-        if there is not None and requirement.specifier.contains(there, prereleases=True):
+        if there is not None and _contains(requirement, there):
             self._own.append(name)
             return None
         raise _NoWheelError(f"no wheel for {text}")
@@ -203,6 +203,16 @@ class _Resolver:
             requirement = Requirement(text)
             if requirement.marker is None or requirement.marker.evaluate(self._python.environment()):
                 yield requirement
+
+
+def _contains(requirement: Requirement, version: str) -> bool:
+    """Whether a version that a device names will do; what is none will not."""
+    from packaging.version import InvalidVersion
+
+    try:
+        return requirement.specifier.contains(version, prereleases=True)
+    except InvalidVersion:
+        return False
 
 
 def _pip(argv: list[str]) -> subprocess.CompletedProcess[str]:

@@ -19,13 +19,27 @@ from msgspec import Meta
 from edgekit.errors import DeviceError
 from edgekit.types import Json, Option
 
-Text: TypeAlias = Annotated[str, Meta(max_length=1 << 20)]
+Text: TypeAlias = Annotated[str, Meta(max_length=1 << 17)]
 Output: TypeAlias = Annotated[str, Meta(max_length=1 << 24)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 60)]
 Whole: TypeAlias = Annotated[int, Meta(ge=-(1 << 60), le=1 << 60)]
 Number: TypeAlias = Annotated[float, Meta(ge=-1e15, le=1e15)]
 Time: TypeAlias = Annotated[float, Meta(ge=0, le=1e12)]
 """A duration, or seconds since the epoch: never negative, never NaN or infinite (JSON knows neither)."""
+Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+Bytes: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 50)]
+Hertz: TypeAlias = Annotated[int, Meta(ge=0, le=10**12)]
+Celsius: TypeAlias = Annotated[float, Meta(ge=-274, le=10_000)]
+Threads: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 16)]
+Processors: TypeAlias = Annotated[
+    tuple[Annotated[int, Meta(ge=0, le=1 << 16)], ...], Meta(max_length=1 << 16)
+]
+Clocks: TypeAlias = Annotated[tuple[Hertz, ...], Meta(max_length=1 << 16)]
+Words: TypeAlias = Annotated[tuple[Text, ...], Meta(max_length=4096)]
+Part: TypeAlias = Annotated[int, Meta(ge=0, le=999)]
+"""Of a version's number."""
+_FEW = Meta(max_length=4096)
+"""So many versions, sensors or rails a device may have: what it says of itself is kept with each measurement."""
 Times: TypeAlias = Annotated[tuple[Time, ...], Meta(min_length=1, max_length=1 << 20)]
 
 T = TypeVar("T")
@@ -138,24 +152,24 @@ class DeviceFacts(Message, frozen=True, omit_defaults=True):
     model: Text = ""
     processor: Text = ""
     abi: Text = ""
-    isa: tuple[Text, ...] = ()
-    processors: Count = 0
-    usable_processors: Count = 0
-    memory: Count | None = None
+    isa: Words = ()
+    processors: Threads = 0
+    usable_processors: Threads = 0
+    memory: Bytes | None = None
     python: Text = ""
     executable: Text = ""
     libc: Text = ""
     boot_id: Text = ""
-    governors: tuple[Text, ...] = ()
-    max_khz: tuple[Count, ...] = ()
-    trips_celsius: dict[Text, Number] = {}
+    governors: Words = ()
+    max_khz: Clocks = ()
+    trips_celsius: Annotated[dict[Text, Celsius], _FEW] = {}
     emulated: bool = False
 
 
 class Battery(Message, frozen=True, omit_defaults=True):
     """Charge in percent, and whether it discharges."""
 
-    percent: Whole | None = None
+    percent: Annotated[int, Meta(ge=0, le=1000)] | None = None
     status: Text = ""
 
 
@@ -163,15 +177,15 @@ class DeviceState(Message, frozen=True, omit_defaults=True):
     """How a device is at one moment: ``time`` by its own clock in seconds since the epoch."""
 
     time: Time = 0.0
-    load: Number | None = None
-    khz: tuple[Count, ...] = ()
-    cap_khz: tuple[Count, ...] = ()
-    governors: tuple[Text, ...] = ()
-    celsius: dict[Text, Number] = {}
-    cooling: dict[Text, Count] = {}
+    load: Time | None = None
+    khz: Clocks = ()
+    cap_khz: Clocks = ()
+    governors: Words = ()
+    celsius: Annotated[dict[Text, Celsius], _FEW] = {}
+    cooling: Annotated[dict[Text, Count], _FEW] = {}
     throttled: Count = 0
-    rails_mw: dict[Text, Number] = {}
-    gpu_hz: tuple[Count, ...] = ()
+    rails_mw: Annotated[dict[Text, Number], _FEW] = {}
+    gpu_hz: Clocks = ()
     battery: Battery | None = None
     thermal_status: Text = ""
 
@@ -219,13 +233,13 @@ class Phase(Message, frozen=True):
 class Versions(Message, frozen=True):
     """Of the runtime and of what it is made of, by distribution."""
 
-    versions: dict[Text, Text]
+    versions: Annotated[dict[Text, Text], _FEW]
 
 
 class Ready(Message, frozen=True):
     """The model was loaded with these options."""
 
-    options: dict[Text, Option] = {}
+    options: Annotated[dict[Text, Option], _FEW] = {}
 
 
 class Progress(Message, frozen=True):
@@ -245,33 +259,33 @@ class ProbeResult(Message, frozen=True):
     """Of the action ``probe``."""
 
     probe: ProbeAnswer
-    versions: dict[Text, Text]
+    versions: Annotated[dict[Text, Text], _FEW]
 
 
 class RunResult(Message, frozen=True):
     """Of the action ``run``: ``done`` samples with these outputs."""
 
     done: Count
-    names: tuple[Text, ...]
+    names: Words
     placement: dict[Text, Json] | None = None
-    seconds: dict[Text, Time] = {}
+    seconds: Annotated[dict[Text, Time], _FEW] = {}
 
 
 class PhaseMemory(Message, frozen=True, omit_defaults=True):
     """Bytes of one phase, where the kernel tells (``agent/memory.py``)."""
 
-    rss: Count | None = None
-    peak: Count | None = None
-    pss: Count | None = None
-    private_dirty: Count | None = None
+    rss: Bytes | None = None
+    peak: Bytes | None = None
+    pss: Bytes | None = None
+    private_dirty: Bytes | None = None
 
 
 class Memory(Message, frozen=True, omit_defaults=True):
     """By phase; ``resettable``: each peak is the phase's own. ``device``: of a GPU or NPU."""
 
-    phases: dict[Text, PhaseMemory] = {}
+    phases: Annotated[dict[Text, PhaseMemory], _FEW] = {}
     resettable: bool = False
-    device: dict[Text, Count] | None = None
+    device: Annotated[dict[Text, Bytes], _FEW] | None = None
 
 
 class Contention(Message, frozen=True):
@@ -279,9 +293,9 @@ class Contention(Message, frozen=True):
 
     wall_s: Time | None = None
     cpu_s: Time | None = None
-    cpu_per_wall: Number | None = None
-    pressure: Number | None = None
-    steal: Number | None = None
+    cpu_per_wall: Annotated[float, Meta(ge=0, le=1 << 16)] | None = None
+    pressure: Share | None = None
+    steal: Share | None = None
     preempted: Count | None = None
 
 
@@ -289,7 +303,7 @@ class Warmup(Message, frozen=True):
     """Whether two neighbouring windows agreed, and the windows' medians."""
 
     stable: bool = False
-    windows_ms: tuple[Time, ...] = ()
+    windows_ms: Annotated[tuple[Time, ...], Meta(max_length=1 << 20)] = ()
 
 
 class BenchResult(Message, frozen=True):
@@ -298,12 +312,12 @@ class BenchResult(Message, frozen=True):
     first_ms: Time
     samples_ms: Times
     steady: tuple[Time, Time]
-    seconds: dict[Text, Time]
-    threads: Count
+    seconds: Annotated[dict[Text, Time], _FEW]
+    threads: Threads
     warmup: Warmup = Warmup()
     contention: Contention = Contention()
     memory: Memory = Memory()
-    affinity: tuple[Count, ...] = ()
+    affinity: Processors = ()
 
 
 class ProfiledOperator(Message, frozen=True, rename={"origin": "from"}):
@@ -313,23 +327,23 @@ class ProfiledOperator(Message, frozen=True, rename={"origin": "from"}):
     op: Text
     placed: Text
     precision: Text
-    origin: tuple[Text, ...] = ()
-    us: tuple[Time, ...] | None = None
+    origin: Words = ()
+    us: Times | None = None
 
 
 class ProfileReport(Message, frozen=True):
     """What a session's ``profile`` says."""
 
-    operators: tuple[ProfiledOperator, ...]
+    operators: Annotated[tuple[ProfiledOperator, ...], Meta(max_length=1 << 20)]
     whole_us: Times
-    notes: tuple[Text, ...] = ()
+    notes: Words = ()
 
 
 class ProfileResult(Message, frozen=True):
     """Of the action ``profile``."""
 
     profile: ProfileReport
-    threads: Count
+    threads: Threads
 
 
 class ProgramResult(Message, frozen=True):
@@ -430,14 +444,14 @@ PLAN_EVENTS: Mapping[str, type[Message]] = {
 class Description(Message, frozen=True):
     """A device's Python, and what ``edgekit devices prepare`` has put beside it (``agent/installer.py``)."""
 
-    version: tuple[Count, Count, Count]
+    version: tuple[Part, Part, Part]
     implementation: Text
-    machine: Text
+    machine: Annotated[str, Meta(pattern="^[A-Za-z0-9_]{1,40}$")]
     libc: Text
-    libc_version: tuple[Count, Count]
+    libc_version: tuple[Part, Part]
     root: Text
-    packages: dict[Text, Text] = {}
-    prepared: dict[Text, tuple[WheelFile, ...]] = {}
+    packages: Annotated[dict[Text, Text], _FEW] = {}
+    prepared: Annotated[dict[Text, Annotated[tuple[WheelFile, ...], _FEW]], _FEW] = {}
 
 
 class Done(Message, frozen=True):
@@ -448,8 +462,12 @@ class Done(Message, frozen=True):
 
 # --- reading ---------------------------------------------------------------------------------------------
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
-"""Control characters but for tabs and line feeds, and those that turn the direction of writing."""
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
+    "\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+"""Control characters but for tabs and line feeds, those that turn the direction of writing or break lines, those that
+nobody sees, and halves of characters, which no terminal can be sent."""
 
 
 def plain(text: str) -> str:

@@ -336,7 +336,7 @@ def test_phones_that_say_nonsense(text):
 # --- over ssh --------------------------------------------------------------------------------------------
 
 SSH = f"""#!{sys.executable}
-import json, os, sys
+import json, os, sys, time
 lie = json.loads(os.environ["LIE"])
 command = sys.argv[-1]
 if "-oControlMaster=yes" in sys.argv and lie.get("greeting") is not None:
@@ -347,6 +347,7 @@ if "Sends one file" in command and lie.get("send") is not None:
     while True:
         sys.stdout.write(lie["send"] + "\\n")
         sys.stdout.flush()
+        time.sleep(lie.get("then", 0))
         if not lie.get("endless"):
             sys.exit(0)
 if "Receives one file" in command and lie.get("receive") is not None:

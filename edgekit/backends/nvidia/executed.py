@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias
 
+from edgekit.backends.base import reported
 from edgekit.graph.macs import Kernel, MacNode, assign, count_macs, summarize
 from edgekit.types import Json, OnnxModel, Placement, Precision, Target
 
@@ -54,7 +55,7 @@ def requested(model: OnnxModel, target: Target) -> Placement:
 
 def executed(model: OnnxModel, target: Target, raw: Mapping[str, Json]) -> Placement:
     """The placement of an engine that ran, from the inspector's layers; :func:`requested` where there are none."""
-    layers = cast("Sequence[Json]", raw.get("layers"))
+    layers = reported(raw, "layers", list[dict[str, Any] | str])
     if not layers:
         return requested(model, target)
     detailed = [layer for layer in layers if isinstance(layer, Mapping)]
@@ -107,6 +108,7 @@ def _onnx_names(layer: _Layer) -> tuple[str, ...]:
 
 
 def _precision(layer: _Layer) -> str:
-    first = next(iter(cast("Sequence[_Layer]", layer.get("Inputs") or ())), {})
+    inputs = layer.get("Inputs")
+    first = inputs[0] if isinstance(inputs, list) and inputs and isinstance(inputs[0], dict) else {}
     text = str(first.get("Datatype") or first.get("DataType") or first.get("Format/Datatype") or "").lower()
     return next((precision for name, precision in _PRECISIONS if name in text), text or "unknown")

@@ -22,7 +22,7 @@ def argv(model: str, options: Mapping[str, Option], timing: Timing, file: str) -
 
 def read(text: str, file: str = "") -> Reading:
     """The figures it prints, and each run's seconds from the file it writes (model, seconds, … a line)."""
-    mean = last(rf"Average inference time cost[^:]*: *{NUMBER} *ms", text)
+    mean = last(rf"Average inference time cost[^:\n]*: *{NUMBER} *ms", text)
     if mean is None:
         raise unread(TOOL, text)
     load = last(rf"Session creation time cost: *{NUMBER} *s", text)

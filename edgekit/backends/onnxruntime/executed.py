@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypedDict, cast
+from typing import TypedDict
 
+from edgekit.backends.base import reported
 from edgekit.graph import macs, ops
 from edgekit.graph.macs import Kernel, MacNode, assign, axis_sizes, computes_integers, count_macs, summarize
 from edgekit.graph.ops import Trait
@@ -47,7 +48,7 @@ def placement(model: OnnxModel, target: Target, lowered: Lowered, raw: Mapping[s
 
     ``raw["nodes"]`` is ``None`` when the profile was not recorded: then the share is not known.
     """
-    executed = cast("Sequence[Executed] | None", raw.get("nodes"))
+    executed = reported(raw, "nodes", list[Executed])
     if executed is None:
         note = "the runtime's profile was not recorded"
         return Placement(precision=str(target.precision), share=None, operators=0, notes=(note,))

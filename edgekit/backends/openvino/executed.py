@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypedDict, cast
+from typing import TypedDict
 
+from edgekit.backends.base import reported
 from edgekit.graph.macs import (
     Kernel,
     MacNode,
@@ -63,7 +64,7 @@ _INTEGERS = frozenset({"i4", "u4", "i8", "u8"})
 
 def placement(model: OnnxModel, target: Target, raw: Mapping[str, Json]) -> Placement:
     """Share of the multiply-accumulates in the asked-for precision, and every node that is not, with why."""
-    executed = cast("Sequence[Executed] | None", raw.get("nodes"))
+    executed = reported(raw, "nodes", list[Executed])
     if executed is None:
         note = "the compiled model was not recorded"
         return Placement(precision=str(target.precision), share=None, operators=0, notes=(note,))

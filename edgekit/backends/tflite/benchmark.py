@@ -37,7 +37,7 @@ def read(text: str, file: str = "") -> Reading:
     counted = dict(re.findall(rf"(\w+)={NUMBER}", last(r"^(count=.*)$", text) or ""))
     mean = figures.get("Inference (avg)", figures.get("no stats"))
     first = figures.get("First inference")
-    memory = last(rf"(?:Memory footprint delta|Peak memory footprint)[^:]*: .*overall={NUMBER}", text)
+    memory = last(rf"(?:Memory footprint delta|Peak memory footprint)[^:\n]*: .*overall={NUMBER}", text)
     return Reading(
         median_ms=float(counted["median"]) / 1e3 if "median" in counted else None,
         mean_ms=None if mean is None else mean / 1e3,

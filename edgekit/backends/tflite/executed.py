@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict, cast
+from typing import TypedDict
 
+from edgekit.backends.base import reported
 from edgekit.core.structure import structure
 from edgekit.graph.macs import computes_integers
 from edgekit.types import Fallback, Json, Lowered, Placement, Precision, Target
@@ -73,7 +74,7 @@ def read_placement(target: Target, lowered: Lowered, raw: Mapping[str, Json]) ->
     INT16 activations, which only the builtin kernels have. Float16 is a storage format on CPUs: XNNPACK expands
     the weights when it loads the file.
     """
-    nodes = cast("Sequence[Node] | None", raw.get("nodes"))
+    nodes = reported(raw, "nodes", list[Node])
     floats = structure(tuple[Fallback, ...], lowered.details.get("left_in_float", ()), where="left_in_float")
     codes = structure(tuple[str, ...], lowered.details.get("codes", ()), where="codes")
     if nodes is None:
@@ -95,7 +96,7 @@ def read_placement(target: Target, lowered: Lowered, raw: Mapping[str, Json]) ->
         precision=str(target.precision),
         share=right / total if total else _without_products(operators, target),
         operators=len(codes),
-        partitions=cast("int | None", raw.get("delegates")),
+        partitions=reported(raw, "delegates", int),
         kernels=dict(Counter(codes)),
         fallbacks=(*floats, *_fallbacks(executed, target, total)),
         notes=tuple(_notes(operators, target)),

@@ -67,4 +67,4 @@ class Contention:
 def _share(before: Optional[int], after: Optional[int], whole: float) -> Optional[float]:
     if before is None or after is None or whole <= 0:
         return None
-    return (after - before) / whole
+    return min(1.0, max(0.0, (after - before) / whole))  # hypervisors' counters are known to go back

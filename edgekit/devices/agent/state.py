@@ -81,12 +81,16 @@ def governors() -> List[str]:
     return sorted({_text(path) for path in paths} - {""})
 
 
+_NO_HEAT = 1000000
+"""Thousandths of a degree: what sensors say that are not there, such as 2147483647, is none."""
+
+
 def temperatures() -> Dict[str, float]:
     """Degrees Celsius by thermal zone; where two zones have one name, the hotter."""
     found: Dict[str, float] = {}
     for zone in sorted(glob.glob(root() + "/class/thermal/thermal_zone*")):
         value = _number(zone + "/temp")
-        if value is not None:
+        if value is not None and -273000 <= value < _NO_HEAT:
             name = _text(zone + "/type") or os.path.basename(zone)
             found[name] = max(value / 1000.0, found.get(name, -273.0))
     return found
@@ -97,7 +101,7 @@ def trips() -> Dict[str, float]:
     found: Dict[str, float] = {}
     for kind in glob.glob(root() + "/class/thermal/thermal_zone*/trip_point_*_type"):
         value = _number(kind[: -len("_type")] + "_temp")
-        if _text(kind) in ("passive", "hot") and value is not None and value > 0:
+        if _text(kind) in ("passive", "hot") and value is not None and 0 < value < _NO_HEAT:
             zone = os.path.dirname(kind)
             name = _text(zone + "/type") or os.path.basename(zone)
             found[name] = min(value / 1000.0, found.get(name, 1e9))
@@ -159,7 +163,9 @@ def battery() -> Message:
     """Charge in percent and whether it discharges; empty without a battery."""
     for supply in sorted(glob.glob(root() + "/class/power_supply/*")):
         if _text(supply + "/type") == "Battery":
-            return {"percent": _number(supply + "/capacity"), "status": _text(supply + "/status")}
+            charge = _number(supply + "/capacity")
+            known = charge is not None and 0 <= charge <= 1000
+            return {"percent": charge if known else None, "status": _text(supply + "/status")}
     return {}
 
 

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from edgekit.devices.transports.adb_client import Adb, last
 from edgekit.devices.transports.process import Completed, Lines, Patience, stream
-from edgekit.devices.transports.transport import relative
+from edgekit.devices.transports.transport import TRANSFER_SILENCE_S, relative, stalled
 from edgekit.devices.wire import plain
 from edgekit.errors import DeviceError, LinkLostError, UnreachableError, UsageError
 from edgekit.types import sha256_file
@@ -157,10 +157,12 @@ class AdbTransport:
         try:
             digest = self._digest(there, f"reading {name}")
             # By cat: of adb's own pull nobody can say how much it may bring.
-            patience = Patience(whole=120 + most / 100_000, most=most)
+            patience = Patience(whole=120 + most / 100_000, silence=TRANSFER_SILENCE_S, most=most)
             with part.open("wb") as file:
                 done = self._stream(["cat", there], b"", file.write, patience)
-            if done.returncode or done.timed_out:
+            if done.timed_out:
+                raise stalled(self.name, name)
+            if done.returncode:
                 raise self._adb.failure(self.name, self._serial, done.stderr, f"copying {name}")
             if digest != sha256_file(part):
                 raise DeviceError(f"{self.name}: {name} came back damaged", hint="run it again")
@@ -235,7 +237,7 @@ class AdbTransport:
         status = keeper.poll()
         if status is None:
             keeper.kill()
-        said = last(keeper.stderr.read(65536).decode("utf-8", "replace")) if keeper.stderr else ""
+        said = last(plain(keeper.stderr.read(65536).decode("utf-8", "replace"))) if keeper.stderr else ""
         self._hang_up()
         if status in (40, 41):
             return DeviceError(

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgekit.devices.wire import plain
 from edgekit.errors import DeviceError, LinkLostError, ToolMissingError, UnreachableError, UsageError
 
 _STATES = {
@@ -138,7 +139,7 @@ class Adb:
 def parse_devices(text: str) -> tuple[Seen, ...]:
     """``adb devices -l``: serial, state (which may have a space in it), and key:value words."""
     found = []
-    for line in text.splitlines():
+    for line in plain(text).splitlines():
         match = re.match(r"(\S+)\s+(no permissions|\S+)(.*)", line.strip())
         if match is None or line.startswith(("List of devices", "*")):
             continue
@@ -149,7 +150,7 @@ def parse_devices(text: str) -> tuple[Seen, ...]:
 
 def last(text: str) -> str:
     """The last line that says something."""
-    lines: Sequence[str] = [line.strip() for line in text.splitlines() if line.strip()]
+    lines: Sequence[str] = [line.strip() for line in plain(text).splitlines() if line.strip()]
     return lines[-1][-300:] if lines else ""
 
 

@@ -30,7 +30,7 @@ from edgekit.core.files import owner
 from edgekit.core.root import PACKAGE
 from edgekit.devices.transports.process import Completed, Lines, Patience, Tail, end, stream
 from edgekit.devices.transports.ssh_errors import explain
-from edgekit.devices.transports.transport import relative
+from edgekit.devices.transports.transport import TRANSFER_SILENCE_S, relative, stalled
 from edgekit.devices.wire import Count, Message, Text, Whole, decode, malformed
 from edgekit.errors import DeviceError, LinkLostError, ToolMissingError, UsageError
 from edgekit.types import sha256_file
@@ -151,8 +151,11 @@ class SshTransport:
         try:
             with part.open("wb") as file:
                 download = _Download(self.name, file, most)
-                patience = replace(self._patience(most), most=most + (1 << 20))
-                stream(argv, stdin=b"", on_data=download, patience=patience)
+                patience = replace(self._patience(most), most=most + (1 << 20), silence=TRANSFER_SILENCE_S)
+                done = stream(argv, stdin=b"", on_data=download, patience=patience)
+            if done.timed_out:
+                self._check("")
+                raise stalled(self.name, name)
             if download.error:
                 raise DeviceError(f"{self.name}: cannot read {name}: {download.error}", hint="run it again")
             if not download.whole():

@@ -6,10 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
-from edgekit.errors import UsageError
+from edgekit.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from edgekit.devices.transports.process import Completed, Patience
+
+
+TRANSFER_SILENCE_S = 60.0
+"""After this long without a byte a download has ended, however large it may become."""
 
 
 class Transport(Protocol):
@@ -59,6 +63,13 @@ class Transport(Protocol):
     def close(self) -> None:
         """Remove what was put there. May be called twice."""
         ...
+
+
+def stalled(device: str, name: str) -> DeviceError:
+    """The error for a download that does not go on."""
+    return DeviceError(
+        f"{device} stopped sending {name}", hint="check the network between here and there, then run it again"
+    )
 
 
 def relative(name: str) -> str:

@@ -17,7 +17,7 @@ STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr
 _ONE_STOP_S = 2.0
 """A terminal that closes is told of twice, by the system and by the shell: within this time it is one stop."""
 
-_exit_now = os._exit
+_ends: dict[str, Callable[..., NoReturn]] = {name: getattr(os, name) for name in ("_exit", "execv", "execve")}
 
 
 def prepare() -> None:
@@ -32,7 +32,9 @@ def prepare() -> None:
 
 
 def settle() -> None:
-    """The end has begun: stops no longer disturb it."""
+    """The end has begun: stops no longer disturb it, and whoever ends the process now may."""
+    for name, function in _ends.items():
+        setattr(os, name, function)
     if threading.current_thread() is threading.main_thread():
         for number in STOPS:
             if callable(signal.getsignal(number)):
@@ -74,22 +76,22 @@ def _guard(process: int) -> None:
 
     def leave(status: int = 0) -> NoReturn:
         if os.getpid() != process:
-            _exit_now(status)
+            _ends["_exit"](status)
         if threading.current_thread() is threading.main_thread():
             raise SystemExit(status)
         sys.stderr.write(f"error: a thread of the code that ran here ended the process: os._exit({status})\n")
         sys.stderr.flush()
-        _exit_now(status or FactoryError.exit_code)
+        _ends["_exit"](status or FactoryError.exit_code)
 
     os._exit = leave
     for name in ("execv", "execve"):
-        setattr(os, name, _not_replaced(process, name, getattr(os, name)))
+        setattr(os, name, _not_replaced(process, name))
 
 
-def _not_replaced(process: int, name: str, replace: Callable[..., NoReturn]) -> Callable[..., NoReturn]:
+def _not_replaced(process: int, name: str) -> Callable[..., NoReturn]:
     def instead(*arguments: str | Sequence[str]) -> NoReturn:
         if os.getpid() != process:
-            replace(*arguments)
+            _ends[name](*arguments)
         raise SystemExit(f"os.{name}")
 
     return instead

@@ -99,6 +99,7 @@ def call(monkeypatch, capsys, artifact):
             *arguments,
         ]
         monkeypatch.setattr(sys, "argv", argv)
+        monkeypatch.setattr("edgekit.cli._ending.prepare", lambda: None)  # it is for a process of its own
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
             cli.main()

@@ -187,6 +187,7 @@ def test_a_file_that_ends_too_early_is_no_interrupt(
     def end(**_: object) -> int:
         raise edgekit.cli.click.Abort from EOFError("no data left")
 
+    monkeypatch.setattr("edgekit.cli._ending.prepare", lambda: None)  # it is for a process of its own
     monkeypatch.setattr(edgekit.cli.cli, "main", end)
     with pytest.raises(SystemExit) as ended:
         edgekit.cli.main()

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgekit.errors import Stopped
 from edgekit.quantize.guard import guard
 from edgekit.quantize.options import QuantizeOptions
 from edgekit.quantize.sensitivity import LayerSensitivity
@@ -119,6 +120,20 @@ def test_interruption_keeps_the_best_so_far() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         guard(at_once, [layer(0, 0.1)], 1.0, QuantizeOptions())
+
+
+def test_a_stop_is_no_wish_to_go_on_with_what_there_is() -> None:
+    calls = 0
+
+    def measure(_: QuantizeOptions) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise Stopped(15)
+        return 9.0
+
+    with pytest.raises(Stopped):
+        guard(measure, [layer(i, 0.1) for i in range(16)], 1.0, QuantizeOptions())
 
 
 @settings(max_examples=100, deadline=None)

@@ -72,8 +72,8 @@ COMMANDS = {
         "build", MODEL, "-t", TARGETS, "--recipe", RECIPE, *TASK, "--calib", "model.py:calibration",
         "--max-drop", "10%", "--no-speed-gate", "-o", "out",
     ),
-    "compress": ("compress", MODEL, "--recipe", RECIPE, *TASK, "-o", "out"),
-    "package": ("package", f"{ARTIFACTS}/tflite-int8", "--format", "bundle", "-o", "out"),
+    "compress": ("compress", MODEL, "--recipe", RECIPE, *TASK, "--out", "out"),
+    "package": ("package", f"{ARTIFACTS}/tflite-int8", "--format", "bundle", "--out", "out"),
 }  # fmt: skip
 
 

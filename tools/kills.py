@@ -73,7 +73,10 @@ COMMANDS = {
         "--max-drop", "10%", "--no-speed-gate", "-o", "out",
     ),
     "compress": ("compress", MODEL, "--recipe", RECIPE, *TASK, "--out", "out"),
-    "package": ("package", f"{ARTIFACTS}/tflite-int8", "--format", "bundle", "--out", "out"),
+    "package": (
+        "package", f"{ARTIFACTS}/tflite-int8", "--format", "bundle", "--name", "org.example.patterns",
+        "--version", "1.0.0", "--out", "out",
+    ),
 }  # fmt: skip
 
 

@@ -1,0 +1,46 @@
+"""Small modules, each a few lines, of every family of operators and of what else forward may do."""
+
+from torture import (
+    algebra,
+    attention,
+    control,
+    convolutions,
+    elementwise,
+    forms,
+    hooks,
+    indexing,
+    kinds,
+    losses,
+    norms,
+    order,
+    pools,
+    recurrent,
+    reductions,
+    resizing,
+    shapes,
+    signals,
+)
+from torture.case import CASES, Case
+
+__all__ = [
+    "CASES",
+    "Case",
+    "algebra",
+    "attention",
+    "control",
+    "convolutions",
+    "elementwise",
+    "forms",
+    "hooks",
+    "indexing",
+    "kinds",
+    "losses",
+    "norms",
+    "order",
+    "pools",
+    "recurrent",
+    "reductions",
+    "resizing",
+    "shapes",
+    "signals",
+]

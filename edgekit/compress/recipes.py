@@ -9,16 +9,15 @@ are coded losslessly. On one line: ``prune(sparsity=0.9);cluster(values=8)``.
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit.compress.registry import default_options, from_options, parse, registry
 from edgekit.compress.step import Scalar, Step, options, spell
-from edgekit.core import files
+from edgekit.core import files, toml
 from edgekit.core.structure import structure
-from edgekit.errors import ConfigError, UnknownNameError, UsageError
+from edgekit.errors import ConfigError, UnknownNameError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +91,7 @@ def dumps(recipe: Recipe, *, comment: str = "") -> str:
 
 
 def _from_file(path: Path) -> Recipe:
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(
-            f"the recipe {path} cannot be read: {error.strerror}", hint="name a .toml file"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}", hint="correct the TOML") from error
+    document = toml.read(path)
     for key in document:
         if key not in ("seed", "step", "ship"):
             raise UnknownNameError("key", key, ("seed", "step", "ship"), where=str(path))

@@ -7,11 +7,11 @@ Later wins: the user's own file (``~/.config/edgekit/edgekit.toml``), the projec
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.core import toml
 from edgekit.core.declared import Declared, declared_options, find, option, strict
 from edgekit.core.targets import user_dir
 from edgekit.errors import ConfigError, UnknownNameError
@@ -393,10 +393,7 @@ def _from_project(project: Path) -> dict[str, object]:
 def _from_file(path: Path, *tables: str) -> dict[str, object]:
     if not path.is_file():
         return {}
-    try:
-        document: object = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: {e}", hint="correct the TOML") from e
+    document: object = toml.read(path)
     for name in tables:
         document = _table(document, path).get(name, {})
     values = _table(document, path)

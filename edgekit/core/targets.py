@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.core import plugins
+from edgekit.core import plugins, toml
 from edgekit.core.structure import structure
 from edgekit.errors import ConfigError, UnknownNameError, UnsupportedError, UsageError
 from edgekit.types import Target
@@ -51,7 +50,7 @@ def impossible() -> tuple[Impossible, ...]:
         for backend in plugin.backends:
             path = plugin.data / backend / "target.toml"
             if path.is_file():
-                rows = _document(path).get("impossible", ())
+                rows = toml.rows(_document(path), "impossible", path)
                 found += [structure(Impossible, row, where=f"{path}: impossible") for row in rows]
     return tuple(found)
 
@@ -76,14 +75,11 @@ def read_rows(path: Path, owner: str) -> tuple[Target, ...]:
     """The targets of one ``target.toml``; its ``backend``, ``extra``, ``runs_on`` and ``ships_to`` are defaults."""
     document = _document(path)
     defaults = {k: document[k] for k in _INHERITED if k in document}
-    return tuple(_row(defaults | row | {"owner": owner}, path) for row in document.get("target", ()))
+    return tuple(_row(defaults | row | {"owner": owner}, path) for row in toml.rows(document, "target", path))
 
 
 def _document(path: Path) -> dict[str, Any]:
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: {e}", hint="correct the TOML") from e
+    document = toml.read(path)
     allowed = {*_INHERITED, "target", "impossible"}
     for key in document:
         if key not in allowed:

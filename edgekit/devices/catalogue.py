@@ -7,7 +7,6 @@ A user's row lies in ``~/.config/edgekit/devices/NAME.toml`` or the project's ``
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgekit.core import files
+from edgekit.core import files, toml
 from edgekit.core.plugins import data_dir
 from edgekit.core.structure import structure
 from edgekit.core.targets import user_dir
@@ -90,7 +89,9 @@ def check_name(name: str) -> None:
 
 def kinds() -> Mapping[str, Kind]:
     """The kinds that edgekit knows."""
-    found = [structure(Kind, _read(p), where=str(p)) for p in sorted((data_dir() / "devices").glob("*.toml"))]
+    found = [
+        structure(Kind, toml.read(p), where=str(p)) for p in sorted((data_dir() / "devices").glob("*.toml"))
+    ]
     return {kind.name: kind for kind in found}
 
 
@@ -110,7 +111,7 @@ def _rows() -> Mapping[str, tuple[Row, Path]]:
     found: dict[str, tuple[Row, Path]] = {}
     users, projects = folders()
     for path in (*sorted(users.glob("*.toml")), *sorted(projects.glob("*.toml"))):
-        row = structure(Row, _read(path), where=str(path))
+        row = structure(Row, toml.read(path), where=str(path))
         if row.name != path.stem:
             raise ConfigError(f"{path} names the device {row.name!r}", hint=f"rename it to {row.name}.toml")
         if row.name in found:
@@ -209,10 +210,3 @@ def _device(row: Row, known: Mapping[str, Kind], path: Path) -> Device:
         os=row.os or kind.os,
         options=options,
     )
-
-
-def _read(path: Path) -> dict[str, object]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}", hint="correct the TOML") from error

@@ -6,7 +6,8 @@ so that equal inputs give an equal digest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -33,6 +34,9 @@ from edgekit.types import (
 
 FILE_NAME = "manifest.json"
 _VOLATILE = ("measurements", "machine")
+_ELEMENT_TYPE = re.compile(
+    r"bool|u?int(2|4|8|16|32|64)|float(16|32|64)|bfloat16|complex(64|128)|float[468]_\w+"
+)
 
 
 class Status(StrEnum):
@@ -216,7 +220,18 @@ def read(path: Path) -> Artifact:
         raise SourceError(f"{file} names no model file", hint="build the artifact again")
     for name in (*(f.name for f in manifest.files), *([manifest.golden.file] if manifest.golden else [])):
         _refuse_escape(name, file)
+    refuse_unknown_types((*manifest.inputs, *manifest.outputs), str(file))
     return Artifact(directory=directory, manifest=manifest)
+
+
+def refuse_unknown_types(specs: Iterable[TensorSpec], where: str) -> None:
+    """Raise :class:`SourceError` for a tensor whose elements are of a type that no runtime has."""
+    for spec in specs:
+        if not _ELEMENT_TYPE.fullmatch(spec.dtype):
+            raise SourceError(
+                f"{where} gives {spec.name!r} the type {spec.dtype!r}: there is none",
+                hint="build it again, or ask the sender for another",
+            )
 
 
 def check_files(artifact: Artifact) -> None:

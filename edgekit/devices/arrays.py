@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from edgekit.devices.wire import plain
 from edgekit.errors import DataError, DeviceError
@@ -31,39 +30,23 @@ class ArrayFile:
         return self.count
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
+        from edgekit.load.array_files import read_record
+
         size = self.path.stat().st_size
         with self.path.open("rb") as file:
             try:
                 for _ in range(self.count):
-                    sample = {name: _record(file, size) for name in self.names}
+                    sample = {name: read_record(file, size) for name in self.names}
+                    if others := [a.dtype for a in sample.values() if a.dtype.kind not in "biufc"]:
+                        raise ValueError(f"a record of {others[0]}, which are no numbers")
                     yield channels_first(sample, self.channels_moved)
                 if left := size - file.tell():
                     raise ValueError(f"{left} bytes follow the last record")
-            except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError) as error:
+            except ValueError as error:
                 raise DeviceError(
                     f"{self.path.name} is cut short or damaged: {plain(str(error))[:300]}",
                     hint="run it again",
                 ) from error
-
-
-def _record(file: BinaryIO, size: int) -> Array:
-    """The next array of a file of ``size`` bytes. Raises ``ValueError`` where its header claims what is not there."""
-    import numpy as np
-
-    start, version = file.tell(), np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"a record of version {version}")
-    first = version == (1, 0)
-    header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-    shape, _, dtype = header(file)
-    # A shape of -1 would be read as "all that is left", and one of terabytes would be allocated first.
-    if dtype.kind not in "biufc":
-        raise ValueError(f"a record of {dtype}, which are no numbers")
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size - file.tell():
-        raise ValueError(f"a record of shape {shape} in a file of {size} bytes")
-    file.seek(start)
-    array: Array = np.lib.format.read_array(file, allow_pickle=False)
-    return array
 
 
 def channels_first(arrays: Mapping[str, Array], moved: Collection[str]) -> dict[str, Array]:

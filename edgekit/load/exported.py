@@ -8,8 +8,10 @@ tensors and ATen operators has none and is loaded, any other needs ``--trust``.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import logging
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,12 +50,26 @@ def load(spec: SourceSpec, permit: Permit) -> TorchModel:
             f"loading {spec.path} would execute code from it: {'; '.join(dangers[:5])}",
             hint="pass --trust only if you made the file yourself or trust who did: it can then run any program",
         )
-    with translated(
-        f"{spec.path} cannot be loaded",
-        hint=f"save it again with torch.export.save and torch {torch.__version__}",
+    with (
+        translated(
+            f"{spec.path} cannot be loaded",
+            hint=f"save it again with torch.export.save and torch {torch.__version__}",
+        ),
+        _unlogged("torch.export"),
     ):
         program = torch.export.load(spec.path)
-    return from_program(program, spec.text)
+        return from_program(program, spec.text)
+
+
+@contextlib.contextmanager
+def _unlogged(name: str) -> Iterator[None]:
+    """Without what a library logs, tracebacks among it, before it raises the same."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def from_program(program: torch.export.ExportedProgram, what: str) -> TorchModel:

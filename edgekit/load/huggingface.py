@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from edgekit.errors import MissingExtraError, SourceError, UntrustedSourceError
 from edgekit.load import module as modules
 from edgekit.load.foreign import translated
+from edgekit.load.huggingface_sizes import refuse_hollow
 from edgekit.load.shapes import PADDING
 from edgekit.load.usercode import guarded
 from edgekit.preprocess.declared import from_mapping
@@ -81,24 +82,28 @@ def load(spec: SourceSpec, permit: Permit) -> TorchModel:
         transformers.utils.logging.disable_progress_bar()
         hub = _Hub(transformers=transformers, name=str(spec.path or spec.attribute), permit=permit)
         config = _config(hub, spec)
-        if spec.path is not None and not permit.trust:
-            _refuse_pickles(spec.path)
-        module = _module(hub, config)
-        inputs, padding = _example(hub, config, module)
+        with translated(f"{spec.text} cannot be loaded", hint="download the model again"):
+            module = _module(hub, config)
+            inputs, padding = _example(hub, config, module)
+            labels = _labels(config)
     model = modules.bind(module, inputs, what=spec.text)
     axes = {
         key: {0: "batch", 1: "sequence"} if tensor.dim() == 2 and _is_text(key) else {0: "batch"}
         for key, tensor in model.example_inputs.items()
     }
-    labels = getattr(config, "id2label", None) or {}
     task = _task(type(module).__name__)
     return modules.complete(
         model,
         task=task,
         dynamic_axes=axes,
-        labels=tuple(str(labels[i]) for i in sorted(labels)) if "classification" in task else (),
+        labels=labels if "classification" in task else (),
         preprocessing={**_preprocessing(spec.path, task), **padding},
     )
+
+
+def _labels(config: object) -> tuple[str, ...]:
+    names = getattr(config, "id2label", None) or {}
+    return tuple(str(names[i]) for i in sorted(names))
 
 
 def _task(architecture: str) -> str:
@@ -114,6 +119,9 @@ def _config(hub: _Hub, spec: SourceSpec) -> object:
             f"{spec.text} brings its own Python code ({', '.join(names)})",
             hint="pass --trust to let it run, after you have read it",
         )
+    if spec.path is not None and not hub.permit.trust:
+        _refuse_pickles(spec.path)
+        refuse_hollow(spec.path, _json(spec.path / "config.json"))
     with translated(
         f"the config of {spec.text} cannot be read", hint="is it a model directory of transformers?"
     ):
@@ -144,13 +152,17 @@ def _refuse_pickles(folder: Path) -> None:
 
 
 def _module(hub: _Hub, config: object) -> torch.nn.Module:
-    architectures = getattr(config, "architectures", None) or []
-    classes = [getattr(hub.transformers, a) for a in architectures if hasattr(hub.transformers, a)]
+    named = [getattr(hub.transformers, str(a), None) for a in getattr(config, "architectures", None) or []]
+    # A config names whatever it likes; what is loaded is a model.
+    models = hub.transformers.PreTrainedModel
+    classes: list[Any] = [c for c in named if isinstance(c, type) and issubclass(c, models)]
     # The key-value cache would become an output of the graph; named results give the outputs their names.
     for key, value in (("use_cache", False), ("return_dict", True)):
         if hasattr(config, key):
             setattr(config, key, value)
-    with guarded(f"loading hf:{hub.name}"):
+    # The traceback is worth showing where it may be that of the model's own code.
+    what = f"loading hf:{hub.name}"
+    with guarded(what) if hub.permit.trust else translated(f"{what} failed", hint="download the model again"):
         module: torch.nn.Module = (classes or [hub.transformers.AutoModel])[0].from_pretrained(
             hub.name,
             config=config,

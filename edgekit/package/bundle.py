@@ -29,6 +29,9 @@ FORMAT = Format(
 MAX_BYTES = 16 << 30
 """Unpacked size above which an archive is refused: more than any model for an edge device."""
 
+MAX_FILES = 1024
+"""A bundle has a model, a few documents and two files a test vector."""
+
 _EKZ = b"EKZ"
 _REFUSE = "do not use this bundle; ask its sender for a new one"
 _USAGE = """
@@ -143,7 +146,14 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
     for entry in entries:
         # The raw name: ZipInfo cuts filename at a null byte and rewrites separators.
         name, pure = entry.orig_filename, PurePosixPath(entry.orig_filename)
-        escapes = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name
+        escapes = (
+            not pure.parts
+            or pure.is_absolute()
+            or ".." in pure.parts
+            or "\\" in name
+            or ":" in name
+            or "\0" in name
+        )
         special = stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
         if escapes or special:
             raise UntrustedSourceError(f"{path} has an entry that leaves its folder: {name!r}", hint=_REFUSE)
@@ -151,6 +161,10 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
         if name.casefold() in seen:
             raise UntrustedSourceError(f"{path} has two entries {name!r}", hint=_REFUSE)
         seen.add(name.casefold())
+    if len(entries) > MAX_FILES:
+        raise UntrustedSourceError(
+            f"{path} has {len(entries):,} entries: no bundle has so many", hint=_REFUSE
+        )
     # By what the archive declares: zipfile stops reading an entry there.
     if sum(e.file_size for e in entries) > MAX_BYTES:
         raise UntrustedSourceError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from edgekit.artifact.manifest import refuse_unknown_types
 from edgekit.core.structure import structure
 from edgekit.errors import SourceError, UnknownNameError, UsageError
 from edgekit.package import coordinates
@@ -191,4 +192,6 @@ def read(path: Path) -> Descriptor:
             f"{path} has schema {schema!r}, this edgekit reads {SCHEMA_VERSION}",
             hint="upgrade edgekit, or write the package again",
         )
-    return structure(Descriptor, document, where=str(path))
+    described = structure(Descriptor, document, where=str(path))
+    refuse_unknown_types((*described.inputs, *described.outputs), str(path))
+    return described

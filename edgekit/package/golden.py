@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import ml_dtypes  # noqa: F401 - numpy then knows types of 4, 8 and 16 bits by name
 import numpy as np
 
 from edgekit.artifact import golden as stored

@@ -179,7 +179,8 @@ def filled(kind):
         return {"text": filled(args[1])}
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        return kind(**{f.name: filled(hints[f.name]) for f in dataclasses.fields(kind)})
+        fields = [f.name for f in dataclasses.fields(kind)]
+        return kind(**{n: "int8" if n == "dtype" else filled(hints[n]) for n in fields})
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return list(kind)[-1]
     return {str: "text", int: 3, float: 0.5, bool: True}.get(kind, "anything")

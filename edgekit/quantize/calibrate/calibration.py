@@ -164,7 +164,15 @@ class Calibration:
             if head["version"] != VERSION:
                 raise ValueError(f"version {head['version']}")
             return _assemble(head, arrays)
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError, IndexError) as error:
+        except (
+            SafetensorError,
+            OSError,
+            LookupError,
+            ValueError,
+            TypeError,
+            AssertionError,
+            RecursionError,
+        ) as error:
             raise DataError(
                 f"{path} is not a calibration of this version: {error}", hint="calibrate again"
             ) from error

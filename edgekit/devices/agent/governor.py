@@ -33,12 +33,15 @@ class Keeper:
     """The governor is ``name`` until :meth:`release`, or until this process ends. Raises :class:`GovernorError`."""
 
     def __init__(self, name: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, sys.argv[0], "governor", name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # what kills the supervisor's group must not kill this
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, sys.argv[0], "governor", name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # what kills the supervisor's group must not kill this
+            )
+        except (OSError, ValueError) as error:
+            raise GovernorError("denied", "no process can be started that holds it: %s" % error) from error
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         try:

@@ -28,12 +28,13 @@ RECORD = "edgekit.json"
 def main() -> int:
     """Read the request, do it."""
     channel = Channel()
-    request = json.loads(sys.stdin.readline())
     try:
+        request = json.loads(sys.stdin.readline())
         channel.send("result", **ACTIONS[request["action"]](request))
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    # What a damaged wheel raises depends on how it is compressed; the host must hear of it, whatever it was.
+    except Exception as error:  # noqa: BLE001
         number = error.errno if isinstance(error, OSError) else None
-        channel.send("error", message=str(error), errno=number)
+        channel.send("error", message="%s: %s" % (type(error).__name__, error), errno=number)
         return 1
     return 0
 

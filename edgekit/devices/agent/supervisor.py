@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import Deque, Iterator, List, Optional, Tuple
+from typing import Deque, Dict, Iterator, List, Optional, Tuple
 
 from . import lock, state
 from .channel import Channel, Message, encode
@@ -39,7 +39,11 @@ _MAX_LINE = 64 * 1024 * 1024
 def main() -> int:
     """Read the plan, do it."""
     channel = Channel()
-    plan, rest = _first_line()
+    try:
+        plan, rest = _first_line()
+    except (ValueError, RecursionError) as error:
+        sys.stderr.write("this is no plan: %s\n" % error)
+        return 2
     if plan is None:
         return 2
     ours = None
@@ -74,7 +78,33 @@ def _first_line() -> Tuple[Optional[Message], bytes]:
             return None, b""
         data += part
     line, rest = data.split(b"\n", 1)
-    return json.loads(line.decode("utf-8")), rest
+    return checked(json.loads(line.decode("utf-8"))), rest
+
+
+_PLAN = {"tasks": list, "journal": str, "heartbeat": (int, float)}
+_TASK = {"id": str, "argv": list, "job": dict, "timeout": (int, float)}
+
+
+def checked(plan: object) -> Message:
+    """The plan, if it has what a plan has. Raises ``ValueError``."""
+    for task in _members(plan, _PLAN)["tasks"]:
+        words = _members(task, _TASK)["argv"]
+        if not words or not all(isinstance(word, str) and "\0" not in word for word in words):
+            raise ValueError("argv is no list of texts")
+    found = _members(plan, _PLAN)
+    pause, governor, owner = found.get("state_s") or 0, found.get("governor") or "", found.get("lock") or {}
+    if not isinstance(pause, (int, float)) or not isinstance(governor, str) or not isinstance(owner, dict):
+        raise ValueError("state_s is no number, governor no text, or lock no object")  # noqa: TRY004
+    return found
+
+
+def _members(value: object, kinds: Dict[str, object]) -> Message:
+    if not isinstance(value, dict):
+        raise ValueError("it is no object")  # noqa: TRY004
+    for name, kind in kinds.items():
+        if not isinstance(value.get(name), kind):  # type: ignore[arg-type]
+            raise ValueError("%s is missing or of another type" % name)  # noqa: TRY004
+    return value
 
 
 class HostLostError(Exception):
@@ -153,7 +183,11 @@ class Supervisor:
 
     def _task(self, task: Message) -> None:
         self._say("started", id=task["id"], replayed=False)
-        child = Child(task)
+        try:
+            child = Child(task)
+        except OSError as error:  # there is no such program, or it may not be started
+            self._say("ended", id=task["id"], returncode=127, stderr=str(error), timed_out=False)
+            return
         try:
             for line in child.lines(self.host):
                 self._say("line", id=task["id"], line=line)

@@ -27,11 +27,11 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, None)  # None: of numpy's tofi
 def main() -> int:
     """Read the job from stdin, do it, report it."""
     channel = Channel()
-    line = sys.stdin.readline()
-    if not line:
-        return 2
-    threading.Thread(target=_die_with_host, daemon=True).start()
     try:
+        line = sys.stdin.readline()
+        if not line:
+            return 2
+        threading.Thread(target=_die_with_host, daemon=True).start()
         work(Job(channel, json.loads(line)))
     except JobError as error:
         cause = trace(error.__cause__) if error.__cause__ else ""

@@ -50,11 +50,16 @@ def show_error(error: EdgekitError, *, as_json: bool = False) -> None:
     if as_json:
         print_json({"error": error.to_json()})
     if isinstance(error, FactoryError | MetricError) and error.user_traceback:
-        click.echo(error.user_traceback.rstrip(), err=True)
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True)
+        click.echo(harmless(error.user_traceback.rstrip()), err=True)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {harmless(error.message)}", err=True)
     for note in getattr(error, "__notes__", ()):
-        click.echo(f"  {note}", err=True)
-    click.echo(f"{click.style('hint:', fg='cyan', bold=True)} {error.hint}", err=True)
+        click.echo(f"  {harmless(note)}", err=True)
+    click.echo(f"{click.style('hint:', fg='cyan', bold=True)} {harmless(error.hint)}", err=True)
+
+
+def harmless(text: str) -> str:
+    """``text`` of several lines, which may quote a file of anybody's, without what changes a terminal's state."""
+    return "\n".join(printable(line.replace("\t", "    ")) for line in text.split("\n"))
 
 
 def end_with(errors: Sequence[EdgekitError]) -> None:

@@ -12,7 +12,7 @@ import edgekit
 from edgekit.artifact.limits import parse
 from edgekit.artifact.proof import inputs
 from edgekit.cli._options import json_flag
-from edgekit.cli._output import end_with, number, print_json, progress, table
+from edgekit.cli._output import end_with, harmless, number, print_json, progress, table
 from edgekit.core.config import Options
 from edgekit.core.declared import parse_settings
 from edgekit.devices import catalogue
@@ -122,7 +122,7 @@ def verify(
         )
     for outcome in outcomes:
         for note in outcome.notes:
-            click.echo(f"{outcome.path}: {note}", err=True)
+            click.echo(harmless(f"{outcome.path}: {note}"), err=True)
     end_with(errors)
 
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from edgekit.backends.tflite import flatbuffer_schema
+from edgekit.backends.tflite.reading import read_tree
 from edgekit.diff.forms import INPUT, CutForm, Layer
 from edgekit.diff.views import real, stored
 from edgekit.errors import BackendError, SourceError
-from edgekit.load.foreign import translated
 from edgekit.quantize.params import Affine
 
 if TYPE_CHECKING:
@@ -116,10 +116,12 @@ class TfliteForm(CutForm[_Program]):
         """Tensors that a dynamic-range kernel reads as float: its weights are INT8, it rounds its input every run."""
         found = set()
         integers = {
-            int(op.outputs[0]): int(op.inputs[0]) for op in self._graph.operators if self._seen_twice(op)
+            int(op.outputs[0]): int(op.inputs[0])
+            for op in self._graph.operators
+            if self._seen_twice(op) and len(op.inputs) and len(op.outputs)
         }
         for op in self._graph.operators:
-            if self._code(op) not in _HYBRID or len(op.inputs) < 2:
+            if self._code(op) not in _HYBRID or len(op.inputs) < 2 or min(op.inputs[:2]) < 0:
                 continue
             data, weights = int(op.inputs[0]), int(op.inputs[1])
             if self._tensors[data].type in _FLOATS and self._tensors[weights].type in _STORED:
@@ -129,14 +131,18 @@ class TfliteForm(CutForm[_Program]):
     # --- reading the file -------------------------------------------------------------------------------
 
     def _model(self) -> schema.ModelT:
-        with translated(f"{self._path} is damaged", hint="build or copy it again"):
-            return self._schema.ModelT.InitFromObj(self._schema.Model.GetRootAs(self._data, 0))
+        tree = read_tree(self._data, str(self._path))
+        graph = tree.subgraphs[0]
+        for holder in (graph, *graph.operators):
+            holder.inputs = [] if holder.inputs is None else holder.inputs
+            holder.outputs = [] if holder.outputs is None else holder.outputs
+        return tree
 
     def _signatures(self, model: schema.ModelT) -> dict[str, int]:
         if not model.signatureDefs:
             return {self._names[i]: i for i in self._graph.inputs}
         maps = model.signatureDefs[0].inputs or []
-        return {m.name.decode() if isinstance(m.name, bytes) else m.name: m.tensorIndex for m in maps}
+        return {(m.name or b"").decode(errors="replace"): m.tensorIndex for m in maps}
 
     def _readable(self, index: int) -> bool:
         tensor = self._tensors[index]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import logging
 import math
 import os
 import tempfile
@@ -21,6 +22,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from edgekit.errors import SourceError, UntrustedSourceError
+from edgekit.graph.stated import check_tensors, stated_bytes
 from edgekit.types import OnnxModel, TensorSpec, sha256_file
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 LAYOUT = "edgekit.layout"
 """Metadata of a graph input: its layout, where the source states one (``"NHWC"``)."""
+
+# It warns of broken graphs as it reads them, names quoted as they are; what is broken is an error here.
+logging.getLogger("onnx_ir").setLevel(logging.ERROR)
 
 _COMMON_IR_VERSION = 10
 """Model-local functions and 4-bit integers are in it, and every runtime of the last two years reads it."""
@@ -47,12 +52,12 @@ def load(path: Path) -> ir.Model:
     outside the model's folder.
     """
     proto = read_proto(path)
-    _densify(proto.graph)
     try:
+        _densify(proto.graph)
         model = ir.from_proto(proto)
-    except ir.serde.SerdeError as error:
+        ir.external_data.set_base_dir(model.graph, path.resolve().parent)
+    except (ir.serde.SerdeError, ValueError, LookupError, TypeError) as error:
         raise SourceError(f"{path} is not a valid ONNX model: {error}", hint="export it again") from error
-    ir.external_data.set_base_dir(model.graph, path.resolve().parent)
     return model
 
 
@@ -66,6 +71,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
         raise SourceError(f"{path} is not an ONNX file: {error}", hint="export it again") from error
     if not proto.HasField("graph"):
         raise SourceError(f"{path} is not an ONNX file: it holds no graph", hint="export it again")
+    check_tensors(_tensors(proto), str(path))
     check_external_data(proto, path.resolve().parent)
     return proto
 
@@ -74,6 +80,8 @@ def _densify(graph: onnx.GraphProto) -> None:
     """Sparse initializers as plain ones, in place: few readers know the others, and some drop them in silence."""
     for sparse in graph.sparse_initializer:
         values, indices = (onnx.numpy_helper.to_array(t) for t in (sparse.values, sparse.indices))
+        if min(sparse.dims, default=0) < 0 or math.prod(sparse.dims) * values.itemsize > _INLINE_LIMIT:
+            raise ValueError(f"the sparse tensor {sparse.values.name!r} has the shape {list(sparse.dims)}")
         whole = np.zeros(math.prod(sparse.dims), values.dtype)
         if indices.ndim == 2:  # one row of coordinates a value
             indices = np.ravel_multi_index(tuple(indices.T), tuple(sparse.dims))
@@ -95,7 +103,7 @@ def check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
             raise SourceError(
                 f"the external data of {tensor.name!r} is malformed", hint="export it again"
             ) from error
-        if offset < 0 or offset + max(length, 0) > path.stat().st_size:
+        if offset < 0 or offset + max(length, stated_bytes(tensor)) > path.stat().st_size:
             raise SourceError(
                 f"the external data of {tensor.name!r} is cut short: {path.name} has {path.stat().st_size} bytes",
                 hint="copy the model together with all of its data files",
@@ -161,9 +169,10 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             nodes.extend(graph.node)
             continue
         for attribute in nodes.pop().attribute:
-            yield attribute.t
+            yield from (attribute.t,) if attribute.HasField("t") else ()
             yield from attribute.tensors
-            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            own = (attribute.sparse_tensor,) if attribute.HasField("sparse_tensor") else ()
+            for sparse in (*own, *attribute.sparse_tensors):
                 yield from (sparse.values, sparse.indices)
             graphs.extend(attribute.graphs)
             if attribute.HasField("g"):
@@ -182,9 +191,12 @@ def save(model: ir.Model, path: Path) -> OnnxModel:
     external = weights > _INLINE_LIMIT
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / path.name
-        if not external:
-            ir.external_data.load_to_model(model)
-        ir.save(model, temporary, external_data=f"{path.name}.data" if external else None)
+        try:
+            if not external:
+                ir.external_data.load_to_model(model)
+            ir.save(model, temporary, external_data=f"{path.name}.data" if external else None)
+        except ir.serde.SerdeError as error:  # names that are no text, sizes that no integer holds
+            raise SourceError(f"the model cannot be written: {error}", hint="export it again") from error
         for file in sorted(Path(folder).iterdir(), key=lambda f: f == temporary):
             file.replace(path.parent / file.name)
     return _described(model, path, digest(path) if external else sha256_file(path))
@@ -226,7 +238,12 @@ def spec(value: ir.Value) -> TensorSpec:
         )
     shape = tuple(_dim(d, f"{value.name}_axis{i}") for i, d in enumerate(value.shape))
     layout = value.metadata_props.get(LAYOUT, "")
-    return TensorSpec(name=value.name or "", dtype=value.type.dtype.numpy().name, shape=shape, layout=layout)
+    try:
+        return TensorSpec(
+            name=value.name or "", dtype=value.type.dtype.numpy().name, shape=shape, layout=layout
+        )
+    except (TypeError, ValueError) as error:  # a type that is none, or no name
+        raise SourceError(f"{value.name!r} is no tensor: {error}", hint="export it again") from error
 
 
 def _dim(size: int | ir.SymbolicDim, nameless: str) -> int | str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import flatbuffers
 
 from edgekit.backends.tflite import flatbuffer_schema
+from edgekit.backends.tflite.reading import read_tree
 from edgekit.errors import UnsupportedError
 from edgekit.package import rewritten, tflite_schema, writing
 from edgekit.package.contents import Contents
@@ -91,14 +92,14 @@ def model_info(described: Descriptor) -> tflite_schema.ModelInfo:
 def with_metadata(model: bytes, info: tflite_schema.ModelInfo) -> bytes:
     """``model`` with ``info`` as its ``TFLITE_METADATA``; metadata that was there is replaced."""
     schema = flatbuffer_schema()
-    tree = schema.ModelT.InitFromPackedBuf(model, 0)
+    tree = read_tree(model, "the model")
     # A model that was packaged before has one: readers take the first they find.
     others = [m for m in tree.metadata or () if m.name not in (ENTRY, ENTRY.encode())]
     buffer = schema.BufferT()
     buffer.data = tflite_schema.encode(info)
     entry = schema.MetadataT()
-    entry.name, entry.buffer = ENTRY, len(tree.buffers)
-    tree.buffers.append(buffer)
+    entry.name, entry.buffer = ENTRY, len(tree.buffers or ())
+    tree.buffers = [*(tree.buffers or ()), buffer]
     tree.metadata = [*others, entry]
     builder = flatbuffers.Builder(len(model) + (64 << 10))
     builder.Finish(tree.Pack(builder), file_identifier=b"TFL3")

@@ -6,11 +6,16 @@ never correctness. In come the bytes of one file; out go the places, types and s
 
 from __future__ import annotations
 
+import contextlib
+import struct
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from edgekit.entropy.parse import deepcompression, onnx, openvino, safetensors, tflite
 from edgekit.entropy.parse.span import Span as Span
+
+_DAMAGED = (struct.error, ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
+"""What following the offsets of a damaged file raises."""
 
 
 def find_spans(files: Mapping[str, memoryview]) -> list[Span]:
@@ -26,5 +31,6 @@ def find_spans(files: Mapping[str, memoryview]) -> list[Span]:
             ".xml": openvino.spans,
         }.get(suffix)
         if reader is not None:
-            spans += reader(name, data, files)
+            with contextlib.suppress(*_DAMAGED):
+                spans += reader(name, data, files)
     return spans

@@ -12,7 +12,7 @@ TEST_ENV := OMP_NUM_THREADS=1 ORT_DISABLE_TELEMETRY=1 HF_HUB_OFFLINE=1 TF_CPP_MI
 PYTEST   := $(TEST_ENV) $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-unit test-all lint format types imports package-tools package-tools-quiet testbed docs bench-startup zoo-packages clean
+.PHONY: help venv demo test test-unit test-all fuzz lint format types imports package-tools package-tools-quiet testbed docs bench-startup zoo-packages clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -45,6 +45,9 @@ test-unit: $(STAMP)  ## the tests without heavy imports (seconds)
 
 test-all: lint types imports package-tools-quiet testbed  ## every test, the slow ones too
 	$(PYTEST) -n $(JOBS) --dist worksteal tests
+
+fuzz: $(STAMP)  ## 10,000 hostile inputs for everything that is read of others (ten minutes)
+	$(PY) tools/fuzz.py --inputs 10000 --jobs $(JOBS) --seconds 1200
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(PY) -m ruff check .

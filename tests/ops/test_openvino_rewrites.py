@@ -24,17 +24,22 @@ X = RNG.standard_normal((1, 2, 7, 9)).astype(np.float32)
 
 
 def compare(
-    folder, node: onnx.NodeProto, x: np.ndarray, constants: dict[str, Any], *, opset: int = 20
+    folder,
+    node: onnx.NodeProto | list[onnx.NodeProto],
+    x: np.ndarray,
+    constants: dict[str, Any],
+    *,
+    opset: int = 20,
 ) -> None:
-    """One node on OpenVINO and on ONNX Runtime, every output."""
+    """One node, or a few, on OpenVINO and on ONNX Runtime, every output of the last."""
+    nodes = node if isinstance(node, list) else [node]
     values = [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()]
     kind = helper.np_dtype_to_tensor_dtype(x.dtype)
     outputs = [
-        helper.make_tensor_value_info(n, TensorProto.INT64 if n == "i" else kind, None) for n in node.output
+        helper.make_tensor_value_info(n, TensorProto.INT64 if n == "i" else kind, None)
+        for n in nodes[-1].output
     ]
-    made = helper.make_graph(
-        [node], "g", [helper.make_tensor_value_info("x", kind, x.shape)], outputs, values
-    )
+    made = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", kind, x.shape)], outputs, values)
     proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     onnx.save(onnx.shape_inference.infer_shapes(proto, data_prop=True), folder / "m.onnx")
     model = io.describe(folder / "m.onnx")
@@ -214,3 +219,12 @@ def test_quantized_kernels_of_sixteen_taps(tmp_path, group):
     got = on_openvino(model, tmp_path, feeds)
     assert got.shape == expected.shape
     assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("op", ["ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd"])
+@pytest.mark.parametrize(("axes", "kept"), [([1], 0), ([1], 1), ([0, 2], 1), ([-2], 0)])
+def test_reduced_integers_with_arithmetic_behind(tmp_path, op, axes, kept):
+    x = RNG.integers(-4, 5, (2, 7, 5))
+    function = helper.make_node(op, ["x", "axes"], ["r"], keepdims=kept)
+    nodes = [function, helper.make_node("Mul", ["r", "two"], ["y"])]
+    compare(tmp_path, nodes, x, {"axes": np.array(axes), "two": np.array(2)})

@@ -4,6 +4,7 @@ Measured with OpenVINO 2026.4: Pad that wraps is refused, DFT has other shapes o
 ``antialias`` nor ``exclude_outside``; pools that round up count the margin (AveragePool) or give a window that begins
 in it (both); Softmax before opset 13 is taken for today's; TopK does not keep equals in order (mended in the read
 model, :func:`keep_order`).
+A reduction of integers over other than the last axes, followed by arithmetic, gives something else.
 In integers, ReduceMax in front of a fully connected layer and kernels of 16 with few channels a group give noise.
 """
 
@@ -122,6 +123,30 @@ def _quantized_maximum(node: ir.Node) -> _New:
     kept = range(len(shape)) if attribute(node, "keepdims", 1) else others
     make.add("Reshape", [pooled, make.ints(*(1 if i in over else shape[i] for i in kept))])
     return make.made
+
+
+def _integer_reduction(node: ir.Node) -> _New:
+    """Over the rows of a matrix: of integers, a reduction over other than the last axes takes in the arithmetic behind
+    it, and gets that wrong; behind a Reshape there is none."""
+    x, shape = node.inputs[0], static_shape(node.inputs[0])
+    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if x is None or shape is None or axes is None or x.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
+        return None
+    over = sorted({int(a) % len(shape) for a in axes.reshape(-1)})
+    others = [i for i in range(len(shape)) if i not in over]
+    if not over or not others or max(others) < min(over):
+        return None
+    make = Maker(node)
+    moved = make.add("Transpose", [x], perm=[*others, *over])
+    rows = make.ints(math.prod(shape[i] for i in others), math.prod(shape[i] for i in over))
+    reduced = make.add(node.op_type, [make.add("Reshape", [moved, rows]), make.ints(1)], keepdims=0)
+    kept = range(len(shape)) if attribute(node, "keepdims", 1) else others
+    make.add("Reshape", [reduced, make.ints(*(1 if i in over else shape[i] for i in kept))])
+    return make.made
+
+
+def _maximum(node: ir.Node) -> _New:
+    return _integer_reduction(node) or _quantized_maximum(node)
 
 
 _FEW_CHANNELS = 32
@@ -289,7 +314,10 @@ _RULES: dict[str, Callable[[ir.Node], _New]] = {
     "Pad": _wrapping_pad,
     "AveragePool": _rounded_up_pool,
     "MaxPool": _rounded_up_pool,
-    "ReduceMax": _quantized_maximum,
+    "ReduceMax": _maximum,
+    "ReduceMin": _integer_reduction,
+    "ReduceProd": _integer_reduction,
+    "ReduceSum": _integer_reduction,
     "Conv": _sixteen_taps,
     "DFT": _transform,
     "Resize": _resize,

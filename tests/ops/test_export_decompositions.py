@@ -80,6 +80,113 @@ CASES |= {
     "istft, off centre": (aten.istft.default, (SPECTRUM, 16, 4, 16, WINDOW + 0.1, False), {}),
     "istft, two-sided": (aten.istft.default, (WHOLE, 15, 4, 15, WINDOW[:15] + 0.2, True, False, False), {}),
 }
+DEFINITE = SQUARE @ SQUARE.mT + 2 * torch.eye(4)
+WIDE = torch.linspace(-7.3, 7.4, 60)
+SIGNED = torch.tensor([0.0, -0.0, 2.0, -3.0])
+INDEX = torch.tensor([[0, 2, 1, 1, 0, 2, 0]])
+TABLE_OF_WORDS = torch.randn(9, 4, generator=G)
+WORDS, STARTS = torch.tensor([3, 3, 8, 2, 0, 7]), torch.tensor([0, 2, 2, 5])
+CASES |= {
+    "determinant": (aten.linalg_det.default, (SQUARE,), {}),
+    "determinant, rows exchanged": (aten.linalg_det.default, (EXCHANGED,), {}),
+    "determinant of nothing": (aten.linalg_det.default, (torch.ones(3, 3),), {}),
+    "logdet": (aten.logdet.default, (torch.stack([*DEFINITE, EXCHANGED[1:, :4]]),), {}),
+    "slogdet": (aten.linalg_slogdet.default, (SQUARE,), {}),
+    "cholesky": (aten.linalg_cholesky.default, (DEFINITE,), {}),
+    "cholesky, upper": (aten.linalg_cholesky.default, (DEFINITE,), {"upper": True}),
+    "cholesky, told": (aten.linalg_cholesky_ex.default, (DEFINITE,), {}),
+    "qr": (aten.linalg_qr.default, (SQUARE,), {}),
+    "qr, tall": (aten.linalg_qr.default, (IMAGE[0, :, :, :5],), {}),
+    "qr, complete": (aten.linalg_qr.default, (IMAGE[0, :, :, :5], "complete"), {}),
+    "qr, wide": (aten.linalg_qr.default, (V,), {}),
+    "qr of a triangle": (aten.linalg_qr.default, (SQUARE.triu(), "r"), {}),
+    "reflections": (
+        aten.linalg_householder_product.default, (V.mT.tril(-1), torch.tensor([1.2, 0.7, 0.0])), {},
+    ),
+    "triangle, lower": (aten.linalg_solve_triangular.default, (SQUARE, SQUARE[..., :2] + 1), {"upper": False}),
+    "triangle, upper, of ones": (
+        aten.linalg_solve_triangular.default, (SQUARE, SQUARE + 1), {"upper": True, "unitriangular": True},
+    ),
+    "triangle, right": (
+        aten.linalg_solve_triangular.default, (DEFINITE, SQUARE[:, :2] + 1), {"upper": True, "left": False},
+    ),
+    "matrix exponential": (aten.linalg_matrix_exp.default, (SQUARE,), {}),
+    "distances, 1": (aten.cdist.default, (IMAGE[0], IMAGE[1], 1.0), {}),
+    "distances, 3": (aten.cdist.default, (V, V + 1, 3.0), {}),
+    "distances, infinite": (aten.cdist.default, (V, V + 1, float("inf")), {}),
+    "distances, 0": (aten.cdist.default, (TIES, TIES[:2], 0.0), {}),
+    "lgamma": (aten.lgamma.default, (torch.cat([WIDE, torch.tensor([1.0, 2, 1e-3, 30, 1e4])]),), {}),
+    "digamma": (aten.digamma.default, (WIDE,), {}),
+    "i0": (aten.special_i0.default, (WIDE * 2,), {}),
+    "i0e": (aten.special_i0e.default, (WIDE * 20,), {}),
+    "hypot": (aten.hypot.default, (V * 1e30, V.flip(1) * 1e30), {}),
+    "hypot of nothing": (aten.hypot.default, (torch.zeros(2), torch.zeros(2)), {}),
+    "signbit": (aten.signbit.default, (SIGNED,), {}),
+    "copysign": (aten.copysign.Tensor, (V[0, :4], SIGNED), {}),
+    "copysign of a number": (aten.copysign.Scalar, (V, -0.0), {}),
+    "scatter, mean": (aten.scatter_reduce.two, (V, 0, INDEX, V[:1] * 2, "mean"), {}),
+    "scatter, alone": (aten.scatter_reduce.two, (V, 1, INDEX[:, :5], V[:1], "amax"), {"include_self": False}),
+    "scatter, mean alone": (aten.scatter_reduce.two, (V, 0, INDEX, V[:1], "mean"), {"include_self": False}),
+    "slices reduced": (aten.index_reduce.default, (V, 0, INDEX[0, :2], V[:2], "prod"), {}),
+    "diagonal": (aten.diagonal_scatter.default, (IMAGE, IMAGE[:, :, 0, :10], 1, 2, 3), {}),
+    "diagonal below": (aten.diagonal_scatter.default, (V.mT, V[0, :3], -2), {}),
+    "masked": (aten.masked_scatter.default, (V, V > 0.3, torch.arange(30.0)), {}),
+    "masked, by a row": (aten.masked_scatter.default, (V, V[0] > 0, torch.arange(30.0)), {}),
+    "search": (aten.searchsorted.Tensor, (V.sort(-1)[0], V[:, :4]), {}),
+    "search, right": (aten.searchsorted.Tensor, (torch.tensor([0.0, 1, 1, 2]), TIES), {"right": True}),
+    "search for a number": (aten.searchsorted.Scalar, (torch.tensor([0.0, 1, 1, 2]), 1), {"out_int32": True}),
+    "largest of all": (aten.amax.default, (V,), {}),
+    "least of all": (aten.amin.default, (V, [], True), {}),
+    "renormed": (aten.embedding_renorm.default, (TABLE_OF_WORDS, WORDS, 1.0, 2.0), {}),
+    "inverse error function": (
+        aten.erfinv.default, (torch.tensor([-1.0, -0.9999, -0.9, -0.1, 0.0, 1e-4, 0.5, 0.99, 0.999999, 1.0]),), {},
+    ),
+    "exponential": (aten.exp.default, (COMPLEX,), {}),
+    "logarithm": (aten.log.default, (COMPLEX,), {}),
+    "times i": (aten.mul.Tensor, (V, 1j), {}),
+    "times a complex number": (aten.mul.Tensor, (COMPLEX, 0.5 - 2j), {}),
+    "powers": (aten.vander.default, (V[0], 4), {}),
+    "powers, lowest first": (aten.vander.default, (V[0], None, True), {}),
+    "ihfft": (aten.fft_ihfft.default, (V, None, -1, "ortho"), {}),
+    "median of all": (aten.median.default, (IMAGE,), {}),
+    "nanmedian": (aten.nanmedian.dim, (GAPS, 1), {}),
+    "nanmedian, nothing there": (aten.nanmedian.dim, (GAPS[:, :1] / 0 * 0, 1, True), {}),
+    "nanmedian of all": (aten.nanmedian.default, (GAPS,), {}),
+    "mode": (aten.mode.default, (TIES, 1), {}),
+    "mode, kept": (aten.mode.default, (TIES.long(), 0, True), {}),
+    "booleans in order": (aten.sort.stable, (TIES > 0,), {"stable": True, "dim": 1}),
+    "bytes in order": (aten.sort.default, (torch.tensor([200, 3, 90], dtype=torch.uint8), -1, True), {}),
+    "covariance": (aten.cov.default, (V,), {"correction": 0}),
+    "correlation": (aten.corrcoef.default, (V,), {}),
+    "shares": (aten.cross_entropy_loss.default, (V, TIES[:3, :7] / 3, None, 1, -100, 0.1), {}),
+    "shares, weighted": (aten.cross_entropy_loss.default, (V, TIES[:3, :7] / 3, V[0].abs(), 0), {}),
+    "smoothed": (aten.cross_entropy_loss.default, (V, torch.tensor([1, 6, 2]), None, 2, -100, 0.2), {}),
+    "smoothed, weighted, one ignored": (
+        aten.cross_entropy_loss.default, (V, torch.tensor([1, 6, 2]), V[0].abs(), 1, 6, 0.2), {},
+    ),
+    "smoothed, pixels": (
+        aten.cross_entropy_loss.default, (IMAGE, torch.ones(2, 10, 13).long(), None, 1, -100, 0.3), {},
+    ),
+    "fake quantization": (
+        aten.fake_quantize_per_channel_affine.default,
+        (V, torch.tensor([0.01, 0.02, 0.004]), torch.tensor([0, 3, -2], dtype=torch.int32), 0, -128, 127), {},
+    ),
+}  # fmt: skip
+BAGS = {
+    "sum": (False, 0, False, torch.rand(6, generator=G), False, None),
+    "mean": (False, 1, False, None, False, None),
+    "largest": (False, 2, False, None, False, None),
+    "mean with padding": (False, 1, False, None, False, 3),
+    "largest with padding": (False, 2, False, None, False, 3),
+    "with an end": (False, 0, False, None, True, None),
+}
+
+
+@pytest.mark.parametrize("what", BAGS)
+def test_a_bag_of_rows(what: str) -> None:
+    overload = aten.embedding_bag.padding_idx
+    args = (TABLE_OF_WORDS, WORDS, torch.tensor([*STARTS, 6]) if BAGS[what][4] else STARTS, *BAGS[what])
+    torch.testing.assert_close(TABLE[overload][0](*args)[0], overload(*args)[0])
 
 
 @pytest.mark.parametrize("what", CASES)
@@ -121,6 +228,15 @@ class Of(torch.nn.Module):
 
 
 MODULES = {
+    "factors": lambda x: torch.linalg.cholesky(x[:, :4, :4] @ x[:, :4, :4].mT + torch.eye(4)).logdet(),
+    "in a loop": lambda x: torch._higher_order_ops.while_loop(
+        lambda i, t: (i < 4) & (t.abs().amax() < 9),
+        lambda i, t: (i + 1, t * 1.5),
+        (torch.zeros((), dtype=torch.int64), x),
+    )[1],
+    "bags": lambda x: torch.nn.functional.embedding_bag(
+        torch.tensor([[1, 2], [7, 7]]), x[0], mode="max", padding_idx=7
+    ),
     "phase": lambda x: torch.fft.rfft(x, dim=-1).angle(),
     "filter": lambda x: torch.istft(
         torch.stft(x[0, 0], 16, 4, window=WINDOW, return_complex=True) * 2, 16, 4, window=WINDOW

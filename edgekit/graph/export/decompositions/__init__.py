@@ -5,7 +5,32 @@ They are used where the plain export has failed. Sizes along the axes that they 
 is dynamic they return ``NotImplemented`` and the operator stays what it is.
 """
 
-from edgekit.graph.export.decompositions import algebra, complex, order, pooling, recurrent, spectra
+from edgekit.graph.export.decompositions import (
+    algebra,
+    complex,
+    factors,
+    order,
+    places,
+    pooling,
+    recurrent,
+    scores,
+    special,
+    spectra,
+)
 from edgekit.graph.export.decompositions.table import TABLE, decomposed, misread
 
-__all__ = ["TABLE", "algebra", "complex", "decomposed", "misread", "order", "pooling", "recurrent", "spectra"]
+__all__ = [
+    "TABLE",
+    "algebra",
+    "complex",
+    "decomposed",
+    "factors",
+    "misread",
+    "order",
+    "places",
+    "pooling",
+    "recurrent",
+    "scores",
+    "special",
+    "spectra",
+]

@@ -16,7 +16,7 @@ _LARGEST = 32
 """Columns: each is a dozen operators."""
 
 
-def _solved(a: Tensor, b: Tensor) -> Tensor:
+def solved(a: Tensor, b: Tensor) -> Tensor:
     """``a⁻¹ b`` for ``a [..., n, n]`` and ``b [..., n, m]``: Gauss and Jordan's elimination, rows exchanged for the
     largest pivot."""
     n = a.shape[-1]
@@ -35,23 +35,24 @@ def _solved(a: Tensor, b: Tensor) -> Tensor:
     return whole[..., n:]
 
 
-def _small(a: Tensor) -> bool:
+def small(a: Tensor) -> bool:
+    """Whether it is a float matrix with few enough columns to be taken apart."""
     return static(a.shape[-1]) and a.shape[-1] <= _LARGEST and a.is_floating_point()
 
 
 @decomposes(aten.linalg_inv.default, aten.inverse.default)
 def inverse(a: Tensor) -> Any:
     """By elimination, beside the identity."""
-    if not _small(a):
+    if not small(a):
         return NotImplemented
-    return _solved(a, torch.eye(a.shape[-1], dtype=a.dtype, device=a.device))
+    return solved(a, torch.eye(a.shape[-1], dtype=a.dtype, device=a.device))
 
 
 @decomposes(aten.linalg_inv_ex.default)
 def inverse_ex(a: Tensor, *, check_errors: bool = False) -> Any:
     """:func:`inverse`, with the information that nothing went wrong."""
     del check_errors
-    if not _small(a):
+    if not small(a):
         return NotImplemented
     return inverse(a), torch.zeros(a.shape[:-2], dtype=torch.int32, device=a.device)
 
@@ -59,13 +60,13 @@ def inverse_ex(a: Tensor, *, check_errors: bool = False) -> Any:
 @decomposes(aten.linalg_solve.default)
 def solve(a: Tensor, b: Tensor, *, left: bool = True) -> Any:
     """By elimination; a vector is a matrix of one column."""
-    if not _small(a):
+    if not small(a):
         return NotImplemented
     vector = b.dim() == 1 or (b.dim() == a.dim() - 1 and b.shape == a.shape[:-1])
     right = b.unsqueeze(-1) if vector else b
     if left:
-        result = _solved(a, right)
+        result = solved(a, right)
     else:
-        result = _solved(a.mT, right if vector else right.mT)
+        result = solved(a.mT, right if vector else right.mT)
         result = result if vector else result.mT
     return result.squeeze(-1) if vector else result

@@ -40,3 +40,38 @@ for _overload in (
     aten.unsqueeze.default,
 ):
     decomposes(_overload, where=of_complex)(_by_parts(_overload))
+
+
+@decomposes(aten.exp.default, where=of_complex)
+def exponential(z: torch.Tensor) -> Any:
+    """A turn of a length."""
+    if not z.is_complex():
+        return NotImplemented
+    real, imaginary = torch.view_as_real(z).unbind(-1)
+    size = real.exp()
+    return torch.complex(size * imaginary.cos(), size * imaginary.sin())
+
+
+@decomposes(aten.log.default, where=of_complex)
+def logarithm(z: torch.Tensor) -> Any:
+    """The length's logarithm and the phase."""
+    if not z.is_complex():
+        return NotImplemented
+    return torch.complex(z.abs().log(), z.angle())
+
+
+def _by_complex(node: Node) -> bool:
+    return len(node.args) > 1 and isinstance(node.args[1], complex)
+
+
+@decomposes(aten.mul.Tensor, aten.mul.Scalar, where=_by_complex)
+def times(z: torch.Tensor, factor: Any) -> Any:
+    """By a complex number."""
+    if not isinstance(factor, complex):
+        return NotImplemented
+    if not z.is_complex():
+        return torch.complex(z * factor.real, z * factor.imag)
+    real, imaginary = torch.view_as_real(z).unbind(-1)
+    return torch.complex(
+        real * factor.real - imaginary * factor.imag, real * factor.imag + imaginary * factor.real
+    )

@@ -140,3 +140,11 @@ def istft(
     if end > reached:
         result = torch.nn.functional.pad(result, (0, end - reached))
     return result.reshape(*z.shape[:-2], end - start)
+
+
+@decomposes(aten.fft_ihfft.default)
+def ihfft(x: Tensor, n: int | None = None, dim: int = -1, norm: str | None = None) -> Any:
+    """The conjugate of what the way forward gives, the norm turned round."""
+    turned = {None: "forward", "backward": "forward", "forward": "backward", "ortho": "ortho"}[norm]
+    made = torch.view_as_real(rfft(x, n, dim, turned))
+    return torch.complex(made[..., 0], -made[..., 1])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import torch
 from torch.export import ExportedProgram
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Table = dict[Any, tuple[Callable[..., Any], Callable[[Node], bool]]]
@@ -16,7 +17,8 @@ TABLE: _Table = {}
 
 
 MISREAD: set[Any] = set()
-"""Overloads in it that the exporter takes and gets wrong for some values: its own way is not taken."""
+"""Overloads in it that the exporter takes, and gets wrong for some values or writes in operators that few runtimes
+have: its own way is not taken."""
 
 
 def always(node: Node) -> bool:
@@ -29,7 +31,7 @@ def decomposes(
     *overloads: Any, where: Callable[[Node], bool] = always, misread: bool = False
 ) -> Callable[[_Function], _Function]:
     """Register a function for ATen overloads that the ONNX exporter lacks, or gets wrong ``where`` that holds; with
-    ``misread``, wrong in a way that random inputs need not show."""
+    ``misread``, wrong in a way that comparing with the module in ONNX Runtime need not show."""
 
     def register(function: _Function) -> _Function:
         TABLE.update(dict.fromkeys(overloads, (function, where)))
@@ -41,7 +43,14 @@ def decomposes(
 
 def misread(program: ExportedProgram) -> bool:
     """Whether the exporter has taken a node that it gets wrong."""
-    return any(node.target in MISREAD and TABLE[node.target][1](node) for node in program.graph.nodes)
+    return any(node.target in MISREAD and TABLE[node.target][1](node) for node in _nodes(program))
+
+
+def _nodes(program: ExportedProgram) -> Iterator[Node]:
+    """Those in the bodies of loops and branches, too."""
+    for module in program.graph_module.modules():
+        if isinstance(module, GraphModule):
+            yield from module.graph.nodes
 
 
 def static(*sizes: Any) -> bool:
@@ -52,8 +61,16 @@ def static(*sizes: Any) -> bool:
 def decomposed(program: ExportedProgram) -> ExportedProgram | None:
     """The program with :data:`TABLE` applied; ``None`` where no node of it is concerned."""
     table = {}
-    for node in program.graph.nodes:
+    for node in _nodes(program):
         function, where = TABLE.get(node.target, (None, always))
         if function is not None and where(node):
             table[node.target] = function
+            if (copying := _copying(node.target)) in TABLE:
+                table[copying] = function
     return program.run_decompositions(table) if table else None
+
+
+def _copying(overload: Any) -> Any:
+    """What becomes of an operator that writes into its first argument: the one of its name that does not."""
+    packet = overload._schema.name.rpartition("::")[2]
+    return getattr(getattr(torch.ops.aten, packet.removesuffix("_"), None), overload._overloadname, None)

@@ -1,0 +1,86 @@
+"""Losses and statistics that the exporter lacks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from edgekit.graph.export.decompositions.table import decomposes
+
+aten = torch.ops.aten
+
+_MEAN, _SUM = 1, 2
+
+
+def _soft(node: Node) -> bool:
+    """Whether the target is shares of classes, or labels are smoothed."""
+    target = node.args[1].meta["val"]  # type: ignore[union-attr]
+    smoothing = node.args[5] if len(node.args) > 5 else node.kwargs.get("label_smoothing")
+    return bool(target.is_floating_point() or smoothing)
+
+
+@decomposes(aten.cross_entropy_loss.default, where=_soft)
+def cross_entropy(
+    self: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: int = _MEAN,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Shares of classes times logarithms; a label is all of one share."""
+    axis = 1 if self.dim() > 1 else 0
+    classes = self.shape[axis]
+    logarithms = self.log_softmax(axis)
+    shape = [classes if i == axis else 1 for i in range(self.dim())]
+    each = torch.ones_like(self) if weight is None else weight.reshape(shape).expand(self.shape)
+    if target.is_floating_point():
+        shares = target * (1 - label_smoothing) + label_smoothing / classes
+        losses = -(logarithms * shares * each).sum(axis)
+        return _reduced(losses, reduction, torch.ones_like(losses))
+    kept = target != ignore_index
+    label = torch.where(kept, target, 0).unsqueeze(axis)
+    hard = -(logarithms * each).gather(axis, label).squeeze(axis)
+    even = -(logarithms * each).sum(axis) / classes
+    losses = torch.where(kept, hard * (1 - label_smoothing) + even * label_smoothing, 0.0)
+    return _reduced(losses, reduction, torch.where(kept, each.gather(axis, label).squeeze(axis), 0.0))
+
+
+def _reduced(losses: Tensor, reduction: int, weights: Tensor) -> Tensor:
+    if reduction == _MEAN:
+        return losses.sum() / weights.sum()
+    return losses.sum() if reduction == _SUM else losses
+
+
+@decomposes(aten.cov.default)
+def cov(
+    self: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweights: Tensor | None = None
+) -> Any:
+    """Rows are variables, columns observations."""
+    if self.dim() < 2 or fweights is not None or aweights is not None:
+        return NotImplemented
+    centred = self - self.mean(1, keepdim=True)
+    return centred @ centred.mT / (self.shape[1] - correction)
+
+
+@decomposes(aten.corrcoef.default)
+def corrcoef(self: Tensor) -> Any:
+    """The covariance over both deviations, between -1 and 1."""
+    if self.dim() < 2:
+        return NotImplemented
+    matrix = cov(self)
+    deviation = matrix.diagonal().sqrt()
+    return (matrix / deviation.unsqueeze(1) / deviation).clamp(-1, 1)
+
+
+@decomposes(aten.fake_quantize_per_channel_affine.default)
+def fake_quantize(
+    self: Tensor, scale: Tensor, zero_point: Tensor, axis: int, quant_min: int, quant_max: int
+) -> Tensor:
+    """Rounded to the grid of each channel, and back."""
+    shape = [-1 if i == axis else 1 for i in range(self.dim())]
+    step, zero = scale.reshape(shape), zero_point.reshape(shape).to(self.dtype)
+    return ((self / step).round() + zero).clamp(quant_min, quant_max).sub(zero) * step

@@ -16,7 +16,7 @@ import torch
 
 from edgekit.errors import FactoryError, SourceError
 from edgekit.graph import nested
-from edgekit.graph.float32 import Float32, asks_for_half
+from edgekit.graph.float32 import Float32, asks_for_half, in_float32
 from edgekit.graph.nested import Adapter, copied, flatten, invoke, template
 from edgekit.load.usercode import guarded
 from edgekit.types import Json, TorchModel
@@ -68,8 +68,15 @@ def _first_run(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> t
     """What the module returns, and whether it computes in 16 bits on its way."""
     try:
         return asks_for_half(lambda: invoke(module, copied(inputs)))
-    except Exception:  # noqa: BLE001 - a compiled part may not run while it is watched
+    except Exception as error:  # noqa: BLE001 - a compiled part may not run while it is watched
+        if isinstance(error, RuntimeError) and not _compiled_part(module):
+            with in_float32():  # 16 bits are asked for by name, and the weights are float32 by now
+                return invoke(module, copied(inputs)), True
         return invoke(module, copied(inputs)), False
+
+
+def _compiled_part(module: torch.nn.Module) -> bool:
+    return any(isinstance(part, torch.jit.ScriptModule) for part in module.modules())
 
 
 def complete(
@@ -112,6 +119,11 @@ def prepare(module: ModuleLike) -> torch.nn.Module:
         module.eval()
     except NotImplementedError:  # torch.export's modules are frozen in one mode
         return module
+    for part in module.modules():
+        if callable(
+            stop := getattr(part, "disable_observer", None)
+        ):  # torch.ao's fake quantization learns on, else
+            stop()
     floats = {t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()}
     module.cpu()
     if floats & {torch.float16, torch.bfloat16, torch.float64}:

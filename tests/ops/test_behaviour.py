@@ -280,3 +280,25 @@ def test_chance_on_other_inputs_only_is_named_too(tmp_path: Path) -> None:
 
 
 EXAMPLE = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+
+
+class Shortened(nn.Module):
+    """Rows that are too long are made shorter in the table itself: once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(9, 4, max_norm=0.8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.table(x)
+
+
+def test_state_that_settles_is_none_and_other_rows_are_shortened_in_the_graph(tmp_path: Path) -> None:
+    module = Shortened()
+    exported, _ = export_with_report(from_module(module, torch.tensor([[1, 2]])), tmp_path / "m.onnx")
+    ids = np.array([[7, 8]])
+    got = io.run(io.session(exported.path), {"x": ids})["output"]
+    wanted = Shortened()(torch.from_numpy(ids)).detach().numpy()
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+    assert (np.linalg.norm(got, axis=-1) <= 0.8001).all()

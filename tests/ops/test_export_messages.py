@@ -41,3 +41,38 @@ def test_the_hint_is_about_what_is_wrong(what: str, tmp_path: Path) -> None:
     assert said in error.value.hint
     others = {hint for _, hint in MODULES.values()} - {said}
     assert not any(other in error.value.hint for other in others)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_torch_ao_has_packed_is_said_with_what_to_do(tmp_path: Path) -> None:
+    plain = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()).eval()
+    packed = torch.ao.quantization.quantize_dynamic(plain, {torch.nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(ExportError) as error:
+        export.export(load.from_module(packed, torch.randn(2, 4)), tmp_path / "m.onnx")
+    assert "torch.ao" in error.value.hint
+    assert "--calib" in error.value.hint
+
+
+class Loop(torch.nn.Module):
+    def forward(self, x: Any) -> Any:
+        return torch._higher_order_ops.while_loop(
+            lambda t: t.sum() < 100,
+            lambda t: (torch.linalg.eigvalsh(t @ t.T)[:, None] @ torch.ones(1, 4),),
+            (x,),
+        )[0]
+
+
+class WithScript(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = torch.jit.script(torch.nn.Linear(4, 4))
+
+    def forward(self, x: Any) -> Any:
+        return torch.linalg.eigvalsh(self.part(x))
+
+
+@pytest.mark.parametrize("module", [Loop, WithScript])
+@pytest.mark.filterwarnings("ignore")
+def test_a_failure_inside_of_a_loop_or_beside_a_script_is_an_account(module: Any, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="cannot be exported"):
+        export.export(load.from_module(module(), torch.randn(4, 4)), tmp_path / "m.onnx")

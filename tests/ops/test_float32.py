@@ -77,3 +77,24 @@ def test_autocast_is_as_before_outside() -> None:
     load.from_module(Autocast(), torch.randn(3, 8))
     with torch.autocast("cpu", torch.bfloat16):
         assert Net()(torch.randn(3, 8)).dtype == torch.bfloat16
+
+
+class InBytes(Net):
+    """A layer whose weights were stored in 16 bits, and an input that is cast to them by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first.bfloat16()
+
+    def forward(self, x: Any) -> Any:
+        return self.second(torch.relu(self.first(x.bfloat16()).float()))
+
+
+def test_casts_to_the_type_that_weights_had(tmp_path: Path) -> None:
+    x = torch.randn(3, 8)
+    expected = InBytes()(x).detach().numpy()
+    model = load.from_module(InBytes(), x)
+    assert isinstance(model.module, Float32)
+    exported = export.export(model, tmp_path / "m.onnx")
+    got = io.run(io.session(exported.path), {"x": x.numpy()})["output"]
+    np.testing.assert_allclose(got, expected, atol=2e-2)

@@ -7,6 +7,7 @@ with the module's, on the example and on random inputs.
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -70,7 +71,8 @@ def export_with_report(model: TorchModel, out: Path, *, opset: int = OPSET) -> t
     attempts: list[Attempt] = []
     first: BaseException | None = None
     for strategy, run in _strategies(model, names, opset, copies=behaviour.writes):
-        if strategy.startswith("TorchScript") and any(_depends_on_values(a.error) for a in attempts):
+        blind = strategy.startswith("TorchScript") and not _scripted(model)
+        if blind and any(_depends_on_values(a.error) for a in attempts):
             attempts.append(
                 Attempt(strategy=strategy, error="not tried: a trace keeps one branch for all values")
             )
@@ -222,6 +224,8 @@ def _hints(shapes: Any) -> Any:
 def _torchscript(
     module: torch.nn.Module, model: TorchModel, names: tuple[str, ...], opset: int, *, dynamic: bool
 ) -> ir.Model:
+    if _scripted(model):
+        module = _with_scripted_parts(module, tuple(_traced(model).values()))
     buffer = BytesIO()
     torch.onnx.export(
         module,
@@ -234,6 +238,21 @@ def _torchscript(
         dynamic_axes={n: dict(a) for n, a in model.dynamic_axes.items()} if dynamic else None,
     )
     return ir.from_proto(onnx.load_from_string(buffer.getvalue()))
+
+
+def _scripted(model: TorchModel) -> bool:
+    """Whether a part of the module is TorchScript, which keeps its branches and loops in a graph."""
+    return any(isinstance(module, torch.jit.ScriptModule) for module in model.module.modules())
+
+
+def _with_scripted_parts(module: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> torch.nn.Module:
+    """The trace of ``module``, its scripted parts as they are. What would keep one branch for all values raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        traced: torch.nn.Module = torch.jit.trace(  # type: ignore[no-untyped-call]
+            module, example, check_trace=False
+        )
+    return traced
 
 
 def _tidy(exported: ir.Model, model: TorchModel, names: tuple[str, ...]) -> None:

@@ -44,6 +44,11 @@ _HALF = (torch.float16, torch.bfloat16)
 
 def _hint(model: TorchModel, operator: str, first: BaseException) -> str:
     """What to do: by what was raised and by what forward computes with, never by a message's words."""
+    if packed := _packed(model):
+        return (
+            f"{packed} is a module of torch.ao with packed INT8 weights, which no exporter reads: give the float "
+            "module and build an INT8 target with --calib; for quantization-aware training use the step qat"
+        )
     kinds = {type(link).__name__ for link in _chain(first)}
     if kinds & _BY_VALUE:
         return (
@@ -69,6 +74,14 @@ def _hint(model: TorchModel, operator: str, first: BaseException) -> str:
             "rewrite what the message names, or start from an ONNX file"
         )
     return "forward calls what torch.export cannot follow: the first message names it; or start from an ONNX file"
+
+
+def _packed(model: TorchModel) -> str:
+    """The path of the first module that torch.ao has quantized."""
+    for path, module in unwrap(model.module)[0].named_modules():
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+            return path or type(module).__name__
+    return ""
 
 
 def _first_with(model: TorchModel, holds: Callable[[torch.Tensor], bool]) -> str:
@@ -134,6 +147,8 @@ def caller(
     found: list[tuple[str, str]] = []
 
     class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        supports_higher_order_operators = True
+
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
             if matches(func) and gives(func, result):
@@ -148,6 +163,8 @@ def caller(
 
     hooks: list[Any] = []
     for name, module in unwrap(model.module)[0].named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+            continue
         hooks += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
     try:
         with Watch():  # type: ignore[no-untyped-call]

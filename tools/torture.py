@@ -25,6 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 600
+PRECISIONS = ("fp32", "int8")
 
 
 def main() -> int:
@@ -35,15 +36,18 @@ def main() -> int:
     commands.add_parser("list")
     run = commands.add_parser("run")
     run.add_argument("patterns", nargs="*", default=["*"])
-    run.add_argument("--precision", choices=("fp32", "int8", "both"), default="both")
+    run.add_argument("--precision", choices=(*PRECISIONS, "both"), default="both")
     run.add_argument("--redo", choices=("missing", "bad", "all"), default="all")
+    run.add_argument("--short", action="store_true", help="build only what is not right without a build")
     table = commands.add_parser("table")
     table.add_argument("--out", type=Path, default=ROOT / "docs")
-    commands.add_parser("worker").add_argument("precisions", nargs="+")
+    worker = commands.add_parser("worker")
+    worker.add_argument("precisions", nargs="+")
+    worker.add_argument("--short", action="store_true")
     options = parser.parse_args()
 
     if options.command == "worker":
-        return _worker(options.precisions)
+        return _worker(options.precisions, options.short)
     names = _names()
     if options.command == "list":
         print("\n".join(names))
@@ -52,22 +56,25 @@ def main() -> int:
 
         write({n: _known(options.cache, n) for n in names}, options.out)
     else:
-        precisions = ("fp32", "int8") if options.precision == "both" else (options.precision,)
+        precisions = PRECISIONS if options.precision == "both" else (options.precision,)
         chosen = [n for n in names if any(fnmatch.fnmatch(n, p) for p in options.patterns)]
-        return _run([n for n in chosen if _due(options, n, precisions)], precisions, options.cache)
+        due = [n for n in chosen if _due(options, n, precisions)]
+        return _run(due, [*precisions, *(["--short"] if options.short else [])], options.cache)
     return 0
 
 
-def _run(names: Sequence[str], precisions: Sequence[str], cache: Path) -> int:
+def _run(names: Sequence[str], how: Sequence[str], cache: Path) -> int:
     """Every module in a worker's process, one worker after the other as they end."""
     left, bad = list(names), 0
     while left:
-        for name, results in _work(left, precisions):
+        for name, results in _work(left, how):
             bad += _kept(cache, name, results, f"{len(names) - len(left) + 1:3}/{len(names)}")
             left.remove(name)
         if left:
             dead = {"status": "TRACEBACK", "message": f"the process ended, or gave nothing in {SECONDS} s"}
-            bad += _kept(cache, left[0], dict.fromkeys(_targets(precisions), dead), "")
+            bad += _kept(
+                cache, left[0], dict.fromkeys(_targets([p for p in how if p in PRECISIONS]), dead), ""
+            )
             left.pop(0)
     print(f"{bad} results to look at")
     return 1 if bad else 0
@@ -86,7 +93,7 @@ def _kept(cache: Path, name: str, results: dict[str, Any], place: str) -> int:
     return sum(r["status"] not in ("right", "refused") for r in results.values())
 
 
-def _work(names: Sequence[str], precisions: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _work(names: Sequence[str], how: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
@@ -95,7 +102,7 @@ def _work(names: Sequence[str], precisions: Sequence[str]) -> Iterator[tuple[str
         "PYTHONWARNINGS": "ignore",
     }
     worker = subprocess.Popen(
-        [sys.executable, __file__, "worker", *precisions],
+        [sys.executable, __file__, "worker", *how],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -113,7 +120,7 @@ def _work(names: Sequence[str], precisions: Sequence[str]) -> Iterator[tuple[str
                 yield record["torture"], record["results"]
 
 
-def _worker(precisions: Sequence[str]) -> int:
+def _worker(precisions: Sequence[str], short: bool) -> int:
     import signal
 
     from torture import CASES, stages
@@ -123,7 +130,7 @@ def _worker(precisions: Sequence[str]) -> int:
     for name in names:
         signal.alarm(SECONDS)  # ends the process: a module that hangs is a result, too
         start = time.monotonic()
-        results = stages.run(CASES[name], precisions)
+        results = stages.run(CASES[name], precisions, short=short)
         seconds = round(time.monotonic() - start, 1)
         record = {"torture": name, "results": {t: r | {"seconds": seconds} for t, r in results.items()}}
         print(json.dumps(record), flush=True)

@@ -15,7 +15,7 @@ pytest.importorskip("ai_edge_litert")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
-from torture import CASES, stages  # noqa: E402
+from torture import CASES, judge, stages  # noqa: E402
 from torture.case import Case, F  # noqa: E402
 
 from edgekit.errors import BackendError, ExportError, UnsupportedNode, UnsupportedOperatorsError  # noqa: E402
@@ -76,13 +76,13 @@ CASE = Case(name="a/b", build=Twice, inputs=F(2, 3), reason=("state",))
 )
 def test_what_is_far_is_told(got: list[list[float]], problem: str) -> None:
     arrays = [np.array(a, np.float32) for a in got]
-    assert stages._far(arrays, [np.array([1.0, 2.0], np.float32)], "fp32", 60.0)[0] == problem
+    assert judge.far(arrays, [np.array([1.0, 2.0], np.float32)], "fp32", 60.0)[0] == problem
 
 
 def test_integers_are_compared_one_by_one() -> None:
     few, many = np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])
-    assert stages._far([many], [few], "fp32", 60.0)[0] == "output 0: 75% of its elements are equal"
-    assert stages._far([few], [few], "fp32", 60.0)[0] == ""
+    assert judge.far([many], [few], "fp32", 60.0)[0] == "output 0: 75% of its elements are equal"
+    assert judge.far([few], [few], "fp32", 60.0)[0] == ""
 
 
 def test_a_refusal_that_names_nothing_is_none() -> None:
@@ -101,8 +101,8 @@ def test_a_refusal_that_names_nothing_is_none() -> None:
 
 
 def test_pytorch_is_called_as_a_user_calls_it() -> None:
-    assert np.array_equal(stages.reference(Twice(), {"x": torch.ones(2)})[0], [2, 2])
-    assert np.array_equal(stages.reference(Twice(), (torch.ones(2),))[0], [2, 2])
+    assert np.array_equal(judge.reference(Twice(), {"x": torch.ones(2)})[0], [2, 2])
+    assert np.array_equal(judge.reference(Twice(), (torch.ones(2),))[0], [2, 2])
 
 
 def test_there_are_modules_of_every_family() -> None:

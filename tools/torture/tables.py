@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def write(results: Results, out: Path) -> None:
 
 
 def _told(result: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {k: result[k] for k in ("status", "snr_db", "exit_code") if k in result}
+    kept = {k: result[k] for k in ("status", "snr_db", "exit_code", "how") if k in result}
     if "message" in result:
         kept["message"] = _plain(result["message"])[:300]
     return kept
@@ -47,16 +47,17 @@ def _plain(message: str) -> str:
 
 def table(results: Results) -> str:
     """Counts by target and by family, then every module that is not right everywhere in float32."""
+    there = [t for t in _ALL if any(t in r for r in results.values())]
     lines = [
         f"{len(results)} modules.",
         "",
-        "| target | modules | right | refused with the reason | anything else |",
+        "| target | modules | built whole | right | refused with the reason | anything else |",
     ]
-    lines.append("|---|---:|---:|---:|---:|")
-    lines += [_counts(t, [r[t] for r in results.values() if t in r]) for t in _ALL]
-    lines += ["", "| family | modules | " + " | ".join(_ALL) + " |", "|---|---:|" + "---:|" * len(_ALL)]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    lines += [_counts(t, [r[t] for r in results.values() if t in r]) for t in there]
+    lines += ["", "| family | modules | " + " | ".join(there) + " |", "|---|---:|" + "---:|" * len(there)]
     families = dict.fromkeys(CASES[n].family for n in results)
-    lines += [_family(f, results) for f in families]
+    lines += [_family(f, results, there) for f in families]
     lines += [
         "",
         "| not right in fp32 | " + " | ".join(t.partition("-")[0] for t in TARGETS["fp32"]) + " | |",
@@ -74,16 +75,16 @@ def table(results: Results) -> str:
 def _counts(target: str, found: list[Mapping[str, Any]]) -> str:
     count = {s: sum(r["status"] == s for r in found) for s in (RIGHT, REFUSED, WRONG, DEFECT, UNCLEAR)}
     others = [f"{count[s]} {s}" for s in (WRONG, DEFECT, UNCLEAR) if count[s]]
-    share = f" ({100 * count[RIGHT] / len(found):.1f} %)" if found else ""
-    return (
-        f"| {target} | {len(found)} | {count[RIGHT]}{share} | {count[REFUSED]} | {', '.join(others) or 0} |"
-    )
+    share = f"{count[RIGHT]} ({100 * count[RIGHT] / len(found):.1f} %)"
+    whole = sum(r.get("how") != "direct" for r in found)
+    cells = (target, len(found), whole, share, count[REFUSED], ", ".join(others) or 0)
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def _family(family: str, results: Results) -> str:
+def _family(family: str, results: Results, targets: Sequence[str]) -> str:
     chosen = [r for n, r in results.items() if CASES[n].family == family]
     cells = []
-    for target in _ALL:
+    for target in targets:
         found = [r[target]["status"] for r in chosen if target in r]
         right = found.count(RIGHT)
         cells.append("" if not found else str(right) if right == len(found) else f"{right} of {len(found)}")

@@ -38,6 +38,8 @@ and settled batch-norm statistics go through edgekit's export, its ONNX passes, 
   PyTorch's float32 is 1.1e-4 away from its own float64, and the file was 1.4e-4 away from PyTorch.
 - **partitions**: how many XNNPACK delegate partitions the graph runs in; operators outside are not counted here.
 
+Small modules of every kind of operator have a page of their own: [torture.md](torture.md).
+
 """
 
 

@@ -68,11 +68,22 @@ def _first_run(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> t
     """What the module returns, and whether it computes in 16 bits on its way."""
     try:
         return asks_for_half(lambda: invoke(module, copied(inputs)))
-    except Exception as error:  # noqa: BLE001 - a compiled part may not run while it is watched
-        if isinstance(error, RuntimeError) and not _compiled_part(module):
-            with in_float32():  # 16 bits are asked for by name, and the weights are float32 by now
-                return invoke(module, copied(inputs)), True
+    except Exception:  # noqa: BLE001 - a compiled part may not run while it is watched
+        return _unwatched(module, inputs)
+
+
+def _unwatched(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[object, bool]:
+    """The same, in float32 where it fails: it may ask for 16 bits by name, and its weights are float32 by now."""
+    try:
         return invoke(module, copied(inputs)), False
+    except RuntimeError as error:
+        if _compiled_part(module):
+            raise
+        try:
+            with in_float32():
+                return invoke(module, copied(inputs)), True
+        except RuntimeError:
+            raise error from None
 
 
 def _compiled_part(module: torch.nn.Module) -> bool:

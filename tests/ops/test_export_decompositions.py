@@ -156,8 +156,6 @@ CASES |= {
     "mode, kept": (aten.mode.default, (TIES.long(), 0, True), {}),
     "booleans in order": (aten.sort.stable, (TIES > 0,), {"stable": True, "dim": 1}),
     "bytes in order": (aten.sort.default, (torch.tensor([200, 3, 90], dtype=torch.uint8), -1, True), {}),
-    "covariance": (aten.cov.default, (V,), {"correction": 0}),
-    "correlation": (aten.corrcoef.default, (V,), {}),
     "shares": (aten.cross_entropy_loss.default, (V, TIES[:3, :7] / 3, None, 1, -100, 0.1), {}),
     "shares, weighted": (aten.cross_entropy_loss.default, (V, TIES[:3, :7] / 3, V[0].abs(), 0), {}),
     "smoothed": (aten.cross_entropy_loss.default, (V, torch.tensor([1, 6, 2]), None, 2, -100, 0.2), {}),
@@ -229,11 +227,6 @@ class Of(torch.nn.Module):
 
 MODULES = {
     "factors": lambda x: torch.linalg.cholesky(x[:, :4, :4] @ x[:, :4, :4].mT + torch.eye(4)).logdet(),
-    "in a loop": lambda x: torch._higher_order_ops.while_loop(
-        lambda i, t: (i < 4) & (t.abs().amax() < 9),
-        lambda i, t: (i + 1, t * 1.5),
-        (torch.zeros((), dtype=torch.int64), x),
-    )[1],
     "bags": lambda x: torch.nn.functional.embedding_bag(
         torch.tensor([[1, 2], [7, 7]]), x[0], mode="max", padding_idx=7
     ),

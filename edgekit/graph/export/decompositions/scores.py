@@ -1,8 +1,6 @@
-"""Losses and statistics that the exporter lacks."""
+"""Losses and fake quantization that the exporter lacks."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,27 +51,6 @@ def _reduced(losses: Tensor, reduction: int, weights: Tensor) -> Tensor:
     if reduction == _MEAN:
         return losses.sum() / weights.sum()
     return losses.sum() if reduction == _SUM else losses
-
-
-@decomposes(aten.cov.default)
-def cov(
-    self: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweights: Tensor | None = None
-) -> Any:
-    """Rows are variables, columns observations."""
-    if self.dim() < 2 or fweights is not None or aweights is not None:
-        return NotImplemented
-    centred = self - self.mean(1, keepdim=True)
-    return centred @ centred.mT / (self.shape[1] - correction)
-
-
-@decomposes(aten.corrcoef.default)
-def corrcoef(self: Tensor) -> Any:
-    """The covariance over both deviations, between -1 and 1."""
-    if self.dim() < 2:
-        return NotImplemented
-    matrix = cov(self)
-    deviation = matrix.diagonal().sqrt()
-    return (matrix / deviation.unsqueeze(1) / deviation).clamp(-1, 1)
 
 
 @decomposes(aten.fake_quantize_per_channel_affine.default)

@@ -3,6 +3,11 @@
 The data falls into some parts of equal size; the metric is taken over all of it and without each part in turn. The
 delete-a-group jackknife (Kott, "The delete-a-group jackknife", 2001) of the *difference* between two models on the
 same parts gives its standard error, for a metric of any form: what both models get right or wrong cancels out.
+
+Where each sample is right or wrong, the bound comes from the pairs that differ: ``lost`` that the first model alone has
+right, ``gained`` that the other alone has. The share that is lost is at most its exact bound (Clopper & Pearson 1934),
+whatever was gained; many gains are credited by the score test of paired shares (Tango, "Equivalence test and confidence
+interval for the difference in proportions for the paired-sample design", 1998), with a continuity correction.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import torch
 
 from edgekit.errors import DataError
 
+_HALVINGS = 50
 PARTS = 32
 """So many parts give a standard error within about an eighth of itself."""
 
@@ -23,20 +29,23 @@ PARTS = 32
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """A metric over some data of ``count`` samples, and over the data without each part; no parts and no count where
-    only one number is known."""
+    only one number is known. ``right``: for each sample whether it is right, where the metric is their share."""
 
     value: float
     without: tuple[float, ...] = ()
     count: int = 0
+    right: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drop:
-    """What was lost, over ``count`` samples, and the standard error of that; 0 where it is not known."""
+    """What was lost, over ``count`` samples, and the standard error of that; 0 where it is not known. ``pairs``: how
+    many samples were lost and how many gained, where each is right or wrong."""
 
     value: float
     error: float = 0.0
     count: int = 0
+    pairs: tuple[int, int] | None = None
 
 
 def members(count: int) -> list[int]:
@@ -55,7 +64,9 @@ def of_values(values: torch.Tensor | Sequence[float]) -> Score:
     part = torch.tensor(members(len(each)))
     others = [each[part != p] for p in range(int(part.max()) + 1)]
     without = tuple(float(k.mean()) for k in others if len(k)) if len(others) > 1 else ()
-    return Score(value=float(each.mean()), without=without, count=len(each))
+    shares = bool(((each == 0) | (each == 1)).all())
+    right = tuple(bool(v) for v in each) if shares else ()
+    return Score(value=float(each.mean()), without=without, count=len(each), right=right)
 
 
 def drop(base: Score, other: Score) -> Drop:
@@ -66,15 +77,31 @@ def drop(base: Score, other: Score) -> Drop:
     each = [b - g for b, g in zip(base.without, other.without, strict=True)]
     mean = math.fsum(each) / count
     variance = (count - 1) / count * math.fsum((d - mean) ** 2 for d in each)
-    return Drop(value=base.value - other.value, error=math.sqrt(variance), count=other.count)
+    return Drop(
+        value=base.value - other.value,
+        error=math.sqrt(variance),
+        count=other.count,
+        pairs=_pairs(base, other),
+    )
+
+
+def _pairs(base: Score, other: Score) -> tuple[int, int] | None:
+    if not base.right or len(base.right) != len(other.right):
+        return None
+    both = list(zip(base.right, other.right, strict=True))
+    return both.count((True, False)), both.count((False, True))
 
 
 def both(one: Drop, other: Drop) -> Drop:
     """The drop over two equal halves of the data."""
+    pairs = None
+    if one.pairs is not None and other.pairs is not None:
+        pairs = (one.pairs[0] + other.pairs[0], one.pairs[1] + other.pairs[1])
     return Drop(
         value=(one.value + other.value) / 2,
         error=math.hypot(one.error, other.error) / 2,
         count=one.count + other.count,
+        pairs=pairs,
     )
 
 
@@ -86,14 +113,52 @@ def factor(confidence: float) -> float:
 def margin(drop: Drop, confidence: float) -> float:
     """What is added to a drop so that the sum is a bound with ``confidence``.
 
-    Where no sample, or hardly one, was lost, the spread says nothing: the bound is then what none lost of so many
-    says, ``-ln(1 - confidence) / count`` ("rule of three"; Hanley & Lippman-Hand 1983).
+    Where only the parts are known, and no sample, or hardly one, was lost, the spread says nothing: the bound is then
+    what none lost of so many says, ``-ln(1 - confidence) / count`` ("rule of three"; Hanley & Lippman-Hand 1983).
     """
     times = factor(confidence)
     if not times:
         return 0.0
+    if drop.pairs is not None and drop.count:
+        return paired_bound(*drop.pairs, drop.count, confidence) - drop.value
     none_lost = -math.log(1 - confidence) / drop.count if drop.count else -math.inf
     return max(times * drop.error, none_lost - drop.value)
+
+
+def paired_bound(lost: int, gained: int, count: int, confidence: float) -> float:
+    """What the true drop does not exceed, with ``confidence`` (above a half), where ``lost`` of ``count`` samples
+    turned wrong and ``gained`` turned right."""
+    low, high = (lost - gained) / count, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if plausible(middle, lost, gained, count, confidence) else (low, middle)
+    return high
+
+
+def plausible(drop: float, lost: int, gained: int, count: int, confidence: float) -> bool:
+    """Whether a true ``drop`` is below :func:`paired_bound`: neither are so few losses too rare with it, nor so small a
+    difference."""
+    least = NormalDist().inv_cdf(1 - confidence)
+    return _score(lost, gained, count, drop) > least and _at_most(lost, count, drop) > 1 - confidence
+
+
+def _at_most(most: int, count: int, share: float) -> float:
+    """The probability of ``most`` or fewer of ``count`` where each comes with probability ``share``."""
+    if most >= count or share <= 0:
+        return 1.0
+    k = torch.arange(most + 1, dtype=torch.float64)
+    ways = math.lgamma(count + 1) - torch.lgamma(k + 1) - torch.lgamma(count - k + 1)
+    return float((ways + k * math.log(share) + (count - k) * math.log1p(-share)).exp().sum())
+
+
+def _score(lost: int, gained: int, count: int, drop: float) -> float:
+    """Tango's statistic of a true ``drop``: how many standard errors fewer were lost, the share of gains being the
+    likeliest with this drop."""
+    linear = (2 * count - lost + gained) * drop - lost - gained
+    root = math.sqrt(max(0.0, linear * linear + 8 * count * gained * drop * (1 - drop)))
+    share = (root - linear) / (4 * count)
+    variance = count * (2 * share + drop * (1 - drop))
+    return (lost - gained + 1 - count * drop) / math.sqrt(max(variance, 1e-300))
 
 
 def checked(score: Score, name: str) -> Score:

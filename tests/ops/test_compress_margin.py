@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
+import numpy as np
 import torch
 
 from edgekit.compress import margin
@@ -61,13 +62,39 @@ def test_the_bound_covers_as_often_as_it_says(confidence: float) -> None:
 def test_none_lost_of_few_says_little() -> None:
     same = margin.of_values(torch.ones(100))
     none = margin.drop(same, same)
-    assert none == Drop(value=0.0, count=100)
+    assert none == Drop(value=0.0, count=100, pairs=(0, 0))
     # With a loss of 2.3 in 100 none of 100 is lost in one of ten draws.
-    assert margin.margin(none, 0.9) == pytest.approx(0.023, abs=1e-3)
-    assert (1 - margin.margin(none, 0.9)) ** 100 == pytest.approx(0.1, abs=0.01)
+    assert (1 - margin.margin(none, 0.9)) ** 100 == pytest.approx(0.1)
+    parts = Drop(value=0.0, count=100)
+    assert margin.margin(parts, 0.9) == pytest.approx(0.023, abs=1e-3)
     better = Drop(value=-0.01, error=0.001, count=100)
     assert better.value + margin.margin(better, 0.9) == pytest.approx(0.023, abs=1e-3)
     assert margin.margin(none, 0.5) == 0
+
+
+def test_one_lost_says_less_than_none_and_gains_are_credited() -> None:
+    # Clopper and Pearson's bounds of 0 and of 1 of 300, as tables have them.
+    assert margin.paired_bound(0, 0, 300, 0.9) == pytest.approx(0.00765, abs=1e-5)
+    assert margin.paired_bound(1, 0, 300, 0.9) == pytest.approx(0.01290, abs=1e-5)
+    assert margin.paired_bound(300, 0, 300, 0.9) == 1
+    bound = margin.paired_bound(8, 5, 1000, 0.9)
+    assert margin.plausible(bound - 1e-9, 8, 5, 1000, 0.9)
+    assert not margin.plausible(bound + 1e-9, 8, 5, 1000, 0.9)
+    alone, gains = margin.paired_bound(50, 0, 1000, 0.9), margin.paired_bound(50, 40, 1000, 0.9)
+    assert 0.01 < gains < 0.03 < 0.05 < alone < 0.062
+
+
+@pytest.mark.parametrize("count", [100, 300, 1000, 5000])
+@pytest.mark.parametrize("gains", [0.0, 0.003, 0.03, 0.1])
+def test_a_drop_of_the_limit_is_accepted_no_more_often_than_said(count: int, gains: float) -> None:
+    draws = 20_000
+    for limit in (0.01, 0.02):
+        shares = [gains + limit, gains, 1 - 2 * gains - limit]
+        found = np.random.default_rng(0).multinomial(count, shares, draws)[:, :2]
+        kinds, times = np.unique(found, axis=0, return_counts=True)
+        beyond = [not margin.plausible(limit, lost, gained, count, 0.9) for lost, gained in kinds.tolist()]
+        accepted = times[beyond].sum() / draws
+        assert accepted <= 0.1
 
 
 def test_two_halves_are_as_sure_as_the_whole() -> None:

@@ -62,6 +62,11 @@ class BuiltIn:
         """The metric over all samples, batch by batch; higher is better."""
         raise NotImplementedError
 
+    def right(self, outputs: list[torch.Tensor], labels: list[torch.Tensor]) -> tuple[bool, ...]:
+        """For each sample whether it is right, where :meth:`score` is their share; else nothing."""
+        del outputs, labels
+        return ()
+
     def chance(self, labels: list[torch.Tensor]) -> Chance:
         """What :meth:`score` gives at best for answers that do not look at the input."""
         raise NotImplementedError
@@ -85,6 +90,14 @@ class Classification(BuiltIn):
     def score(self, outputs: list[torch.Tensor], labels: list[torch.Tensor]) -> float:
         """The share of samples whose highest score is the label's."""
         return scoring.accuracy(outputs, labels)
+
+    def right(self, outputs: list[torch.Tensor], labels: list[torch.Tensor]) -> tuple[bool, ...]:
+        """Whether the highest score is the label's; nothing where labels are left out."""
+        each = torch.cat(
+            [o.argmax(-1).flatten() == x.flatten() for o, x in zip(outputs, labels, strict=True)]
+        )
+        left_out = any(bool((x == dataset.IGNORED).any()) for x in labels)
+        return () if left_out else tuple(each.tolist())
 
     def chance(self, labels: list[torch.Tensor]) -> Chance:
         """The share of the most frequent class."""
@@ -291,7 +304,8 @@ class DataTask:
             for keep in (others if len(others) > 1 else ())
         ]
         value = self.kind.score(outputs, labels)
-        return margin.Score(value=value, without=tuple(without), count=len(data))
+        right = self.kind.right(outputs, labels)
+        return margin.Score(value=value, without=tuple(without), count=len(data), right=right)
 
     def _metric(self, model: nn.Module, data: Dataset) -> float:
         return self.kind.score(*self._answers(model, data))

@@ -12,7 +12,7 @@ from edgekit.cli._output import print_json, progress, show_error, table
 from edgekit.core.config import Options
 from edgekit.diff.apply import Rebuild, apply
 from edgekit.diff.compare import Diff, compare
-from edgekit.diff.report import StageDiff
+from edgekit.diff.report import LayerDiff, StageDiff
 from edgekit.diff.suggest import Suggestion
 from edgekit.errors import EdgekitError, GateFailedError, UsageError
 from edgekit.pipeline.api import context as build_context
@@ -116,15 +116,14 @@ def _show(diff: Diff, applied: Applied | None, rows: int) -> None:
         "weights": "what it computes",
         "clipping": "its output is clipped",
         "rounding": "its output's scale",
+        "scale": "one scale for values of unlike size",
     }
     why = f" ({what[start.cause]})" if start.cause else ""
-    click.echo(
-        f"starts at {click.style(start.place, bold=True)} in {broken.after}: {start.op} {start.node}{why}, "
-        f"{start.excess_db:.0f} dB beyond rounding"
-    )
+    place = click.style(start.place, bold=True)
+    click.echo(f"starts at {place} in {broken.after}: {start.op} {start.node}{why}, {_cost(start)}")
     others = [layer for layer in broken.wrong if layer is not start]
     for also in others[:_ROWS]:
-        click.echo(f"also off: {also.place} ({also.op} {also.node}), {also.excess_db:.0f} dB beyond rounding")
+        click.echo(f"also off: {also.place} ({also.op} {also.node}), {_cost(also)}")
     if len(others) > _ROWS:
         click.echo(f"and {len(others) - _ROWS} layers more")
     for idea in diff.suggestions:
@@ -133,6 +132,12 @@ def _show(diff: Diff, applied: Applied | None, rows: int) -> None:
         figures = f"{_db(applied.before_db)} → {_db(applied.after_db)}"
         with_what = applied.suggestion.text or "the data given"
         click.echo(f"built again with {with_what}: {applied.status}, {figures}, {applied.directory}")
+
+
+def _cost(layer: LayerDiff) -> str:
+    if layer.loses and layer.explained is not None:
+        return f"which alone leaves a channel of the outputs {max(layer.explained, 0):.0%} of its variance"
+    return f"{layer.excess_db:.0f} dB beyond rounding"
 
 
 def _stage(stage: StageDiff, rows: int) -> None:

@@ -43,9 +43,11 @@ class Walk:
     @property
     def starts_at(self) -> LayerDiff | None:
         """The layer to look at first: the worst of the first stage that has a wrong one; of several that are
-        about as bad, the first to run."""
+        about as bad, the first to run. One that costs the outputs a channel goes before those that are only loud."""
         if self.broken is None:
             return None
+        if losing := [layer for layer in self.broken.wrong if layer.loses]:
+            return min(losing, key=lambda layer: layer.order)
         worst = self.broken.wrong[0].excess_db
         near = [layer for layer in self.broken.wrong if layer.excess_db > worst - _ABOUT_DB]
         return min(near, key=lambda layer: layer.order)

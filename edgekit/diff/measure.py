@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekit.artifact.energy import decibels
+from edgekit.artifact.slices import SliceTally
 from edgekit.diff.align import Anchor, Pass
 from edgekit.diff.forms import Form
 from edgekit.diff.onnx_form import OnnxForm
@@ -40,6 +41,7 @@ class Tally:
     clipped: float = 0.0
     """The part of ``local`` beyond the smallest and largest value that the layer gave."""
     broken: bool = False
+    slices: SliceTally = field(default_factory=SliceTally)
     by_axis: dict[int, tuple[Array, Array]] = field(default_factory=dict)
 
     @property
@@ -51,6 +53,12 @@ class Tally:
     def accumulated_db(self) -> float:
         """Signal to noise with the later form's own inputs."""
         return decibels(self.signal, self.accumulated)
+
+    @property
+    def explained(self) -> float:
+        """Of the variance of its worst slice, what the layer by itself keeps (see :mod:`edgekit.artifact.slices`)."""
+        worst = self.slices.worst()
+        return 1.0 if worst is None else worst.explained
 
     @property
     def excess_db(self) -> float:
@@ -153,6 +161,7 @@ def _add(tally: Tally, anchor: Anchor, b: Form, values: _Values, typical: float)
     tally.signal += float((clean**2).sum())
     tally.local += float(noise.sum())
     tally.accumulated += float(drift.sum())
+    tally.slices.add(clean, clean + np.where(good & np.isfinite(values.local), values.local - clean, 0.0))
     tally.clipped += float(noise[(clean > values.local.max()) | (clean < values.local.min())].sum())
     expected = np.zeros_like(true)
     if values.rounded is not None:

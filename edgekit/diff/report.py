@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekit.artifact.energy import decibels
+from edgekit.artifact.slices import SliceTally
 from edgekit.diff.align import Anchor, Pass
 from edgekit.diff.measure import Stage, Tally
 from edgekit.diff.onnx_form import OnnxForm
@@ -22,6 +23,8 @@ measured stay below 7 dB."""
 DEQUANTIZED = "_DequantizeLinear"
 """How the quantizer names a tensor behind Q/DQ."""
 
+KEPT = 0.75
+"""What the worst slice of the outputs has to keep of its variance; the limit of ``slices`` for INT8 rows."""
 _HARMLESS_DB = 15.0
 """A layer that makes less than a thirtieth of the outputs' error is not where it goes wrong."""
 
@@ -35,7 +38,10 @@ class LayerDiff:
     ``local_db``: its signal to noise when it reads the earlier form's tensors; ``accumulated_db``: when it
     reads its own; ``excess_db``: its error power over what rounding explains; ``alone_db``: the outputs'
     signal to noise if this layer alone were off (for the first suspects). ``cause`` is ``"weights"`` (the
-    layer's arithmetic), ``"clipping"`` or ``"rounding"`` (its output's integers), or empty where they are one.
+    layer's arithmetic), ``"clipping"``, ``"rounding"`` (its output's integers) or ``"scale"`` (they are too coarse for
+    a channel of it), or empty where they are one.
+    ``explained``: the share of variance that the worst slice of the outputs would keep with this layer alone off, the
+    measure of the ``slices`` gate; only where the outputs lost one.
     """
 
     order: int
@@ -49,6 +55,12 @@ class LayerDiff:
     cause: str = ""
     wrong: bool = False
     alone_db: float | None = None
+    explained: float | None = None
+
+    @property
+    def loses(self) -> bool:
+        """Whether this layer alone costs the outputs a channel or column."""
+        return self.explained is not None and self.explained < KEPT
 
     @property
     def place(self) -> str:
@@ -80,16 +92,38 @@ def summarize(stage: Stage, samples: Iterable[Mapping[str, Array]], source: list
     """
     rows = _grouped(stage)
     output = _distance(stage.outputs_a, stage.outputs_b)
-    suspects = [row for row in rows if row.layer.excess_db >= EXCESS_DB]
-    alone = _alone(stage, suspects[:_INJECTED], list(samples))
+    loud = [row for row in rows if row.layer.excess_db >= EXCESS_DB][:_INJECTED]
+    lossy = _lossy(stage, rows) if _explained(stage.outputs_a, stage.outputs_b) < KEPT else []
+    suspects = list({id(row): row for row in (*loud, *lossy)}.values())
+    alone = _alone(stage, suspects, list(samples), explain=bool(lossy))
     layers = [_judged(row.layer, alone.get(row.anchor.b.tensor), output) for row in rows]
     return StageDiff(
         before=stage.a.title,
         after=stage.b.title,
         output_db=output,
         source_db=_distance(source, stage.outputs_b),
-        layers=tuple(sorted(layers, key=lambda layer: not layer.wrong)),
+        layers=tuple(sorted(layers, key=lambda layer: (not layer.loses, not layer.wrong))),
     )
+
+
+def _lossy(stage: Stage, rows: Sequence[_Row]) -> list[_Row]:
+    """The layers that by themselves lose a slice of their own output, the worst first."""
+    kept = {
+        anchor.b.tensor: tally.explained for anchor, tally in zip(stage.anchors, stage.tallies, strict=True)
+    }
+    lost = [row for row in rows if kept[row.anchor.b.tensor] < KEPT]
+    return sorted(lost, key=lambda row: kept[row.anchor.b.tensor])[:_INJECTED]
+
+
+def _explained(one: list[list[Array]], two: list[list[Array]]) -> float:
+    """Of the outputs' worst slice, the share of variance that is kept; outputs matched by position."""
+    tallies: dict[int, SliceTally] = {}
+    for ours, theirs in zip(one, two, strict=True):
+        for index, (x, y) in enumerate(zip(ours, theirs, strict=False)):
+            if x.size == y.size and x.dtype.kind == "f":
+                tally = tallies.setdefault(index, SliceTally())
+                tally.add(x.astype(np.float64), y.reshape(x.shape).astype(np.float64))
+    return min((w.explained for t in tallies.values() if (w := t.worst()) is not None), default=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +167,28 @@ def _cause(tally: Tally, mixed: bool, apart: bool) -> str:
     return "clipping" if tally.clipped > 0.5 * tally.local else "rounding"
 
 
-def _judged(layer: LayerDiff, alone: float | None, output: float) -> LayerDiff:
-    harmless = alone is not None and alone > min(output + _HARMLESS_DB, 190.0)
-    return replace(layer, wrong=layer.excess_db >= EXCESS_DB and not harmless, alone_db=alone)
+def _judged(layer: LayerDiff, alone: _Alone | None, output: float) -> LayerDiff:
+    if alone is None:
+        return replace(layer, wrong=layer.excess_db >= EXCESS_DB)
+    harmless = alone.db > min(output + _HARMLESS_DB, 190.0)
+    judged = replace(layer, alone_db=alone.db, explained=alone.explained)
+    wrong = judged.loses or (layer.excess_db >= EXCESS_DB and not harmless)
+    return replace(
+        judged, wrong=wrong, cause="scale" if judged.loses and layer.cause == "rounding" else layer.cause
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Alone:
+    """The outputs with one layer off: signal to noise, and what their worst slice keeps."""
+
+    db: float
+    explained: float | None
 
 
 def _alone(
-    stage: Stage, suspects: Sequence[_Row], samples: Sequence[Mapping[str, Array]]
-) -> dict[str, float]:
+    stage: Stage, suspects: Sequence[_Row], samples: Sequence[Mapping[str, Array]], *, explain: bool
+) -> dict[str, _Alone]:
     """For each suspect the outputs of the earlier form with this one tensor as the later form makes it."""
     a, b = stage.a, stage.b
     if not isinstance(a, OnnxForm) or not suspects:
@@ -159,7 +207,10 @@ def _alone(
         for inputs, value in zip(samples, values, strict=True):
             results = a.forced(inputs, {tensor: value}) | {tensor: value}
             changed.append([results[output] for output in a.outputs])
-        figures[name] = _distance(stage.outputs_a, changed)
+        figures[name] = _Alone(
+            db=_distance(stage.outputs_a, changed),
+            explained=_explained(stage.outputs_a, changed) if explain else None,
+        )
     return figures
 
 

@@ -41,8 +41,10 @@ def suggest(walk: Walk, artifact: Artifact | None, *, tampered: bool = False) ->
     if not artifact.manifest.target.needs_calibration:
         ideas = [_exclude(layer, options, "its weights do not survive this few bits")]
     else:
-        data = _everywhere(stage, layer)
-        ideas = [data] if data else [*_by_cause(layer, options), *_wider(artifact)]
+        data = None if layer.loses else _everywhere(stage, layer)
+        ideas = (
+            [data] if data else [*_boundary(layer, artifact), *_by_cause(layer, options), *_wider(artifact)]
+        )
     return tuple(idea for idea in ideas if idea is not None)
 
 
@@ -66,11 +68,29 @@ def _everywhere(stage: StageDiff, start: LayerDiff) -> Suggestion | None:
     return Suggestion(flags=(), why=f"calibrate with data like these (--calib): {what} do not cover them")
 
 
+def _boundary(layer: LayerDiff, artifact: Artifact) -> list[Suggestion]:
+    """Outputs that were asked for as integers have one scale each, whatever is in them."""
+    asked = str(artifact.manifest.settings.get("io_dtype", "float32"))
+    if (
+        not layer.loses
+        or asked == "float32"
+        or layer.tensor not in {o.name for o in artifact.manifest.outputs}
+    ):
+        return []
+    return [
+        Suggestion(
+            flags=("--set", "io_dtype=float32"), why="one scale is too coarse for a part of that output"
+        )
+    ]
+
+
 def _by_cause(layer: LayerDiff, options: QuantizeOptions) -> list[Suggestion | None]:
     methods = {
         "clipping": ("minmax", "its range cuts off values that occur"),
         "rounding": ("mse", "its range is too wide for its values"),
     }
+    if layer.cause == "scale":
+        return [_exclude(layer, options, "one scale is too coarse for a part of what it gives")]
     if layer.cause not in methods:
         return [_exclude(layer, options, "the layer's own arithmetic is off")]
     better, why = methods[layer.cause]

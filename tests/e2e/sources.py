@@ -208,3 +208,28 @@ def tagger():
 def tagged_words() -> Iterator[np.ndarray]:
     for row in np.random.default_rng(1).integers(0, 50, (64, 20)):
         yield row[None]
+
+
+class Detector(nn.Module):
+    """Boxes in pixels and scores between 0 and 1 in one output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+        self.box, self.score = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 1, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        found = self.body(image)
+        return torch.cat([self.box(found) * 640, self.score(found).sigmoid()], dim=1)
+
+
+def detector():
+    torch.manual_seed(0)
+    return Detector(), torch.rand(1, 3, 16, 16)
+
+
+def pictures() -> Iterator[np.ndarray]:
+    for seed in range(32):
+        generator = np.random.default_rng(seed)
+        coarse = generator.random((1, 3, 4, 4), dtype=np.float32)
+        yield np.repeat(np.repeat(coarse, 4, axis=2), 4, axis=3)

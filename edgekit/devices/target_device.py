@@ -6,10 +6,12 @@ verified there.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from edgekit.devices.agent import state
 from edgekit.devices.checkup import check
 from edgekit.devices.health import is_emulated
 from edgekit.devices.wire import DeviceFacts
@@ -97,3 +99,8 @@ def adapted(target: Target, device: TargetDevice) -> Target:
 def adaptation(target: Target, device: TargetDevice) -> Adaptation | None:
     """Which of the target's adaptations is for ``device``'s processor."""
     return next((a for a in target.on if a.fits(device.arch, device.facts.isa)), None)
+
+
+def adaptation_here(target: Target) -> Adaptation | None:
+    """Which of the target's adaptations is for this machine's processor."""
+    return next((a for a in target.on if a.fits(platform.machine(), state.isa())), None)

@@ -21,7 +21,7 @@ from edgekit.core import config
 from edgekit.core import targets as catalogue
 from edgekit.core.config import Options
 from edgekit.devices.catalogue import device
-from edgekit.devices.target_device import adaptation, adapted, probe
+from edgekit.devices.target_device import adaptation, adaptation_here, adapted, probe
 from edgekit.errors import (
     CalibrationRequiredError,
     DataError,
@@ -110,9 +110,21 @@ def run(request: Request, context: BuildContext) -> tuple[Outcome, ...]:
     check(request)
     if request.options.device:
         request, context = on_site(request, context)
+    else:
+        tell_of_this_processor(request, context)
     prepared = prepare(request, context)
     with plain_candidates(context, prepared, request.targets) as (prepared, plain):
         return tuple(attempt(request, context, prepared, t, plain[t.name]) for t in request.targets)
+
+
+def tell_of_this_processor(request: Request, context: BuildContext) -> None:
+    """What is built for any device may be less exact here, where it is verified: said, and how to build for here."""
+    for target in request.targets:
+        if (choice := adaptation_here(target)) is not None and choice.weight_bits:
+            context.progress.note(
+                f"{target.name} is built for any {choice.arch} and is less exact on this processor: without "
+                f"{', '.join(choice.lacks)} sums of its products saturate; --device local builds for this one"
+            )
 
 
 def on_site(request: Request, context: BuildContext) -> tuple[Request, BuildContext]:

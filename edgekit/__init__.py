@@ -223,7 +223,7 @@ class Artifact:
             evaluation: samples to run as well, as :func:`build` takes them: then placement is gated, too, and the
                 metric of labelled ones.
             source: what was built, to compare the artifact with on ``evaluation``.
-            options: ``limit`` (in place of the target's), ``metric`` and ``trust`` count.
+            options: ``limit`` (in place of the target's), ``metric``, ``trust`` and ``timeout`` count.
 
         Raises:
             SourceError: files have changed since the build, or there are no golden vectors.
@@ -231,12 +231,13 @@ class Artifact:
             DataError: samples or labels that do not fit.
         """
         from edgekit.core.config import Options
+        from edgekit.core.deadline import within
         from edgekit.pipeline.evaluate import again
 
-        with contextlib.nullcontext() if evaluation is None else _one_at_a_time:
-            return again(
-                self._record, options or Options(), device=_device(device), data=evaluation, source=source
-            )
+        chosen = options or Options()
+        alone = contextlib.nullcontext() if evaluation is None else _one_at_a_time
+        with alone, within(chosen.timeout, str(self.directory)):
+            return again(self._record, chosen, device=_device(device), data=evaluation, source=source)
 
     def bench(
         self,
@@ -442,11 +443,12 @@ def build(
     Raises:
         SourceError, DataError, UsageError: what concerns every target. A target's own error is among the failures.
     """
+    from edgekit.core.deadline import within
     from edgekit.pipeline import api
     from edgekit.pipeline.build import failure
 
     chosen = api.options_with(options, targets=targets, out=out)
-    with _one_at_a_time:
+    with _one_at_a_time, within(chosen.timeout, "the build"):
         asked = api.request(source, example_inputs, chosen, calibration=calibration, evaluation=evaluation)
         outcomes = api.built(asked, api.context(chosen, progress))
     artifacts, failures = [], []
@@ -484,10 +486,11 @@ def calibrate(
     A later :func:`build` with the same source and samples finds them in the cache. The arguments are those of
     :func:`build`.
     """
+    from edgekit.core.deadline import within
     from edgekit.pipeline import api
 
     chosen = api.options_with(options, targets=None, out=None)
-    with _one_at_a_time:
+    with _one_at_a_time, within(chosen.timeout, "the calibration"):
         asked = api.request(source, example_inputs, chosen, calibration=calibration, evaluation=evaluation)
         return api.calibrated(asked, api.context(chosen, progress))
 
@@ -519,11 +522,12 @@ def _compress(
         UsageError: not exactly one of ``recipe`` and ``budget``, or steps that train without a task.
         GateFailedError: nothing holds the budget.
     """
+    from edgekit.core.deadline import within
     from edgekit.pipeline import api
     from edgekit.search import compress
 
     chosen = api.options_with(options, targets=None, out=out)
-    with _one_at_a_time:
+    with _one_at_a_time, within(chosen.timeout, "the compression"):
         context = api.context(chosen, progress)
         done = compress.compress(context, source, recipe=recipe, budget=budget, limits=limits, seed=seed)
     return _delivered(done)
@@ -546,13 +550,13 @@ def _delivered(done: Delivered) -> CompressResult:
 def _compared(
     first: str, second: str, data: DataSpec | None, options: Options | None, progress: Listener | None
 ) -> Diff:
+    from edgekit.core.deadline import within
     from edgekit.diff.compare import compare
     from edgekit.pipeline import api
 
-    with _one_at_a_time:
-        return compare(
-            first, second, data, api.context(api.options_with(options, targets=None, out=None), progress)
-        )
+    chosen = api.options_with(options, targets=None, out=None)
+    with _one_at_a_time, within(chosen.timeout, "the comparison"):
+        return compare(first, second, data, api.context(chosen, progress))
 
 
 def _artifact(record: _Record) -> Artifact:

@@ -5,8 +5,8 @@ both and exits with ``exit_code``; from Python they are ordinary exceptions. Cau
 ``raise … from …``.
 
 Exit codes: 1 unexpected, 2 usage or configuration, 3 source, 4 unsupported on the target, 5 a gate
-failed, 6 backend or tool missing, 7 device; where a signal ended it 128 and its number: 129 SIGHUP, 130 SIGINT,
-143 SIGTERM.
+failed, 6 backend or tool missing, 7 device, 8 time over; where a signal ended it 128 and its number: 129 SIGHUP,
+130 SIGINT, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -136,6 +136,10 @@ class FactoryError(SourceError):
 
 class UntrustedSourceError(SourceError):
     """Loading the source would execute code or leave its folder."""
+
+
+class MemoryLimitError(SourceError):
+    """Loading or running it would take more memory than there is, or than it is allowed."""
 
 
 class ExportError(SourceError):
@@ -271,6 +275,15 @@ class RuntimeMissingError(DeviceError, MissingExtraError):
 
     def __init__(self, message: str, *, hint: str) -> None:
         DeviceError.__init__(self, message, hint=hint)
+
+
+# --- 8: time ---------------------------------------------------------------------------------------
+
+
+class TimeLimitError(EdgekitError):
+    """The time that ``--timeout`` gave is over. What was at work has been ended."""
+
+    exit_code = 8
 
 
 def first_line(error: BaseException) -> str:

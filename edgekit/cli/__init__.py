@@ -16,6 +16,7 @@ import traceback
 import click
 
 from edgekit.cli import _ending
+from edgekit.core import contained
 from edgekit.core.files import gone, refused_by_system, working_folder_is_gone
 from edgekit.core.versions import EDGEKIT
 from edgekit.errors import EdgekitError, Stopped, UnknownNameError
@@ -90,6 +91,7 @@ def main() -> None:
     """Entry point of the ``edgekit`` command."""
     as_json = "--json" in sys.argv
     _ending.prepare()
+    contained.enable()
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as e:
@@ -131,6 +133,8 @@ def _interrupted(cause: BaseException | None) -> int:
 
 
 def _report(error: Exception, *, as_json: bool) -> int:
+    if isinstance(error, MemoryError):
+        error = contained.out_of_memory()
     if not isinstance(error, EdgekitError):
         traceback.print_exception(error)
         click.echo("edgekit: this is a defect; please report it with the traceback above", err=True)

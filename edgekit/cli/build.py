@@ -6,10 +6,12 @@ import click
 
 import edgekit
 from edgekit.artifact.summary import table as summary
+from edgekit.cli._contained import contain_source
 from edgekit.cli._options import Grouped, declared, json_flag
 from edgekit.cli._output import end_with, print_json, progress, show, table
 from edgekit.core import plugins, targets
 from edgekit.core.config import Options
+from edgekit.load.spec import parse
 
 
 @click.command(cls=Grouped)
@@ -24,6 +26,7 @@ def build(source: str, options: Options, dry_run: bool, as_json: bool) -> None:
     directory or a .keras/.h5 file. Each artifact is run on its real runtime and compared with the source;
     what does not pass its gates ends in DIR/<target>.failed and a non-zero exit.
     """
+    contain_source(parse(source), options)
     if dry_run:
         _plan(source, options, as_json)
         return

@@ -11,11 +11,13 @@ import click
 
 import edgekit
 from edgekit.artifact.summary import size
+from edgekit.cli._contained import contain_source
 from edgekit.cli._options import Grouped, declared, json_flag
 from edgekit.cli._output import number, print_json, progress, table
 from edgekit.core.config import Options
 from edgekit.core.progress import Reporter
 from edgekit.errors import UsageError
+from edgekit.load.spec import parse
 
 if TYPE_CHECKING:
     from edgekit.compress.step import Size
@@ -82,6 +84,7 @@ def compress(
             hint="say what the model may cost: --budget 'drop<=1pt'",
         )
     options = replace(options, out=Path(out))
+    contain_source(parse(source), options)
     with progress() as shown:
         if analyze:
             _analyze(source, options, shown, as_json)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 
 from edgekit.artifact.manifest import BUILT, GoldenRecord
+from edgekit.cli._contained import contain
 from edgekit.cli._options import Grouped, declared, json_flag
 from edgekit.cli._output import print_json, progress, show_error, table
 from edgekit.core.config import Options
@@ -62,6 +64,7 @@ def diff(
 
     Exits with 0 when rounding explains every difference, with 5 when it does not.
     """
+    contain(" and ".join(filter(None, (a, b))), options, *map(Path, filter(None, (a, b))))
     with progress() as shown:
         context = build_context(options, shown.tell)
         result = compare(a, b, data, context)

@@ -11,8 +11,11 @@ from edgekit.artifact import manifest
 from edgekit.artifact.inspect import inspect_file
 from edgekit.artifact.summary import size
 from edgekit.artifact.summary import table as summary
+from edgekit.cli._contained import contain
 from edgekit.cli._options import json_flag
 from edgekit.cli._output import harmless, number, print_json, show, table
+from edgekit.core.config import Options
+from edgekit.core.contained import step
 
 
 @click.command()
@@ -20,6 +23,12 @@ from edgekit.cli._output import harmless, number, print_json, show, table
 @json_flag
 def inspect(file: Path, as_json: bool) -> None:
     """Show what is in FILE: an artifact's directory, or a .onnx or .tflite file of any origin."""
+    contain(str(file), Options(), file)
+    with step("inspect", quick=True):
+        _inspect(file, as_json)
+
+
+def _inspect(file: Path, as_json: bool) -> None:
     if file.is_dir() or file.name == manifest.FILE_NAME:
         artifact = edgekit.open(file)
         print_json(artifact.manifest) if as_json else _artifact(artifact)

@@ -7,8 +7,10 @@ from pathlib import Path
 import click
 
 import edgekit
+from edgekit.cli._contained import contain
 from edgekit.cli._options import json_flag
 from edgekit.cli._output import print_json
+from edgekit.core.config import Options
 
 
 @click.command()
@@ -32,6 +34,7 @@ from edgekit.cli._output import print_json
 @json_flag
 def package(artifact: Path, out: Path | None, as_json: bool, **fields: object) -> None:
     """Write ARTIFACT as a package for an app: the model, its preprocessing, and tests that run there."""
+    contain(str(artifact), Options(), artifact)
     spec = edgekit.PackageSpec(**fields)  # type: ignore[arg-type]  # click has read each by its type
     result = edgekit.open(artifact).package(spec, out)
     if as_json:

@@ -11,9 +11,11 @@ import click
 import edgekit
 from edgekit.artifact.limits import parse
 from edgekit.artifact.proof import inputs
-from edgekit.cli._options import json_flag
+from edgekit.cli._contained import contain
+from edgekit.cli._options import Grouped, declared, json_flag
 from edgekit.cli._output import end_with, harmless, number, print_json, progress, table
 from edgekit.core.config import Options
+from edgekit.core.contained import step
 from edgekit.core.declared import parse_settings
 from edgekit.devices import catalogue
 from edgekit.errors import GateFailedError, UsageError
@@ -44,7 +46,7 @@ class Asked:
     strict: bool
 
 
-@click.command()
+@click.command(cls=Grouped)
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--device", default="local", show_default=True, metavar="NAME", help="Where to run them.")
 @click.option(
@@ -75,8 +77,10 @@ class Asked:
 @click.option("--trust", is_flag=True, help="Execute code that files of --source or --eval carry (pickles).")
 @click.option("--strict", is_flag=True, help="Refuse what is unproven, here or when it was built.")
 @json_flag
+@declared("verify")
 def verify(
     artifacts: tuple[Path, ...],
+    options: Options,
     device: str,
     public_key: Path | None,
     limits: tuple[str, ...],
@@ -93,6 +97,8 @@ def verify(
     the source nor its data. An artifact that could not be run where it was built takes its verdict from
     here. With --eval the samples are run as well; with --source the outputs are compared as a build does.
     """
+    # With --eval code of the user's own runs, too: it takes what it takes.
+    contain(", ".join(map(str, artifacts)), options, *(() if evaluation else artifacts))
     where = catalogue.device(device)
     chosen = parse_settings(limits, where="--limit") if limits else {}
     parse(chosen)
@@ -107,7 +113,7 @@ def verify(
     outcomes: list[Outcome] = []
     with progress() as shown:
         for path in artifacts:
-            with shown.task(f"run {path.name}"):
+            with shown.task(f"run {path.name}"), step(f"verify {path}"):
                 outcomes.append(
                     _bundle(path, where, public_key)
                     if is_bundle(path)

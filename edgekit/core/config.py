@@ -38,7 +38,7 @@ _NOTHING: Mapping[str, object] = {}
 _NO_SETTINGS: Mapping[str, Option] = {}
 
 _MODEL, _DATA, _COMPRESSION = "Model and target", "Data", "Compression"
-_QUANTIZATION, _GATES, _PERMISSIONS = "Quantization", "Gates", "Permissions"
+_QUANTIZATION, _GATES, _LIMITS, _PERMISSIONS = "Quantization", "Gates", "Limits", "Permissions"
 
 
 @strict
@@ -292,6 +292,26 @@ class Options:
     allow_not_run: bool = option(
         False,
         Declared(help="Accept artifacts that this machine cannot run.", group=_GATES, commands=("build",)),
+    )
+    timeout: int | None = option(
+        None,
+        Declared(
+            help="Seconds for all of it; then what is at work is ended, and the exit code is 8.",
+            group=_LIMITS,
+            commands=("build", "compress", "verify", "diff"),
+            metavar="SECONDS",
+            minimum=1,
+        ),
+    )
+    memory: str = option(
+        "",
+        Declared(
+            help="The most memory a process may take for a model that came as a file, like 8GB (default: 1.8 GiB and "
+            "32 times the model's size).",
+            group=_LIMITS,
+            commands=("build", "compress", "verify", "diff"),
+            metavar="SIZE",
+        ),
     )
     trust: bool = option(
         False,

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from edgekit.core import contained
+
 
 class Task(Protocol):
     """One running piece of work."""
@@ -89,6 +91,7 @@ class Reporter:
 
     def tell(self, event: Event) -> None:
         """Pass one event on."""
+        contained.beat()
         with self._lock:
             self._listener(event)
 

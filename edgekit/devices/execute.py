@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from edgekit.core import contained
 from edgekit.core.files import temporary
 from edgekit.devices import wire
 from edgekit.devices.arrays import ArrayFile, write_arrays
@@ -92,7 +93,13 @@ def run_artifact(
         job = replace(job, action="run", outputs=outputs, placement=placement)
         agent = mended(transport, partial(send_agent, transport, runnable.backend, here))
         task = Task(
-            id="run", backend=runnable.backend, agent=agent, job=job, result=wire.RunResult, timeout=timeout
+            id="run",
+            backend=runnable.backend,
+            agent=agent,
+            job=job,
+            result=wire.RunResult,
+            timeout=timeout,
+            silence=contained.quick_seconds(),
         )
         done = _run(transport, task, on_progress)
         names = _checked(device, runnable, samples, task.timeout, done.result)

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.devices.arrays import channels_first
+from edgekit.errors import SourceError
 from edgekit.types import Lowered, Option, TensorSpec, names
 
 if TYPE_CHECKING:
     from edgekit.types import Array
+
+MOST_THREADS = 256
+"""Of one inference. No device here has more processors, and to start some thousands takes minutes."""
 
 
 def sizes(outputs: Iterable[TensorSpec]) -> dict[str, int]:
@@ -35,6 +39,8 @@ class Runnable:
     zero-point. ``sizes``: elements of the outputs whose shapes are known, by name. ``inputs`` is one sample in the
     source's layout: what benchmarks and profiles run. ``preprocess`` makes the artifact's inputs of the source's, where
     the graph begins with preprocessing of its own.
+
+    Raises :class:`SourceError` for more threads than any machine has: manifests and bundles come from anybody.
     """
 
     backend: str
@@ -47,6 +53,14 @@ class Runnable:
     sizes: Mapping[str, int] = field(default_factory=dict)
     inputs: Mapping[str, Array] = field(default_factory=dict)
     preprocess: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = None
+
+    def __post_init__(self) -> None:
+        threads = self.options.get("threads", 0)
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
+            raise SourceError(
+                f"{self.main.name} is to be run with threads={threads!r}",
+                hint=f"a runtime takes 0 (one for each processor) to {MOST_THREADS}: do not trust who wrote this",
+            )
 
     @classmethod
     def of(cls, lowered: Lowered, directory: Path, backend: str) -> Runnable:

@@ -124,14 +124,18 @@ def _inside(location: str, folder: Path, name: str) -> Path:
             hint="save the model again with its data beside it and relative locations",
         )
     path = folder / relative
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside, present = path.resolve().is_relative_to(folder.resolve()), path.is_file()
+    except (OSError, RuntimeError):  # a name that no file can have, a link to itself
+        inside, present = True, False
+    if not inside:
         raise UntrustedSourceError(
             f"the external data of {name!r}, {location!r}, is a link that leaves the model's folder",
             hint="replace the link by the file itself",
         )
-    if not path.is_file():
+    if not present:
         raise SourceError(
-            f"the external data of {name!r} is missing: {path}",
+            f"the external data of {name!r} is missing: {str(path)[:200]}",
             hint="copy the model together with its data files",
         )
     return path

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from edgekit.artifact.manifest import StepRecord
-from edgekit.core import versions
+from edgekit.core import contained, versions
 from edgekit.core.store import Key, Reading, StepResult, Store
 from edgekit.core.structure import structure
 from edgekit.graph.records import read_json
@@ -24,6 +24,8 @@ class Step(Generic[T]):
     The cache's key is ``name``, ``inputs`` (sha256 each), ``options``, the installed versions of ``packages``, and
     ``versions`` of what else takes part (a runtime, the machine). What is not named there must not change the result,
     but for what ``reads`` sees: files and variables that the user's code reads while the step runs.
+
+    ``quick``: it takes seconds, or says how far it is (:func:`edgekit.core.contained.step`).
     """
 
     name: str
@@ -34,6 +36,7 @@ class Step(Generic[T]):
     packages: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     reads: Reading | None = None
+    quick: bool = False
 
     @property
     def key(self) -> Key:
@@ -86,8 +89,13 @@ class ReadOnly(Store):
 def run(store: Store, step: Step[T]) -> Done[T]:
     """The step's value: read from the cache, where it is not produced first. Raises what ``produce`` raises."""
     key = step.key
+
+    def produce(out: Path) -> None:
+        with contained.step(step.name, key.digest, quick=step.quick):
+            step.produce(out)
+
     with _lock(key.digest):
-        result = store.step(key, step.produce, step.reads)
+        result = store.step(key, produce, step.reads)
     return Done(value=step.read(result.directory), result=result)
 
 

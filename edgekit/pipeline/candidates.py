@@ -13,6 +13,7 @@ from typing import TypeAlias, TypeVar
 
 from edgekit.core import plugins
 from edgekit.core import targets as catalogue
+from edgekit.core.contained import out_of_memory
 from edgekit.core.files import refused_by_system
 from edgekit.devices.catalogue import device
 from edgekit.errors import DefectError, EdgekitError, MissingExtraError
@@ -149,6 +150,8 @@ def guarded(target: Target, work: Callable[[], T]) -> T | EdgekitError:
         raise
     except EdgekitError as error:
         return error
+    except MemoryError:
+        return out_of_memory(target.name)
     except Exception as error:  # noqa: BLE001 - must not cost the other targets their artifacts
         return refused_by_system(error) or DefectError.of(error, target.name)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.devices.execute import run_artifact
 from edgekit.devices.runnable import Runnable
-from edgekit.errors import SourceError
+from edgekit.errors import BackendError, MissingExtraError, RuntimeCrashError, SourceError
 from edgekit.graph.records import ModelRecord
 from edgekit.types import OnnxModel, Sample, TorchModel, names
 
@@ -78,5 +78,14 @@ def in_float64(
 
 def _in_onnxruntime(record: ModelRecord, samples: Iterable[Sample]) -> Iterator[dict[str, Array]]:
     runnable = Runnable(backend="onnxruntime", main=record.model.path, outputs=names(record.model.outputs))
-    with run_artifact(runnable, (s.inputs for s in samples)) as result:
+    try:
+        result = run_artifact(runnable, (s.inputs for s in samples))
+    except (MissingExtraError, RuntimeCrashError):
+        raise
+    except BackendError as error:
+        raise SourceError(
+            f"the model cannot be run as it is: {error.message}",
+            hint="run it in ONNX Runtime by hand; an operator's attributes or the shapes that it makes are wrong",
+        ) from error
+    with result:
         yield from result.outputs

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from edgekit.core import versions
+from edgekit.core import contained, versions
 from edgekit.core.files import temporary
 from edgekit.devices.arrays import ArrayFile, write_arrays
 from edgekit.load.data import SampleSet
@@ -106,6 +106,8 @@ class _Worker:
 
 def workers(jobs: int, model: Path) -> int:
     """How many targets of the model in ``model``'s folder fit this machine's processors and free memory."""
+    if contained.one_at_a_time():
+        return 1
     size = sum(file.stat().st_size for file in model.parent.iterdir() if file.is_file())
     room = available_memory() // (COPIES * size + ANYWAY)
     return max(1, min(jobs, int(versions.machine()["cpus"]), room))

@@ -129,6 +129,7 @@ def _exported(
         packages=EXPORT_PACKAGES,
         produce=produce,
         read=read,
+        quick=source.spec.kind == "onnx",
     )
     done = run(context.store, step)
     record, example = done.value
@@ -152,6 +153,7 @@ def optimize(
         packages=PASS_PACKAGES,
         produce=lambda out: work(context).optimize(model, example, out),
         read=read_model,
+        quick=True,
     )
     return _model(context, step)
 
@@ -170,6 +172,7 @@ def fix_shapes(
         packages=PASS_PACKAGES,
         produce=lambda out: work(context).fix_shapes(model, shapes, out),
         read=read_model,
+        quick=True,
     )
     return _model(context, step)
 
@@ -185,6 +188,7 @@ def fold_preprocessing(
         packages=("onnx", "onnx-ir", "numpy"),
         produce=lambda out: work(context).fold_preprocessing(model, pixels, out),
         read=read_model,
+        quick=True,
     )
     return _model(context, step)
 
@@ -201,6 +205,7 @@ def check(context: BuildContext, model: OnnxModel, target: Target, options: Mapp
         packages=("onnx", "onnx-ir"),
         produce=lambda _: backend.check(model, target, options),
         read=lambda _: None,
+        quick=True,
     )
     run(context.store, step)
 
@@ -342,6 +347,7 @@ def lower(
         versions={target.backend: backend.available().version},
         produce=produce,
         read=reader(Lowered, "lowered.json"),
+        quick=target.runs_on == "cpu",  # builders of engines time what they choose from
     )
     done = run(context.store, step)
     directory, lowered = done.result.directory, done.value

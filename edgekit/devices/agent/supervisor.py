@@ -34,6 +34,7 @@ from .governor import GovernorError, Keeper
 
 _BEAT_S = 2.0
 _MAX_LINE = 64 * 1024 * 1024
+_LAST_WORDS_S = 2.0
 
 
 def main() -> int:
@@ -236,6 +237,7 @@ class Child:
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         pipes = {self.process.stdout.fileno(): "out", self.process.stderr.fileno(): "err"}
+        ended = 0.0
         while pipes:
             left = self._deadline - time.monotonic()
             if left <= 0:
@@ -243,6 +245,11 @@ class Child:
                 return
             ready, _, _ = select.select([0, *pipes], [], [], min(left, 0.5))
             host.look(0 in ready)
+            # It has ended and said everything. What it left behind may hold the pipes for as long as it likes.
+            if ended and (not set(ready) - {0} or time.monotonic() > ended + _LAST_WORDS_S):
+                break
+            if not ended and self.process.poll() is not None:
+                ended = time.monotonic()
             for descriptor in ready:
                 if descriptor == 0:
                     continue

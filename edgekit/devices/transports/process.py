@@ -24,6 +24,10 @@ OUTPUT_BYTES = 64 << 20
 """So much of a program's output is read: twenty thousand raw samples are 400 kB, a vendor tool's log a few MB."""
 
 _STDERR_LINES = 40
+_LOOK_S = 0.5
+"""Seconds between two looks at a process that is silent."""
+_LAST_WORDS_S = 2.0
+"""How long to read what a process that has ended left in its pipes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,15 +143,19 @@ def _pump(
     """Read both pipes until both end or patience does; returns (timed out, end of stderr)."""
     assert child.stdout is not None
     assert child.stderr is not None
-    count, errors = 0, Tail()
+    count, errors, ended = 0, Tail(), 0.0
     deadline = time.monotonic() + patience.whole
     quiet = time.monotonic() + patience.silence
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
         selector.register(child.stderr, selectors.EVENT_READ)
         while selector.get_map():
-            ready = selector.select(patience.until(min(deadline, quiet)))
+            ready = selector.select(min(patience.until(min(deadline, quiet)), _LOOK_S))
             now = time.monotonic()
+            # It has ended and said everything. What it left behind may hold the pipes for as long as it likes.
+            if ended and (not ready or now > ended + _LAST_WORDS_S):
+                break
+            ended = ended or (now if child.poll() is not None else 0.0)
             # One that never stops writing is over when its time is; one that is silent, when patience is.
             if now >= deadline or (now >= quiet and not ready):
                 return True, str(errors)

@@ -15,7 +15,7 @@ import difflib
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class EdgekitError(Exception):
@@ -27,6 +27,13 @@ class EdgekitError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def about(self, what: str) -> Self:
+        """The same error, with ``what`` it is about in front of its message where that does not say so."""
+        if what not in self.message:
+            self.message = f"{what}: {self.message}"
+            self.args = (self.message,)
+        return self
 
     def to_json(self) -> dict[str, object]:
         """The error as the ``error`` member of a ``--json`` document."""

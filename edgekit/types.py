@@ -6,6 +6,7 @@ Nothing here imports torch, onnx or numpy at run time: the command line stays qu
 from __future__ import annotations
 
 import enum
+import errno
 import hashlib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -572,7 +573,9 @@ def sha256_bytes(data: bytes | memoryview) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's contents, streamed."""
+    """Hex sha256 of a file's contents, streamed. Raises ``OSError`` for what is none: a pipe or a device has no end."""
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 

@@ -19,7 +19,7 @@ from edgekit.artifact.gates import Evidence, gates
 from edgekit.artifact.limits import Limits
 from edgekit.artifact.manifest import Artifact, Status
 from edgekit.artifact.parity import compare
-from edgekit.artifact.run import runnable
+from edgekit.artifact.run import received, runnable
 from edgekit.artifact.task import Task
 from edgekit.core import targets as catalogue
 from edgekit.core import versions
@@ -119,7 +119,9 @@ def replay(artifact: Artifact, *, device: Device = LOCAL, limits: Limits | None 
         _refuse_unmeasured(limits)
         if limits.timed:
             timing = bench_artifact(replace(runnable(artifact), inputs=inputs[0]), device=device)
-    with run_artifact(runnable(artifact), inputs, device=device) as run:
+    with received(str(artifact.directory)):
+        answers = run_artifact(runnable(artifact), inputs, device=device)
+    with answers as run:
         recorded, whole = manifest.golden.parity, manifest.parity
         parity = replace(
             compare(

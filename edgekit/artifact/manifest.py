@@ -204,10 +204,14 @@ def read(path: Path) -> Artifact:
     directory = path.parent if path.name == FILE_NAME else path
     file = directory / FILE_NAME
     try:
-        data = file.read_bytes()
+        data = files.read(file)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise SourceError(
             f"no artifact at {directory}: {FILE_NAME} is missing", hint="edgekit build makes one"
+        ) from error
+    except OSError as error:
+        raise SourceError(
+            f"{file} cannot be read: {error.strerror}", hint="name the folder of an artifact"
         ) from error
     try:
         manifest = structure(Manifest, wire.decode(data, str(file)), where=str(file))
@@ -242,13 +246,28 @@ def check_files(artifact: Artifact) -> None:
     wrong = [name for name, sha256 in expected.items() if not _unchanged(artifact.directory / name, sha256)]
     if wrong:
         raise SourceError(
-            f"{artifact.directory}: {', '.join(wrong)} missing or changed since the build",
+            f"{artifact.directory}: {_some(wrong)} missing or changed since the build",
             hint="build it again",
         )
 
 
+_SHOWN = 10
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 100 else f"{name[:100]}…")
+
+
 def _unchanged(path: Path, sha256: str) -> bool:
-    return path.is_file() and sha256_file(path) == sha256
+    try:
+        return sha256_file(path) == sha256
+    except OSError:
+        return False
 
 
 def with_measurements(artifact: Artifact, measurements: tuple[Measurement, ...]) -> Artifact:
@@ -271,9 +290,9 @@ def _refuse_escape(name: str, manifest: Path) -> None:
         and ".." not in pure.parts
         and not pure.is_absolute()
         and not PureWindowsPath(name).drive
-        and (folder / name).resolve().is_relative_to(folder)
+        and files.is_within(folder / name, folder)
     )
     if not inside:
         raise SourceError(
-            f"{manifest} names a file outside its folder: {name!r}", hint="do not trust this artifact"
+            f"{manifest} names a file outside its folder: {_short(name)}", hint="do not trust this artifact"
         )

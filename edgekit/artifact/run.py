@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from edgekit.artifact.manifest import Artifact
 from edgekit.devices.execute import LOCAL, run_artifact
 from edgekit.devices.runnable import Runnable, sizes
+from edgekit.errors import BackendError, SourceError
 from edgekit.types import Device, names
 
 if TYPE_CHECKING:
@@ -27,6 +29,21 @@ def runnable(artifact: Artifact) -> Runnable:
         quantize=True,
         sizes=sizes(manifest.outputs),
     )
+
+
+@contextmanager
+def received(what: str) -> Iterator[None]:
+    """Around a run of files that nobody vouches for: what the runtime refuses is their fault, :class:`SourceError`."""
+    try:
+        yield
+    except BackendError as error:
+        if type(error) is not BackendError:  # it is missing, crashed, or has not the hardware
+            raise
+        raise SourceError(
+            f"{what} cannot be run: {error.message}",
+            hint="it is damaged, does not fit its description, or is for another version of the runtime: build it "
+            "again, or ask the sender",
+        ) from error
 
 
 def predict(

@@ -137,9 +137,7 @@ def step(name: str, digest: str = "", *, quick: bool = False) -> Iterator[None]:
     except MemoryError as error:
         raise out_of_memory(name) from error
     except SourceError as error:  # what a library says names a file of the cache, if any
-        if child.job.what not in error.message:
-            error.message = f"{child.job.what}: {error.message}"
-        raise
+        raise error.about(child.job.what)  # noqa: B904 - the same error
     finally:
         child.say("end", identity)
 

@@ -168,6 +168,24 @@ def sweep_once(place: str) -> None:
 # --- files and folders that appear as a whole -----------------------------------------------------------
 
 
+def read(path: Path) -> bytes:
+    """The bytes of a file that somebody else put there. Raises ``OSError``, for a pipe or a device too: nothing would
+    ever come out of the first, and the second has no end."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    with open(descriptor, "rb") as file:  # noqa: PTH123
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
+        return file.read()
+
+
+def is_within(path: Path, folder: Path) -> bool:
+    """Whether a path leads to something in ``folder``, links followed; not where it leads nowhere."""
+    try:
+        return path.resolve().is_relative_to(folder)
+    except (OSError, RuntimeError):  # a name that no file can have, a link to itself
+        return False
+
+
 def write(path: Path, data: bytes | memoryview) -> None:
     """Write a file under a temporary name, then rename: readers see the old content or the new one."""
     with whole(path) as part:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta
 
+from edgekit.core import contained
 from edgekit.errors import DeviceError
 from edgekit.types import Json, Option
 
@@ -511,6 +512,7 @@ class Events:
 
     def read(self, text: str) -> Message:
         """The next event. Raises :class:`DeviceError` where it is not of the protocol, or one was lost."""
+        contained.beat()
         envelope = decode(text, _Envelope, device=self._device)
         self._seen += 1
         if envelope.seq != self._seen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgekit.core.contained import step
 from edgekit.diff import Walk, walk
 from edgekit.diff.report import LayerDiff
 from edgekit.diff.resolve import Chain, resolve
@@ -40,7 +41,7 @@ def compare(a: str, b: str, data: DataSpec | None, context: BuildContext) -> Dif
     """Compare ``b`` with ``a``, each a source, an artifact's folder or a model file; with ``b`` empty, the artifact
     ``a`` with its source. Raises what :func:`edgekit.diff.resolve.resolve` does."""
     chain = resolve(a, b, data, context)
-    with context.progress.task("compare layer by layer"):
+    with context.progress.task("compare layer by layer"), step("compare layer by layer", quick=True):
         result = walk(chain.forms, chain.samples, chain.notes)
     suggestions = suggest(result, chain.artifact, tampered=chain.tampered)
     return Diff(walk=result, suggestions=suggestions, chain=chain)

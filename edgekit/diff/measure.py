@@ -16,6 +16,7 @@ import numpy as np
 
 from edgekit.artifact.energy import decibels
 from edgekit.artifact.slices import SliceTally
+from edgekit.core import contained
 from edgekit.diff.align import Anchor, Pass
 from edgekit.diff.forms import Form
 from edgekit.diff.onnx_form import OnnxForm
@@ -88,6 +89,7 @@ def measure(a: Form, b: Form, anchors: Sequence[Anchor], samples: Iterable[Mappi
     coarse = _coarse(a, b)
     by_tensor = {anchor.b.tensor: anchor for anchor in anchors}
     for inputs in samples:
+        contained.beat()
         run = Pass.of(a, b, inputs)
         stage.outputs_a.append([run.a[name] for name in a.outputs])
         stage.outputs_b.append([run.b[name] for name in b.outputs])

@@ -53,6 +53,8 @@ class Container:
 
     def __init__(self, path: Path, *, max_output: int = MAX_OUTPUT) -> None:
         self.path = path
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ContainerError(f"{path} is no file", hint="name a .ekz file")
         with ExitStack() as opened:  # closed again where it is not a container
             self._file: BinaryIO = opened.enter_context(path.open("rb"))
             self._open(max_output)

@@ -63,10 +63,10 @@ def load(path: Path) -> ir.Model:
 
 def read_proto(path: Path) -> onnx.ModelProto:
     """Parse a model's protobuf without its external data, whose locations are checked."""
+    if not path.is_file():  # a pipe would be waited for
+        raise SourceError(f"there is no file {path}", hint="check the path")
     try:
         proto = onnx.load(str(path), load_external_data=False)
-    except FileNotFoundError as error:
-        raise SourceError(f"there is no file {path}", hint="check the path") from error
     except (DecodeError, ValueError, OSError, RecursionError) as error:
         raise SourceError(f"{path} is not an ONNX file: {error}", hint="export it again") from error
     if not proto.HasField("graph"):
@@ -208,7 +208,10 @@ def save(model: ir.Model, path: Path) -> OnnxModel:
 
 def describe(path: Path) -> OnnxModel:
     """What a model file is: content hash (external data included), opset, inputs and outputs."""
-    return _described(load(path), path, digest(path))
+    try:
+        return _described(load(path), path, digest(path))
+    except SourceError as error:
+        raise error.about(str(path))  # noqa: B904 - the same error
 
 
 def _described(model: ir.Model, path: Path, sha256: str) -> OnnxModel:
@@ -296,10 +299,15 @@ def module_path(node: ir.Node | onnx.NodeProto) -> str:
 def _innermost(text: str) -> str:
     try:
         scopes = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (
+        ValueError,
+        SyntaxError,
+        MemoryError,
+        RecursionError,
+    ):  # a text from anybody, nested as deep as they like
         return ""
     named = [s for s in scopes[:-1] if isinstance(s, str) and s] if isinstance(scopes, list) else []
-    return named[-1] if named else ""
+    return named[-1] if named and named[-1].isprintable() else ""
 
 
 def strip_metadata(model: ir.Model, *, keep: Iterable[str] = (SCOPES,)) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
@@ -14,7 +15,7 @@ import numpy as np
 
 from edgekit.core import versions
 from edgekit.core.store import Store, canonical_json
-from edgekit.errors import DataError
+from edgekit.errors import DataError, SourceError
 from edgekit.load import Recorder, known, usercode
 from edgekit.load.classes import Classes
 from edgekit.load.shapes import SampleForm
@@ -347,16 +348,25 @@ def random_samples(example: Mapping[str, Array], count: int) -> SampleSet:
     )
 
 
+_MOST_VALUES = 1 << 40
+
+
 def unit_example(
     inputs: tuple[TensorSpec, ...], shapes: Mapping[str, Sequence[int]] | None = None
 ) -> dict[str, Array]:
     """Seeded inputs for an ONNX file that comes without data, of ``shapes`` where they are given; else dynamic axes
-    are 1. Floats are normal, integers 0 or 1."""
+    are 1. Floats are normal, integers 0 or 1.
+
+    Raises :class:`SourceError` for an input that no machine holds."""
     generator = np.random.default_rng(_SEED)
     example: dict[str, Array] = {}
     for spec in inputs:
         shape = (shapes or {}).get(spec.name) or [d if isinstance(d, int) else 1 for d in spec.shape]
         dtype = np.dtype(spec.dtype)
+        if math.prod(shape) > _MOST_VALUES:
+            raise SourceError(
+                f"the input {spec.name!r} has {' x '.join(map(str, shape))} values", hint="export it again"
+            )
         drawn = generator.integers(0, 2, shape) if dtype.kind in "iub" else generator.standard_normal(shape)
         example[spec.name] = np.asarray(drawn).astype(dtype)
     return example

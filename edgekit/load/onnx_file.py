@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import onnx
@@ -34,6 +35,24 @@ def load(spec: SourceSpec, permit: Permit) -> OnnxModel:
     return model
 
 
+_LONGEST_NAME = 1000
+_NOT_TO_BE_SHOWN = ("Cc", "Cf", "Cs")
+"""Unicode's categories of what moves a cursor, turns the direction of writing, or is half of a character."""
+
+
+def _refuse_name(side: str, name: str, path: Path) -> None:
+    """Names go into files, tables and terminals."""
+    if len(name) > _LONGEST_NAME:
+        raise SourceError(
+            f"{path}: an {side} has a name of {len(name):,} characters", hint="rename it, and export again"
+        )
+    if any(unicodedata.category(c) in _NOT_TO_BE_SHOWN for c in name):
+        raise SourceError(
+            f"{path}: the {side} {name!a} has control characters in its name",
+            hint="rename it, and export again",
+        )
+
+
 def _only_tensors(proto: onnx.ModelProto, path: Path) -> None:
     """Say what no runtime here takes: sequences and maps at the boundary (scikit-learn's ZipMap), and texts."""
     weights = {i.name for i in proto.graph.initializer}
@@ -42,6 +61,7 @@ def _only_tensors(proto: onnx.ModelProto, path: Path) -> None:
             kind = value.type.WhichOneof("value")
             if value.name in weights or kind is None:
                 continue
+            _refuse_name(side, value.name, path)
             if kind != "tensor_type":
                 zipped = any(n.op_type == "ZipMap" and value.name in n.output for n in proto.graph.node)
                 raise SourceError(

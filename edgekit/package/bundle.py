@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgekit import entropy
-from edgekit.core.files import DAMAGED_ZIP, temporary
+from edgekit.core.files import DAMAGED_ZIP, read, temporary
 from edgekit.errors import ContainerError, SourceError, UntrustedSourceError
 from edgekit.package import descriptor, readme, signing, writing
 from edgekit.package.contents import Content, Contents
@@ -187,12 +187,16 @@ def _check_sums(directory: Path, shown: Path) -> None:
         if not name or pure.is_absolute() or ".." in pure.parts:
             raise UntrustedSourceError(f"{shown}: {writing.SUMS} names {name!r}", hint=_REFUSE)
         listed[name] = digest
-    present = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if not p.is_dir()}
+    found = {p.relative_to(directory).as_posix(): p for p in directory.rglob("*") if not p.is_dir()}
+    present = set(found)
     present -= {writing.SUMS, signing.SIGNATURE}
     # A link could point outside after its target was checked.
     links = sorted(n for n in present if (directory / n).is_symlink())
     if links:
         raise UntrustedSourceError(f"{shown} has links: {', '.join(links)}", hint=_REFUSE)
+    special = sorted(name for name in present if not found[name].is_file())
+    if special:
+        raise UntrustedSourceError(f"{shown} has what is no file: {', '.join(special[:10])}", hint=_REFUSE)
     wrong = {
         "missing": set(listed) - present,
         "not listed": present - set(listed),
@@ -243,6 +247,6 @@ def _refuse_unknown_names(described: Descriptor) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read(path)
     except OSError as e:
-        raise SourceError(f"the bundle has no {path.name}", hint=_REFUSE) from e
+        raise SourceError(f"the bundle has no {path.name}: {e.strerror}", hint=_REFUSE) from e

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from edgekit.artifact.manifest import refuse_unknown_types
+from edgekit.core import files
 from edgekit.core.structure import structure
 from edgekit.errors import SourceError, UnknownNameError, UsageError
 from edgekit.package import coordinates
@@ -180,7 +181,7 @@ def encode(descriptor: Descriptor) -> bytes:
 def read(path: Path) -> Descriptor:
     """The descriptor at ``path``. Raises :class:`SourceError` where it is none or of a newer schema."""
     try:
-        document = msgspec.json.decode(path.read_bytes())
+        document = msgspec.json.decode(files.read(path))
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise SourceError(
             f"{path} cannot be read: {e}", hint="this is no bundle; edgekit package writes one"

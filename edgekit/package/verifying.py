@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekit.artifact.run import received
 from edgekit.devices.execute import LOCAL, run_artifact
 from edgekit.devices.runnable import Runnable
 from edgekit.errors import SourceError, UnknownNameError
@@ -73,7 +74,9 @@ def verify_bundle(
             options=described.runtime.options,
             outputs=tuple(o.name for o in described.outputs),
         )
-        with run_artifact(runnable, fed, device=device) as result:
+        with received(str(path)):
+            answers = run_artifact(runnable, fed, device=device)
+        with answers as result:
             replay = _Replay(
                 directory=read.directory,
                 descriptor=described,

@@ -17,7 +17,6 @@ import click
 
 from edgekit.cli import _ending
 from edgekit.core import contained
-from edgekit.core.files import gone, refused_by_system, working_folder_is_gone
 from edgekit.core.versions import EDGEKIT
 from edgekit.errors import EdgekitError, Stopped, UnknownNameError
 
@@ -68,6 +67,8 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """As click does; no command calls ``sys.exit``, so that whoever does is code that it runs."""
+        from edgekit.core.files import gone, working_folder_is_gone  # the help pages do without
+
         if working_folder_is_gone():
             raise gone()
         try:
@@ -106,6 +107,8 @@ def main() -> None:
     except BrokenPipeError:
         code = 141
     except Exception as e:
+        from edgekit.core.files import refused_by_system
+
         code = (
             _interrupted(stop)
             if (stop := _behind(e))

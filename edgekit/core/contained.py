@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from edgekit.core import files
 from edgekit.core.orphans import adopt_orphans, die_with, end_orphans, processor_seconds
 from edgekit.errors import MemoryLimitError, RuntimeCrashError, SourceError, TimeLimitError
 
@@ -208,6 +207,8 @@ def contain(job: Job) -> None:
     """
     if not possible():
         return
+    from edgekit.core import files  # the help pages do without
+
     started, failed, alone = time.monotonic(), dict[str, str](), False
     sys.stdout.flush()
     sys.stderr.flush()

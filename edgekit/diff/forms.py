@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
+
+from edgekit.load.foreign import translated
 
 if TYPE_CHECKING:
     from edgekit.artifact.manifest import Artifact
@@ -103,6 +106,7 @@ class CutForm(abc.ABC, Generic[T]):
     ``T`` is what the runtime makes of such a graph.
     """
 
+    title: str
     _latest: tuple[tuple[tuple[str, ...], tuple[str, ...]], T] | None = None
 
     @property
@@ -112,15 +116,24 @@ class CutForm(abc.ABC, Generic[T]):
 
     def free(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :meth:`Form.free`."""
-        return dict(inputs) | self._run(inputs, {}, [x.tensor for x in self.layers if x.op != INPUT])
+        with self._refused():
+            return dict(inputs) | self._run(inputs, {}, [x.tensor for x in self.layers if x.op != INPUT])
 
     def forced(self, inputs: Mapping[str, Array], values: Mapping[str, Array]) -> dict[str, Array]:
         """See :meth:`Form.forced`."""
-        return self._run(inputs, values, [])
+        with self._refused():
+            return self._run(inputs, values, [])
 
     def received(self, values: Mapping[str, Array]) -> dict[str, Array]:
         """See :meth:`Form.received`; as they are, where operators round for themselves."""
         return dict(values)
+
+    def _refused(self) -> AbstractContextManager[None]:
+        """What the runtime raises of a graph that it does not take, as an error that names the form."""
+        return translated(
+            f"{self.title} cannot be run layer by layer",
+            hint="compare another form of the model; edgekit verify runs an artifact as it is",
+        )
 
     def _prepared(self, cut: Iterable[str], read: Iterable[str]) -> T:
         key = tuple(cut), tuple(read)

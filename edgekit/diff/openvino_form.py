@@ -16,7 +16,7 @@ import numpy as np
 
 from edgekit.backends.openvino.artifact import runtime as import_openvino
 from edgekit.diff.forms import INPUT, CutForm, Layer
-from edgekit.errors import BackendError
+from edgekit.errors import BackendError, SourceError
 from edgekit.types import Option
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class OpenvinoForm(CutForm["ov.InferRequest"]):
         try:
             return self._core.read_model(str(self._path))
         except RuntimeError as error:
-            raise BackendError(
+            raise SourceError(
                 f"OpenVINO does not read {self._path}: {error}", hint="build or copy it again"
             ) from error
 

@@ -18,7 +18,7 @@ from edgekit.backends.tflite import flatbuffer_schema
 from edgekit.backends.tflite.reading import read_tree
 from edgekit.diff.forms import INPUT, CutForm, Layer
 from edgekit.diff.views import real, stored
-from edgekit.errors import BackendError, SourceError
+from edgekit.errors import SourceError
 from edgekit.quantize.params import Affine
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ class TfliteForm(CutForm[_Program]):
             interpreter = Interpreter(model_content=data, num_threads=1)
             interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
-            raise BackendError(
+            raise SourceError(
                 f"LiteRT does not run {self._path} layer by layer: {error}",
                 hint="compare another form of the model; edgekit verify runs the file as it is",
             ) from error

@@ -20,15 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from edgekit.core.orphans import adopt_orphans, die_with, end_orphans, processor_seconds
+from edgekit.core.orphans import Silence, adopt_orphans, die_with, end_orphans
 from edgekit.errors import MemoryLimitError, RuntimeCrashError, SourceError, TimeLimitError
 
 _LOOK_S = 0.2
 _BEAT_S = 1.0
-_SHARE = 0.1
-"""What a process that works gets of a processor at the least, however busy the machine is."""
-_PATIENCE = 4
-"""Times a limit of processor time: so long a step may take on a busy machine."""
 _TOLD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ASKED = {*_TOLD, signal.SIGPIPE}
 """Signals that end a process because somebody wants it to."""
@@ -167,20 +163,19 @@ def _ended_at(name: str, what: str, how: str) -> RuntimeCrashError:
 
 @dataclass(kw_only=True)
 class _Watched:
-    """What is known of a child: the steps at work (name, since when, the last sign of life, whether quick)."""
+    """What is known of a child: the steps at work (name, and whether quick), and how long it has said nothing."""
 
     pid: int
     pipe: int
+    silence: Silence
     steps: dict[str, tuple[str, bool]] = field(default_factory=dict)
-    heard: float = field(default_factory=time.monotonic)
-    used: float = 0.0
     said_bye: bool = False
     rest: bytes = b""
 
     def hear(self, data: bytes) -> None:
         *lines, self.rest = (self.rest + data).split(b"\n")
         for line in lines:
-            self.heard, self.used = time.monotonic(), processor_seconds(self.pid)
+            self.silence.heard()
             match line.decode("utf-8", "replace").split("\t"):
                 case ["begin", identity, name, quick]:
                     self.steps[identity] = (name, bool(quick))
@@ -189,14 +184,9 @@ class _Watched:
                 case ["bye"]:
                     self.said_bye = True
 
-    def silent(self, limit: float) -> bool:
-        """Whether quick steps alone are at work, and nothing was heard for too long: ``limit`` seconds on a processor,
-        or waiting."""
-        since = time.monotonic() - self.heard
-        if since <= limit or not self.steps or not all(quick for _, quick in self.steps.values()):
-            return False
-        used = processor_seconds(self.pid) - self.used
-        return used > limit or used < _SHARE * since or since > _PATIENCE * limit
+    def silent(self) -> bool:
+        """Whether quick steps alone are at work, and nothing was heard for too long."""
+        return bool(self.steps) and all(quick for _, quick in self.steps.values()) and self.silence.over
 
 
 def contain(job: Job) -> None:
@@ -250,7 +240,8 @@ def _fork(job: Job, failed: Mapping[str, str], alone: bool) -> _Watched | None:
         os.close(writing)
         with contextlib.suppress(OSError):  # it has done so itself
             os.setpgid(pid, pid)
-        return _Watched(pid=pid, pipe=reading)
+        quick = job.limits.quick if job.limits.whole is None else float("inf")
+        return _Watched(pid=pid, pipe=reading, silence=Silence(pid, quick))
     os.close(reading)
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
@@ -279,15 +270,14 @@ def _watch(watched: _Watched, limits: Limits, started: float) -> str:
     """Wait for the child. Returns how it ended where it did not do so by itself, empty where the whole time is over;
     raises :class:`Ended` otherwise."""
     deadline = float("inf") if limits.whole is None else started + limits.whole
-    quick = limits.quick if limits.whole is None else float("inf")
     with _passing_on(watched.pid):
-        status = _wait(watched, deadline, quick)
+        status = _wait(watched, deadline)
     os.close(watched.pipe)
     if status is None:
         end_orphans(watched.pid)
         if time.monotonic() >= deadline:
             return ""
-        return f"it gave no answer for {quick:.0f} s and was ended"
+        return f"it gave no answer for {limits.quick:.0f} s and was ended"
     code = os.waitstatus_to_exitcode(status)
     if code < 0 and -code not in _ASKED:
         end_orphans(watched.pid)
@@ -298,7 +288,7 @@ def _watch(watched: _Watched, limits: Limits, started: float) -> str:
     raise Ended(code if code >= 0 else 128 - code)
 
 
-def _wait(watched: _Watched, deadline: float, quick: float) -> int | None:
+def _wait(watched: _Watched, deadline: float) -> int | None:
     """The child's status; ``None`` where it was killed because its time is over."""
     open_ = True
     while True:
@@ -310,7 +300,7 @@ def _wait(watched: _Watched, deadline: float, quick: float) -> int | None:
         if pid:
             _drain(watched)
             return status
-        if time.monotonic() >= deadline or watched.silent(quick):
+        if time.monotonic() >= deadline or watched.silent():
             return None
         if not open_:
             time.sleep(0.005)

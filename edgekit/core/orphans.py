@@ -9,8 +9,13 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
+_SHARE = 0.1
+"""What a process that works gets of a processor at the least, however busy the machine is."""
+_PATIENCE = 4
+"""Times a limit of processor time: so long something may take on a busy machine."""
 _PDEATHSIG, _SUBREAPER = 1, 36
 """``PR_SET_PDEATHSIG`` and ``PR_SET_CHILD_SUBREAPER`` of Linux's prctl(2)."""
 
@@ -38,6 +43,29 @@ def end_orphans(child: int) -> None:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
             _reap(pid)
+
+
+class Silence:
+    """How long a process has said nothing: of ``limit`` seconds, those that it worked or waited for something count,
+    and not those that a busy machine gave to others."""
+
+    def __init__(self, pid: int, limit: float) -> None:
+        self._pid, self._limit = pid, limit
+        self.heard()
+
+    def heard(self) -> None:
+        """It has said something now."""
+        self._since = time.monotonic()
+        self._used = processor_seconds(self._pid) if self._limit < float("inf") else 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether it has been silent for too long."""
+        since = time.monotonic() - self._since
+        if since <= self._limit:
+            return False
+        used = processor_seconds(self._pid) - self._used
+        return used > self._limit or used < _SHARE * since or since > _PATIENCE * self._limit
 
 
 def processor_seconds(pid: int) -> float:

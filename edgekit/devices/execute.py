@@ -99,7 +99,7 @@ def run_artifact(
             job=job,
             result=wire.RunResult,
             timeout=timeout,
-            silence=contained.quick_seconds(),
+            quick=contained.quick_seconds(),
         )
         done = _run(transport, task, on_progress)
         names = _checked(device, runnable, samples, task.timeout, done.result)

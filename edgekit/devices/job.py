@@ -33,7 +33,7 @@ R = TypeVar("R", bound=wire.Message)
 @dataclass(frozen=True, kw_only=True)
 class Task(Generic[R]):
     """One fresh process. ``id`` is unique in its plan, ``agent`` the archive's path on the device, ``result`` the
-    message that the job ends with, ``timeout`` in seconds; ``silence``, too: how long it may say nothing."""
+    message that the job ends with, ``timeout`` in seconds; ``quick``, too: how long it may say nothing."""
 
     id: str
     backend: str
@@ -41,7 +41,7 @@ class Task(Generic[R]):
     job: wire.Job
     result: type[R]
     timeout: float
-    silence: float = float("inf")
+    quick: float = float("inf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def run_job(
         [transport.python, str(task.agent)],
         stdin=wire.encode(task.job),
         on_line=transcript.line,
-        patience=Patience(whole=task.timeout, silence=task.silence),
+        patience=Patience(whole=task.timeout, quick=task.quick),
     )
     return outcome(transport, task, transcript, completed)
 
@@ -186,7 +186,7 @@ def _missing(transport: Transport, backend: str, failure: Failure) -> EdgekitErr
 
 def _timed_out(transport: Transport, task: Task[R], phase: str, completed: Completed) -> RuntimeCrashError:
     kind = DeviceTimeoutError if transport.remote else RuntimeCrashError
-    title, waited = plugins.info(task.backend).title, min(task.timeout, task.silence)
+    title, waited = plugins.info(task.backend).title, min(task.timeout, task.quick)
     return kind(
         f"{title} gave no answer within {waited:g} s (during {phase}) and was ended" + _last_words(completed),
         hint="give it more time (edgekit bench --timeout), fewer samples, or look whether the machine is busy",

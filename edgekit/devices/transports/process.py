@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from edgekit.core.orphans import Silence
 from edgekit.devices.wire import plain
 from edgekit.errors import DeviceError
 
@@ -51,7 +52,8 @@ class Completed:
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long to wait, in seconds: ``whole`` for the process to end, ``silence`` for its next output.
+    """How long to wait, in seconds: ``whole`` for the process to end, ``silence`` for its next output,
+    ``quick`` too, but for what a busy machine gives to others (:class:`edgekit.core.orphans.Silence`).
 
     ``beat`` is the pause between two empty lines written to its stdin (0: none). ``cancel`` ends the wait from
     another thread: within half a second :class:`CancelledError` is raised. ``alive`` says whether what carries the
@@ -60,6 +62,7 @@ class Patience:
 
     whole: float
     silence: float = float("inf")
+    quick: float = float("inf")
     beat: float = 0.0
     cancel: threading.Event | None = None
     alive: Callable[[], bool] | None = None
@@ -145,7 +148,7 @@ def _pump(
     assert child.stderr is not None
     count, errors, ended = 0, Tail(), 0.0
     deadline = time.monotonic() + patience.whole
-    quiet = time.monotonic() + patience.silence
+    quiet, silence = time.monotonic() + patience.silence, Silence(child.pid, patience.quick)
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
         selector.register(child.stderr, selectors.EVENT_READ)
@@ -157,12 +160,13 @@ def _pump(
                 break
             ended = ended or (now if child.poll() is not None else 0.0)
             # One that never stops writing is over when its time is; one that is silent, when patience is.
-            if now >= deadline or (now >= quiet and not ready):
+            if now >= deadline or (not ready and (now >= quiet or silence.over)):
                 return True, str(errors)
             if not ready and patience.alive is not None and not patience.alive():
                 return True, str(errors)
             if ready:
                 quiet = now + patience.silence
+                silence.heard()
             for key, _ in ready:
                 data = os.read(key.fd, 1 << 16)
                 if not data:

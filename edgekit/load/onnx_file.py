@@ -40,13 +40,13 @@ _NOT_TO_BE_SHOWN = ("Cc", "Cf", "Cs")
 """Unicode's categories of what moves a cursor, turns the direction of writing, or is half of a character."""
 
 
-def _refuse_name(side: str, name: str, path: Path) -> None:
-    """Names go into files, tables and terminals."""
+def _refuse_name(side: str, name: str | bytes, path: Path) -> None:
+    """Names go into files, tables and terminals. (protobuf gives bytes where they are no text.)"""
     if len(name) > _LONGEST_NAME:
         raise SourceError(
             f"{path}: an {side} has a name of {len(name):,} characters", hint="rename it, and export again"
         )
-    if any(unicodedata.category(c) in _NOT_TO_BE_SHOWN for c in name):
+    if isinstance(name, bytes) or any(unicodedata.category(c) in _NOT_TO_BE_SHOWN for c in name):
         raise SourceError(
             f"{path}: the {side} {name!a} has control characters in its name",
             hint="rename it, and export again",

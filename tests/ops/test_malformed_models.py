@@ -106,6 +106,8 @@ def test_the_module_path_of_a_hostile_node_is_unknown(text):
 
 def test_a_name_that_is_no_text(tmp_path):
     (tmp_path / "m.onnx").write_bytes(relu().SerializeToString().replace(b"\x0a\x01x", b"\x0a\x01\xff"))
+    with pytest.raises(SourceError, match=r"m\.onnx"):
+        load(parse(str(tmp_path / "m.onnx")))
     with pytest.raises(SourceError):
         io.save(io.load(tmp_path / "m.onnx"), tmp_path / "out.onnx")
 

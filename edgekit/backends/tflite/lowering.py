@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from edgekit.backends.tflite.report import FloatNode
 from edgekit.backends.tflite.view import View
 from edgekit.backends.tflite.widen import narrowed, widened
 from edgekit.errors import UnsupportedNode
+from edgekit.graph.io import module_path
 from edgekit.types import TensorSpec
 
 
@@ -356,17 +356,8 @@ def attribute_value(attribute: ir.Attr) -> Any:
 
 def origin(node: ir.Node) -> Origin:
     """The node's name and the PyTorch module that made it, from the exporter's metadata."""
-    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
-    module = ""
-    if scopes:
-        try:
-            names = ast.literal_eval(scopes)
-        except (ValueError, SyntaxError):
-            names = []
-        # The last entry is the call itself, the one before it the innermost module.
-        module = str(names[-2]) if isinstance(names, list) and len(names) > 1 else ""
     fallback = node.outputs[0].name if node.outputs else ""
-    return Origin(node.name or fallback or "", node.op_type, module)
+    return Origin(node.name or fallback or "", node.op_type, module_path(node))
 
 
 def _no_handler(node: ir.Node) -> str:

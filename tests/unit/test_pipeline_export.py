@@ -34,6 +34,7 @@ def export(source, out):
 
 def source(*, in_memory, labels=(), example=1.0):
     made = SimpleNamespace(
+        spec=SimpleNamespace(kind="factory"),
         in_memory=in_memory,
         labels=labels,
         example=np.full((1, 2), example),

@@ -37,7 +37,11 @@ class Writer:
 
     def text(self, value: str) -> None:
         """A counted UTF-8 string; undecodable names survive."""
-        self.blob(value.encode("utf-8", "surrogateescape"))
+        try:
+            data = value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:  # half a pair, which JSON can spell and no file's name has
+            data = value.encode("utf-8", "replace")
+        self.blob(data)
 
 
 class Reader:

@@ -92,9 +92,9 @@ def main() -> None:
     """Entry point of the ``edgekit`` command."""
     as_json = "--json" in sys.argv
     _ending.prepare()
-    contained.enable()
     try:
-        code = cli.main(standalone_mode=False)
+        with contained.program():
+            code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as e:
         code = e.exit_code
     except click.ClickException as e:

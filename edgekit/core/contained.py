@@ -81,10 +81,15 @@ _child: _Child | None = None
 _program = False
 
 
-def enable() -> None:
-    """Said by the program whose process may be forked: a library that is called from anywhere is not."""
+@contextlib.contextmanager
+def program() -> Iterator[None]:
+    """Around the program whose process may be forked: a library that is called from anywhere is not."""
     global _program
     _program = hasattr(os, "fork")
+    try:
+        yield
+    finally:
+        _program = False
 
 
 def possible() -> bool:

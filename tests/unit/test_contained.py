@@ -19,9 +19,9 @@ from edgekit.core import contained
 from edgekit.core.contained import Ended, Job, Limits, step
 from edgekit.errors import EdgekitError
 
-contained.enable()
 try:
-    contained.contain(Job(what="evil.onnx", limits=Limits({limits})))
+    with contained.program():
+        contained.contain(Job(what="evil.onnx", limits=Limits({limits})))
     {body}
 except Ended as end:
     sys.exit(end.code)

@@ -37,6 +37,8 @@ _PROMISED = {
 
 _BUILTIN = frozenset({"CONV_3D"})
 """Products that XNNPACK has no kernels for: LiteRT's own compute them, in the types that the file says."""
+_WITH_CONSTANTS = frozenset({"FULLY_CONNECTED"})
+"""Products that XNNPACK has kernels for where the weights are constant."""
 _CONVERT = frozenset({"QUANTIZE", "DEQUANTIZE", "CAST"})
 
 
@@ -70,9 +72,9 @@ class _Executed:
 def read_placement(target: Target, lowered: Lowered, raw: Mapping[str, Json]) -> Placement:
     """Share of MACs that keep the target's promise, and why the others do not.
 
-    ``raw`` is described in the package's docstring. An operator has to be in the delegate to count, but for
-    INT16 activations, which only the builtin kernels have. Float16 is a storage format on CPUs: XNNPACK expands
-    the weights when it loads the file.
+    ``raw`` is described in the package's docstring. An operator has to be in the delegate to count, but for what
+    only the builtin kernels have, and for float32, which they compute as well, if slower. Float16 is a storage
+    format on CPUs: XNNPACK expands the weights when it loads the file.
     """
     nodes = reported(raw, "nodes", list[Node])
     floats = structure(tuple[Fallback, ...], lowered.details.get("left_in_float", ()), where="left_in_float")
@@ -133,8 +135,7 @@ def _without_products(operators: Sequence[_Executed], target: Target) -> float |
 
 def _shortfall(e: _Executed, target: Target) -> str:
     """Why an operator does not keep the promise; empty if it does."""
-    builtin = target.precision is Precision.INT16X8 or e.code in _BUILTIN
-    if not e.delegated and not builtin:
+    if not e.delegated and not _in_builtin(e, target):
         return "runs in LiteRT's builtin kernel, not in the delegate"
     if not e.macs or e.arithmetic == _PROMISED.get(target.precision):
         return ""
@@ -147,6 +148,12 @@ def _shortfall(e: _Executed, target: Target) -> str:
     if e.arithmetic == _DYNAMIC:
         return f"{e.weight} weights under float activations, which are quantized on every run"
     return f"computed in {e.activation}"
+
+
+def _in_builtin(e: _Executed, target: Target) -> bool:
+    """Whether LiteRT's own kernel keeps the promise, too."""
+    own = e.code in _BUILTIN or (e.code in _WITH_CONSTANTS and not e.weight)
+    return own or target.precision in (Precision.INT16X8, Precision.FP32)
 
 
 def _not_integers(e: _Executed) -> str:
@@ -184,6 +191,8 @@ def _notes(executed: Sequence[_Executed], target: Target) -> Iterator[str]:
     loops = sum(e.code in ("WHILE", "IF") for e in executed)
     if loops:
         yield f"the runtime does not tell what runs the bodies of {loops} WHILE and IF: their types are the file's"
-    builtin = sorted({e.code for e in executed if e.code in _BUILTIN and not e.delegated})
+    if target.precision is Precision.INT16X8:
+        return
+    builtin = sorted({e.code for e in executed if e.macs and not e.delegated and _in_builtin(e, target)})
     if builtin:
-        yield f"XNNPACK has no kernel for {', '.join(builtin)}: LiteRT's builtin ones, which are slower, run them"
+        yield f"XNNPACK does not take {', '.join(builtin)} here: LiteRT's builtin kernels, which are slower, do"

@@ -113,6 +113,7 @@ def replay(artifact: Artifact, *, device: Device = LOCAL, limits: Limits | None 
     if manifest.golden is None:
         raise SourceError(f"{artifact.directory} has no golden vectors", hint="build the artifact again")
     inputs, expected = read(artifact.directory / manifest.golden.file)
+    _refuse_other_inputs(artifact, inputs)
     _refuse_other_outputs(artifact, expected)
     timing = None
     if limits is not None:
@@ -152,13 +153,22 @@ def replay(artifact: Artifact, *, device: Device = LOCAL, limits: Limits | None 
         return Replay(
             parity=parity,
             gates=found,
-            failed_before=tuple(g for g in manifest.gates if g.verdict is Verdict.FAIL),
+            failed_before=_failed_before(manifest),
             not_repeated=tuple(g.name for g in manifest.gates if g.name not in names),
             notes=notes,
             runtime_versions=run.versions,
             device=device.name,
             recorded=recorded,
         )
+
+
+def _failed_before(manifest: manifests.Manifest) -> tuple[Gate, ...]:
+    """The gates that failed when it was built; a status of failure that none of them explains counts as one."""
+    found = tuple(g for g in manifest.gates if g.verdict is Verdict.FAIL)
+    if found or manifest.status is not Status.FAILED:
+        return found
+    message = "the manifest says that the build failed, and not by which gate"
+    return (Gate(name="status", verdict=Verdict.FAIL, message=message),)
 
 
 def _as_sure(
@@ -205,6 +215,17 @@ def _energies(
 
 
 _ONLY_THAT_SOMETHING_IS_LEFT = {"slices", "samples"}
+
+
+def _refuse_other_inputs(artifact: Artifact, inputs: Sequence[Mapping[str, Array]]) -> None:
+    """What an app is told to feed has to be what was fed."""
+    declared = {s.name for s in artifact.manifest.inputs}
+    if any(set(row) != declared for row in inputs):
+        raise SourceError(
+            f"the manifest of {artifact.directory} declares the inputs {', '.join(sorted(declared))}; the golden "
+            f"vectors have {', '.join(inputs[0])}",
+            hint="do not trust this artifact: build it again",
+        )
 
 
 def _refuse_other_outputs(artifact: Artifact, expected: Sequence[Mapping[str, Array]]) -> None:

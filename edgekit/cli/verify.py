@@ -157,7 +157,8 @@ def _refusals(outcomes: Sequence[Outcome]) -> list[GateFailedError]:
     return [
         GateFailedError(
             f"{o.path} did not pass: {', '.join(o.failed)}",
-            hint="compare runtime versions and processor with those in the manifest",
+            hint="--json gives each gate's message; if nothing was changed, compare runtime versions and processor "
+            "with those in the manifest",
             gates=list(o.failed),
         )
         for o in outcomes
@@ -205,7 +206,8 @@ def _rows(target: str, result: edgekit.Replay) -> list[Row]:
         rows.append((target, "(SNR on --eval)", f"{beside.snr_db:.1f}", "", f"{beside.samples} samples"))
     return [
         *rows,
-        (target, "(SNR now)", f"{result.parity.snr_db:.1f}", recorded, f"{result.status} on {where}"),
+        (target, "(SNR now)", f"{result.parity.snr_db:.1f}", recorded, where),
+        (target, "(all)", "", "", str(result.status)),
     ]
 
 

@@ -314,7 +314,13 @@ def gather(request: Request, context: BuildContext, exported: Exported) -> Data:
 def refuse_unusable_metric(options: Options, samples: SampleSet) -> None:
     """A metric or a budget of it without a label to measure it on. Raises :class:`DataError`."""
     given = [
-        flag for flag, value in (("--metric", options.metric), ("--max-drop", options.max_drop)) if value
+        flag
+        for flag, value in (
+            ("--metric", options.metric),
+            ("--max-drop", options.max_drop),
+            ("--limit metric-drop", "metric-drop" in options.limit),
+        )
+        if value
     ]
     if not given or samples.labelled:
         return

@@ -174,8 +174,9 @@ def evaluate(
     with run_artifact(runnable(artifact), inputs, device=device, placement=True) as run:
         tolerance, notes = golden.row_limits(manifest.target)
         evidence = Evidence(size_bytes=manifest.size, placement=_placement(artifact, run.placement))
-        tolerance, allowed = _left_out(tolerance, manifest)
         own, parity = limits.parse(context.options.limit), None
+        allowed: tuple[str, ...] = ()
+        _refuse_untold(own, evidence)
         if source is not None and exported is not None:
             beside = _Beside(
                 context=context, source=source, exported=exported, samples=samples, pixels=pixels
@@ -188,6 +189,8 @@ def evaluate(
             tolerance = own.applied(tolerance)
             found = tuple(g for g in gates(evidence, tolerance) if g.name == "placement")
             found += _metric_alone(manifest, _judged(task, run.outputs), tolerance, samples)
+        if "placement" not in own.tolerance:
+            found, allowed = _left_out(found, manifest)
     return Evaluation(samples=sum(chosen), gates=found, parity=parity, notes=(*notes, *allowed))
 
 
@@ -318,16 +321,29 @@ def _placement(artifact: Artifact, raw: Mapping[str, Json] | None) -> Placement 
     return plugins.backend(manifest.target.backend).placement(main, manifest.target, lowered, raw)
 
 
-def _left_out(tolerance: Tolerance, manifest: Manifest) -> tuple[Tolerance, tuple[str, ...]]:
-    """The row's limit of placement, lowered to the recorded one where layers were left in float on purpose."""
+def _refuse_untold(own: limits.Limits, evidence: Evidence) -> None:
+    """A limit of placement where nothing tells what was executed in what."""
+    told = evidence.placement is not None and evidence.placement.share is not None
+    if "placement" in own.tolerance and not told:
+        raise UsageError(
+            "--limit placement: the artifact's files do not tell what its runtime computes in",
+            hint="leave it out: edgekit build measures it, with the graph that the files were made from",
+        )
+
+
+def _left_out(found: tuple[Gate, ...], manifest: Manifest) -> tuple[tuple[Gate, ...], tuple[str, ...]]:
+    """Below the row's limit and within the recorded one layers were left in float on purpose, the manifest says: that
+    is a claim, and unproven."""
     claimed = next((g.limit for g in manifest.gates if g.name == "placement"), None)
-    if tolerance.placement is None or claimed is None or claimed >= tolerance.placement:
-        return tolerance, ()
+    gate = next((g for g in found if g.name == "placement" and g.verdict is Verdict.FAIL), None)
+    if gate is None or claimed is None or not gate.value or gate.value < claimed:
+        return found, ()
     said = (
         f"layers were left in float on purpose, says the manifest: {proof.percent(claimed)} of the MACs are asked for, "
-        f"not {proof.percent(tolerance.placement)}"
+        f"not {proof.percent(gate.limit or 0)}"
     )
-    return replace(tolerance, placement=claimed), (said,)
+    claim = replace(gate, verdict=Verdict.UNPROVEN, limit=claimed, message=f"{gate.message}; {said}")
+    return tuple(claim if g is gate else g for g in found), (said,)
 
 
 def _judged(task: Task, outputs: Iterable[Mapping[str, Array]]) -> Judged | None:

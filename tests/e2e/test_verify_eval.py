@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def artifacts(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("verify-eval")
     result = api.build(
         module(),
-        targets=["tflite-int8", "openvino-int8"],
+        targets=["tflite-int8", "ort-fp32"],
         calibration=[r for r, _ in rows(64, 2)],
         evaluation=rows(300, 3),
         out=out,
@@ -55,7 +56,7 @@ def test_beside_its_source_every_gate_of_parity_is_repeated(artifacts):
     artifact = api.open(artifacts / "tflite-int8")
     result = artifact.verify(evaluation=rows(300, 3), source=module())
     gates, built = by_name(result), {g.name: g for g in artifact.manifest.gates}
-    assert {"snr", "slices", "top1-agreement", "metric-drop", "placement"} <= set(gates)
+    assert {"snr", "slices", "top1-agreement", "metric-drop"} <= set(gates)
     assert {n: g.value for n, g in gates.items()} == {n: g.value for n, g in built.items() if n in gates}
     assert set(result.not_repeated) == set(built) - set(gates)
     assert result.evaluation is not None
@@ -66,7 +67,7 @@ def test_without_it_the_metric_is_held_against_what_the_manifest_says_and_is_no_
     result = api.open(artifacts / "tflite-int8").verify(evaluation=rows(300, 3))
     gates = by_name(result)
     assert gates["metric-drop"].verdict == "unproven"
-    assert gates["placement"].value == 1.0
+    assert "placement" in result.not_repeated
     assert result.evaluation is None
 
 
@@ -84,14 +85,21 @@ def test_another_source_is_seen(artifacts):
     assert by_name(result)["slices"].verdict == "fail"
 
 
-def test_openvino_says_that_placement_was_not_repeated(artifacts):
-    result = api.open(artifacts / "openvino-int8").verify(evaluation=rows(300, 3), source=module())
-    assert "placement" in result.not_repeated
+def test_placement_is_counted_again_where_the_files_tell_it(artifacts):
+    artifact = api.open(artifacts / "ort-fp32")
+    assert by_name(artifact.verify(evaluation=rows(60, 3), source=module()))["placement"].value == 1.0
+
+
+def test_a_limit_that_nothing_can_be_held_to_is_refused(artifacts):
+    options = api.Options(limit={"placement": 0.9})
+    with pytest.raises(api.EdgekitError, match="placement"):
+        api.open(artifacts / "tflite-int8").verify(evaluation=rows(60, 3), options=options)
+    options = api.Options(limit={"metric-drop": 0.01})
+    with pytest.raises(api.EdgekitError, match="metric-drop"):
+        api.open(artifacts / "tflite-int8").verify(evaluation=[r for r, _ in rows(60, 3)], options=options)
 
 
 def test_a_loss_that_the_manifest_denies_is_refused(artifacts, tmp_path):
-    import shutil
-
     copy = Path(shutil.copytree(artifacts / "tflite-int8", tmp_path / "copy"))
     path = copy / "manifest.json"
     document = json.loads(path.read_text())

@@ -135,3 +135,17 @@ def test_a_bundle_without_signature_says_so(copy, tmp_path):
     result = edgekit("verify", bundle(copy, tmp_path / "out"))
     assert result.code == 0, result.err
     assert "it is not signed" in result.err
+
+
+def test_a_status_of_failure_counts_whatever_the_gates_say(copy):
+    edited(copy, lambda d: d.update(status="failed"))
+    result = edgekit("verify", copy)
+    assert result.code == 5
+    assert "status" in result.err
+
+
+def test_inputs_that_the_golden_vectors_do_not_have_are_refused(copy):
+    edited(copy, lambda d: d["inputs"][0].update(name="hello"))
+    result = edgekit("verify", copy)
+    assert result.code == 3
+    assert "hello" in result.err

@@ -175,6 +175,16 @@ def test_more_memory_than_allowed_is_an_error():
     assert out == "MemoryLimitError evil.onnx (optimize) asks for more memory than 300 MiB\n"
 
 
+def until_it_listens(pid: int, number: int) -> None:
+    """The child may be quicker than its parent, which by then has no handler yet."""
+    status = Path(f"/proc/{pid}/status")
+    for _ in range(100):
+        line = next((x for x in status.read_text().splitlines() if x.startswith("SigCgt")), "")
+        if int(line.split()[1], 16) >> (number - 1) & 1:
+            return
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_reaches_the_child(number):
     with start(
@@ -189,6 +199,7 @@ def test_a_stop_reaches_the_child(number):
         """,
     ) as process:
         child = int(process.stdout.readline())
+        until_it_listens(process.pid, number)
         process.send_signal(number)
         assert process.wait(20) == 128 + number
     assert gone(child)

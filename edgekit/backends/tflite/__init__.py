@@ -37,7 +37,6 @@ INFO = BackendInfo(
     wheels=(("ai-edge-litert",), ("tflite-runtime", "numpy<2")),
     packages=("ai-edge-litert", "tflite-runtime"),
     purl="pkg:maven/com.google.ai.edge.litert/litert",
-    counts_own_files=True,
     doctor="edgekit.backends.tflite.doctor",
     benchmark="edgekit.backends.tflite.benchmark",
     form="edgekit.diff.tflite_form",

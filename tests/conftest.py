@@ -24,6 +24,9 @@ os.environ["EDGEKIT_SPEED_GATE"] = (
 # A shell starts what it puts into the background deaf to Ctrl-C, and its children inherit that: tests send it to them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# So does nohup with SIGHUP.
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Workers of one run share it (the controller sets it before they start); two runs do not.
 os.environ.setdefault("EDGEKIT_CACHE", tempfile.mkdtemp(prefix="edgekit-tests-"))
 # A benchmark takes the device's lock; tests that run side by side must not find each other busy.

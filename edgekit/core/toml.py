@@ -17,7 +17,9 @@ def read(path: Path) -> dict[str, Any]:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
         _refuse_depth(document)
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {first_line(error)}", hint="check the path") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {first_line(error)}", hint="correct the TOML") from error
     return document
 

@@ -154,7 +154,6 @@ CASES |= {
     "nanmedian of all": (aten.nanmedian.default, (GAPS,), {}),
     "mode": (aten.mode.default, (TIES, 1), {}),
     "mode, kept": (aten.mode.default, (TIES.long(), 0, True), {}),
-    "booleans in order": (aten.sort.stable, (TIES > 0,), {"stable": True, "dim": 1}),
     "bytes in order": (aten.sort.default, (torch.tensor([200, 3, 90], dtype=torch.uint8), -1, True), {}),
     "shares": (aten.cross_entropy_loss.default, (V, TIES[:3, :7] / 3, None, 1, -100, 0.1), {}),
     "shares, weighted": (aten.cross_entropy_loss.default, (V, TIES[:3, :7] / 3, V[0].abs(), 0), {}),

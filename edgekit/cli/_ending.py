@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
+from edgekit.core import stops
 from edgekit.errors import FactoryError, Stopped
 
 STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -25,6 +26,8 @@ def prepare() -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     handle = _handler(os.getpid())
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupts(os.getpid()))
     for number in STOPS:
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup's and a parent's wishes are respected
             signal.signal(number, handle)
@@ -52,7 +55,16 @@ def _handler(process: int) -> Callable[[int, FrameType | None], None]:
             return
         if time.monotonic() - last >= _ONE_STOP_S:
             last = time.monotonic()
-            raise Stopped(number)
+            stops.ask(Stopped(number))
+
+    return handle
+
+
+def _interrupts(process: int) -> Callable[[int, FrameType | None], None]:
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:
+            signal.default_int_handler(number, frame)
+        stops.ask(KeyboardInterrupt())
 
     return handle
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from edgekit.core import cache, dependency, files
+from edgekit.core import cache, dependency, files, stops
 from edgekit.core.cache import NOTES, PARTS, RECORD, STEPS
 from edgekit.core.dependency import Dependency, Stamp, stamp, unchanged
 from edgekit.core.structure import to_builtins
@@ -122,8 +122,10 @@ class Store:
             cache.touch(final)
             return StepResult(key=key, directory=final, seconds=record.seconds, cached=True)
         with self.scratch() as work:
+            stops.check()
             started = time.perf_counter()
             produce(work)
+            stops.check()  # what was made while a library swallowed one may be half of it
             seconds = time.perf_counter() - started
             record = Record(
                 key=to_builtins(key),

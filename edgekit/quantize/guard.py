@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from edgekit.core import stops
 from edgekit.errors import Stopped
 from edgekit.quantize.options import QuantizeOptions
 from edgekit.quantize.sensitivity import LayerSensitivity
@@ -73,6 +74,7 @@ def guard(
         finished = False
         if not search.trail or isinstance(interrupt, Stopped):
             raise
+        stops.handled()
     return search.result(finished)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgekit.compress.step import Scalar, Step
+from edgekit.core import stops
 from edgekit.errors import MissingExtraError, Stopped
 from edgekit.search.budget import Budget
 from edgekit.search.limits import Limits
@@ -80,6 +81,7 @@ class Search:
             raise
         except KeyboardInterrupt:
             self.interrupted = True
+            stops.handled()
         return list(self.trials.values())
 
     @property

@@ -38,13 +38,14 @@ def artifacts(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("verify-eval")
     result = api.build(
         module(),
-        targets=["tflite-int8", "ort-fp32"],
+        targets=["tflite-int8", "ort-fp32", "ort-int8"],
         calibration=[r for r, _ in rows(64, 2)],
         evaluation=rows(300, 3),
         out=out,
         options=api.Options(speed_gate=False),
     )
-    assert not result.failures
+    # Without VNNI the INT8 of ONNX Runtime may lose too much; its folder is there all the same.
+    assert {f.target for f in result.failures} <= {"ort-int8"}
     return out
 
 
@@ -88,6 +89,17 @@ def test_another_source_is_seen(artifacts):
 def test_placement_is_counted_again_where_the_files_tell_it(artifacts):
     artifact = api.open(artifacts / "ort-fp32")
     assert by_name(artifact.verify(evaluation=rows(60, 3), source=module()))["placement"].value == 1.0
+
+
+def test_a_float_file_under_an_integer_manifest_is_seen(artifacts, tmp_path):
+    built = next(artifacts.glob("ort-int8*"))
+    copy = Path(shutil.copytree(built, tmp_path / "copy"))
+    shutil.copy(artifacts / "ort-fp32" / "model.onnx", copy / "model.onnx")
+    document = json.loads((copy / "manifest.json").read_text())
+    document["files"] = json.loads((artifacts / "ort-fp32" / "manifest.json").read_text())["files"]
+    (copy / "manifest.json").write_text(json.dumps(document))
+    gate = by_name(api.open(copy).verify(evaluation=rows(60, 3), source=module()))["placement"]
+    assert (gate.verdict, gate.value) == ("fail", 0.0)
 
 
 def test_a_limit_that_nothing_can_be_held_to_is_refused(artifacts):

@@ -20,6 +20,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from edgekit.core import stops
 from edgekit.core.files import disk_is_full
 from edgekit.core.quiet import silence
 from edgekit.errors import ExportError
@@ -90,6 +91,7 @@ def export_with_report(model: TorchModel, out: Path, *, opset: int = OPSET) -> t
         except _NotThisWayError:
             continue
         except Exception as failure:
+            stops.check()  # what failed may be a library that was interrupted, and says something else
             if disk_is_full(failure):
                 raise
             # Exporters raise anything; all of it goes into the account.

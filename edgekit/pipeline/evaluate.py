@@ -165,6 +165,8 @@ def evaluate(
     exported = None if source is None else stages.export(context, source)
     built = _recorded_form(artifact, pixels)
     form = built if exported is None else _exported_form(exported)
+    if source is not None:
+        _refuse_another(source, form, built)
     samples = _samples(context, data, form)
     refuse_unusable_metric(context.options, samples)
     fed = samples if pixels is None else pixels.samples_fed(samples)
@@ -192,6 +194,25 @@ def evaluate(
         if "placement" not in own.tolerance:
             found, allowed = _left_out(found, manifest)
     return Evaluation(samples=sum(chosen), gates=found, parity=parity, notes=(*notes, *allowed))
+
+
+def _refuse_another(source: Source, form: _Form, built: _Form) -> None:
+    """A source that takes other inputs than the golden vectors are is none that the artifact was built from."""
+    theirs, ours = ({s.name: s for s in f.inputs} for f in (form, built))
+    if set(theirs) == set(ours) and all(_fit(theirs[name], built.example[name].shape) for name in ours):
+        return
+    takes, wants = (", ".join(f"{s.name} {list(s.shape)}" for s in f.inputs) for f in (form, built))
+    raise UsageError(
+        f"{source.spec.text} takes {takes}; the artifact takes {wants}: it was not built from that",
+        hint="give the source that it was built from (source.text of the manifest); one that was built with --shape or "
+        "--sequence-length has to take these sizes by itself",
+    )
+
+
+def _fit(spec: TensorSpec, shape: tuple[int, ...]) -> bool:
+    return len(spec.shape) == len(shape) and all(
+        isinstance(d, str) or d == n for d, n in zip(spec.shape, shape, strict=True)
+    )
 
 
 def _exported_form(exported: Exported) -> _Form:

@@ -86,6 +86,13 @@ def test_another_source_is_seen(artifacts):
     assert by_name(result)["slices"].verdict == "fail"
 
 
+def test_a_source_that_takes_other_inputs_is_not_blamed_on_the_data(artifacts):
+    other = api.TorchModel(module=torch.nn.Linear(4, 3), example_inputs={"input": torch.randn(1, 4)})
+    with pytest.raises(api.EdgekitError, match="was not built from that") as caught:
+        api.open(artifacts / "tflite-int8").verify(evaluation=rows(20, 3), source=other)
+    assert caught.value.exit_code == 2
+
+
 def test_placement_is_counted_again_where_the_files_tell_it(artifacts):
     artifact = api.open(artifacts / "ort-fp32")
     assert by_name(artifact.verify(evaluation=rows(60, 3), source=module()))["placement"].value == 1.0

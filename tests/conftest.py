@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import platform
 import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from hypothesis import settings
@@ -74,6 +76,20 @@ def pytest_collection_modifyitems(items):
 
 
 _died: set[str] = set()
+_words = pytest.StashKey[TextIO]()
+
+
+def _last_words(worker: str) -> Path:
+    """Where a worker's process that crashes leaves what each of its threads was at."""
+    return Path(os.environ["EDGEKIT_CACHE"]) / f"crash-{worker}.txt"
+
+
+def pytest_sessionstart(session):
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker:  # pytest's own handler writes to a stream that the controller does not show
+        _last_words(worker).parent.mkdir(parents=True, exist_ok=True)
+        session.config.stash[_words] = _last_words(worker).open("w")
+        faulthandler.enable(session.config.stash[_words])
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -98,6 +114,8 @@ def pytest_testnodedown(node, error):
         return
     child = getattr(getattr(node.gateway, "_io", None), "popen", None)
     status = child.wait(10) if child else "unknown"
+    words = _last_words(node.gateway.id)
     sys.stderr.write(
         f"\n{node.gateway.id}: its process (pid {getattr(child, 'pid', '?')}) ended with {status}\n"
+        f"{words.read_text() if words.is_file() else ''}"
     )

@@ -15,7 +15,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -28,6 +28,7 @@ _BEAT_S = 1.0
 _TOLD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ASKED = {*_TOLD, signal.SIGPIPE}
 """Signals that end a process because somebody wants it to."""
+_Handler = signal.Handlers | Callable[[int, FrameType | None], object] | int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,10 +210,15 @@ def contain(job: Job) -> None:
     sys.stderr.flush()
     adopt_orphans()
     while True:
-        watched = _fork(job, failed, alone)
-        if watched is None:
-            return
-        how = _watch(watched, job.limits, started)
+        with _later(_TOLD):  # one that came between the fork and the handlers would end the parent alone
+            watched = _fork(job, failed, alone)
+            if watched is None:
+                return
+            handlers = _pass_on(watched.pid)
+        try:
+            how = _watch(watched, job.limits, started)
+        finally:
+            _take_back(handlers)
         for place in job.places:
             files.sweep(place)
         if how == "":
@@ -275,8 +281,7 @@ def _watch(watched: _Watched, limits: Limits, started: float) -> str:
     """Wait for the child. Returns how it ended where it did not do so by itself, empty where the whole time is over;
     raises :class:`Ended` otherwise."""
     deadline = float("inf") if limits.whole is None else started + limits.whole
-    with _passing_on(watched.pid):
-        status = _wait(watched, deadline)
+    status = _wait(watched, deadline)
     os.close(watched.pipe)
     if status is None:
         end_orphans(watched.pid)
@@ -318,23 +323,34 @@ def _drain(watched: _Watched) -> None:
 
 
 @contextlib.contextmanager
-def _passing_on(pid: int) -> Iterator[None]:
-    """Stops go to the child, which ends in its own way; the parent waits for that."""
+def _later(numbers: Iterable[int]) -> Iterator[None]:
+    """Signals that come meanwhile are delivered at the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _pass_on(pid: int) -> dict[int, _Handler]:
+    """From now on stops go to the child, which ends in its own way; the parent waits for that. Returns what handled
+    them before."""
 
     def tell(number: int, _: FrameType | None) -> None:
         with contextlib.suppress(OSError):
             # As on a terminal: Ctrl-C is for the workers of the user's data loader, too.
             (os.killpg if number == signal.SIGINT else os.kill)(pid, number)
 
-    before = {number: signal.getsignal(number) for number in _TOLD}
-    taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    before: dict[int, _Handler] = {number: signal.getsignal(number) for number in _TOLD}
+    taken = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
     for number in taken:
         signal.signal(number, tell)
-    try:
-        yield
-    finally:
-        for number in taken:
-            signal.signal(number, before[number])
+    return taken
+
+
+def _take_back(handlers: Mapping[int, _Handler]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def _signal_name(number: int) -> str:

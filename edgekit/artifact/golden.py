@@ -16,6 +16,7 @@ import numpy as np
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.energy import decibels
 from edgekit.artifact.gates import Evidence, gates
+from edgekit.artifact.interface import Vector, differences
 from edgekit.artifact.limits import Limits
 from edgekit.artifact.manifest import Artifact, Status
 from edgekit.artifact.parity import compare
@@ -24,7 +25,7 @@ from edgekit.artifact.task import Task
 from edgekit.core import targets as catalogue
 from edgekit.core import versions
 from edgekit.devices.bench import bench_artifact
-from edgekit.devices.execute import LOCAL, run_artifact
+from edgekit.devices.execute import LOCAL, Ports, run_artifact
 from edgekit.devices.statistics import jackknife
 from edgekit.errors import SourceError, UsageError
 from edgekit.load.array_files import read_npz
@@ -123,6 +124,7 @@ def replay(artifact: Artifact, *, device: Device = LOCAL, limits: Limits | None 
     with received(str(artifact.directory)):
         answers = run_artifact(runnable(artifact), inputs, device=device)
     with answers as run:
+        _refuse_another_interface(artifact, run.ports, Vector(inputs=inputs[0], outputs=expected[0]))
         recorded, whole = manifest.golden.parity, manifest.parity
         parity = replace(
             compare(
@@ -238,6 +240,16 @@ def _refuse_other_outputs(artifact: Artifact, expected: Sequence[Mapping[str, Ar
                 f"artifact gives {', '.join(sorted(wanted))}",
                 hint="do not trust this artifact: build it again",
             )
+
+
+def _refuse_another_interface(artifact: Artifact, ports: Ports, vector: Vector) -> None:
+    """Apps are written, and code is generated, by the manifest."""
+    manifest = artifact.manifest
+    for problem in differences(manifest.inputs, manifest.outputs, manifest.channels_moved, ports, vector):
+        raise SourceError(
+            f"the manifest of {artifact.directory} says that {problem}",
+            hint="do not trust this artifact: build it again",
+        )
 
 
 def row_limits(target: Target) -> tuple[Tolerance, tuple[str, ...]]:

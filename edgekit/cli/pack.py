@@ -8,8 +8,10 @@ import click
 
 from edgekit import entropy
 from edgekit.artifact.summary import size
+from edgekit.cli._contained import contain
 from edgekit.cli._options import json_flag
 from edgekit.cli._output import print_json, table
+from edgekit.core.config import Options
 from edgekit.core.files import whole
 from edgekit.entropy import CODERS
 
@@ -31,6 +33,7 @@ def pack(artifact: Path, out: Path | None, coder: str, as_json: bool) -> None:
     The container is decoded again before it appears, and compared byte for byte.
     """
     target = out if out is not None else artifact.with_name(artifact.name + ".ekz")
+    contain(str(artifact), Options(out=target.parent), artifact)
     report = entropy.pack(artifact, target, coder=coder)
     if as_json:
         print_json(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from edgekit.core.contained import step
 from edgekit.core.declared import parse_settings
 from edgekit.devices import catalogue
 from edgekit.devices.catalogue import LOCAL
-from edgekit.errors import EdgekitError, GateFailedError, UsageError
+from edgekit.errors import EdgekitError, GateFailedError, TimeLimitError, UsageError
 from edgekit.package import is_bundle, verify_bundle
-from edgekit.types import Verdict
+from edgekit.types import Gate, Verdict
 
 Row = tuple[str, str, str, str, str]
 
@@ -111,17 +111,11 @@ def verify(
     )
     if any(is_bundle(path) for path in artifacts):
         _refuse_for_bundles(asked)
-    outcomes: list[Outcome] = []
-    with progress() as shown:
-        for path in artifacts:
-            # What runs the user's own code takes the time that it takes.
-            quick = where.name == LOCAL.name and not evaluation
-            with shown.task(f"run {path.name}"), step(f"verify {path}", quick=quick):
-                outcomes.append(_outcome(path, where, asked, public_key))
-    errors = _refusals(outcomes)
+    outcomes, errors = _outcomes(artifacts, where, asked, public_key)
+    errors += _refusals(outcomes)
     if as_json:
         print_json({"artifacts": [o.document for o in outcomes], "errors": [e.to_json() for e in errors]})
-    else:
+    elif outcomes:
         table(
             "", ("artifact", "check", "value", "limit", "verdict"), [row for o in outcomes for row in o.rows]
         )
@@ -143,6 +137,26 @@ def _refuse_for_bundles(asked: Asked) -> None:
         )
 
 
+def _outcomes(
+    artifacts: Sequence[Path], device: edgekit.Device, asked: Asked, public_key: Path | None
+) -> tuple[list[Outcome], list[EdgekitError]]:
+    """What each of the arguments gave; one that cannot be read or run does not keep the others from it."""
+    outcomes: list[Outcome] = []
+    errors: list[EdgekitError] = []
+    # What runs the user's own code takes the time that it takes.
+    quick = device.name == LOCAL.name and not asked.evaluation
+    with progress() as shown:
+        for path in artifacts:
+            try:
+                with shown.task(f"run {path.name}"), step(f"verify {path}", quick=quick):
+                    outcomes.append(_outcome(path, device, asked, public_key))
+            except (UsageError, TimeLimitError):  # of the command, not of one artifact
+                raise
+            except EdgekitError as error:
+                errors.append(error)
+    return outcomes, errors
+
+
 def _outcome(path: Path, device: edgekit.Device, asked: Asked, public_key: Path | None) -> Outcome:
     """What one of the arguments gave; every error says of which it is."""
     try:
@@ -157,8 +171,7 @@ def _refusals(outcomes: Sequence[Outcome]) -> list[GateFailedError]:
     return [
         GateFailedError(
             f"{o.path} did not pass: {', '.join(o.failed)}",
-            hint="--json gives each gate's message; if nothing was changed, compare runtime versions and processor "
-            "with those in the manifest",
+            hint="if nothing was changed, compare runtime versions and processor with those in the manifest",
             gates=list(o.failed),
         )
         for o in outcomes
@@ -189,8 +202,16 @@ def _artifact(path: Path, device: edgekit.Device, asked: Asked, public_key: Path
         rows=_rows(artifact.target, result),
         document={"artifact": str(path), "status": result.status, "replay": result},
         failed=tuple(failed),
-        notes=result.notes,
+        notes=(*result.notes, *_reasons((*result.gates, *result.failed_before, *unproven), failed)),
     )
+
+
+def _reasons(gates: Sequence[Gate], failed: Sequence[str]) -> Iterator[str]:
+    """What each gate that refuses says."""
+    names = {name.partition(" (")[0] for name in failed}
+    for gate in gates:
+        if gate.name in names and gate.message and gate.verdict is not Verdict.PASS:
+            yield f"{gate.name}: {gate.message}"
 
 
 def _rows(target: str, result: edgekit.Replay) -> list[Row]:

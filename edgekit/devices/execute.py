@@ -36,16 +36,26 @@ _HEADER_BYTES = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ports:
+    """What a loaded model takes and gives, as its runtime tells it, by the names that were asked for."""
+
+    inputs: Mapping[str, wire.Port]
+    outputs: Mapping[str, wire.Port]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunResult:
     """What a run gave. ``outputs``, in the source's layout, are read from a file that lives as long as this object.
 
-    ``placement`` is the runner's raw report; ``seconds`` has import, load and run.
+    ``placement`` is the runner's raw report; ``seconds`` has import, load and run. ``ports`` are
+    what the runtime takes and gives.
     """
 
     outputs: ArrayFile
     versions: Mapping[str, str]
     placement: Mapping[str, Json] | None
     seconds: Mapping[str, float]
+    ports: Ports
     folder: tempfile.TemporaryDirectory[str] = field(repr=False)
 
     def close(self) -> None:
@@ -116,6 +126,7 @@ def run_artifact(
         versions=done.versions,
         placement=done.result.placement,
         seconds=done.result.seconds,
+        ports=Ports(inputs=done.result.inputs, outputs=done.result.outputs),
         folder=folder,
     )
 

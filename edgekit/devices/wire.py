@@ -263,13 +263,27 @@ class ProbeResult(Message, frozen=True):
     versions: Annotated[dict[Text, Text], _FEW]
 
 
+class Port(Message, frozen=True):
+    """An input or output of a loaded model, as its runtime tells it: the names it goes by there, and its shape with
+    ``None`` where a size is open. ``scale`` and ``zero_point`` as in :class:`edgekit.types.TensorSpec`."""
+
+    names: Words
+    dtype: Text
+    shape: Annotated[tuple[Whole | None, ...], Meta(max_length=64)]
+    scale: Number | None = None
+    zero_point: Whole | None = None
+
+
 class RunResult(Message, frozen=True):
-    """Of the action ``run``: ``done`` samples with these outputs."""
+    """Of the action ``run``: ``done`` samples with these outputs. ``inputs`` and ``outputs``: what each of the asked
+    names is in the model."""
 
     done: Count
     names: Words
     placement: dict[Text, Json] | None = None
     seconds: Annotated[dict[Text, Time], _FEW] = {}
+    inputs: Annotated[dict[Text, Port], _FEW] = {}
+    outputs: Annotated[dict[Text, Port], _FEW] = {}
 
 
 class PhaseMemory(Message, frozen=True, omit_defaults=True):

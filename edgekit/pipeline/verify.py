@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from edgekit.artifact import golden
+from edgekit.artifact.interface import Vector, differences
 from edgekit.artifact.parity import compare
 from edgekit.artifact.task import Task
 from edgekit.core import plugins, versions
 from edgekit.core.progress import Task as Progress
 from edgekit.core.structure import to_builtins
-from edgekit.devices.execute import run_artifact
+from edgekit.devices.execute import Ports, run_artifact
 from edgekit.devices.runnable import Runnable
-from edgekit.errors import DataError, MissingExtraError, NotRunnableError
+from edgekit.errors import BackendError, DataError, MissingExtraError, NotRunnableError
 from edgekit.graph.records import read_json, write_json
 from edgekit.load import Recorder
 from edgekit.load.data import RANDOM, SampleSet, fits
@@ -233,6 +234,7 @@ def _measure(context: BuildContext, case: Case) -> Verified:
             on_progress=_advancing(task),
         ) as result,
     ):
+        _refuse_another_interface(case, result.ports)
         plain = Task(name=case.exported.record.task)
         data = case.samples.origin
         labelled, noise = _labelled(context, case, plain), case.samples.noise
@@ -262,6 +264,20 @@ def _measure(context: BuildContext, case: Case) -> Verified:
             golden_parity=replace(first, data="random" if data == RANDOM else "golden"),
             runtime_versions=result.versions,
             skipped=len(chosen) - sum(chosen),
+        )
+
+
+def _refuse_another_interface(case: Case, ports: Ports) -> None:
+    """What the manifest will say of inputs and outputs is what the runtime found in the file."""
+    lowered, chosen = case.subject.files.lowered, case.vectors.chosen
+    inputs = next(iter(kept((s.inputs for s in case.samples), chosen)))
+    expected = next(iter(kept(case.reference.outputs, chosen)))
+    preprocess = case.subject.runnable.preprocess
+    vector = Vector(inputs=preprocess(inputs) if preprocess else inputs, outputs=expected)
+    for problem in differences(lowered.inputs, lowered.outputs, lowered.channels_moved, ports, vector):
+        raise BackendError(
+            f"{case.subject.target.name}: the manifest would say that {problem}",
+            hint="this is a defect of edgekit: report it with the model",
         )
 
 

@@ -149,3 +149,37 @@ def test_inputs_that_the_golden_vectors_do_not_have_are_refused(copy):
     result = edgekit("verify", copy)
     assert result.code == 3
     assert "hello" in result.err
+
+
+def test_one_that_is_not_there_does_not_keep_the_others_from_their_verdict(built, copy, tmp_path):
+    def failed(document):
+        document["status"] = "failed"
+        document["gates"][0].update(verdict="fail", name="latency", message="twice as slow as float")
+
+    edited(copy, failed)
+    result = edgekit("verify", built, tmp_path / "missing", copy, "--json")
+    assert result.code == 3, result.err
+    assert [(a["artifact"], a["status"]) for a in result.json["artifacts"]] == [
+        (str(built), "passed"),
+        (str(copy), "failed"),
+    ]
+    assert [e["exit_code"] for e in result.json["errors"]] == [3, 5]
+    assert f"{copy}: latency: twice as slow as float" in result.err
+
+
+@pytest.mark.parametrize(
+    ("side", "change", "says"),
+    [
+        ("inputs", {"shape": [1, 12]}, "[1, 12]; the file has [1, 6]"),
+        ("inputs", {"shape": [6, 1]}, "[6, 1]; the file has [1, 6]"),
+        ("inputs", {"shape": ["n", 6]}, "[n, 6]; the file has [1, 6]"),
+        ("inputs", {"shape": [6]}, "[6]; the file has [1, 6]"),
+        ("inputs", {"dtype": "uint8"}, "uint8; the file has float32"),
+        ("outputs", {"shape": [1, 1000]}, "[1, 1000]; the file has [1, 3]"),
+        ("outputs", {"dtype": "int8", "scale": 0.1, "zero_point": 3}, "int8; the file has float32"),
+    ],
+)
+def test_what_an_app_is_told_to_feed_is_what_the_file_takes(copy, side, change, says):
+    result = edgekit("verify", edited(copy, lambda d: d[side][0].update(change)))
+    assert result.code == 3, result.out
+    assert says in result.err

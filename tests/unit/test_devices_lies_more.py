@@ -285,7 +285,7 @@ def test_tools_whose_output_takes_forever_to_read(backend, text):
         checked(
             "phone", vendor.replicate("phone", backend, 1, TaskResult(result=wire.ProgramResult(text=text)))
         )
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert len(caught.value.message) < 10_000
 
 

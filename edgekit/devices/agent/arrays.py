@@ -51,6 +51,17 @@ def _find(specs: Sequence[Message], name: str) -> Optional[Message]:
     return None
 
 
+def port(spec: Message) -> Message:
+    """What the host is told of a tensor of the model's."""
+    return {
+        "names": [spec["name"], *spec.get("aliases", ())],
+        "dtype": spec["dtype"],
+        "shape": [d if isinstance(d, int) and d >= 0 else None for d in spec["shape"]],
+        "scale": spec["scale"],
+        "zero_point": spec["zero_point"],
+    }
+
+
 def fit(array: Array, spec: Message, quantize: bool) -> Array:
     """``array`` in the input's dtype.
 

@@ -97,4 +97,13 @@ def run(job: Job, session: Session) -> None:
                     reported = time.perf_counter()
                     job.channel.send("progress", done=done)
     job.seconds["run"] = time.perf_counter() - start
-    job.channel.send("result", done=done, names=names, placement=placement, seconds=job.seconds)
+    read = arrays.resolve(session.inputs, job.asked["inputs"]["names"], "input")
+    job.channel.send(
+        "result",
+        done=done,
+        names=names,
+        placement=placement,
+        seconds=job.seconds,
+        inputs={name: arrays.port(spec) for name, spec in read.items()},
+        outputs={name: arrays.port(specs[name]) for name in names},
+    )

@@ -17,6 +17,7 @@ from edgekit.core import targets as catalogue
 from edgekit.core.config import Options
 from edgekit.core.store import Store
 from edgekit.devices.arrays import write_arrays
+from edgekit.devices.execute import Ports
 from edgekit.graph.records import ModelRecord, write_json, write_model
 from edgekit.load.data import SampleSet
 from edgekit.pipeline import stages, verify
@@ -211,7 +212,12 @@ def install(monkeypatch, fake, rows):
         outputs = [{"y": row["x"][:, ::-1] * 0 + row["x"] + fake.noise.get(name, 0.0)} for row in inputs]
         if fake.noise.get(name) == float("inf"):
             outputs = [{"y": row["y"] * np.nan} for row in outputs]
-        yield SimpleNamespace(outputs=outputs, placement={"raw": 1}, versions={"runtime": "1"})
+        yield SimpleNamespace(
+            outputs=outputs,
+            placement={"raw": 1},
+            versions={"runtime": "1"},
+            ports=Ports(inputs={}, outputs={}),
+        )
 
     monkeypatch.setattr(verify, "run_artifact", run_artifact)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from edgekit.core import stops
+from edgekit.core import contained, stops
 from edgekit.errors import FactoryError, Stopped
 
 STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -55,6 +55,7 @@ def _handler(process: int) -> Callable[[int, FrameType | None], None]:
             return
         if time.monotonic() - last >= _ONE_STOP_S:
             last = time.monotonic()
+            contained.stopping()
             stops.ask(Stopped(number))
 
     return handle
@@ -64,6 +65,7 @@ def _interrupts(process: int) -> Callable[[int, FrameType | None], None]:
     def handle(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:
             signal.default_int_handler(number, frame)
+        contained.stopping()
         stops.ask(KeyboardInterrupt())
 
     return handle

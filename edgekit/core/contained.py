@@ -25,6 +25,8 @@ from edgekit.errors import MemoryLimitError, RuntimeCrashError, SourceError, Tim
 
 _LOOK_S = 0.2
 _BEAT_S = 1.0
+_DEAF_S = 10.0
+"""How long a child may be in native code after it was told to stop."""
 _TOLD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ASKED = {*_TOLD, signal.SIGPIPE}
 """Signals that end a process because somebody wants it to."""
@@ -120,6 +122,12 @@ def beat() -> None:
         _child.say("beat")
 
 
+def stopping() -> None:
+    """A stop has been heard here, and this process is about to end in its own way."""
+    if _child is not None:
+        _child.say("stop")
+
+
 @contextlib.contextmanager
 def step(name: str, digest: str = "", *, quick: bool = False) -> Iterator[None]:
     """A piece of work on a foreign model, so that whatever it does has a name. ``quick``: it takes seconds.
@@ -168,13 +176,29 @@ def _ended_at(name: str, what: str, how: str) -> RuntimeCrashError:
 
 
 @dataclass(kw_only=True)
+class _Stop:
+    """A stop that was passed on: which signal, since when, and whether the child's own code has heard of it."""
+
+    number: int = 0
+    since: float = float("inf")
+    heard: bool = False
+
+    @property
+    def ignored(self) -> bool:
+        """Whether the child is in a library's native call that will not return soon."""
+        return not self.heard and time.monotonic() - self.since > _DEAF_S
+
+
+@dataclass(kw_only=True)
 class _Watched:
-    """What is known of a child: the steps at work (name, and whether quick), and how long it has said nothing."""
+    """What is known of a child: the steps at work (name, and whether quick), how long it has said nothing, and whether
+    it was told to stop."""
 
     pid: int
     pipe: int
     silence: Silence
     steps: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    stop: _Stop = field(default_factory=lambda: _Stop())
     said_bye: bool = False
     rest: bytes = b""
 
@@ -187,6 +211,8 @@ class _Watched:
                     self.steps[identity] = (name, bool(quick))
                 case ["end", identity]:
                     self.steps.pop(identity, None)
+                case ["stop"]:
+                    self.stop.heard = True
                 case ["bye"]:
                     self.said_bye = True
 
@@ -203,8 +229,6 @@ def contain(job: Job) -> None:
     """
     if not possible():
         return
-    from edgekit.core import files  # the help pages do without
-
     started, failed, alone = time.monotonic(), dict[str, str](), False
     sys.stdout.flush()
     sys.stderr.flush()
@@ -214,13 +238,16 @@ def contain(job: Job) -> None:
             watched = _fork(job, failed, alone)
             if watched is None:
                 return
-            handlers = _pass_on(watched.pid)
+            handlers = _pass_on(watched)
         try:
             how = _watch(watched, job.limits, started)
+        except Ended:
+            if watched.stop.ignored:
+                _sweep(job)
+            raise
         finally:
             _take_back(handlers)
-        for place in job.places:
-            files.sweep(place)
+        _sweep(job)
         if how == "":
             raise time_over(job.what, job.limits.whole or 0.0)
         at = list(watched.steps.items())
@@ -231,6 +258,14 @@ def contain(job: Job) -> None:
             alone = True
             continue
         failed[at[0][0]] = how
+
+
+def _sweep(job: Job) -> None:
+    """Remove what a child that was killed has left."""
+    from edgekit.core import files  # the help pages do without
+
+    for place in job.places:
+        files.sweep(place)
 
 
 def time_over(what: str, seconds: float) -> TimeLimitError:
@@ -285,6 +320,8 @@ def _watch(watched: _Watched, limits: Limits, started: float) -> str:
     os.close(watched.pipe)
     if status is None:
         end_orphans(watched.pid)
+        if watched.stop.ignored:
+            raise Ended(128 + watched.stop.number)
         if time.monotonic() >= deadline:
             return ""
         return f"it gave no answer for {limits.quick:.0f} s and was ended"
@@ -299,7 +336,7 @@ def _watch(watched: _Watched, limits: Limits, started: float) -> str:
 
 
 def _wait(watched: _Watched, deadline: float) -> int | None:
-    """The child's status; ``None`` where it was killed because its time is over."""
+    """The child's status; ``None`` where it has to be killed: its time is over, or it does not hear a stop."""
     open_ = True
     while True:
         if open_ and select.select([watched.pipe], [], [], _LOOK_S)[0]:
@@ -310,7 +347,7 @@ def _wait(watched: _Watched, deadline: float) -> int | None:
         if pid:
             _drain(watched)
             return status
-        if time.monotonic() >= deadline or watched.silent():
+        if time.monotonic() >= deadline or watched.silent() or watched.stop.ignored:
             return None
         if not open_:
             time.sleep(0.005)
@@ -332,11 +369,14 @@ def _later(numbers: Iterable[int]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _pass_on(pid: int) -> dict[int, _Handler]:
+def _pass_on(watched: _Watched) -> dict[int, _Handler]:
     """From now on stops go to the child, which ends in its own way; the parent waits for that. Returns what handled
     them before."""
+    pid, stop = watched.pid, watched.stop
 
     def tell(number: int, _: FrameType | None) -> None:
+        if not stop.number:
+            stop.number, stop.since = number, time.monotonic()
         with contextlib.suppress(OSError):
             # As on a terminal: Ctrl-C is for the workers of the user's data loader, too.
             (os.killpg if number == signal.SIGINT else os.kill)(pid, number)

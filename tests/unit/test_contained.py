@@ -19,6 +19,7 @@ from edgekit.core import contained
 from edgekit.core.contained import Ended, Job, Limits, step
 from edgekit.errors import EdgekitError
 
+{before}
 try:
     with contained.program():
         contained.contain(Job(what="evil.onnx", limits=Limits({limits})))
@@ -31,8 +32,10 @@ except EdgekitError as error:
 """
 
 
-def start(limits, body, **more):
-    program = _PROGRAM.format(limits=limits, body=textwrap.indent(textwrap.dedent(body), "    ").strip())
+def start(limits, body, *, before="", **more):
+    program = _PROGRAM.format(
+        limits=limits, before=before, body=textwrap.indent(textwrap.dedent(body), "    ").strip()
+    )
     return subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
     )
@@ -193,6 +196,42 @@ def test_a_stop_reaches_the_child(number):
         process.send_signal(number)
         assert process.wait(20) == 128 + number
     assert gone(child)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="how large a mutex is differs")
+def test_a_child_in_native_code_that_hears_of_no_stop_is_ended():
+    body = """
+        import ctypes
+        lock, mutex = ctypes.PyDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+        lock(mutex)
+        print(os.getpid(), flush=True)
+        lock(mutex)
+        """
+    with start("", body, before="contained._DEAF_S = 1.0") as process:
+        child = int(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert gone(child)
+
+
+def test_one_that_has_heard_of_it_is_waited_for():
+    body = """
+        def handle(*_):
+            contained.stopping()
+            time.sleep(2)
+            print("done", flush=True)
+            sys.exit(143)
+
+        signal.signal(signal.SIGTERM, handle)
+        print(os.getpid(), flush=True)
+        for _ in range(600):
+            time.sleep(0.1)
+        """
+    with start("", body, before="contained._DEAF_S = 0.5") as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+        assert process.stdout.read() == "done\n"
 
 
 @pytest.mark.skipif(

@@ -96,5 +96,11 @@ def _nothing_there(path: Path, text: str) -> SourceError:
     parent = path.parent
     if not parent.is_dir():
         return SourceError(f"{text}: there is no directory {parent}", hint="check the path")
+    if path.is_symlink() or path.exists():
+        what = (
+            "a directory" if path.is_dir() else "a pipe or a device" if path.exists() else "a link to nothing"
+        )
+        return SourceError(f"{path} is {what}, not a file", hint="name the model's file")
     near = [p.name for p in parent.iterdir() if not p.name.startswith(".")]
-    return missing(f"{text}: there is no {path}", path.name, near[:1000])
+    there = "" if text == str(path) else f"{text}: "
+    return missing(f"{there}there is no {path}", path.name, near[:1000])

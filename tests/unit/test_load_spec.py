@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +83,11 @@ def test_parsing_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_there_and_is_no_file_is_named_as_what_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe.onnx")
+    (tmp_path / "link.onnx").symlink_to("nowhere.onnx")
+    for name, what in (("pipe.onnx", "a pipe or a device"), ("link.onnx", "a link to nothing")):
+        with pytest.raises(SourceError, match=f"is {what}, not a file"):
+            parse(str(tmp_path / name))

@@ -189,7 +189,7 @@ def _timed_out(transport: Transport, task: Task[R], phase: str, completed: Compl
     title, waited = plugins.info(task.backend).title, min(task.timeout, task.quick)
     return kind(
         f"{title} gave no answer within {waited:g} s (during {phase}) and was ended" + _last_words(completed),
-        hint="give it more time (edgekit bench --timeout), fewer samples, or look whether the machine is busy",
+        hint="give it more time (--timeout SECONDS), fewer samples, or look whether the machine is busy",
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.devices.wire import plain
+from edgekit.devices.protocol import plain
 from edgekit.errors import DataError, DeviceError
 
 if TYPE_CHECKING:

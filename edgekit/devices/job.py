@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from edgekit.core import plugins
-from edgekit.devices import wire
+from edgekit.devices import protocol, wire
 from edgekit.devices.transports.process import Completed, Patience
 from edgekit.devices.wire import Failure, FailureKind
 from edgekit.errors import (
@@ -63,7 +63,7 @@ class Transcript(Generic[R]):
         self._kind, self._on_progress = task.result, on_progress
         # The agent reports its progress twice a second; ten times that is no agent of ours.
         most = 1000 + int(20 * task.timeout)
-        self._events = wire.Events(device, {**wire.JOB_EVENTS, "result": task.result}, most)
+        self._events = protocol.Events(device, {**wire.JOB_EVENTS, "result": task.result}, most)
 
     def line(self, text: str) -> None:
         """Take one line of the agent's stdout; raises :class:`DeviceError` if it is not the protocol's."""
@@ -87,7 +87,7 @@ def run_job(
     transcript = Transcript(transport.name, task, on_progress)
     completed = transport.run(
         [transport.python, str(task.agent)],
-        stdin=wire.encode(task.job),
+        stdin=protocol.encode(task.job),
         on_line=transcript.line,
         patience=Patience(whole=task.timeout, quick=task.quick),
     )
@@ -96,7 +96,7 @@ def run_job(
 
 def report_device(transport: Transport, agent: PurePosixPath) -> wire.DeviceReport:
     """What the device is, and how it is now. Raises :class:`DeviceError` when it does not answer."""
-    events = wire.Events(transport.name, {"result": wire.DeviceReport}, 1)
+    events = protocol.Events(transport.name, {"result": wire.DeviceReport}, 1)
     reports: list[wire.Message] = []
     completed = transport.run(
         [transport.python, str(agent), "state"],

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from edgekit.devices import wire
+from edgekit.devices import protocol
 from edgekit.devices.health import Health, assess, energy
 from edgekit.devices.replicates import Replicate, judge, median_of
 from edgekit.devices.statistics import Difference, Summary, paired_difference, summarize
@@ -93,8 +93,8 @@ class Run:
         replicates = self.replicates[letter]
         first, mean = replicates[0], statistics.fmean(t for r in replicates for t in r.samples_ms)
         facts: dict[str, Json] = {
-            "device": wire.builtins(self.facts),
-            "states": [wire.builtins(state) for state in self.states],
+            "device": protocol.builtins(self.facts),
+            "states": [protocol.builtins(state) for state in self.states],
             "affinity": list(first.affinity),
             "resumes": self.resumes,
             "attempts": self.attempts,
@@ -105,9 +105,9 @@ class Run:
             "process_cv": summary.cv,
             "outliers": summary.outliers,
             "mean_ms": mean,
-            "contention": [wire.builtins(r.contention) for r in replicates if r.contention],
-            "memory": [wire.builtins(r.memory) for r in replicates if r.memory],
-            "warmup": [wire.builtins(r.warmup) for r in replicates if r.warmup],
+            "contention": [protocol.builtins(r.contention) for r in replicates if r.contention],
+            "memory": [protocol.builtins(r.memory) for r in replicates if r.memory],
+            "warmup": [protocol.builtins(r.warmup) for r in replicates if r.warmup],
         }
         if first.tool:
             facts["program"] = first.tool

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from edgekit.devices import wire
+from edgekit.devices import protocol, wire
 from edgekit.devices.job import R, Task, TaskResult, Transcript, outcome
 from edgekit.devices.transports.process import OUTPUT_BYTES, CancelledError, Completed, Patience
 from edgekit.devices.wire import RefusalKind
@@ -143,7 +143,7 @@ class _Run(Generic[R]):
         transport, agent = self._transport, next(iter(self._tasks.values())).agent
         completed = transport.run(
             [transport.python, str(agent), "supervisor"],
-            stdin=wire.encode(self._plan()),
+            stdin=protocol.encode(self._plan()),
             on_line=self._line,
             patience=Patience(
                 whole=self._whole,
@@ -157,10 +157,10 @@ class _Run(Generic[R]):
         if self._bye != "done" or lacking:
             raise _unfinished(transport.name, completed, self._bye)
 
-    def _new_events(self) -> wire.Events:
+    def _new_events(self) -> protocol.Events:
         # A beat every two seconds, a state every one, progress twice a second: three times that is no agent of ours.
         most = 1000 * (1 + len(self._tasks)) + int(10 * self._whole)
-        return wire.Events(self._transport.name, wire.PLAN_EVENTS, most)
+        return protocol.Events(self._transport.name, wire.PLAN_EVENTS, most)
 
     def _plan(self) -> wire.Plan:
         return wire.Plan(
@@ -196,12 +196,12 @@ class _Run(Generic[R]):
 
     def _task(self, name: str, text: str) -> Task[R]:
         if name not in self._tasks:
-            raise wire.malformed(self._transport.name, text, "a task that the plan does not have")
+            raise protocol.malformed(self._transport.name, text, "a task that the plan does not have")
         return self._tasks[name]
 
     def _transcript(self, name: str, text: str) -> Transcript[R]:
         if name not in self._transcripts:
-            raise wire.malformed(self._transport.name, text, "a task that is not at work")
+            raise protocol.malformed(self._transport.name, text, "a task that is not at work")
         return self._transcripts[name]
 
     def _ended(self, event: wire.Ended, transcript: Transcript[R]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from edgekit.core.files import temporary
-from edgekit.devices import wire
+from edgekit.devices import protocol, wire
 from edgekit.devices.catalogue import kinds
 from edgekit.devices.checkup import check_runtime
 from edgekit.devices.transports.connect import send_agent
@@ -122,11 +122,11 @@ class Preparation:
 
     def _ask(self, request: Installation, answer: type[M]) -> M:
         agent = send_agent(self.transport, "onnxruntime", self.folder)
-        events = wire.Events(self.device.name, {"result": answer, "error": wire.Failure}, 1)
+        events = protocol.Events(self.device.name, {"result": answer, "error": wire.Failure}, 1)
         answers: list[wire.Message] = []
         completed = self.transport.run(
             [self.transport.python, str(agent), "installer"],
-            stdin=wire.encode(request),
+            stdin=protocol.encode(request),
             on_line=lambda line: answers.append(events.read(line)),
             patience=Patience(whole=_INSTALL_S),
         )

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from edgekit.devices.job import R, Task, TaskResult, report_device
 from edgekit.devices.plan import Watch, mended, run_plan
+from edgekit.devices.protocol import plain
 from edgekit.devices.transports import android
 from edgekit.devices.transports.process import CancelledError, Patience
-from edgekit.devices.wire import DeviceReport, ProgramResult, plain
+from edgekit.devices.wire import DeviceReport, ProgramResult
 from edgekit.errors import DeviceBusyError, DeviceError, RunCancelledError, RuntimeCrashError, UsageError
 
 if TYPE_CHECKING:

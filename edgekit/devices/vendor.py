@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from edgekit.backends.base import Timing, VendorTool
 from edgekit.core import plugins
-from edgekit.devices import wire
+from edgekit.devices import protocol, wire
 from edgekit.devices.job import TaskResult
 from edgekit.devices.replicates import Replicate
 from edgekit.devices.session import short
@@ -110,7 +110,7 @@ patterns take no time over it."""
 def legible(text: str) -> str:
     """The parts of a tool's output that have its figures."""
     text = text if len(text) <= 2 * _HEAD else f"{text[:_HEAD]}\n{text[-_HEAD:]}"
-    return "\n".join(line[:_LINE] for line in wire.plain(text).split("\n"))
+    return "\n".join(line[:_LINE] for line in protocol.plain(text).split("\n"))
 
 
 def replicate(device: str, backend: str, threads: int, done: TaskResult[wire.ProgramResult]) -> Replicate:
@@ -121,7 +121,7 @@ def replicate(device: str, backend: str, threads: int, done: TaskResult[wire.Pro
         reading = tool.read(legible(done.result.text), done.result.file)
     except (ValueError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
         raise DeviceError(
-            f"{tool.TOOL} on {device} printed figures that cannot be read: {wire.plain(str(error))[:200]}",
+            f"{tool.TOOL} on {device} printed figures that cannot be read: {protocol.plain(str(error))[:200]}",
             hint="run it by hand there; report its output if it should have been read",
         ) from error
     missing = reading.missing()

@@ -4,10 +4,11 @@ import pytest
 
 from edgekit.devices.catalogue import kind_of
 from edgekit.devices.health import assess
+from edgekit.devices.protocol import builtins
 from edgekit.devices.transports.adb import AdbOptions
 from edgekit.devices.transports.adb_client import parse_devices
 from edgekit.devices.transports.android import facts, state
-from edgekit.devices.wire import Battery, DeviceFacts, builtins
+from edgekit.devices.wire import Battery, DeviceFacts
 from edgekit.errors import UsageError
 
 FACTS = """@ro.product.manufacturer samsung

@@ -31,7 +31,7 @@ from edgekit.backends.onnxruntime import executed as on_onnxruntime
 from edgekit.backends.openvino import executed as on_openvino
 from edgekit.backends.tflite import executed as on_tflite
 from edgekit.core import targets
-from edgekit.devices import execute, vendor, wire
+from edgekit.devices import execute, protocol, vendor, wire
 from edgekit.devices.arrays import ArrayFile
 from edgekit.devices.job import TaskResult
 from edgekit.devices.replicates import Replicate, checked
@@ -120,7 +120,7 @@ def test_halves_of_characters_reach_no_terminal(text, bench_on):
     "text", ["a\u2028b", "a\u2029b", "a\u061cb", "a\u200bb", "a\U000e0041b", "a\ufff9b", "a\x85b", "a\x9bb"]
 )
 def test_what_nobody_sees_is_not_written(text):
-    assert wire.plain(text) == "ab"
+    assert protocol.plain(text) == "ab"
 
 
 # --- outputs -------------------------------------------------------------------------------------------------
@@ -258,10 +258,10 @@ def test_a_profile_without_times():
         "threads": 1,
     }
     with pytest.raises(DeviceError):
-        wire.decode(json.dumps(report), wire.ProfileResult, device="liar")
+        protocol.decode(json.dumps(report), wire.ProfileResult, device="liar")
     operator["us"] = [0.0]
     report["profile"]["operators"] = [operator, {**operator, "us": None}]
-    profile = wire.decode(json.dumps(report), wire.ProfileResult, device="liar").profile
+    profile = protocol.decode(json.dumps(report), wire.ProfileResult, device="liar").profile
     assert [o.share for o in read_operators(profile.operators, {})] == [None, None]
 
 
@@ -315,9 +315,9 @@ def test_pythons_that_cannot_be(change):
         "libc_version": [2, 36],
         "root": "/home/u",
     }
-    wire.decode(json.dumps(good), wire.Description, device="liar")
+    protocol.decode(json.dumps(good), wire.Description, device="liar")
     with pytest.raises(DeviceError):
-        wire.decode(json.dumps({**good, **change}), wire.Description, device="liar")
+        protocol.decode(json.dumps({**good, **change}), wire.Description, device="liar")
 
 
 def test_versions_that_are_none():

@@ -19,10 +19,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from edgekit.devices.protocol import plain
 from edgekit.devices.transports.adb_client import Adb, last
 from edgekit.devices.transports.process import Completed, Lines, Patience, stream
 from edgekit.devices.transports.transport import TRANSFER_SILENCE_S, relative, stalled
-from edgekit.devices.wire import plain
 from edgekit.errors import DeviceError, LinkLostError, UnreachableError, UsageError
 from edgekit.types import sha256_file
 

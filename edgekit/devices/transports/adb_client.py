@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgekit.devices.wire import plain
+from edgekit.devices.protocol import plain
 from edgekit.errors import DeviceError, LinkLostError, ToolMissingError, UnreachableError, UsageError
 
 _STATES = {

@@ -11,8 +11,9 @@ import time
 from typing import TYPE_CHECKING
 
 from edgekit.devices.agent.state import isa
+from edgekit.devices.protocol import plain
 from edgekit.devices.transports.process import Patience
-from edgekit.devices.wire import Battery, DeviceFacts, DeviceReport, DeviceState, plain
+from edgekit.devices.wire import Battery, DeviceFacts, DeviceReport, DeviceState
 from edgekit.errors import DeviceError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from edgekit.core.orphans import Silence
-from edgekit.devices.wire import plain
+from edgekit.devices.protocol import plain
 from edgekit.errors import DeviceError
 
 OUTPUT_BYTES = 64 << 20

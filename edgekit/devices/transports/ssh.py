@@ -28,10 +28,11 @@ from msgspec import Meta
 
 from edgekit.core.files import owner
 from edgekit.core.root import PACKAGE
+from edgekit.devices.protocol import decode, malformed
 from edgekit.devices.transports.process import Completed, Lines, Patience, Tail, end, stream
 from edgekit.devices.transports.ssh_errors import explain
 from edgekit.devices.transports.transport import TRANSFER_SILENCE_S, relative, stalled
-from edgekit.devices.wire import Count, Message, Text, Whole, decode, malformed
+from edgekit.devices.wire import Count, Message, Text, Whole
 from edgekit.errors import DeviceError, LinkLostError, ToolMissingError, UsageError
 from edgekit.types import sha256_file
 

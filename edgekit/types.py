@@ -118,11 +118,13 @@ class SourceSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRecord:
-    """Where the model came from; ``sha256`` is over everything that was read to load it."""
+    """Where the model came from; ``sha256`` is over everything that was read to load it. ``bound``: inputs of it that
+    are constants here, each a number, or ``{"file": …, "sha256": …}``."""
 
     text: str
     kind: str
     sha256: str
+    bound: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,11 +101,13 @@ class Target(msgspec.Struct, kw_only=True):
 
 
 class Source(msgspec.Struct, kw_only=True):
-    """Where the model came from; ``sha256`` is over everything that was read to load it."""
+    """Where the model came from; ``sha256`` is over everything that was read to load it. ``bound``: inputs of it that
+    are constants here, each a number, or a file and its sha256."""
 
     text: str
     kind: str
     sha256: str
+    bound: dict[str, Json] = {}
 
 
 class Step(msgspec.Struct, kw_only=True):

@@ -105,6 +105,15 @@ class Options:
             metavar="NAME=1x128",
         ),
     )
+    bind: Mapping[str, Option] = option(
+        _NO_SETTINGS,
+        Declared(
+            help="An input that becomes a constant of the model: a number, true or false, or a .npy file.",
+            group=_MODEL,
+            commands=("build", "diff"),
+            metavar="NAME=VALUE",
+        ),
+    )
     sequence_length: int | None = option(
         None,
         Declared(

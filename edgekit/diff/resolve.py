@@ -75,11 +75,12 @@ def resolve(a: str, b: str, data: DataSpec | None, context: BuildContext) -> Cha
         source, first, exported = None, [_end(a, context, notes)], None
     else:
         source = parse(a)
-        opened = _opened(source, data, context)
+        shapes = _shapes(artifact, context)
+        opened = _opened(source, data, context, shapes)
         exported = stages.export(context, opened)
         built = _built_shapes(artifact)
         if built and built != {name: row.shape for name, row in exported.example_inputs().items()}:
-            opened = _opened(source, data, context, Shapes(sizes=built))
+            opened = _opened(source, data, context, replace(shapes, sizes=built, sequence_length=0))
             exported = stages.export(context, opened)
         if artifact is not None and exported.model.sha256 not in _outputs(artifact, "export"):
             notes.append(f"{a} is not what {artifact.directory} was built from: its export is another")
@@ -152,6 +153,12 @@ def _built_shapes(artifact: Artifact | None) -> dict[str, tuple[int, ...]]:
     pixels = recorded(artifact.manifest)
     first = rows[0] if pixels is None else pixels.restored(rows[0])
     return {name: tuple(array.shape) for name, array in first.items()}
+
+
+def _shapes(artifact: Artifact | None, context: BuildContext) -> Shapes:
+    """Those of the options; inputs that an artifact's source was bound to are bound again."""
+    options = context.options
+    return Shapes.of(options) if artifact is None else Shapes.again(options, artifact.manifest.source)
 
 
 def _opened(

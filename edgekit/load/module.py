@@ -36,7 +36,7 @@ def bind(module: ModuleLike, example: object, *, what: str) -> TorchModel:
     Raises :class:`SourceError` when the inputs do not fit ``forward`` and
     :class:`~edgekit.errors.FactoryError` when the module raises.
     """
-    notes = _mode(module)
+    notes = (*_mode(module), *_observing(module))
     module = prepare(module)
     args, kwargs = _arguments(module, _to_tensors(example), what)
     named, inputs = _named(module, args, kwargs, what)
@@ -152,6 +152,19 @@ def _mode(module: ModuleLike) -> tuple[str, ...]:
     return (
         f"the module came in training mode, and is built in evaluation mode ({', '.join(sorted(kinds))})",
     )
+
+
+def _observing(module: ModuleLike) -> tuple[str, ...]:
+    """Said of torch.ao's fake quantization that goes on measuring ranges: those of now are built."""
+    if isinstance(module, torch.export.ExportedProgram):
+        return ()
+    for path, part in module.named_modules():
+        switch = getattr(part, "observer_enabled", None)
+        if isinstance(switch, torch.Tensor) and bool(switch.any()):
+            return (
+                f"{path} measures ranges in every call: built with those of now, as after torch.ao's disable_observer",
+            )
+    return ()
 
 
 _TRAINED_OTHERWISE = (

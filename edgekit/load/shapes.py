@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekit.errors import DataError, UnknownNameError, UsageError, first_line
-from edgekit.types import OnnxModel, Sample, TensorSpec, TorchModel
+from edgekit.load.bindings import Bindings
+from edgekit.types import OnnxModel, Sample, SourceRecord, TensorSpec, TorchModel
 
 if TYPE_CHECKING:
     import torch
@@ -44,26 +45,42 @@ def is_batch(label: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """What ``--shape`` (sizes by input) and ``--sequence-length`` (0: not given) say."""
+    """What ``--shape`` (sizes by input) and ``--sequence-length`` (0: not given) say, and ``--bind``: inputs that are
+    none any more."""
 
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     sequence_length: int = 0
+    bound: Bindings = field(default_factory=Bindings)
 
     @classmethod
     def of(cls, options: Options) -> Shapes:
-        """Those of a build's options. Raises :class:`UsageError` for what is no shape."""
+        """Those of a build's options. Raises :class:`UsageError` for what is no shape, or can be bound to nothing."""
         sizes = {name: _parsed(name, str(text)) for name, text in options.shape.items()}
-        return cls(sizes=sizes, sequence_length=options.sequence_length or 0)
+        bound = Bindings.of(options.bind)
+        return cls(sizes=sizes, sequence_length=options.sequence_length or 0, bound=bound)
+
+    @classmethod
+    def again(cls, options: Options, record: SourceRecord) -> Shapes:
+        """Those of the options, with what an artifact's source was bound to where they bind nothing."""
+        shapes = cls.of(options)
+        return shapes if shapes.bound else replace(shapes, bound=Bindings.recorded(record.bound))
 
     def __bool__(self) -> bool:
+        return self.resizes or bool(self.bound)
+
+    @property
+    def resizes(self) -> bool:
+        """Whether a shape is given."""
         return bool(self.sizes or self.sequence_length)
 
     def applied(self, model: TorchModel, what: str) -> TorchModel:
-        """``model`` with example inputs of these shapes: padded where the source says how, else repeated or cut.
+        """``model`` without what is bound, with example inputs of these shapes: padded where the source says how, else
+        repeated or cut.
 
         Raises :class:`UsageError` for what the model does not take.
         """
-        if not self:
+        model = self.bound.applied(model, what)
+        if not self.resizes:
             return model
         dims = {
             name: tuple(model.dynamic_axes.get(name, {}).get(i, n) for i, n in enumerate(tensor.shape))
@@ -194,7 +211,7 @@ class SampleForm:
         """The example's; samples are padded only where the user gave its shape."""
         return cls(
             shapes={name: tuple(array.shape) for name, array in example.items()},
-            padding=Padding.of(preprocessing) if shapes else None,
+            padding=Padding.of(preprocessing) if shapes.resizes else None,
         )
 
     def batch(self, spec: TensorSpec) -> int:

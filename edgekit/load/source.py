@@ -74,7 +74,8 @@ class Source:
     @property
     def record(self) -> SourceRecord:
         """What the manifest says of it."""
-        return SourceRecord(text=self.spec.text, kind=self.spec.kind, sha256=self.sha256)
+        bound = self.shapes.bound.record()
+        return SourceRecord(text=self.spec.text, kind=self.spec.kind, sha256=self.sha256, bound=bound)
 
     def load(self) -> TorchModel | OnnxModel:
         """The model itself."""
@@ -83,7 +84,7 @@ class Source:
 
             def example() -> object:
                 used.append(self._example.fingerprint)
-                return self._example.raw()
+                return self.shapes.bound.completed(self._example.raw())
 
             with Recorder() as recorder:
                 model = load(self.spec, trust=self._trust, network=self._network, needs_example=example)
@@ -91,7 +92,8 @@ class Source:
                     model = self.shapes.applied(model, self.spec.text)
                 elif self._example.given:
                     used.append(self._example.fingerprint)
-                    self.first_sample = self._example.inputs(model.inputs)
+                    rest = self.shapes.bound.rest(model.inputs, self.spec.text)
+                    self.first_sample = self._example.inputs(rest)
             self._model = model
             self._sha256 = identity(self.spec, recorder, "".join(used[:1]), self.shapes)
             facts = {"sha256": self._sha256, "example": "".join(used[:1])}

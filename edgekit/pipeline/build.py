@@ -148,7 +148,11 @@ def check(request: Request) -> None:
         device(request.options.device)
     config.refuse_unknown_settings(request.targets, request.options.set)
     config.build_settings(request.options.set)
-    Shapes.of(request.options)
+    if Shapes.of(request.options).bound and request.options.recipe:
+        raise UsageError(
+            "--bind and --recipe are two builds: the recipe's steps know the model with all its inputs",
+            hint="edgekit compress first, then edgekit build its result with --bind",
+        )
     for code in request.options.accept_data:
         if code not in CODES:
             raise UnknownNameError("finding of the calibration doctor", code, CODES)

@@ -100,7 +100,7 @@ def again(
             asked,
             artifact,
             data,
-            source=None if source is None else _opened(asked, source, data),
+            source=None if source is None else _opened(asked, source, data, artifact),
             device=device,
         ).added(result)
     golden.adopt(artifact, result)
@@ -121,7 +121,7 @@ def _of_vectors(limits: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in limits.items() if name not in golden.UNMEASURED}
 
 
-def _opened(context: BuildContext, source: ModelSource, data: DataSpec) -> Source:
+def _opened(context: BuildContext, source: ModelSource, data: DataSpec, artifact: Artifact) -> Source:
     spec, module = api.opened(source, None, data)
     options = context.options
     return Source(
@@ -131,7 +131,7 @@ def _opened(context: BuildContext, source: ModelSource, data: DataSpec) -> Sourc
         network=options.network,
         loaded=module,
         example=Example(data, options.preprocessing),
-        shapes=Shapes.of(options),
+        shapes=Shapes.again(options, artifact.manifest.source),
     )
 
 

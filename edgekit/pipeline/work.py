@@ -185,6 +185,7 @@ def _imported(model: OnnxModel, source: Source, out: Path) -> tuple[ModelRecord,
     """An ONNX source: copied with its external data. The example is the first sample, else random; a batch that was
     not given is 1, any other dynamic axis has to be."""
     graph = io.load(model.path)
+    source.shapes.bound.into(graph, model, source.spec.text)
     io.name_axes(graph)
     io.lower_ir_version(graph)
     written = io.save(graph, out / MODEL)

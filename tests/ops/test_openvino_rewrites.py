@@ -228,3 +228,15 @@ def test_reduced_integers_with_arithmetic_behind(tmp_path, op, axes, kept):
     function = helper.make_node(op, ["x", "axes"], ["r"], keepdims=kept)
     nodes = [function, helper.make_node("Mul", ["r", "two"], ["y"])]
     compare(tmp_path, nodes, x, {"axes": np.array(axes), "two": np.array(2)})
+
+
+@pytest.mark.parametrize("op", ["TopK", "Split"])
+def test_truth_values_of_one_of_several_outputs(tmp_path, op):
+    make = helper.make_node
+    first = make("TopK", ["x", "k"], ["v", "w"], axis=-1) if op == "TopK" else None
+    nodes = [
+        first or make("Split", ["x"], ["v", "w"], axis=1, num_outputs=2),
+        make("Cast", ["v"], ["b"], to=TensorProto.BOOL),
+        make("Cast", ["b"], ["y"], to=TensorProto.FLOAT),
+    ]
+    compare(tmp_path, nodes, np.round(X), {"k": np.asarray([9])} if first else {})

@@ -100,3 +100,43 @@ def test_more_axes_than_the_kernels_take_are_refused_by_node(op, axes):
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_old_hardmax_is_over_all_axes_from_one_on(axis):
     check(single("Hardmax", [(2, 3, 4)], opset=12, axis=axis))
+
+
+WIDE = RNG.integers(-(1 << 62), 1 << 62, (4, 5))
+
+
+@pytest.mark.parametrize("op", ["BitwiseAnd", "BitwiseOr", "BitwiseXor"])
+def test_bits_of_int64(op):
+    types = dict.fromkeys("abcy", TensorProto.INT64)
+    model = graph([helper.make_node(op, ["a", "b"], ["y"])], {"a": (4, 5), "b": (5,)}, ["y"], types=types)
+    check(model, {"a": WIDE, "b": np.array([-1, 0, 1 << 61, 12345, -(1 << 62)])})
+
+
+@pytest.mark.parametrize("power", [1, 2, 3, 7, 10])
+def test_known_powers_of_int64(power):
+    types = dict.fromkeys("xpy", TensorProto.INT64)
+    model = graph(
+        [helper.make_node("Pow", ["x", "p"], ["y"])],
+        {"x": (3, 4)},
+        ["y"],
+        types=types,
+        constants={"p": np.asarray(power)},
+    )
+    check(model, {"x": RNG.integers(-30, 30, (3, 4))})
+
+
+def test_powers_of_a_known_even_number():
+    types = dict.fromkeys("xby", TensorProto.INT64)
+    for base, refused in ((2, False), (-6, False), (3, True)):
+        model = graph(
+            [helper.make_node("Pow", ["b", "x"], ["y"])],
+            {"x": (2, 5)},
+            ["y"],
+            types=types,
+            constants={"b": np.asarray(base)},
+        )
+        if refused:
+            with pytest.raises(UnsupportedOperatorsError):
+                compiled(model)
+        else:
+            check(model, {"x": np.arange(-2, 8).reshape(2, 5)})

@@ -142,6 +142,7 @@ def test_every_option_has_every_spelling(command, tmp_path, monkeypatch):
         "timeout": ("7", 7),
         "max_drop": ("2%", 0.02),
         "limit": ("snr=30", {"snr": 30}),
+        "bind": ("sr=16000", {"sr": 16000}),
         "accelerator": ("cpu", "cpu"),
         "exclude": ("conv*", ("conv*",)),
     }
@@ -156,7 +157,7 @@ def test_every_option_has_every_spelling(command, tmp_path, monkeypatch):
         assert Options.load() == in_python
         monkeypatch.delenv(field.variable)
         toml = {"set": "{io_layout = 'nhwc'}", "samples": "7", "exclude": "['conv*']", "limit": "{snr = 30}"}
-        toml |= {"shape": "{ids = '1x128'}", "sequence_length": "7", "timeout": "7"}
+        toml |= {"shape": "{ids = '1x128'}", "sequence_length": "7", "timeout": "7", "bind": "{sr = 16000}"}
         written = f"['{text}']" if field.is_list and not field.declared.split else f"'{text}'"
         (tmp_path / "edgekit.toml").write_text(f"{name} = {toml.get(name, written)}\n")
         assert Options.load() == in_python

@@ -143,7 +143,7 @@ def faked() -> nn.Module:
     module.qconfig = ao.get_default_qat_qconfig("x86")
     prepared = ao.prepare_qat(module)
     prepared(torch.randn(16, 6))
-    return prepared.eval()
+    return prepared.apply(ao.disable_observer).eval()
 
 
 QUANTIZED = ("quantized", "torch.ao")

@@ -4,6 +4,7 @@ Measured with OpenVINO 2026.4: Pad that wraps is refused, DFT has other shapes o
 ``antialias`` nor ``exclude_outside``; pools that round up count the margin (AveragePool) or give a window that begins
 in it (both); Softmax before opset 13 is taken for today's; TopK does not keep equals in order (mended in the read
 model, :func:`keep_order`).
+A cast to truth values behind an operator of several outputs (TopK, Split) is not compiled.
 A reduction of integers over other than the last axes, followed by arithmetic, gives something else.
 In integers, ReduceMax in front of a fully connected layer and kernels of 16 with few channels a group give noise.
 """
@@ -310,7 +311,25 @@ def _old_softmax(node: ir.Node) -> _New:
     return make.made
 
 
+# --- truth values -----------------------------------------------------------------------------------
+
+
+def _truth_of_several(node: ir.Node) -> _New:
+    """Whether it is not zero: a cast to truth values behind an operator of several outputs is not compiled."""
+    x = node.inputs[0]
+    producer = x.producer() if x is not None else None
+    if attribute(node, "to", 0) != ir.DataType.BOOL or x is None or producer is None:
+        return None
+    if len(producer.outputs) < 2 or x.dtype is None or x.dtype == ir.DataType.BOOL:
+        return None
+    make = Maker(node)
+    zero = make.constant(np.zeros((), x.dtype.numpy()))
+    make.add("Not", [make.add("Equal", [x, zero])])
+    return make.made
+
+
 _RULES: dict[str, Callable[[ir.Node], _New]] = {
+    "Cast": _truth_of_several,
     "Pad": _wrapping_pad,
     "AveragePool": _rounded_up_pool,
     "MaxPool": _rounded_up_pool,

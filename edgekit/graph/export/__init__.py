@@ -19,6 +19,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from edgekit.core import stops
 from edgekit.core.files import disk_is_full
@@ -29,6 +30,7 @@ from edgekit.graph.export.account import Attempt, account
 from edgekit.graph.export.behaviour import UnrepeatableError, examine
 from edgekit.graph.export.check import EXAMPLE, axis_sizes, compare, first_line, resized, run_onnx
 from edgekit.graph.export.decompositions import decomposed, misread
+from edgekit.graph.export.functions import Replaced
 from edgekit.graph.export.masks import mask_whole_rows
 from edgekit.graph.nested import attempt, flatten, positions, unwrap
 from edgekit.types import OnnxModel, TorchModel
@@ -62,7 +64,7 @@ def export_with_report(model: TorchModel, out: Path, *, opset: int = OPSET) -> t
 
     Inputs keep the names of the example inputs, outputs those of :func:`edgekit.graph.nested.flatten`; declared
     axes stay dynamic. Tries torch.export non-strict and strict, then the same with fixed shapes, then
-    TorchScript tracing.
+    TorchScript tracing, then the trace of what forward computes, operator by operator.
 
     Raises :class:`ExportError` with every attempt's account, or when the ONNX computes something else.
     """
@@ -188,10 +190,17 @@ def _strategies(
 
     def replaced(shapes: Any) -> ir.Model:
         hints = _hints(shapes) if shapes else None
-        program = decomposed(torch.export.export(module, example, dynamic_shapes=hints, strict=False))
+        with Replaced() as functions:
+            traced = torch.export.export(module, example, dynamic_shapes=hints, strict=False)
+        program = decomposed(traced) or (traced if functions.used else None)
         if program is None:
             raise _NotThisWayError
         return dynamo(None, True, program)
+
+    def traced() -> ir.Model:
+        trace = make_fx(module, tracing_mode="fake", _allow_non_fake_inputs=True)
+        program = torch.export.export(trace(*example), example, strict=False)
+        return dynamo(None, True, decomposed(program) or program)
 
     if model.dynamic_axes:
         yield "torch.export, dynamic axes", lambda: dynamo(dynamic, False)
@@ -200,11 +209,13 @@ def _strategies(
         yield "TorchScript, dynamic axes", lambda: _torchscript(module, model, names, opset, dynamic=True)
         yield "torch.export, fixed shapes", lambda: dynamo(None, False)
         yield f"torch.export, fixed shapes, {_REPLACED}", lambda: replaced(None)
+        yield "operator by operator, fixed shapes", traced
         return
     yield "torch.export", lambda: dynamo(None, False)
     yield f"torch.export, {_REPLACED}", lambda: replaced(None)
     yield "torch.export strict", lambda: dynamo(None, True)
     yield "TorchScript", lambda: _torchscript(module, model, names, opset, dynamic=False)
+    yield "operator by operator", traced  # gradients in forward, and other transforms of functions
 
 
 def _traced(model: TorchModel) -> Mapping[str, torch.Tensor]:

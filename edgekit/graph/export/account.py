@@ -25,7 +25,7 @@ class Attempt:
 def account(model: TorchModel, attempts: Sequence[Attempt], first: BaseException) -> ExportError:
     """The error to raise when every attempt has failed; ``first`` is what the first one raised."""
     operator = _operator(first)
-    place, line = _frame(model, first)
+    place, line = frame(model, first)
     if not place and operator:
         place = _module_that_calls(model, operator)
     where = (f" in module {place}" if place else "") + (f" ({line})" if line else "")
@@ -115,7 +115,7 @@ def _operator(error: BaseException) -> str:
     return ""
 
 
-def _frame(model: TorchModel, error: BaseException) -> tuple[str, str]:
+def frame(model: TorchModel, error: BaseException) -> tuple[str, str]:
     """The innermost of the user's modules that was running, and where in their file."""
     paths = {id(m): n for n, m in unwrap(model.module)[0].named_modules()}
     place, line = "", ""

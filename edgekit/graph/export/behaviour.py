@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from edgekit.errors import ExportError, first_line
-from edgekit.graph.export.account import caller
+from edgekit.graph.export.account import caller, frame
 from edgekit.graph.nested import Outputs, attempt, constants, copied, invoke, unwrap
 from edgekit.types import TorchModel
 
@@ -67,7 +67,7 @@ def refuse_unrepeatable(model: TorchModel, inputs: Mapping[str, torch.Tensor]) -
     first = _run(model, inputs)
     draws = generators != _generators()
     changed = _unsettled(model, inputs, {path: place for path, place in held.items() if place.moved})
-    differs = any(not _equal(first, _again(model, inputs, changed)) for _ in range(_RUNS if draws else 1))
+    differs = any(not equal(first, _again(model, inputs, changed)) for _ in range(_RUNS if draws else 1))
     after = _attributes(model.module)
     others = [path for path in plain if not _same(plain[path], after.get(path))]
     own = [path for path in others if isinstance(plain[path], _Drawn)]
@@ -76,15 +76,20 @@ def refuse_unrepeatable(model: TorchModel, inputs: Mapping[str, torch.Tensor]) -
     matter = [path for path in changed if _matters(model, inputs, changed, path)]
     if matter or (differs and changed):
         raise _state(model, matter or changed)
+    moved = [*(path for path, place in held.items() if place.moved), *others]
+    if moved and not differs and _remembers(model, inputs, first):
+        raise _state(model, moved)
     if differs:
-        raise _state(model, others) if others else _hidden(model)
+        raise _state(model, moved) if moved else hidden(model)
 
 
 def _run(model: TorchModel, inputs: Mapping[str, torch.Tensor]) -> Outputs:
     outputs = _answer(model, inputs)
     if isinstance(outputs, Exception):
+        place, line = frame(model, outputs)
+        where = (f" in module {place}" if place else "") + (f" ({line})" if line else "")
         raise ExportError(
-            f"the module raised on its example inputs: {type(outputs).__name__}: {first_line(outputs)}",
+            f"the module raised on its example inputs{where}: {type(outputs).__name__}: {first_line(outputs)}",
             hint="fix forward or the example inputs",
         ) from outputs
     return outputs
@@ -100,7 +105,7 @@ def _again(model: TorchModel, inputs: Mapping[str, torch.Tensor], changed: Colle
     """A later call, which fails where state has run away."""
     outputs = _answer(model, inputs)
     if isinstance(outputs, Exception):
-        raise (_state(model, changed) if changed else _hidden(model)) from outputs
+        raise (_state(model, changed) if changed else hidden(model)) from outputs
     return outputs
 
 
@@ -202,6 +207,20 @@ def _unsettled(
     return {p: place for p, place in changed.items() if not _settled(place, values[p])}
 
 
+def _remembers(model: TorchModel, inputs: Mapping[str, torch.Tensor], first: Outputs) -> bool:
+    """Whether the outputs are others after a call with other inputs: what forward keeps may be what it was given, and
+    then stays as it is while the inputs do."""
+    between = _answer(model, {name: _other_inputs(tensor) for name, tensor in inputs.items()})
+    again = _answer(model, inputs)
+    return not isinstance(between, Exception) and (isinstance(again, Exception) or not equal(first, again))
+
+
+def _other_inputs(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values in other places, and floats of another size."""
+    rolled = tensor.reshape(-1).roll(1).reshape(tensor.shape)
+    return rolled * 0.75 if tensor.is_floating_point() else rolled
+
+
 def _settled(place: _Place, value: torch.Tensor) -> bool:
     now = getattr(place.owner, place.name, None)
     return now is place.tensor and torch.equal(place.tensor, value)
@@ -227,7 +246,7 @@ def _matters(
         return False
     if isinstance(plain, Exception) or isinstance(other, Exception):
         return True
-    return not _equal(plain, other)
+    return not equal(plain, other)
 
 
 def _other(tensor: torch.Tensor) -> torch.Tensor:
@@ -240,7 +259,8 @@ def _other(tensor: torch.Tensor) -> torch.Tensor:
     return tensor + (noise * (spread or 1.0)).to(tensor.dtype)
 
 
-def _equal(a: Outputs, b: Outputs) -> bool:
+def equal(a: Outputs, b: Outputs) -> bool:
+    """Whether two answers are one but for the last bits."""
     return a.keys() == b.keys() and all(_close(a[name], b[name]) for name in a)
 
 
@@ -291,7 +311,8 @@ def _random(model: TorchModel, own: Iterable[str]) -> UnrepeatableError:
     )
 
 
-def _hidden(model: TorchModel) -> UnrepeatableError:
+def hidden(model: TorchModel) -> UnrepeatableError:
+    """The error for outputs that differ, nobody sees why."""
     return UnrepeatableError(
         f"forward of {_name(model)} gives other outputs for the same inputs each time: it keeps state in Python "
         "objects, reads the clock, or draws random numbers from a generator of its own",

@@ -178,7 +178,38 @@ def power(g: Builder, a: View, b: View) -> View:
         return broadcast(g, "POW", (a, g.as_type(b, a.dtype)))
     if a.dtype == INT32 and b.dtype == INT32:
         return broadcast(g, "POW", (a, b))
+    if a.dtype == INT64 and exponent is not None and exponent.size == 1 and b.rank <= a.rank:
+        return _product(g, a, int(exponent.reshape(-1)[0]))
+    if a.dtype == INT64 and a.const is not None and a.const.size == 1 and a.rank <= b.rank:
+        return _from_table(g, int(a.const.reshape(-1)[0]), b)
     raise Refusal(f"a power of {a.dtype}")
+
+
+_LARGEST_POWER = 63
+
+
+def _product(g: Builder, a: View, exponent: int) -> View:
+    """``a`` to a known whole power, by squaring."""
+    if not 0 < exponent <= _LARGEST_POWER:
+        raise Refusal(f"{a.dtype} to the power of {exponent}")
+    square, result = a.tensor, None
+    while exponent:
+        if exponent % 2:
+            result = square if result is None else g.binary("MUL", result, square)
+        exponent //= 2
+        square = g.binary("MUL", square, square) if exponent else square
+    assert result is not None
+    return a.with_tensor(result)
+
+
+def _from_table(g: Builder, base: int, exponents: View) -> View:
+    """The powers of a known even number, wrapped around as int64: 0 below 0 and from 2⁶⁴ on."""
+    if base % 2 or not base:
+        raise Refusal(f"{base} to a power that is computed at run time")
+    powers = [(base**i + (1 << 63)) % (1 << 64) - (1 << 63) for i in range(_LARGEST_POWER + 1)]
+    table = g.constant(np.asarray([0, *powers, 0], np.int64))
+    place = g.cast(g.clamp(exponents.tensor, -1, _LARGEST_POWER + 1), INT32)
+    return exponents.with_tensor(g.gather(table, g.binary("ADD", place, 1)))
 
 
 @op("Mod")

@@ -147,7 +147,11 @@ def is_inf(g: Builder, x: View, *, detect_negative: int = 1, detect_positive: in
 
 @op("BitwiseXor", since=18)
 def bitwise_xor(g: Builder, a: View, b: View) -> View:
-    """BITWISE_XOR."""
+    """BITWISE_XOR; of int64 a + b - 2 (a and b), which wraps around to the same bits."""
+    if a.dtype == INT64:
+        both = bitwise_and(g, a, b)
+        twice = broadcast(g, "ADD", (both, both))
+        return broadcast(g, "SUB", (broadcast(g, "ADD", (a, b)), twice))
     if a.dtype.itemsize == 8:
         raise Refusal(f"LiteRT's kernels do not compute with {a.dtype}")
     return broadcast(g, "BITWISE_XOR", (a, b))
@@ -168,8 +172,10 @@ def bitwise_and(g: Builder, a: View, b: View) -> View:
 
 @op("BitwiseOr", since=18)
 def bitwise_or(g: Builder, a: View, b: View) -> View:
-    """(a and b) + (a xor b)."""
+    """(a and b) + (a xor b); of int64 a + b - (a and b)."""
     both = bitwise_and(g, a, b)
+    if a.dtype == INT64:
+        return broadcast(g, "SUB", (broadcast(g, "ADD", (a, b)), both))
     return broadcast(g, "ADD", (both, bitwise_xor(g, a, b)))
 
 

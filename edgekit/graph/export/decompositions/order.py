@@ -124,7 +124,9 @@ def _without_axes(node: Node) -> bool:
 def _of_everything(overload: Any) -> Callable[..., Any]:
     def whole(self: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Any:
         """With every axis named: the exporter knows no other."""
-        return overload(self, tuple(dim) or tuple(range(self.dim())), keepdim)
+        if dim:
+            return NotImplemented
+        return overload(self, tuple(range(self.dim())), keepdim) if self.dim() else self.clone()
 
     return whole
 

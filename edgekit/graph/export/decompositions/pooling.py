@@ -109,3 +109,44 @@ def avg_pool2d(*args: Any, **kwargs: Any) -> Any:
 def avg_pool3d(*args: Any, **kwargs: Any) -> Any:
     """As :func:`avg_pool2d`."""
     return _avg_pool(*args, rank=3, **kwargs)
+
+
+def _starts(size: int, out: int, kernel: int, sample: Tensor) -> Tensor:
+    """Where fractional pooling's windows begin along an axis, ``[..., out]``, by one random number (Graham, 2014)."""
+    if out == 1:
+        return torch.full((*sample.shape, 1), size - kernel, device=sample.device)
+    step = (size - kernel) / (out - 1)
+    steps = torch.arange(out - 1, device=sample.device, dtype=sample.dtype)
+    offset = sample.unsqueeze(-1)
+    starts = ((steps + offset) * step).to(torch.int64) - (offset * step).to(torch.int64)
+    last = torch.full((*sample.shape, 1), size - kernel, device=sample.device)
+    return torch.cat([starts, last], -1)
+
+
+@decomposes(aten.fractional_max_pool2d.default, aten.fractional_max_pool3d.default)
+def fractional_max_pool(
+    self: Tensor, kernel_size: Sequence[int], output_size: Sequence[int], random_samples: Tensor
+) -> Any:
+    """The largest of windows that begin where given random numbers say; of equals the first."""
+    rank = len(output_size)
+    spatial = list(self.shape[-rank:])
+    if not static(*spatial, *output_size):
+        return NotImplemented
+    x = self if self.dim() == rank + 2 else self.unsqueeze(0)
+    places = torch.zeros((*x.shape[:2], *[1] * rank), dtype=torch.int64, device=x.device)
+    for axis in range(rank):
+        # Of an image the first number is the width's, of a volume the depth's.
+        sample = random_samples[..., axis if rank == 3 else 1 - axis].expand(x.shape[:2])
+        starts = _starts(spatial[axis], output_size[axis], kernel_size[axis], sample)
+        inside = starts.unsqueeze(-1) + torch.arange(kernel_size[axis], device=x.device)
+        shape = [1] * (2 * rank)
+        shape[axis], shape[rank + axis] = output_size[axis], kernel_size[axis]
+        places = places.reshape(*x.shape[:2], *places.shape[2:], *[1] * (2 * rank - places.dim() + 2))
+        places = places * spatial[axis] + inside.reshape(*x.shape[:2], *shape)
+    count = math.prod(output_size)
+    flat = places.reshape(*x.shape[:2], -1)
+    windows = x.reshape(*x.shape[:2], -1).gather(-1, flat).reshape(*x.shape[:2], count, -1)
+    values, best = windows.max(-1, keepdim=True)
+    found = flat.reshape(windows.shape).gather(-1, best)
+    shape = [*self.shape[:-rank], *output_size]
+    return values.reshape(shape), found.reshape(shape)

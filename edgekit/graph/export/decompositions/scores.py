@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -61,3 +63,45 @@ def fake_quantize(
     shape = [-1 if i == axis else 1 for i in range(self.dim())]
     step, zero = scale.reshape(shape), zero_point.reshape(shape).to(self.dtype)
     return ((self / step).round() + zero).clamp(quant_min, quant_max).sub(zero) * step
+
+
+def _rounded(
+    self: Tensor, on: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis: int
+) -> tuple[Tensor, Tensor]:
+    """``self`` on its grid and whether it is inside of it, where the rounding is switched on."""
+    shape = [-1 if i == axis else 1 for i in range(self.dim())]
+    step, zero = scale.reshape(shape), zero_point.reshape(shape).to(self.dtype)
+    whole = (self / step).round() + zero
+    inside = (whole >= low) & (whole <= high)
+    rounded = whole.clamp(low, high).sub(zero) * step
+    return torch.where(on == 1, rounded, self), torch.where(on == 1, inside, torch.ones_like(inside))
+
+
+@decomposes(aten.fused_moving_avg_obs_fake_quant.default)
+def fused(*args: Any, **kwargs: Any) -> Tensor:
+    """The first result of :func:`observed`."""
+    result: Tensor = observed(*args, **kwargs)[0]
+    return result
+
+
+@decomposes(aten._fused_moving_avg_obs_fq_helper_functional.default)
+def observed(
+    self: Tensor,
+    observer_on: Tensor,
+    fake_quant_on: Tensor,
+    running_min: Tensor,
+    running_max: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    averaging_const: float,
+    quant_min: int,
+    quant_max: int,
+    ch_axis: int,
+    per_row_fake_quant: bool = False,
+    symmetric_quant: bool = False,
+) -> Any:
+    """The rounding of torch.ao's fused observers, which observe nothing in a model that is loaded."""
+    del observer_on, averaging_const, symmetric_quant
+    axis = ch_axis if per_row_fake_quant else -1
+    result, mask = _rounded(self, fake_quant_on, scale, zero_point, quant_min, quant_max, axis)
+    return result, mask, running_min, running_max, scale, zero_point

@@ -59,7 +59,23 @@ def static(*sizes: Any) -> bool:
 
 
 def decomposed(program: ExportedProgram) -> ExportedProgram | None:
-    """The program with :data:`TABLE` applied; ``None`` where no node of it is concerned."""
+    """The program with :data:`TABLE` applied; ``None`` where no node of it is concerned.
+
+    Operators that are made of others (a matrix norm of singular values) are taken apart where these are concerned.
+    """
+    table = _needed(program)
+    if not table:
+        program = program.run_decompositions({})
+        table = _needed(program)
+    if not table:
+        return None
+    program = program.run_decompositions(table)
+    rest = {overload: function for overload, function in _needed(program).items() if overload not in table}
+    return program.run_decompositions(rest) if rest else program
+
+
+def _needed(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
+    """The part of :data:`TABLE` that nodes of the program need."""
     table = {}
     for node in _nodes(program):
         function, where = TABLE.get(node.target, (None, always))
@@ -67,7 +83,7 @@ def decomposed(program: ExportedProgram) -> ExportedProgram | None:
             table[node.target] = function
             if (copying := _copying(node.target)) in TABLE:
                 table[copying] = function
-    return program.run_decompositions(table) if table else None
+    return table
 
 
 def _copying(overload: Any) -> Any:

@@ -1,7 +1,7 @@
 """The torture modules: small modules of every kind through builds for three runtimes, compared with PyTorch.
 
     python tools/torture.py list
-    python tools/torture.py run [PATTERN…] [--precision fp32|int8|both] [--redo missing|bad|all] [--cache DIR]
+    python tools/torture.py run [PATTERN…] [--precision fp32|int8|both] [--redo missing|bad|all] [--sample N]
     python tools/torture.py table            # docs/torture.json and docs/torture.md from the results in the cache
 
 Each module (tools/torture/) is built by ``edgekit.build`` as a user builds it. What passes is run on inputs that the
@@ -38,6 +38,9 @@ def main() -> int:
     run.add_argument("patterns", nargs="*", default=["*"])
     run.add_argument("--precision", choices=(*PRECISIONS, "both"), default="both")
     run.add_argument("--redo", choices=("missing", "bad", "all"), default="all")
+    run.add_argument(
+        "--sample", type=int, metavar="N", help="N modules of each family, of those that have weights"
+    )
     run.add_argument("--short", action="store_true", help="build only what is not right without a build")
     table = commands.add_parser("table")
     table.add_argument("--out", type=Path, default=ROOT / "docs")
@@ -58,6 +61,8 @@ def main() -> int:
     else:
         precisions = PRECISIONS if options.precision == "both" else (options.precision,)
         chosen = [n for n in names if any(fnmatch.fnmatch(n, p) for p in options.patterns)]
+        if options.sample:
+            chosen = [n for n in _sampled(options.sample) if n in chosen]
         due = [n for n in chosen if _due(options, n, precisions)]
         return _run(due, [*precisions, *(["--short"] if options.short else [])], options.cache)
     return 0
@@ -163,6 +168,12 @@ def _names() -> list[str]:
     from torture import CASES
 
     return list(CASES)
+
+
+def _sampled(count: int) -> list[str]:
+    from torture import stages
+
+    return stages.sample(count)
 
 
 def _default_cache() -> Path:

@@ -7,18 +7,28 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx_ir as ir
+
 from edgekit.errors import CalibrationRequiredError, UnsupportedError
 from edgekit.graph import io as graphs
-from edgekit.quantize import prepare
+from edgekit.quantize import prepare, recurrent
 from edgekit.quantize.auto import settle
 from edgekit.quantize.dynamic import quantize_dynamic
 from edgekit.quantize.dynamic import report as report_block
+from edgekit.quantize.edit import Editor
 from edgekit.quantize.embedding import quantize_embeddings
 from edgekit.quantize.float_model import MEASURED, FloatModel
-from edgekit.quantize.options import STANDARD, WEIGHTED_MSE, QuantizeOptions, QuantizeReport, applicable
+from edgekit.quantize.options import (
+    STANDARD,
+    WEIGHTED_MSE,
+    Cause,
+    QuantizeOptions,
+    QuantizeReport,
+    applicable,
+)
 from edgekit.quantize.place import place
 from edgekit.quantize.plan import Plan, Ranges, make_plan
-from edgekit.quantize.rules import table
+from edgekit.quantize.rules import Recurrent, table
 from edgekit.quantize.trained import Trained
 from edgekit.quantize.weights import quantize_weights
 from edgekit.types import OnnxModel, Scheme, Target
@@ -136,7 +146,29 @@ def _with_ranges(
     if rules.embedding == "rows":
         report = _with_embeddings(report, quantize_embeddings(ir_model.graph))
     place(ir_model.graph, plan, scheme, floats, options.weight_bits)
+    report = _with_recurrent(report, ir_model.graph, plan, rules.recurrent)
     return graphs.save(ir_model, out), report
+
+
+def _with_recurrent(report: QuantizeReport, graph: ir.Graph, plan: Plan, form: Recurrent) -> QuantizeReport:
+    """No scheme has static ranges for what recurrent layers compute on; their weights need not be floats in the file.
+    What the runtime then multiplies as integers can fall back to float as any other layer."""
+    left = [b for b, why in plan.in_float.items() if why.cause is Cause.UNSUPPORTED]
+    editor = Editor(graph)
+    stored = recurrent.store_in_float(editor, left, form)
+    editor.drop_unused()
+    if not stored:
+        return report
+    nodes = report.nodes
+    if form is Recurrent.MULTIPLIED:
+        names = {b.core.name for b in stored}
+        nodes = tuple(
+            dataclasses.replace(n, quantized=True, activation="int8", cause=None, reason="")
+            if n.node in names
+            else n
+            for n in nodes
+        )
+    return dataclasses.replace(report, nodes=nodes, notes=(*report.notes, recurrent.note(stored)))
 
 
 def _in_float(
@@ -145,12 +177,13 @@ def _in_float(
     """Schemes whose activations are stored as floats: dynamic and weight-only ones."""
     plain.require_samples(options)
     ir_model = plain.graph(_needed_opset(scheme, options))
+    form = table(scheme.rules).recurrent if scheme.rules else Recurrent.MULTIPLIED
     if scheme.quantizer == "dynamic":
         trained.refuse_dynamic()
-        report = quantize_dynamic(ir_model.graph, options)
+        report = quantize_dynamic(ir_model.graph, options, form)
     else:
         rounding = plain.rounding if plain.samples is not None else None
-        report = quantize_weights(ir_model.graph, scheme.weight, options, trained.weights, rounding)
+        report = quantize_weights(ir_model.graph, scheme.weight, options, trained.weights, rounding, form)
     return graphs.save(ir_model, out), report
 
 

@@ -17,28 +17,39 @@ from edgekit.quantize import recurrent
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, matrix, select
 from edgekit.quantize.edit import Editor
 from edgekit.quantize.embedding import quantize_embeddings
-from edgekit.quantize.options import InFloat, NodeReport, QuantizeOptions, QuantizeReport
+from edgekit.quantize.options import Cause, InFloat, NodeReport, QuantizeOptions, QuantizeReport
 from edgekit.quantize.params import quantize_weight
+from edgekit.quantize.rules import Recurrent
 
 
-def quantize_dynamic(graph: ir.Graph, options: QuantizeOptions) -> QuantizeReport:
-    """Rewrite every Gemm and MatMul with a constant float32 matrix, and large tables, in place."""
+def quantize_dynamic(
+    graph: ir.Graph, options: QuantizeOptions, form: Recurrent = Recurrent.FLOAT
+) -> QuantizeReport:
+    """Rewrite every Gemm and MatMul with a constant float32 matrix, and large tables, in place.
+
+    The weights of recurrent layers that have no integer kernel are stored in ``form``.
+    """
     blocks = find_blocks(graph)
     excluded = select(blocks, options.exclude)
     editor = Editor(graph)
     shared: dict[ir.Value, ir.Node] = {}
     reports = []
+    left: list[Block] = []
     for block in blocks:
         in_float = why_float(block, excluded, _impossible)
         reports += report(block, in_float, "uint8")
+        if in_float is not None and in_float.cause is Cause.UNSUPPORTED:
+            left.append(block)
         if in_float is None and recurrent.is_recurrent(block):
             recurrent.compute_dynamically(editor, block, options.weight_bits)
         elif in_float is None:
             _rewrite(editor, block, shared, options.weight_bits)
+    stored = recurrent.store_in_float(editor, left, form)
     tables = quantize_embeddings(graph)
     editor.drop_unused()
     nodes = tuple(mark(n, tables) for n in reports)
-    return QuantizeReport(method="dynamic", corrections=(), nodes=nodes)
+    notes = (recurrent.note(stored),) if stored else ()
+    return QuantizeReport(method="dynamic", corrections=(), nodes=nodes, notes=notes)
 
 
 def why_float(

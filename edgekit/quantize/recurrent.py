@@ -1,10 +1,13 @@
 """Recurrent layers with integer weights: LSTM, GRU and RNN.
 
 Stored as INT8 behind DequantizeLinear, which every runtime reads; or, for LSTM in ONNX Runtime, computed on integers
-with activations quantized on every step (DynamicQuantizeLSTM).
+with activations quantized on every step (DynamicQuantizeLSTM). Where a scheme has no integer kernel for a layer it is
+computed in float, and its weights are stored as integers all the same: they are most of the file.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +16,15 @@ import onnx_ir as ir
 from edgekit.graph import ops
 from edgekit.quantize.blocks import Block, attribute, constant
 from edgekit.quantize.edit import Editor
-from edgekit.quantize.params import quantize_weight
+from edgekit.quantize.params import Stored, quantize_weight
+from edgekit.quantize.rules import Recurrent
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 MATRICES = (1, 2)
 """The inputs W ``[directions, gates * hidden, inputs]`` and R ``[directions, gates * hidden, hidden]``."""
+
+SMALLEST = 1024
+"""Values: smaller matrices are not worth the nodes."""
 
 _CONTRIB = "com.microsoft"
 
@@ -50,7 +57,7 @@ def why_not_dynamic(block: Block) -> str:
     return why_not(block)
 
 
-def store(editor: Editor, block: Block) -> None:
+def store(editor: Editor, block: Block, form: Recurrent) -> None:
     """Both matrices as INT8 with a scale a gate's row, in place. Two directions share the scales."""
     for place in MATRICES:
         value = block.core.inputs[place]
@@ -58,7 +65,41 @@ def store(editor: Editor, block: Block) -> None:
         array = constant(value)
         assert array is not None
         stored = quantize_weight(array, 1, 8)
-        block.core.replace_input_with(place, editor.dequantize(block.core, value.name or "", stored))
+        write = _widened if form is Recurrent.WIDENED else _dequantized
+        block.core.replace_input_with(place, write(editor, block.core, value.name or "", stored))
+
+
+def _dequantized(editor: Editor, reader: ir.Node, name: str, stored: Stored) -> ir.Value:
+    return editor.dequantize(reader, name, stored)
+
+
+def _widened(editor: Editor, reader: ir.Node, name: str, stored: Stored) -> ir.Value:
+    integers = editor.constant(f"{name}_quantized", stored.values)
+    steps = editor.constant(f"{name}_steps", (1 / stored.scale).astype(np.float32).reshape(1, -1, 1))
+    cast = editor.node("Cast", name, [integers], [ir.AttrInt64("to", ir.DataType.FLOAT.value)])
+    real = editor.node("Div", name, [cast.outputs[0], steps])
+    for node in (cast, real):
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        node.outputs[0].shape = ir.Shape(stored.values.shape)
+    editor.graph.insert_before(reader, (cast, real))
+    return real.outputs[0]
+
+
+def store_in_float(editor: Editor, blocks: Iterable[Block], form: Recurrent) -> tuple[Block, ...]:
+    """Store the weights of the recurrent ones among ``blocks``, which the scheme leaves in float, where that saves
+    something; gives those that were."""
+    if form is Recurrent.FLOAT:
+        return ()
+    worth = [b for b in blocks if is_recurrent(b) and not why_not(b) and weight_values(b) >= SMALLEST]
+    for block in worth:
+        store(editor, block, form)
+    return tuple(worth)
+
+
+def note(stored: Sequence[Block]) -> str:
+    """For the manifest."""
+    kinds = ", ".join(sorted({b.op for b in stored}))
+    return f"the weights of {len(stored)} recurrent layers ({kinds}) are stored as INT8"
 
 
 def compute_dynamically(editor: Editor, block: Block, bits: int) -> None:

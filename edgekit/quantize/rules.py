@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from edgekit.core import plugins
 from edgekit.errors import PluginError
@@ -45,6 +46,19 @@ class OpRule:
     fixed: tuple[float, float] | None = None
 
 
+class Recurrent(StrEnum):
+    """How a runtime reads the weights of recurrent layers."""
+
+    FLOAT = "float"
+    """Nobody tried it with integers."""
+    MULTIPLIED = "multiplied"
+    """Integers behind DequantizeLinear: the runtime multiplies them, with activations quantized on every step."""
+    WIDENED = "widened"
+    """Integers behind Cast and Div, which ONNX Runtime and OpenVINO compute once, when they load the file. ONNX Runtime
+    computes a DequantizeLinear on every run; OpenVINO keeps one as it is, and its layers refuse weights that are no
+    constants."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rules:
     """A runtime's table. ``requantize_same_scale``: operators that share a scale need Q/DQ behind them too.
@@ -57,6 +71,8 @@ class Rules:
     result would be rounded to a scale for the whole tensor only to be dequantized at once, which is where
     transformers lose most: the residual stream has a few channels that are far larger than the rest.
     ``int16``: single layers can have INT16 activations among INT8 ones.
+
+    ``recurrent``: the form in which the weights of LSTM, GRU and RNN are stored.
     """
 
     name: str
@@ -66,6 +82,7 @@ class Rules:
     embedding: str = "float"
     hybrid: bool = False
     int16: bool = False
+    recurrent: Recurrent = Recurrent.FLOAT
 
 
 CARRIERS = ops.named(Trait.CARRIES) - {

@@ -22,6 +22,7 @@ from edgekit.quantize.embedding import quantize_embeddings, smallest_for_size
 from edgekit.quantize.options import QuantizeOptions, QuantizeReport
 from edgekit.quantize.params import Stored, quantize_blocks, quantize_weight
 from edgekit.quantize.rounding import Rounding
+from edgekit.quantize.rules import Recurrent
 
 _SMALLEST = 1024  # elements: smaller weights are not worth a node
 _FEW = 0.1  # of all weights: more of them are what the model consists of
@@ -33,6 +34,7 @@ def quantize_weights(
     options: QuantizeOptions,
     trained: Mapping[str, Stored] | None = None,
     rounding: Rounding | None = None,
+    form: Recurrent = Recurrent.MULTIPLIED,
 ) -> QuantizeReport:
     """Store the weights of convolutions and products as ``int8``, ``int4`` or ``float16``, in place.
 
@@ -59,7 +61,7 @@ def quantize_weights(
         kept = _kept(block, trained)
         if recurrent.is_recurrent(block):
             if dtype != "float16":
-                recurrent.store(editor, block)
+                recurrent.store(editor, block, form)
                 eight += dtype == "int4"
         elif dtype == "float16":
             _halve(editor, block)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from backend_models import run, snr_db
-from quantize_support import exported
+from quantize_support import Items, exported
 from torch import nn
 
 from edgekit.core import plugins, targets
 from edgekit.graph import io
+from edgekit.quantize.calibrate.collect import calibrate
 from edgekit.quantize.driver import quantize
 from edgekit.quantize.float_model import FloatModel
 from edgekit.quantize.options import QuantizeOptions
@@ -53,12 +54,39 @@ def tagger(cell: str, folder: Path, steps: int = 9) -> OnnxModel:
     return exported(Tagger(kind, **how).eval(), {"x": torch.zeros(1, steps, 24)}, folder)
 
 
-def built(model: OnnxModel, name: str, folder: Path, x: np.ndarray) -> tuple[float, float, Placement]:
+class Listener(nn.Module):
+    """Convolutions in front of a recurrent layer: static schemes quantize those."""
+
+    def __init__(self, cell: type[nn.Module], **how: object) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv1d(24, 48, 5, padding=2)
+        self.cell = cell(48, 32, batch_first=True, **how)
+        self.head = nn.Linear(64 if how.get("bidirectional") else 32, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.cell(torch.relu(self.conv(x.transpose(1, 2))).transpose(1, 2))[0])
+
+
+def listener(cell: str, folder: Path, steps: int = 9) -> OnnxModel:
+    kind, how = CELLS[cell]
+    return exported(Listener(kind, **how).eval(), {"x": torch.zeros(1, steps, 24)}, folder)
+
+
+def calibrated(model: OnnxModel, folder: Path, x: np.ndarray) -> FloatModel:
+    samples = Items([{"x": x}, {"x": -x}])
+    return FloatModel(model, calibrate(model, samples, out=folder / "calibration"), samples)
+
+
+def built(
+    model: OnnxModel, name: str, folder: Path, x: np.ndarray, *, static: bool = False
+) -> tuple[float, float, Placement]:
     """SNR in dB, the share of integer weights in the files, the placement."""
     target = targets.find(name)
     # Seven bits: with eight, sums saturate on processors without VNNI.
     options = QuantizeOptions(method="minmax", corrections=(), weight_bits=7)
-    quantized, _ = quantize(FloatModel(model, None, None), target, options, folder / f"{name}.onnx")
+    floats = calibrated(model, folder, x) if static else FloatModel(model, None, None)
+    quantized, _ = quantize(floats, target, options, folder / f"{name}.onnx")
     out = folder / name
     out.mkdir()
     backend = plugins.backend(target.backend)
@@ -87,6 +115,38 @@ def test_a_loop_over_a_long_sequence_reads_integers_too(tmp_path, cell):
     snr, share, _ = built(tagger(cell, tmp_path, 80), "tflite-int8-weights", tmp_path, inputs(80))
     assert share > 0.9
     assert snr > 35
+
+
+@pytest.mark.parametrize("name", ["ort-int8", "openvino-int8", "tflite-int8"])
+@pytest.mark.parametrize("cell", ["LSTM", "LSTM both ways", "GRU", "GRU both ways", "RNN"])
+def test_beside_layers_with_static_ranges_they_are_stored_as_integers(tmp_path, cell, name):
+    snr, share, placement = built(listener(cell, tmp_path), name, tmp_path, inputs(9), static=True)
+    assert share > 0.9
+    assert snr > 30
+    if name == "tflite-int8":
+        assert placement.share > 0.95  # and multiplied as integers
+
+
+@pytest.mark.parametrize("name", ["ort-int8", "openvino-int8", "tflite-int8"])
+def test_what_is_excluded_beside_static_ranges_stays_float(tmp_path, name):
+    model = listener("GRU", tmp_path)
+    options = QuantizeOptions(method="minmax", corrections=(), exclude=("GRU",))
+    floats = calibrated(model, tmp_path, inputs(9))
+    quantize(floats, targets.find(name), options, tmp_path / "q.onnx")
+    assert {t for size, t in io.constants(tmp_path / "q.onnx") if size == 3 * 32 * 48} == {"float32"}
+
+
+def test_int16_activations_keep_their_recurrent_layers_in_float(tmp_path):
+    _, share, _ = built(listener("GRU", tmp_path), "tflite-int16x8", tmp_path, inputs(9), static=True)
+    assert share < 0.6
+
+
+@pytest.mark.parametrize("cell", ["GRU", "GRU both ways"])
+def test_without_an_integer_kernel_the_weights_are_stored_all_the_same(tmp_path, cell):
+    snr, share, placement = built(tagger(cell, tmp_path), "ort-int8-dynamic", tmp_path, inputs(9))
+    assert share > 0.9
+    assert placement.share < 0.5  # and the gate says that it is not what was asked for
+    assert snr > 25
 
 
 @pytest.mark.parametrize("cell", ["LSTM", "two LSTM", "LSTM both ways"])

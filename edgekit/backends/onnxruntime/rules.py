@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from edgekit.quantize.rules import CARRIERS, INTEGER, SAME_SCALE, UNIT, OpRule, Rules
+from edgekit.quantize.rules import CARRIERS, INTEGER, SAME_SCALE, UNIT, OpRule, Recurrent, Rules
 
 _ORT = Rules(
     name="onnxruntime-x86",
     embedding="rows",
+    recurrent=Recurrent.WIDENED,
     ops={
         "Conv": OpRule(force=True, produces_integer=True, constant=True),
         # MatMulIntegerToFloat: the product of integers leaves as float, without a round trip.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from edgekit.quantize.rules import CARRIERS, SAME_SCALE, OpRule, Rules
+from edgekit.quantize.rules import CARRIERS, SAME_SCALE, OpRule, Recurrent, Rules
 
 _OPENVINO = Rules(
     name="openvino",
     requantize_same_scale=False,
     embedding="rows",
+    recurrent=Recurrent.WIDENED,
     ops={
         **dict.fromkeys(("Conv", "ConvTranspose"), OpRule(force=True, constant=True)),
         "Gemm": OpRule(force=True, propagates=False, constant=True),

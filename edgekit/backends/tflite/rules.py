@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgekit.quantize.rules import CARRIERS, INTEGER, SAME_SCALE, UNIT, OpRule, Rules
+from edgekit.quantize.rules import CARRIERS, INTEGER, SAME_SCALE, UNIT, OpRule, Recurrent, Rules
 
 _TFLITE = Rules(
     name="tflite",
     full_integer=True,
     embedding="rows",
+    recurrent=Recurrent.MULTIPLIED,
     hybrid=True,
     int16=True,
     ops={
@@ -29,6 +30,6 @@ _TFLITE = Rules(
     },
 )  # fmt: skip
 
-_INT16 = replace(_TFLITE, name="tflite-int16", hybrid=False)
+_INT16 = replace(_TFLITE, name="tflite-int16", hybrid=False, recurrent=Recurrent.FLOAT)
 
 RULES = {rules.name: rules for rules in (_TFLITE, _INT16)}

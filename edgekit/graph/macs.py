@@ -162,10 +162,14 @@ def _mac_nodes(scope: onnx.GraphProto, shapes: Mapping[str, Shape], *, nested: b
 
 
 def _weight(name: str, producer: Mapping[str, onnx.NodeProto], constants: Mapping[str, int]) -> str:
-    """How a constant is stored, looking through casts, DequantizeLinear and what computes nothing."""
+    """How a constant is stored, looking through what widens integers, and what computes nothing."""
     while name not in constants:
         node = producer.get(name)
-        if node is None or not node.input or node.op_type not in _CARRIERS | {"DequantizeLinear", "Cast"}:
+        if (
+            node is None
+            or not node.input
+            or node.op_type not in _CARRIERS | {"DequantizeLinear", "Cast", "Div"}
+        ):
             return ""
         name = node.input[0]
     types = onnx.TensorProto

@@ -38,6 +38,13 @@ class Block:
         return tuple(n for n in (self.core, self.bias, self.clip) if n is not None)
 
     @property
+    def graph(self) -> ir.Graph:
+        """Where it is: the model's graph, or one inside a branch or a loop."""
+        graph = self.core.graph
+        assert isinstance(graph, ir.Graph)
+        return graph
+
+    @property
     def outputs(self) -> Sequence[ir.Value]:
         """What other blocks read."""
         return self.nodes[-1].outputs
@@ -167,10 +174,12 @@ def find_blocks(graph: ir.Graph) -> list[Block]:
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:
-    uses = value.uses()
+    uses, producer = value.uses(), value.producer()
     if len(uses) != 1 or value.is_graph_output():
         return None
     node = next(iter(uses)).node
+    if producer is not None and node.graph is not producer.graph:
+        return None  # in a branch or a loop, where it may run never or often
     return node if node.domain in ("", "ai.onnx") else None
 
 
@@ -238,9 +247,10 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
 
 
 def name_nodes(graph: ir.Graph) -> None:
-    """Give nodes without a name, or with one that is taken, a name from their place in the graph."""
+    """Give nodes without a name, or with one that is taken, a name from their place in the graph; those inside
+    branches and loops as well."""
     seen: set[str] = set()
-    for i, node in enumerate(graph):
+    for i, node in enumerate(graph.all_nodes()):
         if not node.name or node.name in seen:
             node.name = f"{node.op_type}_{i}"
         seen.add(node.name)

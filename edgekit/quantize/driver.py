@@ -155,7 +155,7 @@ def _with_recurrent(report: QuantizeReport, graph: ir.Graph, plan: Plan, form: R
     What the runtime then multiplies as integers can fall back to float as any other layer."""
     left = [b for b, why in plan.in_float.items() if why.cause is Cause.UNSUPPORTED]
     editor = Editor(graph)
-    stored = recurrent.store_in_float(editor, left, form)
+    stored = recurrent.store_in_float({graph: editor}, left, form)
     editor.drop_unused()
     if not stored:
         return report

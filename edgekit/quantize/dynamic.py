@@ -15,7 +15,7 @@ import onnx_ir as ir
 from edgekit.graph import io as graphs
 from edgekit.quantize import recurrent
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, matrix, select
-from edgekit.quantize.edit import Editor
+from edgekit.quantize.edit import Editor, editors
 from edgekit.quantize.embedding import quantize_embeddings
 from edgekit.quantize.options import Cause, InFloat, NodeReport, QuantizeOptions, QuantizeReport
 from edgekit.quantize.params import quantize_weight
@@ -29,24 +29,26 @@ def quantize_dynamic(
 
     The weights of recurrent layers that have no integer kernel are stored in ``form``.
     """
-    blocks = find_blocks(graph)
+    edit = editors(graph)
+    blocks = [block for part in edit for block in find_blocks(part)]
     excluded = select(blocks, options.exclude)
-    editor = Editor(graph)
-    shared: dict[ir.Value, ir.Node] = {}
+    shared: dict[tuple[ir.Value, Editor], ir.Node] = {}
     reports = []
     left: list[Block] = []
     for block in blocks:
         in_float = why_float(block, excluded, _impossible)
         reports += report(block, in_float, "uint8")
+        editor = edit[block.graph]
         if in_float is not None and in_float.cause is Cause.UNSUPPORTED:
             left.append(block)
         if in_float is None and recurrent.is_recurrent(block):
             recurrent.compute_dynamically(editor, block, options.weight_bits)
         elif in_float is None:
             _rewrite(editor, block, shared, options.weight_bits)
-    stored = recurrent.store_in_float(editor, left, form)
+    stored = recurrent.store_in_float(edit, left, form)
     tables = quantize_embeddings(graph)
-    editor.drop_unused()
+    for editor in edit.values():
+        editor.drop_unused()
     nodes = tuple(mark(n, tables) for n in reports)
     notes = (recurrent.note(stored),) if stored else ()
     return QuantizeReport(method="dynamic", corrections=(), nodes=nodes, notes=notes)
@@ -124,14 +126,15 @@ def gemm_bias(editor: Editor, block: Block) -> ir.Value | None:
     return scaled.outputs[0]
 
 
-def _rewrite(editor: Editor, block: Block, shared: dict[ir.Value, ir.Node], bits: int) -> None:
+def _rewrite(editor: Editor, block: Block, shared: dict[tuple[ir.Value, Editor], ir.Node], bits: int) -> None:
     node, hint = block.core, block.name
     data = node.inputs[0]
     assert data is not None
-    if data not in shared:
-        shared[data] = editor.node("DynamicQuantizeLinear", data.name or "", [data], outputs=3)
-        editor.graph.insert_before(node, shared[data])
-    integers, scale, zero = shared[data].outputs
+    key = (data, editor)  # what one branch computes another cannot read
+    if key not in shared:
+        shared[key] = editor.node("DynamicQuantizeLinear", data.name or "", [data], outputs=3)
+        editor.graph.insert_before(node, shared[key])
+    integers, scale, zero = shared[key].outputs
     stored = quantize_weight(matrix(block), 1, bits)
     weight = editor.constant(f"{hint}_quantized", stored.values)
     zeros = editor.constant(f"{hint}_zero_point", np.zeros(stored.scale.shape, np.int8))

@@ -12,14 +12,28 @@ import onnx_ir as ir
 from edgekit.quantize.params import Stored
 
 
-class Editor:
-    """Adds to a graph. Small constants that are equal are stored once."""
+def whole(graph: ir.Graph) -> tuple[ir.Graph, ...]:
+    """The graph and those inside its If, Loop and Scan, at any depth."""
+    return (graph, *dict.fromkeys(graph.subgraphs()))
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
+
+def names_in(graph: ir.Graph) -> set[str]:
+    """Every name in use, inside branches and loops, too: a name is one thing in all of them."""
+    names: set[str | None] = set()
+    for part in whole(graph):
+        names |= {v.name for n in part for v in n.outputs} | {v.name for v in part.inputs}
+        names |= set(part.initializers) | {n.name for n in part}
+    return {n for n in names if n}
+
+
+class Editor:
+    """Adds to a graph. Small constants that are equal are stored once. ``names``: those in use, shared with the
+    editors of graphs around and inside, of which ``top`` is the model's."""
+
+    def __init__(self, graph: ir.Graph, names: set[str] | None = None, top: ir.Graph | None = None) -> None:
+        self.graph, self.top = graph, top or graph
         self._constants: dict[tuple[str, bytes], ir.Value] = {}
-        self._names = {v.name for n in graph for v in n.outputs} | {v.name for v in graph.inputs}
-        self._names |= set(graph.initializers) | {n.name for n in graph}
+        self._names = names_in(graph) if names is None else names
 
     def constant(self, hint: str, array: npt.NDArray[Any]) -> ir.Value:
         """An initializer; scalars are shared by equal requests."""
@@ -97,3 +111,9 @@ class Editor:
             name = f"{hint}_{i}"
         self._names.add(name)
         return name
+
+
+def editors(graph: ir.Graph) -> dict[ir.Graph, Editor]:
+    """One for the graph and for each inside it, with one set of names."""
+    names = names_in(graph)
+    return {part: Editor(part, names, graph) for part in whole(graph)}

@@ -25,7 +25,7 @@ def quantize_embeddings(graph: ir.Graph, smallest: int = SMALLEST) -> dict[str, 
     """Rewrite Gather along axis 0 of constant float32 tables of at least ``smallest`` elements, in place; node names by
     table name."""
     done: dict[str, str] = {}
-    editor = Editor(graph)
+    editor = Editor(graph)  # names are those of all graphs inside as well
     stored: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
     for node in tuple(graph):
         table = node.inputs[0] if node.op_type == "Gather" and not node.domain else None

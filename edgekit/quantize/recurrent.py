@@ -7,7 +7,7 @@ computed in float, and its weights are stored as integers all the same: they are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -85,14 +85,16 @@ def _widened(editor: Editor, reader: ir.Node, name: str, stored: Stored) -> ir.V
     return real.outputs[0]
 
 
-def store_in_float(editor: Editor, blocks: Iterable[Block], form: Recurrent) -> tuple[Block, ...]:
+def store_in_float(
+    edit: Mapping[ir.Graph, Editor], blocks: Iterable[Block], form: Recurrent
+) -> tuple[Block, ...]:
     """Store the weights of the recurrent ones among ``blocks``, which the scheme leaves in float, where that saves
     something; gives those that were."""
     if form is Recurrent.FLOAT:
         return ()
     worth = [b for b in blocks if is_recurrent(b) and not why_not(b) and weight_values(b) >= SMALLEST]
     for block in worth:
-        store(editor, block, form)
+        store(edit[block.graph], block, form)
     return tuple(worth)
 
 
@@ -130,7 +132,7 @@ def compute_dynamically(editor: Editor, block: Block, bits: int) -> None:
         name=node.name,
     )
     made.metadata_props.update(node.metadata_props)
-    editor.graph.opset_imports.setdefault(_CONTRIB, 1)
+    editor.top.opset_imports.setdefault(_CONTRIB, 1)
     editor.graph.insert_before(node, made)
     for old, new in zip(node.outputs, made.outputs, strict=True):
         new.type, new.shape = old.type, old.shape

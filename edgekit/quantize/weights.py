@@ -17,7 +17,7 @@ import onnx_ir as ir
 from edgekit.quantize import recurrent
 from edgekit.quantize.blocks import WEIGHTED, Block, attribute, constant, find_blocks, matrix, select
 from edgekit.quantize.dynamic import gemm_bias, mark, report, why_float
-from edgekit.quantize.edit import Editor
+from edgekit.quantize.edit import Editor, editors
 from edgekit.quantize.embedding import quantize_embeddings, smallest_for_size
 from edgekit.quantize.options import QuantizeOptions, QuantizeReport
 from edgekit.quantize.params import Stored, quantize_blocks, quantize_weight
@@ -42,15 +42,17 @@ def quantize_weights(
     Integers that were ``trained`` (by the weight's name) stay what they are, with a scale a channel. With the
     correction ``gptq`` INT4 weights are rounded with regard to what the layers read (``rounding``).
     """
-    blocks = find_blocks(graph)
+    edit = editors(graph)
+    blocks = [block for part in edit for block in find_blocks(part)]
     excluded = select(blocks, options.exclude)
-    editor = Editor(graph)
     size = options.block_size
     impossible = partial(_impossible, smallest=_smallest(blocks))
     rounded: dict[str, Stored] = {}
     gptq = dtype == "int4" and "gptq" in options.corrections and rounding is not None
     if gptq and rounding is not None:
-        free = (b for b in blocks if b not in excluded and not impossible(b) and not _kept(b, trained))
+        # What is read inside a branch or a loop cannot be looked at from outside.
+        plain = [b for b in blocks if b.graph is graph and b not in excluded]
+        free = (b for b in plain if not impossible(b) and not _kept(b, trained))
         rounded = rounding.blockwise([b for b in free if _fits_int4(b, size)], size)
     reports, notes, eight = [], [], 0
     for block in blocks:
@@ -58,7 +60,7 @@ def quantize_weights(
         reports += report(block, in_float, "")
         if in_float is not None:
             continue
-        kept = _kept(block, trained)
+        kept, editor = _kept(block, trained), edit[block.graph]
         if recurrent.is_recurrent(block):
             if dtype != "float16":
                 recurrent.store(editor, block, form)
@@ -75,7 +77,8 @@ def quantize_weights(
             _eight_bits(editor, block)
     layers = sum(block.weight_values or recurrent.weight_values(block) for block in blocks)
     tables = quantize_embeddings(graph, smallest_for_size(graph, layers)) if dtype != "float16" else {}
-    editor.drop_unused()
+    for editor in edit.values():
+        editor.drop_unused()
     if eight:
         notes.append(f"{eight} weights that are small or do not divide into blocks of {size} are INT8")
     if gptq:

@@ -472,7 +472,8 @@ class Parity:
     ``data`` is what the samples are (``"evaluation"``, ``"calibration"``, ``"random"`` or ``"golden"``), ``labelled``
     how many of them have labels. ``agreement_rows``, ``integer_rows`` and ``metric_rows`` count what is independent
     behind each figure: rows of a batch, not pixels or tokens; ``row_loss`` is how much of the metric one of these can
-    lose, ``changed_rows`` how many of them are scored otherwise, ``higher_is_better`` the metric's direction.
+    lose, ``changed_rows`` how many of them are scored otherwise, ``higher_is_better`` the metric's direction. ``guess``
+    is the accuracy of naming the most frequent label always; ``None`` where the metric is another one.
     """
 
     samples: int
@@ -503,6 +504,7 @@ class Parity:
     metric_rows: int = 0
     row_loss: float = 1.0
     changed_rows: int | None = None
+    guess: float | None = None
     higher_is_better: bool = True
     per_output: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 

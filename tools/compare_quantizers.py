@@ -3,11 +3,16 @@
     python tools/compare_quantizers.py [NETWORK…] [--runtime NAME]… [--limit N] [--out docs/quantizers.md]
     python tools/compare_quantizers.py --only make --work DIR …   # the files and their figures
     python tools/compare_quantizers.py --only time --work DIR …   # latencies, on a quiet machine, and the page
+    python tools/compare_quantizers.py --only make --work DIR --local --section "Without VNNI" …   # a section of it
 
 Peers: ONNX Runtime's ``quantize_static``, NNCF for OpenVINO, litert-quantizer for LiteRT, each with several
 settings, of which the table shows the best by the network's own figure: the comparison favours the peer.
 NNCF and litert-quantizer are not among edgekit's packages: run this with the Python of an environment that has them
 beside edgekit's. A peer that is not installed is left out, and the page says so.
+
+``--local`` quantizes for this machine's processor, as ``edgekit build --device local`` does; ONNX Runtime's quantizer
+then reduces the range as well. ``--section`` puts the figures of the files, without latencies, into the page that is
+there.
 
 Latency: every file of a row in turns, each time in a process of its own (see ``time_artifact.py``), in an order that
 rotates from round to round; the quickest round counts.
@@ -35,13 +40,13 @@ from real_networks import DATA, NETWORKS, Inputs, Items, Network, agreement  # n
 from time_artifact import RUNS  # noqa: E402
 
 from edgekit.core import plugins, targets  # noqa: E402
+from edgekit.devices.target_device import adaptation_here  # noqa: E402
 from edgekit.graph import export, io, passes  # noqa: E402
-from edgekit.quantize.calibrate.calibration import Calibration  # noqa: E402
 from edgekit.quantize.calibrate.collect import calibrate  # noqa: E402
 from edgekit.quantize.driver import quantize  # noqa: E402
 from edgekit.quantize.float_model import FloatModel  # noqa: E402
 from edgekit.quantize.options import QuantizeOptions  # noqa: E402
-from edgekit.types import OnnxModel  # noqa: E402
+from edgekit.types import Target  # noqa: E402
 
 Peers = Mapping[str, Callable[[], Path]]
 _TIMED = 30  # runs a process
@@ -64,7 +69,7 @@ class Row:
 # --- peers: settings, and what makes the file of each -------------------------------------------------------
 
 
-def onnxruntime_peers(model: Path, network: Network, folder: Path) -> Peers:
+def onnxruntime_peers(model: Path, network: Network, folder: Path, local: bool) -> Peers:
     from onnxruntime.quantization import (
         CalibrationDataReader,
         CalibrationMethod,
@@ -89,7 +94,7 @@ def onnxruntime_peers(model: Path, network: Network, folder: Path) -> Peers:
         quantize_static(
             str(prepared), str(out), Reader(list(network.calibration[:count])), quant_format=QuantFormat.QDQ,
             per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod[method],
+            calibrate_method=CalibrationMethod[method], reduce_range=local,
         )  # fmt: skip
         return out
 
@@ -97,7 +102,8 @@ def onnxruntime_peers(model: Path, network: Network, folder: Path) -> Peers:
     return {f"quantize_static U8S8 {m}": functools.partial(make, m, n) for m, n in settings.items()}
 
 
-def openvino_peers(model: Path, network: Network, folder: Path) -> Peers:
+def openvino_peers(model: Path, network: Network, folder: Path, local: bool) -> Peers:
+    del local  # NNCF looks after overflow by itself
     os.environ["NNCF_TELEMETRY"] = "0"
     import nncf
     import openvino
@@ -118,7 +124,8 @@ def openvino_peers(model: Path, network: Network, folder: Path) -> Peers:
     return {name: functools.partial(make, fast) for fast, name in names.items()}
 
 
-def litert_peers(model: Path, network: Network, folder: Path) -> Peers:
+def litert_peers(model: Path, network: Network, folder: Path, local: bool) -> Peers:
+    del local  # INT8 by INT8 does not saturate
     from litert_quantizer import recipe
     from litert_quantizer.quantizer import Quantizer
 
@@ -159,7 +166,7 @@ class Runtime:
     """Which target is ours, and what the runtime's peers make."""
 
     target: str
-    peers: Callable[[Path, Network, Path], Peers]
+    peers: Callable[[Path, Network, Path, bool], Peers]
 
 
 RUNTIMES = {
@@ -177,6 +184,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=500, help="evaluation inputs at most")
     parser.add_argument("--rounds", type=int, default=6, help="of timing")
     parser.add_argument("--only", choices=("make", "time"))
+    parser.add_argument("--local", action="store_true", help="for this machine's processor")
+    parser.add_argument("--section", help="of the page; the rest stays as it is")
     parser.add_argument("--work", type=Path, help="where the files lie between making and timing")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "quantizers.md")
     options = parser.parse_args()
@@ -184,7 +193,10 @@ def main() -> None:
         work = options.work or Path(temporary)
         if options.only != "time":
             for key in options.networks:
-                make(key, work / key, options.runtime or list(RUNTIMES), options.limit)
+                make(key, work / key, options.runtime or list(RUNTIMES), options.limit, local=options.local)
+        if options.section:
+            found = [read(work / key) for key in options.networks]
+            put_section(options.out, options.section, [r for rows, _ in found for r in rows])
         if options.only != "make":
             found = [timed(work / key, options.rounds) for key in options.networks]
             missing = sorted({m for _, left_out in found for m in left_out})
@@ -199,7 +211,7 @@ def shortened(network: Network, limit: int) -> Network:
     return dataclasses.replace(network, evaluation=network.evaluation[:limit])
 
 
-def make(key: str, folder: Path, runtimes: list[str], limit: int) -> None:
+def make(key: str, folder: Path, runtimes: list[str], limit: int, *, local: bool) -> None:
     """Every quantizer's files of one network, and their figures in ``rows.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     network = shortened(NETWORKS[key](), limit)
@@ -215,8 +227,8 @@ def make(key: str, folder: Path, runtimes: list[str], limit: int) -> None:
     rows: list[Row] = []
     missing: list[str] = []
     for name in runtimes:
-        files = ours(model, calibration, samples, RUNTIMES[name], folder)
-        peers = made(name, RUNTIMES[name], (model.path, network, folder), missing)
+        files = ours(FloatModel(model, calibration, samples), target_of(RUNTIMES[name], local), folder)
+        peers = made(name, RUNTIMES[name], (model.path, network, folder, local), missing)
         candidates = [("edgekit", *files), *(("peer", s, p) for s, p in peers)]
         rows += [judged(network, name, candidate, reference, folder) for candidate in candidates]
     document = {"rows": [dataclasses.asdict(r) for r in rows], "missing": missing}
@@ -224,7 +236,7 @@ def make(key: str, folder: Path, runtimes: list[str], limit: int) -> None:
 
 
 def made(
-    name: str, runtime: Runtime, source: tuple[Path, Network, Path], missing: list[str]
+    name: str, runtime: Runtime, source: tuple[Path, Network, Path, bool], missing: list[str]
 ) -> list[tuple[str, Path]]:
     """The files of a runtime's peers; what is not installed or fails is told in the table."""
     settings: Peers
@@ -245,19 +257,29 @@ def made(
     return files
 
 
-def ours(
-    model: OnnxModel, calibration: Calibration, samples: Items, runtime: Runtime, folder: Path
-) -> tuple[str, Path]:
-    """edgekit's artifact with everything on auto."""
+def target_of(runtime: Runtime, local: bool) -> Target:
+    """edgekit's row, for any processor or for this one."""
     target = targets.find(runtime.target)
-    options = QuantizeOptions(method="auto", corrections=("auto",))
-    out = folder / f"{runtime.target}.onnx"
-    quantized, report = quantize(FloatModel(model, calibration, samples), target, options, out)
-    made = folder / runtime.target
+    choice = adaptation_here(target) if local else None
+    if choice is None or target.scheme is None:
+        return target
+    bits = choice.weight_bits or target.scheme.weight_bits
+    return dataclasses.replace(target, scheme=dataclasses.replace(target.scheme, weight_bits=bits))
+
+
+def ours(floats: FloatModel, target: Target, folder: Path) -> tuple[str, Path]:
+    """edgekit's artifact with everything on auto."""
+    assert target.scheme is not None
+    bits = target.scheme.weight_bits
+    options = QuantizeOptions(method="auto", corrections=("auto",), weight_bits=bits)
+    out = folder / f"{target.name}.onnx"
+    quantized, report = quantize(floats, target, options, out)
+    made = folder / target.name
     made.mkdir(exist_ok=True)
     settings = {o.name: o.default for o in target.options}
     lowered = plugins.backend(target.backend).lower(quantized, target, settings, made)
-    return f"auto: {', '.join((report.method, *report.corrections))}", made / lowered.files[0]
+    setting = f"auto: {', '.join((report.method, *report.corrections))}" + (", 7 bits" if bits == 7 else "")
+    return setting, made / lowered.files[0]
 
 
 def judged(
@@ -278,10 +300,15 @@ def judged(
     return row
 
 
+def read(folder: Path) -> tuple[list[Row], list[str]]:
+    """The rows of one network, and what is missing among them."""
+    document = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
+    return [Row(**r) for r in document["rows"]], document["missing"]
+
+
 def timed(folder: Path, rounds: int) -> tuple[list[Row], list[str]]:
     """The rows of one network with their latencies, and what is missing among them."""
-    document = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
-    rows = [Row(**r) for r in document["rows"]]
+    rows, missing = read(folder)
     found: list[Row] = []
     for runtime in dict.fromkeys(r.runtime for r in rows):
         mine = [r for r in rows if r.runtime == runtime]
@@ -293,7 +320,7 @@ def timed(folder: Path, rounds: int) -> tuple[list[Row], list[str]]:
         found += [dataclasses.replace(r, milliseconds=best[r]) for r in mine]
         for row in found[-len(mine) :]:
             print(f"{row.network} {runtime} {row.setting}: {row.milliseconds:.3f} ms", file=sys.stderr)
-    return found, document["missing"]
+    return found, missing
 
 
 def latency(runtime: str, file: Path, inputs: Path) -> float:
@@ -343,6 +370,18 @@ def table(rows: list[Row], missing: list[str], limit: int) -> str:
         )
     lines += ["", *(f"Left out: {m}." for m in missing)] if missing else []
     return "\n".join(lines) + "\n"
+
+
+def put_section(page: Path, title: str, rows: list[Row]) -> None:
+    """The rows under ``title``, at the page's end or in place of what is there."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(f"## {title}\n")
+    after = "".join(f"## {part}" for part in rest.split("## ")[1:])
+    lines = ["| network | runtime | quantizer | score | SNR dB |", "|---|---|---|---|---|"]
+    for r in rows:
+        name = f"edgekit {r.setting}" if r.quantizer == "edgekit" else r.setting
+        lines.append(f"| {r.network} | {r.runtime} | {name} | {r.score:.2f} | {r.snr:.1f} |")
+    text = f"{before.rstrip()}\n\n## {title}\n\n" + "\n".join(lines) + f"\n\n{after}"
+    page.write_text(text.rstrip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

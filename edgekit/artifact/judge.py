@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -33,7 +34,8 @@ class Judged:
 
     ``rows`` counts what is independent (rows of a batch, not the pixels or tokens in one), ``row_loss`` is how much of
     the metric one more of them could lose, ``labelled`` how many samples have labels, ``changed`` how many rows are
-    scored otherwise. ``artifact`` is ``None`` where its outputs are not finite.
+    scored otherwise, ``guess`` the accuracy of naming the most frequent label always. ``artifact`` is ``None`` where
+    its outputs are not finite.
     """
 
     source: float
@@ -43,6 +45,7 @@ class Judged:
     row_loss: float
     labelled: int
     changed: int | None
+    guess: float | None
 
 
 @dataclass
@@ -55,6 +58,7 @@ class Judge:
     sizes: list[int] = field(default_factory=list)
     kept: tuple[list[Outputs], list[Outputs]] = field(default_factory=lambda: ([], []))
     labels: list[object] = field(default_factory=list)
+    seen: Counter[int] = field(default_factory=Counter)
     classes: str = ""
     embedded: bool = True
     broken: bool = False
@@ -91,6 +95,7 @@ class Judge:
         self.embedded &= rows and looks_embedded(reference, self.task)
         wanted = _wanted(reference, label, self.task.classes, index)
         counted = wanted != IGNORED
+        self.seen.update(wanted[counted].tolist())
         right = [_named(outputs[name])[counted] == wanted[counted] for outputs in (expected, got)]
         self.first.extend(right[0].astype(float).tolist())
         self.second.extend(right[1].astype(float).tolist())
@@ -179,6 +184,7 @@ class Judge:
             row_loss=row_loss,
             labelled=len(self.labels),
             changed=self._changed(),
+            guess=max(self.seen.values()) / self.seen.total() if self.seen else None,
         )
 
 

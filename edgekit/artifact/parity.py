@@ -266,4 +266,5 @@ def _with_metric(parity: Parity, judged: Judged, metric: Metric | None) -> Parit
         metric_rows=judged.rows,
         row_loss=judged.row_loss,
         changed_rows=judged.changed,
+        guess=judged.guess,
     )

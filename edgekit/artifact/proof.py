@@ -123,6 +123,8 @@ def drop(name: str, parity: Parity, limit: float) -> Gate:
         text += f"; loss {interval[0]:.4g} to {interval[1]:.4g} ({parity.drop_method}, 90 %)"
     if (better := better_than_source(parity)) != "":
         text += f"; {better}"
+    if (chance := source_at_chance(parity)) != "":
+        text += f"; {chance}"
     if loss > limit + _EQUAL:
         if interval is None or interval[0] <= limit:
             text += ": measured beyond the limit, on too few rows to be sure" + _rows_for_certainty(
@@ -162,6 +164,26 @@ def better_than_source(parity: Parity) -> str:
         f"the artifact's {parity.metric_name} is better than its source's by more than chance: look whether {way} "
         "is better in this metric, and whether the labels fit the model"
     )
+
+
+def source_at_chance(parity: Parity) -> str:
+    """What is to be said of a source that is no better than naming one class always; empty of any other, and where so
+    few rows could not tell one that is half way between that and perfect."""
+    guess, rows = parity.guess, parity.metric_rows
+    if guess is None or parity.reference_metric is None or not rows or guess >= 1.0:
+        return ""
+    right, half_way = round(parity.reference_metric * rows), math.ceil((1.0 + guess) / 2 * rows)
+    if _above(right, rows, guess) or not _above(half_way, rows, guess):
+        return ""
+    return (
+        f"the source itself scores {percent(parity.reference_metric)}, naming one class always {percent(guess)}: look "
+        "whether these labels, and how the inputs are made, are the model's own"
+    )
+
+
+def _above(successes: int, trials: int, share: float) -> bool:
+    """Whether the true share is surely above ``share``."""
+    return share_below(trials - successes, trials, 1.0 - share) < SURE
 
 
 def _measured(parity: Parity) -> str:

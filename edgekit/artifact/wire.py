@@ -179,6 +179,7 @@ class Parity(msgspec.Struct, kw_only=True):
     metric_rows: int = 0
     row_loss: float = 1.0
     changed_rows: int | None = None
+    guess: float | None = None
     higher_is_better: bool = True
     per_output: dict[str, dict[str, float]] = {}
 

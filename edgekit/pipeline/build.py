@@ -16,7 +16,7 @@ from typing import TypeVar
 from edgekit.artifact import limits
 from edgekit.artifact.gates import Evidence, gates
 from edgekit.artifact.manifest import Artifact, StepRecord
-from edgekit.artifact.proof import better_than_source
+from edgekit.artifact.proof import better_than_source, source_at_chance
 from edgekit.core import config
 from edgekit.core import targets as catalogue
 from edgekit.core.config import Options
@@ -405,8 +405,11 @@ def tell(context: BuildContext, target: Target, made: Candidate, verdicts: Seque
             f"{parity.metric_name} is measured on these"
         )
     told = {g.name for g in verdicts if g.verdict is Verdict.UNPROVEN}
-    if parity is not None and "metric-drop" not in told and (better := better_than_source(parity)):
-        context.progress.note(f"{target.name}: {better}")
+    if parity is None or "metric-drop" in told:
+        return
+    for remark in (better_than_source(parity), source_at_chance(parity)):
+        if remark:
+            context.progress.note(f"{target.name}: {remark}")
 
 
 def judge(

@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from edgekit.artifact import proof
 from edgekit.artifact.parity import compare
+from edgekit.artifact.proof import source_at_chance
 from edgekit.artifact.task import Metric, Task
 from edgekit.errors import DataError, MetricError
 
@@ -157,3 +159,42 @@ def test_a_metric_of_the_set_has_an_interval():
         name="needs-all", score=lambda outs, _: 1.0 if len(outs) == 200 else math.nan, whole=True
     )
     assert judged(outputs, labels, noisy, metric=fragile).drop_interval is None
+
+
+def at_chance(right, wrong, classes=5):
+    """What is said of a source with so many right and wrong rows, their labels spread over the classes."""
+    labels = [i % classes for i in range(right + wrong)]
+    named = [label if i < right else (label + 1) % classes for i, label in enumerate(labels)]
+    outputs = [{"y": 4 * np.eye(classes, dtype=np.float32)[[n]]} for n in named]
+    return source_at_chance(judged(outputs, labels))
+
+
+def test_a_source_that_only_guesses_is_said():
+    assert "20 %" in at_chance(10, 40)
+    assert at_chance(12, 38)  # a little more than one class always, and not surely so
+    assert at_chance(0, 50)  # the labels are in another order
+
+
+def test_a_source_that_knows_something_is_not():
+    assert not at_chance(50, 0)
+    assert not at_chance(25, 25)
+    assert not at_chance(18, 32)
+
+
+def test_too_few_rows_to_tell_say_nothing():
+    assert not at_chance(1, 2)
+    assert not at_chance(4, 0, classes=2)
+
+
+def test_one_class_alone_and_metrics_of_ones_own_have_no_chance():
+    outputs, _ = rows(30, classes=3)
+    assert not source_at_chance(judged(outputs, [0] * 30))
+    ruin = judged(outputs, [0] * 30, metric=Metric(name="score", score=lambda out, label: 0.0))
+    assert ruin.guess is None
+    assert not source_at_chance(ruin)
+
+
+def test_the_verdict_line_of_the_metric_says_it():
+    outputs, labels = rows(60)
+    parity = judged(outputs, [(label + 2) % 5 for label in labels])
+    assert "one class always" in proof.drop("metric-drop", parity, 0.01).message

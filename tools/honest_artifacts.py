@@ -89,7 +89,7 @@ def main() -> int:
     run.add_argument("patterns", nargs="*", default=["*"])
     run.add_argument("--sample", type=int, help="this many of the zoo's, from every family")
     run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--small", action="store_true", help="of those below 6 M parameters and 300 operators")
+    run.add_argument("--small", action="store_true", help="of those below 3 M parameters and 200 operators")
     run.add_argument("--targets", default=",".join((*FLOAT, *INT8)))
     run.add_argument("--out", type=Path, default=Path("build/honest.json"))
     table = commands.add_parser("table")
@@ -132,8 +132,8 @@ def drawn(count: int | None, seed: int, *, small: bool) -> list[str]:
     known = json.loads((ROOT / "docs" / "zoo.json").read_text(encoding="utf-8"))
     families: dict[str, list[str]] = {}
     for name, stages in known.items():
-        fits = stages["export"].get("parameters", math.inf) < 6e6
-        fits &= stages.get("fp32", {}).get("operators", math.inf) < 300
+        fits = stages["export"].get("parameters", math.inf) < 3e6
+        fits &= stages.get("fp32", {}).get("operators", math.inf) < 200
         if fits or not small:
             families.setdefault(name.partition("/")[0], []).append(name)
     whole = sum(map(len, families.values()))

@@ -333,7 +333,12 @@ def _strip(item: ir.Node | ir.Value, keys: set[str]) -> None:
 
 
 def session(
-    path: Path, *, changed: bytes | None = None, optimized: bool = True, threads: int = 0
+    path: Path,
+    *,
+    changed: bytes | None = None,
+    optimized: bool = True,
+    fused: bool = True,
+    threads: int = 0,
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU, without telemetry.
 
@@ -341,6 +346,7 @@ def session(
         path: the model's file.
         changed: what to run in its place, a serialized model that reads the file's external data.
         optimized: whether the runtime may rewrite the graph.
+        fused: whether it may compute Q/DQ on integers, whose sums saturate on x86 without VNNI.
         threads: of one inference; 0 for the runtime's own choice, 1 where inferences run side by side.
 
     Raises :class:`SourceError` for a model that the runtime does not load.
@@ -353,6 +359,8 @@ def session(
     options.intra_op_num_threads = threads
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not fused:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if changed is not None:
         folder = str(path.resolve().parent)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)

@@ -1,7 +1,8 @@
 """Measure, then keep what helps: range methods and weight corrections compared on the model itself.
 
 A candidate is quantized and run in ONNX Runtime on a few calibration samples; it is judged by the
-signal-to-noise ratio of the outputs. The graph of every scheme runs there, whatever its target.
+signal-to-noise ratio of the outputs. The graph of every scheme runs there, whatever its target, and its Q/DQ in float:
+on a processor whose sums saturate a target that runs elsewhere is judged as it will run.
 """
 
 from __future__ import annotations

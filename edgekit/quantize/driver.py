@@ -152,8 +152,10 @@ def _with_ranges(
 
 def _with_recurrent(report: QuantizeReport, graph: ir.Graph, plan: Plan, form: Recurrent) -> QuantizeReport:
     """No scheme has static ranges for what recurrent layers compute on; their weights need not be floats in the file.
-    What the runtime then multiplies as integers can fall back to float as any other layer."""
-    left = [b for b, why in plan.in_float.items() if why.cause is Cause.UNSUPPORTED]
+    What the runtime then multiplies as integers can fall back to float as any other layer; INT16 is float here."""
+    left = [
+        b for b, why in plan.in_float.items() if why.cause is Cause.UNSUPPORTED and plan.dtypes[b] != "int16"
+    ]
     editor = Editor(graph)
     stored = recurrent.store_in_float({graph: editor}, left, form)
     editor.drop_unused()

@@ -44,8 +44,9 @@ def probes(samples: Samples) -> list[Sample]:
 
 
 def answers(path: Path, samples: Sequence[Sample]) -> Iterator[Outputs]:
-    """The outputs of the model in a file, sample after sample."""
-    session = graphs.session(path, threads=1)
+    """The outputs of the model in a file, sample after sample; Q/DQ in float, so that what is measured is the model
+    and not the processor that happens to measure it."""
+    session = graphs.session(path, fused=False, threads=1)
     return in_order(lambda sample: graphs.run(session, sample.inputs), samples)
 
 

@@ -186,7 +186,7 @@ def unseeded():
 
 
 class Tagger(nn.Module):
-    """Words through a recurrent layer, which no INT8 target with calibration quantizes."""
+    """Words through a recurrent layer, which has no calibrated ranges."""
 
     def __init__(self) -> None:
         super().__init__()

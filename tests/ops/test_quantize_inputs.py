@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from quantize_support import Items, exported, operators, snr, target
 from torch import nn
 
@@ -17,11 +19,11 @@ from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.calibrate.collect import calibrate
 from edgekit.quantize.driver import quantize
 from edgekit.quantize.float_model import FloatModel
-from edgekit.quantize.inputs import LayerInputs, LayerRanges, probes
+from edgekit.quantize.inputs import LayerInputs, LayerRanges, answers, probes
 from edgekit.quantize.options import QuantizeOptions, QuantizeReport
 from edgekit.quantize.sensitivity import sensitivity
 from edgekit.quantize.smooth import smooth
-from edgekit.types import OnnxModel
+from edgekit.types import OnnxModel, Sample
 
 
 class Normalized(nn.Module):
@@ -242,3 +244,30 @@ def test_layers_are_ranked_with_ranges_that_need_samples(tmp_path: Path) -> None
     model, items, calibration = calibrated(Heavy(1.0), rare(4), tmp_path)
     options = QuantizeOptions(method="weighted-mse", corrections=())
     assert sensitivity(FloatModel(model, calibration, items), target("ort"), options, tmp_path)
+
+
+def test_what_is_measured_does_not_saturate(tmp_path):
+    """On x86 without VNNI the kernel for integers adds 255 x 127 twice in 16 bits."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "step", "low"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "step", "low"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "step", "zero"], ["e"]),
+        helper.make_node("MatMul", ["d", "e"], ["p"]),
+        helper.make_node("QuantizeLinear", ["p", "large", "low"], ["r"]),
+        helper.make_node("DequantizeLinear", ["r", "large", "low"], ["y"]),
+    ]
+    constants = {
+        "step": np.float32(1), "low": np.uint8(0), "zero": np.int8(0), "large": np.float32(8 * 255 * 127 / 250),
+        "w": np.full((8, 4), 127, np.int8),
+    }  # fmt: skip
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+        [numpy_helper.from_array(np.asarray(a), n) for n, a in constants.items()],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    (outputs,) = answers(path, [Sample(inputs={"x": np.full((1, 8), 255, np.float32)})])
+    np.testing.assert_allclose(outputs["y"], 8 * 255 * 127, rtol=1e-5)

@@ -196,7 +196,9 @@ def main() -> None:
                 make(key, work / key, options.runtime or list(RUNTIMES), options.limit, local=options.local)
         if options.section:
             found = [read(work / key) for key in options.networks]
-            put_section(options.out, options.section, [r for rows, _ in found for r in rows])
+            rows = [r for rows, _ in found for r in rows]
+            put_section(options.out, options.section, rows, options.limit)
+            return
         if options.only != "make":
             found = [timed(work / key, options.rounds) for key in options.networks]
             missing = sorted({m for _, left_out in found for m in left_out})
@@ -372,11 +374,16 @@ def table(rows: list[Row], missing: list[str], limit: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def put_section(page: Path, title: str, rows: list[Row]) -> None:
+def put_section(page: Path, title: str, rows: list[Row], limit: int) -> None:
     """The rows under ``title``, at the page's end or in place of what is there."""
+    choice = adaptation_here(targets.find("ort-int8"))
+    processor = f"{choice.arch} without {', '.join(choice.lacks)}" if choice else "this processor"
     before, _, rest = page.read_text(encoding="utf-8").partition(f"## {title}\n")
     after = "".join(f"## {part}" for part in rest.split("## ")[1:])
-    lines = ["| network | runtime | quantizer | score | SNR dB |", "|---|---|---|---|---|"]
+    lines = [
+        f"The same with `--limit {limit} --local` on {processor}, quantized for it. Latencies were not taken.", "",
+        "| network | runtime | quantizer | score | SNR dB |", "|---|---|---|---|---|",
+    ]  # fmt: skip
     for r in rows:
         name = f"edgekit {r.setting}" if r.quantizer == "edgekit" else r.setting
         lines.append(f"| {r.network} | {r.runtime} | {name} | {r.score:.2f} | {r.snr:.1f} |")

@@ -42,6 +42,7 @@ SAMPLES = 8
 EVALUATED = 128
 LIMIT, OWN_ROUNDING, NEAR_DB = 1e-4, 10.0, 3.0
 SECONDS = 900
+NO_RESULT = "no result"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +65,11 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """passed, not built, or what a refusal is: slower, false, saturated, or right."""
+        """passed, not built, or what a refusal is: false, saturated, or right."""
         if self.error:
             return "not built"
         if not self.refused:
             return "passed"
-        if self.refused == ("speed",):
-            return "slower"
         if not math.isnan(self.largest):
             right = self.largest <= max(LIMIT, OWN_ROUNDING * self.own)
             return "false" if right else "right"
@@ -175,7 +174,7 @@ def _in_a_process(name: str, targets: str) -> list[Row]:
         return (
             _read(file)
             if file.is_file()
-            else [Row(network=name, target="all", error="no result", message=told)]
+            else [Row(network=name, target="all", error=NO_RESULT, message=told)]
         )
 
 
@@ -215,14 +214,14 @@ def summary(rows: Sequence[Row]) -> str:
     honest = [r for r in made if r.verdict in ("passed", "false")]
     false = sum(r.verdict == "false" for r in made)
     return (
-        f"{len({r.network for r in rows})} networks, {len(made)} artifacts; of the {len(honest)} that are right "
+        f"{len({r.network for r in made})} networks, {len(made)} artifacts; of the {len(honest)} that are right "
         f"{false} refused ({100 * false / max(len(honest), 1):.1f} %)"
     )
 
 
 def page(rows: Sequence[Row]) -> str:
     """The summary, the counts by target, and every refusal."""
-    kinds = ("passed", "false", "right", "saturated", "slower", "not built")
+    kinds = ("passed", "false", "right", "saturated", "not built")
     lines = [
         summary(rows) + ".",
         "",
@@ -234,15 +233,17 @@ def page(rows: Sequence[Row]) -> str:
         lines.append(f"| `{target}` | " + " | ".join(str(counts[k]) for k in kinds) + " |")
     lines += ["", "| refused | target | gates | dB | the truth |", "|---|---|---|---|---|"]
     for r in rows:
-        if r.refused and r.verdict != "slower":
+        if r.refused:
             gates = ", ".join(f"`{g}`" for g in r.refused)
             lines.append(f"| {r.network} | `{r.target}` | {gates} | {r.snr:.1f} | {truth(r)} |")
+    left = sorted({r.network for r in rows if r.error == NO_RESULT})
+    lines += ["", f"No result in {SECONDS} s: {', '.join(left)}."] if left else []
     return "\n".join(lines)
 
 
 _HEAD = {
     "passed": "passed", "false": "right, refused", "right": "wrong, refused", "saturated": "saturated here",
-    "slower": "slower than float", "not built": "not built",
+    "not built": "not built",
 }  # fmt: skip
 
 

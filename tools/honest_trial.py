@@ -121,7 +121,7 @@ class Trial:
         again = Trial(self.network, [outcome.target.name], device="local")
         (local,) = again.outcomes()
         gates = ("not built",) if local.artifact is None else failed(local.artifact.manifest.gates)
-        return row | {"local": tuple(g for g in)}
+        return row | {"local": tuple(gates)}
 
     def _emulated(self, samples: SampleSet, made: Candidate, prepared: build.Prepared) -> Parity:
         graph = prepared.graph

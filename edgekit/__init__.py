@@ -511,7 +511,7 @@ def _compress(
     Args:
         source: a SOURCE text; the plan names it, and must be able to load it again.
         recipe: a recipe file, or steps on one line: ``"prune(sparsity=0.9);cluster"``.
-        budget: what the result may cost: ``"drop<=1pt,size<=300KB,latency<=5ms@pi5"``.
+        budget: what the result may cost: ``"drop<=1pt,ekz<=300KB,latency<=5ms@pi5"``; also ``file<=``, ``download<=``.
         limits: how long to search (default: ten minutes).
         seed: of everything random (default: the recipe's).
         out: gets the plan, the recipe and what is shipped.

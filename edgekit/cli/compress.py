@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     "--recipe", metavar="FILE|STEPS", help="A recipe file, or steps: 'prune(sparsity=0.9);cluster'."
 )
 @click.option(
-    "--budget", metavar="LIMITS", help="Search for a recipe: 'drop<=1pt,size<=300KB,latency<=5ms@pi5'."
+    "--budget",
+    metavar="LIMITS",
+    help="Search for a recipe: 'drop<=1pt,ekz<=300KB,latency<=5ms@pi5'; also file<=, download<=.",
 )
 @click.option(
     "--analyze", is_flag=True, help="Show what the layers' distributions speak for, and change nothing."
@@ -188,7 +190,9 @@ def _show_search(
         )
         return
     table(
-        "no other is smaller and better", ("recipe", "target", "bytes", "drop", "p50 ms", ""), _front(found)
+        "no other is smaller and better",
+        ("recipe", "target", ".ekz", "file", "download", "drop", "p50 ms", ""),
+        _front(found),
     )
     for line in found.why:
         click.echo(line, err=True)
@@ -209,6 +213,8 @@ def _front(found: edgekit.SearchResult) -> list[tuple[str, ...]]:
             p.line or "-",
             p.target,
             ("" if p.exact else "~") + f"{p.size:,}",
+            ("" if p.built else "~") + f"{p.file:,}",
+            ("" if p.built else "~") + f"{p.download:,}",
             f"{100 * p.drop:.2f} pt",
             number(p.latency_ms, ".2f"),
             "chosen" if (p.line, p.target) == (found.trial.line, found.trial.target) else "",

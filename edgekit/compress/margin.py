@@ -92,22 +92,19 @@ def _pairs(base: Score, other: Score) -> tuple[int, int] | None:
     return both.count((True, False)), both.count((False, True))
 
 
-def both(one: Drop, other: Drop) -> Drop:
-    """The drop over two equal halves of the data."""
-    pairs = None
-    if one.pairs is not None and other.pairs is not None:
-        pairs = (one.pairs[0] + other.pairs[0], one.pairs[1] + other.pairs[1])
-    return Drop(
-        value=(one.value + other.value) / 2,
-        error=math.hypot(one.error, other.error) / 2,
-        count=one.count + other.count,
-        pairs=pairs,
-    )
-
-
 def factor(confidence: float) -> float:
     """So many standard errors above the measured drop is the bound that holds with ``confidence`` (one-sided)."""
     return max(0.0, NormalDist().inv_cdf(confidence))
+
+
+def spent(confidence: float, number: int) -> float:
+    """How sure the confirmation of this ``number``, from 1, has to be so that all of them together err with at most
+    ``1 - confidence``, however many there are and however they hang together: the error is spent as ``1 / k(k + 1)``,
+    whose sum is 1 (alpha spending: Foster & Stine, "α-investing", 2008, without what would be earned back). At 50 %,
+    which is no margin, nothing is spent."""
+    if not factor(confidence):
+        return confidence
+    return 1 - (1 - confidence) / (number * (number + 1))
 
 
 def margin(drop: Drop, confidence: float) -> float:

@@ -30,7 +30,7 @@ from edgekit.compress.training.task import Chance, Task
 from edgekit.compress.training.train import thaw
 from edgekit.errors import ComposeError, DataError, EdgekitError, SourceError, TrainingError
 
-_VERSION = 1
+_VERSION = 2
 """Of what steps compute: part of every key."""
 _SURE, _LITTLE = 1.645, 0.1
 """At chance: within what 95 % of all guesses have, and with less than a tenth of what the source has above it."""
@@ -54,7 +54,7 @@ def run(
     known then, and what the steps raise.
     """
     rehearse(model, steps, context)
-    if context.original is None and any(s.NEEDS_ORIGINAL for s in steps):
+    if context.original is None and any(s.learns_from_original for s in steps):
         context = dataclasses.replace(context, original=_frozen(model))
     reports: list[StepReport] = []
     judge = context if judged else dataclasses.replace(context, task=None)
@@ -193,10 +193,16 @@ def cache_key(step: Step, model: torch.nn.Module, context: Context) -> str:
     # Torch's version: its kernels round differently.
     digest.update(repr((context.seed, task, str(torch.__version__), _VERSION)).encode())
     digest.update(constraints.identity(model).encode())
+    _add_weights(digest, model)
+    if step.learns_from_original and context.original is not None:
+        _add_weights(digest, context.original)
+    return digest.hexdigest()
+
+
+def _add_weights(digest: hashlib._Hash, model: torch.nn.Module) -> None:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + str(tensor.dtype).encode() + repr(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def check_plan(folder: Path, original: torch.nn.Module, compressed: torch.nn.Module) -> None:

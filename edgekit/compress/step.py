@@ -67,6 +67,11 @@ class Step:
         return model if rehearse is None else rehearse(self, model, context)
 
     @property
+    def learns_from_original(self) -> bool:
+        """Whether :attr:`Context.original` has to hold the model as it was before the first step: as a teacher."""
+        return self.NEEDS_ORIGINAL or bool(options(self).get("training.teacher"))
+
+    @property
     def starts_anew(self) -> bool:
         """Whether what comes out is another network, which no step before has changed."""
         return False

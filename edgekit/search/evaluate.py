@@ -38,11 +38,18 @@ from edgekit.pipeline.lower import graph_of, lower_for
 from edgekit.pipeline.stages import BuildContext, Exported
 from edgekit.pipeline.verify import Subject
 from edgekit.search import probe, ship
-from edgekit.search.budget import Budget
+from edgekit.search.budget import Budget, Sizes
 from edgekit.search.judge import Judge, from_source, halved, scorer
 from edgekit.search.limits import Limits
 from edgekit.search.ship import pack
-from edgekit.search.sizes import estimate, estimate_weights
+from edgekit.search.sizes import (
+    download,
+    download_weights,
+    estimate,
+    estimate_weights,
+    on_device,
+    weights_on_device,
+)
 from edgekit.search.trials import Candidate, Setup, Trial, refused
 from edgekit.types import Measurement, SourceSpec, Target, TensorSpec, TorchModel, sha256_bytes, sha256_file
 
@@ -58,9 +65,9 @@ KEPT = 2 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A candidate measured in full: ``trial`` has the exact size and the bound of the drop over all evaluation data,
-    ``seen`` and ``unseen`` the drops on the half that the search saw and on the other, ``files`` the sha256 of each
-    file that was measured."""
+    """A candidate measured in full: ``trial`` has the exact sizes and the bound of the drop on the data that was held
+    out, ``seen`` and ``unseen`` the drops on the half that the search saw and on the other, ``files`` the sha256 of
+    each file that was measured."""
 
     candidate: Candidate
     trial: Trial
@@ -69,9 +76,9 @@ class Checked:
     files: tuple[str, ...]
 
     def holds(self, budget: Budget) -> bool:
-        """On either half as measured, and on both together with its margin."""
+        """On either half as measured, and on the one that was held out with its margin."""
         drop = max(self.trial.bound, self.seen.value, self.unseen.value)
-        return budget.holds(drop, self.trial.size, self.trial.latency_ms)
+        return budget.holds(drop, self.trial.sizes, self.trial.latency_ms)
 
 
 class Evaluator:
@@ -149,7 +156,11 @@ class Evaluator:
         lost = Drop(value=0.0)
         if candidate.steps:
             lost = self._lost(scorer(self.task, held=False)(module))
-            weights = estimate_weights(module)
+            weights = Sizes(
+                ekz=estimate_weights(module),
+                file=weights_on_device(module),
+                download=download_weights(module),
+            )
             if self._is_enough(candidate, lost, weights):
                 return self._trial(candidate, lost, weights, begin)
         subject = self._lowered(module, target)
@@ -158,10 +169,14 @@ class Evaluator:
         if target.scheme is not None or not candidate.steps:
             lost = self._lost(self._seen.of(runnable, subject.model.inputs))
         files = [runnable.main, *runnable.companions]
-        exact = sum(f.stat().st_size for f in files) < EXACT_BELOW
-        size = self._coded(files) if exact else estimate(files, subject.model)
-        trial = replace(self._trial(candidate, lost, size, begin), exact=exact, built=True)
-        if self.budget.latency_ms is not None and self.budget.holds(trial.bound, size, None):
+        exact = on_device(files) < EXACT_BELOW
+        sizes = Sizes(
+            ekz=self._coded(files) if exact else estimate(files, subject.model),
+            file=on_device(files),
+            download=download(files),
+        )
+        trial = replace(self._trial(candidate, lost, sizes, begin), exact=exact, built=True)
+        if self.budget.latency_ms is not None and self.budget.holds(trial.bound, sizes, None):
             trial = replace(trial, latency_ms=self._latency(runnable))
         trial = replace(trial, seconds=round(time.monotonic() - begin, 2))
         self.saw(trial)
@@ -170,35 +185,33 @@ class Evaluator:
     def _coded(self, files: list[Path]) -> int:
         return pack(files, self.folder / "cache" / "size.ekz").stat().st_size
 
-    def _is_enough(self, candidate: Candidate, lost: Drop, weights: int) -> bool:
+    def _is_enough(self, candidate: Candidate, lost: Drop, weights: Sizes) -> bool:
         """Whether what PyTorch says decides already, without a build."""
-        bound = lost.value + self._expected(lost, candidate)
+        bound = lost.value + self._margin(lost, candidate)
         if self.budget.drop is not None and bound > self.budget.drop + 1e-9:
             return True  # quantizing it will not bring the metric back
         if _target(candidate).scheme is not None or self.budget.latency_ms is not None:
             return False
-        return weights > min(PROMISING * self.smallest, 2 * EXACT_BELOW)
+        return self.budget.smallest(weights) > min(PROMISING * self.smallest, 2 * EXACT_BELOW)
 
     def _lost(self, score: Score) -> Drop:
         return margin.drop(self.base, margin.checked(score, self.task.metric_name))
 
-    def _margin(self, drop: Drop, candidate: Candidate) -> float:
-        """For chance; what computes as the source does needs none."""
+    def _margin(self, drop: Drop, candidate: Candidate, number: int = 1) -> float:
+        """For chance, in the confirmation of this ``number``; what computes as the source does needs none."""
         if not candidate.steps and _target(candidate).scheme is None:
             return 0.0
-        return margin.margin(drop, self.budget.confidence)
-
-    def _expected(self, drop: Drop, candidate: Candidate) -> float:
-        """The margin that the drop would have on both halves of the data."""
-        return self._margin(margin.both(drop, drop), candidate)
+        return margin.margin(drop, margin.spent(self.budget.confidence, number))
 
     def saw(self, trial: Trial) -> None:
         """Remember the smallest that was built and holds: what is clearly larger need not be built."""
-        if trial.built and self.budget.holds(trial.bound, trial.size, trial.latency_ms):
-            self.smallest = min(self.smallest, trial.size)
+        if trial.built and trial.within(self.budget):
+            self.smallest = min(self.smallest, self.budget.smallest(trial.sizes))
 
-    def check(self, candidate: Candidate, trial: Trial) -> Checked:
-        """Everything about a candidate that the search only estimated or did not look at."""
+    def check(self, candidate: Candidate, trial: Trial, number: int) -> Checked:
+        """Everything about a candidate that the search only estimated or did not look at: the confirmation of this
+        ``number``, from 1. The bound is of the half that the search did not see, and as sure as all confirmations
+        together have to be: the other half chose the candidate, and speaks for whatever it chose."""
         try:
             module = self._compressed(candidate)
             if candidate.steps and self.budget.drop is not None:
@@ -209,13 +222,20 @@ class Evaluator:
             runnable = from_source(subject.runnable, subject.pixels)
             files = [runnable.main, *runnable.companions]
             digests = tuple(sha256_file(f) for f in files)
-            size = trial.size if trial.exact else self._coded(files)
+            sizes = replace(trial.sizes, file=on_device(files), download=download(files))
+            sizes = sizes if trial.exact else replace(sizes, ekz=self._coded(files))
             seen, unseen = self.drops(runnable, subject.model.inputs)
         finally:
             shutil.rmtree(self.folder / "cache", ignore_errors=True)
-        whole = margin.both(seen, unseen)
         exact = replace(
-            trial, size=size, exact=True, built=True, drop=whole.value, margin=self._margin(whole, candidate)
+            trial,
+            size=sizes.ekz,
+            file=sizes.file,
+            download=sizes.download,
+            exact=True,
+            built=True,
+            drop=unseen.value,
+            margin=self._margin(unseen, candidate, number),
         )
         return Checked(candidate=candidate, trial=exact, seen=seen, unseen=unseen, files=digests)
 
@@ -226,13 +246,15 @@ class Evaluator:
         unseen = margin.drop(self.held_base, margin.checked(self._unseen.of(runnable, inputs), name))
         return seen, unseen
 
-    def _trial(self, candidate: Candidate, lost: Drop, size: int, begin: float) -> Trial:
+    def _trial(self, candidate: Candidate, lost: Drop, sizes: Sizes, begin: float) -> Trial:
         return Trial(
             line=candidate.line,
             target=candidate.target,
             drop=lost.value,
-            margin=self._expected(lost, candidate),
-            size=size,
+            margin=self._margin(lost, candidate),
+            size=sizes.ekz,
+            file=sizes.file,
+            download=sizes.download,
             seconds=round(time.monotonic() - begin, 2),
         )
 

@@ -61,9 +61,9 @@ class Estimator:
         if trial is None:
             self._study.tell(asked, None, state=failed)
             return
-        for number, excess in enumerate(self._budget.excess(trial.bound, trial.size, trial.latency_ms)):
+        for number, excess in enumerate(self._budget.excess(trial.bound, trial.sizes, trial.latency_ms)):
             asked.set_constraint(f"limit {number}", excess)
         if trial.error:
             self._study.tell(asked, None, state=failed)
         else:
-            self._study.tell(asked, [float(trial.size), trial.drop])
+            self._study.tell(asked, [float(self._budget.smallest(trial.sizes)), trial.drop])

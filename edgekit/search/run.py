@@ -1,7 +1,9 @@
 """``edgekit compress --budget``: search, confirm what wins on data that the search did not see, deliver it.
 
 The evaluation data is halved: the search sees one half, the winner has to hold the budget on both, as the artifact
-that is delivered; where it does not, the next candidate is tried. A drop is held with a margin for chance.
+that is delivered; where it does not, the next candidate is tried. A drop is held with a margin for chance, on the half
+that the search did not see, and the error is spent over all candidates that were tried there
+(:func:`edgekit.compress.margin.spent`).
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ from edgekit.load.source import Source
 from edgekit.pipeline.compress import Compressed, TrainingTask, analyze, compress, deliver
 from edgekit.pipeline.pixels import recorded
 from edgekit.pipeline.stages import BuildContext
-from edgekit.search.budget import Budget
+from edgekit.search.budget import Budget, Sizes
 from edgekit.search.evaluate import Checked, Evaluator
 from edgekit.search.judge import from_source
 from edgekit.search.limits import Limits
 from edgekit.search.ship import Shipped, ship
+from edgekit.search.sizes import download, on_device
 from edgekit.search.space import methods
 from edgekit.search.strategy import Search
 from edgekit.search.trials import Candidate, Journal, Trial, front, no_candidate, ranked
@@ -109,13 +112,13 @@ def progress_line(trial: Trial, budget: Budget, state: Search) -> str:
         outcome = f"not possible: {trial.error.splitlines()[0]}"
     else:
         mark = "" if trial.exact else "~"
-        fits = "holds" if budget.holds(trial.bound, trial.size, trial.latency_ms) else "over budget"
+        fits = "holds" if trial.within(budget) else "over budget"
         speed = "" if trial.latency_ms is None else f", {trial.latency_ms:.2f} ms"
         drop = f"drop {100 * trial.drop:.2f} + {100 * trial.margin:.2f} pt"
-        outcome = f"{mark}{trial.size:,} bytes, {drop}{speed}: {fits}"
+        outcome = f"{mark}{budget.smallest(trial.sizes):,} bytes, {drop}{speed}: {fits}"
     left = f"{state.seconds_left:.0f} s left" if math.isfinite(state.limits.seconds) else ""
     left = left or f"{state.limits.trials - len(state.trials)} candidates left"
-    best = f"; best {state.best.size:,} bytes" if state.best is not None else ""
+    best = f"; best {budget.smallest(state.best.sizes):,} bytes" if state.best is not None else ""
     return f"{len(state.trials)} · {left}{best} · {trial.name}: {outcome}"
 
 
@@ -167,12 +170,14 @@ def _within(
     """Candidates in order until one holds, and those whose estimated size is near its; ``tried`` gets all of them."""
     within: list[Checked] = []
     for candidate, trial in ranked(results, evaluator.budget):
-        if within and (trial.exact or trial.size > NEAR * min(c.trial.size for c in within)):
+        counted = evaluator.budget.smallest
+        known = trial.exact or evaluator.budget.counted != "ekz"
+        if within and (known or counted(trial.sizes) > NEAR * min(counted(c.trial.sizes) for c in within)):
             break
         tried.add(trial.name)
         with evaluator.context.progress.task(f"confirm {trial.name}"):
             try:
-                checked = evaluator.check(candidate, trial)
+                checked = evaluator.check(candidate, trial, len(tried))
             except EdgekitError as error:
                 rejected.append(f"{trial.name}: {error.message}")
                 continue
@@ -229,10 +234,11 @@ def _why(evaluator: Evaluator, checked: Checked, trials: Sequence[Trial]) -> tup
             continue
         lines = {p: p.line.removeprefix("fold;") for p in trials}
         alone = [p for p in trials if lines[p].partition("(")[0] == step.NAME and ")" not in lines[p][:-1]]
-        held = [p for p in alone if not p.error and evaluator.budget.holds(p.bound, p.size, p.latency_ms)]
+        held = [p for p in alone if p.within(evaluator.budget)]
         if held:
-            best = min(held, key=lambda p: p.size)
-            out.append(f"{step.NAME}: alone {best.size:,} bytes, as {best.name}")
+            best = min(held, key=lambda p: evaluator.budget.smallest(p.sizes))
+            size = evaluator.budget.smallest(best.sizes)
+            out.append(f"{step.NAME}: alone {size:,} bytes, as {best.name}")
         why = reasons(findings, step.NAME)
         out += [f"{step.NAME}: {line}" for line in why[:_SAID]]
         if len(why) > _SAID:
@@ -255,7 +261,9 @@ def _delivered(evaluator: Evaluator, checked: Checked, why: Sequence[str]) -> tu
         delivered = from_source(runnable(artifact), recorded(artifact.manifest))
         seen, unseen = evaluator.drops(delivered, artifact.manifest.inputs)
         drop = max(seen.value, unseen.value)
-        if not evaluator.budget.holds(drop, shipped.size, checked.trial.latency_ms):
+        files = [artifact.directory / f.name for f in artifact.manifest.files]
+        sizes = Sizes(ekz=shipped.size, file=on_device(files), download=download(files))
+        if not evaluator.budget.holds(drop, sizes, checked.trial.latency_ms):
             raise GateFailedError(
                 f"the delivered artifact has {shipped.size:,} bytes and loses {100 * drop:.2f} pt",
                 hint="a step gives other weights each time: please report the recipe",

@@ -1,9 +1,11 @@
 """The search for a recipe under a budget: what is tried, in which order, and what is kept.
 
 First every method alone: its strongest setting that holds the metric's limit is found by bisection, without training
-and with; what came out is quantized for the other targets. Then combinations, in turns: what a model of the single
+and with; what came out is quantized for the other targets. A method that the network refuses at its first setting and
+at its mildest is impossible here, and is never drawn again. Then combinations, in turns: what a model of the single
 results guesses to be the smallest within the limit (:mod:`edgekit.search.surrogate`), or the best with one setting
-changed; and what an estimator proposes that was told everything (:mod:`edgekit.search.parzen`).
+changed; and what an estimator proposes that was told everything (:mod:`edgekit.search.parzen`). However short the time
+is, no combination is tried before each method alone has held somewhere or was seen not to.
 
 What a candidate costs is measured by the caller. Time is counted as the sum of the seconds that the results took, and
 these are kept with them: the same seed and the same results give the same proposals and the same end, so a search that
@@ -26,7 +28,8 @@ from edgekit.search.surrogate import Surrogate
 from edgekit.search.trials import Candidate, Journal, Trial, ranked
 
 _SINGLE = 0.6
-"""The share of the time in which methods are tried alone; combinations of what was found by then get the rest."""
+"""The share of the time in which methods are tried alone, and longer only until each has held at some setting;
+combinations of what was found by then get the rest."""
 _TURN = 4
 """One of so many combinations is the estimator's."""
 _BESIDE = 3
@@ -130,32 +133,55 @@ class Search:
                 for v in m.variants()
                 if m.trains(v) == trained and not m.aid
             ]
-            turns = [self._bisect(single) for single in singles]
-            while turns and self.share < _SINGLE:
-                turns = [turn for turn in turns if next(turn, _DONE) is not _DONE]
+            turns = [(self._bisect(single), single) for single in singles]
+            while turns:
+                turns = [(t, s) for t, s in turns if self.share < _SINGLE or not (s.tried and s.best >= 0)]
+                turns = [(t, s) for t, s in turns if next(t, _DONE) is not _DONE]
             # Training begins at what held without it: it does not make that worse.
             strongest = {s.method.name: s.best for s in singles}
+            self._leave_out()
+
+    def _leave_out(self) -> None:
+        """Forget the methods that the network refused whenever they were tried alone."""
+        own = {m.name for m in self.methods}
+        possible: dict[str, bool] = {}
+        for known, trial in self.trials.values():
+            names = [s.NAME for s in known.steps if s.NAME in own]
+            if len(names) == 1:
+                possible[names[0]] = possible.get(names[0], False) or not trial.error
+        self.methods = [m for m in self.methods if possible.get(m.name, True)]
 
     def _bisect(self, single: _Single) -> Generator[None]:
         """The strongest setting within the metric's limit; without a limit, a few over the range.
 
-        ``single.best`` is one that is taken to hold.
+        ``single.best`` is one that is taken to hold. Nothing more is tried where the first setting and the mildest are
+        refused.
         """
         count = len(single.method.strengths)
         if self.budget.drop is None:
             for at in sorted({count // 4, count // 2, (3 * count) // 4, count - 1}):
-                self._try(self._candidate((single.step(at),), self.targets[0]))
+                trial = self._alone_at(single, at)
+                single.best = single.best if trial.error else at
                 yield
+                if trial.error and self._alone_at(single, 0).error:
+                    return
             return
         low, high = single.best, count
         while high - low > 1:
             middle = (low + high) // 2
-            trial = self._try(self._candidate((single.step(middle),), self.targets[0]))
+            trial = self._alone_at(single, middle)
+            if trial.error and low < 0 and self._alone_at(single, 0).error:
+                return
             if trial.error or trial.bound > self.budget.drop + 1e-9:  # rounding of a share of samples
                 high = middle
             else:
                 single.best = low = middle
             yield
+
+    def _alone_at(self, single: _Single, at: int) -> Trial:
+        trial = self._try(self._candidate((single.step(at),), self.targets[0]))
+        single.tried = True
+        return trial
 
     def _elsewhere(self) -> None:
         """The smallest of each method on the other targets, as long as it may come near the best."""
@@ -170,7 +196,7 @@ class Search:
             for target in self.targets[1:]
         )
         for size, name, target in guesses:
-            if self.best is not None and size < _NEAR * self.best.size:
+            if self.best is not None and size < _NEAR * self.budget.smallest(self.best.sizes):
                 self._try(Candidate(steps=smallest[name][0].steps, target=target))
 
     def _together(self) -> None:
@@ -187,7 +213,7 @@ class Search:
             turn += 1
             proposed = None
             if turn % _TURN:
-                size = math.inf if self.best is None else self.best.size
+                size = math.inf if self.best is None else self.budget.smallest(self.best.sizes)
                 proposed = self._surrogate.propose(self.trials, size, self.seconds_left, self._candidate)
                 proposed = proposed or self._beside()
             if proposed is not None:
@@ -197,19 +223,9 @@ class Search:
             asked, steps, target = estimator.propose()
             candidate = self._candidate(steps, target)
             # Told as failed without a build: the estimator proposes less of it.
-            hopeless = self._refused(candidate)
+            hopeless = self._surrogate.refuses(candidate)
             idle = idle + 1 if hopeless or (candidate.line, candidate.target) in self.trials else 0
             estimator.finish(asked, None if hopeless else self._try(candidate))
-
-    def _refused(self, candidate: Candidate) -> bool:
-        """Whether it has a method that the model refused whenever it was tried alone."""
-        own = {m.name for m in self.methods}
-        outcomes: dict[str, set[bool]] = {}
-        for known, trial in self.trials.values():
-            names = [s.NAME for s in known.steps if s.NAME in own]
-            if len(names) == 1:
-                outcomes.setdefault(names[0], set()).add(bool(trial.error))
-        return any(outcomes.get(s.NAME) == {True} for s in candidate.steps)
 
     def _beside(self) -> Candidate | None:
         """The best few with one setting changed: stronger by one, another choice, another target."""
@@ -241,11 +257,13 @@ _DONE = object()
 
 @dataclass
 class _Single:
-    """One method alone; ``best`` is the strongest setting that holds, -1 for none."""
+    """One method alone; ``best`` is the strongest setting that holds, -1 for none; ``tried``: whether any setting
+    was."""
 
     method: Method
     chosen: dict[str, Scalar]
     best: int = -1
+    tried: bool = False
 
     def step(self, at: int) -> Step:
         return self.method.step(at, self.chosen)

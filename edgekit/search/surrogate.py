@@ -149,8 +149,12 @@ class Surrogate:
         base, other = self._base.get(self.targets[0]), self._base.get(target)
         if base is None or other is None:
             return math.inf
-        saving = math.log(other.size / base.size) * (OTHER if name in _COARSE else 1.0)
-        return trial.size * math.exp(saving)
+        saving = math.log(self._bytes(other) / self._bytes(base)) * (OTHER if name in _COARSE else 1.0)
+        return self._bytes(trial) * math.exp(saving)
+
+    def _bytes(self, trial: Trial) -> int:
+        """The size that counts under the budget."""
+        return max(1, self.budget.smallest(trial.sizes))
 
     def learn(self, candidate: Candidate, trial: Trial) -> None:
         """Take a result into account."""
@@ -171,7 +175,7 @@ class Surrogate:
             method = self.methods[step.NAME]
             at, chosen = method.place(step)
             key = (step.NAME, tuple(chosen.items()))
-            size = math.log(max(1, trial.size) / base.size)
+            size = math.log(self._bytes(trial) / self._bytes(base))
             known = self._alone.setdefault(key, _Alone(method, key[1]))
             known.other = self._alone.get((step.NAME, tuple(method.variants()[0].items())))
             known.trials[at] = (max(0.0, trial.bound), size, trial.seconds)
@@ -179,10 +183,15 @@ class Surrogate:
         parts = self._parts(steps)
         if parts is not None:
             ((drop,), (size,)) = self._plain(_Combinations([[p] for p in parts]), candidate.target)
-            real = math.log(max(1, trial.size) / base.size)
+            real = math.log(self._bytes(trial) / self._bytes(base))
             self._off.setdefault(_signature(parts, candidate.target), []).append(
                 (_ratio(trial.bound, drop), real - size)
             )
+
+    def refuses(self, candidate: Candidate) -> bool:
+        """Whether its steps were refused together in as many settings as are tried, on its target."""
+        names = tuple(s.NAME for s in candidate.steps if s.NAME in self.methods)
+        return self._refused.get((names, candidate.target), 0) >= _REFUSALS
 
     def propose(
         self,
@@ -206,7 +215,7 @@ class Surrogate:
         base = self._base.get(self.targets[0])
         if base is None:
             return
-        goal = math.log(best / base.size) if math.isfinite(best) else math.inf
+        goal = math.log(best / self._bytes(base)) if math.isfinite(best) else math.inf
         limit = self.budget.drop or 0.0
         for group in self._groups():
             combined = _Combinations(group)
@@ -227,8 +236,8 @@ class Surrogate:
     def _value(self, drop: Floats, size: Floats, goal: float) -> Floats:
         """Less is better; infinite for what is not worth trying."""
         if self.budget.drop is None:
-            limit = self.budget.size or math.inf
-            base = self._base[self.targets[0]].size
+            limit = getattr(self.budget, self.budget.counted) or math.inf
+            base = self._bytes(self._base[self.targets[0]])
             return np.where(size <= math.log(limit / base), drop, np.inf)
         worth = (drop <= self.budget.drop) & (size < goal)
         return np.where(worth, size, np.inf)
@@ -259,7 +268,7 @@ class Surrogate:
             else:
                 size = size + saved
         base, own = self._base[self.targets[0]], self._base.get(target)
-        gain = math.log(own.size / base.size) if own is not None else 0.0
+        gain = math.log(self._bytes(own) / self._bytes(base)) if own is not None else 0.0
         more = max(0.0, own.bound - base.bound) if own is not None else 0.0
         return drop + more, size + _together(coarse, np.full_like(coarse, gain))
 

@@ -12,7 +12,10 @@ from edgekit.compress.step import Step, spell
 from edgekit.core import files
 from edgekit.core.structure import structure
 from edgekit.errors import EdgekitError, GateFailedError, UsageError
-from edgekit.search.budget import Budget
+from edgekit.search.budget import SIZES, Budget, Sizes
+
+_ENDLESS = 1 << 62
+"""Bytes of what cannot be had: larger than anything, and an integer in JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +34,16 @@ class Candidate:
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """What a candidate costs: ``drop`` of the metric (0 to 1) and the ``margin`` by which the true drop may be
-    larger, ``size`` in bytes as shipped (``exact`` or estimated; from the files when they were ``built``, else from
-    the weights), ``latency_ms`` where a budget asks for it, the ``seconds`` it took to find out. ``error`` says why
-    it cannot be had at all."""
+    larger, bytes coded into an ``.ekz`` (``size``, ``exact`` or estimated), as a ``file`` on the device and as a
+    store's ``download`` (from the files when they were ``built``, else from the weights), ``latency_ms`` where a
+    budget asks for it, the ``seconds`` it took to find out. ``error`` says why it cannot be had at all."""
 
     line: str
     target: str
     drop: float
     size: int
+    file: int = 0
+    download: int = 0
     margin: float = 0.0
     exact: bool = False
     built: bool = False
@@ -50,6 +55,15 @@ class Trial:
     def bound(self) -> float:
         """The drop that a budget is held to."""
         return self.drop + self.margin
+
+    @property
+    def sizes(self) -> Sizes:
+        """All three."""
+        return Sizes(ekz=self.size, file=self.file, download=self.download)
+
+    def within(self, budget: Budget) -> bool:
+        """Whether it can be had and holds all limits."""
+        return not self.error and budget.holds(self.bound, self.sizes, self.latency_ms)
 
     @property
     def name(self) -> str:
@@ -138,15 +152,20 @@ def _rows(path: Path) -> list[dict[str, object]]:
 
 def ranked(results: Iterable[tuple[Candidate, Trial]], budget: Budget) -> list[tuple[Candidate, Trial]]:
     """Those within the budget, the best first: the smallest where the drop is limited, else the least drop."""
-    within = [(c, t) for c, t in results if not t.error and budget.holds(t.bound, t.size, t.latency_ms)]
-    if budget.drop is None and budget.size is not None:
-        return sorted(within, key=lambda r: (r[1].drop, r[1].size, r[1].line))
-    return sorted(within, key=lambda r: (r[1].size, r[1].drop, r[1].line))
+    within = [(c, t) for c, t in results if t.within(budget)]
+
+    def size(trial: Trial) -> tuple[int, int]:
+        # Zeros leave the file as large as it was: of equal ones the one that codes best.
+        return budget.smallest(trial.sizes), trial.size
+
+    if budget.drop is None and any(getattr(budget, name) is not None for name in SIZES):
+        return sorted(within, key=lambda r: (r[1].drop, *size(r[1]), r[1].line))
+    return sorted(within, key=lambda r: (*size(r[1]), r[1].drop, r[1].line))
 
 
 def front(trials: Iterable[Trial]) -> list[Trial]:
-    """The Pareto front: trials that no other beats in size and drop (and latency, where it was measured), smallest
-    first."""
+    """The Pareto front: trials that no other beats in all sizes and in the drop (and latency, where it was measured),
+    the smallest ``.ekz`` first."""
     able = [t for t in trials if not t.error]
 
     def beats(a: Trial, b: Trial) -> bool:
@@ -158,7 +177,7 @@ def front(trials: Iterable[Trial]) -> list[Trial]:
 
 
 def _costs(trial: Trial) -> tuple[float, ...]:
-    return (trial.size, trial.drop, trial.latency_ms or 0.0)
+    return (trial.size, trial.file, trial.download, trial.drop, trial.latency_ms or 0.0)
 
 
 def refused(candidate: Candidate, error: EdgekitError, seconds: float) -> Trial:
@@ -167,7 +186,9 @@ def refused(candidate: Candidate, error: EdgekitError, seconds: float) -> Trial:
         line=candidate.line,
         target=candidate.target,
         drop=1.0,
-        size=1 << 62,  # larger than anything, and an integer in JSON
+        size=_ENDLESS,
+        file=_ENDLESS,
+        download=_ENDLESS,
         seconds=round(seconds, 2),
         error=error.message or type(error).__name__,
     )

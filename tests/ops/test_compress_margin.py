@@ -97,13 +97,12 @@ def test_a_drop_of_the_limit_is_accepted_no_more_often_than_said(count: int, gai
         assert accepted <= 0.1
 
 
-def test_two_halves_are_as_sure_as_the_whole() -> None:
-    before, after = rights(4000, worse=0.05, better=0.02, seed=3)
-    halves = [margin.drop(margin.of_values(before[at::2]), margin.of_values(after[at::2])) for at in (0, 1)]
-    whole = margin.drop(margin.of_values(before), margin.of_values(after))
-    both = margin.both(*halves)
-    assert both.value == pytest.approx(whole.value)
-    assert both.error == pytest.approx(whole.error, rel=0.3)
+def test_all_confirmations_together_err_no_more_than_said() -> None:
+    for confidence in (0.8, 0.9, 0.99):
+        errors = [1 - margin.spent(confidence, number) for number in range(1, 10_000)]
+        assert errors == sorted(errors, reverse=True)
+        assert 0.99 * (1 - confidence) < math.fsum(errors) < 1 - confidence
+    assert margin.spent(0.5, 3) == 0.5
 
 
 def test_one_number_has_no_margin_and_no_number_is_refused() -> None:

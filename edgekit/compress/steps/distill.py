@@ -22,10 +22,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from edgekit.compress.step import Step, choice
-from edgekit.compress.training.settings import Training
+from edgekit.compress.training.settings import KINDS, Training
 from edgekit.errors import ConfigError
 
-KINDS = ("scores", "values")
 DATA = ("task", "synthetic")
 
 
@@ -68,6 +67,10 @@ class Distill(Step):
             raise ConfigError(
                 f"distill with the weights {weights} and temperature {self.temperature}",
                 hint="weights must not be negative, one of them must be positive, as must the temperature",
+            )
+        if self.training.teacher:
+            raise ConfigError(
+                "distill has a teacher itself", hint="use soft and labels, not training.teacher"
             )
         choice(self.NAME, "kind", self.kind, KINDS)
         choice(self.NAME, "data", self.data, DATA)

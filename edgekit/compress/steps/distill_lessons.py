@@ -14,9 +14,10 @@ from torch.nn import functional
 
 from edgekit.compress.step import Context, Tensors
 from edgekit.compress.steps.distill import Distill
-from edgekit.compress.steps.distill_states import Pair, Watch, find_pairs, pick, projections, state_loss
+from edgekit.compress.steps.distill_states import Pair, find_pairs, projections, state_loss
 from edgekit.compress.steps.distill_synthetic import Synthetic
 from edgekit.compress.training.task import AnyBatch, DerivedTask, Task
+from edgekit.compress.training.teacher import Watch, answers, follow, matched, soft_loss
 from edgekit.compress.training.train import fit
 from edgekit.errors import ConfigError, SourceError, UsageError
 from edgekit.load import load, parse
@@ -103,17 +104,10 @@ class Lessons(DerivedTask):
     def loss(self, model: nn.Module, batch: AnyBatch) -> torch.Tensor:
         """The weighted sum of all parts."""
         student = model.get_submodule("student")
-        _follow(self.teacher, student)
+        follow(self.teacher, student)
         with Watch(student, [p.student for p in self.pairs]) as own:
             labelled = self.task.loss(student, batch)
-        with torch.no_grad(), Watch(self.teacher, [p.teacher for p in self.pairs]) as other:
-            try:
-                self.teacher(*own.args, **own.kwargs)
-            except (RuntimeError, TypeError, ValueError) as error:
-                raise SourceError(
-                    f"the teacher does not take the student's inputs: {error}",
-                    hint="teacher and student must have the same inputs",
-                ) from error
+        other = answers(self.teacher, own, [p.teacher for p in self.pairs])
         # The task's loss is computed even where labels=0: it is what calls the student.
         total = self.step.labels * labelled + self._outputs(own.output, other.output)
         if self.pairs:
@@ -123,13 +117,7 @@ class Lessons(DerivedTask):
     def _outputs(self, own: object, other: object) -> torch.Tensor:
         """Soft, hard and relational parts over the matched output."""
         step = self.step
-        student, teacher = pick(own, step.output), pick(other, step.output)
-        if student.shape != teacher.shape:
-            raise SourceError(
-                f"the student gives {list(student.shape)}, the teacher {list(teacher.shape)}",
-                hint="name the output that both have (output=NAME)",
-            )
-        student, teacher = student.float(), teacher.float()
+        student, teacher = matched(own, other, step.output)
         total = student.new_zeros(())
         if step.soft and step.kind == "values":
             total = total + step.soft * functional.mse_loss(student, teacher)
@@ -146,23 +134,6 @@ class Lessons(DerivedTask):
             log = functional.log_softmax(student, -1)
             total = total + step.confidence * (log.exp() * log).sum(-1).mean()
         return total
-
-
-def _follow(teacher: nn.Module, student: nn.Module) -> None:
-    """The teacher goes where the student is."""
-    here = next((p.device for p in student.parameters()), None)
-    there = next((p.device for p in teacher.parameters()), None)
-    if here is not None and here != there:
-        teacher.to(here)
-
-
-def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """``T² · KL(teacher / T ‖ student / T)`` over the last axis, a mean over the rest (Hinton et al. 2015)."""
-    classes = student.shape[-1]
-    log_student = functional.log_softmax(student.reshape(-1, classes) / temperature, -1)
-    log_teacher = functional.log_softmax(teacher.reshape(-1, classes) / temperature, -1)
-    divergence = functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
-    return divergence * temperature**2
 
 
 def relation_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

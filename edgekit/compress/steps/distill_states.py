@@ -10,9 +10,8 @@ divergence, which needs no equal number of heads (after Wang et al., "MiniLM", 2
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
 
 import torch
 from torch import nn
@@ -21,8 +20,8 @@ from torch.nn import functional
 from edgekit.compress.hooks import Weighted
 from edgekit.compress.steps.distill import Distill
 from edgekit.compress.training.task import Task
+from edgekit.compress.training.teacher import Watch
 from edgekit.errors import ConfigError, SourceError
-from edgekit.graph.nested import flatten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,47 +82,6 @@ def stack(model: nn.Module) -> list[str]:
         return best
     stages = [n for n, m in model.named_children() if any(isinstance(x, Weighted) for x in m.modules())]
     return stages[:-1] if len(stages) > 1 else best
-
-
-class Watch:
-    """Keeps a call's arguments and result, and the outputs of some modules, while it is entered."""
-
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        self.model, self.names = model, names
-        self.states: dict[str, torch.Tensor] = {}
-        self.args: tuple[Any, ...] = ()
-        self.kwargs: dict[str, Any] = {}
-        self._output: object = None
-
-    def __enter__(self) -> Self:
-        def whole(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
-            self.args, self.kwargs, self._output = args, kwargs, output
-
-        self.handles = [self.model.register_forward_hook(whole, with_kwargs=True)]
-        for name in self.names:
-            self.handles.append(self.model.get_submodule(name).register_forward_hook(self._keep(name)))
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    @property
-    def output(self) -> object:
-        """The result. Raises ``SourceError`` if the model was never called."""
-        if self._output is None:
-            raise SourceError(
-                "the task's loss does not call the model", hint="call model(…), not one of its parts"
-            )
-        return self._output
-
-    def _keep(self, name: str) -> Callable[[nn.Module, object, object], None]:
-        def hook(_: nn.Module, __: object, output: object) -> None:
-            floats = [t for t in flatten(output).values() if t.is_floating_point()]
-            if floats:
-                self.states[name] = floats[0]
-
-        return hook
 
 
 def state_loss(
@@ -197,18 +155,6 @@ def projections(
             if narrow != wide:
                 maps[pair.key] = nn.Linear(narrow, wide, bias=False)
     return maps
-
-
-def pick(result: object, name: str) -> torch.Tensor:
-    """The output called ``name``, or the first one of floats. Raises ``SourceError`` where there is none."""
-    floats = {k: v for k, v in flatten(result).items() if v.is_floating_point()}
-    if name and name not in floats:
-        raise SourceError(
-            f"there is no output {name!r}", hint=f"outputs: {', '.join(floats) or 'none of floats'}"
-        )
-    if not floats:
-        raise SourceError("the model gives no floats to learn from", hint="distill needs scores or values")
-    return floats[name] if name else next(iter(floats.values()))
 
 
 def _last(state: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgekit.compress.hooks import removed
 from edgekit.compress.step import Tensors, forward
-from edgekit.compress.steps.distill_states import pick
 from edgekit.compress.training.task import Task
+from edgekit.compress.training.teacher import pick
 
 BATCH = 32
 UPDATES = 200

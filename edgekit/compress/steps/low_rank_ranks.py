@@ -15,6 +15,7 @@ from edgekit.compress.steps import low_rank_factors, patterns
 from edgekit.compress.steps.low_rank import LowRank
 from edgekit.compress.steps.low_rank_factors import Cut, hollow
 from edgekit.compress.steps.low_rank_moments import Factorable, InputMoments, observe
+from edgekit.compress.training.teacher import taught
 from edgekit.compress.training.train import fit
 from edgekit.errors import ConfigError, SourceError
 
@@ -42,7 +43,7 @@ def apply(step: LowRank, model: nn.Module, context: Context) -> nn.Module:
             _replace(model, name, cut.build(rank))
     context.record({name: torch.tensor(r) for (name, _), r in zip(cuts.items(), ranks, strict=True) if r})
     if step.training.epochs:
-        fit(model, context.needs_task(step.NAME), step.training, seed=context.seed)
+        fit(model, taught(step.NAME, step.training, context), step.training, seed=context.seed)
     return model.eval()
 
 

@@ -16,9 +16,11 @@ from edgekit.compress.steps import patterns
 from edgekit.compress.training.settings import Training
 from edgekit.errors import ConfigError
 
-CRITERIA = ("magnitude", "taylor", "snip", "movement", "random")
+CRITERIA = ("magnitude", "wanda", "taylor", "snip", "movement", "random")
 SCOPES = ("global", "layer")
-SCHEDULES = ("gradual", "iterative", "one-shot")
+SCHEDULES = ("auto", "gradual", "iterative", "one-shot")
+SHORT = 3.0
+"""Epochs up to which ``auto`` cuts before it trains (docs/compression.md has the figures)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +30,13 @@ class Prune(Step):
     ``sparsity``: share of zeros in the pruned layers together (``scope="global"``) or in each
     (``"layer"``). ``layers``: sparsities of single layers, ``"fc1=0.97,head*=0.5"``, instead. ``ramp``:
     the share of the training in which the sparsity rises; the rest trains what is left. Without
-    training everything is cut at once. ``criterion``: ``magnitude``, ``taylor``, ``snip``, ``movement`` or
-    ``random``. ``schedule``: ``gradual``, ``iterative`` (``rounds`` times cut and train) or ``one-shot`` (cut,
-    then train). ``block`` > 1: neighbouring inputs are cut together, by their L2 norm. ``pattern``: ``"2:4"``
-    keeps 2 of every 4 input channels of each output, whatever ``sparsity`` says; layers whose inputs are no
-    multiple of 4 stay dense.
+    training everything is cut at once. ``criterion``: ``magnitude``, ``wanda``, ``taylor``, ``snip``,
+    ``movement`` or ``random``. ``schedule``: ``gradual``, ``iterative`` (``rounds`` times cut and train) or
+    ``one-shot`` (cut, then train). ``block`` > 1: neighbouring inputs are cut together, by their L2 norm.
+    ``pattern``: ``"2:4"`` keeps 2 of every 4 input channels of each output, whatever ``sparsity`` says; layers whose
+    inputs are no multiple of 4 stay dense. ``refit``: without training, the weights that stay make up for those that
+    go, by least squares on ``batches`` of the task's data, and batch norms move with what they read; without a task
+    nothing does.
     """
 
     NAME: ClassVar[str] = "prune"
@@ -44,10 +48,12 @@ class Prune(Step):
     ramp: float = 0.6
     normalize: bool = False
     criterion: str = "magnitude"
-    schedule: str = "gradual"
+    schedule: str = "auto"
     rounds: int = 5
     block: int = 1
     pattern: str = ""
+    refit: bool = True
+    batches: int = 8
     training: Training = field(default_factory=lambda: Training(epochs=0.0))
 
     def __post_init__(self) -> None:
@@ -59,12 +65,26 @@ class Prune(Step):
         choice(self.NAME, "scope", self.scope, SCOPES)
         choice(self.NAME, "criterion", self.criterion, CRITERIA)
         choice(self.NAME, "schedule", self.schedule, SCHEDULES)
-        if self.rounds < 1 or self.block < 1:
+        if self.rounds < 1 or self.block < 1 or self.batches < 1:
             raise ConfigError(
-                f"prune with {self.rounds} rounds and blocks of {self.block}", hint="both are 1 or more"
+                f"prune with {self.rounds} rounds, blocks of {self.block} and {self.batches} batches",
+                hint="all are 1 or more",
+            )
+        if self.criterion == "movement" and (not self.training.epochs or self.schedule == "one-shot"):
+            raise ConfigError(
+                "movement is what training does to the weights, and nothing has moved before it",
+                hint="let it train (training.epochs=3, schedule=gradual), or use criterion=magnitude",
             )
         parse_layers(self.layers)
         parse_pattern(self.pattern)
+
+    @property
+    def scheduled(self) -> str:
+        """The schedule, with what ``auto`` comes to."""
+        if self.schedule != "auto":
+            return self.schedule
+        short = self.training.epochs <= SHORT and self.criterion != "movement"
+        return "one-shot" if short else "gradual"
 
 
 STEP = Prune

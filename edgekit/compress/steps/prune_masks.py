@@ -14,11 +14,13 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from edgekit.compress import constraints
+from edgekit.compress import constraints, normalization
 from edgekit.compress.constraints import Zeros
+from edgekit.compress.hooks import Weighted
 from edgekit.compress.step import Context, Tensors
-from edgekit.compress.steps import patterns, saliency
+from edgekit.compress.steps import patterns, prune_refit, saliency
 from edgekit.compress.steps.prune import Prune, parse_layers, parse_pattern
+from edgekit.compress.training.teacher import taught
 from edgekit.compress.training.train import fit
 
 _MASK = ".mask"
@@ -29,19 +31,43 @@ def apply(step: Prune, model: nn.Module, context: Context) -> nn.Module:
     targets = constraints.float_layers(model, step.NAME)
     own = _own_sparsities(step, tuple(targets))
     masks = {name: saliency.Mask(module, step.criterion) for name, module in targets.items()}
+    dense = {name: module.weight.detach().clone() for name, module in targets.items()}
     for name, module in targets.items():
         parametrize.register_parametrization(module, "weight", masks[name])
     try:
         # Before anything is cut: snip's scores are of the whole network.
-        scores = saliency.initial(model, targets, step.criterion, context)
+        scores = saliency.initial(model, targets, step, context)
         _train(model, context, _Masks(step=step, targets=targets, masks=masks, own=own, scores=scores))
     finally:
         for module in targets.values():
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-    context.record({f"{name}{_MASK}": mask.mask.bool() for name, mask in masks.items()})
+    kept = {name: mask.mask.bool() for name, mask in masks.items()}
+    if step.refit and not step.training.epochs and context.task is not None:
+        _refit(step, model, targets, dense, kept, context)
+    context.record({f"{name}{_MASK}": mask for name, mask in kept.items()})
     for name, module in targets.items():
-        constraints.lay(module, _zeros(step, masks[name].mask.bool()))
+        constraints.lay(module, _zeros(step, kept[name]))
     return model
+
+
+def _refit(
+    step: Prune,
+    model: nn.Module,
+    targets: Mapping[str, Weighted],
+    dense: Tensors,
+    kept: Tensors,
+    context: Context,
+) -> None:
+    """Let the weights that stay, and the batch norms behind them, make up for those that go."""
+    for name, module in targets.items():
+        module.weight.data.copy_(dense[name])
+    with normalization.preserved(model, context, step.batches, step=step.NAME, wanted=True) as settle:
+        found = prune_refit.compensated(model, targets, kept, context, step.batches, step=step.NAME)
+        for name, module in targets.items():
+            module.weight.data.mul_(kept[name])
+            if name in found:
+                prune_refit.install(module, found[name])
+        settle(None)
 
 
 def restore(step: Prune, model: nn.Module, tensors: Tensors) -> nn.Module:
@@ -80,12 +106,12 @@ def _train(model: nn.Module, context: Context, masks: _Masks) -> None:
     masks.update(1.0 if not step.training.epochs else 0.0)
     if not step.training.epochs:
         return
-    task = context.needs_task(step.NAME)
-    if step.schedule == "gradual":
+    task = taught(step.NAME, step.training, context)
+    if step.scheduled == "gradual":
         fit(model, task, step.training, seed=context.seed, each_step=_rising(masks, step.ramp))
         masks.update(1.0)
         return
-    rounds = step.rounds if step.schedule == "iterative" else 1
+    rounds = step.rounds if step.scheduled == "iterative" else 1
     part = dataclasses.replace(step.training, epochs=step.training.epochs / rounds)
     for number in range(1, rounds + 1):
         masks.update(1 - (1 - number / rounds) ** 3)
@@ -98,7 +124,7 @@ class _Masks:
     before training, where the criterion has any."""
 
     step: Prune
-    targets: Mapping[str, nn.Module]
+    targets: Mapping[str, Weighted]
     masks: Mapping[str, saliency.Mask]
     own: Mapping[str, float]
     scores: Mapping[str, torch.Tensor]
@@ -121,7 +147,8 @@ class _Masks:
         flat = torch.cat([score.flatten() for score in scores.values()])
         limit = _threshold(flat, share)
         kept = flat > limit
-        if any(constraints.values(self.targets[name]) is not None for name in scores):
+        shared = any(constraints.values(self.targets[name]) is not None for name in scores)
+        if shared or (torch.isfinite(limit) and limit > 0):
             # Shared values have equal scores: of those at the limit the first ones stay, not none.
             spare = len(flat) - int(share * len(flat)) - int(kept.sum())
             kept[torch.nonzero(flat == limit)[:spare]] = True
@@ -139,13 +166,15 @@ class _Masks:
     def _score(self, name: str) -> torch.Tensor:
         weight = saliency.original(self.targets[name]).detach()
         score = weight.abs()
-        if self.step.criterion != "magnitude":
+        if self.step.criterion == "movement":
+            score = self.masks[name].movement(weight)
+        elif self.step.criterion != "magnitude":
             running = self.masks[name].score
             # Until training has collected something, the scores from before it count.
             started = running is not None and bool(running.any())
             score = running if running is not None and started else self.scores[name].to(weight.device)
         if self.step.block > 1:
-            score = saliency.blocks(score, self.step.block)
+            score = saliency.blocks(score.clamp_min(0), self.step.block)
         if self.step.normalize:
             score = score / score.square().mean().sqrt().clamp_min(1e-12)
         gone = constraints.zeros(self.targets[name])

@@ -31,7 +31,8 @@ class Qat(Step):
     points of 0, as TensorRT wants them. ``steps``: ``learned`` or ``fixed``. ``range``: where steps start: ``mse``,
     ``minmax``, ``percentile`` of the first ``batches`` training batches. ``batch_norm``: ``fold`` into the weights
     before training; or train with it in place, its statistics held (``freeze``) or going on (``train``), and fold it
-    into the scales in the end. Without training this is quantization after training.
+    into the scales in the end. Without training this is quantization after training; ``refit``: weights are then
+    rounded up or down so that each layer's outputs stay near on ``batches``, not each to its nearest.
     """
 
     NAME: ClassVar[str] = "qat"
@@ -46,6 +47,7 @@ class Qat(Step):
     range: str = "mse"
     batch_norm: str = "fold"
     batches: int = 8
+    refit: bool = True
     training: Training = field(default_factory=lambda: Training(epochs=0.0))
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from edgekit.compress import constraints
 from edgekit.compress.constraints import Values
 from edgekit.compress.hooks import prunable, removed
 from edgekit.compress.step import Context, Tensors, forward
-from edgekit.compress.steps import batch_norm, patterns, qat_ranges
+from edgekit.compress.steps import batch_norm, patterns, qat_ranges, qat_rounding
 from edgekit.compress.steps.qat import Qat, parse_bits
 from edgekit.compress.steps.qat_grid import Grid, integers_of, settle
 from edgekit.compress.steps.qat_layers import (
@@ -27,6 +27,7 @@ from edgekit.compress.steps.qat_layers import (
     channel_axis,
     store,
 )
+from edgekit.compress.training.teacher import taught
 from edgekit.compress.training.train import fit
 from edgekit.errors import SourceError, UsageError
 from edgekit.graph.nested import flatten
@@ -56,9 +57,11 @@ def apply(step: Qat, model: nn.Module, context: Context) -> nn.Module:
         batch_norm.refuse_shared(model, pairs, step.NAME)
         batch_norm.fold(model, pairs)
     numbers = _install(step, model, bits, context, run)
+    if step.refit and not step.training.epochs and context.task is not None:
+        qat_rounding.choose(model, bits, context, step.batches, step=step.NAME)
     with removed(batch_norm.hold_statistics(model) if step.batch_norm != "train" else []):
         if step.training.epochs:
-            fit(model, context.needs_task(step.NAME), step.training, seed=context.seed)
+            fit(model, taught(step.NAME, step.training, context), step.training, seed=context.seed)
     model.eval()
     for name in bits:
         settle(model.get_submodule(name))

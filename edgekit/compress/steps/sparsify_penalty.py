@@ -11,12 +11,18 @@ from edgekit.compress.hooks import Weighted, prunable
 from edgekit.compress.step import Context
 from edgekit.compress.steps.sparsify import Sparsify
 from edgekit.compress.training.task import AnyBatch, DerivedTask, Task
+from edgekit.compress.training.teacher import taught
 from edgekit.compress.training.train import fit
 
 
 def apply(step: Sparsify, model: nn.Module, context: Context) -> nn.Module:
     """Train in place and return ``model``. Raises ``UsageError`` without a task."""
-    fit(model, PenalisedTask(step, context.needs_task(step.NAME)), step.training, seed=context.seed)
+    fit(
+        model,
+        PenalisedTask(step, taught(step.NAME, step.training, context)),
+        step.training,
+        seed=context.seed,
+    )
     return model
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from edgekit.compress import normalization
 from edgekit.compress.hooks import removed
 from edgekit.compress.step import Context, Tensors, forward
 from edgekit.compress.steps import patterns
 from edgekit.compress.structured.depth import Depth
+from edgekit.compress.training.teacher import taught
 from edgekit.compress.training.train import fit
 from edgekit.errors import ConfigError, SourceError
 
@@ -41,13 +43,16 @@ def apply(step: Depth, model: nn.Module, context: Context) -> nn.Module:
             hint="leave this step out, or ask for a larger share",
         )
     removed_blocks: dict[str, bool] = {}
-    for _ in range(min(count, len(blocks))):
-        name = _least(step, model, context, blocks)
-        removed_blocks[name] = blocks.pop(name).in_tuple
-        _skip(model, name, in_tuple=removed_blocks[name])
+    untrained = not step.training.epochs
+    with normalization.preserved(model, context, _BATCHES, step=step.NAME, wanted=untrained) as settle:
+        for _ in range(min(count, len(blocks))):
+            name = _least(step, model, context, blocks)
+            removed_blocks[name] = blocks.pop(name).in_tuple
+            _skip(model, name, in_tuple=removed_blocks[name])
+        settle(None)
     context.record({f"{n}{_SKIP}": torch.tensor(int(in_tuple)) for n, in_tuple in removed_blocks.items()})
     if step.training.epochs:
-        fit(model, context.needs_task(step.NAME), step.training, seed=context.seed)
+        fit(model, taught(step.NAME, step.training, context), step.training, seed=context.seed)
     return model
 
 

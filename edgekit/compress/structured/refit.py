@@ -19,6 +19,7 @@ from torch import nn
 
 from edgekit.compress import constraints
 from edgekit.compress.hooks import Weighted, first_input, grouped, patches, removed
+from edgekit.compress.least_squares import solved
 from edgekit.compress.step import Context, Tensors
 from edgekit.compress.structured.cut import Plan
 
@@ -26,9 +27,6 @@ _MEMORY = 512 << 20
 _WIDEST = 6144
 """Columns up to which a layer is solved: its moments take 300 MB."""
 _DAMPING = 1e-3
-_ITERATIONS = 300
-_ENOUGH = 1e-16
-"""Of the squared residual."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +135,7 @@ class _Watcher:
         missing = self.products - self.weight @ self.moments
         diagonal = self.moments.diagonal()
         diagonal += _DAMPING * diagonal.mean() + torch.finfo(torch.float64).tiny
-        change = _solved(self.moments, missing, self.free)
+        change = solved(self.moments, missing, self.free)
         new = (self.weight + change).float().to(self.device)
         if not bool(torch.isfinite(new).all()):
             return None
@@ -145,25 +143,3 @@ class _Watcher:
         if self.module.bias is not None:
             new, bias = new[:, :-1], new[:, -1]
         return Fitted(weight=new.reshape(self.shape), bias=bias)
-
-
-def _solved(moments: torch.Tensor, missing: torch.Tensor, free: torch.Tensor | None) -> torch.Tensor:
-    """``x`` with ``x @ moments = missing``; with ``free`` (0 or 1, in the shape of ``x``) each row by conjugate
-    gradients over its free entries, the others 0."""
-    if free is None:
-        solved: torch.Tensor = torch.linalg.solve(moments, missing.T).T
-        return solved
-    scale, tiny = 1 / moments.diagonal(), torch.finfo(torch.float64).tiny
-    x, left = torch.zeros_like(missing), missing * free
-    start = left.square().sum()
-    direction = scaled = left * scale
-    for _ in range(_ITERATIONS):
-        if left.square().sum() <= _ENOUGH * start:
-            break
-        moved = direction @ moments * free
-        before = (left * scaled).sum(1, keepdim=True)
-        step = before / (direction * moved).sum(1, keepdim=True).clamp_min(tiny)
-        x, left = x + step * direction, left - step * moved
-        scaled = left * scale
-        direction = scaled + direction * (left * scaled).sum(1, keepdim=True) / before.clamp_min(tiny)
-    return x

@@ -7,13 +7,14 @@ import dataclasses
 import torch
 from torch import nn
 
-from edgekit.compress import constraints
+from edgekit.compress import constraints, normalization
 from edgekit.compress.constraints import Zeros
 from edgekit.compress.step import Context, Tensors
 from edgekit.compress.steps import patterns
 from edgekit.compress.structured import attention, cut, groups, importance, refit, select, verify
 from edgekit.compress.structured.groups import Analysis, Group
 from edgekit.compress.structured.shrink import Shrink
+from edgekit.compress.training.teacher import taught
 from edgekit.compress.training.train import fit
 from edgekit.errors import SourceError
 
@@ -38,7 +39,7 @@ def apply(step: Shrink, model: nn.Module, context: Context) -> nn.Module:
         total = total.then(_round(step, model, context, analysis, _goal(step, costs, number / step.rounds)))
         if step.training.epochs:
             part = dataclasses.replace(step.training, epochs=step.training.epochs / step.rounds)
-            fit(model, context.needs_task(step.NAME), part, seed=context.seed + number - 1)
+            fit(model, taught(step.NAME, step.training, context), part, seed=context.seed + number - 1)
     context.record(total.tensors())
     return model
 
@@ -106,10 +107,19 @@ def _round(
     checker.refine(alive)
     plan = cut.plan(model, analysis, alive, checker.leave)
     fits = step.refit and context.task is not None
-    fitted = refit.fit(model, plan, context, step.batches, step=step.NAME) if fits else {}
-    cut.apply(model, plan)
-    refit.install(model, fitted)
+    last = fits and not step.training.epochs
+    with normalization.preserved(model, context, step.batches, step=step.NAME, wanted=last) as settle:
+        fitted = refit.fit(model, plan, context, step.batches, step=step.NAME) if fits else {}
+        cut.apply(model, plan)
+        refit.install(model, fitted)
+        settle(lambda norm: _stayed(plan, norm))
     return plan
+
+
+def _stayed(plan: cut.Plan, norm: str) -> torch.Tensor | None:
+    """The channels of a batch norm that the plan leaves; none where it leaves all."""
+    kept = plan.kept.get((f"{norm}.running_mean", 0))
+    return None if kept is None else torch.from_numpy(kept)
 
 
 def _candidates(step: Shrink, analysis: Analysis) -> tuple[Group, ...]:

@@ -16,6 +16,7 @@ from edgekit.errors import ConfigError
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 PRECISIONS = ("fp32", "bf16", "fp16")
+KINDS = ("scores", "values")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 LOGGERS = ("tensorboard", "mlflow", "wandb")
 
@@ -24,7 +25,9 @@ LOGGERS = ("tensorboard", "mlflow", "wandb")
 class Training:
     """Length and speed of one training run. The rate warms up, then falls to zero along a cosine.
 
-    ``precision``: ``fp32``, or the forward pass in mixed ``bf16`` or ``fp16`` (with loss scaling).
+    ``precision``: ``fp32``, or the forward pass in mixed ``bf16`` or ``fp16`` (with loss scaling). ``teacher``: the
+    share of the loss that is how far the model is from what it was before the recipe's first step, of its first output
+    as ``kind`` says (``scores`` at a ``temperature``, or ``values``); the rest is the task's.
     """
 
     epochs: float = 1.0
@@ -36,8 +39,17 @@ class Training:
     clip: float = 0.0
     patience: int = 0
     precision: str = "fp32"
+    teacher: float = 0.0
+    temperature: float = 2.0
+    kind: str = "scores"
 
     def __post_init__(self) -> None:
+        choice("training", "kind", self.kind, KINDS)
+        if not 0 <= self.teacher <= 1 or self.temperature <= 0:
+            raise ConfigError(
+                f"training with a teacher's share of {self.teacher} at temperature {self.temperature}",
+                hint="the share is from 0 to 1, the temperature positive",
+            )
         choice("training", "optimizer", self.optimizer, OPTIMIZERS)
         choice("training", "precision", self.precision, PRECISIONS)
         if self.epochs < 0 or self.rate <= 0 or not 0 <= self.warmup < 1:

@@ -18,10 +18,10 @@ from compose_support import Task, Weight, exported, net
 
 from edgekit.compress import constraints, plan, recipes
 from edgekit.compress.hooks import Weighted
+from edgekit.compress.least_squares import solved
 from edgekit.compress.run import run
 from edgekit.compress.step import Context, Step, Tensors
 from edgekit.compress.steps.qat_layers import INPUT
-from edgekit.compress.structured import refit
 from edgekit.compress.training.settings import Loop, looping
 from edgekit.errors import ComposeError
 
@@ -245,7 +245,7 @@ def test_a_refit_leaves_zeros_and_is_the_best_with_them() -> None:
     x = torch.randn(200, 12, generator=random, dtype=torch.float64)
     y = torch.randn(200, 5, generator=random, dtype=torch.float64)
     free = (torch.rand(5, 12, generator=random) < 0.5).double()
-    found = refit._solved(x.T @ x, y.T @ x, free)
+    found = solved(x.T @ x, y.T @ x, free)
     assert not found[free == 0].any()
     for row, support, target in zip(found, free.bool(), y.T, strict=True):
         best = torch.linalg.lstsq(x[:, support], target[:, None]).solution[:, 0]

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: E402
 
 from edgekit.compress.step import Context  # noqa: E402
 from edgekit.compress.steps import saliency  # noqa: E402
-from edgekit.compress.steps.prune import CRITERIA, SHORT, Prune, parse_pattern  # noqa: E402
+from edgekit.compress.steps.prune import CRITERIA, Prune, parse_pattern  # noqa: E402
 from edgekit.compress.steps.sparsify import Sparsify  # noqa: E402
 from edgekit.compress.training.settings import Training  # noqa: E402
 from edgekit.errors import ConfigError, UsageError  # noqa: E402
@@ -113,15 +113,6 @@ def test_movement_finds_weights_that_only_training_tells_apart() -> None:
 def test_movement_without_any_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="moved"):
         Prune(criterion="movement", **options)
-
-
-def test_short_trainings_cut_first() -> None:
-    def scheduled(epochs: float, **options: str) -> str:
-        return Prune(training=Training(epochs=epochs), **options).scheduled
-
-    assert [scheduled(e) for e in (0.5, SHORT, SHORT + 0.1, 20)] == ["one-shot"] * 2 + ["gradual"] * 2
-    assert scheduled(1, criterion="movement") == "gradual"
-    assert scheduled(1, schedule="gradual") == "gradual"
 
 
 def test_snip_is_the_product_of_weight_and_gradient() -> None:

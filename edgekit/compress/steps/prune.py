@@ -18,9 +18,7 @@ from edgekit.errors import ConfigError
 
 CRITERIA = ("magnitude", "wanda", "taylor", "snip", "movement", "random")
 SCOPES = ("global", "layer")
-SCHEDULES = ("auto", "gradual", "iterative", "one-shot")
-SHORT = 3.0
-"""Epochs up to which ``auto`` cuts before it trains (docs/compression.md has the figures)."""
+SCHEDULES = ("gradual", "iterative", "one-shot")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +43,10 @@ class Prune(Step):
     sparsity: float = 0.5
     scope: str = "global"
     layers: str = ""
-    ramp: float = 0.6
+    ramp: float = 0.2
     normalize: bool = False
     criterion: str = "magnitude"
-    schedule: str = "auto"
+    schedule: str = "gradual"
     rounds: int = 5
     block: int = 1
     pattern: str = ""
@@ -77,14 +75,6 @@ class Prune(Step):
             )
         parse_layers(self.layers)
         parse_pattern(self.pattern)
-
-    @property
-    def scheduled(self) -> str:
-        """The schedule, with what ``auto`` comes to."""
-        if self.schedule != "auto":
-            return self.schedule
-        short = self.training.epochs <= SHORT and self.criterion != "movement"
-        return "one-shot" if short else "gradual"
 
 
 STEP = Prune

@@ -107,11 +107,11 @@ def _train(model: nn.Module, context: Context, masks: _Masks) -> None:
     if not step.training.epochs:
         return
     task = taught(step.NAME, step.training, context)
-    if step.scheduled == "gradual":
+    if step.schedule == "gradual":
         fit(model, task, step.training, seed=context.seed, each_step=_rising(masks, step.ramp))
         masks.update(1.0)
         return
-    rounds = step.rounds if step.scheduled == "iterative" else 1
+    rounds = step.rounds if step.schedule == "iterative" else 1
     part = dataclasses.replace(step.training, epochs=step.training.epochs / rounds)
     for number in range(1, rounds + 1):
         masks.update(1 - (1 - number / rounds) ** 3)

@@ -61,7 +61,7 @@ def test_only_the_teacher_is_learnt_from_where_its_share_is_one(step: str) -> No
         compressed, _ = run(copy.deepcopy(model), recipe.steps, context, judged=False)
         found[share] = task.metric(compressed)
     assert found[0.0] < 0.7
-    assert found[1.0] > 0.95
+    assert found[1.0] > 0.9
 
 
 def test_the_loss_is_the_weighted_mean_of_both() -> None:

@@ -77,7 +77,7 @@ class Row:
             return "right"
         if self.snr >= self.emulated - NEAR_DB:
             return "false"
-        return "saturated" if self.local == () else "right"
+        return "saturated" if not self.local else "false"  # refused where nothing saturates
 
 
 def main() -> int:

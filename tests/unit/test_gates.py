@@ -244,3 +244,20 @@ def test_nothing_in_float16_leaves_its_range(left, verdict):
     (gate,) = [g for g in gates(Evidence(half=half), Tolerance()) if g.name == "range"]
     assert gate.verdict is verdict
     assert "a reaches 200,000: 2 nodes stay in float32" in gate.message
+
+
+@pytest.mark.parametrize(
+    ("data", "noise", "verdict"),
+    [
+        ("calibration", True, Verdict.SHOWN),
+        ("calibration", False, Verdict.FAIL),
+        ("evaluation", True, Verdict.FAIL),
+    ],
+)
+def test_of_noise_that_nobody_gave_to_judge_on_the_agreement_is_shown(data, noise, verdict):
+    parity = Parity(
+        samples=8, rows=8, max_abs=0.1, relative_error=0.1, snr_db=32.0, cosine=1.0, top1_agreement=0.875,
+        agreement_rows=8, data=data, noise=noise,
+    )  # fmt: skip
+    found = {g.name: g for g in gates(Evidence(parity=parity), Tolerance(top1_agreement=0.9))}
+    assert found["top1-agreement"].verdict is verdict

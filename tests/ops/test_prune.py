@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: E402
 from edgekit.compress.step import Context  # noqa: E402
 from edgekit.compress.steps import saliency  # noqa: E402
 from edgekit.compress.steps.prune import CRITERIA, Prune, parse_pattern  # noqa: E402
+from edgekit.compress.steps.prune_masks import scheduled  # noqa: E402
 from edgekit.compress.steps.sparsify import Sparsify  # noqa: E402
 from edgekit.compress.training.settings import Training  # noqa: E402
 from edgekit.errors import ConfigError, UsageError  # noqa: E402
@@ -188,3 +189,15 @@ def test_wrong_options_are_refused() -> None:
     with pytest.raises(UsageError, match="snip"):
         Prune(criterion="snip").apply(net(), Context())
     assert parse_pattern("2:4") == (2, 4)
+
+
+def test_a_short_training_of_a_net_with_batch_norms_cuts_first() -> None:
+    plain = nn.Sequential(nn.Linear(4, 4))
+
+    def comes_to(model: nn.Module, epochs: float, **options: str) -> str:
+        return scheduled(Prune(training=Training(epochs=epochs), **options), model)
+
+    assert [comes_to(net(), epochs) for epochs in (0.5, 1, 1.5, 20)] == ["one-shot"] * 2 + ["gradual"] * 2
+    assert comes_to(plain, 0.5) == "gradual"
+    assert comes_to(net(), 1, criterion="movement") == "gradual"
+    assert comes_to(net(), 1, schedule="iterative") == "iterative"

@@ -18,7 +18,7 @@ from edgekit.errors import ConfigError
 
 CRITERIA = ("magnitude", "wanda", "taylor", "snip", "movement", "random")
 SCOPES = ("global", "layer")
-SCHEDULES = ("gradual", "iterative", "one-shot")
+SCHEDULES = ("auto", "gradual", "iterative", "one-shot")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,10 @@ class Prune(Step):
     sparsity: float = 0.5
     scope: str = "global"
     layers: str = ""
-    ramp: float = 0.2
+    ramp: float = 0.6
     normalize: bool = False
     criterion: str = "magnitude"
-    schedule: str = "gradual"
+    schedule: str = "auto"
     rounds: int = 5
     block: int = 1
     pattern: str = ""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from edgekit.compress import constraints, normalization
@@ -24,6 +25,8 @@ from edgekit.compress.training.teacher import taught
 from edgekit.compress.training.train import fit
 
 _MASK = ".mask"
+_SHORT = 1.0
+"""Epochs up to which it was measured that a ramp costs more than it gives (docs/compression.md)."""
 
 
 def apply(step: Prune, model: nn.Module, context: Context) -> nn.Module:
@@ -107,15 +110,25 @@ def _train(model: nn.Module, context: Context, masks: _Masks) -> None:
     if not step.training.epochs:
         return
     task = taught(step.NAME, step.training, context)
-    if step.schedule == "gradual":
+    schedule = scheduled(step, model)
+    if schedule == "gradual":
         fit(model, task, step.training, seed=context.seed, each_step=_rising(masks, step.ramp))
         masks.update(1.0)
         return
-    rounds = step.rounds if step.schedule == "iterative" else 1
+    rounds = step.rounds if schedule == "iterative" else 1
     part = dataclasses.replace(step.training, epochs=step.training.epochs / rounds)
     for number in range(1, rounds + 1):
         masks.update(1 - (1 - number / rounds) ** 3)
         fit(model, task, part, seed=context.seed + number - 1)
+
+
+def scheduled(step: Prune, model: nn.Module) -> str:
+    """The schedule of ``step``, with what ``auto`` comes to: in a short training a network of batch norms is cut
+    before it, as it does not heal behind a ramp; others, and criteria that follow the training, are cut meanwhile."""
+    if step.schedule != "auto":
+        return step.schedule
+    short = step.training.epochs <= _SHORT and step.criterion != "movement"
+    return "one-shot" if short and any(isinstance(m, _BatchNorm) for m in model.modules()) else "gradual"
 
 
 @dataclass(frozen=True, kw_only=True)

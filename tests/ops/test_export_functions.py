@@ -226,3 +226,14 @@ def test_where_a_module_raises_is_said(tmp_path: Path) -> None:
     model = load.from_module(Raises(), torch.ones(1, 4))
     with pytest.raises(ExportError, match=r"test_export_functions\.py:\d+"):
         export.export(model, tmp_path / "m.onnx")
+
+
+def test_a_complex_output_is_refused_by_name(tmp_path: Path) -> None:
+    class Spectrum(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return {"spectrum": torch.fft.rfft(x)}
+
+    model = load.from_module(Spectrum(), torch.randn(2, 8))
+    with pytest.raises(ExportError, match="'spectrum' is complex") as error:
+        export.export(model, tmp_path / "m.onnx")
+    assert "view_as_real" in error.value.hint

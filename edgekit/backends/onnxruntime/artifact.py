@@ -13,6 +13,7 @@ from edgekit.backends.onnxruntime.fusions import keep_normalizations_apart
 from edgekit.backends.onnxruntime.kernels import refuse_unsupported
 from edgekit.backends.onnxruntime.ortformat import write_ort
 from edgekit.graph import io
+from edgekit.graph.edit import attribute, integers, static_shape
 from edgekit.graph.passes.float16 import to_float16
 from edgekit.graph.weights import integer_share
 from edgekit.types import Lowered, OnnxModel, Option, Precision, Target
@@ -39,6 +40,7 @@ def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: 
     refuse_unsupported(onnx_model, target)
     notes = list(_to_half(onnx_model, options)) if target.precision is Precision.FP16 else []
     keep_normalizations_apart(onnx_model.graph)
+    _round_down(onnx_model)
     _strip(onnx_model)
     written = io.save(onnx_model, out / target.file)
     files = [target.file, *(f.name for f in io.external_files(written.path))]
@@ -72,6 +74,27 @@ def _to_half(model: ir.Model, options: Mapping[str, Option]) -> Iterator[str]:
         yield f"constants clamped to float16's range: {', '.join(report.clamped)}"
     if report.flushed:
         yield f"constants raised to the smallest positive float16: {', '.join(report.flushed)}"
+
+
+def _round_down(model: ir.Model) -> None:
+    """Pools that round up to what rounding down gives: ONNX Runtime's kernels leave out a window that begins in the
+    margin, its inference of shapes counts it, and then refuses to load what reads the result."""
+    for node in model.graph:
+        if not node.op_type.endswith("Pool") or not attribute(node, "ceil_mode", 0):
+            continue
+        before, after = static_shape(node.inputs[0]), static_shape(node.outputs[0])
+        kernel = integers(node, "kernel_shape")
+        if before is None or after is None or not kernel:
+            continue
+        rank = len(kernel)
+        strides, dilations = (integers(node, n) or [1] * rank for n in ("strides", "dilations"))
+        pads = integers(node, "pads") or [0] * 2 * rank
+        down = [
+            (n + pads[i] + pads[i + rank] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1
+            for i, n in enumerate(before[2:])
+        ]
+        if down == list(after[2:]):
+            node.attributes["ceil_mode"] = ir.AttrInt64("ceil_mode", 0)
 
 
 def _strip(model: ir.Model) -> None:

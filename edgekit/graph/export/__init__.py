@@ -69,6 +69,7 @@ def export_with_report(model: TorchModel, out: Path, *, opset: int = OPSET) -> t
     Raises :class:`ExportError` with every attempt's account, or when the ONNX computes something else.
     """
     behaviour = examine(model)
+    _refuse_complex(behaviour.outputs)
     names = _output_names(behaviour.outputs, model.example_inputs)
     opset = max([opset, *(getattr(m, "onnx_opset", 0) for m in model.module.modules())])
     attempts: list[Attempt] = []
@@ -116,6 +117,15 @@ def export_with_report(model: TorchModel, out: Path, *, opset: int = OPSET) -> t
     out.unlink(missing_ok=True)
     assert first is not None
     raise account(model, attempts, first) from first
+
+
+def _refuse_complex(outputs: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in outputs.items():
+        if tensor.is_complex():
+            raise ExportError(
+                f"the output {name!r} is complex ({tensor.dtype}), and runtimes give real numbers",
+                hint="return torch.view_as_real of it, or its magnitude and its angle",
+            )
 
 
 def _depends_on_values(error: str) -> bool:

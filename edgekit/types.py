@@ -251,6 +251,7 @@ class Tolerance:
     explained: float | None = None
     sample_snr_db: float | None = None
     integer_agreement: float = 0.99
+    boxes: float | None = None
 
     @property
     def slice_limit(self) -> float | None:
@@ -259,6 +260,13 @@ class Tolerance:
         if self.explained is not None or self.snr_db is None:
             return self.explained
         return 1.0 - math.pow(10.0, -(self.snr_db - SLICE_MARGIN_DB) / 10.0)
+
+    @property
+    def box_limit(self) -> float:
+        """The least share of a detector's boxes that agree; else as of class scores, or of integers in a float row."""
+        if self.boxes is not None:
+            return self.boxes
+        return self.integer_agreement if self.top1_agreement is None else self.top1_agreement
 
     @property
     def sample_limit(self) -> float | None:
@@ -461,8 +469,9 @@ class Parity:
 
     ``relative_error`` is max |a - r| / max |r|; ``snr_db`` is 10 log10(sum r² / sum (a - r)²), between -200
     and 200; ``cosine`` is the mean over rows; ``top1_agreement`` is set for outputs that look like class
-    scores, ``integer_agreement`` for outputs that are integers or booleans. ``explained`` is the share of
-    variance that the worst slice of a float output keeps (see ``artifact/slices.py``), ``explained_at`` says which;
+    scores, ``integer_agreement`` for outputs that are integers or booleans, ``boxes`` for outputs that look like a
+    detector's boxes: the share that overlaps with the source's (see ``artifact/boxes.py``). ``explained`` is the share
+    of variance that the worst slice of a float output keeps (see ``artifact/slices.py``), ``explained_at`` says which;
     ``sample_snr_db`` is the SNR that 95 % of the samples exceed. Each is the worst output's. ``rows`` counts batch
     elements, ``nonfinite`` the values that are NaN or infinite where the reference is not (or the other way round).
     ``metric_drop`` is how much worse the artifact is than the source, with a 90 % interval by ``drop_method``;
@@ -470,10 +479,10 @@ class Parity:
     reference's own, where it was measured; ``noise`` says that the inputs were noise.
 
     ``data`` is what the samples are (``"evaluation"``, ``"calibration"``, ``"random"`` or ``"golden"``), ``labelled``
-    how many of them have labels. ``agreement_rows``, ``integer_rows`` and ``metric_rows`` count what is independent
-    behind each figure: rows of a batch, not pixels or tokens; ``row_loss`` is how much of the metric one of these can
-    lose, ``changed_rows`` how many of them are scored otherwise, ``higher_is_better`` the metric's direction. ``guess``
-    is the accuracy of naming the most frequent label always; ``None`` where the metric is another one.
+    how many of them have labels. ``agreement_rows``, ``integer_rows``, ``box_rows`` and ``metric_rows`` count what is
+    independent behind each figure: rows of a batch, not pixels or tokens; ``row_loss`` is how much of the metric one of
+    these can lose, ``changed_rows`` how many of them are scored otherwise, ``higher_is_better`` the metric's direction.
+    ``guess`` is the accuracy of naming the most frequent label always; ``None`` where the metric is another one.
     """
 
     samples: int
@@ -486,6 +495,7 @@ class Parity:
     explained: float | None = None
     explained_at: str = ""
     sample_snr_db: float | None = None
+    boxes: float | None = None
     metric_name: str = ""
     metric: float | None = None
     reference_metric: float | None = None
@@ -501,6 +511,7 @@ class Parity:
     labelled: int = 0
     agreement_rows: int = 0
     integer_rows: int = 0
+    box_rows: int = 0
     metric_rows: int = 0
     row_loss: float = 1.0
     changed_rows: int | None = None

@@ -78,6 +78,7 @@ def _parity_gates(evidence: Evidence, tolerance: Tolerance) -> list[Gate | None]
             "relative-error", tolerance.relative_error, parity.relative_error if parity else None, "", why
         ),
         _agreement(parity, tolerance.top1_agreement, why),
+        _boxes(parity, tolerance.box_limit),
         _drop(parity, tolerance.metric_drop, why),
     ]
 
@@ -168,6 +169,16 @@ def _agreement(parity: Parity | None, limit: float | None, why: str) -> Gate | N
     ):  # a network's scores of noise hardly differ from each other
         return proof.shown(name, share, limit, f"{proof.inputs(parity)} of noise", judged=False)
     return proof.agreement(name, share, limit)
+
+
+def _boxes(parity: Parity | None, limit: float) -> Gate | None:
+    """A detector's boxes, of a picture as a whole."""
+    if parity is None or parity.boxes is None:
+        return None
+    share = proof.Share(value=parity.boxes, rows=parity.box_rows, what="boxes")
+    if parity.data in proof.NOT_DATA:
+        return proof.shown("boxes", share, limit, proof.inputs(parity), judged=parity.data == "golden")
+    return proof.agreement("boxes", share, limit)
 
 
 def _drop(parity: Parity | None, limit: float | None, why: str) -> Gate | None:

@@ -96,6 +96,7 @@ _NAMES: Mapping[str, tuple[str, Callable[[Option, str], float]]] = {
     "slices": ("explained", _share),
     "samples": ("sample_snr_db", _decibels),
     "integers": ("integer_agreement", _share),
+    "boxes": ("boxes", _share),
     "relative-error": ("relative_error", _amount),
     "agreement": ("top1_agreement", _share),
     "metric-drop": ("metric_drop", _amount),

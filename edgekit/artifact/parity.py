@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekit.artifact.boxes import BoxTally
 from edgekit.artifact.classes import ClassTally, class_axis
 from edgekit.artifact.energy import SNR_CAP, decibels, row_snr
 from edgekit.artifact.judge import Judge, Judged
@@ -69,6 +70,7 @@ def compare(
             tally.add(ref, out, double.get(name), scores=scores, embedded=embedded)
             if (axis := class_axis(name, ref, task)) is not None:
                 tally.classes.add(ref, out, axis)
+            tally.boxes.add(name, ref, out, task)
         judge.add(before or expected, got, samples)
         recipe.add(before or expected, expected, samples)
         samples += 1
@@ -130,6 +132,7 @@ class _Tally:
     bounded: bool = True
     slices: SliceTally = field(default_factory=SliceTally)
     classes: ClassTally = field(default_factory=ClassTally)
+    boxes: BoxTally = field(default_factory=BoxTally)
     row_snr: list[float] = field(default_factory=list)
     rounding: RoundingTally = field(default_factory=RoundingTally)
 
@@ -196,12 +199,16 @@ class _Tally:
             # What lies between 0 and 1 is judged by its size: a score of 1e-5 for "nothing" may be anything small.
             figures["sample_snr_db"] = sorted(self.row_snr)[int(LOW_QUANTILE * len(self.row_snr))]
         broken = self.nonfinite > 0
-        return figures | {
-            "relative_error": self.max_abs / self.max_ref if self.max_ref else self.max_abs,
-            "snr_db": -SNR_CAP if broken else decibels(self.signal, self.noise),
-            "cosine": -1.0 if broken else self.cosine_sum / max(self.rows, 1),
-            "cosine_min": -1.0 if broken else self.cosine_min,
-        }
+        return (
+            figures
+            | self.boxes.figures()
+            | {
+                "relative_error": self.max_abs / self.max_ref if self.max_ref else self.max_abs,
+                "snr_db": -SNR_CAP if broken else decibels(self.signal, self.noise),
+                "cosine": -1.0 if broken else self.cosine_sum / max(self.rows, 1),
+                "cosine_min": -1.0 if broken else self.cosine_min,
+            }
+        )
 
 
 def _where(name: str, figures: Mapping[str, float]) -> str:
@@ -219,6 +226,7 @@ def _parity(samples: int, tallies: Mapping[str, _Tally], judge: Judge) -> Parity
     agreements = {n: f["agreement"] for n, f in per_output.items() if "agreement" in f}
     integers = {n: agreements[n] for n, t in tallies.items() if t.integer and t.compared}
     lost = min(per_output, key=lambda n: per_output[n].get("explained", math.inf))
+    boxes = {n: f["boxes"] for n, f in per_output.items() if "boxes" in f}
     per_sample = [f["sample_snr_db"] for f in per_output.values() if "sample_snr_db" in f]
     parity = Parity(
         samples=samples,
@@ -235,6 +243,8 @@ def _parity(samples: int, tallies: Mapping[str, _Tally], judge: Judge) -> Parity
         explained=per_output[lost].get("explained"),
         explained_at=_where(lost, per_output[lost]),
         sample_snr_db=min(per_sample, default=None),
+        boxes=min(boxes.values(), default=None),
+        box_rows=_rows_of_the_least(boxes, tallies),
         rounding=worst_rounding([t.rounding for t in tallies.values()]),
         noise=any(t.slices.noise for t in tallies.values()),
         per_output=per_output,

@@ -55,6 +55,7 @@ class Tolerance(msgspec.Struct, kw_only=True):
     explained: float | None = None
     sample_snr_db: float | None = None
     integer_agreement: float = 0.99
+    boxes: float | None = None
 
 
 class Adaptation(msgspec.Struct, kw_only=True):
@@ -161,6 +162,7 @@ class Parity(msgspec.Struct, kw_only=True):
     explained: float | None = None
     explained_at: str = ""
     sample_snr_db: float | None = None
+    boxes: float | None = None
     metric_name: str = ""
     metric: float | None = None
     reference_metric: float | None = None
@@ -176,6 +178,7 @@ class Parity(msgspec.Struct, kw_only=True):
     labelled: int = 0
     agreement_rows: int = 0
     integer_rows: int = 0
+    box_rows: int = 0
     metric_rows: int = 0
     row_loss: float = 1.0
     changed_rows: int | None = None

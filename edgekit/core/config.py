@@ -274,7 +274,7 @@ class Options:
     limit: Mapping[str, Option] = option(
         _NO_SETTINGS,
         Declared(
-            help="A gate's limit in place of the target's: snr, slices, samples (dB), agreement, integers, "
+            help="A gate's limit in place of the target's: snr, slices, samples (dB), agreement, integers, boxes, "
             "relative-error, placement, integer-weights, coverage, metric-drop, size (KB, MB), latency (ms), "
             "memory (MB).",
             group=_GATES,

@@ -80,8 +80,7 @@ def _rows(array: Array, layout: Layout) -> Array:
 def _valid(rows: Array, layout: Layout) -> Array:
     """Which of the rows have an area."""
     sizes = rows[:, 2:4] - rows[:, :2] if layout.corners else rows[:, 2:4]
-    valid: Array = (sizes > 0).all(axis=1)
-    return valid
+    return np.asarray((sizes > 0).all(axis=1))
 
 
 @dataclass(kw_only=True)
@@ -120,8 +119,7 @@ def _counting(rows: Array, layout: Layout) -> Array:
     if not layout.scores:
         return np.ones(len(rows), bool)
     best = rows[:, 4:].max(axis=1)
-    counting: Array = best >= 0.5 * best.max()
-    return counting
+    return np.asarray(best >= 0.5 * best.max())
 
 
 def _overlaps(a: Array, b: Array, layout: Layout) -> Array:

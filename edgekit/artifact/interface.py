@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     from edgekit.types import Array
 
 
+_INTEGERS = {
+    f"{'int' if signed else 'uint'}{bits}": (-(1 << bits - 1), (1 << bits - 1) - 1)
+    if signed
+    else (0, (1 << bits) - 1)
+    for bits in (4, 8, 16, 32)
+    for signed in (True, False)
+}
+_SMALLEST_SCALE = 1e-38
+"""Of float32's normal numbers."""
+_LAYOUTS = {"NCW": False, "NCHW": False, "NCDHW": False, "NWC": True, "NHWC": True, "NDHWC": True}
+"""Whether the channels are last."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Vector:
     """A sample and its outputs, by name."""
@@ -44,6 +57,9 @@ def differences(
                 shape = _as_in_the_file(arrays[spec.name].shape, spec.name in moved)
                 for problem in _differences(spec, found[spec.name], shape):
                     yield f"the {kind} {spec.name!r} is {problem}"
+                if _LAYOUTS.get(spec.layout, spec.name in moved) is not (spec.name in moved):
+                    last = "last" if spec.name in moved else "first"
+                    yield f"the {kind} {spec.name!r} is {spec.layout}; the file has the channels {last}"
 
 
 def _as_in_the_file(shape: tuple[int, ...], moved: bool) -> tuple[int, ...]:
@@ -58,7 +74,9 @@ def _differences(spec: TensorSpec, port: Port, seen: tuple[int, ...]) -> Iterato
     if not _fits(spec, port, seen):
         sizes = ", ".join("?" if d is None else str(d) for d in port.shape)
         yield f"[{', '.join(map(str, spec.shape))}]; the file has [{sizes}], the golden vectors {list(seen)}"
-    if port.scale is not None and not _same_mapping(spec, port):
+    if (problem := _no_mapping(spec)) != "":
+        yield problem
+    elif port.scale is not None and not _same_mapping(spec, port):
         yield (
             f"stored with scale {spec.scale} and zero point {spec.zero_point}; the file has {port.scale:g} and "
             f"{port.zero_point}"
@@ -76,6 +94,21 @@ def _fits(spec: TensorSpec, port: Port, seen: tuple[int, ...]) -> bool:
         said == (size if fixed is None else fixed) if isinstance(said, int) else fixed is None
         for said, fixed, size in zip(spec.shape, port.shape, seen, strict=True)
     )
+
+
+def _no_mapping(spec: TensorSpec) -> str:
+    """What is wrong with a scale and zero point in themselves; empty where nothing is. Not every runtime tells of its
+    own."""
+    if spec.scale is None and spec.zero_point is None:
+        return ""
+    if spec.dtype not in _INTEGERS:
+        return f"{spec.dtype}, and has a scale or a zero point, which integers have"
+    low, high = _INTEGERS[spec.dtype]
+    if spec.scale is None or not (math.isfinite(spec.scale) and spec.scale >= _SMALLEST_SCALE):
+        return f"stored with the scale {spec.scale}"
+    if spec.zero_point is None or not low <= spec.zero_point <= high:
+        return f"stored with the zero point {spec.zero_point}, and {spec.dtype} has {low} to {high}"
+    return ""
 
 
 def _same_mapping(spec: TensorSpec, port: Port) -> bool:

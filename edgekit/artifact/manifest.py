@@ -240,10 +240,10 @@ def refuse_unknown_types(specs: Iterable[TensorSpec], where: str) -> None:
 
 def check_files(artifact: Artifact) -> None:
     """Raise :class:`SourceError` naming every file that is missing or differs from its sha256."""
-    expected = {f.name: f.sha256 for f in artifact.manifest.files}
+    rows = [(f.name, f.sha256, f.size) for f in artifact.manifest.files]
     if (golden := artifact.manifest.golden) is not None:
-        expected[golden.file] = golden.sha256
-    wrong = [name for name, sha256 in expected.items() if not _unchanged(artifact.directory / name, sha256)]
+        rows.append((golden.file, golden.sha256, -1))
+    wrong = [name for name, sha256, size in rows if not _unchanged(artifact.directory / name, sha256, size)]
     if wrong:
         raise SourceError(
             f"{artifact.directory}: {_some(wrong)} missing or changed since the build",
@@ -263,9 +263,10 @@ def _short(name: str) -> str:
     return repr(name if len(name) <= 100 else f"{name[:100]}…")
 
 
-def _unchanged(path: Path, sha256: str) -> bool:
+def _unchanged(path: Path, sha256: str, size: int) -> bool:
+    """Whether a file is what the manifest says; a size of -1 is not said."""
     try:
-        return sha256_file(path) == sha256
+        return sha256_file(path) == sha256 and size in (-1, path.stat().st_size)
     except OSError:
         return False
 

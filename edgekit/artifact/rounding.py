@@ -6,6 +6,7 @@ of the same sums is as right. Where the distance is known, limits that ask for m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -24,6 +25,9 @@ MARGIN_DB = 10.0
 LEAST_DB = 50.0
 """Below this float32 and float64 are not one computation: the module does something else in float64, or overflows."""
 
+_LARGEST_ERROR = 0.1
+"""Of one value against the largest, where all together are rounding."""
+
 
 def as_rounding(reference: Array, exact: Array | None) -> Array | None:
     """``exact`` where its distance from ``reference`` can be rounding, else ``None``.
@@ -36,6 +40,15 @@ def as_rounding(reference: Array, exact: Array | None) -> Array | None:
     with np.errstate(over="ignore"):  # an energy beyond float64 is no rounding, either
         signal, noise = float((wide * wide).sum()), float(((reference - wide) ** 2).sum())
     return wide if decibels(signal, noise) >= LEAST_DB else None
+
+
+def can_be_rounding(claimed: Rounding) -> bool:
+    """Whether figures that somebody claims are such as :func:`worst_rounding` gives."""
+    return (
+        claimed.snr_db >= LEAST_DB
+        and 0 <= claimed.relative_error <= _LARGEST_ERROR
+        and math.isfinite(claimed.sample_snr_db)
+    )
 
 
 @dataclass

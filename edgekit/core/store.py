@@ -66,6 +66,15 @@ def default_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekit"
 
 
+def _refuse_what_is_no_folder(root: Path) -> None:
+    there = next((p for p in (root, *root.parents) if os.path.lexists(p)), root)
+    if os.path.lexists(there) and not there.is_dir():
+        raise UsageError(
+            f"the cache is to be at {root}, and {there} is no folder",
+            hint="set EDGEKIT_CACHE to a folder; it is made where there is none",
+        )
+
+
 class Reading(Protocol):
     """Looks at what code reads (see :class:`edgekit.load.record.Recorder`)."""
 
@@ -103,6 +112,7 @@ class Store:
 
     def __init__(self, root: Path | None = None, report: Callable[[str], None] | None = None) -> None:
         self.root = root or default_root()
+        _refuse_what_is_no_folder(self.root)
         self._report = report or _warn
         self._limit, self._size = cache.limit(), -1
         self._checked: dict[Path, dict[str, Stamp]] = {}

@@ -13,13 +13,15 @@ import io
 import json
 import logging
 import re
+import shutil
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from edgekit.core.files import DAMAGED_ZIP
+from edgekit.core.files import DAMAGED_ZIP, temporary
 from edgekit.errors import SourceError, UntrustedSourceError
 from edgekit.graph.nested import Adapter, template, unique
 from edgekit.load import module as modules
@@ -39,6 +41,7 @@ _EXPRESSION_NAMES = {
     "oo", "int_oo", "evaluate", "floor", "ceiling", "sqrt",
 }  # fmt: skip
 _MAX_DOCUMENT = 512 << 20
+_LEAST_LIMIT = 4 << 30
 
 
 def load(spec: SourceSpec, permit: Permit) -> TorchModel:
@@ -56,9 +59,28 @@ def load(spec: SourceSpec, permit: Permit) -> TorchModel:
             hint=f"save it again with torch.export.save and torch {torch.__version__}",
         ),
         _unlogged("torch.export"),
+        contextlib.nullcontext(spec.path) if permit.trust else _as_it_was_read(spec.path) as path,
     ):
-        program = torch.export.load(spec.path)
+        program = torch.export.load(path)
         return from_program(program, spec.text)
+
+
+@contextlib.contextmanager
+def _as_it_was_read(path: Path) -> Iterator[Path]:
+    """A copy of the archive that holds what :func:`hazards` has seen, and nothing else: PyTorch reads zip files with a
+    library of its own, and where an archive is odd the two need not see the same entries."""
+    with temporary("pt2") as folder, zipfile.ZipFile(path) as archive:
+        copy = Path(folder) / "model.pt2"
+        infos, most = archive.infolist(), max(_LEAST_LIMIT, 16 * path.stat().st_size)
+        if sum(info.file_size for info in infos) > most:
+            raise SourceError(
+                f"{path} unpacks to more than {most >> 20} MB", hint="save it again with torch.export.save"
+            )
+        with zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as written:
+            for info in infos:
+                with archive.open(info) as source, written.open(info.filename, "w", force_zip64=True) as sink:
+                    shutil.copyfileobj(source, sink, 1 << 20)
+        yield copy
 
 
 @contextlib.contextmanager
@@ -146,26 +168,30 @@ def hazards(path: Path) -> list[str]:
 
 def _hazards(archive: zipfile.ZipFile) -> Iterator[str]:
     names = archive.namelist()
+    for name, count in Counter(n.casefold() for n in names).items():
+        if count > 1:  # zip libraries differ in which they take, and PyTorch's does not tell A from a
+            yield f"it holds {name} {count} times"
     if not any(re.search(r"(^|/)models/[^/]+\.json$", n) for n in names):
         yield "it is of a format older than torch 2.8, which is a pickle"
         return
-    for name in names:
+    for entry in archive.infolist():
+        name = entry.filename.casefold()
         inner = name.partition("/")[2]
         if inner.startswith("data/aotinductor/") or name.endswith((".so", ".pyd", ".dll")):
             yield f"{name} is compiled code"
         elif inner.startswith("data/") and name.endswith(".pt"):
-            if not _is_plain(archive.read(name)):
+            if not _is_plain(archive.read(entry)):
                 yield f"{name} holds pickled objects"
         elif name.endswith("_config.json"):
-            yield from _payload_hazards(_document(archive, name))
+            yield from _payload_hazards(_document(archive, entry))
         elif inner.startswith("models/") and name.endswith(".json"):
-            yield from _graph_hazards(_document(archive, name), "")
+            yield from _graph_hazards(_document(archive, entry), "")
 
 
-def _document(archive: zipfile.ZipFile, name: str) -> Json:
-    if archive.getinfo(name).file_size > _MAX_DOCUMENT:
-        raise ValueError(f"{name} is larger than {_MAX_DOCUMENT >> 20} MB")
-    document: Json = json.loads(archive.read(name))
+def _document(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Json:
+    if entry.file_size > _MAX_DOCUMENT:
+        raise ValueError(f"{entry.filename} is larger than {_MAX_DOCUMENT >> 20} MB")
+    document: Json = json.loads(archive.read(entry))
     return document
 
 

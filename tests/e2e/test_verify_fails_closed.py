@@ -183,3 +183,52 @@ def test_what_an_app_is_told_to_feed_is_what_the_file_takes(copy, side, change, 
     result = edgekit("verify", edited(copy, lambda d: d[side][0].update(change)))
     assert result.code == 3, result.out
     assert says in result.err
+
+
+def test_a_rounding_that_the_manifest_claims_proves_nothing(copy):
+    """Limits give way to how far the source's float32 is from its float64; only the source can show that."""
+
+    def worse(arrays):
+        return {k: v * 1.002 if k.startswith("output/") else v for k, v in arrays.items()}
+
+    def claim(snr_db):
+        figures = {"snr_db": snr_db, "sample_snr_db": snr_db, "relative_error": 0.01}
+        return lambda d: d["parity"].update(rounding=figures)
+
+    with_golden(copy, worse)
+    assert edgekit("verify", copy).code == 5
+    assert edgekit("verify", edited(copy, claim(-500.0))).code == 5
+    possible = edgekit("verify", edited(copy, claim(55.0)), "--json")
+    assert (possible.code, possible.json["artifacts"][0]["status"]) == (0, "unproven")
+    assert edgekit("verify", copy, "--strict").code == 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["files"][0].update(size=10),
+        lambda d: d["files"][0].update(size=-(10**6)),
+        lambda d: d["files"].insert(0, dict(d["files"][0], sha256="0" * 64)),
+    ],
+)
+def test_every_row_of_a_file_has_to_be_true(copy, change):
+    result = edgekit("verify", edited(copy, change), "--limit", "size=100B")
+    assert result.code == 3, result.out
+    assert "missing or changed" in result.err
+
+
+@pytest.mark.parametrize("kind", ["complex64", "U8"])
+def test_golden_vectors_are_numbers(copy, kind):
+    def changed(arrays):
+        return {k: v.astype(kind) if k.startswith("output/") else v for k, v in arrays.items()}
+
+    result = edgekit("verify", with_golden(copy, changed))
+    assert result.code == 3, result.out
+    assert "holds no golden vectors" in result.err
+
+
+def test_golden_outputs_of_another_shape_are_the_artifacts_fault(copy):
+    result = edgekit(
+        "verify", with_golden(copy, lambda a: {k: v[..., :2] if "output" in k else v for k, v in a.items()})
+    )
+    assert result.code == 3, result.out

@@ -306,6 +306,49 @@ def test_pt2_that_would_execute_code_is_refused(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("spelling", [str, str.upper])
+@pytest.mark.parametrize("first", [True, False])
+def test_pt2_with_two_entries_of_one_name_is_refused(spelling: Any, first: bool, tmp_path: Path) -> None:
+    """Of these PyTorch's zip library takes the first, Python's the last, and PyTorch's ignores capitals."""
+    marker = tmp_path / "executed"
+    program(tmp_path / "m.pt2")
+    out = tmp_path / "two.pt2"
+    with zipfile.ZipFile(tmp_path / "m.pt2") as old, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
+        for item in old.infolist():
+            pair = [(item.filename, old.read(item))]
+            if item.filename.endswith("model_weights_config.json"):
+                folder, _, name = item.filename.rpartition("/")
+                evil = old.read(item).replace(b'"use_pickle": false', b'"use_pickle": true')
+                pair.insert(0 if first else 1, (f"{folder}/{spelling(name)}", evil))
+            elif "/data/weights/weight_" in item.filename:
+                pair = [(item.filename, evil_inputs(marker))]
+            for name, data in pair:
+                new.writestr(zipfile.ZipInfo(name), data)
+    with pytest.raises(UntrustedSourceError, match=r"model_weights_config\.json 2 times"):
+        loaded(str(out))
+    assert not marker.exists()
+
+
+def test_pt2_is_loaded_from_what_was_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else another library would find in the file."""
+    program(tmp_path / "m.pt2")
+    seen: list[Path] = []
+    load = torch.export.load
+    monkeypatch.setattr(torch.export, "load", lambda path: seen.append(Path(path)) or load(path))
+    loaded(str(tmp_path / "m.pt2"))
+    assert seen[0] != tmp_path / "m.pt2"
+    assert not seen[0].exists()
+
+
+def test_pt2_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekit.load.exported._LEAST_LIMIT", 1000)
+    program(tmp_path / "m.pt2")
+    with zipfile.ZipFile(tmp_path / "m.pt2", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/extra/zeros", bytes(4 << 20))
+    with pytest.raises(SourceError, match="unpacks to more than"):
+        loaded(str(tmp_path / "m.pt2"))
+
+
 def test_pt2_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "m.pt2").write_bytes(b"nothing")
     with pytest.raises(SourceError, match=r"not a \.pt2 archive"):

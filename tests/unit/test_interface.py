@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from edgekit.artifact.interface import _differences
+from edgekit.artifact.interface import Vector, _differences, differences
+from edgekit.devices.execute import Ports
 from edgekit.devices.wire import Port
 from edgekit.types import TensorSpec
 
@@ -51,6 +53,10 @@ def test_what_fits(said, file, seen):
         (spec(dtype="float16"), port(), (1, 4)),
         (spec(), port(names=("y",)), (1, 4)),
         (spec(dtype="int8"), port(dtype="int8", scale=0.1, zero_point=0), (1, 4)),
+        (spec(scale=0.5, zero_point=7), port(), (1, 4)),  # floats have none
+        (spec(dtype="int8", scale=0.1, zero_point=200), port(dtype="int8"), (1, 4)),
+        (spec(dtype="int8", scale=float("nan"), zero_point=0), port(dtype="int8"), (1, 4)),
+        (spec(dtype="int8", scale=-0.1, zero_point=0), port(dtype="int8"), (1, 4)),
         (
             spec(dtype="int8", scale=0.2, zero_point=0),
             port(dtype="int8", scale=0.1, zero_point=0),
@@ -65,3 +71,22 @@ def test_what_fits(said, file, seen):
 )
 def test_what_does_not(said, file, seen):
     assert list(_differences(said, file, seen))
+
+
+def test_a_layout_is_where_the_channels_are():
+    array = np.zeros((1, 3, 8, 8), np.float32)
+    vector = Vector(inputs={"x": array}, outputs={})
+    ports = Ports(inputs={"x": port((1, 3, 8, 8))}, outputs={})
+    last = Ports(inputs={"x": port((1, 8, 8, 3))}, outputs={})
+
+    def problems(layout, shape, moved, found):
+        said = TensorSpec(name="x", dtype="float32", shape=shape, layout=layout)
+        return list(differences([said], [], moved, found, vector))
+
+    assert not problems("NCHW", (1, 3, 8, 8), (), ports)
+    assert not problems("", (1, 3, 8, 8), (), ports)
+    assert not problems("NHWC", (1, 8, 8, 3), ("x",), last)
+    assert problems("NHWC", (1, 3, 8, 8), (), ports) == [
+        "the input 'x' is NHWC; the file has the channels first"
+    ]
+    assert problems("NCHW", (1, 8, 8, 3), ("x",), last)

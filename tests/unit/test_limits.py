@@ -17,6 +17,8 @@ PARITY = Parity(
     samples=400, rows=400, max_abs=0.1, relative_error=0.02, snr_db=25.0, cosine=0.999, top1_agreement=0.95,
     integer_agreement=0.97, agreement_rows=400, integer_rows=400, explained=0.8, sample_snr_db=9.0,
     metric=0.95, reference_metric=0.96, metric_drop=0.01, drop_interval=(0.005, 0.015), metric_rows=400,
+    boxes=0.95,
+    box_rows=1000,
 )  # fmt: skip
 MEASURED = Measurement(
     device="local", threads=1, samples=(), import_ms=1.0, load_ms=1.0, first_ms=1.0, p50_ms=2.0, p90_ms=2.0,

@@ -185,6 +185,15 @@ def test_a_cache_of_another_user_is_refused(tmp_path, monkeypatch):
     assert "EDGEKIT_CACHE" in error.value.hint
 
 
+def test_a_cache_that_is_no_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
+    for root in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "link"):
+        with pytest.raises(UsageError, match="is no folder") as error:
+            Store(root)
+        assert "EDGEKIT_CACHE" in error.value.hint
+
+
 def test_a_cache_that_is_read_only_is_read(tmp_path):
     Store(tmp_path).step(key(), two_files)
     with pytest.MonkeyPatch.context() as patch:

@@ -57,9 +57,18 @@ def differences(
                 shape = _as_in_the_file(arrays[spec.name].shape, spec.name in moved)
                 for problem in _differences(spec, found[spec.name], shape):
                     yield f"the {kind} {spec.name!r} is {problem}"
-                if _LAYOUTS.get(spec.layout, spec.name in moved) is not (spec.name in moved):
-                    last = "last" if spec.name in moved else "first"
-                    yield f"the {kind} {spec.name!r} is {spec.layout}; the file has the channels {last}"
+
+
+def misnamed_layouts(
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], moved: Collection[str]
+) -> Iterator[str]:
+    """In words, which layouts are not those of an artifact whose ``moved`` tensors have their channels last."""
+    for kind, specs in (("input", inputs), ("output", outputs)):
+        for spec in specs:
+            last = spec.name in moved
+            if _LAYOUTS.get(spec.layout, last) is not last:
+                place = "last" if last else "first"
+                yield f"the {kind} {spec.name!r} is {spec.layout}; the file has the channels {place}"
 
 
 def _as_in_the_file(shape: tuple[int, ...], moved: bool) -> tuple[int, ...]:

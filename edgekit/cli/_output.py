@@ -77,7 +77,7 @@ def progress() -> Iterator[Reporter]:
     from rich.progress import TimeElapsedColumn as Elapsed
 
     console = stderr()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24))
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24))
     bars = Progress(
         *columns,
         MofNCompleteColumn(),
@@ -100,9 +100,9 @@ class _Bars:
     def __call__(self, event: Event) -> None:
         match event.kind:
             case EventKind.NOTE:
-                self._console.print(event.text, markup=False, style="dim")
+                self._console.print(harmless(event.text), markup=False, style="dim")
             case EventKind.START:
-                self._handles[event.task] = self._bars.add_task(event.text, total=event.total)
+                self._handles[event.task] = self._bars.add_task(harmless(event.text), total=event.total)
             case EventKind.ADVANCE:
                 self._bars.update(self._handles[event.task], completed=event.done, total=event.total)
             case EventKind.END:
@@ -124,7 +124,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(title=title or None, title_justify="left", header_style="bold", pad_edge=False, box=None)
+    heading = Text(harmless(title), style="table.title") if title else None
+    grid = Table(title=heading, title_justify="left", header_style="bold", pad_edge=False, box=None)
     numeric = [bool(rows) and all(_numeric(row[i]) for row in rows) for i in range(len(columns))]
     for name, right in zip(columns, numeric, strict=True):
         grid.add_column(name, justify="right" if right else "left", overflow="fold")

@@ -182,7 +182,7 @@ def is_within(path: Path, folder: Path) -> bool:
     """Whether a path leads to something in ``folder``, links followed; not where it leads nowhere."""
     try:
         return path.resolve().is_relative_to(folder)
-    except (OSError, RuntimeError):  # a name that no file can have, a link to itself
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have, a link to itself
         return False
 
 

@@ -194,5 +194,15 @@ def read(path: Path) -> Descriptor:
             hint="upgrade edgekit, or write the package again",
         )
     described = structure(Descriptor, document, where=str(path))
-    refuse_unknown_types((*described.inputs, *described.outputs), str(path))
+    cases = described.golden.cases
+    stored = [t for case in cases for t in (*case.inputs, *case.outputs)]
+    images = [c.image for c in cases if c.image is not None]
+    impossible = [t.file for t in stored if any(size < 0 for size in t.shape)]
+    impossible += [image.file for image in images if image.height < 1 or image.width < 1]
+    if impossible:
+        raise SourceError(
+            f"{path} gives {impossible[0]} a size that nothing has", hint="do not trust who wrote this bundle"
+        )
+    as_specs = (TensorSpec(name=t.name or "?", dtype=t.dtype, shape=t.shape) for t in stored)
+    refuse_unknown_types((*described.inputs, *described.outputs, *as_specs), str(path))
     return described

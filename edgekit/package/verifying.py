@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekit.artifact.interface import Vector, differences
+from edgekit.artifact.manifest import Status
 from edgekit.artifact.run import received
-from edgekit.devices.execute import LOCAL, run_artifact
+from edgekit.devices.execute import LOCAL, Ports, run_artifact
 from edgekit.devices.runnable import Runnable
 from edgekit.errors import SourceError, UnknownNameError
 from edgekit.package import bundle
@@ -63,7 +65,7 @@ def verify_bundle(
     """
     with bundle.opened(path, public_key=public_key) as read:
         described = read.descriptor
-        _refuse_empty(described)
+        _refuse_other_cases(described)
         limit, weaker = _limit(described, accelerator)
         labels = _labels(read.directory, described)
         fed = [_load_all(read.directory, case.inputs) for case in described.golden.cases]
@@ -77,12 +79,9 @@ def verify_bundle(
         with received(str(path)):
             answers = run_artifact(runnable, fed, device=device)
         with answers as result:
-            replay = _Replay(
-                directory=read.directory,
-                descriptor=described,
-                labels=labels,
-                limit=limit,
-            )
+            expected = _load_all(read.directory, described.golden.cases[0].outputs)
+            _refuse_another_interface(described, result.ports, Vector(inputs=fed[0], outputs=expected))
+            replay = _Replay(directory=read.directory, descriptor=described, labels=labels, limit=limit)
             cases = tuple(
                 replay.judge(case, inputs, outputs)
                 for case, inputs, outputs in zip(described.golden.cases, fed, result.outputs, strict=True)
@@ -94,7 +93,7 @@ def verify_bundle(
         device=device.name,
         cases=cases,
         runtime_versions=versions,
-        refused_before=tuple(g for g in described.gates if g.verdict in (Verdict.FAIL, Verdict.NOT_RUN)),
+        refused_before=_refused_before(described),
         notes=notes,
     )
 
@@ -107,15 +106,36 @@ def _signature_notes(read: Bundle) -> tuple[str, ...]:
     return ("it is not signed: anybody may have written it",)
 
 
-def _refuse_empty(described: Descriptor) -> None:
-    """Cases that say nothing of an output would let it be anything."""
-    wanted = {o.name for o in described.outputs}
+def _refused_before(described: Descriptor) -> tuple[Gate, ...]:
+    """The gates that did not pass when it was built; a status that none of them explains counts as one."""
+    found = tuple(g for g in described.gates if g.verdict in (Verdict.FAIL, Verdict.NOT_RUN))
+    if found or described.status in (Status.PASSED, Status.UNPROVEN):
+        return found
+    message = f"the bundle says that its model is {described.status!r}, and not by which gate"
+    return (Gate(name="status", verdict=Verdict.FAIL, message=message),)
+
+
+def _refuse_another_interface(described: Descriptor, ports: Ports, vector: Vector) -> None:
+    """Apps are written by the descriptor. Its vectors are in the file's layout, so no channels have moved."""
+    for problem in differences(described.inputs, described.outputs, (), ports, vector):
+        raise SourceError(
+            f"the bundle says that {problem}", hint="do not trust this bundle: ask the sender for a new one"
+        )
+
+
+def _refuse_other_cases(described: Descriptor) -> None:
+    """What an app is told to feed has to be what was fed, and an output that no case speaks of could be anything."""
     for case in described.golden.cases:
-        if {t.name for t in case.outputs} != wanted:
-            raise SourceError(
-                f"the golden case {case.name} does not have the outputs of the model ({', '.join(sorted(wanted))})",
-                hint="do not trust this bundle: ask the sender for a new one",
-            )
+        for kind, tensors, specs in (
+            ("inputs", case.inputs, described.inputs),
+            ("outputs", case.outputs, described.outputs),
+        ):
+            wanted = {s.name for s in specs}
+            if {t.name for t in tensors} != wanted:
+                raise SourceError(
+                    f"the golden case {case.name} does not have the {kind} of the model ({', '.join(sorted(wanted))})",
+                    hint="do not trust this bundle: ask the sender for a new one",
+                )
     if not described.golden.cases:
         raise SourceError(
             "the bundle has no golden cases", hint="write the package again, with an artifact that has"
@@ -168,8 +188,9 @@ class _Replay:
     def _label(self, outputs: Mapping[str, Array]) -> str:
         record = self.descriptor.labels
         assert record is not None
-        index = int(outputs[record.output].argmax())
-        return self.labels[index] if index < len(self.labels) else f"number {index}, which has no name"
+        scores = outputs[record.output]
+        index = int(scores.argmax()) if scores.size else -1
+        return self.labels[index] if 0 <= index < len(self.labels) else f"number {index}, which has no name"
 
 
 def _limit(described: Descriptor, accelerator: str) -> tuple[float, tuple[str, ...]]:
@@ -188,11 +209,18 @@ def _labels(directory: Path, described: Descriptor) -> tuple[str, ...]:
     if record is None:
         return ()
     path = directory / record.file
-    if sha256_file(path) != record.sha256:
+    labels = tuple(path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n"))
+    output = next(o for o in described.outputs if o.name == record.output)
+    if (
+        sha256_file(path) != record.sha256
+        or len(labels) != record.count
+        or not output.shape
+        or output.shape[-1] != record.count
+    ):
         raise SourceError(
             f"{record.file} is not the label file of this model", hint="ask the sender for a new bundle"
         )
-    return tuple(path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return labels
 
 
 def _load_all(directory: Path, files: tuple[TensorFile, ...]) -> dict[str, Array]:

@@ -15,11 +15,12 @@ import numpy as np
 from edgekit.artifact.manifest import Manifest
 from edgekit.core import config, versions
 from edgekit.core.store import canonical_json
-from edgekit.errors import ConfigError
+from edgekit.core.structure import structure
+from edgekit.errors import ConfigError, SourceError
 from edgekit.graph.records import ModelRecord
 from edgekit.load.data import SampleSet
 from edgekit.preprocess.contract import Preprocessing, bound
-from edgekit.preprocess.declared import completed, from_mapping
+from edgekit.preprocess.declared import completed
 from edgekit.types import Lowered, Option, Sample, TensorSpec
 
 if TYPE_CHECKING:
@@ -141,8 +142,13 @@ def asked_for(
 def recorded(manifest: Manifest) -> Pixels | None:
     """What an artifact was built with; ``None`` where its source takes the same inputs."""
     stored = manifest.details.get(DETAIL)
-    contract = from_mapping(stored) if isinstance(stored, Mapping) else None
-    if contract is None:
+    if not isinstance(stored, Mapping) or not stored:
         return None
-    spec = next(s for s in manifest.inputs if s.name == contract.input)
+    # Whole, as it was written: a manifest of anybody's must not name files to read here.
+    contract = structure(Preprocessing, stored, where=DETAIL)
+    spec = next((s for s in manifest.inputs if s.name == contract.input), None)
+    if spec is None:
+        raise SourceError(
+            f"the manifest's {DETAIL} is for {contract.input!r}, which is no input", hint="build it again"
+        )
     return Pixels(contract=contract, dtype=spec.dtype)

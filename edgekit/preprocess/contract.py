@@ -11,6 +11,7 @@ The order is: grey conversion (if any), resize, crop, colour order, table, layou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
 LUMA = (19595, 38470, 7471)
 """The parts of red, green and blue in grey, of 65536 (ITU-R 601-2)."""
+
+MOST_PIXELS = 1 << 15
+"""The longest side of an image that a contract may ask for: contracts come from anybody."""
+
+_SMALLEST = 1e-12
 
 FILTERS = ("nearest", "box", "bilinear", "bicubic")
 _CHOICES = {
@@ -83,15 +89,29 @@ class Preprocessing:
                     f"preprocessing: {name} has {len(values)} values for {self.channels} channel(s)",
                     hint="give one value, or one for each channel in the order of color",
                 )
-        if any(s == 0 for s in self.std) or self.scale == 0:
-            raise ConfigError("preprocessing: std and scale must not be 0", hint="use 1 for no scaling")
+        self._check_numbers()
         if not 0 <= self.pad_value <= 255:
             raise ConfigError("preprocessing: pad_value is not a byte", hint="give 0 to 255")
 
+    def _check_numbers(self) -> None:
+        for name, values in (("std", self.std), ("scale", (self.scale,))):
+            # So small that what is divided by it, or multiplied with it, is none or no number: as good as 0.
+            if any(abs(v) < _SMALLEST for v in values):
+                raise ConfigError(f"preprocessing: {name} must not be 0", hint="use 1 for no scaling")
+        for name, values in (("mean", self.mean), ("std", self.std), ("scale", (self.scale,))):
+            if not all(math.isfinite(v) for v in values):
+                raise ConfigError(f"preprocessing: {name} is not finite", hint="give numbers")
+
     def _check_sizes(self) -> None:
         sizes = [self.resize] if isinstance(self.resize, int) else list(self.resize or ())
-        if any(s < 1 for s in [*sizes, *(self.crop or ())]):
+        sizes += self.crop or ()
+        if any(s < 1 for s in sizes):
             raise ConfigError("preprocessing: sizes must be positive", hint="give height, width in pixels")
+        if any(s > MOST_PIXELS for s in sizes):
+            raise ConfigError(
+                f"preprocessing: a side has more than {MOST_PIXELS:,} pixels",
+                hint="give height, width in pixels",
+            )
         if isinstance(self.resize, int) and self.crop is None:
             raise ConfigError(
                 "preprocessing: resizing the shortest edge leaves the size open",

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from edgekit.core.files import is_within
 from edgekit.core.structure import structure
+from edgekit.errors import SourceError
 from edgekit.preprocess import readers
 from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import TensorSpec
@@ -16,19 +18,43 @@ def from_mapping(mapping: Mapping[str, object], *, base: Path | None = None) -> 
     """The contract from a table of edgekit.toml or a manifest; ``None`` for an empty one.
 
     ``{"huggingface": "DIR"}`` reads a processor's ``preprocessor_config.json`` and ``{"timm": "FILE"}`` a
-    timm ``config.json``, relative to ``base``; the table's other keys override what was read.
+    timm ``config.json``; the table's other keys override what was read. ``base`` is the folder of an artifact, which
+    anybody may have written: the file has to be in it. Without one the name is the user's own.
 
     Raises:
         ConfigError: a value is impossible, or the file asks for something that the contract cannot say.
+        SourceError: the file is not in ``base``, or is no file.
     """
     if not mapping:
         return None
     own = {k: v for k, v in mapping.items() if k not in readers.READERS}
     for kind, reader in readers.READERS.items():
         if kind in mapping:
-            read = reader((base or Path.cwd()) / str(mapping[kind])).to_mapping()
-            return structure(Preprocessing, read | own, where="preprocessing")
+            path = (base or Path.cwd()) / str(mapping[kind])
+            if base is not None:
+                _refuse_outside(path, kind, base)
+            return structure(Preprocessing, reader(path).to_mapping() | own, where="preprocessing")
     return structure(Preprocessing, own, where="preprocessing")
+
+
+def _refuse_outside(path: Path, kind: str, base: Path) -> None:
+    folder = base.resolve()
+    # Only what is inside is looked at, and the file in a folder may be a link again.
+    inside = is_within(path, folder)
+    file = readers.file_in(path, kind) if inside else path
+    if not inside or not is_within(file, folder) or _is_special(file):
+        raise SourceError(
+            f"preprocessing: {kind} names what is no file in {base}",
+            hint="do not trust who wrote this: an artifact's contract is in its own folder",
+        )
+
+
+def _is_special(file: Path) -> bool:
+    """Whether there is something else of this name than a file."""
+    try:
+        return file.exists() and not file.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return True
 
 
 def completed(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from edgekit.core import files
 from edgekit.errors import ConfigError
-from edgekit.preprocess.contract import Preprocessing
+from edgekit.preprocess.contract import MOST_PIXELS, Preprocessing
 from edgekit.types import Json
 
 # PIL.Image.Resampling, which processor configurations store by number.
@@ -19,6 +20,19 @@ _TIMM_FILTERS: dict[object, str] = {
     "bicubic": "bicubic",
     "box": "box",
 }
+_FILES = {"huggingface": "preprocessor_config.json", "timm": "config.json"}
+_MOST_BYTES = 1 << 20
+_LARGEST = 1e6
+"""No mean, deviation or factor of 8-bit pixels is larger."""
+_LEAST_FRACTION = 0.01
+
+
+def file_in(path: Path, kind: str) -> Path:
+    """The file that a key of :data:`READERS` names: itself, or by its usual name in a folder."""
+    try:
+        return path / _FILES[kind] if path.is_dir() else path
+    except OSError:  # a name that no file can have
+        return path
 
 
 def from_huggingface(path: Path) -> Preprocessing:
@@ -28,7 +42,7 @@ def from_huggingface(path: Path) -> Preprocessing:
     order. Raises :class:`ConfigError` for steps that the contract cannot say (padding to a batch,
     Lanczos, a longest edge).
     """
-    file = path / "preprocessor_config.json" if path.is_dir() else path
+    file = file_in(path, "huggingface")
     config = _read(file)
     resize, crop = _hf_resize(config, file), None
     if config.get("do_center_crop"):
@@ -38,7 +52,8 @@ def from_huggingface(path: Path) -> Preprocessing:
             raise _cannot(file, "resizes the shortest edge and does not crop: the size stays open")
         fraction = _fraction(config["crop_pct"], file)
         # ConvNeXt's processor: from 384 pixels on it stretches, without a crop.
-        crop, resize = (resize, resize), int(resize / fraction) if resize < 384 else (resize, resize)
+        crop = (resize, resize)
+        resize = _size(int(resize / fraction), "crop_pct", file) if resize < 384 else (resize, resize)
     rescale = config.get("do_rescale", True)
     normalise = config.get("do_normalize", True)
     # EfficientNet's and ViViT's "offset" subtracts 1 after rescaling, before the mean.
@@ -61,24 +76,24 @@ def from_timm(path: Path) -> Preprocessing:
 
     ``crop_mode`` ``center`` and ``squash`` are understood; ``border`` raises :class:`ConfigError`.
     """
-    file = path / "config.json" if path.is_dir() else path
+    file = file_in(path, "timm")
     document = _read(file)
     config = document.get("pretrained_cfg", document)
     if not isinstance(config, Mapping) or "input_size" not in config:
         raise _cannot(file, "has no input_size")
-    size = _floats(config["input_size"], "input_size", file)
-    if len(size) != 3:
-        raise _cannot(file, f"has the input_size {config['input_size']!r}")
-    channels, height, width = (int(n) for n in size)
+    size = config["input_size"]
+    if not isinstance(size, list | tuple) or len(size) != 3:
+        raise _cannot(file, f"has the input_size {_shown(size)}")
+    channels, height, width = (_size(n, "input_size", file) for n in size)
     fraction = _fraction(config.get("crop_pct") or 0.875, file)
-    scaled = (int(height / fraction), int(width / fraction))
+    scaled = tuple(_size(int(n / fraction), "crop_pct", file) for n in (height, width))
     mode = config.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
-        raise _cannot(file, f"uses crop_mode {mode!r}")
+        raise _cannot(file, f"uses crop_mode {_shown(mode)}")
     if mode == "center" and height != width:
         raise _cannot(file, "crops a size that is not square from the centre")
     return Preprocessing(
-        resize=scaled if mode == "squash" else scaled[0],
+        resize=(scaled[0], scaled[1]) if mode == "squash" else scaled[0],
         filter=_filter(config.get("interpolation", "bicubic"), _TIMM_FILTERS, file),
         crop=(height, width),
         crop_rounding="half-even",  # torchvision's center_crop uses Python's round()
@@ -102,21 +117,30 @@ def _hf_resize(config: Mapping[str, Json], file: Path) -> int | tuple[int, int] 
     if isinstance(size, Mapping) and "shortest_edge" in size:
         if "longest_edge" in size:
             raise _cannot(file, "limits the longest edge: the tensor's size depends on the image")
-        return int(_number(size["shortest_edge"], "shortest_edge", file))
+        return _size(size["shortest_edge"], "shortest_edge", file)
     if isinstance(size, int) and config.get("do_center_crop"):
-        return size
+        return _size(size, "size", file)
     return _pair(size, file)
 
 
 def _pair(size: Json, file: Path) -> tuple[int, int]:
     if isinstance(size, int):
-        return (size, size)
-    if isinstance(size, Mapping) and {"height", "width"} <= set(size):
-        return int(_number(size["height"], "height", file)), int(_number(size["width"], "width", file))
-    if isinstance(size, Mapping) and "shortest_edge" in size:
-        edge = int(_number(size["shortest_edge"], "shortest_edge", file))
+        edge = _size(size, "size", file)
         return edge, edge
-    raise _cannot(file, f"has the size {size!r}")
+    if isinstance(size, Mapping) and {"height", "width"} <= set(size):
+        return _size(size["height"], "height", file), _size(size["width"], "width", file)
+    if isinstance(size, Mapping) and "shortest_edge" in size:
+        edge = _size(size["shortest_edge"], "shortest_edge", file)
+        return edge, edge
+    raise _cannot(file, f"has the size {_shown(size)}")
+
+
+def _size(value: Json, name: str, file: Path) -> int:
+    """Pixels, or channels: so many as an image has."""
+    size = int(_number(value, name, file))
+    if not 1 <= size <= MOST_PIXELS:
+        raise _cannot(file, f"has the {name} {_shown(value)}")
+    return size
 
 
 def _floats(value: Json, name: str, file: Path) -> tuple[float, ...]:
@@ -125,28 +149,37 @@ def _floats(value: Json, name: str, file: Path) -> tuple[float, ...]:
 
 def _number(value: Json, name: str, file: Path) -> float:
     """A finite number. The file comes from a model's author, and may hold anything."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise _cannot(file, f"has the {name} {value!r}")
+    # Compared before it is made a float: an integer may be larger than any.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
+        raise _cannot(file, f"has the {name} {_shown(value)}")
     return float(value)
+
+
+def _shown(value: object) -> str:
+    return reprlib.repr(value)
 
 
 def _fraction(value: Json, file: Path) -> float:
     """The part of the resized image that the crop keeps."""
     fraction = _number(value, "crop_pct", file)
-    if fraction <= 0:
-        raise _cannot(file, f"has the crop_pct {value!r}")
+    if fraction < _LEAST_FRACTION:
+        raise _cannot(file, f"has the crop_pct {_shown(value)}")
     return fraction
 
 
 def _filter(value: Json, table: Mapping[object, str], file: Path) -> str:
     if not isinstance(value, int | str) or value not in table:
-        raise _cannot(file, f"resamples with {value!r}")
+        raise _cannot(file, f"resamples with {_shown(value)}")
     return table[value]
 
 
 def _read(file: Path) -> dict[str, Json]:
     try:
-        document = json.loads(file.read_bytes())
+        if file.stat().st_size > _MOST_BYTES:
+            raise ConfigError(
+                f"{file} has more than {_MOST_BYTES >> 20} MiB", hint="name a processor's configuration file"
+            )
+        document = json.loads(files.read(file))
     except OSError as e:
         raise ConfigError(
             f"cannot read {file}: {e.strerror}", hint="name the model's directory or the file"

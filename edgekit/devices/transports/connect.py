@@ -12,7 +12,7 @@ from edgekit.devices.pack import pack
 from edgekit.devices.transports.adb import AdbTransport, adb_options
 from edgekit.devices.transports.local import LocalTransport
 from edgekit.devices.transports.ssh import SshOptions, SshTransport
-from edgekit.errors import BackendError, UnknownNameError, UsageError
+from edgekit.errors import BackendError, SourceError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from edgekit.devices.runnable import Runnable
@@ -69,10 +69,19 @@ def connect(device: Device) -> Iterator[Transport]:
 
 
 def send_model(transport: Transport, runnable: Runnable, *, folder: str = "model") -> PurePosixPath:
-    """Send the model with its companions into ``folder``; returns the main file's path there."""
+    """Send the model with its companions into ``folder``; returns the main file's path there.
+
+    Raises :class:`SourceError` for a companion that is not beside the main file, where no runtime would look for it.
+    """
     for path in (runnable.main, *runnable.companions):
         if not path.is_file():
             raise BackendError(f"{path} does not exist", hint="build the artifact first: edgekit build")
+    for path in runnable.companions:
+        if not path.is_relative_to(runnable.main.parent):
+            raise SourceError(
+                f"{path.name} does not lie beside {runnable.main.name}, which is in {runnable.main.parent}",
+                hint="no model has files outside of its folder: do not trust who wrote this",
+            )
     for path in runnable.companions:
         transport.put(path, f"{folder}/{path.relative_to(runnable.main.parent)}")
     return transport.put(runnable.main, f"{folder}/{runnable.main.name}")

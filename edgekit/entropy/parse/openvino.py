@@ -15,8 +15,9 @@ _DTYPES = {
     "f32": "float32", "f16": "float16", "bf16": "bfloat16", "i8": "int8", "u8": "uint8", "i16": "int16",
     "u16": "uint16", "i32": "int32", "i4": "int4", "u4": "uint4",
 }  # fmt: skip
-_LAYER = re.compile(rb'<layer\b[^>]*\bname="([^"]*)"[^>]*\btype="Const"[^>]*>\s*<data\b([^>]*)/>')
-_ATTRIBUTE = re.compile(rb'(\w+)="([^"]*)"')
+# Possessive, and none reaches into the next tag: what is no layer is passed once, whatever the file says.
+_LAYER = re.compile(rb"<layer\b([^<>]*+)>\s*+<data\b([^<>]*+)>")
+_ATTRIBUTE = re.compile(rb'\b(\w++)="([^"]*+)"')
 
 
 def spans(name: str, data: memoryview, files: Mapping[str, memoryview]) -> list[Span]:
@@ -26,7 +27,9 @@ def spans(name: str, data: memoryview, files: Mapping[str, memoryview]) -> list[
         return []
     out = []
     for match in _LAYER.finditer(bytes(data)):
-        row = dict(_ATTRIBUTE.findall(match[2]))
+        layer, row = (dict(_ATTRIBUTE.findall(match[i])) for i in (1, 2))
+        if layer.get(b"type") != b"Const" or b"name" not in layer or not match[2].endswith(b"/"):
+            continue
         dtype = _DTYPES.get(row.get(b"element_type", b"").decode("ascii", "replace"))
         try:
             shape = tuple(int(d) for d in row.get(b"shape", b"").split(b",") if d.strip())
@@ -34,6 +37,6 @@ def spans(name: str, data: memoryview, files: Mapping[str, memoryview]) -> list[
         except (KeyError, ValueError):
             continue
         if dtype is not None:
-            label = match[1].decode("utf-8", "replace")
+            label = layer[b"name"].decode("utf-8", "replace")
             out.append(Span(file=weights, name=label, dtype=dtype, shape=shape, offset=offset, size=size))
     return out

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ import numpy as np
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.energy import decibels
 from edgekit.artifact.gates import Evidence, gates
-from edgekit.artifact.interface import Vector, differences, misnamed_layouts
+from edgekit.artifact.interface import Vector, differences
 from edgekit.artifact.limits import Limits
 from edgekit.artifact.manifest import Artifact, Status
 from edgekit.artifact.parity import compare
@@ -276,8 +275,7 @@ def _refuse_other_outputs(artifact: Artifact, expected: Sequence[Mapping[str, Ar
 def _refuse_another_interface(artifact: Artifact, ports: Ports, vector: Vector) -> None:
     """Apps are written, and code is generated, by the manifest."""
     manifest = artifact.manifest
-    declared = manifest.inputs, manifest.outputs, manifest.channels_moved
-    for problem in chain(misnamed_layouts(*declared), differences(*declared, ports, vector)):
+    for problem in differences(manifest.inputs, manifest.outputs, manifest.channels_moved, ports, vector):
         raise SourceError(
             f"the manifest of {artifact.directory} says that {problem}",
             hint="do not trust this artifact: build it again",

@@ -24,8 +24,6 @@ _INTEGERS = {
 }
 _SMALLEST_SCALE = 1e-38
 """Of float32's normal numbers."""
-_LAYOUTS = {"NCW": False, "NCHW": False, "NCDHW": False, "NWC": True, "NHWC": True, "NDHWC": True}
-"""Whether the channels are last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +55,6 @@ def differences(
                 shape = _as_in_the_file(arrays[spec.name].shape, spec.name in moved)
                 for problem in _differences(spec, found[spec.name], shape):
                     yield f"the {kind} {spec.name!r} is {problem}"
-
-
-def misnamed_layouts(
-    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], moved: Collection[str]
-) -> Iterator[str]:
-    """In words, which layouts are not those of an artifact whose ``moved`` tensors have their channels last."""
-    for kind, specs in (("input", inputs), ("output", outputs)):
-        for spec in specs:
-            last = spec.name in moved
-            if _LAYOUTS.get(spec.layout, last) is not last:
-                place = "last" if last else "first"
-                yield f"the {kind} {spec.name!r} is {spec.layout}; the file has the channels {place}"
 
 
 def _as_in_the_file(shape: tuple[int, ...], moved: bool) -> tuple[int, ...]:

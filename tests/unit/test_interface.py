@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgekit.artifact.interface import Vector, _differences, differences, misnamed_layouts
+from edgekit.artifact.interface import Vector, _differences, differences
 from edgekit.devices.execute import Ports
 from edgekit.devices.wire import Port
 from edgekit.types import TensorSpec
@@ -71,18 +71,6 @@ def test_what_fits(said, file, seen):
 )
 def test_what_does_not(said, file, seen):
     assert list(_differences(said, file, seen))
-
-
-def test_a_layout_is_where_the_channels_are():
-    def problems(layout, moved):
-        said = TensorSpec(name="x", dtype="float32", shape=(1, 3, 8, 8), layout=layout)
-        return list(misnamed_layouts([said], [], moved))
-
-    assert not problems("NCHW", ())
-    assert not problems("", ())
-    assert not problems("NHWC", ("x",))
-    assert problems("NHWC", ()) == ["the input 'x' is NHWC; the file has the channels first"]
-    assert problems("NCHW", ("x",)) == ["the input 'x' is NCHW; the file has the channels last"]
 
 
 def test_only_what_the_runtime_tells_of_is_compared():

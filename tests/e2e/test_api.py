@@ -211,7 +211,7 @@ def test_progress_is_told_to_a_function(module, example, tmp_path):
     made(
         module,
         example,
-        targets="ort-int8",
+        targets="tflite-int8",
         calibration=samples(),
         out=tmp_path,
         progress=events.append,

@@ -138,7 +138,7 @@ def test_what_is_excluded_beside_static_ranges_stays_float(tmp_path, name):
 
 def test_int16_activations_keep_their_recurrent_layers_in_float(tmp_path):
     _, share, _ = built(listener("GRU", tmp_path), "tflite-int16x8", tmp_path, inputs(9), static=True)
-    assert share < 0.6
+    assert share < 0.8  # with its weights as integers, too, it is nearly 1
 
 
 @pytest.mark.parametrize("cell", ["GRU", "GRU both ways"])

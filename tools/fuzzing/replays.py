@@ -9,7 +9,9 @@ from unittest import mock
 
 import numpy as np
 
+from edgekit.devices.execute import Ports
 from edgekit.devices.runnable import Runnable
+from edgekit.devices.wire import Port
 
 _USERS = (
     "edgekit.artifact.golden",
@@ -22,6 +24,7 @@ _USERS = (
 @dataclass
 class _Run:
     outputs: list[dict[str, np.ndarray]]
+    ports: Ports
     versions: Mapping[str, str] = field(default_factory=lambda: {"onnxruntime": "1"})
 
     def __enter__(self) -> _Run:
@@ -34,7 +37,13 @@ class _Run:
 def _run(runnable: Runnable, inputs: Iterable[Mapping[str, np.ndarray]], **settings: object) -> _Run:
     del settings
     bound = [runnable.bind(sample) for sample in inputs]
-    return _Run([{name: np.zeros((1, 4), np.float32) for name in runnable.outputs} for _ in bound])
+    outputs = [{name: np.zeros((1, 4), np.float32) for name in runnable.outputs} for _ in bound]
+    return _Run(outputs, Ports(inputs=_ports(bound), outputs=_ports(outputs)))
+
+
+def _ports(samples: list[dict[str, np.ndarray]]) -> dict[str, Port]:
+    first = samples[0] if samples else {}
+    return {n: Port(names=(n,), dtype=a.dtype.name, shape=a.shape) for n, a in first.items()}
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ def _run(runnable: Runnable, inputs: Iterable[Mapping[str, np.ndarray]], **setti
 
 def _ports(samples: list[dict[str, np.ndarray]]) -> dict[str, Port]:
     first = samples[0] if samples else {}
-    return {n: Port(names=(n,), dtype=a.dtype.name, shape=a.shape) for n, a in first.items()}
+    return {n: Port(names=(n,), dtype=a.dtype.name, shape=(None,) * a.ndim) for n, a in first.items()}
 
 
 @contextlib.contextmanager

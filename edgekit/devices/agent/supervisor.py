@@ -96,6 +96,8 @@ def checked(plan: object) -> Message:
     pause, governor, owner = found.get("state_s") or 0, found.get("governor") or "", found.get("lock") or {}
     if not isinstance(pause, (int, float)) or not isinstance(governor, str) or not isinstance(owner, dict):
         raise ValueError("state_s is no number, governor no text, or lock no object")  # noqa: TRY004
+    if "\0" in found["journal"] or "\0" in governor:
+        raise ValueError("journal or governor is no name that a file can have")
     return found
 
 

@@ -82,6 +82,8 @@ def _first_line() -> Tuple[Optional[Message], bytes]:
     return checked(json.loads(line.decode("utf-8"))), rest
 
 
+_LONGEST_S = 10**9
+"""No wait of a system is longer."""
 _PLAN = {"tasks": list, "journal": str, "heartbeat": (int, float)}
 _TASK = {"id": str, "argv": list, "job": dict, "timeout": (int, float)}
 
@@ -96,6 +98,9 @@ def checked(plan: object) -> Message:
     pause, governor, owner = found.get("state_s") or 0, found.get("governor") or "", found.get("lock") or {}
     if not isinstance(pause, (int, float)) or not isinstance(governor, str) or not isinstance(owner, dict):
         raise ValueError("state_s is no number, governor no text, or lock no object")  # noqa: TRY004
+    times = [pause, found["heartbeat"]] + [task["timeout"] for task in found["tasks"]]
+    if not all(-_LONGEST_S <= seconds <= _LONGEST_S for seconds in times):
+        raise ValueError("a time is longer than %d s" % _LONGEST_S)
     if "\0" in found["journal"] or "\0" in governor:
         raise ValueError("journal or governor is no name that a file can have")
     return found

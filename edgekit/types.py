@@ -252,6 +252,8 @@ class Tolerance:
     sample_snr_db: float | None = None
     integer_agreement: float = 0.99
     boxes: float | None = None
+    rollout: float | None = None
+    decisions: float = 0.99
 
     @property
     def slice_limit(self) -> float | None:
@@ -260,6 +262,11 @@ class Tolerance:
         if self.explained is not None or self.snr_db is None:
             return self.explained
         return 1.0 - math.pow(10.0, -(self.snr_db - SLICE_MARGIN_DB) / 10.0)
+
+    @property
+    def rollout_limit(self) -> float | None:
+        """The least explained variance of a slice over many steps with the artifact's own states; else a slice's."""
+        return self.slice_limit if self.rollout is None else self.rollout
 
     @property
     def box_limit(self) -> float:

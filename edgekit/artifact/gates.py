@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from edgekit.artifact import proof
 from edgekit.artifact.limits import Limits
+from edgekit.artifact.rollout import Rollout, rollout_gates
 from edgekit.artifact.rounding import beside_rounding
 from edgekit.artifact.summary import size
 from edgekit.types import (
@@ -36,6 +37,7 @@ class Evidence:
     integer_weights: float | None = None
     half: HalfRange | None = None
     coverage: Coverage | None = None
+    rollout: Rollout | None = None
     size_bytes: int | None = None
     measurement: Measurement | None = None
     not_run: str = ""
@@ -50,6 +52,7 @@ def gates(evidence: Evidence, tolerance: Tolerance, limits: Limits | None = None
     tolerance = limits.applied(tolerance)
     found = [*_parity_gates(evidence, tolerance), _placement_gate(evidence, tolerance)]
     found += [_weights_gate(evidence, tolerance), _range_gate(evidence), _coverage_gate(evidence, tolerance)]
+    found += rollout_gates(evidence.rollout, tolerance) if evidence.rollout is not None else ()
     measured, why = evidence.measurement, evidence.not_run
     latency, memory = (measured.p50_ms, measured.peak_memory) if measured else (None, None)
     found += [

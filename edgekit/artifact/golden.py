@@ -308,7 +308,7 @@ def _compared(claimed: Tolerance, row: Tolerance) -> Iterator[tuple[str, bool]]:
             yield field.name.replace("_", " "), less
 
 
-UNMEASURED = ("metric_drop", "placement", "integer_weights", "coverage")
+UNMEASURED = ("metric_drop", "placement", "integer_weights", "coverage", "rollout", "decisions")
 """What a few vectors without labels, run on files alone, cannot tell: fields of a tolerance."""
 
 

@@ -56,6 +56,8 @@ class Tolerance(msgspec.Struct, kw_only=True):
     sample_snr_db: float | None = None
     integer_agreement: float = 0.99
     boxes: float | None = None
+    rollout: float | None = None
+    decisions: float = 0.99
 
 
 class Adaptation(msgspec.Struct, kw_only=True):

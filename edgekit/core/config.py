@@ -114,6 +114,15 @@ class Options:
             metavar="NAME=VALUE",
         ),
     )
+    state: Mapping[str, Option] = option(
+        _NO_SETTINGS,
+        Declared(
+            help="An input that takes an output of the step before (none: it is no state, whatever its name says).",
+            group=_MODEL,
+            commands=("build",),
+            metavar="NAME=OUTPUT",
+        ),
+    )
     sequence_length: int | None = option(
         None,
         Declared(
@@ -275,8 +284,8 @@ class Options:
         _NO_SETTINGS,
         Declared(
             help="A gate's limit in place of the target's: snr, slices, samples (dB), agreement, integers, boxes, "
-            "relative-error, placement, integer-weights, coverage, metric-drop, size (KB, MB), latency (ms), "
-            "memory (MB).",
+            "rollout, decisions, relative-error, placement, integer-weights, coverage, metric-drop, size (KB, MB), "
+            "latency (ms), memory (MB).",
             group=_GATES,
             commands=("build",),
             metavar="NAME=VALUE",

@@ -227,6 +227,7 @@ def split(text: str) -> tuple[str, ...]:
 _EXAMPLES = {
     "--set": "for example --set io_layout=nhwc",
     "--shape": "a name and sizes joined by x, for example --shape image=1x3x224x224; one --shape for each input",
+    "--state": "for example --state h0=hn; one --state for each input",
     "--bind": "for example --bind sr=16000; one --bind for each input",
     "--limit": "for example --limit snr=30dB",
 }

@@ -75,6 +75,7 @@ def run_artifact(
     *,
     device: Device = LOCAL,
     placement: bool = False,
+    states: Mapping[str, str] | None = None,
     timeout: float = 600.0,
     on_progress: Callable[[int], None] | None = None,
 ) -> RunResult:
@@ -83,6 +84,7 @@ def run_artifact(
     Args:
         inputs: Samples by the source's names, in the source's layout; so are the outputs.
         placement: Ask the runtime what it executes where.
+        states: Inputs that take an output of the sample before in place of the sample's own, but for the first.
         timeout: Seconds for the whole run.
         on_progress: Called with the number of samples done.
 
@@ -100,7 +102,8 @@ def run_artifact(
     with connect(device) as transport:
         job = mended(transport, partial(model_job, transport, runnable, samples))
         outputs = wire.Stream(path=str(transport.root / "outputs"), names=runnable.outputs)
-        job = replace(job, action="run", outputs=outputs, placement=placement)
+        fed = runnable.feeding(states or {})
+        job = replace(job, action="run", outputs=outputs, placement=placement, fed=fed)
         agent = mended(transport, partial(send_agent, transport, runnable.backend, here))
         task = Task(
             id="run",

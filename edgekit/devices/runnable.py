@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgekit.devices.arrays import channels_first
+from edgekit.devices.wire import Fed
 from edgekit.errors import SourceError
 from edgekit.types import Lowered, Option, TensorSpec, names
 
@@ -86,6 +87,15 @@ class Runnable:
             name: np.ascontiguousarray(np.moveaxis(array, 1, -1)) if name in self.channels_moved else array
             for name, array in ready.items()
         }
+
+    def feeding(self, states: Mapping[str, str]) -> tuple[Fed, ...]:
+        """How the agent feeds outputs back, by input; each has to be among those that are kept."""
+
+        def channels(name: str, output: str) -> Literal["", "first", "last"]:
+            here, there = name in self.channels_moved, output in self.channels_moved
+            return "" if here == there else "last" if here else "first"
+
+        return tuple(Fed(input=n, output=o, channels=channels(n, o)) for n, o in states.items())
 
     def restore(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
         """The runtime's outputs in the source's layout."""

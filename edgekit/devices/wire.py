@@ -71,6 +71,15 @@ class ProfileJob(Message, frozen=True):
     warmup: int
 
 
+class Fed(Message, frozen=True):
+    """An input that takes an output of the step before; ``channels``: they are ``first`` or ``last`` in the input, and
+    the other way round in the output (empty: both are alike)."""
+
+    input: str
+    output: str
+    channels: Literal["", "first", "last"] = ""
+
+
 class Job(Message, frozen=True):
     """What one fresh process does; ``scratch`` is the folder for what it leaves behind."""
 
@@ -81,6 +90,7 @@ class Job(Message, frozen=True):
     cpus: tuple[int, ...] = ()
     inputs: Stream | None = None
     outputs: Stream | None = None
+    fed: tuple[Fed, ...] = ()
     quantize: bool = False
     placement: bool = False
     bench: BenchJob | None = None

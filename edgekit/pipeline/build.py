@@ -44,6 +44,7 @@ from edgekit.load.data import (
 )
 from edgekit.load.shapes import SampleForm, Shapes
 from edgekit.load.source import Source
+from edgekit.load.states import states_of
 from edgekit.pipeline import compress, speed, stages
 from edgekit.pipeline.candidates import (
     Candidate,
@@ -62,6 +63,7 @@ from edgekit.pipeline.candidates import (
 from edgekit.pipeline.deliver import Product, deliver, refusal
 from edgekit.pipeline.lower import Graph, graph_of, lower_for, shaped
 from edgekit.pipeline.ranges import covered_by, half_range, told, worst
+from edgekit.pipeline.rollouts import filled, rolling
 from edgekit.pipeline.stages import BuildContext, Calibrated, Exported
 from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES, fitting
 from edgekit.quantize.calibrate.codes import CODES
@@ -192,7 +194,7 @@ def prepare(request: Request, context: BuildContext) -> Prepared:
     )
     if not source.in_memory:
         trust.remember(context.store, source.spec, source.record)
-    data = gather(request, context, graph.exported)
+    data = gather(request, context, source, graph.exported)
     calibrated: Calibrated | None = None
     findings: tuple[Finding, ...] = ()
     covered: tuple[Coverage, ...] | None = None
@@ -280,9 +282,10 @@ def examine(
     return findings
 
 
-def gather(request: Request, context: BuildContext, exported: Exported) -> Data:
+def gather(request: Request, context: BuildContext, source: Source, exported: Exported) -> Data:
     """Open the user's samples. Parity is measured on the evaluation samples, else on those of the
-    calibration, else on the example and seeded variations of it."""
+    calibration, else on the example and seeded variations of it. Of a model with states each sample gets the state
+    that the source has by then."""
 
     def named(data: DataSpec | None, origin: str) -> SampleSet | None:
         if data is None or data == "":
@@ -306,13 +309,21 @@ def gather(request: Request, context: BuildContext, exported: Exported) -> Data:
     for samples in (calibration, evaluation):
         if samples is not None and samples.endless:
             context.progress.note(f"{samples.text} does not end: its first {len(samples)} samples are used")
+    stream = evaluation or calibration or random_samples(exported.example_inputs(), RANDOM_SAMPLES)
+    states = states_of(exported.model.inputs, exported.model.outputs, request.options.state)
+    roll = rolling(context, source, exported, states)
+    rolled, calibration, evaluation = roll(stream), filled(roll, calibration), filled(roll, evaluation)
     if calibration is not None:
         calibration = calibration.spread(request.options.samples)
     fallback = calibration.spread(CALIBRATION_SAMPLES) if calibration is not None else None
-    verification = evaluation or fallback or random_samples(exported.example_inputs(), RANDOM_SAMPLES)
+    verification = evaluation or fallback or (rolled.filled() if rolled else stream)
     if request.targets:
         refuse_unusable_metric(request.options, verification)
-    return Data(calibration=calibration, evaluation=evaluation, verification=verification)
+    if rolled is not None:
+        context.progress.note(
+            f"a step of a stream: {states}; run over {len(rolled)} steps with states of its own, too"
+        )
+    return Data(calibration=calibration, evaluation=evaluation, verification=verification, rolled=rolled)
 
 
 def refuse_unusable_metric(options: Options, samples: SampleSet) -> None:
@@ -436,6 +447,7 @@ def judge(
         size_bytes=made.lowering.subject.files.size,
         measurement=timing,
         coverage=worst(prepared.covered, report.activations) if report is not None else None,
+        rollout=verified.rollout,
         not_run=verified.not_run,
     )
     return gates(evidence, tolerance, limits.parse(options.limit))

@@ -21,6 +21,7 @@ from edgekit.load.data import SampleSet
 from edgekit.pipeline import guard, speed
 from edgekit.pipeline.cached import NotCachedError, ReadOnly
 from edgekit.pipeline.lower import Graph, Lowering, lower_for
+from edgekit.pipeline.rollouts import Rolled
 from edgekit.pipeline.side_by_side import side_by_side, spooled, workers
 from edgekit.pipeline.stages import BuildContext, Calibrated
 from edgekit.pipeline.verify import Verified, reference_of, verify
@@ -32,11 +33,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """The samples of a build by what they are for. ``verification`` is what parity is measured on."""
+    """The samples of a build by what they are for. ``verification`` is what parity is measured on; ``rolled`` is the
+    source's rollout, where the model has states."""
 
     calibration: SampleSet | None
     evaluation: SampleSet | None
     verification: SampleSet
+    rolled: Rolled | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,7 @@ def candidate(
     graph, data = prepared.graph, prepared.data
     lowering = lower_for(context, graph, target, data.calibration, quantization)
     verified = verify(
-        context, lowering.subject, graph.source, graph.exported, data.verification, graph.origin
+        context, lowering.subject, graph.source, graph.exported, data.verification, graph.origin, data.rolled
     )
     return Candidate(lowering=lowering, verified=verified)
 

@@ -18,7 +18,7 @@ from edgekit.artifact.manifest import (
     Status,
     StepRecord,
 )
-from edgekit.core import versions
+from edgekit.core import targets, versions
 from edgekit.core.config import Options
 from edgekit.core.files import publish, scratch
 from edgekit.core.structure import to_builtins
@@ -32,10 +32,24 @@ from edgekit.pipeline.stages import Calibrated, Exported, LoweredFiles
 from edgekit.pipeline.verify import Verified
 from edgekit.preprocess.declared import completed
 from edgekit.quantize.options import Cause, QuantizeReport
-from edgekit.types import Finding, Gate, Json, Measurement, SourceRecord, Target, Verdict, sha256_file
+from edgekit.types import (
+    Finding,
+    Gate,
+    Json,
+    Measurement,
+    Precision,
+    SourceRecord,
+    Target,
+    Verdict,
+    sha256_file,
+)
 
 EVALUATED = "evaluation"
 """Where a manifest's details say which evaluation samples there were."""
+
+
+ROLLOUT = "rollout"
+"""Where they say what became of the states of a model over many steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +120,8 @@ def describe(product: Product, status: Status, directory: Path) -> Manifest:
         details[EVALUATED] = {"fingerprint": measured.fingerprint, "samples": len(measured)}
     if product.guard is not None:
         details["guard"] = product.guard
+    if verified.rollout is not None:
+        details[ROLLOUT] = to_builtins(verified.rollout)
     if product.speed is not None:
         details["speed"] = to_builtins(product.speed)
     if product.pixels is not None:
@@ -183,6 +199,8 @@ def _what_to_do(artifact: Artifact, failed: Sequence[str]) -> str:
     if GATE in failed:
         look = f"--no-speed-gate takes a slower artifact, for its size or for another device; {look}"
     placement = artifact.manifest.placement
+    if {"rollout", "decisions"} & set(failed) and (rows := _float_activations(artifact)):
+        return f"states keep what each step rounds: --target {' or '.join(rows)} leaves activations in float; {look}"
     if "placement" not in failed or placement is None:
         return look
     largest = max(placement.fallbacks, key=lambda f: f.share, default=None)
@@ -193,6 +211,16 @@ def _what_to_do(artifact: Artifact, failed: Sequence[str]) -> str:
     if not named:
         return f"{why}; {look}"
     return f"{why}. What is meant to stay in float does not count: --exclude {named!r}; {look}"
+
+
+def _float_activations(artifact: Artifact) -> tuple[str, ...]:
+    """The backend's other INT8 rows, where ``artifact``'s has ranges for its activations."""
+    target = artifact.manifest.target
+    if not target.needs_calibration:
+        return ()
+    kinds = (Precision.INT8_WEIGHTS, Precision.INT8_DYNAMIC)
+    rows = targets.known().values()
+    return tuple(r.name for r in rows if r.backend == target.backend and r.precision in kinds)
 
 
 def _largest_in_float(artifact: Artifact) -> str:

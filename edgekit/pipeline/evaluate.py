@@ -18,6 +18,7 @@ from edgekit.artifact.golden import Replay
 from edgekit.artifact.judge import Judge, Judged
 from edgekit.artifact.manifest import Artifact, Manifest
 from edgekit.artifact.parity import compare
+from edgekit.artifact.rollout import Rollout
 from edgekit.artifact.run import runnable
 from edgekit.artifact.task import Task
 from edgekit.core import plugins
@@ -29,11 +30,13 @@ from edgekit.load.classes import Classes
 from edgekit.load.data import DataSpec, Example, SampleSet, user_samples
 from edgekit.load.shapes import SampleForm, Shapes
 from edgekit.load.source import Source
+from edgekit.load.states import states_of
 from edgekit.pipeline import api, stages
 from edgekit.pipeline.build import EVALUATION, refuse_unusable_metric
-from edgekit.pipeline.deliver import EVALUATED
+from edgekit.pipeline.deliver import EVALUATED, ROLLOUT
 from edgekit.pipeline.metric import opened
 from edgekit.pipeline.pixels import Pixels, recorded
+from edgekit.pipeline.rollouts import Rolled, measured, rolled
 from edgekit.pipeline.stages import BuildContext, Exported
 from edgekit.pipeline.verify import fitting, kept, near_float32
 from edgekit.types import (
@@ -169,6 +172,10 @@ def evaluate(
         _refuse_another(source, form, built)
     samples = _samples(context, data, form)
     refuse_unusable_metric(context.options, samples)
+    stream = None
+    if source is not None and exported is not None:
+        stream = _stream(context, source, exported, samples, manifest)
+    samples = samples if stream is None else stream.filled()
     fed = samples if pixels is None else pixels.samples_fed(samples)
     chosen = fitting(context, manifest.target, built.inputs, samples)
     task = _task(context, form, [s.label for s in kept(samples, chosen)] if samples.labelled else None)
@@ -184,6 +191,8 @@ def evaluate(
                 context=context, source=source, exported=exported, samples=samples, pixels=pixels
             )
             parity = beside.parity(run, chosen, task, manifest)
+            if stream is not None:
+                evidence = replace(evidence, rollout=_rolled_out(context, artifact, stream, pixels, device))
             if _compressed(manifest):
                 tolerance, notes = _lowering_unknown(tolerance), (*notes, _RECIPE)
             found = gates(replace(evidence, parity=parity), tolerance, own)
@@ -263,6 +272,26 @@ def _samples(context: BuildContext, data: DataSpec, form: _Form) -> SampleSet:
         classes=Classes(names=form.labels, required=True),
         form=SampleForm.of(form.example, form.preprocessing, Shapes.of(context.options)),
     )
+
+
+def _stream(
+    context: BuildContext, source: Source, exported: Exported, samples: SampleSet, manifest: Manifest
+) -> Rolled | None:
+    """The source's rollout, where the build found states or was told of them."""
+    built = manifest.details.get(ROLLOUT)
+    pairs = built.get("states") if isinstance(built, Mapping) else None
+    if not isinstance(pairs, Mapping) or not pairs:
+        return None
+    declared = {name: str(output) for name, output in pairs.items()}
+    states = states_of(exported.model.inputs, exported.model.outputs, declared)
+    return rolled(context, source, exported, samples, states)
+
+
+def _rolled_out(
+    context: BuildContext, artifact: Artifact, reference: Rolled, pixels: Pixels | None, device: Device
+) -> Rollout:
+    fed = reference.samples if pixels is None else pixels.samples_fed(reference.samples)
+    return measured(context, runnable(artifact), reference, fed, device)
 
 
 def _task(context: BuildContext, form: _Form, labels: Sequence[object] | None) -> Task:

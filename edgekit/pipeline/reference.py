@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -20,11 +20,15 @@ _MOST_PARAMETERS = 100_000_000
 
 
 def answers(
-    model: TorchModel | OnnxModel, record: ModelRecord, samples: Iterable[Sample]
+    model: TorchModel | OnnxModel,
+    record: ModelRecord,
+    samples: Iterable[Sample],
+    states: Mapping[str, str] | None = None,
 ) -> Iterator[dict[str, Array]]:
-    """Outputs by name, one row a sample; one row is in memory at a time."""
+    """Outputs by name, one row a sample; one row is in memory at a time. ``states``: see :func:`run_artifact`, of an
+    ONNX file alone; a module's samples are taken one by one."""
     if isinstance(model, OnnxModel):
-        return _in_onnxruntime(record, samples)
+        return _in_onnxruntime(record, samples, states)
     return _in_torch(model, record, samples)
 
 
@@ -76,10 +80,12 @@ def in_float64(
             yield {name: value.cpu().numpy() for name, value in zip(wanted, outputs.values(), strict=True)}
 
 
-def _in_onnxruntime(record: ModelRecord, samples: Iterable[Sample]) -> Iterator[dict[str, Array]]:
+def _in_onnxruntime(
+    record: ModelRecord, samples: Iterable[Sample], states: Mapping[str, str] | None
+) -> Iterator[dict[str, Array]]:
     runnable = Runnable(backend="onnxruntime", main=record.model.path, outputs=names(record.model.outputs))
     try:
-        result = run_artifact(runnable, (s.inputs for s in samples))
+        result = run_artifact(runnable, (s.inputs for s in samples), states=states)
     except (MissingExtraError, RuntimeCrashError):
         raise
     except BackendError as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from edgekit.artifact import golden
 from edgekit.artifact.interface import Vector, differences
 from edgekit.artifact.parity import compare
+from edgekit.artifact.rollout import Rollout
 from edgekit.artifact.task import Task
 from edgekit.core import plugins, versions
 from edgekit.core.progress import Task as Progress
@@ -28,6 +29,7 @@ from edgekit.pipeline import stages
 from edgekit.pipeline.cached import Step, reader, run
 from edgekit.pipeline.metric import opened
 from edgekit.pipeline.pixels import Pixels
+from edgekit.pipeline.rollouts import Rolled, measured
 from edgekit.pipeline.stages import BuildContext, Exported, LoweredFiles, Reference
 from edgekit.types import OnnxModel, Option, Parity, Placement, Precision, Target, TensorSpec, sha256_file
 
@@ -81,6 +83,7 @@ class Verified:
     golden_parity: Parity | None = None
     vectors: Vectors | None = None
     runtime_versions: Mapping[str, str] = field(default_factory=dict)
+    rollout: Rollout | None = None
     not_run: str = ""
     skipped: int = 0
 
@@ -102,11 +105,13 @@ def verify(
     exported: Exported,
     samples: SampleSet,
     origin: Source | None = None,
+    rolled: Rolled | None = None,
 ) -> Verified:
     """Run every sample that fits the artifact, compare with the reference, keep golden vectors.
 
     ``origin``: the source before its recipe. Parity is measured against ``source``, the task's metric against
-    ``origin``: what the recipe cost is part of what the artifact lost.
+    ``origin``: what the recipe cost is part of what the artifact lost. ``rolled``: the source's rollout, where the
+    model has states; the artifact's own is measured beside it.
 
     Raises :class:`DataError` when no sample fits, and what :func:`run_artifact` raises, but for
     :class:`NotRunnableError`, which is a result.
@@ -126,6 +131,7 @@ def verify(
         reference=reference,
         origin=first,
         vectors=vectors,
+        rolled=rolled,
         reads=Recorder() if metric else None,
         float64=lambda: stages.float64(context, source, exported, asked),
     )
@@ -142,8 +148,10 @@ def verify(
 
     step = Step(
         name="verify",
-        inputs=(subject.files.sha256, samples.fingerprint, reference.sha256, first.sha256 if first else ""),
+        inputs=(subject.files.sha256, samples.fingerprint, reference.sha256, first.sha256 if first else "")
+        + ((rolled.sha256, rolled.samples.fingerprint) if rolled else ()),
         options={
+            "states": dict(rolled.states.pairs) if rolled else {},
             "lowered": to_builtins(subject.files.lowered),
             "runner_sha256": sha256_file(plugins.runner(subject.target.backend)),
             "task": exported.record.task,
@@ -191,6 +199,7 @@ class Case:
     reference: Reference
     origin: Reference | None
     vectors: Vectors
+    rolled: Rolled | None
     reads: Recorder | None
     float64: Callable[[], Iterable[Mapping[str, Array]]]
 
@@ -262,9 +271,27 @@ def _measure(context: BuildContext, case: Case) -> Verified:
             parity=replace(parity, data=data),
             placement=placement,
             golden_parity=replace(first, data="random" if data == RANDOM else "golden"),
+            rollout=_rolled_out(context, case),
             runtime_versions=result.versions,
             skipped=len(chosen) - sum(chosen),
         )
+
+
+def _rolled_out(context: BuildContext, case: Case) -> Rollout | None:
+    """The model's states over many steps of the artifact's own."""
+    if (reference := case.rolled) is None:
+        return None
+    subject = case.subject
+    if not all(case.vectors.chosen):
+        raise DataError(
+            f"{subject.target.name} has fixed shapes, and {case.vectors.chosen.count(False)} samples of the stream "
+            f"have others: its states ({reference.states}) cannot be fed through",
+            hint="leave the samples out that are shorter, or pad them",
+        )
+    lowered = subject.files.lowered
+    runnable = replace(subject.runnable, options={**lowered.runtime, **_alone(context)})
+    fed = reference.samples if subject.pixels is None else subject.pixels.samples_fed(reference.samples)
+    return measured(context, runnable, reference, fed)
 
 
 def _refuse_another_interface(case: Case, ports: Ports) -> None:

@@ -19,8 +19,10 @@ from edgekit.graph.records import ModelRecord, write_json, write_model
 from edgekit.load.data import SampleSet, unit_example
 from edgekit.load.shapes import refuse_open, resized
 from edgekit.load.source import Source
+from edgekit.load.states import States
 from edgekit.pipeline.pixels import Pixels
 from edgekit.pipeline.reference import answers, in_float64
+from edgekit.pipeline.rolling import roll_out
 from edgekit.quantize.calibrate import doctor
 from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.calibrate.collect import calibrate
@@ -145,6 +147,14 @@ class Work:
             stored = write_arrays(out / "outputs", rows)
         facts = {"names": stored.names, "count": stored.count, "sha256": sha256_file(stored.path)}
         write_json(facts, out / "outputs.json")
+
+    def rollout(
+        self, source: Source, record: ModelRecord, samples: SampleSet, states: States, steps: int, out: Path
+    ) -> None:
+        """The source's outputs step by step, each with the states of the one before."""
+        with self._progress.task("the source's rollout", total=steps) as task:
+            facts = roll_out(source.load(), record, samples, states, steps, out / "outputs", task.advance)
+        write_json(facts, out / "rollout.json")
 
     def float64(self, source: Source, record: ModelRecord, samples: SampleSet, out: Path) -> None:
         """The source's outputs in float64 for the first ``samples``, as far as it can compute them."""

@@ -21,34 +21,14 @@ from edgekit.quantize.inputs import LayerRanges
 from edgekit.quantize.options import WEIGHTED_MSE, Cause, InFloat, QuantizeOptions
 from edgekit.quantize.params import Affine, Floats, Stored, affine, fixed_affine
 from edgekit.quantize.rules import OpRule, Rules
+from edgekit.quantize.tails import float_tails
 from edgekit.quantize.trained import Trained, on_grid
 from edgekit.types import Scheme
 
 Edge = tuple[Block, ir.Value]
 
-_TAIL = (
-    ops.named(Trait.AVERAGES) - {"AveragePool"}  # of windows: not what a classifier ends with
-    | ops.named(Trait.CARRIES)
-    | {
-        "Concat",
-        "Add",
-        "Sub",
-        "Mul",
-        "Sigmoid",
-        "Tanh",
-        "Softmax",
-        "Relu",
-        "Clip",
-        "LeakyRelu",
-        "PRelu",
-        "Min",
-        "Max",
-    }
-)
-"""Operators without weights that may stand between the last layer and a float output."""
 _FLOAT_INPUTS = InFloat(Cause.NEIGHBOURS, "its inputs are float")
 _FLOAT_READERS = InFloat(Cause.NEIGHBOURS, "only float operators read it")
-_FLOAT_OUTPUT = InFloat(Cause.NEIGHBOURS, "its result leaves the model as float")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +208,7 @@ class _Planner:
         if not self.rules.full_integer:
             self._cut_tails(in_float)
         elif self.options.float_outputs:
-            self._float_tail(in_float)
+            float_tails(self.blocks, self.readers, in_float)
         return in_float
 
     def _impossible(self, block: Block) -> str:
@@ -266,21 +246,6 @@ class _Planner:
             readers = [r for o in block.outputs for r in self.readers.get(o, ())]
             if all(r in in_float for r in readers):
                 in_float[block] = _FLOAT_READERS
-
-    def _float_tail(self, in_float: dict[Block, InFloat]) -> None:
-        """Back to float: what lies between the last weighted layers and the model's float outputs.
-
-        Eight bits are enough for what a layer reads, not for what an app reads: an average is finer than its terms,
-        boxes in pixels and scores from 0 to 1 in one concatenation share a scale, an output far from zero has steps
-        wider than it varies. These operators hold no weights: integers gain nothing but their own arithmetic.
-        """
-        for block in reversed(self.blocks):
-            if block in in_float or block.weight is not None or block.op not in _TAIL:
-                continue
-            readers = [r for o in block.outputs for r in self.readers.get(o, ())]
-            ends = any(o.is_graph_output() for o in block.outputs)
-            if (readers or ends) and all(r in in_float for r in readers):
-                in_float[block] = _FLOAT_OUTPUT
 
     # --- which tensors --------------------------------------------------------------------------------
 

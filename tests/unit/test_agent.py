@@ -36,12 +36,12 @@ X = np.array([1.0, -2.0, 3.5], np.float32)
 def run(tmp_path, monkeypatch):
     monkeypatch.setattr("edgekit.devices.pack.runner", lambda backend: FAKE)
 
-    def go(behaviour="good", *, inputs=None, placement=False, timeout=600, **fields):
+    def go(behaviour="good", *, inputs=None, placement=False, timeout=600, states=None, **fields):
         model = tmp_path / "model.fake"
         model.write_text(behaviour)
         runnable = Runnable(backend="fake", main=model, **{"options": {"threads": 1}, **fields})
         samples = [{"x": X}, {"x": X + 1}] if inputs is None else inputs
-        return run_artifact(runnable, samples, placement=placement, timeout=timeout)
+        return run_artifact(runnable, samples, placement=placement, timeout=timeout, states=states)
 
     return go
 
@@ -274,3 +274,9 @@ def test_ctrl_c_leaves_no_process(tmp_path):
             return
         time.sleep(0.05)
     pytest.fail("the agent outlived its host")
+
+
+def test_an_input_takes_an_output_of_the_step_before(run):
+    with run(inputs=[{"x": X}] * 4, outputs=("y", "z"), states={"x": "y"}) as result:
+        for step, row in enumerate(result.outputs):
+            np.testing.assert_array_equal(row["y"], X * 2 ** (step + 1))

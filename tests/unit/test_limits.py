@@ -8,6 +8,7 @@ from pipeline_fakes import Fake, samples, target
 
 from edgekit.artifact.gates import Evidence, gates
 from edgekit.artifact.limits import NAMES, parse
+from edgekit.artifact.rollout import Rollout
 from edgekit.core.config import Options
 from edgekit.errors import ConfigError, GateFailedError, UnknownNameError, UsageError
 from edgekit.pipeline import build, speed
@@ -31,6 +32,17 @@ EVIDENCE = Evidence(
     coverage=Coverage(
         tensor="t", samples=9, outside=0.1, uncovered=0.25, low=0, high=1, seen_low=0, seen_high=2
     ),
+    rollout=Rollout(
+        steps=400,
+        states={"h0": "hn"},
+        nonfinite=0,
+        explained=0.92,
+        explained_at="y",
+        decisions=0.985,
+        decided=400,
+        data="evaluation",
+        noise=False,
+    ),
     size_bytes=300_000,
     measurement=MEASURED,
 )
@@ -51,6 +63,8 @@ GATE = {"agreement": "top1-agreement"}
         ("integer-weights", 0.8, "81%"),
         ("boxes", "93%", 0.97),
         ("coverage", "70%", 0.8),
+        ("rollout", "90%", 0.95),
+        ("decisions", "98%", 0.99),
         ("size", "300KB", "292KiB"),
         ("latency", 2, "1900us"),
         ("memory", "20MB", "19.5MB"),
@@ -65,7 +79,7 @@ def test_every_gate_is_held_against_the_limit_that_is_given(name, good, bad):
 
 def test_every_name_was_tried_above():
     assert {"snr", "size", "metric-drop"} <= set(NAMES)
-    assert len(NAMES) == 14
+    assert len(NAMES) == 16
 
 
 def test_slices_and_samples_follow_an_snr_unless_they_are_set():

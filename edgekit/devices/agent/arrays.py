@@ -98,6 +98,14 @@ def _quantize(array: Array, spec: Message, want: np.dtype[Any]) -> Array:
     return np.asarray(np.clip(steps, limits.min, limits.max), dtype=want)
 
 
+def next_state(fed: Message, outputs: Dict[str, Array]) -> Array:
+    """What an input takes of the step before (``wire.Fed`` on the host), its channels where the input has them."""
+    array = outputs[fed["output"]]
+    if not fed.get("channels"):
+        return array
+    return np.moveaxis(array, -1, 1) if fed["channels"] == "first" else np.moveaxis(array, 1, -1)
+
+
 def dequantize(array: Array, spec: Message) -> Array:
     """``scale * (stored - zero_point)`` as float32, for an integer output that has a scale."""
     if array.dtype.kind not in "iu" or spec.get("scale") is None:

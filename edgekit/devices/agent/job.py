@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, BinaryIO, Dict, Iterator, List, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Dict, Iterator, List, Optional, Protocol
 
 from . import memory
 from .channel import Channel, Message
@@ -134,8 +134,11 @@ class Job:
         self.phases.end("load")
         return session
 
-    def samples(self, session: Session, file: BinaryIO) -> Iterator[Dict[str, Array]]:
-        """The job's samples as dictionaries by the model's own input names."""
+    def samples(
+        self, session: Session, file: BinaryIO, fed: Optional[Dict[str, Array]] = None
+    ) -> Iterator[Dict[str, Array]]:
+        """The job's samples as dictionaries by the model's own input names. What ``fed`` holds when a sample is asked
+        for is in place of the sample's own."""
         from . import arrays  # after the runtime's import, which may bring a numpy of its own
 
         stream = self.asked["inputs"]
@@ -145,6 +148,7 @@ class Job:
             raise JobError("input", "no array was given for input %s" % ", ".join(sorted(absent)))
         quantize = bool(self.asked.get("quantize"))
         for sample in arrays.read_stream(file, stream["names"], stream["count"]):
+            sample.update(fed or {})
             yield {specs[n]["name"]: arrays.fit(a, specs[n], quantize) for n, a in sample.items()}
 
     def first_sample(self, session: Session) -> None:

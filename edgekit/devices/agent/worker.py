@@ -15,11 +15,15 @@ import os
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING, Dict
 
 from . import profiling, program, timing
 from .channel import Channel
 from .failure import JobError, describe, failing_as, trace
 from .job import Job, Session
+
+if TYPE_CHECKING:
+    from .arrays import Array
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, None)  # None: of numpy's tofile, cut short
 
@@ -74,13 +78,14 @@ def run(job: Job, session: Session) -> None:
     names = job.asked["outputs"]["names"] or [s["name"] for s in session.outputs]
     specs = arrays.resolve(session.outputs, names, "output")
     quantize = bool(job.asked.get("quantize"))
+    fed: Dict[str, Array] = {}
     job.phase("run")
     start = reported = time.perf_counter()
     done, placement = 0, None
     # Nested, not parenthesized: Python 3.8 reads this.
     with open(job.asked["inputs"]["path"], "rb") as source:  # noqa: SIM117
         with open(job.asked["outputs"]["path"], "wb") as sink:
-            for sample in job.samples(session, source):
+            for sample in job.samples(session, source, fed):
                 with failing_as("input", "sample %d: " % done):
                     session.prepare(sample)
                 with failing_as("invoke", "sample %d: " % done):
@@ -92,6 +97,7 @@ def run(job: Job, session: Session) -> None:
                 if quantize:
                     outputs = {n: arrays.dequantize(a, specs[n]) for n, a in outputs.items()}
                 arrays.write_sample(sink, names, outputs)
+                fed.update({f["input"]: arrays.next_state(f, outputs) for f in job.asked.get("fed") or ()})
                 done += 1
                 if time.perf_counter() - reported > 0.5:
                     reported = time.perf_counter()

@@ -1,0 +1,141 @@
+"""A model with states over many steps, each with the states that it made itself: what drifts is seen only here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekit.artifact import proof
+from edgekit.artifact.parity import compare
+from edgekit.load.data import SampleSet
+from edgekit.load.states import States
+from edgekit.types import Gate, Tolerance, Verdict
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
+
+DECISION = 0.5
+"""From where on a score between 0 and 1 says yes."""
+
+_SUM = 1e-3
+"""What probabilities may be from 1 in sum."""
+_MOST_CLASSES = 100
+"""More numbers of both signs are a spectrum or a signal, and no scores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """An artifact's outputs, states aside, over ``steps`` steps of its own, against the source's over the same.
+
+    ``states`` has the output that each state takes, by its input. ``explained`` is the share of variance that the worst
+    slice keeps, ``explained_at`` says which. ``decisions`` is the share of equal ones among ``decided``: the highest of
+    several scores, or a score between 0 and 1 from 0.5 on; ``None`` where no output decides anything. ``data`` is what
+    the inputs are, ``noise`` says that they were noise.
+    """
+
+    steps: int
+    states: Mapping[str, str]
+    nonfinite: int
+    explained: float | None
+    explained_at: str
+    decisions: float | None
+    decided: int
+    data: str
+    noise: bool
+
+
+@dataclass
+class _Decisions:
+    """Of one output: how many are equal of all, as long as it looks as if it decided something."""
+
+    equal: int = 0
+    all: int = 0
+    decides: bool = True
+
+    def add(self, ref: Array, out: Array) -> None:
+        rows = ref.reshape(-1, ref.shape[-1] if ref.ndim else 1)
+        got = out.reshape(rows.shape)
+        if rows.shape[1] == 1:
+            same = (rows >= DECISION) == (got >= DECISION)
+        else:
+            same = rows.argmax(axis=1) == got.argmax(axis=1)
+        self.decides &= ref.ndim <= 2 and _decides(rows)
+        self.equal += int(same.sum())
+        self.all += same.size
+
+
+def _decides(rows: Array) -> bool:
+    """Scores: one between 0 and 1, probabilities of classes, or not too many numbers of both signs (logits)."""
+    low, high = float(rows.min()), float(rows.max())
+    if rows.shape[1] == 1:
+        return low >= 0 and high <= 1
+    if low >= 0:
+        return bool(np.allclose(rows.sum(axis=1), 1, atol=_SUM))
+    return int(rows.shape[1]) <= _MOST_CLASSES
+
+
+def measure(
+    states: States,
+    reference: Iterable[Mapping[str, Array]],
+    outputs: Iterable[Mapping[str, Array]],
+    data: SampleSet,
+) -> Rollout:
+    """Hold ``outputs`` against ``reference``, step by step, but for the states; both are read twice.
+
+    Raises what :func:`edgekit.artifact.parity.compare` raises.
+    """
+    noise = data.noise
+    parity = compare((states.others(row) for row in reference), outputs, noise=noise)
+    tallies: dict[str, _Decisions] = {}
+    for row, got in zip(reference, outputs, strict=True):
+        for name, array in states.others(row).items():
+            if array.dtype.kind == "f" and array.size:
+                tallies.setdefault(name, _Decisions()).add(array, got[name])
+    shares = {n: t.equal / t.all for n, t in tallies.items() if t.decides}
+    least = min(shares, key=lambda n: shares[n], default="")
+    return Rollout(
+        steps=parity.samples,
+        states=dict(states.pairs),
+        nonfinite=parity.nonfinite,
+        explained=parity.explained,
+        explained_at=parity.explained_at,
+        decisions=shares.get(least),
+        decided=tallies[least].all if least else 0,
+        data=data.origin,
+        noise=noise,
+    )
+
+
+def rollout_gates(rollout: Rollout, tolerance: Tolerance) -> tuple[Gate, ...]:
+    """Whether the outputs stay with the source's over the steps, and whether the same is decided."""
+    return tuple(g for g in (_stays(rollout, tolerance), _decided(rollout, tolerance)) if g is not None)
+
+
+def _stays(rollout: Rollout, tolerance: Tolerance) -> Gate | None:
+    limit = tolerance.rollout_limit
+    if limit is None or rollout.explained is None:
+        return None
+    where = f"over {rollout.steps} steps with the artifact's own states"
+    if rollout.nonfinite:
+        message = f"{rollout.nonfinite} values are not finite {where}"
+        return Gate(name="rollout", verdict=Verdict.FAIL, limit=limit, message=message)
+    message = (
+        f"{rollout.explained_at}: {rollout.explained:.4g} of the variance explained {where}, "
+        f"at least {limit:.4g} wanted"
+    )
+    verdict = Verdict.PASS if rollout.explained >= limit else Verdict.FAIL
+    return Gate(name="rollout", verdict=verdict, limit=limit, value=rollout.explained, message=message)
+
+
+def _decided(rollout: Rollout, tolerance: Tolerance) -> Gate | None:
+    limit = tolerance.decisions
+    if rollout.decisions is None:
+        return None
+    share = proof.Share(value=rollout.decisions, rows=rollout.decided, what="decisions")
+    if rollout.data in proof.NOT_DATA or rollout.noise:
+        where = f"{rollout.steps} steps of noise" if rollout.noise else f"{rollout.steps} random steps"
+        return proof.shown("decisions", share, limit, where, judged=False)
+    return proof.agreement("decisions", share, limit)

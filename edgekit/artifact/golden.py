@@ -6,6 +6,8 @@ File: ``golden.npz`` with arrays ``input/<i>/<name>`` and ``output/<i>/<name>``.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -30,7 +32,7 @@ from edgekit.devices.execute import LOCAL, Ports, run_artifact
 from edgekit.devices.statistics import jackknife
 from edgekit.errors import SourceError, UsageError
 from edgekit.load.array_files import read_npz
-from edgekit.types import Device, Gate, Parity, Rounding, Sample, Target, Tolerance, Verdict
+from edgekit.types import Device, Gate, Parity, Sample, Target, Tolerance, Verdict
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -70,6 +72,8 @@ def read(path: Path) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
             if array.dtype.kind not in "biuf":
                 raise ValueError(f"{key} is {array.dtype}")
             side, index, name = key.split("/", 2)
+            if not _INDEX.fullmatch(index):
+                raise ValueError(f"{key} is no vector's")
             sides[side].setdefault(int(index), {})[name] = array
     except (ValueError, KeyError) as e:
         raise SourceError(f"{path} holds no golden vectors: {e}", hint="build the artifact again") from e
@@ -77,6 +81,9 @@ def read(path: Path) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
     if not inputs or len(inputs) != len(outputs):
         raise SourceError(f"{path} holds no golden vectors", hint="build the artifact again")
     return inputs, outputs
+
+
+_INDEX = re.compile(r"[0-9]{1,6}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +124,12 @@ def replay(artifact: Artifact, *, device: Device = LOCAL, limits: Limits | None 
     if manifest.golden is None:
         raise SourceError(f"{artifact.directory} has no golden vectors", hint="build the artifact again")
     inputs, expected = read(artifact.directory / manifest.golden.file)
-    _refuse_other_inputs(artifact, inputs)
+    if len(inputs) != manifest.golden.samples:
+        raise SourceError(
+            f"{artifact.directory} has {len(inputs)} golden vectors, and was built with {manifest.golden.samples}",
+            hint="do not trust this artifact: build it again",
+        )
+    refuse_other_inputs(artifact, inputs)
     _refuse_other_outputs(artifact, expected)
     timing = None
     if limits is not None:
@@ -130,18 +142,17 @@ def replay(artifact: Artifact, *, device: Device = LOCAL, limits: Limits | None 
         _refuse_another_interface(artifact, run.ports, Vector(inputs=inputs[0], outputs=expected[0]))
         recorded, whole = manifest.golden.parity, manifest.parity
         with received(str(artifact.directory)):
-            parity = replace(
-                compare(
-                    expected,
-                    run.outputs,
-                    task=Task(name=manifest.task),
-                    noise=whole is not None and whole.noise,
-                ),
-                data=recorded.data if recorded is not None and recorded.data else "golden",
-            )
+            task = Task(name=manifest.task)
+            parity = replace(compare(expected, run.outputs, task=task), data="golden")
+            claimed = parity
+            if whole is not None and whole.noise:
+                claimed = compare(expected, run.outputs, task=task, noise=True)
+        if whole is not None and whole.rounding is not None and can_be_rounding(whole.rounding):
+            claimed = replace(claimed, rounding=whole.rounding)
+        claimed = replace(claimed, data=recorded.data if recorded is not None and recorded.data else "golden")
         row, notes = row_limits(manifest.target)
         evidence = Evidence(parity=parity, size_bytes=manifest.size, measurement=timing)
-        found = _judged(evidence, row, limits, None if whole is None else whole.rounding)
+        found = _judged(evidence, claimed, row, limits)
         found = tuple(_as_sure(g, expected, run.outputs) for g in found)
         names = {g.name for g in found}
         return Replay(
@@ -156,11 +167,9 @@ def replay(artifact: Artifact, *, device: Device = LOCAL, limits: Limits | None 
         )
 
 
-def _judged(
-    evidence: Evidence, row: Tolerance, limits: Limits | None, claimed: Rounding | None
-) -> tuple[Gate, ...]:
-    """The gates on golden vectors. What passes only beside the rounding that the manifest claims of its source is
-    unproven: without the source nobody can measure it."""
+def _judged(evidence: Evidence, claimed: Parity, row: Tolerance, limits: Limits | None) -> tuple[Gate, ...]:
+    """The gates on golden vectors. What fails unless it is as the manifest claims (``claimed``: the vectors are noise
+    or random, the source rounds so much by itself) is unproven: without the source and its data nobody can tell."""
     tolerance = replace(
         row,
         metric_drop=None,
@@ -169,29 +178,28 @@ def _judged(
         sample_snr_db=0.0,
     )
 
-    def judged(rounding: Rounding | None) -> tuple[Gate, ...]:
-        assert evidence.parity is not None
-        beside = replace(evidence, parity=replace(evidence.parity, rounding=rounding))
-        found = gates(beside, tolerance, limits)
+    def judged(parity: Parity | None) -> tuple[Gate, ...]:
+        found = gates(replace(evidence, parity=parity), tolerance, limits)
         return tuple(
             g for g in found if g.name not in _ONLY_THAT_SOMETHING_IS_LEFT or g.verdict is Verdict.FAIL
         )
 
-    plain = judged(None)
-    if claimed is None or not can_be_rounding(claimed):
+    plain = judged(evidence.parity)
+    if claimed == evidence.parity:
         return plain
     wider = {g.name: g for g in judged(claimed)}
-    return tuple(
-        _by_claim(wider[g.name])
-        if g.verdict is Verdict.FAIL and g.name in wider and wider[g.name].verdict is Verdict.PASS
-        else g
-        for g in plain
+    return tuple(_by_claim(g, wider.get(g.name)) for g in plain)
+
+
+def _by_claim(gate: Gate, claimed: Gate | None) -> Gate:
+    """A gate that fails on what is here, and would not if the manifest's claims are true."""
+    if gate.verdict is not Verdict.FAIL or (claimed is not None and claimed.verdict is Verdict.FAIL):
+        return gate
+    claim = (
+        "; it would not count if the vectors were noise, or the source rounded as much, as the manifest claims: "
+        "--source with --eval measures it"
     )
-
-
-def _by_claim(gate: Gate) -> Gate:
-    claim = "by the rounding of the source that the manifest claims: --source with --eval measures it"
-    return replace(gate, verdict=Verdict.UNPROVEN, message=f"{gate.message}, {claim}")
+    return replace(gate, verdict=Verdict.UNPROVEN, message=f"{gate.message}{claim}")
 
 
 def _failed_before(manifest: manifests.Manifest) -> tuple[Gate, ...]:
@@ -249,8 +257,8 @@ def _energies(
 _ONLY_THAT_SOMETHING_IS_LEFT = {"slices", "samples"}
 
 
-def _refuse_other_inputs(artifact: Artifact, inputs: Sequence[Mapping[str, Array]]) -> None:
-    """What an app is told to feed has to be what was fed."""
+def refuse_other_inputs(artifact: Artifact, inputs: Sequence[Mapping[str, Array]]) -> None:
+    """What an app is told to feed has to be what was fed. Raises :class:`SourceError`."""
     declared = {s.name for s in artifact.manifest.inputs}
     if any(set(row) != declared for row in inputs):
         raise SourceError(
@@ -258,6 +266,18 @@ def _refuse_other_inputs(artifact: Artifact, inputs: Sequence[Mapping[str, Array
             f"vectors have {', '.join(inputs[0])}",
             hint="do not trust this artifact: build it again",
         )
+
+
+def refuse_other_sizes(artifact: Artifact, inputs: Mapping[str, Array]) -> None:
+    """What is timed is what an app feeds. Raises :class:`SourceError`."""
+    for spec in artifact.manifest.inputs:
+        sizes = [d for d in spec.shape if isinstance(d, int)]
+        if len(sizes) == len(spec.shape) and math.prod(sizes) != inputs[spec.name].size:
+            raise SourceError(
+                f"the manifest of {artifact.directory} declares {spec}; the golden vectors have "
+                f"{list(inputs[spec.name].shape)}",
+                hint="do not trust this artifact: build it again",
+            )
 
 
 def _refuse_other_outputs(artifact: Artifact, expected: Sequence[Mapping[str, Array]]) -> None:

@@ -6,6 +6,7 @@ new schema number and a reader of the old one. docs/manifest.schema.json is gene
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -299,12 +300,20 @@ def plain(manifest: object) -> dict[str, Any]:
     return builtins
 
 
+def _once(members: list[tuple[str, Json]]) -> None:
+    """Of two members of one name readers take the first, the last, or none."""
+    names = [name for name, _ in members]
+    if len(set(names)) < len(names):
+        raise ValueError(f"it has {next(n for n in names if names.count(n) > 1)!r} twice")
+
+
 def decode(data: bytes, where: str) -> Json:
     """The manifest as builtins, without the keys that this edgekit does not know: a later one may write more.
 
     Raises :class:`SourceError` when it is none, or has a schema that is not read here.
     """
     try:
+        json.loads(data, object_pairs_hook=_once)
         header = msgspec.json.decode(data, type=_Header)
         if header.schema > SCHEMA:
             raise SourceError(
@@ -313,7 +322,7 @@ def decode(data: bytes, where: str) -> Json:
                 hint="upgrade edgekit, or build the artifact again with this one",
             )
         document = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise SourceError(f"{where} is not a manifest: {error}", hint="build the artifact again") from error
     if header.schema < 1:
         raise SourceError(

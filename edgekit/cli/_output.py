@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 _PIPE_WIDTH = 240
 """Tables on a pipe are for grep: wide enough that no cell is folded."""
+
+
+_COLOUR = re.compile("(\x1b\\[(?:[0-2]|3[0-7])m)")
+"""What click.style writes for the colours and weights that edgekit uses."""
 
 
 def stderr() -> Console:
@@ -55,6 +60,12 @@ def show_error(error: EdgekitError, *, as_json: bool = False) -> None:
     for note in getattr(error, "__notes__", ()):
         click.echo(f"  {harmless(note)}", err=True)
     click.echo(f"{click.style('hint:', fg='cyan', bold=True)} {harmless(error.hint)}", err=True)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """A line for people, on stdout or stderr, whatever names it quotes: nothing but colours changes the terminal."""
+    parts = _COLOUR.split(text)
+    click.echo("".join(p if _COLOUR.fullmatch(p) else harmless(p) for p in parts), err=err)
 
 
 def harmless(text: str) -> str:

@@ -12,7 +12,7 @@ import click
 import edgekit
 from edgekit.artifact.summary import size
 from edgekit.cli._options import json_flag
-from edgekit.cli._output import end_with, harmless, number, print_json, progress, table
+from edgekit.cli._output import end_with, harmless, number, print_json, progress, say, table
 from edgekit.devices import catalogue
 from edgekit.devices.bench import processors
 from edgekit.devices.statistics import Difference, in_times
@@ -83,7 +83,7 @@ def bench(
     runnable = [a for a in opened if a.manifest.status != "not-run"]
     for artifact in opened:
         if artifact not in runnable:
-            click.echo(
+            say(
                 f"{harmless(artifact.target)}: not run where it was built; edgekit verify it here first",
                 err=True,
             )
@@ -124,7 +124,7 @@ def noting() -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupt:
         for note in getattr(interrupt, "__notes__", ()):
-            click.echo(harmless(note), err=True)
+            say(harmless(note), err=True)
         raise
 
 
@@ -168,4 +168,4 @@ def _show(measured: list[edgekit.Measured]) -> None:
     table("", title.split(", "), rows)
     for m in measured:
         for reason in m.measurement.reasons:
-            click.echo(harmless(f"  {m.artifact.target}: {reason}"), err=True)
+            say(harmless(f"  {m.artifact.target}: {reason}"), err=True)

@@ -10,7 +10,7 @@ import click
 
 from edgekit.artifact.summary import size
 from edgekit.cli._options import json_flag
-from edgekit.cli._output import print_json, table
+from edgekit.cli._output import print_json, say, table
 from edgekit.core import cache as entries
 from edgekit.core.cache import Removed
 from edgekit.core.store import Store
@@ -78,7 +78,7 @@ def _info(as_json: bool) -> None:
         return
     largest = sorted(counts.items(), key=lambda item: -item[1][1])
     rows = [(kind, str(number), size(held)) for kind, (number, held) in largest]
-    click.echo(f"{root}: {size(total)} of at most {size(most)}")
+    say(f"{root}: {size(total)} of at most {size(most)}")
     if rows:
         table("", ("what", "entries", "size"), rows)
 
@@ -90,4 +90,4 @@ def _removed(root: Path, removed: Removed, as_json: bool) -> None:
             {"cache": str(root), "removed": removed.entries, "removed_bytes": removed.bytes, "bytes": left}
         )
         return
-    click.echo(f"{removed.entries} entries removed ({size(removed.bytes)}); {size(left)} left at {root}")
+    say(f"{removed.entries} entries removed ({size(removed.bytes)}); {size(left)} left at {root}")

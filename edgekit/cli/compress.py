@@ -13,7 +13,7 @@ import edgekit
 from edgekit.artifact.summary import size
 from edgekit.cli._contained import contain_source
 from edgekit.cli._options import Grouped, declared, json_flag
-from edgekit.cli._output import number, print_json, progress, table
+from edgekit.cli._output import number, print_json, progress, say, table
 from edgekit.core.config import Options
 from edgekit.core.progress import Reporter
 from edgekit.errors import UsageError
@@ -162,9 +162,9 @@ def _analyze(source: str, options: Options, shown: Reporter, as_json: bool) -> N
     table("", (*columns, "speaks for"), rows)
     for layer in layers:
         for advice in layer.advice:
-            click.echo(f"{layer.name}: {advice.method}: {advice.why}", err=True)
+            say(f"{layer.name}: {advice.method}: {advice.why}", err=True)
     for advice in found.advice:
-        click.echo(f"the whole model: {advice.method}: {advice.why}", err=True)
+        say(f"the whole model: {advice.method}: {advice.why}", err=True)
 
 
 def _show_search(
@@ -195,10 +195,10 @@ def _show_search(
         _front(found),
     )
     for line in found.why:
-        click.echo(line, err=True)
+        say(line, err=True)
     for line in found.rejected:
-        click.echo(f"not confirmed: {line}", err=True)
-    click.echo(
+        say(f"not confirmed: {line}", err=True)
+    say(
         f"{found.metric} {found.base_metric:.4f}, drop {100 * found.seen.value:.2f} pt where the search looked and "
         f"{100 * found.unseen.value:.2f} pt where it did not, at most {100 * found.trial.bound:.2f} pt with the margin "
         f"for chance; {found.shipped.size:,} bytes in {found.shipped.packed}; "
@@ -239,12 +239,12 @@ def _show_recipe(result: edgekit.CompressResult, as_json: bool) -> None:
         return
     columns = ("step", "parameters", "not zero", "MACs", "bytes", result.metric or "metric", "seconds")
     table("", columns, _rows(result.steps))
-    click.echo(
+    say(
         f"{result.folder}: a source for edgekit build; the recipe is {result.folder / 'recipe.toml'}",
         err=True,
     )
     if packed is not None:
-        click.echo(f"{packed}: {result.packed_bytes:,} bytes", err=True)
+        say(f"{packed}: {result.packed_bytes:,} bytes", err=True)
 
 
 def _rows(steps: Sequence[edgekit.StepReport]) -> list[tuple[str, ...]]:

@@ -9,7 +9,7 @@ import click
 
 from edgekit.artifact.summary import size
 from edgekit.cli._options import json_flag
-from edgekit.cli._output import print_json, stdout, table
+from edgekit.cli._output import print_json, say, stdout, table
 from edgekit.devices import catalogue
 from edgekit.devices.checkup import Checkup, check
 from edgekit.devices.prepare import Plan, Preparation, scratch
@@ -107,7 +107,7 @@ def add(name: str, host: str | None, serial: str | None, kind: str | None, **fie
     )
     path = catalogue.write(row)
     _show(seen)
-    click.echo(f"kept in {path}", err=True)
+    say(f"kept in {path}", err=True)
 
 
 @devices.command("check")
@@ -144,7 +144,7 @@ def prepare(name: str, backends: tuple[str, ...], yes: bool, remove: bool, dry_r
         work = Preparation(device=device, transport=transport, folder=Path(folder))
         if remove:
             for backend in work.remove(backends):
-                click.echo(f"{backend} was taken away")
+                say(f"{backend} was taken away")
             return
         plan = work.plan(backends)
         _show_plan(plan)
@@ -153,12 +153,12 @@ def prepare(name: str, backends: tuple[str, ...], yes: bool, remove: bool, dry_r
         if not yes:
             _ask(f"Install on {name}?")
         for seen in work.install(plan):
-            click.echo(f"{seen.backend:13} {_versions(seen.versions)}")
+            say(f"{seen.backend:13} {_versions(seen.versions)}")
 
 
 def _show_plan(plan: Plan) -> None:
     for backend in plan.unchanged:
-        click.echo(f"{backend} is there already")
+        say(f"{backend} is there already")
     rows = [
         (r.backend, w.name, w.version, size(w.path.stat().st_size), w.sha256[:16])
         for r in plan.resolved
@@ -170,7 +170,7 @@ def _show_plan(plan: Plan) -> None:
         table(title, ("for", "wheel", "version", "size", "sha256"), rows)
     for resolved in plan.resolved:
         for package in resolved.own:
-            click.echo(f"{resolved.backend}: no wheel of {package} fits; the device's own is used")
+            say(f"{resolved.backend}: no wheel of {package} fits; the device's own is used")
 
 
 def _ask(question: str) -> None:
@@ -195,8 +195,8 @@ def trust(name: str, yes: bool) -> None:
     endpoint = hostkeys.resolve(ssh_options(device))
     keys = hostkeys.scan(endpoint)
     for key in keys:
-        click.echo(key.fingerprint)
-    click.echo("Compare with, on the device: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub", err=True)
+        say(key.fingerprint)
+    say("Compare with, on the device: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub", err=True)
     if not yes:
         click.confirm(f"Add them to {endpoint.known_hosts}?", abort=True, err=True)
     hostkeys.trust(endpoint, keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +11,13 @@ import click
 from edgekit.artifact.manifest import BUILT, GoldenRecord
 from edgekit.cli._contained import contain
 from edgekit.cli._options import Grouped, declared, json_flag
-from edgekit.cli._output import print_json, progress, show_error, table
+from edgekit.cli._output import print_json, progress, say, show_error, table
 from edgekit.core.config import Options
 from edgekit.diff.apply import Rebuild, apply
 from edgekit.diff.compare import Diff, compare
 from edgekit.diff.report import LayerDiff, StageDiff
 from edgekit.diff.suggest import Suggestion
-from edgekit.errors import EdgekitError, GateFailedError, UsageError
+from edgekit.errors import ConfigError, EdgekitError, GateFailedError, UsageError
 from edgekit.pipeline.api import context as build_context
 from edgekit.pipeline.stages import BuildContext
 
@@ -64,6 +65,8 @@ def diff(
 
     Exits with 0 when rounding explains every difference, with 5 when it does not.
     """
+    if min_snr is not None and not math.isfinite(min_snr):
+        raise ConfigError(f"--min-snr {min_snr}: no limit", hint="a number of decibels, like 30")
     contain(" and ".join(filter(None, (a, b))), options, *map(Path, filter(None, (a, b))))
     with progress() as shown:
         context = build_context(options, shown.tell)
@@ -108,12 +111,12 @@ def _golden_db(golden: GoldenRecord | None) -> float | None:
 def _show(diff: Diff, applied: Applied | None, rows: int) -> None:
     found = diff.walk
     for note in found.notes:
-        click.echo(f"note: {note}")
+        say(f"note: {note}")
     for stage in found.stages:
         _stage(stage, rows)
     start, broken = found.starts_at, found.broken
     if start is None or broken is None:
-        click.echo(f"no layer is off by more than rounding explains; outputs {found.output_db:.1f} dB")
+        say(f"no layer is off by more than rounding explains; outputs {found.output_db:.1f} dB")
         return
     what = {
         "weights": "what it computes",
@@ -123,18 +126,18 @@ def _show(diff: Diff, applied: Applied | None, rows: int) -> None:
     }
     why = f" ({what[start.cause]})" if start.cause else ""
     place = click.style(start.place, bold=True)
-    click.echo(f"starts at {place} in {broken.after}: {start.op} {start.node}{why}, {_cost(start)}")
+    say(f"starts at {place} in {broken.after}: {start.op} {start.node}{why}, {_cost(start)}")
     others = [layer for layer in broken.wrong if layer is not start]
     for also in others[:_ROWS]:
-        click.echo(f"also off: {also.place} ({also.op} {also.node}), {_cost(also)}")
+        say(f"also off: {also.place} ({also.op} {also.node}), {_cost(also)}")
     if len(others) > _ROWS:
-        click.echo(f"and {len(others) - _ROWS} layers more")
+        say(f"and {len(others) - _ROWS} layers more")
     for idea in diff.suggestions:
-        click.echo(f"try: {idea.text + ': ' if idea.text else ''}{idea.why}")
+        say(f"try: {idea.text + ': ' if idea.text else ''}{idea.why}")
     if applied is not None:
         figures = f"{_db(applied.before_db)} → {_db(applied.after_db)}"
         with_what = applied.suggestion.text or "the data given"
-        click.echo(f"built again with {with_what}: {applied.status}, {figures}, {applied.directory}")
+        say(f"built again with {with_what}: {applied.status}, {figures}, {applied.directory}")
 
 
 def _cost(layer: LayerDiff) -> str:
@@ -145,9 +148,7 @@ def _cost(layer: LayerDiff) -> str:
 
 def _stage(stage: StageDiff, rows: int) -> None:
     if not stage.wrong and stage.output_db > _SAME_DB and rows == _ROWS:
-        click.echo(
-            f"{stage.before} → {stage.after}: {len(stage.layers)} layers agree, {_db(stage.output_db)}"
-        )
+        say(f"{stage.before} → {stage.after}: {len(stage.layers)} layers agree, {_db(stage.output_db)}")
         return
     title = f"{stage.before} → {stage.after}: outputs {stage.output_db:.1f} dB, {stage.source_db:.1f} dB from the first"
     columns = (

@@ -13,7 +13,7 @@ from edgekit.artifact.summary import size
 from edgekit.artifact.summary import table as summary
 from edgekit.cli._contained import contain
 from edgekit.cli._options import json_flag
-from edgekit.cli._output import harmless, number, print_json, show, table
+from edgekit.cli._output import harmless, number, print_json, say, show, table
 from edgekit.core.config import Options
 from edgekit.core.contained import step
 
@@ -59,17 +59,17 @@ def _artifact(artifact: edgekit.Artifact) -> None:
     )
     table("files", ("file", "size", "sha256"), [(f.name, size(f.size), f.sha256[:16]) for f in m.files])
     for note in m.notes:
-        click.echo(f"note: {harmless(note)}")
+        say(f"note: {harmless(note)}")
 
 
 def _file(inspection: edgekit.Inspection) -> None:
     facts = ", ".join(f"{k} {v}" for k, v in inspection.facts.items() if v not in ("", [], None))
-    click.echo(harmless(f"{inspection.path}: {inspection.format}, {size(inspection.size)}, {facts}"))
+    say(harmless(f"{inspection.path}: {inspection.format}, {size(inspection.size)}, {facts}"))
     _tensors(inspection.inputs, inspection.outputs)
     table("operators", ("operator", "count"), [(k, str(v)) for k, v in inspection.operators.items()])
     table("weights", ("stored as", "size"), [(k, size(v)) for k, v in inspection.weights.items()])
     if inspection.macs is not None:
-        click.echo(f"{inspection.macs:,} multiply-accumulates")
+        say(f"{inspection.macs:,} multiply-accumulates")
 
 
 def _tensors(inputs: tuple[edgekit.TensorSpec, ...], outputs: tuple[edgekit.TensorSpec, ...]) -> None:

@@ -9,7 +9,7 @@ import click
 import edgekit
 from edgekit.cli._contained import contain
 from edgekit.cli._options import json_flag
-from edgekit.cli._output import harmless, print_json
+from edgekit.cli._output import harmless, print_json, say
 from edgekit.core.config import Options
 
 
@@ -40,6 +40,6 @@ def package(artifact: Path, out: Path | None, as_json: bool, **fields: object) -
     if as_json:
         print_json({"package": result})
         return
-    click.echo(harmless(str(result.directory)))
+    say(harmless(str(result.directory)))
     for file in result.files:
-        click.echo(harmless(f"  {file}"), err=True)
+        say(harmless(f"  {file}"), err=True)

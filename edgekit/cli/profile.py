@@ -8,7 +8,7 @@ import click
 
 import edgekit
 from edgekit.cli._options import json_flag
-from edgekit.cli._output import harmless, number, print_json, progress, table
+from edgekit.cli._output import harmless, number, print_json, progress, say, table
 
 
 @click.command()
@@ -34,7 +34,7 @@ def profile(artifact: Path, device: str, runs: int, sort: bool, by_module: bool,
     else:
         _operators(result, sort=sort)
     for note in result.notes:
-        click.echo(f"note: {harmless(note)}", err=True)
+        say(f"note: {harmless(note)}", err=True)
 
 
 def _operators(result: edgekit.Profile, *, sort: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from edgekit.cli._options import json_flag
-from edgekit.cli._output import print_json, table
+from edgekit.cli._output import print_json, say, table
 from edgekit.core import plugins
 from edgekit.core import targets as catalogue
 from edgekit.types import Availability, Target
@@ -28,7 +28,7 @@ def targets(as_json: bool, why: bool) -> None:
         rows = [(*row, t.why) for row, t in zip(rows, specs.values(), strict=True)]
     table("", columns, rows)
     for hint in sorted({a.hint for a in states.values() if a.hint and not a.usable}):
-        click.echo(f"  {hint}", err=True)
+        say(f"  {hint}", err=True)
 
 
 def _entry(t: Target, a: Availability) -> dict[str, object]:

@@ -13,7 +13,7 @@ from edgekit.artifact.limits import parse
 from edgekit.artifact.proof import inputs
 from edgekit.cli._contained import contain
 from edgekit.cli._options import Grouped, declared, json_flag
-from edgekit.cli._output import end_with, harmless, number, print_json, progress, table
+from edgekit.cli._output import end_with, harmless, number, print_json, progress, say, table
 from edgekit.core.config import Options
 from edgekit.core.contained import step
 from edgekit.core.declared import parse_settings
@@ -121,7 +121,7 @@ def verify(
         )
     for outcome in outcomes:
         for note in outcome.notes:
-            click.echo(harmless(f"{outcome.path}: {note}"), err=True)
+            say(harmless(f"{outcome.path}: {note}"), err=True)
     end_with(errors)
 
 

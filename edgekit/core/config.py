@@ -425,7 +425,17 @@ def _from_project(project: Path) -> dict[str, object]:
     for name, field in declared_options(Options).items():
         if field.declared.personal and values.get(name, False):
             raise _only_the_user(name, f"{project}: {name} = true")
+    _refuse_elsewhere(values.get("out"), project)
     return values
+
+
+def _refuse_elsewhere(out: object, project: Path) -> None:
+    """What a project's file says is for its own folder: whoever stands in one has not read it."""
+    if isinstance(out, Path) and not (project / out).resolve().is_relative_to(project.resolve()):
+        raise ConfigError(
+            f"{project}: out = {str(out)!r} is outside of the project",
+            hint=f"pass --out {out} if that is where artifacts shall go",
+        )
 
 
 def _from_file(path: Path, *tables: str) -> dict[str, object]:

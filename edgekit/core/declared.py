@@ -134,6 +134,8 @@ class OptionField:
 
     def checked(self, value: object, *, where: str) -> object:
         """The value in its own type (a list as a tuple, a text as a path). Raises :class:`ConfigError`."""
+        if isinstance(value, str | Path) and "\0" in str(value):
+            raise self._wrong(value, where)
         if self.declared.split and isinstance(value, str):
             return split(value)
         if self.declared.fraction and value is not None:

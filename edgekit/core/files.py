@@ -48,6 +48,18 @@ DAMAGED_ZIP = (
 """What reading an archive raises where it is damaged, truncated, encrypted or of a kind that zipfile does not know."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_OF_A_NAME = (
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENXIO,
+)
+"""What the system says of a name that it was given: nobody but who gave it can do anything about it."""
+_SHOWN = 120
 _ALMOST_NOTHING = 1 << 20
 _ELSEWHERE_S = 7 * 86400
 """How long what another machine or container makes in a shared folder is left alone: nobody here sees if it lives."""
@@ -168,13 +180,16 @@ def sweep_once(place: str) -> None:
 # --- files and folders that appear as a whole -----------------------------------------------------------
 
 
-def read(path: Path) -> bytes:
+def read(path: Path, *, most: int = 0) -> bytes:
     """The bytes of a file that somebody else put there. Raises ``OSError``, for a pipe or a device too: nothing would
-    ever come out of the first, and the second has no end."""
+    ever come out of the first, and the second has no end; and for more than ``most`` bytes (0: as many as there are).
+    """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     with open(descriptor, "rb") as file:  # noqa: PTH123
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is no file", str(path))
+        if most and os.fstat(descriptor).st_size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
         return file.read()
 
 
@@ -292,6 +307,12 @@ def refused_by_system(error: BaseException) -> UsageError | None:
         return gone()
     if disk_is_full(error):
         return unwritable(_full_of(Path.cwd(), error), error)
+    if error.errno in _OF_A_NAME and isinstance(error.filename, str | bytes):
+        name = os.fsdecode(error.filename)
+        named = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"
+        return UsageError(
+            f"{named}: {error.strerror}", hint="check the name; another one, or another folder, may do"
+        )
     return None
 
 

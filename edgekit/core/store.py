@@ -9,6 +9,7 @@ every file, and each is checked before it is used: what is damaged is made again
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -298,7 +299,12 @@ def _sealed(document: dict[str, object]) -> bytes:
 
 def _opened(path: Path) -> dict[str, Any]:
     """What :func:`_sealed` made; every byte counts. Raises :class:`DamagedError`, FileNotFoundError."""
-    raw = path.read_bytes()
+    try:
+        raw = files.read(path)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise DamagedError(f"{path.name} is no file") from None
     try:
         document = msgspec.json.decode(raw, type=dict[str, Any])
     except msgspec.MsgspecError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from edgekit.core.structure import structure
 from edgekit.errors import ConfigError, UnknownNameError, UnsupportedError, UsageError
 from edgekit.types import Target
 
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _INHERITED = ("backend", "extra", "runs_on", "ships_to")
 
 
@@ -120,4 +122,11 @@ def _row(row: dict[str, Any], path: Path) -> Target:
     for key in ("name", "backend"):
         if key not in row:
             raise ConfigError(f"{where}: {key} is missing", hint=f"add {key} = …")
-    return structure(Target, row, where=where)
+    found = structure(Target, row, where=where)
+    for key, value in (("name", found.name), ("file", found.file)):
+        if not _PLAIN.fullmatch(value):
+            raise ConfigError(
+                f"{where}: {key} = {value!r} is no plain name",
+                hint="letters, digits, '-', '_' and '.', a letter or digit first: it names a folder or a file there",
+            )
+    return found

@@ -6,16 +6,18 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from edgekit.core import files
 from edgekit.errors import ConfigError, first_line
 
 _DEPTH = 40
+_MOST_BYTES = 16 << 20
 
 
 def read(path: Path) -> dict[str, Any]:
     """The document in ``path``. Raises :class:`ConfigError`, for one that is nested without end or has numbers
     beyond all bounds, too."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(files.read(path, most=_MOST_BYTES).decode("utf-8"))
         _refuse_depth(document)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {first_line(error)}", hint="check the path") from error

@@ -3,6 +3,7 @@ it is looked for; one that failed goes to ``<target>.failed`` beside it."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from edgekit.core.config import Options
 from edgekit.core.files import publish, scratch
 from edgekit.core.structure import to_builtins
 from edgekit.core.versions import EDGEKIT
-from edgekit.errors import EdgekitError, GateFailedError, NotRunnableError
+from edgekit.errors import EdgekitError, GateFailedError, NotRunnableError, UsageError
 from edgekit.load.data import RANDOM, SampleSet
 from edgekit.pipeline import pixels
 from edgekit.pipeline.pixels import Pixels
@@ -85,6 +86,7 @@ def deliver(out: Path, product: Product) -> Artifact:
     refused = status is Status.FAILED or (status is Status.UNPROVEN and product.options.strict)
     final = out / (f"{name}.failed" if refused else name)
     other = out / (name if refused else f"{name}.failed")
+    _refuse_foreign(final)
     with scratch(out) as work:
         for file in product.files.lowered.files:
             (work / file).parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +100,18 @@ def deliver(out: Path, product: Product) -> Artifact:
     if other.is_dir() and (other / manifests.FILE_NAME).is_file():
         shutil.rmtree(other)
     return manifests.read(final)
+
+
+def _refuse_foreign(final: Path) -> None:
+    """A place that holds something else than an artifact is somebody's: it is left as it is."""
+    if not os.path.lexists(final) or (final / manifests.FILE_NAME).is_file():
+        return
+    if final.is_dir() and not final.is_symlink() and not any(final.iterdir()):
+        return
+    raise UsageError(
+        f"{final} is there already and is no artifact: it was left as it is",
+        hint="name another folder (--out DIR), or move it away",
+    )
 
 
 def describe(product: Product, status: Status, directory: Path) -> Manifest:

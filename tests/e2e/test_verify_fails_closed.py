@@ -203,6 +203,45 @@ def test_a_rounding_that_the_manifest_claims_proves_nothing(copy):
     assert edgekit("verify", copy, "--strict").code == 5
 
 
+@pytest.mark.parametrize("data", ["random", "calibration", "golden"])
+def test_vectors_that_are_noise_by_the_manifests_word_prove_nothing(copy, data):
+    """Of noise and of random inputs classes are only shown; who made the vectors is nobody's word to take."""
+
+    def other_class(arrays):
+        rolled = {
+            k: v + 30 * np.roll(np.eye(3), 1, 0)[v.argmax(1)] for k, v in arrays.items() if "output" in k
+        }
+        return arrays | {k: v.astype(np.float32) for k, v in rolled.items()}
+
+    with_golden(copy, other_class)
+    limits = (
+        "--limit",
+        "snr=-100",
+        "--limit",
+        "relative-error=1000",
+        "--limit",
+        "slices=0",
+        "--limit",
+        "agreement=90%",
+    )
+
+    def claim(d):
+        d["parity"]["noise"] = True
+        d["golden"]["parity"]["data"] = data
+
+    result = edgekit("verify", edited(copy, claim), *limits, "--json")
+    verdicts = {g["name"]: g["verdict"] for g in result.json["artifacts"][0]["replay"]["gates"]}
+    assert verdicts["top1-agreement"] in ("fail", "unproven")
+    assert result.json["artifacts"][0]["status"] != "passed"
+
+
+def test_vectors_that_were_taken_away(copy):
+    with_golden(copy, lambda arrays: {k: v for k, v in arrays.items() if "/0/" in k})
+    result = edgekit("verify", copy)
+    assert result.code == 3
+    assert "1 golden vectors" in result.err
+
+
 @pytest.mark.parametrize(
     "change",
     [

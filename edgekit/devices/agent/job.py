@@ -130,6 +130,10 @@ class Job:
         start = time.perf_counter_ns()
         with failing_as("load"):
             session = runner.load(self.asked["model"], self.options())
+        for kind, specs in (("inputs", session.inputs), ("outputs", session.outputs)):
+            names = [s["name"] for s in specs]
+            if len(set(names)) < len(names):
+                raise JobError("load", "it has several %s of one name, and nothing tells them apart" % kind)
         self.seconds["load"] = milliseconds(start) / 1e3
         self.phases.end("load")
         return session

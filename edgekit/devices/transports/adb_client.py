@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from edgekit.devices.protocol import plain
 from edgekit.errors import DeviceError, LinkLostError, ToolMissingError, UnreachableError, UsageError
@@ -32,6 +36,10 @@ _STATES = {
     "sideload": ("it is in sideload mode", "restart it: adb reboot"),
     "bootloader": ("it is in its boot loader", "restart it"),
 }
+
+
+_MOST_BYTES = 8 << 20
+_LOOK_S = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +72,22 @@ class Adb:
     def call(self, *words: str, serial: str = "", timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
         """Run adb to its end. A server that hangs is an :class:`UnreachableError`."""
         argv = self.argv(serial, *words) if serial else [*self._base, *words]
-        try:
-            return subprocess.run(
-                argv, check=False, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
-            )
-        except subprocess.TimeoutExpired as error:
-            raise UnreachableError(
-                f"adb did not answer within {timeout:.0f} s", hint="adb kill-server, then run it again"
-            ) from error
+        with (
+            tempfile.TemporaryFile() as out,
+            tempfile.TemporaryFile() as err,
+        ):  # what it says has no end by itself
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+            ends = time.monotonic() + timeout
+            while process.poll() is None:
+                flood = max(os.fstat(f.fileno()).st_size for f in (out, err)) > _MOST_BYTES
+                if flood or time.monotonic() > ends:
+                    process.kill()
+                    process.wait()
+                    why = "does not stop talking" if flood else f"did not answer within {timeout:.0f} s"
+                    raise UnreachableError(f"adb {why}", hint="adb kill-server, then run it again")
+                time.sleep(_LOOK_S)
+            said = [_text(file) for file in (out, err)]
+            return subprocess.CompletedProcess(argv, process.returncode, *said)
 
     def devices(self) -> tuple[Seen, ...]:
         """What is connected, usable or not."""
@@ -134,6 +150,11 @@ class Adb:
                 hint="check the cable or the network, then run it again",
             )
         return DeviceError(f"{device}: {doing} failed: {said or 'adb did not say why'}", hint="run it again")
+
+
+def _text(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read(_MOST_BYTES).decode("utf-8", "replace")
 
 
 def parse_devices(text: str) -> tuple[Seen, ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit.devices.protocol import plain
 from edgekit.errors import ToolMissingError, UnreachableError
 
 if TYPE_CHECKING:
@@ -40,7 +41,14 @@ def resolve(options: SshOptions) -> Endpoint:
         argv += ["-F", str(options.config)]
     if options.port is not None:
         argv += ["-p", str(options.port)]
-    text = subprocess.run([*argv, "--", options.host], capture_output=True, text=True, check=True, timeout=20)
+    text = subprocess.run(
+        [*argv, "--", options.host], capture_output=True, text=True, check=False, timeout=20
+    )
+    if text.returncode:
+        raise UnreachableError(
+            f"ssh does not take the address {options.host!r}: {_last_line(text.stderr)}",
+            hint="give HOST or USER@HOST, or a name of ~/.ssh/config",
+        )
     values = dict(line.split(" ", 1) for line in text.stdout.splitlines() if " " in line)
     name = values.get("hostkeyalias") or values["hostname"]
     files = values.get("userknownhostsfile", "~/.ssh/known_hosts").split()
@@ -76,8 +84,18 @@ def trust(endpoint: Endpoint, keys: Sequence[HostKey]) -> None:
 
 def _fingerprint(line: str) -> str:
     argv = [_tool("ssh-keygen"), "-l", "-f", "-"]
-    found = subprocess.run(argv, input=line + "\n", capture_output=True, text=True, check=True, timeout=10)
+    found = subprocess.run(argv, input=line + "\n", capture_output=True, text=True, check=False, timeout=10)
+    if found.returncode:
+        raise UnreachableError(
+            f"the device's host key is none: {_last_line(found.stderr)}",
+            hint="look at the device, and at what answers at its address",
+        )
     return found.stdout.strip()
+
+
+def _last_line(said: str) -> str:
+    lines = plain(said).strip().splitlines()
+    return lines[-1][-200:] if lines else "it does not say why"
 
 
 def _tool(name: str) -> str:

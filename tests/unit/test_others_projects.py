@@ -1,0 +1,149 @@
+"""A folder that one stands in: what its files say writes nowhere else, and none of them holds a command up."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.artifact import wire
+from edgekit.artifact.golden import read as read_golden
+from edgekit.cli._output import say
+from edgekit.core import files, targets, toml
+from edgekit.core.config import Options
+from edgekit.devices.transports import hostkeys
+from edgekit.devices.transports.adb_client import Adb
+from edgekit.devices.transports.ssh import SshOptions
+from edgekit.errors import ConfigError, SourceError, UnreachableError, UsageError
+from edgekit.pipeline.deliver import _refuse_foreign
+
+ROW = '[[target]]\nname = "{name}"\nbackend = "onnxruntime"\nprecision = "fp32"\nruns_on = "cpu"\nfile = "{file}"\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        (".ssh", "m.onnx"),
+        ("../../x", "m.onnx"),
+        ("/tmp/x", "m.onnx"),
+        ("a b", "m.onnx"),
+        ("x" * 101, "m.onnx"),
+        ("own", "../../m.onnx"),
+        ("own", "/m.onnx"),
+        ("own", ".hidden"),
+    ],
+)
+def test_a_row_names_a_folder_and_a_file_and_no_way(tmp_path, name, file):
+    path = tmp_path / "a.toml"
+    path.write_text(ROW.format(name=name, file=file))
+    with pytest.raises(ConfigError, match="no plain name"):
+        targets.read_rows(path, "project")
+    path.write_text(ROW.format(name="own-row_1.5", file="m.onnx"))
+    assert targets.read_rows(path, "project")[0].file == "m.onnx"
+
+
+@pytest.mark.parametrize("out", ["/etc", "../elsewhere", "a/../../b", "~/x/../.."])
+def test_a_projects_file_names_no_place_outside_of_the_project(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    Path("edgekit.toml").write_text(f'out = "{out}"\n')
+    if out.startswith("~"):  # a folder of that name: nothing expands it
+        assert Options.load().out == Path(out)
+        return
+    with pytest.raises(ConfigError, match="outside of the project"):
+        Options.load()
+    Path("edgekit.toml").write_text('out = "built/here"\n')
+    assert Options.load().out == Path("built/here")
+    assert Options.load({"out": Path("/elsewhere")}).out == Path("/elsewhere")  # what the user types
+
+
+def test_a_name_that_no_file_can_have(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("edgekit.toml").write_text('out = "a\\u0000b"\n')
+    with pytest.raises(ConfigError, match="out"):
+        Options.load()
+
+
+def test_what_is_no_artifact_is_left_as_it_is(tmp_path):
+    folder = tmp_path / "tflite-int8"
+    _refuse_foreign(folder)
+    folder.mkdir()
+    _refuse_foreign(folder)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is no artifact"):
+        _refuse_foreign(folder)
+    (folder / "manifest.json").write_text("{}")
+    _refuse_foreign(folder)
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(UsageError, match="is no artifact"):
+        _refuse_foreign(tmp_path / "link")
+
+
+def test_a_pipe_a_device_and_a_flood_in_place_of_toml(tmp_path):
+    pipe, device, large = tmp_path / "pipe.toml", tmp_path / "device.toml", tmp_path / "large.toml"
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/zero")
+    with large.open("wb") as file:
+        file.truncate(1 << 30)
+    for path, why in ((pipe, "no file"), (device, "no file"), (large, "more than")):
+        with pytest.raises(ConfigError, match=why):
+            toml.read(path)
+
+
+def test_an_error_of_the_system_about_a_name_is_no_defect():
+    for number in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EIO):
+        error = files.refused_by_system(OSError(number, os.strerror(number), "n" * 5000))
+        assert isinstance(error, UsageError)
+        assert os.strerror(number) in error.message
+        assert len(error.message) < 300
+    assert files.refused_by_system(OSError(errno.EPIPE, "of no name")) is None
+
+
+def test_a_manifest_with_two_members_of_one_name():
+    with pytest.raises(SourceError, match="'status' twice"):
+        wire.decode(b'{"schema": 1, "status": "failed", "status": "passed"}', "manifest.json")
+
+
+@pytest.mark.parametrize("index", ["٣", "-1", "1_0", " 1", "1234567"])
+def test_a_golden_vectors_number_is_one(tmp_path, index):
+    path = tmp_path / "golden.npz"
+    row = np.ones(3, np.float32)
+    np.savez(path, **{f"input/{index}/x": row, f"output/{index}/y": row})
+    with pytest.raises(SourceError, match="is no vector's"):
+        read_golden(path)
+
+
+def test_what_is_said_moves_no_cursor(capsys):
+    say("a \x1b[31mname\x1b[0m of \x1b]0;x\x07\x1b[2J\u202e tensors\nnext")
+    out = capsys.readouterr().out
+    assert "\x1b]" not in out
+    assert "\x1b[2J" not in out
+    assert "\u202e" not in out
+    assert out.endswith("next\n")
+
+
+def _program(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_an_adb_that_does_not_stop_talking(tmp_path, monkeypatch):
+    _program(tmp_path, "adb", "while :; do printf '%0100000d' 1; done")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(UnreachableError, match="does not stop talking"):
+        Adb().call("devices")
+    _program(tmp_path, "adb", "exec sleep 60")
+    with pytest.raises(UnreachableError, match="did not answer"):
+        Adb().call("devices", timeout=0.2)
+    _program(tmp_path, "adb", "echo out; echo err >&2; exit 3")
+    done = Adb().call("devices")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
+
+
+def test_an_address_that_ssh_refuses(tmp_path, monkeypatch):
+    _program(tmp_path, "ssh", "echo 'hostname contains invalid characters' >&2; exit 255")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(UnreachableError, match="invalid characters"):
+        hostkeys.resolve(SshOptions(host="u@h`x`"))

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgekit.diff.align import align
 from edgekit.diff.forms import Form, Layer
 from edgekit.diff.measure import measure
 from edgekit.diff.report import LayerDiff, StageDiff, summarize
-from edgekit.errors import UsageError
+from edgekit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -62,7 +64,8 @@ def walk(forms: Sequence[Form], samples: Iterable[Mapping[str, Array]], notes: S
     """Compare each form with the one before it.
 
     ``samples`` are inputs by name, batch axis included. Raises :class:`~edgekit.errors.UsageError` for fewer
-    than two forms, and what the forms' runtimes raise.
+    than two forms, :class:`~edgekit.errors.DataError` where no output of the first is finite, and what the forms'
+    runtimes raise.
     """
     rows = list(samples)
     if len(forms) < 2 or not rows:
@@ -73,6 +76,23 @@ def walk(forms: Sequence[Form], samples: Iterable[Mapping[str, Array]], notes: S
     source: list[list[Array]] = []
     for before, after in pairwise(forms):
         stage = measure(before, after, align(before, after, rows[0]), rows)
-        source = source or stage.outputs_a
+        if not stages:
+            source, notes = stage.outputs_a, (*notes, *_not_finite(before, stage.outputs_a))
         stages.append(summarize(stage, rows, source))
     return Walk(stages=tuple(stages), samples=len(rows), notes=tuple(notes))
+
+
+def _not_finite(form: Form, outputs: Sequence[Sequence[Array]]) -> tuple[str, ...]:
+    """What is left out of every figure, as there is nothing to hold it against."""
+    floats = [a for row in outputs for a in row if a.dtype.kind == "f"]
+    whole, good = sum(a.size for a in floats), sum(int(np.isfinite(a).sum()) for a in floats)
+    if whole and not good:
+        raise DataError(
+            f"no output of {form.title} is finite on these inputs: there is nothing to compare with",
+            hint="give inputs that the model is made for (--data), or look at the model itself",
+        )
+    return (
+        (f"{whole - good} of {whole} outputs of {form.title} are not finite: left out",)
+        if good < whole
+        else ()
+    )

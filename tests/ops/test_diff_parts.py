@@ -21,7 +21,7 @@ from edgekit.diff.onnx_form import OnnxForm
 from edgekit.diff.tflite_form import TfliteForm
 from edgekit.diff.torch_form import TorchForm
 from edgekit.diff.views import Rescaled, View, views
-from edgekit.errors import UsageError
+from edgekit.errors import DataError, UsageError
 from edgekit.quantize import rescaled
 
 pytest.importorskip("ai_edge_litert")
@@ -296,3 +296,21 @@ def test_a_note_that_edgekit_never_wrote_is_not_read() -> None:
     node = onnx.NodeProto()
     node.metadata_props.add(key="edgekit.rescaled", value="-1:AACAPw==")
     assert rescaled.read(node) == rescaled.Factors(axis=-1, values=(1.0,))
+
+
+def _divides(path: Path) -> Path:
+    helper, tensor = onnx.helper, onnx.TensorProto
+    nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Div", ["r", "r"], ["y"])]
+    ports = [helper.make_tensor_value_info(n, tensor.FLOAT, [1, 4]) for n in ("x", "y")]
+    opset = [helper.make_opsetid("", 20)]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:])
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    return path
+
+
+def test_what_is_not_finite_is_said_and_alone_is_no_agreement(tmp_path: Path) -> None:
+    forms = [OnnxForm(name, _divides(tmp_path / f"{name}.onnx")) for name in ("one", "two")]
+    some, none = np.array([[1, -1, 2, 3]], np.float32), np.full((1, 4), -1, np.float32)
+    assert "1 of 4 outputs of one are not finite" in walk(forms, [{"x": some}]).notes[-1]
+    with pytest.raises(DataError, match="nothing to compare with"):
+        walk(forms, [{"x": none}])

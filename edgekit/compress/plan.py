@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from edgekit.compress import arithmetic
 from edgekit.compress.registry import from_options
 from edgekit.compress.step import CompressionReport, Context, Scalar, Step, Tensors, options, rebuild
 from edgekit.core import files
@@ -102,6 +103,7 @@ def save(
     document: dict[str, object] = {
         "version": _VERSION,
         "seed": context.seed,
+        "computed": dict(arithmetic.described()),
         "steps": [{"name": s.NAME, "options": options(s)} for s in steps],
         "report": {"metric": report.metric, "steps": rows},
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from edgekit.compress import constraints, counting, plan
+from edgekit.compress import arithmetic, constraints, counting, plan
 from edgekit.compress.step import (
     CompressionReport,
     Context,
@@ -72,7 +72,7 @@ def run(
                 after = measure(model, judge)
         else:
             running = None if work is None else work / f"running-{key[:32]}"
-            with checkpoint.resumable(running):
+            with checkpoint.resumable(running), arithmetic.pinned():
                 model = step.apply(model, own).eval()
             constraints.check(model, held, spell(step))
             after = measure(model, judge)
@@ -192,6 +192,7 @@ def cache_key(step: Step, model: torch.nn.Module, context: Context) -> str:
     task = context.task.fingerprint if context.task else ""
     # Torch's version: its kernels round differently.
     digest.update(repr((context.seed, task, str(torch.__version__), _VERSION)).encode())
+    digest.update(repr(sorted(arithmetic.described().items())).encode())
     digest.update(constraints.identity(model).encode())
     _add_weights(digest, model)
     if step.learns_from_original and context.original is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.artifact.manifest import StepRecord
-from edgekit.compress import plan, recipes
+from edgekit.compress import arithmetic, plan, recipes
 from edgekit.compress.plan import PLAN, TENSORS, WEIGHTS
 from edgekit.compress.recipes import Recipe
 from edgekit.compress.step import CompressionReport, Context, StepReport, options
@@ -138,7 +138,7 @@ def compress(
             "seed": recipe.seed,
             "accelerator": context.options.accelerator,
         },
-        versions=versions.of("torch", "safetensors", "lightning-fabric"),
+        versions={**versions.of("torch", "safetensors", "lightning-fabric"), **arithmetic.described()},
     )
     folder = training.folder or context.store.root / "compressing" / key.digest[:32]
     produce = partial(_produce, context, source, recipe, training, folder)

@@ -10,7 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edgekit.compress.plan import load_steps, save  # noqa: E402
+from edgekit.compress.arithmetic import threads  # noqa: E402
+from edgekit.compress.plan import load_steps, read_document, save  # noqa: E402
 from edgekit.compress.registry import parse, registry  # noqa: E402
 from edgekit.compress.run import cache_key, measure, run  # noqa: E402
 from edgekit.compress.step import Context, options, spell  # noqa: E402
@@ -209,6 +210,31 @@ def test_cache_key_follows_options_weights_and_seed() -> None:
         cache_key(Prune(), net(), Context(seed=1)),
     )
     assert len({base, *others}) == 4
+
+
+def test_threads_are_pinned_and_part_of_key_and_plan(tmp_path, monkeypatch) -> None:
+    """Two threads sum in another order than one: the weights are others, and neither is served for the other."""
+    steps, seen, keys = (Prune(sparsity=0.5, training=Training(epochs=1.0)),), [], set()
+    apply = Prune.apply
+
+    def watched(self: Prune, model: torch.nn.Module, context: Context) -> torch.nn.Module:
+        seen.append(torch.get_num_threads())
+        return apply(self, model, context)
+
+    monkeypatch.setattr(Prune, "apply", watched)
+    before = torch.get_num_threads()
+    for number in ("1", "2", "2,1", "nonsense"):
+        monkeypatch.setenv("OMP_NUM_THREADS", number)
+        context = Context(task=Blobs(), seed=3)
+        model, report = run(net(), steps, context, work=tmp_path / "work")
+        keys.add(report.steps[0].key)
+        save(tmp_path / number, model, steps, report, context)
+        computed = read_document(tmp_path / number)["computed"]
+        assert isinstance(computed, dict)
+        assert computed["threads"] == str(threads())
+    assert seen[:2] == [1, 2]
+    assert len(seen) == len(keys) == len({1, 2, threads()})
+    assert torch.get_num_threads() == before
 
 
 def test_training_needs_a_task_and_finite_losses() -> None:

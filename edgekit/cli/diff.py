@@ -17,7 +17,7 @@ from edgekit.diff.apply import Rebuild, apply
 from edgekit.diff.compare import Diff, compare
 from edgekit.diff.report import LayerDiff, StageDiff
 from edgekit.diff.suggest import Suggestion
-from edgekit.errors import ConfigError, EdgekitError, GateFailedError, UsageError
+from edgekit.errors import ConfigError, DataError, EdgekitError, GateFailedError, UsageError
 from edgekit.pipeline.api import context as build_context
 from edgekit.pipeline.stages import BuildContext
 
@@ -116,7 +116,8 @@ def _show(diff: Diff, applied: Applied | None, rows: int) -> None:
         _stage(stage, rows)
     start, broken = found.starts_at, found.broken
     if start is None or broken is None:
-        say(f"no layer is off by more than rounding explains; outputs {found.output_db:.1f} dB")
+        figure = f"outputs {found.output_db:.1f} dB" if found.compared else "no output of A is finite"
+        say(f"no layer is off by more than rounding explains; {figure}")
         return
     what = {
         "weights": "what it computes",
@@ -204,6 +205,11 @@ def _failure(diff: Diff, min_snr: float | None) -> EdgekitError | None:
             f"{start.place} computes something else than in {found.broken.before if found.broken else 'A'}",
             hint="see the suggestions above; edgekit diff --json has every layer",
             gates=["diff"],
+        )
+    if not found.compared:
+        return DataError(
+            "no output of A is finite on these inputs: there is nothing to compare with",
+            hint="give inputs that the model is made for (--data), or look at the model itself",
         )
     if min_snr is not None and found.output_db < min_snr:
         return GateFailedError(

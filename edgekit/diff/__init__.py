@@ -19,7 +19,7 @@ from edgekit.diff.align import align
 from edgekit.diff.forms import Form, Layer
 from edgekit.diff.measure import measure
 from edgekit.diff.report import LayerDiff, StageDiff, summarize
-from edgekit.errors import DataError, UsageError
+from edgekit.errors import UsageError
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -31,11 +31,13 @@ __all__ = ["Form", "Layer", "LayerDiff", "StageDiff", "Walk", "walk"]
 
 @dataclass(frozen=True, kw_only=True)
 class Walk:
-    """What came of comparing a chain of forms on ``samples`` inputs. ``notes`` say what could not be compared."""
+    """What came of comparing a chain of forms on ``samples`` inputs. ``notes`` say what could not be compared;
+    ``compared``: any output of the first is finite."""
 
     stages: tuple[StageDiff, ...]
     samples: int
     notes: tuple[str, ...] = ()
+    compared: bool = True
 
     @property
     def broken(self) -> StageDiff | None:
@@ -64,8 +66,7 @@ def walk(forms: Sequence[Form], samples: Iterable[Mapping[str, Array]], notes: S
     """Compare each form with the one before it.
 
     ``samples`` are inputs by name, batch axis included. Raises :class:`~edgekit.errors.UsageError` for fewer
-    than two forms, :class:`~edgekit.errors.DataError` where no output of the first is finite, and what the forms'
-    runtimes raise.
+    than two forms, and what the forms' runtimes raise.
     """
     rows = list(samples)
     if len(forms) < 2 or not rows:
@@ -74,25 +75,20 @@ def walk(forms: Sequence[Form], samples: Iterable[Mapping[str, Array]], notes: S
         )
     stages: list[StageDiff] = []
     source: list[list[Array]] = []
+    whole = good = 0
     for before, after in pairwise(forms):
         stage = measure(before, after, align(before, after, rows[0]), rows)
         if not stages:
-            source, notes = stage.outputs_a, (*notes, *_not_finite(before, stage.outputs_a))
+            source = stage.outputs_a
+            whole, good = _finite(source)
         stages.append(summarize(stage, rows, source))
-    return Walk(stages=tuple(stages), samples=len(rows), notes=tuple(notes))
+    if good < whole:
+        left = f"{whole - good} of {whole} outputs of {forms[0].title} are not finite: left out"
+        notes = (*notes, left)
+    return Walk(stages=tuple(stages), samples=len(rows), notes=tuple(notes), compared=good > 0 or not whole)
 
 
-def _not_finite(form: Form, outputs: Sequence[Sequence[Array]]) -> tuple[str, ...]:
-    """What is left out of every figure, as there is nothing to hold it against."""
+def _finite(outputs: Sequence[Sequence[Array]]) -> tuple[int, int]:
+    """How many floats there are, and how many can be held against anything."""
     floats = [a for row in outputs for a in row if a.dtype.kind == "f"]
-    whole, good = sum(a.size for a in floats), sum(int(np.isfinite(a).sum()) for a in floats)
-    if whole and not good:
-        raise DataError(
-            f"no output of {form.title} is finite on these inputs: there is nothing to compare with",
-            hint="give inputs that the model is made for (--data), or look at the model itself",
-        )
-    return (
-        (f"{whole - good} of {whole} outputs of {form.title} are not finite: left out",)
-        if good < whole
-        else ()
-    )
+    return sum(a.size for a in floats), sum(int(np.isfinite(a).sum()) for a in floats)

@@ -110,7 +110,7 @@ def _row(artifact: Described) -> tuple[str, ...]:
         metric,
         f"{parity.snr_db:.1f}" if parity else _NOTHING,
         proof.percent(parity.top1_agreement) if parity and parity.top1_agreement is not None else _NOTHING,
-        _as_asked(manifest),
+        as_asked(manifest),
         f"{measured.p50_ms:.3g}" if measured else _NOTHING,
         size(measured.peak_memory) if measured and measured.peak_memory else _NOTHING,
         verdict(manifest),
@@ -118,7 +118,7 @@ def _row(artifact: Described) -> tuple[str, ...]:
     )
 
 
-def _as_asked(manifest: Manifest) -> str:
+def as_asked(manifest: Manifest) -> str:
     """The share that is as the target promises: of the weights where it promises storage, else of the arithmetic."""
     stored = [g.value for g in manifest.gates if g.name == "integer-weights" and g.value is not None]
     if stored:

@@ -8,7 +8,7 @@ import edgekit
 from edgekit.artifact.summary import table as summary
 from edgekit.cli._contained import contain_source
 from edgekit.cli._options import Grouped, declared, json_flag
-from edgekit.cli._output import end_with, print_json, progress, show, table
+from edgekit.cli._output import end_with, print_json, progress, say, show, table
 from edgekit.core import plugins, targets
 from edgekit.core.config import Options
 from edgekit.load.spec import parse
@@ -38,6 +38,8 @@ def build(source: str, options: Options, dry_run: bool, as_json: bool) -> None:
         show(
             summary([a for a in (*result.artifacts, *(f.artifact for f in result.failures)) if a is not None])
         )
+        if len(options.target) > 1 and result.artifacts:
+            say(f"edgekit report {options.out} writes a page about all of them", err=True)
     end_with([failure.error for failure in result.failures])
 
 

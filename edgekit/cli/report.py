@@ -1,0 +1,45 @@
+"""``edgekit report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgekit.artifact.manifest import BUILT
+from edgekit.cli._options import json_flag
+from edgekit.cli._output import print_json, say
+
+
+@click.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    metavar="FILE",
+    help="The file to write.",
+)
+@click.option("--title", default="", help="The heading; by default the sources.")
+@json_flag
+def report(folders: tuple[Path, ...], html: Path, title: str, as_json: bool) -> None:
+    """Write one page about the artifacts in FOLDERS: verdicts, sizes, times, and how to repeat each number.
+
+    FOLDERS are artifacts, or folders of them (what edgekit build --out names). The page is one file without scripts; it
+    opens offline, in light and dark, and prints. Nothing is measured: edgekit bench adds times.
+
+    Example: edgekit report build --html report.html
+    """
+    from edgekit.report import write
+
+    entries = write(folders, html, title=title)
+    if as_json:
+        rows = [
+            {"artifact": str(e.artifact.directory), "status": str(e.artifact.manifest.status)}
+            for e in entries
+        ]
+        print_json({"html": str(html), "artifacts": rows})
+        return
+    good = sum(e.artifact.manifest.status in BUILT and not e.changed for e in entries)
+    say(f"{html}: {len(entries)} artifacts, {good} of them passed")

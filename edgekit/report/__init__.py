@@ -1,0 +1,44 @@
+"""One page that shows what was built: verdicts, figures, where each number comes from and how to repeat it.
+
+In come folders of artifacts and the raw times beside their manifests; out goes one HTML
+file that needs nothing else, neither a network nor a script. Nothing is measured here: what a manifest does not have is
+said to be missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgekit.report.collect import Entry, Skipped, collect
+
+__all__ = ["Entry", "Skipped", "collect", "write"]
+
+
+def write(folders: Sequence[Path], html: Path, *, title: str = "") -> tuple[Entry, ...]:
+    """Write the report of all artifacts in ``folders`` to the file ``html``, as a whole or not at all.
+
+    Args:
+        folders: artifacts, or folders of artifacts (what ``edgekit build --out`` names).
+        html: the file to write.
+        title: the heading; by default the names of the sources.
+
+    Returns:
+        What the page shows, in its order.
+
+    Raises:
+        SourceError: there is no artifact in a folder.
+        MissingExtraError: matplotlib or Jinja2 is not installed.
+        UsageError: the file cannot be written.
+    """
+    from edgekit.core import files
+    from edgekit.report.page import page  # matplotlib
+
+    entries, skipped = collect(folders)
+    text = page(entries, skipped, title=title)
+    try:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        files.write(html, text.encode("utf-8", "replace"))
+    except OSError as error:
+        raise files.unwritable(html, error) from error
+    return entries

@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": "Run an artifact again on its runtime and check its gates.",
     "bench": "Measure latency and memory of artifacts, side by side.",
     "profile": "Show where an artifact's time goes, operator by operator.",
+    "compare": "Hold a build against an older one: what got better, worse, or cannot be told.",
     "report": "Write one HTML page about artifacts: verdicts, figures, how to repeat them.",
     "package": "Make what an app developer takes: a self-testing bundle, a library, a web package.",
     "pack": "Code an artifact losslessly into one .ekz file.",

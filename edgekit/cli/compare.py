@@ -1,0 +1,89 @@
+"""``edgekit compare``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgekit.cli._options import json_flag
+from edgekit.cli._output import print_json, say, show_error, table
+from edgekit.core import files
+from edgekit.core.declared import parse_fraction
+from edgekit.errors import GateFailedError
+
+if TYPE_CHECKING:
+    from edgekit.report.comparison import Figure
+
+
+@click.command()
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option(
+    "--fail-on-regression",
+    "limit",
+    default="",
+    metavar="SHARE",
+    help="End with 5 where a figure is surely worse by more than this (5%), or a verdict is.",
+)
+@click.option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Write a Markdown table.")
+@click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write JUnit's XML.")
+@json_flag
+def compare(
+    old: Path, new: Path, limit: str, markdown: Path | None, junit: Path | None, as_json: bool
+) -> None:
+    """Hold the build NEW against the build OLD: verdicts, sizes, metrics, times, matched by target.
+
+    OLD and NEW are artifacts, or folders of them. Times of two runs are better or worse only where the whole
+    interval of their ratio is beyond 5 %: machines drift. edgekit bench NEW --vs OLD takes them in turns and
+    sees 1 %.
+
+    Example: edgekit compare main/build build --fail-on-regression 5% --markdown table.md
+    """
+    from edgekit.report.collect import collect
+    from edgekit.report.comparison import compare as compared
+    from edgekit.report.written import junit as as_junit
+    from edgekit.report.written import markdown as as_markdown
+
+    allowed = parse_fraction(limit, what="--fail-on-regression") if limit else 0.0
+    sides = [collect([folder]) for folder in (old, new)]
+    for _, skipped in sides:
+        for one in skipped:
+            say(f"{one.directory} cannot be read: {one.why}", err=True)
+    figures = compared(sides[0][0], sides[1][0])
+    for path, text in ((markdown, as_markdown), (junit, as_junit)):
+        if path is not None:
+            written = text(figures, allowed)
+            _write(path, written.encode() if isinstance(written, str) else written)
+    regressed = [f for f in figures if f.regressed(allowed)]
+    if as_json:
+        print_json({"figures": figures, "regressed": [f"{f.target}: {f.name}" for f in regressed]})
+    else:
+        _show(figures)
+    if limit and regressed:
+        error = _failure(regressed)
+        show_error(error)
+        raise click.exceptions.Exit(error.exit_code)
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        files.write(path, data)
+    except OSError as error:
+        raise files.unwritable(path, error) from error
+
+
+def _show(figures: Sequence[Figure]) -> None:
+    rows = [(f.target, f.name, f.old, f.new, str(f.change), f.why) for f in figures]
+    table("", ("target", "figure", "old", "new", "change", ""), rows)
+
+
+def _failure(regressed: Sequence[Figure]) -> GateFailedError:
+    lines = "; ".join(f"{f.target}: {f.name} {f.old} → {f.new}" for f in regressed)
+    return GateFailedError(
+        f"{len(regressed)} figures are worse: {lines}",
+        hint="edgekit diff OLD NEW finds the layer, edgekit bench NEW --vs OLD measures times in turns",
+        gates=[f.name for f in regressed],
+    )

@@ -111,3 +111,9 @@ _NAMES: Mapping[str, tuple[str, Callable[[Option, str], float]]] = {
 }
 NAMES = tuple(_NAMES)
 """What can be set."""
+
+
+def of_row(tolerance: Tolerance) -> dict[str, float]:
+    """The limits that a target's row sets, by the names of ``--limit``."""
+    rows = {name: getattr(tolerance, field, None) for name, (field, _) in _NAMES.items() if field not in _OWN}
+    return {name: value for name, value in rows.items() if value is not None}

@@ -35,6 +35,7 @@ COMMANDS = {
     "inspect": "Show what is in an artifact or a model file.",
     "devices": "List, add and check the devices that artifacts run on.",
     "targets": "List every target: installed, usable here, why not.",
+    "steps": "List the steps of a compression recipe, with their options.",
     "cache": "Show what the cache of build steps holds, and remove what is no longer used.",
     "doctor": "Check runtimes, versions and tools, and say what to do.",
     "demo": "Build, verify, benchmark and report the digits example.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from edgekit.artifact.limits import of_row
 from edgekit.cli._options import json_flag
 from edgekit.cli._output import print_json, say, table
 from edgekit.core import plugins
@@ -12,14 +13,21 @@ from edgekit.types import Availability, Target
 
 
 @click.command()
+@click.argument("name", required=False, default="")
 @json_flag
 @click.option("--why", is_flag=True, help="Also say why each target has the settings it has.")
-def targets(as_json: bool, why: bool) -> None:
-    """List every target: backend, precision, installed, usable here, why not."""
-    specs = catalogue.known()
+def targets(name: str, as_json: bool, why: bool) -> None:
+    """List every target: backend, precision, installed, usable here, why not; or show all about NAME.
+
+    Example: edgekit targets tflite-int8
+    """
+    specs = {name: catalogue.find(name)} if name else catalogue.known()
     states = {name: plugins.backend(name).available() for name in {t.backend for t in specs.values()}}
     if as_json:
         print_json({"targets": [_entry(t, states[t.backend]) for t in specs.values()]})
+        return
+    if name:
+        _show(specs[name], states[specs[name].backend])
         return
     columns: tuple[str, ...] = ("target", "backend", "precision", "runs on", "installed", "usable here")
     rows = [_row(t, states[t.backend]) for t in specs.values()]
@@ -29,6 +37,32 @@ def targets(as_json: bool, why: bool) -> None:
     table("", columns, rows)
     for hint in sorted({a.hint for a in states.values() if a.hint and not a.usable}):
         say(f"  {hint}", err=True)
+
+
+def _show(t: Target, a: Availability) -> None:
+    """One target: what it is, what its gates ask for, what can be set."""
+    rows = [
+        ("backend", t.backend),
+        ("precision", str(t.precision)),
+        ("runs on", t.runs_on),
+        ("platforms", ", ".join(t.platforms) or "-"),
+        ("extra", t.extra or "none: part of the core"),
+        ("installed", a.version if a.installed else "no"),
+        ("usable here", "yes" if a.usable else f"no: {a.why_not}"),
+        ("calibration", "needed" if t.needs_calibration else "used" if t.uses_calibration else "-"),
+        ("shapes", "fixed, from the example" if t.fixed_shapes else "free axes stay"),
+        ("from", t.owner),
+    ]
+    if t.scheme is not None:
+        rows.append(("activations", t.scheme.activation))
+        rows.append(("weights", f"{t.scheme.weight}{' per channel' if t.scheme.per_channel else ''}"))
+    table(t.name, ("", ""), rows)
+    table("gates (--limit)", ("limit", ""), [(k, f"{v:g}") for k, v in of_row(t.tolerance).items()])
+    if t.options:
+        settings = [(o.name, str(o.default), ", ".join(map(str, o.choices)), o.help) for o in t.options]
+        table("settings (--set)", ("name", "default", "one of", ""), settings)
+    if t.why:
+        say(t.why)
 
 
 def _entry(t: Target, a: Availability) -> dict[str, object]:

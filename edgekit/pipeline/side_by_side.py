@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edgekit.core import contained, versions
 from edgekit.core.files import temporary
+from edgekit.core.memory import available_memory
 from edgekit.devices.arrays import ArrayFile, write_arrays
 from edgekit.load.data import SampleSet
 from edgekit.types import Sample
@@ -111,20 +112,6 @@ def workers(jobs: int, model: Path) -> int:
     size = sum(file.stat().st_size for file in model.parent.iterdir() if file.is_file())
     room = available_memory() // (COPIES * size + ANYWAY)
     return max(1, min(jobs, int(versions.machine()["cpus"]), room))
-
-
-def available_memory() -> int:
-    """Bytes that can be used without swapping, a container's limit counted; much where the system does not tell."""
-    free = [1 << 40]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-        group = Path("/sys/fs/cgroup")
-        limit, used = ((group / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
-        free += [int(limit) - int(used)] if limit.strip() != "max" else []
-    except (OSError, ValueError):
-        pass
-    return max(0, min(free))
 
 
 @contextmanager

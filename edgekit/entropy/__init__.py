@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from edgekit.errors import ContainerError, SourceError, UnknownNameError, UsageE
 if TYPE_CHECKING:
     from edgekit.entropy.container import Container
 
-__all__ = ["CODERS", "PackReport", "UnpackReport", "open", "pack", "unpack"]
+__all__ = ["CODERS", "PackReport", "UnpackReport", "open", "pack", "unpack", "write_tensor"]
 
 CODERS = ("adaptive", "huffman", "zstd")
 """How tensors can be coded, from the smallest file to the quickest decoder that was there before."""
@@ -71,21 +71,18 @@ def pack(path: Path, out: Path, *, coder: str = "adaptive") -> PackReport:
     permissions and times are not kept. Raises ``SourceError`` if ``path`` cannot be packed (missing, a link or
     special file inside), ``UnknownNameError`` for another coder, ``UsageError`` where ``out`` cannot be written.
     """
-    from edgekit.core.files import unwritable
     from edgekit.entropy import packing
 
     if coder not in packing.CODERS:
         raise UnknownNameError("coder", coder, packing.CODERS)
     begin = time.perf_counter()
     with ExitStack() as stack:
-        files = {name: _map(stack, file) for name, file in _collect(path).items()}
+        files = {name: _map(stack, file) for name, file in _files(path).items()}
         data = packing.build(files, single=not path.is_dir(), coder=packing.CODERS[coder])
         encoded = time.perf_counter()
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            tensors = _written(data, out, files)
-        except OSError as e:
-            raise unwritable(out.parent, e) from e
+        with _appearing(out) as temporary:  # verified before it gets its name
+            temporary.write_bytes(data)
+            tensors = _verify(temporary, files)
         original = sum(len(v) for v in files.values())
     return PackReport(
         path=out,
@@ -101,18 +98,13 @@ def unpack(path: Path, out: Path, *, max_output: int | None = None) -> UnpackRep
     """Restore what was packed to ``out``: a file, or a directory that must not exist yet.
 
     Streams; nothing appears under ``out`` unless all of it was verified. ``max_output`` limits the total
-    size in bytes (64 GiB). Raises ``ContainerError`` for a damaged or hostile container.
+    size in bytes (without it 1 GiB, or 1,024 times the container, and 64 GiB at most). Raises ``ContainerError`` for a
+    damaged or hostile container, ``SourceError`` where it cannot be read, ``UsageError`` where ``out`` cannot be
+    written.
     """
-    if out.exists() and out.is_dir():
-        raise UsageError(
-            f"{out} is a directory that exists", hint="name a file or directory that does not exist"
-        )
-    from edgekit.core.files import whole
-
     begin = time.perf_counter()
     with _opened(path, max_output) as container:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with whole(out) as temporary:  # it gets its name only when every sha256 was right
+        with _appearing(out) as temporary:  # it gets its name only when every sha256 was right
             for name, pieces in container.files():
                 target = temporary if container.index.single else temporary / name
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,17 +113,76 @@ def unpack(path: Path, out: Path, *, max_output: int | None = None) -> UnpackRep
         return UnpackReport(path=out, size=container.index.total, seconds=time.perf_counter() - begin)
 
 
+def write_tensor(path: Path, name: str, out: Path, *, max_output: int | None = None) -> None:
+    """Write one tensor of a container as ``.npy``, piece by piece. ``max_output`` and errors as in :func:`unpack`;
+    ``UnknownNameError`` for a tensor that is not there."""
+    from numpy.lib import format as npy
+
+    from edgekit.entropy.container import array_dtype
+
+    with _opened(path, max_output) as container:
+        number = container.number(name)
+        entry = container.index.tensors[number]
+        descr = npy.dtype_to_descr(array_dtype(entry))
+        with _appearing(out) as temporary, temporary.open("wb") as f:
+            header = {"descr": descr, "fortran_order": False, "shape": entry.shape}
+            npy.write_array_header_1_0(f, header)
+            f.writelines(piece.tobytes() for piece in container.pieces(number))
+
+
 def open(path: Path) -> Container:
     """Open a container for random access: ``with entropy.open(p) as c: c["conv1.weight"]``."""
     return _opened(path, None)
 
 
 def _opened(path: Path, max_output: int | None) -> Container:
-    from edgekit.entropy.container import MAX_OUTPUT, Container
+    from edgekit.entropy.blocks import unreadable
+    from edgekit.entropy.container import Container
 
-    if not path.is_file():
-        raise SourceError(f"there is no file {path}", hint="give the .ekz that `edgekit pack` wrote")
-    return Container(path, max_output=MAX_OUTPUT if max_output is None else max_output)
+    try:
+        if path.is_file():
+            return Container(path, max_output=max_output)
+    except OSError as e:
+        raise unreadable(path, e) from e
+    raise SourceError(f"there is no file {path}", hint="give the .ekz that `edgekit pack` wrote")
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A temporary name for what becomes ``out`` at the end. Raises ``UsageError`` where that cannot be written."""
+    from edgekit.core.files import unwritable, whole
+
+    try:
+        if out.is_dir():
+            raise UsageError(
+                f"{out} is a directory that exists",
+                hint="name a file or directory that does not exist (--out)",
+            )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with whole(out) as temporary:
+            yield temporary
+    except OSError as e:
+        raise unwritable(out, e) from e
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """:func:`_collect`, with names that a container can have."""
+    from edgekit.entropy.blocks import unreadable
+    from edgekit.entropy.index import safe_path
+
+    try:
+        files = _collect(path)
+    except OSError as e:
+        raise unreadable(path, e) from e
+    for name, file in files.items():
+        try:
+            safe_path(name)
+        except ContainerError as e:
+            raise SourceError(
+                f"{file} has a name that not every system can have: {e.message.partition(': ')[2]}",
+                hint="rename it before it is packed",
+            ) from e
+    return files
 
 
 def _collect(path: Path) -> dict[str, Path]:
@@ -154,25 +205,21 @@ def _collect(path: Path) -> dict[str, Path]:
 
 
 def _map(stack: ExitStack, path: Path) -> memoryview:
-    if path.stat().st_size == 0:
-        return memoryview(b"")
-    f = stack.enter_context(path.open("rb"))
-    view = memoryview(stack.enter_context(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)))
+    from edgekit.entropy.blocks import unreadable
+
+    try:
+        if path.stat().st_size == 0:
+            return memoryview(b"")
+        f = stack.enter_context(path.open("rb"))
+        view = memoryview(stack.enter_context(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)))
+    except OSError as e:
+        raise unreadable(path, e) from e
     stack.callback(view.release)  # before the map is closed, which would else hide what happened
     return view
 
 
-def _written(data: bytes, out: Path, files: dict[str, memoryview]) -> int:
-    """Verify what is written before it gets its name; how many tensors it holds."""
-    from edgekit.core.files import whole
-
-    with whole(out) as temporary:
-        temporary.write_bytes(data)
-        return _verify(temporary, files)
-
-
 def _verify(packed: Path, files: dict[str, memoryview]) -> int:
-    with open(packed) as container:
+    with _opened(packed, sum(map(len, files.values()))) as container:
         for name, pieces in container.files():
             if not _same(pieces, files[name]):
                 raise ContainerError(f"{name} did not survive packing", hint="please report this file")

@@ -7,7 +7,6 @@ checked by CRC-32 before it is decoded, every file by sha256 after.
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,13 +16,15 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from edgekit.core.memory import available_memory
 from edgekit.entropy import general
+from edgekit.entropy.blocks import Blocks, unreadable
+from edgekit.entropy.coding import MAX_ELEMENTS
 from edgekit.entropy.forms import Form, ordered, pack_elements, ranks, unordered, unpack_elements, zero_index
-from edgekit.entropy.groups import decode as decode_group
-from edgekit.entropy.index import DIGEST, Index, TensorEntry
+from edgekit.entropy.index import DIGEST, FileEntry, Index, TensorEntry
 from edgekit.entropy.rans import Ints
 from edgekit.entropy.wire import Reader, malformed
-from edgekit.errors import ContainerError, UnknownNameError
+from edgekit.errors import ContainerError, MemoryLimitError, UnknownNameError
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -33,10 +34,22 @@ MAX_INDEX = 1 << 28
 MAX_OUTPUT = 1 << 36
 _HEAD = 64
 _MAX_RATIO = 1 << 18
+_USUAL_RATIO = 1 << 10
+_MUCH = 1 << 30
 _GROUPS_KEPT = 6
+_PALETTES_KEPT = 4
+_LONG_NAME = 200
+_MANY_NAMES = 10_000
+"""What is compared with a name that is not there: each name takes its time."""
 
 
-@dataclass(frozen=True, kw_only=True)
+def usual_output(packed: int) -> int:
+    """The most bytes that a container of ``packed`` bytes may become where nobody says how many: a GiB, or 1,024 times
+    its size, and 64 GiB at most. Zeros alone are coded smaller than that."""
+    return min(MAX_OUTPUT, max(_MUCH, packed * _USUAL_RATIO))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Place:
     """Where a run of elements lies: elements ``start`` to ``start + count`` of a group."""
 
@@ -46,18 +59,26 @@ class _Place:
 
 
 class Container:
-    """An opened container. Tensors by name; memory: the index, and the groups in use.
+    """An opened container. Tensors by name; memory: the index, and the groups in use, up to a limit.
 
+    ``max_output``: the most bytes that :meth:`files`, or one tensor, may have (:func:`usual_output`).
     Raises :class:`~edgekit.errors.ContainerError` for anything that an encoder would not have written.
     """
 
-    def __init__(self, path: Path, *, max_output: int = MAX_OUTPUT) -> None:
+    def __init__(self, path: Path, *, max_output: int | None = None) -> None:
         self.path = path
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise ContainerError(f"{path} is no file", hint="name a .ekz file")
         with ExitStack() as opened:  # closed again where it is not a container
-            self._file: BinaryIO = opened.enter_context(path.open("rb"))
-            self._open(max_output)
+            try:
+                self._file: BinaryIO = opened.enter_context(path.open("rb"))
+                self._size = path.stat().st_size
+            except OSError as e:
+                raise unreadable(path, e) from e
+            self._limit = usual_output(self._size) if max_output is None else max_output
+            self._blocks = Blocks(self._file, self._size)
+            self._palettes: dict[int, Ints] = {}
+            self._open()
             opened.pop_all()
 
     def __enter__(self) -> Container:
@@ -78,31 +99,58 @@ class Container:
         return tuple(t.name for t in self.index.tensors)
 
     def __getitem__(self, name: str) -> Array:
-        """One tensor as a numpy array. 4-bit integers come as (u)int8, bfloat16 as its uint16 pattern."""
+        """One tensor as a numpy array. 4-bit integers come as (u)int8, bfloat16 as its uint16 pattern.
+
+        Raises ``MemoryLimitError`` for one that is larger than the free memory.
+        """
+        number = self.number(name)
+        entry = self.index.tensors[number]
+        dtype = array_dtype(entry)
+        if dtype.itemsize * entry.elements > available_memory():
+            raise MemoryLimitError(
+                f"the tensor {name} of {self.path} has {entry.size} bytes, more than there is free memory",
+                hint="edgekit unpack --tensor writes it piece by piece",
+            )
+        out = np.empty(entry.elements, dtype)
+        at = 0
+        for piece in self.pieces(number):
+            out[at : at + len(piece)] = piece
+            at += len(piece)
+        return out.reshape(entry.shape)
+
+    def number(self, name: str) -> int:
+        """The place of a tensor in the index. Raises ``UnknownNameError``."""
         for number, entry in enumerate(self.index.tensors):
             if entry.name == name:
-                return _to_array(self.raw(number), entry)
-        raise UnknownNameError("tensor", name, self.names, where=str(self.path))
+                return number
+        known = dict.fromkeys(n if len(n) <= _LONG_NAME else f"{n[:_LONG_NAME]} …" for n in self.names)
+        raise UnknownNameError("tensor", name, tuple(known)[:_MANY_NAMES], where=str(self.path))
 
-    def raw(self, number: int) -> bytes:
-        """The stored bytes of tensor ``number`` of the index."""
+    def pieces(self, number: int) -> Iterator[Array]:
+        """Tensor ``number`` of the index, flat, in pieces of at most a group's elements."""
+        entry = self.index.tensors[number]
+        dtype, left = array_dtype(entry), entry.elements
+        self._check_output(entry.size, f"the tensor {entry.name} of {self.path.name}")
         # Neighbouring tensors share groups: random access would decode one group over and over.
-        while len(self._decoded) > _GROUPS_KEPT:
-            del self._decoded[next(iter(self._decoded))]
-        return b"".join(self._tensor(number))
+        self._blocks.keep(_GROUPS_KEPT)
+        for raw in _multiples(self._tensor(number), dtype.itemsize):
+            piece = _to_array(raw, entry, left)
+            left -= len(piece)
+            yield piece
 
     def files(self) -> Iterator[tuple[str, Iterator[bytes]]]:
         """Each file's path with its contents in pieces; the sha256 is checked when they end."""
+        self._check_output(self.index.total, self.path.name)
         loose = _Loose(self._loose_bytes())
+        self._last_use = self._find_last_use()
         at = 0
         for entry in self.index.files:
             tensors = range(at, at + entry.tensors)
             at += entry.tensors
-            yield entry.path, self._contents(entry.size, entry.digest, tensors, loose)
+            yield entry.path, self._contents(entry, tensors, loose)
 
-    def _open(self, max_output: int) -> None:
-        self._size = self.path.stat().st_size
-        head = Reader(self._file.read(_HEAD))
+    def _open(self) -> None:
+        head = Reader(self._blocks.read(0, min(_HEAD, self._size)))
         if bytes(head.take(min(4, head.left))) != MAGIC:
             raise malformed("it does not begin with EKZ and version 1")
         codec, size = head.uint(255), head.uint(MAX_INDEX)
@@ -111,38 +159,28 @@ class Container:
         # The index of an empty file expands more than anything else, hence the floor.
         if index > raw or raw > max(1 << 16, self._size * 4096):
             raise malformed("the index is larger than it can be")
-        first = self._read(head.at, size, crc)
+        first = self._blocks.read(head.at, size, crc)
         if raw > general.MAX_CHUNK:
             raise malformed("the index is too large")
         first_raw = general.decode(codec, first, raw)
         self.index = Index.from_bytes(first_raw[:index])
         self._inline = first_raw[index:]
-        total = self.index.total
-        if total > max_output:
-            raise ContainerError(
-                f"{self.path.name} would unpack to {total} bytes, above the limit of {max_output}",
-                hint="if the file is trusted, allow it with a higher limit",
-            )
         # No coder here makes more of a byte: it is a bomb, whatever limit the user gave.
-        if total > self._size * _MAX_RATIO:
-            raise malformed(f"{self._size} bytes cannot hold {total}")
-        self._offsets = self._layout(head.at + size)
-        self._places = self._find_places()
-        self._decoded: dict[int, tuple[Array, Array]] = {}
-        self._last_use = self._find_last_use()
-
-    def _layout(self, at: int) -> list[int]:
-        """Offsets of all blocks, groups first; the file must end with the last one."""
-        offsets = []
-        for block in (*self.index.groups, *self.index.chunks):
-            offsets.append(at)
-            at += block.size
-        if at != self._size:
-            raise malformed(f"the file has {self._size} bytes instead of {at}")
+        if self.index.total > self._size * _MAX_RATIO:
+            raise malformed(f"{self._size} bytes cannot hold {self.index.total}")
+        self._blocks.lay_out(head.at + size, self.index.groups, self.index.chunks)
         # Every byte of every file is accounted for before the first is decoded.
         if len(self._inline) + sum(c.raw for c in self.index.chunks) != self.index.loose:
             raise malformed("the bytes outside tensors do not add up")
-        return offsets
+        self._roots = self.index.roots()
+        self._places = self._find_places()
+
+    def _check_output(self, size: int, what: str) -> None:
+        if size > self._limit:
+            raise ContainerError(
+                f"{what} would unpack to {size} bytes, above the limit of {self._limit}",
+                hint="if the file is trusted, allow it with a higher limit (--max-bytes)",
+            )
 
     def _find_places(self) -> list[tuple[list[_Place], _Place | None]]:
         filled = [0] * len(self.index.groups)
@@ -164,54 +202,33 @@ class Container:
 
     def _find_last_use(self) -> dict[int, list[int]]:
         """Tensor → the groups that no later tensor needs."""
+        tensors, roots = self.index.tensors, self._roots
+        user = {root: number for number, root in enumerate(roots)}  # the last of them
+        for root, number in list(user.items()):
+            if tensors[root].form is Form.RANKED:
+                palette = roots[tensors[root].source]
+                user[palette] = max(user[palette], number)
         last: dict[int, int] = {}
-        for number in range(len(self.index.tensors)):
-            needed = number
-            while True:
-                places, book = self._places[needed]
-                for place in (*places, *([book] if book else [])):
-                    last[place.group] = number
-                if self.index.tensors[needed].form not in (Form.COPY, Form.RANKED):
-                    break
-                needed = self.index.tensors[needed].source
+        for root, number in user.items():
+            places, book = self._places[root]
+            for place in (*places, *([book] if book else [])):
+                last[place.group] = max(last.get(place.group, 0), number)
         out: dict[int, list[int]] = {}
         for group, number in last.items():
             out.setdefault(number, []).append(group)
         return out
 
-    def _read(self, offset: int, size: int, crc: int) -> bytes:
-        if size > self._size - offset:
-            raise malformed("it is truncated")
-        self._file.seek(offset)
-        data = self._file.read(size)
-        if len(data) != size or zlib.crc32(data) != crc:
-            raise malformed("a checksum does not match")
-        return data
-
-    def _group(self, number: int) -> tuple[Array, Array]:
-        """One decoded group. While files are read it stays until its last tensor was written."""
-        if number in self._decoded:
-            return self._decoded[number]
-        block = self.index.groups[number]
-        data = self._read(self._offsets[number], block.size, block.crc)
-        magnitude, negative = decode_group(block.codec, data, block.raw)
-        narrow = np.min_scalar_type(int(magnitude.max(initial=0)))
-        self._decoded[number] = magnitude.astype(narrow), negative.astype(np.bool_)
-        return self._decoded[number]
-
     def _part(self, place: _Place) -> tuple[Ints, Ints]:
-        magnitude, negative = self._group(place.group)
+        magnitude, negative = self._blocks.group(place.group)
         here = slice(place.start, place.start + place.count)
         return magnitude[here].astype(np.int64), negative[here].astype(np.int64)
 
     def _tensor(self, number: int) -> Iterator[bytes]:
-        entry = self.index.tensors[number]
-        while entry.form is Form.COPY:
-            source = self.index.tensors[entry.source]
-            if source.size != entry.size:
-                raise malformed(f"{entry.name} is a copy of another size")
-            number, entry = entry.source, source
-        places, book_place = self._places[number]
+        root = self._roots[number]
+        entry = self.index.tensors[root]
+        if entry.size != self.index.tensors[number].size:
+            raise malformed(f"{self.index.tensors[number].name} is a copy of another size")
+        places, book_place = self._places[root]
         if entry.form is Form.RANKED:
             palette = self._palette(entry)
             for place in places:
@@ -224,10 +241,16 @@ class Container:
     def _palette(self, entry: TensorEntry) -> Ints:
         """The ranks of the palette's entries."""
         source = self.index.tensors[entry.source]
-        if source.elements > 1 << entry.dtype.bits:
+        if source.elements > min(1 << entry.dtype.bits, MAX_ELEMENTS):
             raise malformed(f"the palette of {entry.name} is too large")
-        patterns = unpack_elements(b"".join(self._tensor(entry.source)), source.dtype, source.elements)
-        return ranks(patterns, source.dtype)
+        found = self._palettes.pop(entry.source, None)
+        if found is None:
+            patterns = unpack_elements(b"".join(self._tensor(entry.source)), source.dtype, source.elements)
+            found = ranks(patterns, source.dtype)
+        self._palettes[entry.source] = found
+        while len(self._palettes) > _PALETTES_KEPT:
+            del self._palettes[next(iter(self._palettes))]
+        return found
 
     def _book(self, entry: TensorEntry, place: _Place | None) -> Ints:
         if place is None:
@@ -239,15 +262,14 @@ class Container:
     def _loose_bytes(self) -> Iterator[bytes]:
         if self._inline:
             yield self._inline
-        for block, offset in zip(self.index.chunks, self._offsets[len(self.index.groups) :], strict=True):
-            yield general.decode(block.codec, self._read(offset, block.size, block.crc), block.raw)
+        yield from self._blocks.chunks()
 
-    def _contents(self, size: int, digest: bytes, tensors: range, loose: _Loose) -> Iterator[bytes]:
+    def _contents(self, entry: FileEntry, tensors: range, loose: _Loose) -> Iterator[bytes]:
         sha = hashlib.sha256()
-        for piece in self._pieces(size, tensors, loose):
+        for piece in self._pieces(entry.size, tensors, loose):
             sha.update(piece)
             yield piece
-        if sha.digest()[:DIGEST] != digest:
+        if sha.digest()[:DIGEST] != entry.digest:
             raise malformed("a file's sha256 does not match")
 
     def _pieces(self, size: int, tensors: range, loose: _Loose) -> Iterator[bytes]:
@@ -257,7 +279,7 @@ class Container:
             yield from loose.take(entry.gap)
             yield from self._tensor(number)
             for group in self._last_use.get(number, ()):
-                self._decoded.pop(group, None)
+                self._blocks.forget(group)
             left -= entry.gap + entry.size
         yield from loose.take(left)
 
@@ -302,10 +324,31 @@ def _from_palette(entry: TensorEntry, palette: Ints, magnitude: Ints, negative: 
     return codes
 
 
-def _to_array(raw: bytes, entry: TensorEntry) -> Array:
+def array_dtype(entry: TensorEntry) -> np.dtype[np.generic]:
+    """The type of numpy's that a tensor's elements are given in."""
+    if entry.dtype.bits == 4:
+        return np.dtype(np.int8 if entry.dtype.signed else np.uint8)
+    name = "uint16" if entry.dtype.name == "bfloat16" else entry.dtype.name
+    return np.dtype(name).newbyteorder("<")
+
+
+def _to_array(raw: bytes, entry: TensorEntry, left: int) -> Array:
+    """The elements of a piece, the last of which has ``left``."""
     dtype = entry.dtype
-    if dtype.bits == 4:
-        values = ordered(unpack_elements(raw, dtype, entry.elements), dtype)
-        return values.astype(np.int8 if dtype.signed else np.uint8).reshape(entry.shape)
-    name = "uint16" if dtype.name == "bfloat16" else dtype.name
-    return np.frombuffer(raw, np.dtype(name).newbyteorder("<")).reshape(entry.shape)
+    if dtype.bits != 4:
+        return np.frombuffer(raw, array_dtype(entry))
+    try:
+        patterns = unpack_elements(raw, dtype, min(2 * len(raw), left))
+    except ValueError as e:
+        raise malformed(f"{entry.name} is a copy that has bits outside its elements") from e
+    return ordered(patterns, dtype).astype(array_dtype(entry))
+
+
+def _multiples(pieces: Iterator[bytes], width: int) -> Iterator[bytes]:
+    """The same bytes, cut between elements: a copy may be of another type than what it is a copy of."""
+    rest = b""
+    for piece in pieces:
+        data = rest + piece
+        end = len(data) - len(data) % width
+        rest = data[end:]
+        yield data[:end]

@@ -97,10 +97,16 @@ def ordered(patterns: Ints, dtype: Dtype) -> Ints:
     return np.where(patterns >= half, -1 - (patterns - half), patterns)
 
 
+def extent(dtype: Dtype) -> tuple[int, int]:
+    """The least number that :func:`ordered` gives, and the first above all."""
+    half = 1 << (dtype.bits - 1)
+    return (-half, half) if dtype.signed else (0, 2 * half)
+
+
 def unordered(values: Ints, dtype: Dtype) -> Ints:
     """The inverse of :func:`ordered`. Raises ``ContainerError`` for a number that no pattern has."""
     half = 1 << (dtype.bits - 1)
-    low, high = (-half, half) if dtype.signed else (0, 2 * half)
+    low, high = extent(dtype)
     if len(values) and not low <= int(values.min()) <= int(values.max()) < high:
         raise malformed(f"a value does not fit {dtype.name}")
     if not dtype.signed:

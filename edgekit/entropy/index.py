@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from edgekit.entropy.coding import MAX_ELEMENTS
-from edgekit.entropy.forms import BY_CODE, MAX_DISTINCT, Dtype, Form
+from edgekit.entropy.forms import BY_CODE, MAX_DISTINCT, Dtype, Form, extent
 from edgekit.entropy.general import MAX_CHUNK
 from edgekit.entropy.wire import Reader, Writer, malformed
 
 MAX_ITEMS = 1 << 20
 MAX_FILES = 1 << 16
+MAX_NAME = 255
+"""Bytes of a file's or folder's name: no common system takes more."""
+MAX_PATH = 4096
+MAX_DEPTH = 64
+_LAST_CODE, _LAST_FORM = max(BY_CODE), max(Form)
 DIGEST = 16
 """Bytes of a file's sha256 that the index keeps."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FileEntry:
     """One file of the artifact; ``tensors`` are the next so many of the index."""
 
@@ -27,7 +33,7 @@ class FileEntry:
     tensors: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TensorEntry:
     """One tensor. ``gap``: bytes of its file between the tensor before and this one.
 
@@ -61,7 +67,7 @@ class TensorEntry:
         return self.dtype.size(self.elements)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Block:
     """A group (``raw`` counts elements, ``codec`` is 0) or a chunk of bytes, as stored."""
 
@@ -129,25 +135,53 @@ class Index:
         """Bytes of all files that belong to no tensor."""
         return self.total - sum(t.size for t in self.tensors)
 
+    def roots(self) -> list[int]:
+        """For each tensor the one that its contents are stored with: its own number, or where its copies began."""
+        roots: list[int] = []
+        for number, t in enumerate(self.tensors):
+            roots.append(roots[t.source] if t.form is Form.COPY else number)
+        return roots
+
     def _check(self) -> None:
         if self.single != (len(self.files) == 1 and self.single):
             raise malformed("a single file that is several")
         # On a disk the second of two would win, or the writing would fail half-way.
         paths = {f.path for f in self.files}
-        folders = {str(p) for path in paths for p in PurePosixPath(path).parents}
-        if len(paths) != len(self.files) or paths & folders:
+        if len(paths) != len(self.files) or any(
+            path in paths for f in self.files for path in _folders(f.path)
+        ):
             raise malformed("two files of one name, or a file that is also a folder")
+        self._check_sizes()
+        self._check_sources()
+        self._check_groups()
+
+    def _check_sizes(self) -> None:
         at = 0
         for f in self.files:
             mine = self.tensors[at : at + f.tensors]
             at += f.tensors
             if sum(t.gap + t.size for t in mine) > f.size:
                 raise malformed(f"the tensors of {f.path} are larger than the file")
+
+    def _check_sources(self) -> None:
+        """A palette has its own values, so that a tensor needs one other and no chain of them."""
+        roots = self.roots()
+        for t in self.tensors:
+            if t.form is Form.RANKED and self.tensors[roots[t.source]].form is Form.RANKED:
+                raise malformed(f"the palette of {t.name} has a palette itself")
+
+    def _check_groups(self) -> None:
+        if sum(len(t.groups) for t in self.tensors) > MAX_ITEMS:
+            raise malformed("too many parts")
         filled = [0] * len(self.groups)
         for t in self.tensors:
             left = t.elements
+            if len(t.groups) > 1 and t.part * t.dtype.bits % 8:
+                raise malformed(f"a part of {t.name} ends within a byte")
             for g in t.groups:
                 take = min(left, t.part)
+                if not take:
+                    raise malformed(f"{t.name} has a part of nothing")
                 if g >= len(filled):
                     raise malformed("a group that does not exist")
                 filled[g] += take
@@ -164,18 +198,39 @@ class Index:
 
 
 def safe_path(path: str) -> str:
-    """A relative path that stays below its folder on every system. Raises ``ContainerError``."""
+    """A relative path that stays below its folder on every system, and that one can have. Raises ``ContainerError``."""
+    if path.count("/") >= MAX_DEPTH or any(len(p) > MAX_NAME for p in _bytes(path).split(b"/")):
+        raise malformed(
+            f"a file is called {path[:80]!r} …: names have at most {MAX_NAME} bytes, in {MAX_DEPTH} folders"
+        )
     parts = PurePosixPath(path).parts
     # Windows takes a colon for a drive or a stream and forbids the others.
     bad = not parts or path.startswith("/") or ".." in parts or str(PurePosixPath(path)) != path
     if bad or path == "." or any(c in path for c in '\\:\0<>"|?*'):
         raise malformed(f"a file is called {path!r}, which could leave its folder")
+    if len(_bytes(path)) > MAX_PATH:
+        raise malformed(f"a file is called {path[:80]!r} …, in more than {MAX_PATH} bytes")
     return path
+
+
+def _bytes(path: str) -> bytes:
+    return path.encode("utf-8", "surrogateescape")
+
+
+def _folders(path: str) -> Iterator[str]:
+    """The folders that a file is in, one after another: kept together they would be many times the index."""
+    at = path.find("/")
+    while at >= 0:
+        yield path[:at]
+        at = path.find("/", at + 1)
 
 
 def _read_file(r: Reader) -> FileEntry:
     return FileEntry(
-        path=safe_path(r.text(4096)), size=r.uint(), digest=bytes(r.take(DIGEST)), tensors=r.uint(MAX_ITEMS)
+        path=safe_path(r.text(MAX_PATH)),
+        size=r.uint(),
+        digest=bytes(r.take(DIGEST)),
+        tensors=r.uint(MAX_ITEMS),
     )
 
 
@@ -204,9 +259,9 @@ def _write_tensor(w: Writer, t: TensorEntry) -> None:
 
 
 def _read_tensor(r: Reader, number: int) -> TensorEntry:
-    name, code = r.text(), r.uint(max(BY_CODE))
+    name, code = r.text(), r.uint(_LAST_CODE)
     shape = tuple(r.uints(16))
-    gap, form = r.uint(), Form(r.uint(max(Form)))
+    gap, form = r.uint(), Form(r.uint(_LAST_FORM))
     dtype, elements = BY_CODE[code], math.prod(shape)
     if not 0 < elements < 1 << 48:
         raise malformed(f"{name} has {elements} elements")
@@ -228,6 +283,9 @@ def _read_tensor(r: Reader, number: int) -> TensorEntry:
     values = [r.sint()]
     for _ in range(count - 1):
         values.append(values[-1] + 1 + r.uint())
+    low, high = extent(dtype)
+    if values[0] < low or values[-1] >= high:  # they only grow
+        raise malformed(f"a value of {name} does not fit {dtype.name}")
     return replace(entry, book=book, values=tuple(values))
 
 

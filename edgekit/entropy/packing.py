@@ -117,10 +117,14 @@ def _cost_together(a: Ints, b: Ints) -> float:
 
 @dataclass(kw_only=True)
 class _Earlier:
-    """What earlier tensors offer to later ones: contents by hash, palettes (number, ranks) by name."""
+    """What earlier tensors offer to later ones: contents by hash, palettes (number, ranks) by name.
+
+    ``ranked``: those that need a palette themselves; a reader takes none of them for one.
+    """
 
     wanted: frozenset[str]
     tensors: dict[bytes, int] = field(default_factory=dict)
+    ranked: set[int] = field(default_factory=set)
     palettes: dict[str, tuple[int, Ints]] = field(default_factory=dict)
 
 
@@ -177,10 +181,11 @@ def _tensor(
         patterns = unpack_elements(raw, dtype, entry.elements)
     except ValueError:
         return None
-    if span.name in earlier.wanted and span.name not in earlier.palettes:
-        earlier.palettes[span.name] = number, ranks(patterns, dtype)
     # Tied weights, and the same file twice in one folder.
     key = hashlib.sha256(raw).digest() + bytes([dtype.code])
+    indices = bool(span.palette) or earlier.tensors.get(key) in earlier.ranked
+    if span.name in earlier.wanted and span.name not in earlier.palettes and not indices:
+        earlier.palettes[span.name] = number, ranks(patterns, dtype)
     if key in earlier.tensors:
         return replace(entry, form=Form.COPY, source=earlier.tensors[key])
     if span.name not in earlier.wanted and _repetitive(raw, patterns):
@@ -188,6 +193,7 @@ def _tensor(
     earlier.tensors[key] = number
     palette = earlier.palettes.get(span.palette)
     if palette is not None and int(patterns.max()) < len(palette[1]) <= 1 << dtype.bits:
+        earlier.ranked.add(number)
         return _ranked(entry, span, patterns, palette, groups)
     book = distinct(patterns, dtype)
     if book is not None:
@@ -239,6 +245,7 @@ def _add_parts(
     rows, kernel = _geometry(span)
     columns = len(magnitude) // rows
     part_rows = max(1, _PART // columns)
+    part_rows += part_rows * columns * DTYPES[span.dtype].bits // 4 % 2  # a part ends with a byte
     size = min(len(magnitude), part_rows * columns if columns <= _PART else _PART)
     numbers = []
     for at in range(0, len(magnitude), size):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from edgekit.errors import ContainerError
 
+_MOST_SAID = 400
+"""Characters of a message: it may quote a name, which the file may have made long."""
+
 
 class Writer:
     """Appends to a byte string."""
@@ -106,5 +109,6 @@ class Reader:
 def malformed(what: str) -> ContainerError:
     """The error of every reader in this package."""
     return ContainerError(
-        f"not a valid .ekz container: {what}", hint="the file is damaged: copy or pack it again"
+        f"not a valid .ekz container: {what if len(what) <= _MOST_SAID else what[:_MOST_SAID] + ' …'}",
+        hint="the file is damaged: copy or pack it again",
     )

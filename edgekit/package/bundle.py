@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgekit import entropy
+from edgekit.core import contained
 from edgekit.core.files import DAMAGED_ZIP, read, temporary
 from edgekit.errors import ContainerError, SourceError, UntrustedSourceError
 from edgekit.package import descriptor, readme, signing, writing
@@ -130,7 +131,11 @@ def _models(files: Mapping[str, Content]) -> list[str]:
 def _unpack(path: Path, directory: Path) -> None:
     try:
         if _is_ekz(path):
-            entropy.unpack(path, directory, max_output=MAX_BYTES)
+            from edgekit.entropy.container import usual_output
+
+            most = min(MAX_BYTES, usual_output(path.stat().st_size))
+            with contained.step("unpack", quick=True):
+                entropy.unpack(path, directory, max_output=most)
             return
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()

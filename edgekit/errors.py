@@ -17,6 +17,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+_MANY_NAMES = 60
+"""More than there are of anything of edgekit's; a file of somebody else's can have any number."""
+
 
 class EdgekitError(Exception):
     """Base of every error that edgekit raises on purpose."""
@@ -300,4 +303,5 @@ def first_line(error: BaseException) -> str:
 
 
 def _join(names: Sequence[str]) -> str:
-    return ", ".join(names)
+    more = f" and {len(names) - _MANY_NAMES:,} more" if len(names) > _MANY_NAMES else ""
+    return ", ".join(names[:_MANY_NAMES]) + more

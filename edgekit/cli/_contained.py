@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -42,25 +43,25 @@ def contain_source(source: SourceSpec, options: Options) -> None:
         contain(source.text, options)
 
 
-def contain(what: str, options: Options, *files: Path) -> None:
+def contain(what: str, options: Options, *files: Path, seconds: float | None = None) -> None:
     """Go on in a child: the code after this call runs there. The parent ends with the child's exit code.
 
-    ``files`` are those that nobody vouches for; their size decides how much time and memory is much. Raises what
-    :func:`edgekit.core.contained.contain` does.
+    ``files`` are those that nobody vouches for; their size decides how much time and memory is much. ``seconds``: for
+    all of it, where the user gave no limit. Raises what :func:`edgekit.core.contained.contain` does.
     """
     memory = cache.parse_size(options.memory, what="--memory") if options.memory else None
     if not contained.possible():
         if options.timeout is not None and not hasattr(os, "fork"):
             raise UsageError("this system cannot limit the time", hint="leave --timeout out")
         return
-    size = sum(map(_size, files))
+    size = sum(map(size_of, files))
     if memory is None and files:
         memory = _BASE_BYTES + _COPIES * size + _STACK_BYTES * (os.cpu_count() or 1)
     quick = _QUICK_S + _QUICK_S_PER_MB * size / 1e6 if files else float("inf")
-    folders = (options.out, *(path if path.is_dir() else path.parent for path in files))
+    folders = (options.out, *(path if os.path.isdir(path) else path.parent for path in files))  # noqa: PTH112 - never raises
     job = Job(
         what=what,
-        limits=Limits(whole=options.timeout, quick=quick, memory=memory or 0),
+        limits=Limits(whole=options.timeout or seconds, quick=quick, memory=memory or 0),
         prepare=_ending.prepare,
         places=(default_root() / cache.PARTS, Path(tempfile.gettempdir()), *folders),
     )
@@ -70,12 +71,14 @@ def contain(what: str, options: Options, *files: Path) -> None:
         raise click.exceptions.Exit(end.code) from None
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of those in a folder; 0 where there is none."""
     total = 0
     for number, file in enumerate(_below(path)):
         if number >= _MOST_FILES:
             break
-        total += file.stat().st_size if file.is_file() else 0
+        with contextlib.suppress(OSError):  # a name that no file can have: whoever opens it says so
+            total += file.stat().st_size if file.is_file() else 0
     return total
 
 

@@ -29,6 +29,8 @@ _PIPE_WIDTH = 240
 
 _COLOUR = re.compile("(\x1b\\[(?:[0-2]|3[0-7])m)")
 """What click.style writes for the colours and weights that edgekit uses."""
+_MANY_ROWS = 5_000
+_WIDEST = 60
 
 
 def stderr() -> Console:
@@ -135,6 +137,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     from rich.table import Table
     from rich.text import Text
 
+    if len(rows) > _MANY_ROWS:
+        _long_table(columns, rows)
+        return
     heading = Text(harmless(title), style="table.title") if title else None
     grid = Table(title=heading, title_justify="left", header_style="bold", pad_edge=False, box=None)
     numeric = [bool(rows) and all(_numeric(row[i]) for row in rows) for i in range(len(columns))]
@@ -143,6 +148,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for row in rows:
         grid.add_row(*(Text(printable(cell), style=_style(cell)) for cell in row))
     stdout().print(grid)
+
+
+def _long_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """The same without looks: rich takes 2 KB and a fifth of a millisecond for a row."""
+    cells = [[printable(cell) for cell in row] for row in (columns, *rows)]
+    widths = [min(_WIDEST, max(map(len, column))) for column in zip(*cells, strict=True)]
+    for row in cells:
+        click.echo("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 def _style(cell: str) -> str:

@@ -315,8 +315,12 @@ class Options:
         None,
         Declared(
             help="Seconds for all of it; then what is at work is ended, and the exit code is 8.",
+            help_for={
+                "unpack": "Seconds for all of it (default: 60, and 120 for each MB of the container); then the exit "
+                "code is 8."
+            },
             group=_LIMITS,
-            commands=("build", "compress", "verify", "diff"),
+            commands=("build", "compress", "verify", "diff", "unpack"),
             metavar="SECONDS",
             minimum=1,
         ),
@@ -327,7 +331,7 @@ class Options:
             help="The most memory a process may take for a model that came as a file, like 8GB (default: 1.8 GiB and "
             "32 times the model's size).",
             group=_LIMITS,
-            commands=("build", "compress", "verify", "diff"),
+            commands=("build", "compress", "verify", "diff", "unpack"),
             metavar="SIZE",
         ),
     )

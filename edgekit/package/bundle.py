@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgekit import entropy
-from edgekit.core import contained
 from edgekit.core.files import DAMAGED_ZIP, read, temporary
 from edgekit.errors import ContainerError, SourceError, UntrustedSourceError
 from edgekit.package import descriptor, readme, signing, writing
@@ -134,8 +133,7 @@ def _unpack(path: Path, directory: Path) -> None:
             from edgekit.entropy.container import usual_output
 
             most = min(MAX_BYTES, usual_output(path.stat().st_size))
-            with contained.step("unpack", quick=True):
-                entropy.unpack(path, directory, max_output=most)
+            entropy.unpack(path, directory, max_output=most)
             return
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()

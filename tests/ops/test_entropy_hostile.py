@@ -277,7 +277,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-@pytest.mark.parametrize("words", [
+@pytest.mark.parametrize("typed", [
     "pack .", "pack ..", "pack /", "unpack .", "unpack ..", "unpack /", "unpack noending", "unpack LONG",
     "pack LONG", "pack x.ekz --out LONG", "unpack x.ekz --out LONG", "unpack x.ekz --out x.ekz/y",
     "unpack x.ekz --out /proc/xx", "unpack x.ekz --tensor a --out /proc/xx", "unpack x.ekz --tensor a --out .",
@@ -285,18 +285,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "unpack /proc/self/mem --out y", "unpack /proc/self/mem", "unpack /dev/null",
 ])  # fmt: skip
 def test_paths_that_cannot_be_are_typed_errors(
-    small: Path, words: str, monkeypatch: pytest.MonkeyPatch
+    small: Path, typed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from click.testing import CliRunner
 
-    from edgekit.cli import pack as commands
+    from edgekit.cli import cli  # a command called alone would remember another help option
 
     monkeypatch.chdir(small.parent)
     before = small.read_bytes(), (small.parent / "noending").read_bytes()
-    command, *rest = words.replace("LONG", "a" * 300).split()
+    words = typed.replace("LONG", "a" * 300).split()
     with pytest.raises((UsageError, SourceError)) as caught:
-        CliRunner().invoke(getattr(commands, command), rest, catch_exceptions=False, standalone_mode=False)
-    named = [word.partition("/y")[0] for word in rest if not word.startswith("--")]
+        CliRunner().invoke(cli, words, catch_exceptions=False, standalone_mode=False)
+    named = [word.partition("/y")[0] for word in words[1:] if not word.startswith("--")]
     assert any(word in caught.value.message for word in named)
     assert before == (small.read_bytes(), (small.parent / "noending").read_bytes())
 

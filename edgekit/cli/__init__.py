@@ -21,6 +21,7 @@ from edgekit.core.versions import EDGEKIT
 from edgekit.errors import EdgekitError, Stopped, UnknownNameError
 
 COMMANDS = {
+    "init": "Write a first edgekit.toml: every option, explained, with its default.",
     "build": "Build, verify and gate artifacts for one or more targets.",
     "compress": "Prune, share weights, distil … in PyTorch: by a recipe, or searched under a budget.",
     "verify": "Run an artifact again on its runtime and check its gates.",

@@ -21,14 +21,12 @@ from edgekit.core.files import temporary
 from edgekit.errors import DataError, UnknownNameError
 from edgekit.load import usercode
 from edgekit.load.array_files import read_npy, read_npz
-from edgekit.load.classes import Classes, numbers
-from edgekit.load.foreign import translated
+from edgekit.load.classes import Classes
+from edgekit.load.images import image_items
 from edgekit.load.shapes import SampleForm
-from edgekit.preprocess.declared import completed
 from edgekit.types import Sample, TensorSpec
 
 if TYPE_CHECKING:
-    from edgekit.preprocess.contract import Preprocessing
     from edgekit.types import Array
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff", ".gif")
@@ -64,7 +62,7 @@ def open_samples(
         raise DataError(f"there is no data at {text}", hint=UnknownNameError("name", path.name, near).hint)
     images = sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGES and p.is_file())
     if images:
-        source = _images(path, images, inputs, preprocessing or {}, classes or Classes())
+        source = image_items(path, images, inputs, preprocessing or {}, classes or Classes())
         return DataSamples(source, inputs, name=text, limit=limit, form=form)
     raise DataError(
         f"{text} holds neither .npz/.npy files nor images", hint="see edgekit build --help for DATA"
@@ -261,68 +259,6 @@ class _Arrays:
             label = next((arrays.pop(k) for k in _LABEL_KEYS if k in arrays and len(arrays) > 1), None)
             plain = tuple(arrays.values()) if all(k.startswith("arr_") for k in arrays) else arrays
             yield plain if label is None else (plain, label)
-
-
-# --- images -------------------------------------------------------------------------------------------
-
-
-def _images(
-    root: Path,
-    paths: list[Path],
-    inputs: tuple[TensorSpec, ...],
-    preprocessing: Mapping[str, object],
-    classes: Classes,
-) -> _Source:
-    if len(inputs) != 1:
-        raise DataError(
-            f"the model has {len(inputs)} inputs, a directory of images feeds one",
-            hint="write a callable that yields a dict of inputs",
-        )
-    if not preprocessing:
-        raise DataError(
-            f"{root} holds images, but how the model expects them is not known",
-            hint="give the preprocessing of training (size, crop, colour, mean, std, layout), "
-            "in TorchModel(preprocessing=…) or in edgekit.toml: a wrong one costs accuracy without any error",
-        )
-    contract = _contract(preprocessing, inputs[0])
-    folders = sorted({p.relative_to(root).parts[0] for p in paths if len(p.relative_to(root).parts) > 1})
-    labels = numbers(root, folders, classes)
-
-    def items() -> Iterator[object]:
-        for path in paths:
-            array = contract.apply(read_image(path), inputs[0])
-            parts = path.relative_to(root).parts
-            yield (array, labels[parts[0]]) if len(parts) > 1 and labels else array
-
-    return items
-
-
-def read_image(path: Path) -> Array:
-    """An image file as uint8 ``[height, width, 3]`` RGB, upright as its EXIF orientation says."""
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise DataError("reading images needs Pillow", hint="pip install pillow") from error
-    with (
-        translated(f"{path} cannot be read as an image", hint="remove or replace the file", kind=DataError),
-        Image.open(path) as image,
-    ):
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.uint8)
-
-
-def _contract(mapping: Mapping[str, object], spec: TensorSpec) -> Preprocessing:
-    """The preprocessing contract, size and layout taken from the model's input where it leaves them open."""
-    if len(spec.shape) != 4:
-        raise DataError(
-            f"{spec} is no image input of four axes", hint="write a callable that yields what the model takes"
-        )
-    contract = completed(mapping, (spec,))
-    if contract is None:
-        raise DataError(
-            f"the preprocessing says nothing about images: {', '.join(mapping)}",
-            hint="give size, crop, colour, mean, std and layout, or write a callable that yields inputs",
-        )
-    return contract
 
 
 # --- one item to samples ------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from edgekit.core.structure import structure
 from edgekit.errors import ConfigError, SourceError, UntrustedSourceError
 from edgekit.load import load as load_source
 from edgekit.load import parse
+from edgekit.load.foreign import translated
 from edgekit.types import Permit, SourceSpec, TorchModel, sha256_bytes
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 PLAN, WEIGHTS, TENSORS = "plan.json", "weights.safetensors", "plan.safetensors"
 _VERSION = 1
 _NOTE = "plan"
+_MOST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,7 @@ def write_document(folder: Path, document: Mapping[str, object]) -> None:
 def read_document(folder: Path) -> dict[str, object]:
     """``plan.json`` as it is. Raises ``ConfigError`` if there is none."""
     try:
-        document = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        document = json.loads(files.read(folder / PLAN, most=_MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise _no_plan(folder) from error
     if not isinstance(document, dict):
@@ -154,6 +156,8 @@ def read(folder: Path) -> Plan:
             hint="compress with edgekit compress, or pass origin to save()",
         )
     path = record.pop("path", "")
+    if not isinstance(path, str) or not path.isprintable():
+        raise ConfigError(f"{folder / PLAN}: the source's path is none", hint="compress it again")
     source = structure(SourceSpec, record | {"path": path or None}, where=str(folder / PLAN))
     return Plan(folder=folder, steps=load_steps(folder), origin=source, report=read_report(folder))
 
@@ -179,7 +183,8 @@ def load(spec: SourceSpec, permit: Permit) -> TorchModel:
     model = load_source(parse(plan.source), trust=permit.trust, network=permit.network)
     if not isinstance(model, TorchModel):
         raise SourceError(f"{plan.source} is not a PyTorch module", hint="compress it again")
-    return replace(model, module=restore(model.module, plan))
+    with translated(f"{spec.text} does not fit {plan.source}", hint="compress it again"):
+        return replace(model, module=restore(model.module, plan))
 
 
 def restore(module: torch.nn.Module, plan: Plan) -> torch.nn.Module:
@@ -213,10 +218,15 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _identity(folder: Path) -> str:
+    """The plan, and the place of the code that it names: the same plan beside other code is somebody else's."""
     try:
-        return sha256_bytes((folder / PLAN).read_bytes())
-    except OSError as error:
+        data = files.read(folder / PLAN, most=_MOST_BYTES)
+        record = json.loads(data).get("source")
+        path = record.get("path") if isinstance(record, dict) else None
+        place = (folder / path).resolve() if isinstance(path, str) and path else Path.cwd()
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise _no_plan(folder) from error
+    return sha256_bytes(data + b"\0" + os.fsencode(place))
 
 
 def _no_plan(folder: Path) -> ConfigError:

@@ -19,6 +19,8 @@ from edgekit.core import files, toml
 from edgekit.core.structure import structure
 from edgekit.errors import ConfigError, UnknownNameError
 
+_MOST_STEPS = 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ship:
@@ -56,10 +58,12 @@ def read(text: str, *, seed: int | None = None) -> Recipe:
     when a file is missing.
     """
     path = Path(text)
-    if path.suffix == ".toml" or ("(" not in text and path.is_file()):
+    if ";" not in text and (path.suffix == ".toml" or ("(" not in text and path.is_file())):
         recipe = _from_file(path)
     else:
-        recipe = Recipe(steps=tuple(parse(part) for part in _parts(text)))
+        parts = tuple(_parts(text))
+        _refuse_many(len(parts), "the recipe")
+        recipe = Recipe(steps=tuple(map(parse, parts)))
     if not recipe.steps and recipe.ship is None:
         raise ConfigError(f"the recipe {text!r} has no step", hint=_known())
     if seed is None:
@@ -98,9 +102,15 @@ def _from_file(path: Path) -> Recipe:
     rows, seed, ship = document.get("step", []), document.get("seed", 0), document.get("ship")
     if not isinstance(rows, list) or not isinstance(seed, int) or isinstance(seed, bool):
         raise ConfigError(f"{path}: steps are [[step]] tables and the seed a whole number", hint=_known())
+    _refuse_many(len(rows), str(path))
     steps = tuple(_step(row, f"{path}: step {number}") for number, row in enumerate(rows, 1))
     shipping = None if ship is None else structure(Ship, ship, where=f"{path}: ship")
     return Recipe(steps=steps, seed=seed, ship=shipping)
+
+
+def _refuse_many(steps: int, where: str) -> None:
+    if steps > _MOST_STEPS:
+        raise ConfigError(f"{where} has {steps:,} steps", hint=f"a recipe has {_MOST_STEPS} at most")
 
 
 def _step(row: object, where: str) -> Step:

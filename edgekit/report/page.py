@@ -13,7 +13,7 @@ from edgekit.artifact.summary import as_asked, printable, size
 from edgekit.core.versions import EDGEKIT
 from edgekit.errors import MissingExtraError
 from edgekit.report import figures
-from edgekit.report.collect import Entry, Skipped
+from edgekit.report.collect import LONGEST_MS, Entry, Skipped
 from edgekit.report.figures import Point, Spread
 from edgekit.types import Json, Measurement, Verdict
 
@@ -103,7 +103,7 @@ def _point(entry: Entry) -> Point:
     return Point(
         name=entry.name,
         size=manifest.size,
-        latency=timed.p50_ms if timed else None,
+        latency=timed.p50_ms if timed and 0 < timed.p50_ms < LONGEST_MS else None,
         score=score,
         good=manifest.status in BUILT and not entry.changed,
     )

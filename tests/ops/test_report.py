@@ -146,7 +146,19 @@ def test_a_manifest_of_a_stranger_does_nothing(built: Path, tmp_path: Path) -> N
     assert "\u202e" not in text
 
 
-@pytest.mark.parametrize("raw", ["", "[", "[]", '{"local": 3}', '{"local": [[-1, true, null]]}', "[" * 5000])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        '{"local": [[1e308, 1e999, 0]]}',
+        f'{{"local": [[{"9" * 400}]]}}',
+        "",
+        "[",
+        "[]",
+        '{"local": 3}',
+        '{"local": [[-1, true, null]]}',
+        "[" * 5000,
+    ],
+)
 def test_raw_times_that_are_none(built: Path, tmp_path: Path, raw: str) -> None:
     folder = tmp_path / "a"
     folder.mkdir()

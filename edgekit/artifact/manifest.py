@@ -33,6 +33,7 @@ from edgekit.types import (
 )
 
 FILE_NAME = "manifest.json"
+_MOST_BYTES = 64 << 20
 _VOLATILE = ("measurements", "machine")
 _ELEMENT_TYPE = re.compile(
     r"bool|u?int(2|4|8|16|32|64)|float(16|32|64)|bfloat16|complex(64|128)|float[468]_\w+"
@@ -204,7 +205,7 @@ def read(path: Path) -> Artifact:
     directory = path.parent if path.name == FILE_NAME else path
     file = directory / FILE_NAME
     try:
-        data = files.read(file)
+        data = files.read(file, most=_MOST_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise SourceError(
             f"no artifact at {directory}: {FILE_NAME} is missing", hint="edgekit build makes one"

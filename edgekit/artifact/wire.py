@@ -283,6 +283,9 @@ class Manifest(msgspec.Struct, kw_only=True):
     machine: dict[str, Json] = {}
 
 
+_DIGITS = 20
+
+
 class _Header(msgspec.Struct):
     schema: int
     edgekit: str = "unknown"
@@ -307,13 +310,20 @@ def _once(members: list[tuple[str, Json]]) -> None:
         raise ValueError(f"it has {next(n for n in names if names.count(n) > 1)!r} twice")
 
 
+def _whole(text: str) -> int:
+    """Numbers of any length are Python's: no reader of another language has them."""
+    if len(text) > _DIGITS or not -(2**63) <= (number := int(text)) < 2**63:
+        raise ValueError(f"it has the number {text[:20]}… of {len(text)} digits")
+    return number
+
+
 def decode(data: bytes, where: str) -> Json:
     """The manifest as builtins, without the keys that this edgekit does not know: a later one may write more.
 
     Raises :class:`SourceError` when it is none, or has a schema that is not read here.
     """
     try:
-        json.loads(data, object_pairs_hook=_once)
+        json.loads(data, object_pairs_hook=_once, parse_int=_whole)
         header = msgspec.json.decode(data, type=_Header)
         if header.schema > SCHEMA:
             raise SourceError(

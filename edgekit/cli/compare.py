@@ -56,7 +56,7 @@ def compare(
     for path, text in ((markdown, as_markdown), (junit, as_junit)):
         if path is not None:
             written = text(figures, allowed)
-            _write(path, written.encode() if isinstance(written, str) else written)
+            files.put(path, written.encode() if isinstance(written, str) else written)
     regressed = [f for f in figures if f.regressed(allowed)]
     if as_json:
         print_json({"figures": figures, "regressed": [f"{f.target}: {f.name}" for f in regressed]})
@@ -66,13 +66,6 @@ def compare(
         error = _failure(regressed)
         show_error(error)
         raise click.exceptions.Exit(error.exit_code)
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        files.write(path, data)
-    except OSError as error:
-        raise files.unwritable(path, error) from error
 
 
 def _show(figures: Sequence[Figure]) -> None:

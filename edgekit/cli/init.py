@@ -35,8 +35,5 @@ def init(source: str, target: str, calib: str, evaluation: str) -> None:
     path = Path(FILE)
     if os.path.lexists(path):
         raise UsageError(f"there is an {FILE} here already", hint="change it by hand, or remove it first")
-    try:
-        files.write(path, starter(source, given).encode())
-    except OSError as error:
-        raise files.unwritable(path, error) from error
+    files.put(path, starter(source, given).encode())
     say(f"{path.resolve()}: edgekit build {source} reads it")

@@ -207,6 +207,20 @@ def write(path: Path, data: bytes | memoryview) -> None:
         part.write_bytes(data)
 
 
+def put(path: Path, data: bytes) -> None:
+    """:func:`write` to a place that the user named, its folder made where it is missing.
+
+    Raises :class:`UsageError` where that cannot be.
+    """
+    if not path.name or path.is_dir():
+        raise UsageError(f"{path} is no file to write to", hint="name a file, in a folder or here")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, data)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A name beside ``path`` for a file or folder, which gets the name ``path`` where the block ends well."""

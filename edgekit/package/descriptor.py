@@ -29,6 +29,8 @@ TOLERANCES: Mapping[str, Mapping[str, float]] = {
 }
 """Largest allowed ``max|a - e| / max|e|`` of one output, by the arithmetic inside and the accelerator."""
 
+_MOST_BYTES = 64 << 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackageSpec:
@@ -181,7 +183,7 @@ def encode(descriptor: Descriptor) -> bytes:
 def read(path: Path) -> Descriptor:
     """The descriptor at ``path``. Raises :class:`SourceError` where it is none or of a newer schema."""
     try:
-        document = msgspec.json.decode(files.read(path))
+        document = msgspec.json.decode(files.read(path, most=_MOST_BYTES))
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise SourceError(
             f"{path} cannot be read: {e}", hint="this is no bundle; edgekit package writes one"

@@ -36,9 +36,5 @@ def write(folders: Sequence[Path], html: Path, *, title: str = "") -> tuple[Entr
 
     entries, skipped = collect(folders)
     text = page(entries, skipped, title=title)
-    try:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        files.write(html, text.encode("utf-8", "replace"))
-    except OSError as error:
-        raise files.unwritable(html, error) from error
+    files.put(html, text.encode("utf-8", "replace"))
     return entries

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.artifact import wire
+from edgekit.artifact import manifest, wire
 from edgekit.artifact.golden import read as read_golden
 from edgekit.cli._output import say
 from edgekit.core import files, targets, toml
@@ -18,6 +18,7 @@ from edgekit.devices.transports import hostkeys
 from edgekit.devices.transports.adb_client import Adb
 from edgekit.devices.transports.ssh import SshOptions
 from edgekit.errors import ConfigError, SourceError, UnreachableError, UsageError
+from edgekit.package import descriptor
 from edgekit.pipeline.deliver import _refuse_foreign
 
 ROW = '[[target]]\nname = "{name}"\nbackend = "onnxruntime"\nprecision = "fp32"\nruns_on = "cpu"\nfile = "{file}"\n'
@@ -104,6 +105,33 @@ def test_an_error_of_the_system_about_a_name_is_no_defect():
 def test_a_manifest_with_two_members_of_one_name():
     with pytest.raises(SourceError, match="'status' twice"):
         wire.decode(b'{"schema": 1, "status": "failed", "status": "passed"}', "manifest.json")
+
+
+def test_gigabytes_in_place_of_a_manifest_or_a_descriptor(tmp_path):
+    path = tmp_path / "manifest.json"
+    path.touch()
+    os.truncate(path, 5 << 30)
+    for read in (manifest.read, descriptor.read):
+        with pytest.raises(SourceError, match="more than"):
+            read(path)
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "9223372036854775808", "-9223372036854775809"])
+def test_a_manifest_with_numbers_beyond_all_bounds(number):
+    with pytest.raises(SourceError, match="digits"):
+        wire.decode(f'{{"schema": 1, "files": [{{"size": {number}}}]}}'.encode(), "manifest.json")
+
+
+@pytest.mark.parametrize("place", ["", ".", "folder", "file/below.html"])
+def test_a_place_that_is_no_file(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("file").write_text("mine")
+    with pytest.raises(UsageError):
+        files.put(Path(place), b"x")
+    assert Path("file").read_text() == "mine"
+    files.put(Path("new/folder/x"), b"x")
+    assert Path("new/folder/x").read_bytes() == b"x"
 
 
 @pytest.mark.parametrize("index", ["٣", "-1", "1_0", " 1", "1234567"])

@@ -315,6 +315,11 @@ def disk_is_full(error: BaseException) -> bool:
 
 def refused_by_system(error: BaseException) -> UsageError | None:
     """What to raise for an operating system's word that says nothing of edgekit: no room, no working folder."""
+    if isinstance(error, UnicodeEncodeError) and "\udc00" <= error.object[error.start] <= "\udcff":
+        return UsageError(  # how Python writes the bytes of a name that are no text
+            f"a name here is no UTF-8: {ascii(error.object)[:_SHOWN]}",
+            hint="rename the file or folder: runtimes, manifests and JSON take names in UTF-8 alone",
+        )
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.ENOENT, errno.ESTALE) and working_folder_is_gone():

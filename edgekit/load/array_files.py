@@ -87,7 +87,8 @@ def _refuse_claims(file: IO[bytes], size: int) -> None:
 
 
 def refuse_bomb(path: Path) -> None:
-    """Raise :class:`ValueError` where a member of the archive declares far more bytes than it can hold as data."""
+    """Raise :class:`ValueError` where a member of the archive, or all together, declare far more bytes than can be in
+    it as data."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -96,6 +97,9 @@ def refuse_bomb(path: Path) -> None:
     for member in members:
         if member.file_size > max(_BOMB_BYTES, _BOMB_RATIO * member.compress_size):
             raise ValueError(f"{member.filename} unpacks to {member.file_size:,} bytes")
+    whole = sum(member.file_size for member in members)
+    if whole > max(_BOMB_BYTES, _BOMB_RATIO * path.stat().st_size):
+        raise ValueError(f"it unpacks to {whole:,} bytes")
 
 
 def _unreadable(path: Path, error: Exception, kind: type[EdgekitError], hint: str) -> EdgekitError:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from edgekit.types import Array
 
 
+_MOST_PIXELS = 64_000_000
+"""What phones take; prepared in float32, three channels of so many take 768 MB."""
+
+
 def image_items(
     root: Path,
     paths: list[Path],
@@ -64,6 +68,11 @@ def read_image(path: Path) -> Array:
         translated(f"{path} cannot be read as an image", hint="remove or replace the file", kind=DataError),
         Image.open(path) as image,
     ):
+        if image.width * image.height > _MOST_PIXELS:
+            raise DataError(
+                f"{path} has {image.width} x {image.height} pixels, more than {_MOST_PIXELS // 10**6} million",
+                hint="make it smaller: models take pictures of some hundred by some hundred pixels",
+            )
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.uint8)
 
 

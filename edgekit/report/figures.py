@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -174,8 +175,10 @@ def _svg(figure: Figure, title: str) -> str:
     from matplotlib import rc_context
 
     own = re.sub(r"\W+", "-", title.lower())
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgekit", "font.family": "sans-serif"}):
+    style = rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgekit", "font.family": "sans-serif"})
+    with style, warnings.catch_warnings():
         file = io.StringIO()
+        warnings.simplefilter("ignore")  # of figures without room for their labels: whoever named things so
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
     text = file.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")

@@ -48,6 +48,8 @@ _COLUMNS = (
 )
 """The figures of the table of all, with their headings; those that nothing has are left out."""
 _MOST_LAYERS = 400
+_MOST_DRAWN = 30
+"""Each figure takes a tenth of a second."""
 _MOST_BARS = 12
 
 
@@ -77,7 +79,7 @@ def page(entries: Sequence[Entry], skipped: Sequence[Skipped], *, title: str = "
         counts=_counts(entries),
         rows=rows,
         columns=[(k, h) for k, h in _COLUMNS if any(row[k] != _NOTHING for row in rows)],
-        details=[_detail(e, f"a{i}") for i, e in enumerate(entries)],
+        details=[_detail(e, f"a{i}", drawn=len(entries) <= _MOST_DRAWN) for i, e in enumerate(entries)],
         skipped=[(str(s.directory), s.why) for s in skipped],
         pareto=figures.pareto([_point(e) for e in entries], score),
         latencies=figures.latencies(_spreads(entries)),
@@ -150,8 +152,8 @@ def _row(entry: Entry, anchor: str) -> dict[str, object]:
     }
 
 
-def _detail(entry: Entry, anchor: str) -> dict[str, object]:
-    """Everything that is known about one artifact."""
+def _detail(entry: Entry, anchor: str, *, drawn: bool) -> dict[str, object]:
+    """Everything that is known about one artifact; ``drawn``: with a figure of its own."""
     manifest = entry.artifact.manifest
     return {
         "anchor": anchor,
@@ -172,7 +174,7 @@ def _detail(entry: Entry, anchor: str) -> dict[str, object]:
         "calibration": _calibration(manifest),
         "rollout": _rollout(manifest),
         "layers": _layers(manifest),
-        "bars": _bars(manifest, anchor),
+        "bars": _bars(manifest, anchor) if drawn else "",
         "steps": [
             (s.name, f"{s.seconds:.3g}", s.output_sha256[:12], "; ".join(s.notes)) for s in manifest.steps
         ],

@@ -18,6 +18,8 @@ import edgekit.cli
 from edgekit.artifact import golden, manifest
 from edgekit.compress import plan
 from edgekit.errors import DataError, EdgekitError, SourceError
+from edgekit.load.array_files import read_npz
+from edgekit.load.images import read_image
 from edgekit.load.samples import open_samples
 from edgekit.package import bundle, descriptor, writing
 from edgekit.preprocess.declared import from_mapping
@@ -172,6 +174,28 @@ def test_what_unpacks_to_gigabytes_of_nothing_is_refused(tmp_path: Path) -> None
     path.write_bytes(bytes(data))
     with pytest.raises(DataError, match="unpacks to"):
         read_data(path)
+
+
+def test_arrays_that_are_gigabytes_of_nothing_together_are_refused(tmp_path):
+    path = tmp_path / "many.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(5):
+            with archive.open(f"k{number}.npy", "w") as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (250 << 20,)}
+                np.lib.format.write_array_header_1_0(file, header)
+                for _ in range(250):
+                    file.write(bytes(1 << 20))
+    with pytest.raises(DataError, match="unpacks to"):
+        read_npz(path)
+
+
+def test_a_picture_of_a_hundred_million_pixels_in_a_few_kilobytes(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    path = tmp_path / "large.png"
+    image.new("1", (12_000, 10_000)).save(path)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(DataError, match="12000 x 10000 pixels"):
+        read_image(path)
 
 
 def test_deep_json_is_refused(tmp_path: Path) -> None:

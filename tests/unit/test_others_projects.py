@@ -102,6 +102,17 @@ def test_an_error_of_the_system_about_a_name_is_no_defect():
     assert files.refused_by_system(OSError(errno.EPIPE, "of no name")) is None
 
 
+def test_a_name_that_is_no_text():
+    with pytest.raises(UnicodeEncodeError) as caught:
+        "folder/\udcff".encode()
+    error = files.refused_by_system(caught.value)
+    assert isinstance(error, UsageError)
+    assert "no UTF-8" in error.message
+    with pytest.raises(UnicodeEncodeError) as defect:
+        "\ud800".encode()
+    assert files.refused_by_system(defect.value) is None
+
+
 def test_a_manifest_with_two_members_of_one_name():
     with pytest.raises(SourceError, match="'status' twice"):
         wire.decode(b'{"schema": 1, "status": "failed", "status": "passed"}', "manifest.json")

@@ -97,7 +97,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     for name, tensors in ((WEIGHTS, state), (TENSORS, context.tensors)):
-        with files.whole(folder / name) as temporary:
+        with files.whole(folder / name) as temporary, files.system_errors():
             save_file(dict(sorted(tensors.items())), temporary)
     rows = [dataclasses.asdict(row) for row in report.steps]
     for row in rows:

@@ -9,6 +9,7 @@ are coded losslessly. On one line: ``prune(sparsity=0.9);cluster(values=8)``.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,6 +103,10 @@ def _from_file(path: Path) -> Recipe:
     rows, seed, ship = document.get("step", []), document.get("seed", 0), document.get("ship")
     if not isinstance(rows, list) or not isinstance(seed, int) or isinstance(seed, bool):
         raise ConfigError(f"{path}: steps are [[step]] tables and the seed a whole number", hint=_known())
+    if not 0 <= seed < 2**63:
+        raise ConfigError(
+            f"{path}: the seed is {str(seed)[:30]}", hint="a whole number from 0 on, of 63 bits"
+        )
     _refuse_many(len(rows), str(path))
     steps = tuple(_step(row, f"{path}: step {number}") for number, row in enumerate(rows, 1))
     shipping = None if ship is None else structure(Ship, ship, where=f"{path}: ship")
@@ -126,6 +131,8 @@ def _step(row: object, where: str) -> Step:
             raise ConfigError(
                 f"{where}: {key} is no number or text", hint=f"the default is {defaults[key]!r}"
             )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}: {key} is {value}", hint=f"the default is {defaults[key]!r}")
         values[key] = value
     return from_options(name, values)
 

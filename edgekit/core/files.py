@@ -60,6 +60,7 @@ _OF_A_NAME = (
 )
 """What the system says of a name that it was given: nobody but who gave it can do anything about it."""
 _SHOWN = 120
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _ALMOST_NOTHING = 1 << 20
 _ELSEWHERE_S = 7 * 86400
 """How long what another machine or container makes in a shared folder is left alone: nobody here sees if it lives."""
@@ -216,9 +217,22 @@ def put(path: Path, data: bytes) -> None:
         raise UsageError(f"{path} is no file to write to", hint="name a file, in a folder or here")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, data)
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            _into(path, data)
+        else:
+            write(path, data)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def _into(path: Path, data: bytes) -> None:
+    """Into what a link leads to, a pipe or a device (``/dev/stdout``): these are not replaced by a file. A pipe that
+    nobody reads is refused by the system, and does not wait."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags, 0o666)
+    os.set_blocking(descriptor, True)
+    with open(descriptor, "wb") as file:  # noqa: PTH123
+        file.write(data)
 
 
 @contextlib.contextmanager
@@ -311,6 +325,19 @@ def _room(place: Path) -> int:
 def disk_is_full(error: BaseException) -> bool:
     """Whether this is the operating system's word that nothing more can be written."""
     return isinstance(error, OSError) and error.errno in _FULL
+
+
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+    """What safetensors makes of the operating system's word, as the ``OSError`` that it was: its number is at the end
+    of ``I/O error: File too large (os error 27)``."""
+    try:
+        yield
+    except Exception as error:
+        number = _OS_ERROR.search(str(error))
+        if type(error).__name__ != "SafetensorError" or number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def refused_by_system(error: BaseException) -> UsageError | None:

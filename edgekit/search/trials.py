@@ -17,6 +17,8 @@ from edgekit.search.budget import SIZES, Budget, Sizes
 _ENDLESS = 1 << 62
 """Bytes of what cannot be had: larger than anything, and an integer in JSON."""
 
+_MOST_BYTES = 64 << 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
@@ -139,10 +141,10 @@ class Journal:
 def _rows(path: Path) -> list[dict[str, object]]:
     """The journal's lines; a last one that was cut off by a kill is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in files.read(path, most=_MOST_BYTES).splitlines() if path.is_file() else ():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not isinstance(row, dict):
             break

@@ -145,6 +145,38 @@ def test_a_place_that_is_no_file(tmp_path, monkeypatch, place):
     assert Path("new/folder/x").read_bytes() == b"x"
 
 
+def test_links_pipes_and_devices_are_written_into_and_stay(tmp_path):
+    victim, link, pipe, full = (tmp_path / n for n in ("victim", "link", "pipe", "full"))
+    victim.write_text("longer than what comes")
+    link.symlink_to(victim)
+    files.put(link, b"new")
+    assert link.is_symlink()
+    assert victim.read_bytes() == b"new"
+    os.mkfifo(pipe)
+    with pytest.raises(UsageError):  # nobody reads
+        files.put(pipe, b"x")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    files.put(pipe, b"through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    full.symlink_to("/dev/full")
+    with pytest.raises(UsageError, match="No space left"):
+        files.put(full, b"x")
+    assert full.is_symlink()
+    assert not Path("/dev/full").is_file()
+
+
+def test_what_safetensors_makes_of_a_full_disk():
+    class SafetensorError(Exception):
+        pass
+
+    with pytest.raises(OSError, match="File too large") as caught, files.system_errors():
+        raise SafetensorError("Error while serializing: I/O error: File too large (os error 27)")
+    assert files.disk_is_full(caught.value)
+    with pytest.raises(SafetensorError), files.system_errors():
+        raise SafetensorError("a header that is none")
+
+
 @pytest.mark.parametrize("index", ["٣", "-1", "1_0", " 1", "1234567"])
 def test_a_golden_vectors_number_is_one(tmp_path, index):
     path = tmp_path / "golden.npz"

@@ -11,6 +11,7 @@ import pytest
 from edgekit.compress import plan, recipes
 from edgekit.core.store import Store
 from edgekit.errors import ConfigError
+from edgekit.search.trials import _rows
 
 SOURCE = {"text": "model.py:net", "kind": "factory", "path": "../model.py", "attribute": "net"}
 
@@ -51,6 +52,24 @@ def test_gigabytes_and_pipes_in_place_of_a_plan(tmp_path):
         for read in (plan.read, plan._identity):
             with pytest.raises(ConfigError, match="no compression plan"):
                 read(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["seed = -1", "seed = 99999999999999999999999", '[[step]]\nname = "prune"\nsparsity = nan', "[step]"],
+)
+def test_numbers_that_no_recipe_has(tmp_path, text):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text if "step" in text else f'{text}\n[[step]]\nname = "fold"\n')
+    with pytest.raises(ConfigError):
+        recipes.read(str(path))
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe{", b"[" * 100_000, b"3", b""])
+def test_a_journal_that_was_edited_ends_where_it_is_none(tmp_path, line):
+    path = tmp_path / "search.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b"\n")
+    assert _rows(path) == [{"a": 1}]
 
 
 def test_a_recipe_of_fifty_thousand_steps(tmp_path):

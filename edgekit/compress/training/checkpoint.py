@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from edgekit.core.files import whole
+from edgekit.core.files import system_errors, whole
 
 _FACTS = "edgekit"
 
@@ -58,7 +58,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, o
     """Tensors and a JSON document in one file that is either there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    with whole(path) as temporary:
+    with whole(path) as temporary, system_errors():
         save_file(plain, temporary, metadata={_FACTS: json.dumps(facts)})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.core.files import whole
+from edgekit.core.files import system_errors, whole
 from edgekit.core.parallel import Once
 from edgekit.errors import DataError, UnknownNameError, UsageError
 from edgekit.quantize.calibrate import ranges
@@ -148,7 +148,7 @@ class Calibration:
         arrays["histogram.place"] = np.array([[s[0], s[1]] for s in spans], np.int64).reshape(-1, 2)
         arrays |= _ragged("histogram", [s[2] for s in spans], np.int64)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as temporary:
+        with whole(path) as temporary, system_errors():
             # One metadata key: safetensors does not keep an order among several.
             save_file(arrays, temporary, metadata={"edgekit": json.dumps(head, allow_nan=False)})
 

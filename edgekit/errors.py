@@ -226,6 +226,10 @@ class BackendError(EdgekitError):
     exit_code = 6
 
 
+class OpenAxesError(BackendError):
+    """A runtime does not take the model while axes are open; with fixed shapes it may."""
+
+
 class MissingExtraError(BackendError):
     """A package is not installed; the hint is the exact command that installs it."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgekit.devices.execute import Ports
@@ -55,6 +55,36 @@ def differences(
                 shape = _as_in_the_file(arrays[spec.name].shape, spec.name in moved)
                 for problem in _differences(spec, found[spec.name], shape):
                     yield f"the {kind} {spec.name!r} is {problem}"
+
+
+def as_found(
+    outputs: Sequence[TensorSpec], moved: Collection[str], ports: Ports, vector: Vector
+) -> tuple[TensorSpec, ...]:
+    """``outputs`` with the sizes that the file is sure of and ``vector`` has, too, where the source left them open, and
+    with another rank where the source's answers have another one than it declares.
+
+    Exporters name axes of outputs whose size they did not work out (``LSTMhn_dim_1``); runtimes do when they load the
+    graph, each to its own extent. Inputs stay as they are: an app may give what the source takes.
+    """
+    return tuple(
+        _as_found(spec, ports.outputs[spec.name], _as_in_the_file(array.shape, spec.name in moved))
+        if spec.name in ports.outputs and (array := vector.outputs.get(spec.name)) is not None
+        else spec
+        for spec in outputs
+    )
+
+
+def _as_found(spec: TensorSpec, port: Port, seen: tuple[int, ...]) -> TensorSpec:
+    if len(port.shape) != len(seen):
+        return spec
+    said: Sequence[int | str] = spec.shape
+    if len(said) != len(seen):  # a declaration that runtimes pass over
+        said = [f"{spec.name}_axis{i}" for i in range(len(seen))]
+    shape = tuple(
+        size if isinstance(d, str) and fixed == size else d
+        for d, fixed, size in zip(said, port.shape, seen, strict=True)
+    )
+    return spec if shape == spec.shape else replace(spec, shape=shape)
 
 
 def _as_in_the_file(shape: tuple[int, ...], moved: bool) -> tuple[int, ...]:

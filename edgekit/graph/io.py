@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx_ir.passes import common
 
 from edgekit.errors import SourceError, UntrustedSourceError
 from edgekit.graph.stated import check_tensors, stated_bytes
@@ -253,11 +254,15 @@ def spec(value: ir.Value) -> TensorSpec:
         raise SourceError(f"{value.name!r} is no tensor: {error}", hint="export it again") from error
 
 
+NO_NAMES = frozenset({"?", "-1", "*", "None"})
+"""What exporters call every axis that they have no name for: two axes that are called so need not have one size."""
+
+
 def _dim(size: int | ir.SymbolicDim, nameless: str) -> int | str:
-    """A size, or the name of a dynamic axis; PaddlePaddle's exporters write -1 for one."""
+    """A size, or the name of a dynamic axis; PaddlePaddle's exporters write -1 for one, or a question mark."""
     if isinstance(size, int):
         return size if size >= 0 else nameless
-    return size.value or nameless
+    return size.value if size.value and size.value not in NO_NAMES else nameless
 
 
 def lower_ir_version(model: ir.Model) -> None:
@@ -269,9 +274,10 @@ def lower_ir_version(model: ir.Model) -> None:
 
 
 def name_axes(model: ir.Model) -> None:
-    """Give dynamic axes of inputs and outputs a name where they have none, in place; a negative size is none.
+    """Give dynamic axes of inputs and outputs a name where they have none, in place; a negative size is none, and so
+    is a question mark.
 
-    Negative sizes inside are forgotten: whoever needs them infers the shapes anew.
+    Such sizes inside are forgotten: whoever needs them infers the shapes anew.
     """
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None:
@@ -280,8 +286,21 @@ def name_axes(model: ir.Model) -> None:
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         for value in node.outputs:
             shape = value.shape
-            if shape is not None and any(isinstance(d, int) and d < 0 for d in shape):
+            if shape is not None and any(d < 0 if isinstance(d, int) else d.value in NO_NAMES for d in shape):
                 value.shape = None
+
+
+def correct_ranks(model: ir.Model) -> None:
+    """Declare outputs with the rank that the graph gives them, in place, where the file says another: runtimes pass over
+    that, and whoever reads the manifest would not."""
+    bare = model.clone()
+    for value in bare.graph.outputs:
+        value.shape = None
+    inferred = common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(bare).model
+    for value, found in zip(model.graph.outputs, inferred.graph.outputs, strict=True):
+        if value.shape is not None and found.shape is not None and len(value.shape) != len(found.shape):
+            dims = [d if isinstance(d, int) else f"{value.name}_axis{i}" for i, d in enumerate(found.shape)]
+            value.shape = ir.Shape(dims)
 
 
 def module_path(node: ir.Node | onnx.NodeProto) -> str:

@@ -383,7 +383,7 @@ def make(
     return deliver(
         Path(request.options.out),
         Product(
-            target=target,
+            target=made.lowering.subject.target,
             options=request.options,
             source=prepared.graph.source.record,
             exported=prepared.graph.exported,
@@ -405,7 +405,13 @@ def make(
 
 
 def tell(context: BuildContext, target: Target, made: Candidate, verdicts: Sequence[Gate]) -> None:
-    """What nobody should have to look for in the manifest: what is unproven, and what is too good to be true."""
+    """What nobody should have to look for in the manifest: shapes that had to be fixed, what is unproven, and what is
+    too good to be true."""
+    if made.lowering.subject.target.fixed_shapes and not target.fixed_shapes:
+        shapes = ", ".join(str(spec) for spec in made.lowering.subject.model.inputs)
+        context.progress.note(
+            f"{target.name}: the runtime does not take the model with open axes, so its shapes are fixed: {shapes}"
+        )
     for gate in verdicts:
         if gate.verdict is Verdict.UNPROVEN:
             context.progress.note(f"{target.name}: {gate.name}: {gate.message}")

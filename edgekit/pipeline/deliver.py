@@ -149,7 +149,7 @@ def describe(product: Product, status: Status, directory: Path) -> Manifest:
         steps=product.steps,
         files=manifests.file_records(directory, lowered.files),
         inputs=lowered.inputs,
-        outputs=lowered.outputs,
+        outputs=verified.outputs or lowered.outputs,
         channels_moved=lowered.channels_moved,
         labels=record.labels,
         preprocessing=_preprocessing(product),

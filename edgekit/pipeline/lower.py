@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from edgekit.artifact.manifest import StepRecord
 from edgekit.core import config
-from edgekit.errors import CalibrationRequiredError
+from edgekit.errors import CalibrationRequiredError, OpenAxesError
 from edgekit.load.data import RANDOM, SampleSet
 from edgekit.load.source import Source
 from edgekit.pipeline import pixels, stages
@@ -60,9 +60,31 @@ def lower_for(
 ) -> Lowering:
     """Quantize as ``target``'s scheme wants it, fix shapes where it must, fold the preprocessing in where asked, lower.
 
-    ``samples`` are those of the calibration; a float target takes none. Raises :class:`CalibrationRequiredError` where
-    they are missing, and what the stages raise.
+    ``samples`` are those of the calibration; a float target takes none. A model that the runtime does not take with open
+    axes (a branch for a batch of one gives another rank) gets the example's shapes: the subject's target says that they
+    are fixed. Raises :class:`CalibrationRequiredError` where samples are missing, and what the stages raise.
     """
+    try:
+        return _lower_for(context, graph, target, samples, quantization)
+    except OpenAxesError:
+        if target.fixed_shapes:
+            raise
+        lowering = _lower_for(context, graph, replace(target, fixed_shapes=True), samples, quantization)
+    files = lowering.subject.files
+    lowered = replace(files.lowered, notes=(*files.lowered.notes, FIXED))
+    return replace(lowering, subject=replace(lowering.subject, files=replace(files, lowered=lowered)))
+
+
+FIXED = "the runtime does not take the model with open axes: its shapes are those of the example"
+
+
+def _lower_for(
+    context: BuildContext,
+    graph: Graph,
+    target: Target,
+    samples: SampleSet | None,
+    quantization: QuantizeOptions | None,
+) -> Lowering:
     model, steps, report = graph.model, list(graph.steps), None
     if target.scheme is not None:
         calibrated = calibration_for(context, graph, target, samples)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from edgekit.artifact import golden
-from edgekit.artifact.interface import Vector, differences
+from edgekit.artifact.interface import Vector, as_found, differences
 from edgekit.artifact.parity import compare
 from edgekit.artifact.rollout import Rollout
 from edgekit.artifact.task import Task
@@ -76,7 +76,8 @@ class Vectors:
 @dataclass(frozen=True, kw_only=True)
 class Verified:
     """What came of it. On a machine that cannot run the artifact ``parity`` is ``None`` and ``not_run``
-    says why. ``skipped`` counts the samples whose shapes a fixed-shape target cannot take."""
+    says why. ``skipped`` counts the samples whose shapes a fixed-shape target cannot take. ``outputs`` are the
+    lowered ones with the sizes that the runtime found where the source left them open."""
 
     parity: Parity | None = None
     placement: Placement | None = None
@@ -86,6 +87,7 @@ class Verified:
     rollout: Rollout | None = None
     not_run: str = ""
     skipped: int = 0
+    outputs: tuple[TensorSpec, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -243,7 +245,7 @@ def _measure(context: BuildContext, case: Case) -> Verified:
             on_progress=_advancing(task),
         ) as result,
     ):
-        _refuse_another_interface(case, result.ports)
+        outputs = _as_found(case, result.ports)
         plain = Task(name=case.exported.record.task)
         data = case.samples.origin
         labelled, noise = _labelled(context, case, plain), case.samples.noise
@@ -274,6 +276,7 @@ def _measure(context: BuildContext, case: Case) -> Verified:
             rollout=_rolled_out(context, case),
             runtime_versions=result.versions,
             skipped=len(chosen) - sum(chosen),
+            outputs=outputs,
         )
 
 
@@ -294,18 +297,21 @@ def _rolled_out(context: BuildContext, case: Case) -> Rollout | None:
     return measured(context, runnable, reference, fed)
 
 
-def _refuse_another_interface(case: Case, ports: Ports) -> None:
-    """What the manifest will say of inputs and outputs is what the runtime found in the file."""
+def _as_found(case: Case, ports: Ports) -> tuple[TensorSpec, ...]:
+    """The outputs as the runtime found them in the file, where the source left sizes open. What the manifest will say
+    of inputs and outputs otherwise is what the runtime found, or :class:`BackendError` is raised."""
     lowered, chosen = case.subject.files.lowered, case.vectors.chosen
     inputs = next(iter(kept((s.inputs for s in case.samples), chosen)))
     expected = next(iter(kept(case.reference.outputs, chosen)))
     preprocess = case.subject.runnable.preprocess
     vector = Vector(inputs=preprocess(inputs) if preprocess else inputs, outputs=expected)
-    for problem in differences(lowered.inputs, lowered.outputs, lowered.channels_moved, ports, vector):
+    outputs = as_found(lowered.outputs, lowered.channels_moved, ports, vector)
+    for problem in differences(lowered.inputs, outputs, lowered.channels_moved, ports, vector):
         raise BackendError(
             f"{case.subject.target.name}: the manifest would say that {problem}",
             hint="this is a defect of edgekit: report it with the model",
         )
+    return outputs
 
 
 def near_float32(target: Target, parity: Parity) -> bool:

@@ -196,6 +196,7 @@ def _imported(model: OnnxModel, source: Source, out: Path) -> tuple[ModelRecord,
     not given is 1, any other dynamic axis has to be."""
     graph = io.load(model.path)
     source.shapes.bound.into(graph, model, source.spec.text)
+    io.correct_ranks(graph)
     io.name_axes(graph)
     io.lower_ir_version(graph)
     written = io.save(graph, out / MODEL)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+import re
 import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -22,7 +23,13 @@ from onnx_ir.passes.common import NameFixPass
 
 from edgekit.backends.base import beyond_float16, kept_float32
 from edgekit.backends.openvino.rewrite import keep_order, rewrite
-from edgekit.errors import BackendError, MissingExtraError, UnsupportedNode, UnsupportedOperatorsError
+from edgekit.errors import (
+    BackendError,
+    MissingExtraError,
+    OpenAxesError,
+    UnsupportedNode,
+    UnsupportedOperatorsError,
+)
 from edgekit.graph import io
 from edgekit.graph.weights import integer_share
 from edgekit.types import Lowered, OnnxModel, Option, Precision, Target
@@ -51,7 +58,8 @@ def runtime() -> ModuleType:
 def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
     """Write ``model.xml`` and ``model.bin`` into ``out``.
 
-    Raises :class:`UnsupportedOperatorsError` with every node that the ONNX front end cannot convert.
+    Raises :class:`UnsupportedOperatorsError` with every node that the ONNX front end cannot convert, and
+    :class:`OpenAxesError` where it may be able to once the shapes are fixed.
     """
     source = io.load(model.path)
     modules = {node.name: io.module_path(node) for node in source.graph}
@@ -110,10 +118,25 @@ def _convert(path: Path, target: Target, modules: Mapping[str | None, str]) -> o
         missing = _unconverted(path, modules) or _refused(io.load(path), modules)
         if missing:
             raise UnsupportedOperatorsError(target.name, missing) from e
-        raise BackendError(
-            f"OpenVINO cannot convert the model: {str(e).strip().splitlines()[-1]}",
+        is_open = any(v.shape is not None and not v.shape.is_static() for v in io.load(path).graph.inputs)
+        raise (OpenAxesError if is_open else BackendError)(
+            f"OpenVINO cannot convert the model: {_reasons(str(e))}",
             hint="build another backend's target, or report the model to edgekit",
         ) from e
+
+
+_FAILED = re.compile(r"While validating ONNX node '<Node\(([^)]*)\): ([^>]*)>'")
+
+
+def _reasons(log: str) -> str:
+    """What the front end has against which node, of its log; the last line of a log in another form."""
+    blocks = re.split(r"\n-- .* with a message:\n", log.partition("\nSummary:")[0])[1:]
+    found = []
+    for block in blocks:
+        lines = [line.strip() for line in block.splitlines() if line.strip()]
+        if (node := _FAILED.search(block)) is not None and lines:
+            found.append(f"{node[1]} at {node[2]}: {lines[-1]}")
+    return "; ".join(found) or log.strip().splitlines()[-1]
 
 
 def _unconverted(path: Path, modules: Mapping[str | None, str]) -> list[UnsupportedNode]:

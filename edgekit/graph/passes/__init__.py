@@ -142,7 +142,19 @@ def fix_shapes(model: OnnxModel, shapes: Mapping[str, tuple[int, ...]], out: Pat
     for node in ir.traversal.RecursiveGraphIterator(loaded.graph):
         for output in node.outputs:
             output.shape = _sized(output, sizes) if output.is_graph_output() else None
-    return optimize(io.save(_infer(loaded), out), out)
+    return optimize(_loadable(_infer(loaded), out), out)
+
+
+def _loadable(model: ir.Model, out: Path) -> OnnxModel:
+    """``model`` in ``out``, without branches that are never taken where ONNX Runtime refuses it for one of them: it holds
+    a ``Squeeze`` for an axis of one against the sixteen that the axis now has."""
+    result = io.save(model, out)
+    if _branches(result):
+        try:
+            io.session(result.path, optimized=False)
+        except SourceError:
+            return io.save(FoldConstants()(model).model, out)
+    return result
 
 
 def _fix(value: ir.Value, shape: tuple[int, ...], sizes: dict[str, int]) -> None:

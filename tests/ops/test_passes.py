@@ -17,7 +17,7 @@ from edgekit.graph import io, passes
 from edgekit.graph.passes.activations import RecognizeActivations
 from edgekit.graph.passes.affine import FoldAffine
 from edgekit.graph.passes.batch_norm import FoldBatchNorm
-from edgekit.graph.passes.clean_up import CleanUp
+from edgekit.graph.passes.clean_up import CleanUp, DropUnread
 from edgekit.graph.passes.constants import FoldConstants
 from edgekit.graph.passes.einsum import LowerCaseEinsum, legalize
 from edgekit.graph.passes.gemm import MatMulAddToGemm
@@ -228,6 +228,17 @@ def test_no_ops_go(tmp_path: Path, body: str) -> None:
         ends=np.array([2]),
     )
     assert ops(apply(CleanUp(), made, tmp_path, x=x(2, 3, 4))) == {"Relu": 1}
+
+
+def test_what_only_a_node_that_is_gone_reads_is_not_stored(tmp_path: Path) -> None:
+    made = model("(float[3] x) => (float[3] y)", "y = Mul (x, w)", w=np.ones(3, np.float32))
+    stray = ir.Value(name="stray", const_value=ir.tensor(np.ones((64, 64), np.float32), name="stray"))
+    made.graph.initializers["stray"] = stray
+    gone = ir.Node("", "Neg", [stray])  # folding leaves such nodes behind, which read on
+    assert stray.uses()
+    DropUnread()(made)
+    assert list(made.graph.initializers) == ["w"]
+    assert gone.inputs == (stray,)
 
 
 @pytest.mark.parametrize(

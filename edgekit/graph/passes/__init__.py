@@ -25,7 +25,7 @@ from edgekit.graph import io
 from edgekit.graph.passes.activations import RecognizeActivations
 from edgekit.graph.passes.affine import FoldAffine
 from edgekit.graph.passes.batch_norm import FoldBatchNorm
-from edgekit.graph.passes.clean_up import CleanUp
+from edgekit.graph.passes.clean_up import CleanUp, DropUnread
 from edgekit.graph.passes.constants import FoldConstants
 from edgekit.graph.passes.einsum import LowerCaseEinsum
 from edgekit.graph.passes.gemm import MatMulAddToGemm
@@ -62,6 +62,7 @@ PASSES: tuple[ir.passes.PassBase, ...] = (
     MatMulAddToGemm(),  # a fully connected layer on every backend, with the bias as a bias
     LowerCaseEinsum(),  # TensorRT's parser refuses upper-case letters
     common.RemoveUnusedNodesPass(),  # dead code would be quantized, placed and reported on
+    DropUnread(),  # what was folded would be stored beside what it was folded into
     common.DeduplicateInitializersPass(),  # tied weights are stored once
     common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]  # inlined
     common.RemoveUnusedOpsetsPass(),  # a runtime refuses a model for an operator set that it does not use

@@ -21,6 +21,23 @@ class CleanUp(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=modified)
 
 
+class DropUnread(ir.passes.InPlacePass):
+    """Remove initializers that no node of the model reads.
+
+    The library's own pass counts readers, and folding leaves nodes behind that are in no graph and read on.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the rewrite."""
+        graphs = list(model.graphs())
+        read = {v for graph in graphs for node in graph for v in node.inputs}
+        read |= {v for graph in graphs for v in (*graph.inputs, *graph.outputs)}
+        unread = [(g, name) for g in graphs for name, v in g.initializers.items() if v not in read]
+        for graph, name in unread:
+            del graph.initializers[name]
+        return ir.passes.PassResult(model, modified=bool(unread))
+
+
 def _always(_: ir.Node) -> bool:
     return True
 

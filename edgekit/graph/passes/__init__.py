@@ -30,6 +30,7 @@ from edgekit.graph.passes.constants import FoldConstants
 from edgekit.graph.passes.einsum import LowerCaseEinsum
 from edgekit.graph.passes.gemm import MatMulAddToGemm
 from edgekit.graph.passes.layer_norm import RecognizeLayerNorm
+from edgekit.graph.passes.loops import HoistInvariants
 from edgekit.graph.passes.q_operators import ToQdq
 from edgekit.graph.passes.reshapes import MergeReshapes
 from edgekit.graph.passes.scales import FoldScale
@@ -48,6 +49,7 @@ PASSES: tuple[ir.passes.PassBase, ...] = (
     FoldConstants(),  # shape arithmetic that onnxsim left becomes static, so that the rest can match
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),  # what folding made
     CleanUp(),  # nodes that compute nothing hide patterns
+    HoistInvariants(),  # weights that a loop carries look like states: nothing in its body could be quantized
     common.CommonSubexpressionEliminationPass(),  # exporters repeat mask, position and mean arithmetic
     MaskInPlace(),  # sizes that the data decides go, where what a mask picks is written or reduced
     MergeTransposes(),  # layout changes of exporters meet in the middle

@@ -46,7 +46,10 @@ def convolution(shape: tuple[int, ...]) -> np.ndarray:
 def test_two_axes_called_by_a_question_mark_have_two_sizes(tmp_path):
     path = saved(
         tmp_path / "m.onnx",
-        [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("ReduceMean", ["c"], ["y"], axes=[2, 3])],
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"]),
+            helper.make_node("ReduceMean", ["c"], ["y"], axes=[2, 3]),
+        ],
         {"x": [-1, 3, "?", "?"]},
         {"y": ["?", 4, 1, 1]},
         {"w": convolution((4, 3, 3, 3))},

@@ -179,14 +179,16 @@ def quantized_graph(path, nodes, shape, constants):
     return io.describe(path)
 
 
+@pytest.mark.parametrize("length", [10, "length"])
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
 @pytest.mark.parametrize("axis", [1, 2])
-def test_a_maximum_in_front_of_a_quantized_layer(tmp_path, axis):
+def test_an_extreme_in_front_of_a_quantized_layer(tmp_path, axis, op, length):
     width = 24 if axis == 1 else 10
     nodes = [
         helper.make_node("DequantizeLinear", ["w1", "ws"], ["wd1"]),
         helper.make_node("MatMul", ["d", "wd1"], ["m"]),
-        helper.make_node("Relu", ["m"], ["r"]),
-        helper.make_node("ReduceMax", ["r", "axes"], ["b"], keepdims=0),
+        helper.make_node(op, ["m", "axes"], ["e"], keepdims=0),
+        helper.make_node("Abs", ["e"], ["b"]),
     ]
     constants = {
         "w1": RNG.integers(-63, 64, (16, 24)).astype(np.int8),
@@ -194,8 +196,33 @@ def test_a_maximum_in_front_of_a_quantized_layer(tmp_path, axis):
         "axes": np.array([axis]),
         "bs": np.float32(0.02),
     }
-    model = quantized_graph(tmp_path / "m.onnx", nodes, (1, 10, 16), constants)
+    model = quantized_graph(tmp_path / "m.onnx", nodes, (1, length, 16), constants)
     feeds = {"x": RNG.standard_normal((1, 10, 16)).astype(np.float32)}
+    expected = reference(model, feeds)["y"]
+    assert np.abs(on_openvino(model, tmp_path, feeds) - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_an_extreme_in_front_of_a_rounding_with_a_zero_point(tmp_path):
+    """Between convolutions along an axis of open length, where values of both signs are rounded."""
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w1", "ws"], ["wd1"]),
+        helper.make_node("Conv", ["d", "wd1"], ["c"], pads=[1] * 4),
+        helper.make_node("ReduceMax", ["c", "axes"], ["e"], keepdims=0),
+        helper.make_node("QuantizeLinear", ["e", "es", "ez"], ["eq"]),
+        helper.make_node("DequantizeLinear", ["eq", "es", "ez"], ["ed"]),
+        helper.make_node("Transpose", ["ed"], ["b0"], perm=[0, 2, 1]),
+        helper.make_node("Relu", ["b0"], ["b"]),
+    ]
+    constants = {
+        "w1": RNG.integers(-63, 64, (4, 3, 3, 3)).astype(np.int8),
+        "w2": RNG.integers(-63, 64, (4, 5)).astype(np.int8),
+        "axes": np.array([2]),
+        "es": np.float32(0.05),
+        "ez": np.uint8(80),
+        "bs": np.float32(0.05),
+    }
+    model = quantized_graph(tmp_path / "m.onnx", nodes, (1, 3, 12, "length"), constants)
+    feeds = {"x": RNG.standard_normal((1, 3, 12, 20)).astype(np.float32)}
     expected = reference(model, feeds)["y"]
     assert np.abs(on_openvino(model, tmp_path, feeds) - expected).max() < 0.05 * np.abs(expected).max()
 

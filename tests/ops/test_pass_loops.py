@@ -30,9 +30,7 @@ main (float[1,4] x) => (float[1,4] y{given}) <float[4,4] w = {{{w}}}, int64 turn
 """
 
 
-def loop(
-    carried: str = "v", handed: str = "", line: str = "", given: str = "", after: str = ""
-) -> ir.Model:
+def loop(carried: str = "v", handed: str = "", line: str = "", given: str = "", after: str = "") -> ir.Model:
     weights = ",".join(map(str, RNG.standard_normal(16).round(3).tolist()))
     return ir.from_onnx_text(
         TEXT.format(w=weights, carried=carried, handed=handed or carried, line=line, given=given, after=after)

@@ -6,7 +6,8 @@ in it (both); Softmax before opset 13 is taken for today's; TopK does not keep e
 model, :func:`keep_order`).
 A cast to truth values behind an operator of several outputs (TopK, Split) is not compiled.
 A reduction of integers over other than the last axes, followed by arithmetic, gives something else.
-In integers, ReduceMax in front of a fully connected layer and kernels of 16 with few channels a group give noise.
+ReduceMax and ReduceMin take a rounding behind them in, and then give noise; so do kernels of 16 with few channels a
+group in integers.
 """
 
 from __future__ import annotations
@@ -102,27 +103,21 @@ def _span(node: ir.Node, i: int, size: int, before: int, after: int) -> tuple[in
     return found, found - ((found - 1) * step >= size + before)
 
 
-def _quantized_maximum(node: ir.Node) -> _New:
-    """A pool over everything: in a quantized graph ReduceMax in front of a fully connected layer gives noise."""
-    x, shape = node.inputs[0], static_shape(node.inputs[0])
-    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    graph = home(node)
+def _quantized_extreme(node: ir.Node) -> _New:
+    """No smaller (larger) than any number is: a reduction to the maximum or minimum takes the rounding behind it in, and
+    gives noise; what stands between the two computes nothing."""
+    graph, x = home(node), node.inputs[0]
     quantized = graph is not None and any(n.op_type == "QuantizeLinear" for n in graph)
-    if x is None or shape is None or axes is None or not quantized:
+    if x is None or x.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) or not quantized:
         return None
-    over = sorted({int(a) % len(shape) for a in axes.reshape(-1)})
-    others = [i for i in range(len(shape)) if i not in over]
-    if not over or 0 in over or not others:
-        return None
-    make, value = Maker(node), x
-    order = [*others, *over]
-    if order != sorted(order):
-        value = make.add("Transpose", [value], perm=order)
-    count = math.prod(shape[i] for i in over)
-    flat = make.ints(shape[0], math.prod(shape[i] for i in others[1:]), count)
-    pooled = make.add("MaxPool", [make.add("Reshape", [value, flat])], kernel_shape=[count])
-    kept = range(len(shape)) if attribute(node, "keepdims", 1) else others
-    make.add("Reshape", [pooled, make.ints(*(1 if i in over else shape[i] for i in kept))])
+    make, largest = Maker(node), node.op_type == "ReduceMax"
+    reduced = make.add(node.op_type, node.inputs)
+    made = make.made[0]
+    for name, given in node.attributes.items():
+        made.attributes[name] = given
+    limits = np.finfo(x.dtype.numpy())
+    bound = make.constant(np.asarray(limits.min if largest else limits.max, x.dtype.numpy()))
+    make.add("Max" if largest else "Min", [reduced, bound])
     return make.made
 
 
@@ -146,8 +141,8 @@ def _integer_reduction(node: ir.Node) -> _New:
     return make.made
 
 
-def _maximum(node: ir.Node) -> _New:
-    return _integer_reduction(node) or _quantized_maximum(node)
+def _extreme(node: ir.Node) -> _New:
+    return _integer_reduction(node) or _quantized_extreme(node)
 
 
 _FEW_CHANNELS = 32
@@ -333,8 +328,8 @@ _RULES: dict[str, Callable[[ir.Node], _New]] = {
     "Pad": _wrapping_pad,
     "AveragePool": _rounded_up_pool,
     "MaxPool": _rounded_up_pool,
-    "ReduceMax": _maximum,
-    "ReduceMin": _integer_reduction,
+    "ReduceMax": _extreme,
+    "ReduceMin": _extreme,
     "ReduceProd": _integer_reduction,
     "ReduceSum": _integer_reduction,
     "Conv": _sixteen_taps,

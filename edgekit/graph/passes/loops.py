@@ -73,7 +73,12 @@ def _replace(node: ir.Node, body: ir.Graph, kept: list[int], count: int) -> None
     graph = node.graph
     assert graph is not None
     made = ir.Node(
-        node.domain, "Loop", inputs, [ir.AttrGraph("body", body), *others], num_outputs=len(outputs), name=node.name
+        node.domain,
+        "Loop",
+        inputs,
+        [ir.AttrGraph("body", body), *others],
+        num_outputs=len(outputs),
+        name=node.name,
     )
     made.metadata_props.update(node.metadata_props)
     for old, new in zip(outputs, made.outputs, strict=True):

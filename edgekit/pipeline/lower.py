@@ -60,9 +60,9 @@ def lower_for(
 ) -> Lowering:
     """Quantize as ``target``'s scheme wants it, fix shapes where it must, fold the preprocessing in where asked, lower.
 
-    ``samples`` are those of the calibration; a float target takes none. A model that the runtime does not take with open
-    axes (a branch for a batch of one gives another rank) gets the example's shapes: the subject's target says that they
-    are fixed. Raises :class:`CalibrationRequiredError` where samples are missing, and what the stages raise.
+    ``samples`` are those of the calibration; a float target takes none. A model that the runtime does not take with
+    open axes (a branch for a batch of one gives another rank) gets the example's shapes: the subject's target says that
+    they are fixed. Raises :class:`CalibrationRequiredError` where samples are missing, and what the stages raise.
     """
     try:
         return _lower_for(context, graph, target, samples, quantization)

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import edgekit
+from edgekit.graph import io, passes
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
@@ -20,7 +21,7 @@ RNG = np.random.default_rng(5)
 TARGETS = ["ort-fp32", "openvino-fp32", "tflite-fp32"]
 
 
-def saved(path: Path, nodes: list[Any], inputs: Any, outputs: Any, constants: dict[str, Any]) -> Path:
+def saved(path: Path, nodes: list[Any], inputs: Any, outputs: Any, constants: dict[str, Any], opset: int = 16) -> Path:
     values = [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()]
     graph = helper.make_graph(
         nodes,
@@ -29,7 +30,7 @@ def saved(path: Path, nodes: list[Any], inputs: Any, outputs: Any, constants: di
         [helper.make_tensor_value_info(n, FLOAT, s) for n, s in outputs.items()],
         values,
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)], ir_version=8), path)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
     return path
 
 
@@ -75,6 +76,22 @@ def test_an_output_has_the_size_that_the_runtime_works_out(tmp_path):
     assert spec.shape == ("o0", 1, "o2", "o3")
     for artifact in artifacts.values():
         assert artifact.verify().status == "passed"
+
+
+def test_an_old_operator_set_is_raised_where_that_works_a_size_out(tmp_path):
+    """The converter knows a size that the exporter left open: calibration refused such models as too old."""
+    path = saved(
+        tmp_path / "m.onnx",
+        [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Relu", ["c"], ["y"])],
+        {"x": ["batch", 3, "height", "width"]},
+        {"y": ["o0", "o1", "o2", "o3"]},
+        {"w": convolution((4, 3, 3, 3))},
+        opset=11,
+    )
+    optimized, report = passes.optimize_with_report(io.describe(path), tmp_path / "o.onnx")
+    assert optimized.opset == passes.OPSET
+    assert optimized.outputs[0].shape[1:] == (4, "o2", "o3")
+    assert report.notes == ()
 
 
 def test_an_output_that_is_declared_with_another_rank(tmp_path):

@@ -149,8 +149,8 @@ def fix_shapes(model: OnnxModel, shapes: Mapping[str, tuple[int, ...]], out: Pat
 
 
 def _loadable(model: ir.Model, out: Path) -> OnnxModel:
-    """``model`` in ``out``, without branches that are never taken where ONNX Runtime refuses it for one of them: it holds
-    a ``Squeeze`` for an axis of one against the sixteen that the axis now has."""
+    """``model`` in ``out``, without branches that are never taken where ONNX Runtime refuses it for one of them: it
+    holds a ``Squeeze`` for an axis of one against the sixteen that the axis now has."""
     result = io.save(model, out)
     if _branches(result):
         try:
@@ -225,8 +225,9 @@ def _upgraded(original: ir.Model, model: OnnxModel, check: _Check, out: Path, no
         notes.append(f"kept at opset {model.opset}: {_line(error)}")
         return original
     _copy_scopes(original, candidate)
+    _keep_axes(candidate, model)
     result = io.save(candidate, out)
-    if (result.inputs, result.outputs) != (model.inputs, model.outputs) or not check.passes(result):
+    if not _same_interface(result, model) or not check.passes(result):
         notes.append(f"kept at opset {model.opset}: converted to {OPSET} it is another model")
         return original
     return candidate
@@ -248,8 +249,9 @@ def _simplified(original: ir.Model, model: OnnxModel, check: _Check, out: Path, 
         notes.append(f"onnxsim failed: {_line(error)}")
         return original
     _copy_scopes(original, candidate)
+    _keep_axes(candidate, model)
     result = io.save(candidate, out)
-    if (result.inputs, result.outputs) != (model.inputs, model.outputs):
+    if not _same_interface(result, model):
         notes.append("onnxsim left out: it changed the model's inputs or outputs")
         return original
     if _weight_bytes(candidate) > 2 * _weight_bytes(original) + (16 << 20):
@@ -259,6 +261,25 @@ def _simplified(original: ir.Model, model: OnnxModel, check: _Check, out: Path, 
         notes.append("onnxsim left out: it changed what the model computes")
         return original
     return candidate
+
+
+def _keep_axes(candidate: ir.Model, model: OnnxModel) -> None:
+    """Open axes of outputs keep their names, in place; a size that was worked out stays."""
+    for value, spec in zip(candidate.graph.outputs, model.outputs, strict=False):
+        if value.shape is not None and len(value.shape) == len(spec.shape):
+            dims = [d if isinstance(d, int) else s for d, s in zip(value.shape, spec.shape, strict=True)]
+            value.shape = ir.Shape(dims)
+
+
+def _same_interface(result: OnnxModel, model: OnnxModel) -> bool:
+    """The same inputs, and the same outputs, of which axes that were open may have a size."""
+    if result.inputs != model.inputs or len(result.outputs) != len(model.outputs):
+        return False
+    return all(
+        (new.name, new.dtype, new.layout, len(new.shape)) == (old.name, old.dtype, old.layout, len(old.shape))
+        and all(n == o or (isinstance(o, str) and isinstance(n, int)) for n, o in zip(new.shape, old.shape, strict=True))
+        for new, old in zip(result.outputs, model.outputs, strict=True)
+    )
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ the whole set.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat, zip_longest
 from typing import TYPE_CHECKING
@@ -41,6 +41,7 @@ def compare(
     origin: Iterable[Mapping[str, Array]] | None = None,
     exact: Iterable[Mapping[str, Array]] = (),
     noise: bool = False,
+    places: Mapping[str, Collection[int]] | None = None,
 ) -> Parity:
     """How far ``outputs`` are from ``reference``, matched by name, sample by sample.
 
@@ -50,7 +51,7 @@ def compare(
     ``origin``: outputs of the source before a recipe changed it; the task's metric is held against them, all else
     against ``reference``. ``exact``: the reference in float64 for the first samples, as far as it is known; how far
     ``reference`` is from it bounds what can be asked of an artifact (``Parity.rounding``). ``noise``: the inputs are
-    noise (see :mod:`edgekit.artifact.slices`).
+    noise; ``places``: axes of outputs along which no index means anything (see :mod:`edgekit.artifact.slices`).
 
     Raises :class:`BackendError` when the artifact lacks an output or gives another shape or number of
     samples, :class:`DataError` when labels do not fit.
@@ -64,7 +65,8 @@ def compare(
     for (expected, got), before, double in zip(_pairs(reference, outputs), firsts, doubles, strict=False):
         for name, ref in expected.items():
             out = _matching(name, ref, got, samples)
-            tally = tallies.setdefault(name, _Tally(slices=SliceTally(noise=noise)))
+            slices = SliceTally(noise=noise, places=(places or {}).get(name, ()))
+            tally = tallies.setdefault(name, _Tally(slices=slices))
             scores = could_hold_scores(name, ref, task)
             embedded = scores and ref.ndim == 2 and looks_embedded(ref, task)
             tally.add(ref, out, double.get(name), scores=scores, embedded=embedded)

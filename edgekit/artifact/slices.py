@@ -19,16 +19,37 @@ misplaced and misscaled slices.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from edgekit.types import TensorSpec
 
 if TYPE_CHECKING:
     from edgekit.types import Array
 
 MOST = 1024
 """Axes longer than this are places (pixels, anchors, time), not channels."""
+
+_ROWS_AND_COLUMNS = ((2, 3), (1, 2))
+"""Of pictures with their channels first and last."""
+
+
+def places(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, tuple[int, int]]:
+    """The rows and columns of outputs that are maps of a picture of any size, by the output's name: no index of theirs
+    means anything, as it stands for another place in a larger picture."""
+    found = {}
+    for rows, columns in _ROWS_AND_COLUMNS:
+        channels = 1 if rows == 2 else 3
+        if any(_is_map(s, rows, columns) and isinstance(s.shape[channels], int) for s in inputs):
+            found |= {s.name: (rows, columns) for s in outputs if _is_map(s, rows, columns)}
+    return found
+
+
+def _is_map(spec: TensorSpec, rows: int, columns: int) -> bool:
+    return len(spec.shape) == 4 and isinstance(spec.shape[rows], str) and isinstance(spec.shape[columns], str)
 
 PEER_FACTOR = 10.0
 PEER_FLOOR = 0.01
@@ -74,9 +95,11 @@ class _Axis:
 
 @dataclass
 class SliceTally:
-    """Streaming sums of one output; :meth:`add` takes one sample, :meth:`worst` judges. ``noise``: the inputs are."""
+    """Streaming sums of one output; :meth:`add` takes one sample, :meth:`worst` judges. ``noise``: the inputs are.
+    ``places``: axes along which no index means anything (see :func:`places`)."""
 
     noise: bool = False
+    places: Collection[int] = ()
     axes: dict[int, _Axis] = field(default_factory=dict)
     rank: int = -1
 
@@ -85,7 +108,7 @@ class SliceTally:
         reference in float64, where it is known."""
         if self.rank < 0:
             self.rank = reference.ndim
-            self.axes = {k: _empty(1 if k < 0 else reference.shape[k]) for k in _axes_of(reference)}
+            self.axes = {k: _empty(1 if k < 0 else reference.shape[k]) for k in _axes_of(reference) if k not in self.places}
         if reference.ndim != self.rank or not reference.size:
             return
         difference = output - reference

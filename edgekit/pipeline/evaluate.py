@@ -20,6 +20,7 @@ from edgekit.artifact.manifest import Artifact, Manifest
 from edgekit.artifact.parity import compare
 from edgekit.artifact.rollout import Rollout
 from edgekit.artifact.run import runnable
+from edgekit.artifact.slices import places
 from edgekit.artifact.task import Task
 from edgekit.core import plugins
 from edgekit.core.config import Options
@@ -321,7 +322,12 @@ class _Beside:
         def compared(exact: Iterable[Mapping[str, Array]]) -> Parity:
             rows = islice(chain(exact, repeat({})), len(chosen))
             return compare(
-                kept(reference.outputs, chosen), run.outputs, task=task, exact=kept(rows, chosen), noise=noise
+                kept(reference.outputs, chosen),
+                run.outputs,
+                task=task,
+                exact=kept(rows, chosen),
+                noise=noise,
+                places=places(self.exported.model.inputs, self.exported.model.outputs),
             )
 
         parity = compared(())

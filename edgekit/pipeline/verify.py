@@ -14,6 +14,7 @@ from edgekit.artifact import golden
 from edgekit.artifact.interface import Vector, as_found, differences
 from edgekit.artifact.parity import compare
 from edgekit.artifact.rollout import Rollout
+from edgekit.artifact.slices import places
 from edgekit.artifact.task import Task
 from edgekit.core import plugins, versions
 from edgekit.core.progress import Task as Progress
@@ -249,6 +250,7 @@ def _measure(context: BuildContext, case: Case) -> Verified:
         plain = Task(name=case.exported.record.task)
         data = case.samples.origin
         labelled, noise = _labelled(context, case, plain), case.samples.noise
+        maps = places(case.exported.model.inputs, case.exported.model.outputs)
 
         def compared(exact: Iterable[Mapping[str, Array]]) -> Parity:
             return compare(
@@ -258,6 +260,7 @@ def _measure(context: BuildContext, case: Case) -> Verified:
                 origin=None if case.origin is None else kept(case.origin.outputs, chosen),
                 exact=kept(islice(chain(exact, repeat({})), len(chosen)), chosen),
                 noise=noise,
+                places=maps,
             )
 
         parity = compared(())

@@ -5,8 +5,8 @@ import pytest
 
 from edgekit.artifact.gates import Evidence, gates
 from edgekit.artifact.parity import compare
-from edgekit.artifact.slices import SliceTally, peers
-from edgekit.types import Tolerance, Verdict
+from edgekit.artifact.slices import SliceTally, peers, places
+from edgekit.types import TensorSpec, Tolerance, Verdict
 
 INT8 = Tolerance(snr_db=12.0, top1_agreement=0.9)
 
@@ -237,3 +237,36 @@ def test_a_number_that_crosses_zero_is_no_quiet_sample():
     assert parity.snr_db > 25
     assert parity.sample_snr_db is None
     assert verdicts["slices"] is Verdict.PASS
+
+
+def spec(name, *shape):
+    return TensorSpec(name=name, dtype="float32", shape=shape)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "found"),
+    [
+        ([("x", "n", 3, "h", "w")], [("y", "n", 1, "a", "b")], {"y": (2, 3)}),
+        ([("x", "n", 3, "h", "w")], [("y", "n", "c", "a", "b")], {"y": (2, 3)}),  # an exporter's name for a size
+        ([("x", "n", "h", "w", 3)], [("y", "n", "a", "b", 4)], {"y": (1, 2)}),
+        ([("x", "n", 3, 48, "w")], [("y", "n", "t", 80)], {}),
+        ([("x", "n", 3, 32, 32)], [("y", "n", 1, 32, 32)], {}),  # made for one size: a place may be special
+        ([("x", "n", "t"), ("s", 2, "n", 128)], [("s1", "d0", "n", "d2")], {}),
+    ],
+)
+def test_rows_and_columns_of_a_picture_of_any_size_are_places(inputs, outputs, found):
+    assert places([spec(*s) for s in inputs], [spec(*s) for s in outputs]) == found
+
+
+def test_a_column_at_the_edge_of_a_map_is_no_channel():
+    """Text hardly ever stands there; that the map is right elsewhere is what counts."""
+    rng = np.random.default_rng(4)
+    maps = [np.pad((rng.random((1, 2, 24, 20)) > 0.7) * 1.0, ((0, 0), (0, 0), (0, 0), (0, 4))) for _ in range(20)]
+    for sample in maps[:3]:
+        sample[..., 22] = 0.4
+    reference = [{"y": m.astype(np.float32)} for m in maps]
+    outputs = [{"y": r["y"] * (np.arange(24) < 20).astype(np.float32)} for r in reference]
+    assert compare(reference, outputs).explained < 0.75
+    assert compare(reference, outputs, places={"y": (2, 3)}).explained > 0.95
+    outputs = [{"y": r["y"] * np.array([1, 0], np.float32)[:, None, None]} for r in reference]
+    assert compare(reference, outputs, places={"y": (2, 3)}).explained < 0.75  # a lost channel is seen

@@ -40,7 +40,7 @@ _ROWS_AND_COLUMNS = ((2, 3), (1, 2))
 def places(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, tuple[int, int]]:
     """The rows and columns of outputs that are maps of a picture of any size, by the output's name: no index of theirs
     means anything, as it stands for another place in a larger picture."""
-    found = {}
+    found: dict[str, tuple[int, int]] = {}
     for rows, columns in _ROWS_AND_COLUMNS:
         channels = 1 if rows == 2 else 3
         if any(_is_map(s, rows, columns) and isinstance(s.shape[channels], int) for s in inputs):
@@ -50,6 +50,7 @@ def places(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[
 
 def _is_map(spec: TensorSpec, rows: int, columns: int) -> bool:
     return len(spec.shape) == 4 and isinstance(spec.shape[rows], str) and isinstance(spec.shape[columns], str)
+
 
 PEER_FACTOR = 10.0
 PEER_FLOOR = 0.01
@@ -108,7 +109,11 @@ class SliceTally:
         reference in float64, where it is known."""
         if self.rank < 0:
             self.rank = reference.ndim
-            self.axes = {k: _empty(1 if k < 0 else reference.shape[k]) for k in _axes_of(reference) if k not in self.places}
+            self.axes = {
+                k: _empty(1 if k < 0 else reference.shape[k])
+                for k in _axes_of(reference)
+                if k not in self.places
+            }
         if reference.ndim != self.rank or not reference.size:
             return
         difference = output - reference

@@ -291,8 +291,8 @@ def name_axes(model: ir.Model) -> None:
 
 
 def correct_ranks(model: ir.Model) -> None:
-    """Declare outputs with the rank that the graph gives them, in place, where the file says another: runtimes pass over
-    that, and whoever reads the manifest would not."""
+    """Declare outputs with the rank that the graph gives them, in place, where the file says another: runtimes pass
+    over that, and whoever reads the manifest would not."""
     bare = model.clone()
     for value in bare.graph.outputs:
         value.shape = None

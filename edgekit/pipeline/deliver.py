@@ -217,7 +217,11 @@ def _what_to_do(artifact: Artifact, failed: Sequence[str]) -> str:
         return f"states keep what each step rounds: --target {' or '.join(rows)} leaves activations in float; {look}"
     if "placement" not in failed or placement is None:
         rows = _float_activations(artifact) if _LOSSES & set(failed) else ()
-        ways = f"--target {' or '.join(rows)} leaves all activations in float, --exclude those of a layer; " if rows else ""
+        ways = (
+            f"--target {' or '.join(rows)} leaves all activations in float, --exclude those of a layer; "
+            if rows
+            else ""
+        )
         return ways + look
     largest = max(placement.fallbacks, key=lambda f: f.share, default=None)
     if largest is None or not largest.share:
@@ -225,13 +229,17 @@ def _what_to_do(artifact: Artifact, failed: Sequence[str]) -> str:
     named = largest.nodes[0].partition(" ")[0] if largest.nodes else _largest_in_float(artifact)
     why = f"{largest.op} ×{largest.count}, {largest.share:.0%} of the MACs: {largest.reason}"
     if artifact.manifest.target.precision is Precision.FP32:  # there is nothing that could be excluded
-        return f"{why}. The source computes so itself: build its float model, or say --limit placement=0; {look}"
+        return (
+            f"{why}. The source computes so itself: build its float model, or say --limit placement=0; {look}"
+        )
     if not named:
         return f"{why}; {look}"
     return f"{why}. What is meant to stay in float does not count: --exclude {named!r}; {look}"
 
 
-_LOSSES = frozenset({"snr", "slices", "samples", "top1-agreement", "integers", "boxes", "coverage", "metric-drop"})
+_LOSSES = frozenset(
+    {"snr", "slices", "samples", "top1-agreement", "integers", "boxes", "coverage", "metric-drop"}
+)
 """Gates of what a model answers, not of how it runs."""
 
 

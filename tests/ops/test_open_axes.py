@@ -21,7 +21,9 @@ RNG = np.random.default_rng(5)
 TARGETS = ["ort-fp32", "openvino-fp32", "tflite-fp32"]
 
 
-def saved(path: Path, nodes: list[Any], inputs: Any, outputs: Any, constants: dict[str, Any], opset: int = 16) -> Path:
+def saved(
+    path: Path, nodes: list[Any], inputs: Any, outputs: Any, constants: dict[str, Any], opset: int = 16
+) -> Path:
     values = [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()]
     graph = helper.make_graph(
         nodes,

@@ -247,7 +247,11 @@ def spec(name, *shape):
     ("inputs", "outputs", "found"),
     [
         ([("x", "n", 3, "h", "w")], [("y", "n", 1, "a", "b")], {"y": (2, 3)}),
-        ([("x", "n", 3, "h", "w")], [("y", "n", "c", "a", "b")], {"y": (2, 3)}),  # an exporter's name for a size
+        (
+            [("x", "n", 3, "h", "w")],
+            [("y", "n", "c", "a", "b")],
+            {"y": (2, 3)},
+        ),  # an exporter's name for a size
         ([("x", "n", "h", "w", 3)], [("y", "n", "a", "b", 4)], {"y": (1, 2)}),
         ([("x", "n", 3, 48, "w")], [("y", "n", "t", 80)], {}),
         ([("x", "n", 3, 32, 32)], [("y", "n", 1, 32, 32)], {}),  # made for one size: a place may be special
@@ -261,7 +265,9 @@ def test_rows_and_columns_of_a_picture_of_any_size_are_places(inputs, outputs, f
 def test_a_column_at_the_edge_of_a_map_is_no_channel():
     """Text hardly ever stands there; that the map is right elsewhere is what counts."""
     rng = np.random.default_rng(4)
-    maps = [np.pad((rng.random((1, 2, 24, 20)) > 0.7) * 1.0, ((0, 0), (0, 0), (0, 0), (0, 4))) for _ in range(20)]
+    maps = [
+        np.pad((rng.random((1, 2, 24, 20)) > 0.7) * 1.0, ((0, 0), (0, 0), (0, 0), (0, 4))) for _ in range(20)
+    ]
     for sample in maps[:3]:
         sample[..., 22] = 0.4
     reference = [{"y": m.astype(np.float32)} for m in maps]

@@ -104,8 +104,8 @@ def _span(node: ir.Node, i: int, size: int, before: int, after: int) -> tuple[in
 
 
 def _quantized_extreme(node: ir.Node) -> _New:
-    """No smaller (larger) than any number is: a reduction to the maximum or minimum takes the rounding behind it in, and
-    gives noise; what stands between the two computes nothing."""
+    """No smaller (larger) than any number is: a reduction to the maximum or minimum takes the rounding behind it in,
+    and gives noise; what stands between the two computes nothing."""
     graph, x = home(node), node.inputs[0]
     quantized = graph is not None and any(n.op_type == "QuantizeLinear" for n in graph)
     if x is None or x.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) or not quantized:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from edgekit.quantize.float_model import FloatModel
 from edgekit.quantize.inputs import Outputs, answers
 from edgekit.quantize.options import CORRECTIONS, RANGES, WEIGHTED_MSE, QuantizeOptions, applicable
 from edgekit.types import OnnxModel, Scheme
+
+if TYPE_CHECKING:
+    from edgekit.types import Array
 
 _GAIN = 0.1  # dB: less is noise, and every correction is one more thing to explain
 _SWITCH = 0.5  # dB: what another range method must gain on the samples that gave the ranges
@@ -33,12 +37,19 @@ def snr(reference: Sequence[Outputs], outputs: Iterable[Outputs]) -> float:
     noise = dict.fromkeys(names, 0.0)
     for right, given in zip(reference, outputs, strict=True):
         for name in names:
-            noise[name] += float(np.square(right[name].astype(np.float64) - given[name]).sum())
+            noise[name] += _noise(right[name], given[name])
     ratios = []
     for name in names:
         signal = sum(float(np.square(r[name], dtype=np.float64).sum()) for r in reference)
         ratios.append(10 * np.log10(max(signal, 1e-300) / max(noise[name], signal * 1e-20, 1e-300)))
     return float(min(ratios, default=200.0))
+
+
+def _noise(right: Array, given: Array) -> float:
+    """The energy of the error; all of the answer's where another length was decided on (a decoder that stops earlier)."""
+    if right.shape != given.shape:
+        return float(np.square(right, dtype=np.float64).sum())
+    return float(np.square(right.astype(np.float64) - given).sum())
 
 
 def settle(

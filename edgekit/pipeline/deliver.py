@@ -218,7 +218,7 @@ def _what_to_do(artifact: Artifact, failed: Sequence[str]) -> str:
     if "placement" not in failed or placement is None:
         rows = _float_activations(artifact) if _LOSSES & set(failed) else ()
         ways = (
-            f"--target {' or '.join(rows)} leaves all activations in float, --exclude those of a layer; "
+            f"--target {' or '.join(rows)} fixes no ranges of activations, --exclude leaves layers in float; "
             if rows
             else ""
         )

@@ -46,7 +46,7 @@ def snr(reference: Sequence[Outputs], outputs: Iterable[Outputs]) -> float:
 
 
 def _noise(right: Array, given: Array) -> float:
-    """The energy of the error; all of the answer's where another length was decided on (a decoder that stops earlier)."""
+    """The energy of the error; all of the answer's where it has another length (a decoder that stops earlier)."""
     if right.shape != given.shape:
         return float(np.square(right, dtype=np.float64).sum())
     return float(np.square(right.astype(np.float64) - given).sum())

@@ -105,7 +105,7 @@ def _matching(name: str, ref: Array, got: Mapping[str, Array], sample: int) -> A
     if out.shape != ref.shape:
         raise BackendError(
             f"sample {sample}: output {name!r} has the shape {list(out.shape)}, the reference {list(ref.shape)}",
-            hint="the artifact computes something else: a decoder that stops by its own answers stops elsewhere, and needs "
+            hint="it computes something else: a decoder that stops by its own answers stops elsewhere, and needs "
             "float activations (--exclude, or another target); where no length depends on the data, report it",
         )
     if ref.dtype.kind == "f" and out.dtype.kind in "iu":

@@ -26,7 +26,6 @@ from edgekit.graph.passes.activations import RecognizeActivations
 from edgekit.graph.passes.affine import FoldAffine
 from edgekit.graph.passes.batch_norm import FoldBatchNorm
 from edgekit.graph.passes.clean_up import CleanUp, DropUnread
-from edgekit.graph.passes.condition import shaken
 from edgekit.graph.passes.constants import FoldConstants
 from edgekit.graph.passes.einsum import LowerCaseEinsum
 from edgekit.graph.passes.gemm import MatMulAddToGemm
@@ -79,8 +78,6 @@ _LIMIT = 1e-4
 """Relative L2 distance that rewrites of float32 arithmetic may cause."""
 _QUANTIZED_LIMIT = 2e-2
 """The same where values are rounded in between: a last bit may flip."""
-_MARGIN = 10.0
-"""How many times what the last bit of the weights does a rewrite may do, where that is more than the limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +120,7 @@ def optimize_with_report(
         nodes_before=before,
         nodes_after=rewritten.graph.num_nodes(),
         error=check.worst,
-        notes=(*notes, *check.notes, *check.remarks()),
+        notes=(*notes, *check.notes),
     )
 
 
@@ -347,8 +344,6 @@ class _Check:
 
     def __init__(self, model: OnnxModel, example: Mapping[str, Array] | None) -> None:
         self.worst: float | None = None
-        self._path = model.path
-        self._condition: tuple[float, ...] | None = None
         self.notes: tuple[str, ...] = ()
         quantized = _is_quantized(model)
         self._limit = _QUANTIZED_LIMIT if quantized else _LIMIT
@@ -380,36 +375,13 @@ class _Check:
         failures: tuple[type[Exception], ...] = (SourceError, *io.runtime_errors())
         try:
             session = io.session(candidate.path, optimized=self._optimized)
-            distances = [_distance(expected, io.run(session, inputs)) for inputs, expected in self._cases]
+            distance = max(_distance(expected, io.run(session, inputs)) for inputs, expected in self._cases)
         except failures:
             return False
-        for i, distance in enumerate(distances):
-            if distance > self._limit and not distance <= _MARGIN * self._shaken()[i]:
-                return False
-        self.worst = max(distances)
+        if distance > self._limit:
+            return False
+        self.worst = distance
         return True
-
-    def remarks(self) -> tuple[str, ...]:
-        """Where a rewrite changes more than the limit, and the last bit of a weight does so, too."""
-        if self.worst is None or self.worst <= self._limit:
-            return ()
-        return (
-            f"the last bits of the weights move the answers by {max(self._shaken()):.1g}: so may rewrites",
-        )
-
-    def _shaken(self) -> tuple[float, ...]:
-        """How far the original is, on each case, from itself with the last bits of its weights changed."""
-        if self._condition is None:
-            changed = shaken(self._path)
-            failures: tuple[type[Exception], ...] = (SourceError, *io.runtime_errors())
-            try:
-                session = io.session(self._path, changed=changed, optimized=self._optimized)
-                self._condition = tuple(
-                    _distance(expected, io.run(session, i)) for i, expected in self._cases
-                )
-            except failures:
-                self._condition = (0.0,) * len(self._cases)
-        return self._condition
 
 
 def _branches(model: OnnxModel) -> bool:

@@ -230,4 +230,6 @@ def _identity(folder: Path) -> str:
 
 
 def _no_plan(folder: Path) -> ConfigError:
+    if (folder / PLAN).exists():
+        return ConfigError(f"{folder} holds no compression plan: {PLAN} is damaged", hint="compress again")
     return ConfigError(f"{folder} holds no compression plan", hint=f"it needs a {PLAN}")

@@ -316,9 +316,8 @@ def _array(value: object, where: str, spec: TensorSpec) -> Array:
     except ValueError as error:
         raise DataError(f"{where}: {spec.name!r} is ragged: {error}", hint=f"yield {spec}") from error
     if array.dtype == object or array.dtype.kind in "USV":
-        raise DataError(
-            f"{where}: {spec.name!r} is a {type(value).__name__}, not an array", hint=f"yield {spec}"
-        )
+        what = f"an array of {array.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+        raise DataError(f"{where}: {spec.name!r} is {what}, not of numbers", hint=f"yield {spec}")
     if array.dtype == np.float64 and isinstance(value, list | tuple | float):
         array = array.astype(np.float32)
     return array

@@ -95,10 +95,10 @@ def test_batch_with_a_single_label_is_refused() -> None:
         (np.zeros((1, 3), np.complex64), "is complex64"),
         ({"y": ROW}, "lacks the input 'x'"),
         ((ROW, ROW, ROW), "3 arrays"),
-        (np.array([["a", "b", "c"]]), "not an array"),
+        (np.array([["a", "b", "c"]]), "not of numbers"),
         ([[1.0, 2.0], [3.0]], "ragged"),
-        ("text", "not an array"),
-        (None, "not an array"),
+        ("text", "not of numbers"),
+        (None, "not of numbers"),
     ],
 )
 def test_bad_items_name_the_sample(item: object, message: str) -> None:

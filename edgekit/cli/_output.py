@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ _PIPE_WIDTH = 240
 """Tables on a pipe are for grep: wide enough that no cell is folded."""
 
 
+_UNUSUAL = re.compile(r"[^ -~\n]")
 _COLOUR = re.compile("(\x1b\\[(?:[0-2]|3[0-7])m)")
 """What click.style writes for the colours and weights that edgekit uses."""
 _MANY_ROWS = 5_000
@@ -48,8 +50,9 @@ def stdout() -> Console:
 
 
 def print_json(document: object) -> None:
-    """One JSON document on stdout."""
-    click.echo(msgspec.json.format(msgspec.json.encode(to_builtins(document)), indent=2).decode())
+    """One JSON document on stdout, in which nothing moves a cursor: JSON leaves some such characters as they are."""
+    text = msgspec.json.format(msgspec.json.encode(to_builtins(document)), indent=2).decode()
+    click.echo(_UNUSUAL.sub(lambda m: m[0] if m[0].isprintable() else json.dumps(m[0])[1:-1], text))
 
 
 def show_error(error: EdgekitError, *, as_json: bool = False) -> None:

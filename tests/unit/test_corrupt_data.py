@@ -23,6 +23,7 @@ from edgekit.load.images import read_image
 from edgekit.load.samples import open_samples
 from edgekit.package import bundle, descriptor, writing
 from edgekit.preprocess.declared import from_mapping
+from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.types import Sample, TensorSpec
 
 X = TensorSpec(name="x", dtype="float32", shape=("batch", 3, 8, 8))
@@ -196,6 +197,18 @@ def test_a_picture_of_a_hundred_million_pixels_in_a_few_kilobytes(tmp_path):
     assert path.stat().st_size < 100_000
     with pytest.raises(DataError, match="12000 x 10000 pixels"):
         read_image(path)
+
+
+def test_a_calibration_in_a_type_that_numpy_lacks(tmp_path):
+    head = {
+        "x": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]},
+        "__metadata__": {"edgekit": "{}"},
+    }
+    header = json.dumps(head).encode()
+    path = tmp_path / "calibration.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(DataError, match="not a calibration"):
+        Calibration.load(path)
 
 
 def test_deep_json_is_refused(tmp_path: Path) -> None:

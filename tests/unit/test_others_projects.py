@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from edgekit.artifact import manifest, wire
 from edgekit.artifact.golden import read as read_golden
-from edgekit.cli._output import say
+from edgekit.cli._output import print_json, say
 from edgekit.core import files, targets, toml
 from edgekit.core.config import Options
 from edgekit.devices.transports import hostkeys
@@ -193,6 +194,15 @@ def test_what_is_said_moves_no_cursor(capsys):
     assert "\x1b[2J" not in out
     assert "\u202e" not in out
     assert out.endswith("next\n")
+
+
+def test_json_moves_no_cursor_and_says_the_same(capsys):
+    names = ["\x7f", "\x9b2J", "\u202e", "é", "\U000e0041", '"', "\n"]
+    print_json({"names": names})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"names": names}
+    assert all(c.isprintable() or c == "\n" for c in out)
+    assert "é" in out
 
 
 def _program(folder: Path, name: str, text: str) -> None:

@@ -92,7 +92,7 @@ def checked(plan: object) -> Message:
     """The plan, if it has what a plan has. Raises ``ValueError``."""
     for task in _members(plan, _PLAN)["tasks"]:
         words = _members(task, _TASK)["argv"]
-        if not words or not all(isinstance(word, str) and "\0" not in word for word in words):
+        if not words or not all(isinstance(word, str) and _is_name(word) for word in words):
             raise ValueError("argv is no list of texts")
     found = _members(plan, _PLAN)
     pause, governor, owner = found.get("state_s") or 0, found.get("governor") or "", found.get("lock") or {}
@@ -101,7 +101,7 @@ def checked(plan: object) -> Message:
     times = [pause, found["heartbeat"]] + [task["timeout"] for task in found["tasks"]]
     if not all(-_LONGEST_S <= seconds <= _LONGEST_S for seconds in times):
         raise ValueError("a time is longer than %d s" % _LONGEST_S)
-    if "\0" in found["journal"] or "\0" in governor:
+    if not _is_name(found["journal"]) or not _is_name(governor):
         raise ValueError("journal or governor is no name that a file can have")
     return found
 
@@ -295,6 +295,15 @@ class Child:
             with suppress(OSError):
                 if pipe is not None:
                     pipe.close()
+
+
+def _is_name(text: str) -> bool:
+    """Whether the system takes it for a name: no NUL, and no half of a character."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 def append_journal(path: str, entry: Message) -> None:

@@ -171,6 +171,7 @@ class Calibration:
             ValueError,
             TypeError,
             AssertionError,
+            AttributeError,  # of a type that this numpy does not have
             RecursionError,
         ) as error:
             raise DataError(

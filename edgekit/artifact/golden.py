@@ -129,7 +129,7 @@ def replay(artifact: Artifact, *, device: Device = LOCAL, limits: Limits | None 
             f"{artifact.directory} has {len(inputs)} golden vectors, and was built with {manifest.golden.samples}",
             hint="do not trust this artifact: build it again",
         )
-    refuse_other_inputs(artifact, inputs)
+    _refuse_other_inputs(artifact, inputs)
     _refuse_other_outputs(artifact, expected)
     timing = None
     if limits is not None:
@@ -257,7 +257,7 @@ def _energies(
 _ONLY_THAT_SOMETHING_IS_LEFT = {"slices", "samples"}
 
 
-def refuse_other_inputs(artifact: Artifact, inputs: Sequence[Mapping[str, Array]]) -> None:
+def _refuse_other_inputs(artifact: Artifact, inputs: Sequence[Mapping[str, Array]]) -> None:
     """What an app is told to feed has to be what was fed. Raises :class:`SourceError`."""
     declared = {s.name for s in artifact.manifest.inputs}
     if any(set(row) != declared for row in inputs):
@@ -272,10 +272,12 @@ def refuse_other_sizes(artifact: Artifact, inputs: Mapping[str, Array]) -> None:
     """What is timed is what an app feeds. Raises :class:`SourceError`."""
     for spec in artifact.manifest.inputs:
         sizes = [d for d in spec.shape if isinstance(d, int)]
-        if len(sizes) == len(spec.shape) and math.prod(sizes) != inputs[spec.name].size:
+        given = inputs.get(spec.name)
+        static = len(sizes) == len(spec.shape)
+        if given is None or (static and math.prod(sizes) != given.size):
             raise SourceError(
                 f"the manifest of {artifact.directory} declares {spec}; the golden vectors have "
-                f"{list(inputs[spec.name].shape)}",
+                f"{'none' if given is None else list(given.shape)}",
                 hint="do not trust this artifact: build it again",
             )
 

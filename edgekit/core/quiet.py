@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
@@ -19,33 +19,41 @@ def silence(*, native: bool = False) -> Iterator[None]:
     calls of native code only. What is turned off belongs to the whole process: where threads overlap, the first turns
     it off and the last one on again (each by itself would put back what it found, the other's silence).
     """
+    # Two levels, each turned off and on by itself: with one that does both, the plain one could end while the native
+    # one holds what it found (the other's nowhere, closed by then), and would put that back.
+    with _shared("python", _python), _shared("native", _native) if native else contextlib.nullcontext():
+        yield
+
+
+_lock = threading.Lock()
+_inside: dict[str, int] = {"python": 0, "native": 0}
+_turned_off: dict[str, contextlib.ExitStack] = {}
+
+
+@contextlib.contextmanager
+def _shared(level: str, turn_off: Callable[[], contextlib.AbstractContextManager[None]]) -> Iterator[None]:
+    """``turn_off`` for as long as any thread is inside."""
     with _lock:
-        _inside[native] += 1
-        if _inside[native] == 1:
-            _turned_off[native] = contextlib.ExitStack()
-            _turned_off[native].enter_context(_silence(native=native))
+        _inside[level] += 1
+        if _inside[level] == 1:
+            _turned_off[level] = contextlib.ExitStack()
+            _turned_off[level].enter_context(turn_off())
     try:
         yield
     finally:
         with _lock:
-            _inside[native] -= 1
-            if not _inside[native]:
-                _turned_off.pop(native).close()
-
-
-_lock = threading.Lock()
-_inside = {True: 0, False: 0}
-_turned_off: dict[bool, contextlib.ExitStack] = {}
+            _inside[level] -= 1
+            if not _inside[level]:
+                _turned_off.pop(level).close()
 
 
 @contextlib.contextmanager
-def _silence(*, native: bool) -> Iterator[None]:
+def _python() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         with (
-            open(os.devnull, "w") as nowhere,  # noqa: PTH123 - its descriptor is used
-            _redirected(nowhere.fileno() if native else None),
+            open(os.devnull, "w") as nowhere,  # noqa: PTH123 - a text file, as sys.stdout is
             warnings.catch_warnings(),
             contextlib.redirect_stdout(nowhere),
             contextlib.redirect_stderr(nowhere),
@@ -57,16 +65,15 @@ def _silence(*, native: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _redirected(target: int | None) -> Iterator[None]:
-    if target is None:
-        yield
-        return
-    sys.stdout.flush()
-    sys.stderr.flush()
+def _native() -> Iterator[None]:
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            stream.flush()
     copies = [(number, os.dup(number)) for number in (1, 2)]
     try:
-        for number, _ in copies:
-            os.dup2(target, number)
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - its descriptor is used
+            for number, _ in copies:
+                os.dup2(nowhere.fileno(), number)
         yield
     finally:
         for number, copy in copies:

@@ -6,6 +6,8 @@ import json
 import random
 from pathlib import Path
 
+import torch  # noqa: F401 - that looks for libraries with a program of the system's, which is not what is tried here
+
 import edgekit
 from fuzzing import commands, seeds
 from fuzzing.mutators import documents, raw

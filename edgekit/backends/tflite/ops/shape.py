@@ -116,6 +116,8 @@ def unsqueeze_by_attribute(g: Builder, x: View, *, axes: Sequence[int]) -> View:
 def concat(g: Builder, *views: View, axis: int) -> View:
     """CONCATENATION in the order of axes that most of the data has; quantized inputs are brought to the
     output's parameters, as TFLite demands."""
+    if not all(v.rank for v in views):
+        raise Refusal("scalars are not concatenated")
     shown = [v for v in views if v.shape[axis % v.rank] != 0] or list(views[:1])
     if len(shown) == 1:
         return shown[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import signal
 import sys
 import traceback
@@ -119,7 +120,19 @@ def main() -> None:
             else _report(refused_by_system(e) or e, as_json=as_json)
         )
     _ending.settle()
+    _flush()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _flush() -> None:
+    """What waits to be written, while its failure changes nothing: Python's own last flush, of a terminal that is gone,
+    ends with 120 whatever the exit code was."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _behind(error: Exception) -> BaseException | None:

@@ -65,10 +65,15 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, with the nearest names for a typing mistake."""
+        """As click does, with the nearest names for a typing mistake, and options given twice refused."""
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
             raise UnknownNameError("command", args[0], COMMANDS)
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            from edgekit.cli._options import refuse_repeated  # the list of commands does without
+
+            refuse_repeated(command, rest, ctx)
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> object:
         """As click does; no command calls ``sys.exit``, so that whoever does is code that it runs."""

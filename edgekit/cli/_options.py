@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 
 from edgekit.core.config import Options
 from edgekit.core.declared import OptionField, declared_options
+from edgekit.errors import UsageError
 
 Function = Callable[..., None]
 
@@ -46,7 +48,7 @@ class DeclaredOption(click.Option):
             metavar=None if declared.choices or field.is_switch else declared.metavar,
             type=click.Choice(declared.choices) if declared.choices else None,
             is_flag=field.is_switch,
-            multiple=(field.is_list or field.is_mapping) and not declared.split,
+            multiple=field.is_list or field.is_mapping,
             default=None,
         )
 
@@ -57,9 +59,22 @@ class DeclaredOption(click.Option):
         where = self.opts[0]
         if not self.multiple:
             return self.field.from_text(value, where=where)
-        if self.field.is_mapping:
+        if self.field.is_mapping or self.field.declared.split:
             return self.field.from_text(",".join(value), where=where)
         return tuple(filter(None, value))  # an empty text alone takes back what a file says
+
+
+def refuse_repeated(command: click.Command, arguments: Sequence[str], parent: click.Context) -> None:
+    """Raise :class:`UsageError` for an option of one value that is given twice: click takes the last without a word."""
+    context = click.Context(command, info_name=command.name, parent=parent, resilient_parsing=True)
+    _, rest, order = command.make_parser(context).parse_args(args=list(arguments))
+    for option, times in Counter(p for p in order if isinstance(p, click.Option)).items():
+        if times > 1 and not option.multiple and not option.is_flag and not option.count:
+            raise UsageError(
+                f"{option.opts[0]} is given {times} times", hint="it takes one value: leave the others out"
+            )
+    if isinstance(command, click.Group) and rest and rest[0] in command.commands:
+        refuse_repeated(command.commands[rest[0]], rest[1:], context)
 
 
 def declared(command: str) -> Callable[[Function], Function]:

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -432,7 +432,17 @@ def _converted(array: Array, spec: TensorSpec, where: str) -> Array:
             f"{where}: {spec.name!r} holds {bad} values",
             hint="remove the sample, or mend what makes it; for masks use a large finite number",
         )
-    return np.asarray(array, order="C")  # not ascontiguousarray: that would give a scalar an axis
+    return _apart(np.asarray(array, order="C"))  # not ascontiguousarray: that would give a scalar an axis
+
+
+def _apart(array: Array) -> Array:
+    """The array without the larger one that it is a part of: a row of a data set would hold all of it in memory."""
+    root: Any = array
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    storage = getattr(root.base, "untyped_storage", None)  # a tensor's
+    whole = root.nbytes if storage is None else storage().nbytes()
+    return array.copy() if whole > 2 * array.nbytes else array
 
 
 def _dtype_hint(array: Array, dtype: np.dtype[np.generic]) -> str:

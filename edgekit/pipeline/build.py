@@ -67,6 +67,7 @@ from edgekit.pipeline.rollouts import filled, rolling
 from edgekit.pipeline.stages import BuildContext, Calibrated, Exported
 from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES, fitting
 from edgekit.quantize.calibrate.codes import CODES
+from edgekit.quantize.options import Cause
 from edgekit.types import (
     Coverage,
     Finding,
@@ -411,6 +412,11 @@ def tell(context: BuildContext, target: Target, made: Candidate, verdicts: Seque
         shapes = ", ".join(str(spec) for spec in made.lowering.subject.model.inputs)
         context.progress.note(
             f"{target.name}: the runtime does not take the model with open axes, so its shapes are fixed: {shapes}"
+        )
+    if (report := made.lowering.report) is not None and (front := report.of(Cause.FRONT)):
+        context.progress.note(
+            f"{target.name}: a spectral front end stays in float, {front:.0%} of the MACs: integers cannot hold "
+            "energies whose logarithm is taken"
         )
     for gate in verdicts:
         if gate.verdict is Verdict.UNPROVEN:

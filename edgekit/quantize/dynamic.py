@@ -17,6 +17,7 @@ from edgekit.quantize import recurrent
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, matrix, select
 from edgekit.quantize.edit import Editor, editors
 from edgekit.quantize.embedding import quantize_embeddings
+from edgekit.quantize.fronts import fronts
 from edgekit.quantize.options import Cause, InFloat, NodeReport, QuantizeOptions, QuantizeReport
 from edgekit.quantize.params import quantize_weight
 from edgekit.quantize.rules import Recurrent
@@ -35,8 +36,9 @@ def quantize_dynamic(
     shared: dict[tuple[ir.Value, Editor], ir.Node] = {}
     reports = []
     left: list[Block] = []
+    front, notes = fronts(blocks, None)
     for block in blocks:
-        in_float = why_float(block, excluded, _impossible)
+        in_float = front.get(block) or why_float(block, excluded, _impossible)
         reports += report(block, in_float, "uint8")
         editor = edit[block.graph]
         if in_float is not None and in_float.cause is Cause.UNSUPPORTED:
@@ -50,7 +52,7 @@ def quantize_dynamic(
     for editor in edit.values():
         editor.drop_unused()
     nodes = tuple(mark(n, tables) for n in reports)
-    notes = (recurrent.note(stored),) if stored else ()
+    notes += (recurrent.note(stored),) if stored else ()
     return QuantizeReport(method="dynamic", corrections=(), nodes=nodes, notes=notes)
 
 

@@ -96,6 +96,12 @@ class Cause(StrEnum):
     """There is no integer form for it: no kernel, no range, or a weight that is no constant."""
     NEIGHBOURS = "neighbours"
     """It could be quantized, but what it reads or what reads it is float."""
+    FRONT = "front"
+    """It belongs to a spectral front end, whose energies integers cannot hold: see :mod:`edgekit.quantize.fronts`."""
+
+
+ON_PURPOSE = (Cause.EXCLUDED, Cause.FRONT)
+"""Float is what was wanted, not what was left."""
 
 
 @dataclass(frozen=True)
@@ -163,19 +169,24 @@ class QuantizeReport:
         total = sum(n.macs for n in self.nodes)
         return sum(n.macs for n in self.quantized) / total if total else 0.0
 
+    def of(self, cause: Cause) -> float:
+        """The part of all multiply-accumulates, 0 to 1, that is in float for one ``cause``."""
+        total = sum(n.macs for n in self.nodes)
+        return sum(n.macs for n in self.nodes if n.cause is cause) / total if total else 0.0
+
     def kept_out(self, activation: str) -> float:
-        """The part of all multiply-accumulates, 0 to 1, that was given another precision on purpose: excluded, or on
-        INT16 activations where the scheme has another ``activation``."""
+        """The part of all multiply-accumulates, 0 to 1, that was given another precision on purpose: excluded, a
+        front end, or on INT16 activations where the scheme has another ``activation``."""
         total = sum(n.macs for n in self.nodes)
         out = sum(
             n.macs
             for n in self.nodes
-            if n.cause is Cause.EXCLUDED or (n.activation == "int16" and activation != "int16")
+            if n.cause in ON_PURPOSE or (n.activation == "int16" and activation != "int16")
         )
         return out / total if total else 0.0
 
     def weights_kept_out(self) -> float:
         """The part of all weights, 0 to 1, that was left in float on purpose."""
         total = sum(n.weights for n in self.nodes)
-        out = sum(n.weights for n in self.nodes if n.cause is Cause.EXCLUDED)
+        out = sum(n.weights for n in self.nodes if n.cause in ON_PURPOSE)
         return out / total if total else 0.0

@@ -17,6 +17,7 @@ from edgekit.graph.ops import Trait
 from edgekit.quantize.bias import input_mean
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, select
 from edgekit.quantize.calibrate.calibration import Calibration
+from edgekit.quantize.fronts import fronts
 from edgekit.quantize.inputs import LayerRanges
 from edgekit.quantize.options import WEIGHTED_MSE, Cause, InFloat, QuantizeOptions
 from edgekit.quantize.params import Affine, Floats, Stored, affine, fixed_affine
@@ -124,13 +125,14 @@ class _Planner:
         self.trained = ranges.trained
         self.refused: dict[str, str] = {}
         self.joined: dict[str, None] = {}
+        self.notes: tuple[str, ...] = ()
 
     def plan(self) -> Plan:
         """All decisions, in the order in which they depend on each other."""
         in_float = self._in_float()
         int16 = select(self.blocks, self.options.int16)
         kinds = {b: "int16" if b in int16 else self.scheme.activation for b in self.blocks}
-        plan = Plan(blocks=self.blocks, in_float=in_float, dtypes=kinds)
+        plan = Plan(blocks=self.blocks, in_float=in_float, dtypes=kinds, notes=[*self.notes])
         if self.rules.hybrid:
             self._find_hybrid(plan)
         for block in self.blocks:
@@ -194,9 +196,15 @@ class _Planner:
         excluded = select(self.blocks, self.options.exclude)
         in_float: dict[Block, InFloat] = {}
         integers: set[ir.Value] = set()
+        front, self.notes = fronts(
+            self.blocks, self.calibration, bits=16 if self.scheme.activation == "int16" else 8
+        )
         for block in self.blocks:
             if block in excluded:
                 in_float[block] = InFloat.excluded(excluded[block])
+                continue
+            if block in front:
+                in_float[block] = front[block]
                 continue
             why = InFloat.unsupported(self._impossible(block))
             if why is None and not self.rule(block).force and not self._follows(block, integers):

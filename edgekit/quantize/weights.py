@@ -19,6 +19,7 @@ from edgekit.quantize.blocks import WEIGHTED, Block, attribute, constant, find_b
 from edgekit.quantize.dynamic import gemm_bias, mark, report, why_float
 from edgekit.quantize.edit import Editor, editors
 from edgekit.quantize.embedding import quantize_embeddings, smallest_for_size
+from edgekit.quantize.fronts import fronts
 from edgekit.quantize.options import QuantizeOptions, QuantizeReport
 from edgekit.quantize.params import Stored, quantize_blocks, quantize_weight
 from edgekit.quantize.rounding import Rounding
@@ -47,16 +48,17 @@ def quantize_weights(
     excluded = select(blocks, options.exclude)
     size = options.block_size
     impossible = partial(_impossible, smallest=_smallest(blocks))
+    front, front_notes = fronts(blocks, None) if dtype != "float16" else ({}, ())
     rounded: dict[str, Stored] = {}
     gptq = dtype == "int4" and "gptq" in options.corrections and rounding is not None
     if gptq and rounding is not None:
         # What is read inside a branch or a loop cannot be looked at from outside.
-        plain = [b for b in blocks if b.graph is graph and b not in excluded]
+        plain = [b for b in blocks if b.graph is graph and b not in excluded and b not in front]
         free = (b for b in plain if not impossible(b) and not _kept(b, trained))
         rounded = rounding.blockwise([b for b in free if _fits_int4(b, size)], size)
-    reports, notes, eight = [], [], 0
+    reports, notes, eight = [], [*front_notes], 0
     for block in blocks:
-        in_float = why_float(block, excluded, impossible)
+        in_float = front.get(block) or why_float(block, excluded, impossible)
         reports += report(block, in_float, "")
         if in_float is not None:
             continue

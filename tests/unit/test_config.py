@@ -8,11 +8,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from edgekit.cli import cli
 from edgekit.cli._options import declared
 from edgekit.core import config
 from edgekit.core.config import Options
 from edgekit.core.declared import declared_options, parse_fraction, parse_settings, parse_value
-from edgekit.errors import ConfigError, UnknownNameError, UnknownOptionError
+from edgekit.errors import ConfigError, UnknownNameError, UnknownOptionError, UsageError
 from edgekit.types import OptionSpec, Precision, Target
 
 
@@ -326,3 +327,21 @@ def test_the_user_can(tmp_path, command):
 
 def test_what_differs_from_the_defaults_is_shown():
     assert repr(Options(samples=7, exclude=("a",))) == "Options(samples=7, exclude=('a',))"
+
+
+@pytest.mark.parametrize(
+    ("words", "repeated"),
+    [
+        (["build", "m.py:f", "--out", "a", "-o", "b"], "--out"),
+        (["bench", "a", "--device", "x", "--device", "y"], "--device"),
+        (["devices", "add", "n", "--ssh", "x", "--ssh", "y"], "--ssh"),
+    ],
+)
+def test_an_option_of_one_value_is_not_given_twice(words, repeated):
+    result = CliRunner().invoke(cli, words)
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception).startswith(f"{repeated} is given 2 times")
+
+
+def test_targets_may_be_given_one_by_one(command):
+    assert command("--target", "a,b", "-t", "c").target == ("a", "b", "c")

@@ -278,3 +278,18 @@ def test_a_fixed_shape_is_checked() -> None:
     fixed = TensorSpec(name="ids", dtype="int64", shape=(1, 8))
     with pytest.raises(DataError, match=r"\(1, 5\)"):
         from_iterable([np.ones((1, 5), np.int64)], (fixed,))
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_a_row_does_not_hold_its_data_set(kind: str) -> None:
+    rows = np.arange(3000, dtype=np.float32).reshape(1000, 3)
+    data = rows if kind == "numpy" else pytest.importorskip("torch").from_numpy(rows)
+    (sample,) = from_iterable([data[1:2]], (X,))
+    row = sample.inputs["x"]
+    assert not np.shares_memory(row, rows)
+    np.testing.assert_array_equal(row, [[3.0, 4.0, 5.0]])
+
+
+def test_an_array_of_its_own_is_not_copied() -> None:
+    (sample,) = from_iterable([ROW], (X,))
+    assert np.shares_memory(sample.inputs["x"], ROW)

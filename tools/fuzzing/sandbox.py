@@ -63,7 +63,7 @@ class Sandbox:
             (self.root / name).mkdir(parents=True)
         (self.root / "canary").write_text("secret")
         self._tmp = str(self.root / "tmp")
-        self._allowed = (str(self.out), self._tmp, str(self.root / "cache"), "/dev/null", "/proc/self/")
+        self._allowed = (str(self.out), self._tmp, str(self.root / "cache"), "/dev/null", "/proc/self")
         self._active = False
         self._before: object = None
         self.programs: tuple[str, ...] = ()
@@ -165,7 +165,7 @@ class Sandbox:
         if isinstance(path, int) or path is None:
             return
         name = _absolute(path, folder)
-        if not name.startswith(self._allowed):
+        if name not in self._allowed and not name.startswith(tuple(f"{place}/" for place in self._allowed)):
             self._refuse(f"a write to {name}")
 
     def _refuse(self, what: str) -> None:

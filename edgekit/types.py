@@ -254,6 +254,9 @@ class Tolerance:
     boxes: float | None = None
     rollout: float | None = None
     decisions: float = 0.99
+    perplexity: float | None = None
+    token_agreement: float | None = None
+    greedy: float | None = None
 
     @property
     def slice_limit(self) -> float | None:
@@ -318,7 +321,7 @@ class Target:
     """One row of the catalogue: ``<backend>-<precision>``.
 
     ``ships_to`` are the kinds of processors that its apps run on, where these are usually not the one that builds it:
-    how fast it is elsewhere says little.
+    how fast it is elsewhere says little. ``task``: what alone it is for (``"text-generation"``); empty for any model.
     """
 
     name: str
@@ -338,6 +341,7 @@ class Target:
     on: tuple[Adaptation, ...] = ()
     why: str = ""
     owner: str = "edgekit"
+    task: str = ""
 
     def __post_init__(self) -> None:
         if self.precision.needs_calibration and self.scheme is None:

@@ -90,12 +90,13 @@ _INDEX = re.compile(r"[0-9]{1,6}")
 class Replay:
     """What an artifact gave for its golden vectors, here and now.
 
-    ``failed_before``: gates that failed when it was built. ``not_repeated``: the names of those that a few vectors
+    ``parity`` is ``None`` of a language model, which is compared token by token. ``failed_before``: gates that failed
+    when it was built. ``not_repeated``: the names of those that a few vectors
     cannot repeat. ``notes``: what is to be said of the limits. ``evaluation``: parity on evaluation samples, where
     ``verify --eval`` ran the source on them.
     """
 
-    parity: Parity
+    parity: Parity | None
     gates: tuple[Gate, ...]
     runtime_versions: Mapping[str, str]
     device: str
@@ -322,7 +323,7 @@ def row_limits(target: Target) -> tuple[Tolerance, tuple[str, ...]]:
 
 def _compared(claimed: Tolerance, row: Tolerance) -> Iterator[tuple[str, bool]]:
     """Each limit's name, and whether the claimed one asks for less."""
-    at_most = ("relative_error", "metric_drop")
+    at_most = ("relative_error", "metric_drop", "perplexity")
     for field in fields(Tolerance):
         ours, theirs = getattr(row, field.name), getattr(claimed, field.name)
         if ours is not None:

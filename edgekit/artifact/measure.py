@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from edgekit.artifact import golden
+from edgekit.artifact import golden, language_again
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.manifest import Artifact
 from edgekit.artifact.run import runnable
@@ -39,6 +39,8 @@ class Measured:
 
 def timeable(artifact: Artifact) -> Runnable:
     """The artifact with its first golden input. Raises :class:`SourceError` where it has none or was changed."""
+    if language_again.is_language(artifact):
+        return replace(runnable(artifact), inputs=language_again.question(artifact))
     manifests.check_files(artifact)
     manifest = artifact.manifest
     if manifest.golden is None:
@@ -75,9 +77,22 @@ def measure(
                 errors.append(result)
             outcome = partial.get(name) if isinstance(result, EdgekitError) else result
             if outcome is not None and not isinstance(outcome, EdgekitError):
-                found.append(_measured(artifact, outcome))
+                where = next(d for d in devices if d.name == name)
+                found.append(_measured(artifact, _spoken(artifact, outcome, where)))
                 artifact = found[-1].artifact
     return found, errors
+
+
+def _spoken(
+    artifact: Artifact, outcome: Measurement | Comparison, device: Device
+) -> Measurement | Comparison:
+    """With how quick a language model reads and writes among the facts."""
+    measurement = _measurement(outcome)
+    if not language_again.is_language(artifact) or _partial(measurement):
+        return outcome
+    found = language_again.speed(artifact, device=device)
+    measurement = replace(measurement, facts=language_again.with_speed(measurement.facts, found))
+    return replace(outcome, second=measurement) if isinstance(outcome, Comparison) else measurement
 
 
 Results = Mapping[str, Measurement | Comparison | EdgekitError]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from edgekit.artifact import language
 from edgekit.artifact.manifest import Artifact
 from edgekit.devices.execute import LOCAL, run_artifact
 from edgekit.devices.runnable import Runnable, sizes
@@ -24,10 +25,10 @@ def runnable(artifact: Artifact) -> Runnable:
         main=artifact.model,
         companions=tuple(artifact.directory / f.name for f in manifest.files[1:]),
         options=manifest.runtime,
-        outputs=names(manifest.outputs),
+        outputs=language.OUTPUTS if manifest.target.task == language.TASK else names(manifest.outputs),
         channels_moved=manifest.channels_moved,
         quantize=True,
-        sizes=sizes(manifest.outputs),
+        sizes={} if manifest.target.task else sizes(manifest.outputs),
     )
 
 

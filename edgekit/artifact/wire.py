@@ -59,6 +59,9 @@ class Tolerance(msgspec.Struct, kw_only=True):
     boxes: float | None = None
     rollout: float | None = None
     decisions: float = 0.99
+    perplexity: float | None = None
+    token_agreement: float | None = None
+    greedy: float | None = None
 
 
 class Adaptation(msgspec.Struct, kw_only=True):
@@ -102,6 +105,7 @@ class Target(msgspec.Struct, kw_only=True):
     on: list[Adaptation] = []
     why: str = ""
     owner: str = "edgekit"
+    task: str = ""
 
 
 class Source(msgspec.Struct, kw_only=True):

@@ -27,6 +27,7 @@ COMMANDS = {
     "compress": "Prune, share weights, distil … in PyTorch: by a recipe, or searched under a budget.",
     "verify": "Run an artifact again on its runtime and check its gates.",
     "bench": "Measure latency and memory of artifacts, side by side.",
+    "chat": "Talk to a language model's artifact in the terminal.",
     "profile": "Show where an artifact's time goes, operator by operator.",
     "compare": "Hold a build against an older one: what got better, worse, or cannot be told.",
     "report": "Write one HTML page about artifacts: verdicts, figures, how to repeat them.",

@@ -18,7 +18,7 @@ from edgekit.core.store import default_root
 from edgekit.errors import UsageError
 from edgekit.types import SourceSpec
 
-_FILES = ("onnx", "pt2", "pt", "savedmodel", "keras", "hf")
+_FILES = ("onnx", "pt2", "pt", "savedmodel", "keras", "hf", "gguf")
 """Kinds of sources that a file's bytes decide on, not the user's own Python."""
 
 _BASE_BYTES = 1792 << 20

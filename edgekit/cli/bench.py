@@ -145,6 +145,21 @@ def _against(difference: Difference) -> str:
     return f"{difference.verdict} ({difference.ratio:.2f}×)"
 
 
+def _speeds(measured: list[edgekit.Measured]) -> None:
+    """How quick language models read and write."""
+    rows = []
+    for m in measured:
+        found = m.measurement.facts.get("language")
+        for row in found if isinstance(found, list) else []:
+            figures = [number(row[k], ".3g") for k in ("first_ms", "prefill", "decode")]
+            rows.append(
+                (m.artifact.target, str(row["prompt"]), *figures, size(row["resident"]), size(row["peak"]))
+            )
+    if rows:
+        title = "target, prompt, first token ms, prompt tokens/s, new tokens/s, memory, peak"
+        table("language", title.split(", "), rows)
+
+
 def _show(measured: list[edgekit.Measured]) -> None:
     rows = []
     for m in measured:
@@ -166,6 +181,7 @@ def _show(measured: list[edgekit.Measured]) -> None:
         )
     title = "target, device, p50 ms, p90, p99, load, first, peak, threads, against, run"
     table("", title.split(", "), rows)
+    _speeds(measured)
     for m in measured:
         for reason in m.measurement.reasons:
             say(harmless(f"  {m.artifact.target}: {reason}"), err=True)

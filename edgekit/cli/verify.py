@@ -221,6 +221,8 @@ def _rows(target: str, result: edgekit.Replay) -> list[Row]:
     ]
     if result.not_repeated:
         rows.append((target, "(not repeated)", ", ".join(result.not_repeated), "", "needs the source's data"))
+    if result.parity is None:
+        return [*rows, (target, "(all)", "", "", str(result.status))]
     recorded = f"{result.recorded.snr_db:.1f} dB when built" if result.recorded else "first run"
     where = inputs(result.parity)
     if (beside := result.evaluation) is not None:

@@ -192,6 +192,10 @@ class Options:
         Declared(
             help="What a recipe trains for: classification, token-classification, regression, embedding, or your "
             "own: file.py:name.",
+            help_for={
+                "build": "text-generation: language models with their cache; else what a recipe trains for, as for "
+                "edgekit compress."
+            },
             group=_COMPRESSION,
             commands=("build", "compress"),
             metavar="TASK",

@@ -111,6 +111,7 @@ builtin = Plugin(
     data=data_dir() / "targets",
     backends={
         "onnxruntime": "edgekit.backends.onnxruntime",
+        "onnxruntime_genai": "edgekit.backends.genai",
         "openvino": "edgekit.backends.openvino",
         "tflite": "edgekit.backends.tflite",
         "tensorrt_rtx": "edgekit.backends.nvidia.tensorrt_rtx",
@@ -122,6 +123,7 @@ builtin = Plugin(
         "pt": "edgekit.load.pickled",
         "onnx": "edgekit.load.onnx_file",
         "hf": "edgekit.load.huggingface",
+        "gguf": "edgekit.load.gguf",
         "savedmodel": "edgekit.load.tensorflow",
         "keras": "edgekit.load.tensorflow",
         "plan": "edgekit.compress.plan",

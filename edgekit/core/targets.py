@@ -58,11 +58,13 @@ def impossible() -> tuple[Impossible, ...]:
 
 
 def select(names: str | Iterable[str]) -> tuple[Target, ...]:
-    """Targets from ``"a,b"``, ``"all"`` or several such names, each once, in the order given."""
+    """Targets from ``"a,b"``, ``"all"`` or several such names, each once, in the order given. ``all`` are those that
+    take any model."""
     text = names if isinstance(names, str) else ",".join(names)
     chosen: dict[str, Target] = {}
     for name in filter(None, (part.strip() for part in text.split(","))):
-        chosen |= dict(known()) if name == "all" else {name: find(name)}
+        every = {n: t for n, t in known().items() if not t.task}
+        chosen |= every if name == "all" else {name: find(name)}
     if not chosen:
         raise UsageError("no target given", hint="--target NAME[,NAME…]; edgekit targets lists them")
     return tuple(chosen.values())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -179,6 +180,17 @@ def read(model: nn.Module) -> Decoder:
         return reader.decoder()
 
 
+def layers(model: nn.Module) -> nn.ModuleList:
+    """The list of a model's blocks: of all lists the one with the most parameters. Raises ``ValueError`` without."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    return max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
+
+
+def stop_tokens(model: object) -> tuple[int, ...]:
+    """The tokens that end a text."""
+    return _tokens(model, "eos_token_id")
+
+
 class _Reader:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -189,9 +201,9 @@ class _Reader:
     def decoder(self) -> Decoder:
         model: Any = self.model
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-        layers = self._layers()
-        body = self.model.get_submodule(self.names[id(layers)].rpartition(".")[0])
-        rotary, by_layer = self._rotary(body, layers)
+        blocks = self._layers()
+        body = self.model.get_submodule(self.names[id(blocks)].rpartition(".")[0])
+        rotary, by_layer = self._rotary(body, blocks)
         tied = head.weight.data_ptr() == embedding.weight.data_ptr()
         self.seen.add(id(embedding.weight))
         found = Decoder(
@@ -199,13 +211,13 @@ class _Reader:
             embedding=embedding.weight.detach(),
             embedding_name=self.names[id(embedding)],
             embedding_factor=self._embedding_factor(embedding),
-            layers=tuple(self._layer(m, i, by_layer[i]) for i, m in enumerate(layers)),
+            layers=tuple(self._layer(m, i, by_layer[i]) for i, m in enumerate(blocks)),
             norm=self._norm(self._one(body, ("norm", "final_layernorm"))),
             head=None if tied and head.bias is None else self._linear(head),
             rotary=rotary,
             window=self._window(),
             softcap=float(getattr(self.config, "final_logit_softcapping", None) or 0.0),
-            stop_tokens=_tokens(model, "eos_token_id"),
+            stop_tokens=stop_tokens(model),
             begin_token=next(iter(_tokens(model, "bos_token_id")), None),
             pad_token=next(iter(_tokens(model, "pad_token_id")), None),
         )
@@ -213,10 +225,10 @@ class _Reader:
         return found
 
     def _layers(self) -> nn.ModuleList:
-        lists = [m for m in self.model.modules() if isinstance(m, nn.ModuleList) and len(m)]
-        if not lists:
-            raise self._unknown("", "it has no list of layers")
-        return max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
+        try:
+            return layers(self.model)
+        except ValueError as error:
+            raise self._unknown("", "it has no list of layers") from error
 
     def _layer(self, module: nn.Module, index: int, rotary: str) -> Layer:
         norms = {n: self._norm(m) for n, m in module.named_children() if "norm" in n.lower()}
@@ -247,7 +259,7 @@ class _Reader:
         if "joined" in parts:
             whole = self._linear(parts["joined"])
             edges = (0, heads * size, (heads + key_heads) * size, (heads + 2 * key_heads) * size)
-            query, key, value = (_rows(whole, a, b) for a, b in zip(edges, edges[1:], strict=False))
+            query, key, value = (_rows(whole, a, b) for a, b in pairwise(edges))
         else:
             query, key, value = (self._linear(parts[n]) for n in ("query", "key", "value"))
         norms = {n: self._norm(parts[n]) for n in ("query_norm", "key_norm") if n in parts}
@@ -267,13 +279,14 @@ class _Reader:
             key_norm=norms.get("key_norm"),
         )
 
-    def _sliding(self, module: nn.Module, index: int) -> int:
+    def _sliding(self, module: Any, index: int) -> int:
         kinds = getattr(self.config, "layer_types", None)
-        window = getattr(module, "sliding_window", getattr(self.config, "sliding_window", None))
-        slides = window and (kinds is None or kinds[index] == "sliding_attention")
-        return int(window) if slides and int(window) < self._window() else 0
+        window = int(getattr(module, "sliding_window", getattr(self.config, "sliding_window", 0)) or 0)
+        slides = kinds is None or kinds[index] == "sliding_attention"
+        return window if slides and window < self._window() else 0
 
     def _feed(self, module: nn.Module) -> Feed:
+        gate: Linear | None
         parts = self._parts(module, _FEEDS)
         if "joined" in parts:
             whole = self._linear(parts["joined"])
@@ -285,10 +298,13 @@ class _Reader:
         if "activation" not in parts:
             raise self._unknown(self.names[id(module)], "it has no activation")
         return Feed(
-            gate=gate, up=up, down=self._linear(parts["down"]), activation=self._activation(parts["activation"])
+            gate=gate,
+            up=up,
+            down=self._linear(parts["down"]),
+            activation=self._activation(parts["activation"]),
         )
 
-    def _activation(self, module: nn.Module) -> str:
+    def _activation(self, module: Any) -> str:
         x = torch.linspace(-6, 6, 97)
         given = module(x)
         for name, function in _ACTIVATIONS.items():
@@ -298,7 +314,7 @@ class _Reader:
             self.names.get(id(module), ""), f"{type(module).__name__} is none of {', '.join(_ACTIVATIONS)}"
         )
 
-    def _norm(self, module: nn.Module) -> Norm:
+    def _norm(self, module: Any) -> Norm:
         """What a norm multiplies with, found by calling it: some hold ``scale - 1``."""
         weight, name = module.weight.detach(), self.names[id(module)]
         assert isinstance(weight, torch.Tensor)
@@ -327,7 +343,7 @@ class _Reader:
         bias = None if module.bias is None else module.bias.detach()
         return Linear(name=self.names[id(module)], weight=module.weight.detach(), bias=bias)
 
-    def _embedding_factor(self, module: nn.Module) -> float:
+    def _embedding_factor(self, module: Any) -> float:
         """Some embeddings come out multiplied."""
         ids = torch.arange(min(16, module.weight.shape[0]))
         table = module.weight.detach()[ids]
@@ -337,9 +353,9 @@ class _Reader:
             raise self._unknown(self.names[id(module)], "it does more than look up and scale")
         return 1.0 if math.isclose(factor, 1.0, rel_tol=1e-6) else factor
 
-    def _rotary(self, body: nn.Module, layers: nn.ModuleList) -> tuple[dict[str, Rotary], list[str]]:
+    def _rotary(self, body: nn.Module, blocks: nn.ModuleList) -> tuple[dict[str, Rotary], list[str]]:
         """The rotary tables, and the one that each layer's attention is given, seen by running the model once."""
-        given: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(layers)
+        given: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(blocks)
 
         def hook(index: int) -> Callable[..., None]:
             def seen(_: nn.Module, __: object, kwargs: Mapping[str, Any]) -> None:
@@ -349,7 +365,7 @@ class _Reader:
 
         handles = [
             self._one(m, _ATTENTION).register_forward_pre_hook(hook(i), with_kwargs=True)
-            for i, m in enumerate(layers)
+            for i, m in enumerate(blocks)
         ]
         try:
             self.model(input_ids=torch.zeros(1, _PROBE, dtype=torch.long), use_cache=False)
@@ -403,7 +419,9 @@ class _Reader:
             child = next((c for n in names if isinstance(c := getattr(module, n, None), nn.Module)), None)
             if child is not None:
                 parts[role] = child
-        needed = {"output", "down"} & set(roles) | ({"query"} if "query" in roles and "joined" not in parts else set())
+        needed = {"output", "down"} & set(roles) | (
+            {"query"} if "query" in roles and "joined" not in parts else set()
+        )
         needed |= {"up"} if "up" in roles and "joined" not in parts else set()
         if missing := sorted(needed - set(parts)):
             raise self._unknown(self.names[id(module)], f"no {missing[0]} projection was found in it")

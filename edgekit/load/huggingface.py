@@ -74,7 +74,7 @@ def load(spec: SourceSpec, permit: Permit) -> TorchModel:
             f"{spec.text} is no directory here, and the network is not to be used",
             hint="give the directory of a downloaded model, or pass --network",
         )
-    with _offline(not permit.network):
+    with offline(not permit.network):
         try:
             import transformers  # inside: it reads the environment when it is imported
         except ImportError as error:
@@ -258,7 +258,7 @@ def _preprocessing(folder: Path | None, task: str) -> dict[str, Json]:
 
 
 @contextlib.contextmanager
-def _offline(offline: bool) -> Iterator[None]:
+def offline(offline: bool) -> Iterator[None]:
     """Keep the hub client from the network and transformers from its chatter."""
     settings = {"HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
     if offline:

@@ -17,10 +17,11 @@ _SUFFIXES = {
     ".keras": "keras",
     ".h5": "keras",
     ".hdf5": "keras",
+    ".gguf": "gguf",
 }
 _FORMS = (
     "a source is file.py:factory, package.module:factory, model.pt2, model.onnx, hf:DIR, "
-    "a SavedModel directory, a .keras/.h5 file, or a directory that edgekit compress wrote"
+    "model.gguf, a SavedModel directory, a .keras/.h5 file, or a directory that edgekit compress wrote"
 )
 
 

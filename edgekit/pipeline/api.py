@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from edgekit.artifact.language import TASK
 from edgekit.core import targets as catalogue
 from edgekit.core.config import Options
 from edgekit.core.progress import Listener, reporting
@@ -18,7 +19,7 @@ from edgekit.errors import DataError, UsageError
 from edgekit.load import parse
 from edgekit.load.data import DataSpec, Example, peekable
 from edgekit.load.source import MODULE
-from edgekit.pipeline import build, stages
+from edgekit.pipeline import build, language, stages
 from edgekit.pipeline.build import Outcome, Request
 from edgekit.pipeline.stages import BuildContext
 from edgekit.types import Finding, SourceSpec, TorchModel
@@ -119,16 +120,32 @@ def opened(
 
 
 def built(asked: Request, context: BuildContext) -> tuple[Outcome, ...]:
-    """Build every target of the options."""
-    return build.run(replace(asked, targets=catalogue.select(asked.options.target)), context)
+    """Build every target of the options; those of language models go their own way."""
+    targets = catalogue.select(asked.options.target)
+    plain = tuple(t for t in targets if not t.task)
+    spoken = tuple(t for t in targets if t.task)
+    if asked.options.task == TASK and plain:
+        raise UsageError(
+            f"{', '.join(t.name for t in plain)} is a plain forward: it has no cache and no tokenizer",
+            hint=f"--task {TASK} is for {', '.join(t.name for t in catalogue.known().values() if t.task)}",
+        )
+    outcomes = build.run(replace(asked, targets=plain), context) if plain else ()
+    outcomes += language.build(replace(asked, targets=spoken), context) if spoken else ()
+    by_name = {o.target.name: o for o in outcomes}
+    return tuple(by_name[t.name] for t in targets)
 
 
 def checked(source: str, options: Options) -> Request:
     """The request of a build of which everything was checked that can be without work."""
     asked = request(source, None, options, calibration=None, evaluation=None)
-    asked = replace(asked, targets=catalogue.select(options.target))
-    build.check(asked)
-    return asked
+    targets = catalogue.select(options.target)
+    for line, chosen in (
+        (build, [t for t in targets if not t.task]),
+        (language, [t for t in targets if t.task]),
+    ):
+        if chosen:
+            line.check(replace(asked, targets=tuple(chosen)))
+    return replace(asked, targets=targets)
 
 
 def bound(

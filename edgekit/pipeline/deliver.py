@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,23 +77,38 @@ class Product:
 
 
 def deliver(out: Path, product: Product) -> Artifact:
-    """Write ``out/<target>`` (or ``<target>.failed`` when a gate did not pass) in one move and return the artifact.
+    """Write ``out/<target>`` (or ``<target>.failed`` when a gate did not pass) in one move and return the artifact."""
+    status = manifests.status_of(product.gates)
+
+    def fill(work: Path) -> Manifest:
+        copied(product.files.directory, product.files.lowered.files, work)
+        if product.verified.vectors is not None:
+            shutil.copyfile(product.verified.vectors.file, work / golden.FILE)
+        return describe(product, status, work)
+
+    return settle(out, product.target.name, status, strict=product.options.strict, fill=fill)
+
+
+def copied(directory: Path, names: Iterable[str], out: Path) -> None:
+    """Files of a step's directory into an artifact's."""
+    for name in names:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(directory / name, out / name)
+
+
+def settle(
+    out: Path, name: str, status: Status, *, strict: bool, fill: Callable[[Path], Manifest]
+) -> Artifact:
+    """``out/<name>`` (or ``<name>.failed``) from what ``fill`` writes into a folder, in one move.
 
     An artifact that is there already and equal is left alone.
     """
-    status = manifests.status_of(product.gates)
-    name = product.target.name
-    refused = status is Status.FAILED or (status is Status.UNPROVEN and product.options.strict)
+    refused = status is Status.FAILED or (status is Status.UNPROVEN and strict)
     final = out / (f"{name}.failed" if refused else name)
     other = out / (name if refused else f"{name}.failed")
     _refuse_foreign(final)
     with scratch(out) as work:
-        for file in product.files.lowered.files:
-            (work / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(product.files.directory / file, work / file)
-        if product.verified.vectors is not None:
-            shutil.copyfile(product.verified.vectors.file, work / golden.FILE)
-        manifest = describe(product, status, work)
+        manifest = fill(work)
         if not _same(manifest, final):
             manifests.write(manifest, work)
             publish(work, final)

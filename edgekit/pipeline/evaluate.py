@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING
 
-from edgekit.artifact import golden, limits, proof
+from edgekit.artifact import golden, language_again, limits, proof
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.gates import Evidence, gates
 from edgekit.artifact.golden import Replay
@@ -93,6 +93,15 @@ def again(
     :func:`evaluate` raise.
     """
     own = limits.parse(options.limit) if options.limit else None
+    if language_again.is_language(artifact):
+        if data is not None or source is not None:
+            raise UsageError(
+                "a language model is verified with the text that it was built with",
+                hint="leave --eval and --source out; edgekit build --eval FILE.txt measures on another text",
+            )
+        result = language_again.replay(artifact, device=device, limits=own)
+        golden.adopt(artifact, result)
+        return result
     if data is None:
         _refuse_idle(options, source)
         result = golden.replay(artifact, device=device, limits=own)

@@ -7,6 +7,7 @@ weighted with the second moment of the layer's inputs; scales are searched for t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -91,7 +92,10 @@ class BlockWeights:
             arrays = [getattr(p, name) for p in parts]
             return None if arrays[0] is None else np.concatenate(arrays)
 
-        integers, scales = np.concatenate([p.integers for p in parts]), np.concatenate([p.scales for p in parts])
+        integers, scales = (
+            np.concatenate([p.integers for p in parts]),
+            np.concatenate([p.scales for p in parts]),
+        )
         return replace(
             first, integers=integers, scales=scales, zeros=all_of("zeros"), offsets=all_of("offsets")
         )
@@ -125,7 +129,7 @@ def rounded(
     bits: int,
     moment: torch.Tensor | None = None,
     *,
-    symmetric: bool = False,
+    form: str = "zeros",
     block: int = BLOCK,
 ) -> BlockWeights:
     """``weight`` ``[outputs, inputs]`` in blocks.
@@ -133,9 +137,10 @@ def rounded(
     Args:
         weight: float32.
         bits: 4 or 8.
-        moment: ``[inputs, inputs]``, the sum of the outer products of the layer's inputs; without it each weight goes to
-            its nearest integer.
-        symmetric: no zeros of their own for the blocks.
+        moment: ``[inputs, inputs]``, the sum of the outer products of the layer's inputs; without it each weight goes
+            to its nearest integer.
+        form: ``"symmetric"``; ``"zeros"``, an integer of its own for each block; or ``"offsets"``, a real number for
+            each, which costs half a bit a weight more and a sum over the inputs of each block at run time.
         block: how many weights share a scale.
     """
     rows, columns = weight.shape
@@ -145,64 +150,74 @@ def rounded(
     if moment is not None:
         importance[:columns] = moment.diagonal().float().clamp_min(1e-12)
         importance[:columns] /= importance[:columns].mean()
-    scales, zeros = _grid(wide.reshape(rows, -1, block), importance.reshape(-1, block), bits, symmetric)
+    scales, zeros = _grid(wide.reshape(rows, -1, block), importance.reshape(-1, block), bits, form)
     if moment is None:
         integers = _nearest(wide.reshape(rows, -1, block), scales[..., None], zeros[..., None], bits)
         integers = integers.reshape(rows, -1)[:, :columns]
     else:
         integers = _compensated(weight.float(), moment, scales, zeros, bits, block)
+    # The value of the integer 0 is a number of float16, as it was when the grid was chosen.
+    first = (-zeros * scales).half().float()
+    offsets = first + (1 << (bits - 1)) * scales if form == "offsets" else None
     return BlockWeights(
         bits=bits,
         block=block,
         integers=integers.numpy().astype(np.uint8),
         scales=scales.numpy().astype(np.float32),
-        zeros=None if symmetric else zeros.numpy().astype(np.uint8),
+        zeros=zeros.numpy().astype(np.uint8) if form == "zeros" else None,
+        offsets=None if offsets is None else offsets.numpy().astype(np.float32),
     )
 
 
 def _nearest(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
-    return torch.clamp(torch.round(x / scale) + zero, 0, (1 << bits) - 1)
+    return torch.clamp(torch.round(x / scale + zero), 0, (1 << bits) - 1)
 
 
 def _grid(
-    blocks: torch.Tensor, importance: torch.Tensor, bits: int, symmetric: bool
+    blocks: torch.Tensor, importance: torch.Tensor, bits: int, form: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero of each block ``[outputs, blocks]``: of some ranges the one with the least weighted error.
 
-    Scales are numbers of float16, as files keep them so.
+    Scales are numbers of float16, as files keep them so; with offsets, so is the value of the integer 0.
     """
-    levels = (1 << bits) - 1
-    low, high = blocks.amin(-1).clamp_max(0.0), blocks.amax(-1).clamp_min(0.0)
-    best = torch.full_like(low, torch.inf)
-    scales, zeros = torch.ones_like(low), torch.zeros_like(low)
-    for scale, zero in _candidates(low, high, blocks, levels, symmetric):
-        steps = scale.half().float().clamp_min(2.0**-24)
-        back = (_nearest(blocks, steps[..., None], zero[..., None], bits) - zero[..., None]) * steps[..., None]
+    best = torch.full_like(blocks[..., 0], torch.inf)
+    scales, zeros = torch.ones_like(best), torch.zeros_like(best)
+    for scale, zero in _candidates(blocks, bits, form):
+        back = (_nearest(blocks, scale[..., None], zero[..., None], bits) - zero[..., None]) * scale[
+            ..., None
+        ]
         error = ((back - blocks).square() * importance).sum(-1)
         better = error < best
-        best, scales = torch.where(better, error, best), torch.where(better, steps, scales)
+        best, scales = torch.where(better, error, best), torch.where(better, scale, scales)
         zeros = torch.where(better, zero, zeros)
     return scales, zeros
 
 
-def _candidates(
-    low: torch.Tensor, high: torch.Tensor, blocks: torch.Tensor, levels: int, symmetric: bool
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    middle = (levels + 1) // 2
-    if symmetric:
-        # The largest value sits on the end of the integers that has one more: its sign decides which way they point.
-        largest = torch.where(high >= -low, high, low)
-        whole = torch.full_like(low, float(middle))
-        turned = [(-largest / middle * shrink, whole) for shrink in _SHRINKS]
-        plain = [(torch.maximum(high, -low) / (middle - 1) * shrink, whole) for shrink in _SHRINKS]
-        del blocks
-        return [(s.abs(), z) for s, z in plain] + [(s.abs(), z) for s, z in turned]
-    found = []
+_SMALLEST = 2.0**-24
+"""The smallest scale: float16's."""
+
+
+def _half(scale: torch.Tensor) -> torch.Tensor:
+    return scale.half().float().clamp_min(_SMALLEST)
+
+
+def _candidates(blocks: torch.Tensor, bits: int, form: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    levels, middle = (1 << bits) - 1, 1 << (bits - 1)
+    low, high = blocks.amin(-1), blocks.amax(-1)
     for shrink in _SHRINKS:
-        scale = ((high - low) * shrink / levels).clamp_min(2.0**-24)
-        for zero in (torch.round(-low * shrink / scale), torch.floor(-low * shrink / scale)):
-            found.append((scale, zero.clamp(0, levels)))
-    return found
+        if form == "symmetric":
+            largest = torch.maximum(high, -low) * shrink
+            for steps in (middle - 1, middle):  # the negative side has one integer more
+                yield _half(largest / steps), torch.full_like(low, float(middle))
+        elif form == "offsets":
+            centre, reach = (high + low) / 2, (high - low) / 2 * shrink
+            scale, first = _half(2 * reach / levels), (centre - reach).half().float()
+            yield scale, -first / scale
+        else:
+            bottom, top = low.clamp_max(0.0) * shrink, high.clamp_min(0.0) * shrink
+            scale = _half((top - bottom) / levels)
+            for zero in (torch.round(-bottom / scale), torch.floor(-bottom / scale)):
+                yield scale, zero.clamp(0, levels)
 
 
 def _compensated(
@@ -214,24 +229,24 @@ def _compensated(
     block: int,
 ) -> torch.Tensor:
     """GPTQ in the order of the columns, in groups of ``block`` columns with one update of the rest each."""
-    left = weight.double().clone()
-    rows, columns = left.shape
+    left = weight.T.contiguous()  # a column of the matrix is a row here: the loop reads and writes rows
+    columns, rows = left.shape
     hessian = moment.double().clone()
     unseen = hessian.diagonal() <= 0
     hessian.diagonal()[unseen] = 1.0
-    left[:, unseen] = 0.0
+    left[unseen] = 0.0
     hessian.diagonal().add_(_DAMPING * float(hessian.diagonal().mean()))
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
-    integers = torch.zeros(rows, columns)
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True).float()
+    integers = torch.zeros(columns, rows)
     for start in range(0, columns, block):
         end = min(start + block, columns)
-        scale, zero = scales[:, start // block].double(), zeros[:, start // block].double()
-        errors = torch.zeros(rows, end - start, dtype=torch.double)
+        scale, zero = scales[:, start // block], zeros[:, start // block]
+        errors = torch.zeros(end - start, rows)
         for column in range(start, end):
-            rounded_to = _nearest(left[:, column], scale, zero, bits)
-            integers[:, column] = rounded_to.float()
-            error = (left[:, column] - (rounded_to - zero) * scale) / upper[column, column]
-            left[:, column:end] -= error[:, None] * upper[column, column:end]
-            errors[:, column - start] = error
-        left[:, end:] -= errors @ upper[start:end, end:]
-    return integers
+            rounded_to = _nearest(left[column], scale, zero, bits)
+            integers[column] = rounded_to
+            error = (left[column] - (rounded_to - zero) * scale) / upper[column, column]
+            left[column:end].addr_(upper[column, column:end], error, alpha=-1.0)
+            errors[column - start] = error
+        left[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1.0)
+    return integers.T

@@ -57,7 +57,9 @@ class _Builder:
         state: _Sum = (self.embedded(ids), None)
         for i, layer in enumerate(decoder.layers):
             cache = self.cache(i, layer.attention)
-            state = self.layer(layer, f"/layers.{i}", state, (*cache, lengths, total, *tables[layer.attention.rotary]))
+            state = self.layer(
+                layer, f"/layers.{i}", state, (*cache, lengths, total, *tables[layer.attention.rotary])
+            )
         normed, _ = self.normed("/norm", state, decoder.norm)
         last = self.op("Gather", [normed, self.constant("last", np.asarray([-1]))], "/last", axis=1)
         logits = self.capped(self.head(last), decoder.softcap, "/head")
@@ -77,7 +79,9 @@ class _Builder:
 
     def lengths(self, mask: ir.Value) -> tuple[ir.Value, ir.Value]:
         """How many tokens of each row count, less one, and how many there are in all; both INT32."""
-        counted = self.op("ReduceSum", [mask, self.constant("axis_1", np.asarray([1]))], "/mask/sum", keepdims=0)
+        counted = self.op(
+            "ReduceSum", [mask, self.constant("axis_1", np.asarray([1]))], "/mask/sum", keepdims=0
+        )
         less = self.op("Sub", [counted, self.constant("one", np.asarray([1]))], "/mask/less")
         lengths = self.op("Cast", [less], "/mask/lengths", to=ir.DataType.INT32.value)
         shape = self.op("Shape", [mask], "/mask/shape", start=1, end=2)
@@ -147,7 +151,11 @@ class _Builder:
             parts = [joined[0], None, None]
         else:
             query = self.head_norm(joined[0], a.query_norm, a.head_size, f"{where}/query_norm")
-            parts = [query, self.head_norm(joined[1], a.key_norm, a.head_size, f"{where}/key_norm"), joined[2]]
+            parts = [
+                query,
+                self.head_norm(joined[1], a.key_norm, a.head_size, f"{where}/key_norm"),
+                joined[2],
+            ]
         node = ir.node(
             "GroupQueryAttention",
             [*parts, past_key, past_value, lengths, total, cosines, sines],
@@ -171,7 +179,11 @@ class _Builder:
         """A norm of each head's part, or of all heads together: its width says which."""
         if norm is None or norm.scale.shape[0] != head_size:
             return self.after(where, x, norm)
-        heads = self.op("Reshape", [x, self.constant(f"heads_{head_size}", np.asarray([0, 0, -1, head_size]))], f"{where}/heads")
+        heads = self.op(
+            "Reshape",
+            [x, self.constant(f"heads_{head_size}", np.asarray([0, 0, -1, head_size]))],
+            f"{where}/heads",
+        )
         back = self.constant("rows", np.asarray([0, 0, -1]))
         return self.op("Reshape", [self.after(where, heads, norm), back], f"{where}/joined")
 
@@ -209,7 +221,12 @@ class _Builder:
             [residual, added, scale, *([bias] if norm.centred else [])],
             attributes={"epsilon": norm.epsilon},
             domain=MICROSOFT,
-            outputs=[ir.Value(name=f"{where}:0"), ir.Value(name=""), ir.Value(name=""), ir.Value(name=f"{where}:3")],
+            outputs=[
+                ir.Value(name=f"{where}:0"),
+                ir.Value(name=""),
+                ir.Value(name=""),
+                ir.Value(name=f"{where}:3"),
+            ],
             name=where,
         )
         self.nodes.append(node)
@@ -243,16 +260,24 @@ class _Builder:
         if not alike and len(parts) > 1:
             names = ("query", "key", "value")
             return [self.linear([p], x, f"{where}/{n}")[0] for p, n in zip(parts, names, strict=True)]
-        name = parts[0].name + (".joined" if len(parts) > 1 else "" if parts[0].rows is None else f".{parts[0].rows[0]}")
+        name = parts[0].name + (
+            ".joined" if len(parts) > 1 else "" if parts[0].rows is None else f".{parts[0].rows[0]}"
+        )
         if present:
             joined = BlockWeights.joined(present) if len(present) > 1 else present[0]
             result = self.product(name, joined, x, where)
         else:
             matrix = np.concatenate([p.weight.numpy() for p in parts]).T
-            result = self.op("MatMul", [x, self.constant(f"{name}.weight", np.ascontiguousarray(matrix))], where)
+            result = self.op(
+                "MatMul", [x, self.constant(f"{name}.weight", np.ascontiguousarray(matrix))], where
+            )
         if any(p.bias is not None for p in parts):
-            biases = [np.zeros(p.weight.shape[0], np.float32) if p.bias is None else p.bias.numpy() for p in parts]
-            result = self.op("Add", [result, self.constant(f"{name}.bias", np.concatenate(biases))], f"{where}/bias")
+            biases = [
+                np.zeros(p.weight.shape[0], np.float32) if p.bias is None else p.bias.numpy() for p in parts
+            ]
+            result = self.op(
+                "Add", [result, self.constant(f"{name}.bias", np.concatenate(biases))], f"{where}/bias"
+            )
         return [result]
 
     def part(self, linear: Linear) -> BlockWeights | None:
@@ -278,8 +303,23 @@ class _Builder:
         if stored.offsets is None:
             return result
         sums = self.block_sums(x, stored)
-        offsets = self.wide(f"{name}.offsets", np.ascontiguousarray(stored.offsets.T))
-        return self.op("Add", [result, self.op("MatMul", [sums, offsets], f"{where}/offset")], f"{where}/whole")
+        offsets = self.offsets(name, stored, stored.offsets)
+        return self.op(
+            "Add", [result, self.op("MatMul", [sums, offsets], f"{where}/offset")], f"{where}/whole"
+        )
+
+    def offsets(self, name: str, stored: BlockWeights, offsets: Array) -> ir.Value:
+        """``[blocks, outputs]``, as the sum of two numbers of float16 where it is one: folded when it is loaded."""
+        first = (offsets - stored.middle * stored.scales).astype(np.float16)
+        again = first.astype(np.float32) + np.float32(stored.middle) * stored.scales
+        if not np.array_equal(again, offsets):
+            return self.constant(f"{name}.offsets", offsets.T)
+        middle = self.constant(f"middle_{stored.bits}", np.asarray(stored.middle, np.float32))
+        steps = self.op("Mul", [self.wide(f"{name}.scales", stored.scales), middle], f"{name}/steps")
+        whole = self.op(
+            "Add", [self.wide(f"{name}.first", first.astype(np.float32)), steps], f"{name}/offsets"
+        )
+        return self.op("Transpose", [whole], f"{name}/offsets/turned", perm=[1, 0])
 
     def block_sums(self, x: ir.Value, stored: BlockWeights) -> ir.Value:
         """The sums of the inputs over each block: what a block's offset is multiplied with. Shared by all readers."""
@@ -325,8 +365,13 @@ class _Builder:
         return self.op("Mul", [part, limit], f"{where}/capped")
 
     def cache(self, index: int, a: Attention) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
-        shapes = [["batch_size", a.key_heads, n, a.head_size] for n in ("past_sequence_length", "total_sequence_length")]
-        past = [self.input(f"past_key_values.{index}.{n}", ir.DataType.FLOAT, shapes[0]) for n in ("key", "value")]
+        shapes = [
+            ["batch_size", a.key_heads, n, a.head_size]
+            for n in ("past_sequence_length", "total_sequence_length")
+        ]
+        past = [
+            self.input(f"past_key_values.{index}.{n}", ir.DataType.FLOAT, shapes[0]) for n in ("key", "value")
+        ]
         present = [self.describe(ir.Value(name=f"present.{index}.{n}"), shapes[1]) for n in ("key", "value")]
         self.outputs += present
         return past[0], past[1], present[0], present[1]
@@ -344,12 +389,18 @@ class _Builder:
         if name not in self.constants:
             tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
             self.constants[name] = ir.Value(
-                name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape
+                name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape)
             )
         return self.constants[name]
 
     def op(
-        self, kind: str, inputs: Sequence[ir.Value | None], name: str, *, domain: str = "", **attributes: Attributes
+        self,
+        kind: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        *,
+        domain: str = "",
+        **attributes: Attributes,
     ) -> ir.Value:
         node = ir.node(
             kind,

@@ -6,6 +6,7 @@ import pipeline_fakes as fakes
 import pytest
 from pipeline_fakes import Fake, samples, target
 
+from edgekit.artifact import language
 from edgekit.artifact.gates import Evidence, gates
 from edgekit.artifact.limits import NAMES, parse
 from edgekit.artifact.rollout import Rollout
@@ -79,7 +80,25 @@ def test_every_gate_is_held_against_the_limit_that_is_given(name, good, bad):
 
 def test_every_name_was_tried_above():
     assert {"snr", "size", "metric-drop"} <= set(NAMES)
-    assert len(NAMES) == 16
+    assert len(NAMES) == 16 + len(SPOKEN)
+
+
+SPOKEN = ("perplexity", "token-agreement", "greedy")
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [("perplexity", "3%", 0.01), ("token-agreement", 0.9, "95%"), ("greedy", 0.5, "100%")],
+)
+def test_gates_of_language_models_are_held_against_the_limit_that_is_given(name, good, bad):
+    evidence = language.Evidence(
+        tokens=100, perplexity=10.2, reference_perplexity=10.0, rise=0.02, rise_error=0.001, largest=0.5,
+        agreement=0.92, same=64, asked=128, texts=(7, 7), chats=(0, 0), stops="", window="",
+    )  # fmt: skip
+    for value, verdict in ((good, Verdict.PASS), (bad, Verdict.FAIL)):
+        found = language.gates(evidence, Tolerance(), parse({name: value}), 1, None)
+        (gate,) = [g for g in found if g.name == name]
+        assert gate.verdict is verdict, gate.message
 
 
 def test_slices_and_samples_follow_an_snr_unless_they_are_set():

@@ -1,6 +1,7 @@
 """onnxruntime-genai on CPUs: language models as a folder with graph, settings, tokenizer and chat template.
 
-In comes a decoder with its weights, some of them integers; out goes what ``onnxruntime_genai.Model`` loads.
+In comes a decoder with its weights, some of them integers. Out goes what ``onnxruntime_genai.Model`` loads. The
+runtime does not tell what it executes where.
 """
 
 from __future__ import annotations

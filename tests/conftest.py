@@ -31,6 +31,7 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Workers of one run share it (the controller sets it before they start); two runs do not.
 os.environ.setdefault("EDGEKIT_CACHE", tempfile.mkdtemp(prefix="edgekit-tests-"))
+os.environ["EDGEKIT_HISTORY"] = "off"  # nothing of a test is the user's; tests of the history name a file
 # A benchmark takes the device's lock; tests that run side by side must not find each other busy.
 os.environ["EDGEKIT_LOCK"] = f"-tests-{os.getpid()}"
 

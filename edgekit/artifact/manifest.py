@@ -192,8 +192,13 @@ def file_records(directory: Path, names: tuple[str, ...]) -> tuple[FileRecord, .
 def write(manifest: Manifest, directory: Path) -> Path:
     """Write ``manifest.json`` into ``directory`` by temporary name and rename."""
     path = directory / FILE_NAME
-    files.write(path, wire.encode(to_builtins(manifest)))
+    files.write(path, encoded(manifest))
     return path
+
+
+def encoded(manifest: Manifest) -> bytes:
+    """The manifest as its file has it."""
+    return wire.encode(to_builtins(manifest))
 
 
 def read(path: Path) -> Artifact:
@@ -214,19 +219,25 @@ def read(path: Path) -> Artifact:
         raise SourceError(
             f"{file} cannot be read: {error.strerror}", hint="name the folder of an artifact"
         ) from error
+    manifest = parse(data, str(file))
+    for name in (*(f.name for f in manifest.files), *([manifest.golden.file] if manifest.golden else [])):
+        _refuse_escape(name, file)
+    return Artifact(directory=directory, manifest=manifest)
+
+
+def parse(data: bytes, where: str) -> Manifest:
+    """The manifest that ``data`` is; what it names is not looked at. Raises :class:`SourceError`, as :func:`read`."""
     try:
-        manifest = structure(Manifest, wire.decode(data, str(file)), where=str(file))
+        manifest = structure(Manifest, wire.decode(data, where), where=where)
     except ConfigError as error:
         raise SourceError(
             f"{error.message}: this edgekit does not know it",
             hint="upgrade edgekit, or build the artifact again",
         ) from error
     if not manifest.files:
-        raise SourceError(f"{file} names no model file", hint="build the artifact again")
-    for name in (*(f.name for f in manifest.files), *([manifest.golden.file] if manifest.golden else [])):
-        _refuse_escape(name, file)
-    refuse_unknown_types((*manifest.inputs, *manifest.outputs), str(file))
-    return Artifact(directory=directory, manifest=manifest)
+        raise SourceError(f"{where} names no model file", hint="build the artifact again")
+    refuse_unknown_types((*manifest.inputs, *manifest.outputs), where)
+    return manifest
 
 
 def refuse_unknown_types(specs: Iterable[TensorSpec], where: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from edgekit.artifact import golden, language_again
+from edgekit.artifact import golden, history, language_again
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.manifest import Artifact
 from edgekit.artifact.run import runnable
@@ -145,8 +145,10 @@ def _measurement(outcome: Measurement | Comparison) -> Measurement:
 def _measured(artifact: Artifact, outcome: Measurement | Comparison) -> Measured:
     """Record it, and say so."""
     measurement = _measurement(outcome)
+    recorded = record(artifact, measurement)
+    history.remember(history.Kind.BENCH, recorded, measurement=measurement)
     return Measured(
-        artifact=record(artifact, measurement),
+        artifact=recorded,
         measurement=measurement,
         comparison=outcome if isinstance(outcome, Comparison) else None,
     )

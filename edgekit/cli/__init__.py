@@ -30,6 +30,7 @@ COMMANDS = {
     "chat": "Talk to a language model's artifact in the terminal.",
     "profile": "Show where an artifact's time goes, operator by operator.",
     "compare": "Hold a build against an older one: what got better, worse, or cannot be told.",
+    "history": "Show what was built, verified and measured, and when.",
     "report": "Write one HTML page about artifacts: verdicts, figures, how to repeat them.",
     "package": "Make what an app developer takes: a self-testing bundle, a library, a web package.",
     "pack": "Code an artifact losslessly into one .ekz file.",

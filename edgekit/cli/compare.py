@@ -12,15 +12,18 @@ from edgekit.cli._options import json_flag
 from edgekit.cli._output import print_json, say, show_error, table
 from edgekit.core import files
 from edgekit.core.declared import parse_fraction
-from edgekit.errors import GateFailedError
+from edgekit.errors import GateFailedError, UsageError
 
 if TYPE_CHECKING:
+    from edgekit.report.collect import Entry
     from edgekit.report.comparison import Figure
+
+PREVIOUS = "@previous"
 
 
 @click.command()
-@click.argument("old", type=click.Path(path_type=Path))
-@click.argument("new", type=click.Path(path_type=Path))
+@click.argument("old")
+@click.argument("new")
 @click.option(
     "--fail-on-regression",
     "limit",
@@ -31,28 +34,24 @@ if TYPE_CHECKING:
 @click.option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Write a Markdown table.")
 @click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write JUnit's XML.")
 @json_flag
-def compare(
-    old: Path, new: Path, limit: str, markdown: Path | None, junit: Path | None, as_json: bool
-) -> None:
+def compare(old: str, new: str, limit: str, markdown: Path | None, junit: Path | None, as_json: bool) -> None:
     """Hold the build NEW against the build OLD: verdicts, sizes, metrics, times, matched by target.
 
-    OLD and NEW are artifacts, or folders of them. Times of two runs are better or worse only where the whole
-    interval of their ratio is beyond 5 %: machines drift. edgekit bench NEW --vs OLD takes them in turns and
-    sees 1 %.
+    OLD and NEW are artifacts, or folders of them; @12 is run 12 of edgekit history, and as OLD @previous is each
+    target's newest run that made something else of the same source.
+
+    Times of two runs are better or worse only where the whole interval of their ratio is beyond 5 %: machines
+    drift. edgekit bench NEW --vs OLD takes them in turns and sees 1 %.
 
     Example: edgekit compare main/build build --fail-on-regression 5% --markdown table.md
     """
-    from edgekit.report.collect import collect
     from edgekit.report.comparison import compare as compared
     from edgekit.report.written import junit as as_junit
     from edgekit.report.written import markdown as as_markdown
 
     allowed = parse_fraction(limit, what="--fail-on-regression") if limit else 0.0
-    sides = [collect([folder]) for folder in (old, new)]
-    for _, skipped in sides:
-        for one in skipped:
-            say(f"{one.directory} cannot be read: {one.why}", err=True)
-    figures = compared(sides[0][0], sides[1][0])
+    after = _side(new)
+    figures = compared(_previous(after) if old == PREVIOUS else _side(old), after)
     for path, text in ((markdown, as_markdown), (junit, as_junit)):
         if path is not None:
             written = text(figures, allowed)
@@ -66,6 +65,35 @@ def compare(
         error = _failure(regressed)
         show_error(error)
         raise click.exceptions.Exit(error.exit_code)
+
+
+def _side(text: str) -> tuple[Entry, ...]:
+    """What OLD or NEW names: a run of the history, or folders."""
+    from edgekit.report.collect import collect, remembered
+
+    if text.startswith("@"):
+        if not text[1:].isdecimal():
+            raise UsageError(
+                f"{text!r} is no run of the history",
+                hint=f"@12 is run 12 (edgekit history lists them); as OLD {PREVIOUS} is what was before",
+            )
+        return (remembered(int(text[1:])),)
+    entries, skipped = collect([Path(text)])
+    for one in skipped:
+        say(f"{one.directory} cannot be read: {one.why}", err=True)
+    return entries
+
+
+def _previous(after: Sequence[Entry]) -> tuple[Entry, ...]:
+    """For each artifact the newest run of the history that made something else; those without are named."""
+    from edgekit.artifact import history
+    from edgekit.report.collect import remembered
+
+    numbers = {e.name: history.before(e.artifact) for e in after}
+    for name, number in numbers.items():
+        if number is None:
+            say(f"{name}: the history has no other artifact of this target and source", err=True)
+    return tuple(remembered(n) for n in numbers.values() if n is not None)
 
 
 def _show(figures: Sequence[Figure]) -> None:

@@ -9,10 +9,11 @@ import click
 from edgekit.artifact.manifest import BUILT
 from edgekit.cli._options import json_flag
 from edgekit.cli._output import print_json, say
+from edgekit.errors import UsageError
 
 
 @click.command()
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--html",
     type=click.Path(path_type=Path),
@@ -22,8 +23,14 @@ from edgekit.cli._output import print_json, say
     help="The file to write.",
 )
 @click.option("--title", default="", help="The heading; by default the sources.")
+@click.option(
+    "--board",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write a page and JSON of the newest measurements in edgekit history, in place of a report.",
+)
 @json_flag
-def report(folders: tuple[Path, ...], html: Path, title: str, as_json: bool) -> None:
+def report(folders: tuple[Path, ...], html: Path, title: str, board: Path | None, as_json: bool) -> None:
     """Write one page about the artifacts in FOLDERS: verdicts, sizes, times, and how to repeat each number.
 
     FOLDERS are artifacts, or folders of them (what edgekit build --out names). The page is one file without scripts; it
@@ -31,6 +38,13 @@ def report(folders: tuple[Path, ...], html: Path, title: str, as_json: bool) -> 
 
     Example: edgekit report build --html report.html
     """
+    if board is not None:
+        _board(folders, board, as_json=as_json)
+        return
+    if not folders:
+        raise UsageError(
+            "there is nothing to report on", hint="name what edgekit build wrote: edgekit report build"
+        )
     from edgekit.report import write
 
     entries = write(folders, html, title=title)
@@ -43,3 +57,17 @@ def report(folders: tuple[Path, ...], html: Path, title: str, as_json: bool) -> 
         return
     good = sum(e.artifact.manifest.status in BUILT and not e.changed for e in entries)
     say(f"{html}: {len(entries)} artifacts, {good} of them passed")
+
+
+def _board(folders: tuple[Path, ...], board: Path, *, as_json: bool) -> None:
+    from edgekit.report.board import PAGE, write_board
+
+    if folders:
+        raise UsageError(
+            "a board shows what edgekit history has, not folders", hint="leave the folders out, or --board"
+        )
+    rows = write_board(board)
+    if as_json:
+        print_json({"board": str(board / PAGE), "rows": rows})
+    else:
+        say(f"{board / PAGE}: {len(rows)} measurements")

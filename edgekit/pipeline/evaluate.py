@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING
 
-from edgekit.artifact import golden, language_again, limits, proof
+from edgekit.artifact import golden, history, language_again, limits, proof
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.gates import Evidence, gates
 from edgekit.artifact.golden import Replay
@@ -117,6 +117,7 @@ def again(
             device=device,
         ).added(result)
     golden.adopt(artifact, result)
+    history.remember(history.Kind.VERIFY, artifact, gates=result.gates, status=str(result.status))
     return result
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgekit.artifact import history
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.manifest import Artifact
 from edgekit.artifact.measure import PARTIAL, RAW
@@ -65,6 +66,13 @@ def collect(folders: Sequence[Path]) -> tuple[tuple[Entry, ...], tuple[Skipped, 
             except EdgekitError as error:
                 skipped[directory.resolve()] = Skipped(directory=directory, why=error.message)
     return tuple(entries.values()), tuple(skipped.values())
+
+
+def remembered(number: int) -> Entry:
+    """One run of the history, as it was. Raises :class:`UnknownNameError` where there is none of that number."""
+    artifact, times = history.artifact_of(number)
+    rows = {device: found for device, processes in times.items() if (found := _rows(processes))}
+    return Entry(artifact=artifact, times=rows)
 
 
 def _artifacts(folder: Path) -> Iterator[Path]:

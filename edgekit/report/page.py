@@ -6,6 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from edgekit.artifact import proof
 from edgekit.artifact.manifest import BUILT, Manifest, Status
@@ -16,6 +17,9 @@ from edgekit.report import figures
 from edgekit.report.collect import LONGEST_MS, Entry, Skipped
 from edgekit.report.figures import Point, Spread
 from edgekit.types import Json, Measurement, Verdict
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _GOOD, _OPEN, _BAD, _UNKNOWN, _SHOWN = (
     ("good", "✔"),
@@ -53,15 +57,16 @@ _MOST_DRAWN = 30
 _MOST_BARS = 12
 
 
-def page(entries: Sequence[Entry], skipped: Sequence[Skipped], *, title: str = "") -> str:
-    """The whole page as HTML. Raises :class:`MissingExtraError` where matplotlib or Jinja2 is not installed."""
+def environment() -> Environment:
+    """Jinja's, for the templates here: texts are escaped and control characters shown. Raises
+    :class:`MissingExtraError`."""
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
         raise MissingExtraError(
             "Jinja2, which writes the report", requirement="edgekit-deploy[report]"
         ) from error
-    environment = Environment(
+    return Environment(
         loader=PackageLoader("edgekit.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -69,20 +74,28 @@ def page(entries: Sequence[Entry], skipped: Sequence[Skipped], *, title: str = "
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
+
+
+def page(entries: Sequence[Entry], skipped: Sequence[Skipped], *, title: str = "") -> str:
+    """The whole page as HTML. Raises :class:`MissingExtraError` where matplotlib or Jinja2 is not installed."""
     rows = [_row(e, f"a{i}") for i, e in enumerate(entries)]
     sources = dict.fromkeys(e.artifact.manifest.source.text for e in entries)
     score = _score_name(entries)
-    return environment.get_template("page.html").render(
-        several=len(sources) > 1,
-        title=title or ", ".join(sources) or "nothing",
-        edgekit=EDGEKIT,
-        counts=_counts(entries),
-        rows=rows,
-        columns=[(k, h) for k, h in _COLUMNS if any(row[k] != _NOTHING for row in rows)],
-        details=[_detail(e, f"a{i}", drawn=len(entries) <= _MOST_DRAWN) for i, e in enumerate(entries)],
-        skipped=[(str(s.directory), s.why) for s in skipped],
-        pareto=figures.pareto([_point(e) for e in entries], score),
-        latencies=figures.latencies(_spreads(entries)),
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            several=len(sources) > 1,
+            title=title or ", ".join(sources) or "nothing",
+            edgekit=EDGEKIT,
+            counts=_counts(entries),
+            rows=rows,
+            columns=[(k, h) for k, h in _COLUMNS if any(row[k] != _NOTHING for row in rows)],
+            details=[_detail(e, f"a{i}", drawn=len(entries) <= _MOST_DRAWN) for i, e in enumerate(entries)],
+            skipped=[(str(s.directory), s.why) for s in skipped],
+            pareto=figures.pareto([_point(e) for e in entries], score),
+            latencies=figures.latencies(_spreads(entries)),
+        )
     )
 
 

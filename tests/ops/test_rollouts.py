@@ -14,6 +14,8 @@ pytest.importorskip("onnxruntime")
 import edgekit  # noqa: E402
 from edgekit.errors import UsageError  # noqa: E402
 
+HERE = "local"
+"""Quantized for this processor: without VNNI sums of what is built for any saturate."""
 TARGETS = ["ort-int8", "openvino-int8", "tflite-int8", "ort-fp32", "tflite-fp32"]
 
 
@@ -69,7 +71,7 @@ def _built(module: Any, example: Any, samples: Any, tmp_path: Any, **options: An
         targets=options.pop("targets", TARGETS),
         calibration=list(samples(40, 1)),
         evaluation=list(samples(options.pop("count", 220), 2)),
-        options=edgekit.Options(out=tmp_path, speed_gate=False, strict=False, **options),
+        options=edgekit.Options(out=tmp_path, speed_gate=False, strict=False, device=HERE, **options),
     )
     return {a.manifest.target.name: a for a in result.raise_for_failures().artifacts}
 
@@ -141,7 +143,7 @@ def test_an_onnx_file_is_rolled_out_in_onnxruntime_and_verified_again(tmp_path):
         targets="ort-int8",
         calibration=list(_frames(40, 1)),
         evaluation=list(_frames(220, 2)),
-        options=edgekit.Options(out=tmp_path, speed_gate=False),
+        options=edgekit.Options(out=tmp_path, speed_gate=False, device=HERE),
     )
     (artifact,) = result.raise_for_failures().artifacts
     rollout = artifact.manifest.details["rollout"]

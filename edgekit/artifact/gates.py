@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from edgekit.artifact import proof
 from edgekit.artifact.limits import Limits
+from edgekit.artifact.parity import UNSEEN
 from edgekit.artifact.rollout import Rollout, rollout_gates
 from edgekit.artifact.rounding import beside_rounding
 from edgekit.artifact.summary import size
@@ -125,6 +126,12 @@ def _finite(parity: Parity | None, why: str) -> Gate:
         return _not_run("finite", 0, why)
     verdict = Verdict.FAIL if parity.nonfinite else Verdict.PASS
     message = f"{parity.nonfinite} values are NaN, or infinite on one side only" if parity.nonfinite else ""
+    unseen = [name for name, figures in parity.per_output.items() if UNSEEN in figures]
+    if verdict is Verdict.PASS and unseen:
+        verdict = Verdict.UNPROVEN
+        message = (
+            f"{', '.join(unseen)} gave nothing but infinities: no value could be compared; other inputs tell"
+        )
     return Gate(name="finite", verdict=verdict, limit=0, value=float(parity.nonfinite), message=message)
 
 

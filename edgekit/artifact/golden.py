@@ -155,6 +155,7 @@ def replay(artifact: Artifact, *, device: Device = LOCAL, limits: Limits | None 
         evidence = Evidence(parity=parity, size_bytes=manifest.size, measurement=timing)
         found = _judged(evidence, claimed, row, limits)
         found = tuple(_as_sure(g, expected, run.outputs) for g in found)
+        found = (*found, *_vouched(manifest, row))
         names = {g.name for g in found}
         return Replay(
             parity=parity,
@@ -201,6 +202,27 @@ def _by_claim(gate: Gate, claimed: Gate | None) -> Gate:
         "--source with --eval measures it"
     )
     return replace(gate, verdict=Verdict.UNPROVEN, message=f"{gate.message}{claim}")
+
+
+def _vouched(manifest: manifests.Manifest, row: Tolerance) -> Iterator[Gate]:
+    """What nobody vouches for: a target that is not of the catalogue here, and gates that the target asks for and the
+    manifest says nothing of. A build records each gate; where they are missing somebody took them out."""
+    if manifest.target.name not in catalogue.known():
+        yield _unproven(
+            "target", f"no target here is called {manifest.target.name}: its limits are the manifest's own"
+        )
+    if not manifest.gates:
+        yield _unproven("gates", "the manifest records no gate of the build")
+        return
+    recorded = {g.name for g in manifest.gates}
+    asked = {"placement": row.placement, "integer-weights": row.integer_weights}
+    for name, limit in asked.items():
+        if limit is not None and name not in recorded:
+            yield _unproven(name, f"{manifest.target.name} asks for it, and the manifest does not record it")
+
+
+def _unproven(name: str, message: str) -> Gate:
+    return Gate(name=name, verdict=Verdict.UNPROVEN, message=message)
 
 
 def _failed_before(manifest: manifests.Manifest) -> tuple[Gate, ...]:
@@ -310,8 +332,9 @@ def row_limits(target: Target) -> tuple[Tolerance, tuple[str, ...]]:
     where the manifest's are weaker, or where there is no such row here and the manifest's have to do."""
     row = catalogue.known().get(target.name)
     if row is None:
-        return target.tolerance, (
-            f"no target here is called {target.name}: the limits are the manifest's own",
+        return _not_below_any_row(target), (
+            f"no target here is called {target.name}: the limits are the manifest's own, and no weaker than those of "
+            f"any {target.precision} target",
         )
     weaker = [name for name, weak in _compared(target.tolerance, row.tolerance) if weak]
     if not weaker:
@@ -321,13 +344,31 @@ def row_limits(target: Target) -> tuple[Tolerance, tuple[str, ...]]:
     )
 
 
+def _not_below_any_row(target: Target) -> Tolerance:
+    """The manifest's own limits, but for those that are weaker than the weakest of all rows of this precision."""
+    rows = [r for r in catalogue.known().values() if r.precision is target.precision]
+    limits: dict[str, float] = {}
+    for field in fields(Tolerance):
+        known = [v for r in rows if (v := getattr(r.tolerance, field.name)) is not None]
+        if 2 * len(known) <= len(rows):
+            continue  # most targets are without this gate
+        own, at_most = getattr(target.tolerance, field.name), field.name in _AT_MOST
+        weakest = max(known) if at_most else min(known)
+        if own is None or (own > weakest if at_most else own < weakest):
+            limits[field.name] = weakest
+    return replace(target.tolerance, **limits)  # type: ignore[arg-type]  # every field is a number
+
+
+_AT_MOST = ("relative_error", "metric_drop", "perplexity")
+"""The fields of a tolerance where more is weaker."""
+
+
 def _compared(claimed: Tolerance, row: Tolerance) -> Iterator[tuple[str, bool]]:
     """Each limit's name, and whether the claimed one asks for less."""
-    at_most = ("relative_error", "metric_drop", "perplexity")
     for field in fields(Tolerance):
         ours, theirs = getattr(row, field.name), getattr(claimed, field.name)
         if ours is not None:
-            less = theirs is None or (theirs > ours if field.name in at_most else theirs < ours)
+            less = theirs is None or (theirs > ours if field.name in _AT_MOST else theirs < ours)
             yield field.name.replace("_", " "), less
 
 

@@ -129,6 +129,8 @@ class _Tally:
     cosine_sum: float = 0.0
     cosine_min: float = 1.0
     nonfinite: int = 0
+    values: int = 0
+    finite: int = 0
     compared: int = 0
     agreeing: int = 0
     embedded: bool = True
@@ -152,6 +154,8 @@ class _Tally:
         same_infinity = np.isinf(r) & (r == a)
         good = np.isfinite(r) & np.isfinite(a)
         self.nonfinite += int((~(good | same_infinity)).sum())
+        self.values += good.size
+        self.finite += int(good.sum())
         if scores and ref.ndim == 2 and ref.shape[1]:
             whole = (good | same_infinity).all(axis=1)
             self.compared += rows
@@ -190,6 +194,8 @@ class _Tally:
     def summary(self) -> dict[str, float]:
         """The figures of one output."""
         figures = {"rows": float(self.rows), "max_abs": self.max_abs, "nonfinite": float(self.nonfinite)}
+        if self.values and not self.finite:
+            figures[UNSEEN] = 1.0
         if self.compared and not self.embedded:
             figures["agreement"] = self.agreeing / self.compared
         if (share := self.classes.share()) is not None:
@@ -212,6 +218,10 @@ class _Tally:
                 "cosine_min": -1.0 if broken else self.cosine_min,
             }
         )
+
+
+UNSEEN = "all infinite"
+"""The figure of an output of which no value could be compared: all were the same infinities."""
 
 
 def _where(name: str, figures: Mapping[str, float]) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import signal
 import sys
 import traceback
 
 import click
 
-from edgekit.cli import _ending
+from edgekit.cli import _ending, _streams
 from edgekit.core import contained
 from edgekit.core.versions import EDGEKIT
 from edgekit.errors import EdgekitError, Stopped, UnknownNameError
@@ -103,6 +102,7 @@ def cli() -> None:
 def main() -> None:
     """Entry point of the ``edgekit`` command."""
     as_json = "--json" in sys.argv
+    _streams.prepare()
     _ending.prepare()
     try:
         with contained.program():
@@ -110,7 +110,8 @@ def main() -> None:
     except click.exceptions.Exit as e:
         code = e.exit_code
     except click.ClickException as e:
-        e.show()
+        with contextlib.suppress(OSError):
+            e.show()
         code = 2
     except (KeyboardInterrupt, click.Abort) as e:
         # click makes an Abort of every EOFError, and of every interrupt: its cause tells.
@@ -127,19 +128,8 @@ def main() -> None:
             else _report(refused_by_system(e) or e, as_json=as_json)
         )
     _ending.settle()
-    _flush()
+    _streams.settle()
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _flush() -> None:
-    """What waits to be written, while its failure changes nothing: Python's own last flush, of a terminal that is gone,
-    ends with 120 whatever the exit code was."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _behind(error: Exception) -> BaseException | None:
@@ -163,10 +153,15 @@ def _report(error: Exception, *, as_json: bool) -> int:
     if isinstance(error, MemoryError):
         error = contained.out_of_memory()
     if not isinstance(error, EdgekitError):
-        traceback.print_exception(error)
-        click.echo("edgekit: this is a defect; please report it with the traceback above", err=True)
+        with contextlib.suppress(OSError):  # stderr may take nothing, either
+            traceback.print_exception(error)
+            click.echo("edgekit: this is a defect; please report it with the traceback above", err=True)
         return 1
     from edgekit.cli._output import show_error
 
-    show_error(error, as_json=as_json)
+    with contextlib.suppress(OSError):
+        try:
+            show_error(error, as_json=as_json and not isinstance(error, _streams.OutputError))
+        except _streams.OutputError:
+            show_error(error)
     return error.exit_code

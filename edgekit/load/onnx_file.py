@@ -5,12 +5,13 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from edgekit.errors import SourceError
 from edgekit.graph import io
 from edgekit.load.foreign import translated
-from edgekit.types import OnnxModel, Permit, SourceSpec
+from edgekit.types import OnnxModel, Permit, SourceSpec, TensorSpec
 
 
 def load(spec: SourceSpec, permit: Permit) -> OnnxModel:
@@ -32,7 +33,27 @@ def load(spec: SourceSpec, permit: Permit) -> OnnxModel:
         raise SourceError(f"{spec.path} has no output", hint="export it again")
     if not model.inputs:
         raise SourceError(f"{spec.path} has no input: its output is a constant", hint="export it again")
+    for tensor in (*model.inputs, *model.outputs):
+        _refuse_form(tensor, spec.path)
     return model
+
+
+_MOST_AXES = 64
+"""numpy's limit; every sample and result is an array."""
+
+
+def _refuse_form(tensor: TensorSpec, path: Path) -> None:
+    """What no array can hold: a type that numpy has no kernels of, or more axes than there are."""
+    if np.dtype(tensor.dtype).isbuiltin != 1:
+        raise SourceError(
+            f"{path}: {tensor.name!r} is {tensor.dtype}: no data can be given or taken in this type",
+            hint="export it with float32 or integer inputs and outputs; a Cast inside may narrow them",
+        )
+    if len(tensor.shape) > _MOST_AXES:
+        raise SourceError(
+            f"{path}: {tensor.name!r} has {len(tensor.shape)} axes, and arrays have {_MOST_AXES} at most",
+            hint="export it again",
+        )
 
 
 _LONGEST_NAME = 1000

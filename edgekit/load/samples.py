@@ -419,7 +419,8 @@ def _converted(array: Array, spec: TensorSpec, where: str) -> Array:
                 f"{where}: {spec.name!r} is {array.dtype}, the model takes {dtype}",
                 hint=_dtype_hint(array, dtype),
             )
-        converted = array.astype(dtype)
+        with np.errstate(over="ignore"):  # what is beyond the type is refused below, in words
+            converted = array.astype(dtype)
         if dtype.kind in "iub" and not np.array_equal(converted, array):
             raise DataError(
                 f"{where}: {spec.name!r} has values outside {dtype}",

@@ -87,6 +87,34 @@ def test_limits_come_from_the_targets_row(copy):
     assert "snr db, relative error are weaker than those of ort-fp32" in result.err
 
 
+def test_a_target_that_is_not_known_here_vouches_for_nothing(copy):
+    def renamed(document):
+        document["target"].update(name="acme-row")
+        document["target"]["tolerance"].update(snr_db=-500.0, relative_error=1e9)
+
+    def off(arrays):
+        return {n: a * 1.2 if n.startswith("output") else a for n, a in arrays.items()}
+
+    edited(copy, renamed)
+    known = edgekit("verify", copy)
+    assert known.code == 0
+    assert "unproven" in known.out
+    assert edgekit("verify", copy, "--strict").code == 5
+    result = edgekit("verify", with_golden(copy, off))
+    assert result.code == 5, result.err
+    assert "no weaker than those of any fp32 target" in result.err
+
+
+@pytest.mark.parametrize("left", [[], ["finite", "snr"]], ids=["none", "some"])
+def test_gates_that_were_taken_out_are_missed(copy, left):
+    def emptied(document):
+        document["gates"] = [g for g in document["gates"] if g["name"] in left]
+
+    result = edgekit("verify", edited(copy, emptied), "--strict")
+    assert result.code == 5, result.err
+    assert ("placement" if left else "records no gate") in result.err
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

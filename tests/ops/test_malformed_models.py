@@ -194,3 +194,20 @@ def test_a_bundle_of_countless_entries(tmp_path):
         bundle.opened(tmp_path / "many.zip"),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "words"),
+    [
+        (TensorProto.BFLOAT16, (1, 3), "bfloat16"),
+        (TensorProto.INT4, (1, 3), "int4"),
+        (TensorProto.FLOAT8E4M3FN, (1, 3), "float8"),
+        (TensorProto.FLOAT, (1,) * 70, "70 axes"),
+    ],
+)
+def test_inputs_that_no_array_can_hold(kind: int, shape: tuple[int, ...], words: str, tmp_path: Path):
+    given, made = (helper.make_tensor_value_info(n, kind, shape) for n in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [given], [made])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    with pytest.raises(SourceError, match=words):
+        loaded(model, tmp_path)

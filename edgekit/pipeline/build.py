@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from edgekit.artifact import history, limits
+from edgekit.artifact import limits
 from edgekit.artifact.gates import Evidence, gates
 from edgekit.artifact.manifest import Artifact, StepRecord
 from edgekit.artifact.proof import better_than_source, source_at_chance
@@ -381,7 +381,7 @@ def make(
         placement = made.verified.placement
         verdicts = (*verdicts, speed.gate(swiftness, placement, target, device=options.device))
     tell(context, target, made, verdicts)
-    artifact = deliver(
+    return deliver(
         Path(request.options.out),
         Product(
             target=made.lowering.subject.target,
@@ -403,8 +403,6 @@ def make(
             machine=context.machine(),
         ),
     )
-    history.remember(history.Kind.BUILD, artifact, measurement=timing)
-    return artifact
 
 
 def tell(context: BuildContext, target: Target, made: Candidate, verdicts: Sequence[Gate]) -> None:

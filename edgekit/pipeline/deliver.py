@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgekit.artifact import golden
+from edgekit.artifact import golden, history
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.manifest import (
     Artifact,
@@ -114,7 +114,10 @@ def settle(
             publish(work, final)
     if other.is_dir() and (other / manifests.FILE_NAME).is_file():
         shutil.rmtree(other)
-    return manifests.read(final)
+    artifact = manifests.read(final)
+    timed = next(iter(artifact.manifest.measurements), None)
+    history.remember(history.Kind.BUILD, artifact, measurement=timed)
+    return artifact
 
 
 def _refuse_foreign(final: Path) -> None:

@@ -100,9 +100,7 @@ def again(
                 hint="leave --eval and --source out; edgekit build --eval FILE.txt measures on another text",
             )
         result = language_again.replay(artifact, device=device, limits=own)
-        golden.adopt(artifact, result)
-        return result
-    if data is None:
+    elif data is None:
         _refuse_idle(options, source)
         result = golden.replay(artifact, device=device, limits=own)
     else:

@@ -70,6 +70,14 @@ class DefectError(EdgekitError):
         return defect
 
 
+class SweepError(EdgekitError):
+    """Cells of a sweep failed; it ends with the code of the first of them."""
+
+    def __init__(self, message: str, *, code: int, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = code  # type: ignore[misc]  # the first cell's, not a family's
+
+
 # --- 2: usage and configuration ---------------------------------------------------------------------
 
 

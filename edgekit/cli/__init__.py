@@ -24,6 +24,7 @@ COMMANDS = {
     "init": "Write a first edgekit.toml: every option, explained, with its default.",
     "build": "Build, verify and gate artifacts for one or more targets.",
     "compress": "Prune, share weights, distil … in PyTorch: by a recipe, or searched under a budget.",
+    "sweep": "Build a grid of sources, recipes, targets and devices, each cell on its own.",
     "verify": "Run an artifact again on its runtime and check its gates.",
     "bench": "Measure latency and memory of artifacts, side by side.",
     "chat": "Talk to a language model's artifact in the terminal.",
@@ -44,8 +45,11 @@ COMMANDS = {
     "demo": "Build, verify, benchmark and report the digits example.",
 }
 
-_TOGETHER = {"unpack": "pack"}
+_TOGETHER = {"unpack": "pack", "sweep-cell": "sweep"}
 """Commands that live in another's file."""
+
+_HIDDEN = ("sweep-cell",)
+"""Commands that edgekit calls itself."""
 
 
 class LazyGroup(click.Group):
@@ -57,17 +61,17 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one command."""
-        if cmd_name not in COMMANDS:
+        if cmd_name not in COMMANDS and cmd_name not in _HIDDEN:
             return None
         module = importlib.import_module(f"edgekit.cli.{_TOGETHER.get(cmd_name, cmd_name)}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, with the nearest names for a typing mistake, and options given twice refused."""
-        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+        if args and not args[0].startswith("-") and args[0] not in (*COMMANDS, *_HIDDEN):
             raise UnknownNameError("command", args[0], COMMANDS)
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None:

@@ -17,6 +17,8 @@ from edgekit.core import files
 from edgekit.errors import ConfigError
 
 RECORD = "step.json"
+LOCKS = "locks"
+"""A file whose bytes are locked, one for each step that a process makes."""
 STEPS, NOTES, PARTS, RUNS = "steps", "notes", "parts", "runs"
 UNFINISHED = ("compressing", "searches")
 """Folders of work that goes on where it was killed."""

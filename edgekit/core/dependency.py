@@ -39,6 +39,9 @@ assigned: dict[str, tuple[str | None, str | None]] = {}
 own: set[str] = set()
 """Folders (with a separator at the end) of edgekit's own that no result depends on: what is being made, notes."""
 
+used: dict[str, Dependency] = {}
+"""What the results of this process rest on besides their keys, by name; of failures, what was read until then."""
+
 _RACY_NS = 2_000_000_000
 """A file this young may change again without another time stamp: file systems count in up to two seconds."""
 

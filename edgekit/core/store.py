@@ -23,7 +23,8 @@ from typing import Any, Protocol
 import msgspec
 
 from edgekit.core import cache, dependency, files, stops
-from edgekit.core.cache import NOTES, PARTS, RECORD, STEPS
+from edgekit.core.alone import alone
+from edgekit.core.cache import LOCKS, NOTES, PARTS, RECORD, STEPS
 from edgekit.core.dependency import Dependency, Stamp, stamp, unchanged
 from edgekit.core.structure import to_builtins
 from edgekit.errors import UsageError
@@ -128,10 +129,28 @@ class Store:
         """
         final = self.root / STEPS / key.name / key.digest[:32]
         self._begin()
+        if (there := self._finished(key, final)) is not None:
+            return there
+        with self._alone(key):
+            # Another process may have made it meanwhile.
+            return self._finished(key, final) or self._produced(key, final, produce, reads)
+
+    def _finished(self, key: Key, final: Path) -> StepResult | None:
         record = self._found(final, key)
-        if record is not None and not record.doubts and unchanged(record.reads):
-            cache.touch(final)
-            return StepResult(key=key, directory=final, seconds=record.seconds, cached=True)
+        if record is None or record.doubts or not unchanged(record.reads):
+            return None
+        cache.touch(final)
+        dependency.used.update((d.name, d) for d in record.reads)
+        return StepResult(key=key, directory=final, seconds=record.seconds, cached=True)
+
+    def _alone(self, key: Key) -> AbstractContextManager[None]:
+        """No other process makes the same step meanwhile."""
+        self._make_root()
+        return alone(self.root / LOCKS, key.digest, stops.check)
+
+    def _produced(
+        self, key: Key, final: Path, produce: Callable[[Path], None], reads: Reading | None
+    ) -> StepResult:
         with self.scratch() as work:
             stops.check()
             started = time.perf_counter()
@@ -148,6 +167,7 @@ class Store:
             (work / RECORD).write_bytes(_sealed(asdict(record)))
             final.parent.mkdir(parents=True, exist_ok=True)
             files.publish(work, final)
+        dependency.used.update((d.name, d) for d in record.reads)
         self._checked[final] = _stamps(final)
         self._grow(final)
         return StepResult(key=key, directory=final, seconds=seconds, cached=False)

@@ -25,7 +25,7 @@ EDGEKIT = "0.1.0"
 """edgekit's own version; the wheel's is read from this line."""
 
 
-ABOVE = ("__main__.py", "cli", "diff", "package", "report", "search")
+ABOVE = ("__main__.py", "cli", "diff", "package", "report", "search", "sweep")
 """What no step can run: the rooms that the import contract puts above all steps."""
 
 

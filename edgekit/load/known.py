@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from edgekit.core import versions
-from edgekit.core.dependency import Dependency, refreshed
+from edgekit.core.dependency import Dependency, refreshed, used
 from edgekit.core.store import Store
 from edgekit.load.record import Recorder
 
@@ -23,6 +23,7 @@ def recall(store: Store, name: str, parts: Mapping[str, object]) -> dict[str, ob
     current = refreshed(dependencies)
     if current is None:
         return None
+    used.update((d.name, d) for d in current)
     if current != dependencies:  # only touched: another time it need not be read again
         store.remember(name, _key(parts), note | {"dependencies": [asdict(d) for d in current]})
     return note
@@ -32,6 +33,7 @@ def remember(
     store: Store, name: str, parts: Mapping[str, object], facts: Mapping[str, object], recorder: Recorder
 ) -> None:
     """Keep ``facts``, which were found while ``recorder`` looked; nothing where it cannot know what they rest on."""
+    used.update((d.name, d) for d in recorder.dependencies)
     if not recorder.doubts:
         dependencies = [asdict(d) for d in recorder.dependencies]
         store.remember(name, _key(parts), {**facts, "dependencies": dependencies})

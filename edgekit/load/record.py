@@ -21,6 +21,7 @@ from edgekit.core.dependency import (
     of_path,
     of_variable,
     stamp,
+    used,
     variable,
 )
 from edgekit.load import imports, watch
@@ -131,6 +132,8 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         watch.stop(self)
+        if error is not None:
+            used.update((d.name, d) for d in self.dependencies)
 
     def see(self, event: watch.Event) -> None:
         """Take note of an event; code that begins in a module, or imports one, can use all that it reaches."""

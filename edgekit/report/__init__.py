@@ -8,11 +8,40 @@ said to be missing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekit.report.collect import Entry, Skipped, collect
 
-__all__ = ["Entry", "Skipped", "collect", "write"]
+if TYPE_CHECKING:
+    from edgekit.report.page import CellRow
+
+__all__ = ["Entry", "Skipped", "collect", "write", "write_sweep"]
+
+
+def write_sweep(
+    folders: Sequence[Path], html: Path, *, title: str, columns: tuple[str, ...], rows: Sequence[CellRow]
+) -> None:
+    """Write the report of a sweep: the table of all its cells, then what :func:`write` writes.
+
+    Args:
+        folders: those of the cells that have an artifact, each called like its cell.
+        html: the file to write, in place of what is there.
+        title: the heading.
+        columns: the heads of the table.
+        rows: its rows, those of cells without an artifact too.
+
+    Raises:
+        MissingExtraError: matplotlib or Jinja2 is not installed.
+    """
+    from edgekit.core import files
+    from edgekit.report.page import CellTable, page
+
+    entries, skipped = collect(folders)
+    labelled = [replace(e, label=e.artifact.directory.parent.name) for e in entries]
+    text = page(labelled, skipped, title=title, tried=CellTable(columns=columns, rows=tuple(rows)))
+    files.write(html, text.encode("utf-8", "replace"))
 
 
 def write(folders: Sequence[Path], html: Path, *, title: str = "") -> tuple[Entry, ...]:

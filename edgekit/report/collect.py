@@ -30,10 +30,13 @@ class Entry:
     artifact: Artifact
     times: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
     changed: str = ""
+    label: str = ""
 
     @property
     def name(self) -> str:
-        """The target; a folder of another name says so."""
+        """The target; a folder of another name says so. The ``label`` where there is one."""
+        if self.label:
+            return self.label
         target, folder = self.artifact.target, self.artifact.directory.name
         return target if folder.removesuffix(".failed") == target else f"{folder} ({target})"
 

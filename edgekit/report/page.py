@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,26 @@ _MOST_LAYERS = 400
 _MOST_DRAWN = 30
 """Each figure takes a tenth of a second."""
 _MOST_BARS = 12
+_MOST_DETAILED = 200
+"""Artifacts with a section of their own: some 20 KB each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellRow:
+    """A row of a sweep's table: its texts, whether an artifact came of it that passed, and whether one came at all (its
+    first text is then what the artifact is called)."""
+
+    cells: tuple[str, ...]
+    good: bool
+    artifact: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellTable:
+    """What a sweep tried, those without an artifact too."""
+
+    columns: tuple[str, ...] = ()
+    rows: tuple[CellRow, ...] = ()
 
 
 def environment() -> Environment:
@@ -76,9 +97,18 @@ def environment() -> Environment:
     )
 
 
-def page(entries: Sequence[Entry], skipped: Sequence[Skipped], *, title: str = "") -> str:
-    """The whole page as HTML. Raises :class:`MissingExtraError` where matplotlib or Jinja2 is not installed."""
+def page(
+    entries: Sequence[Entry],
+    skipped: Sequence[Skipped],
+    *,
+    title: str = "",
+    tried: CellTable = CellTable(),
+) -> str:
+    """The whole page as HTML; ``tried`` is shown above all.
+
+    Raises :class:`MissingExtraError` where matplotlib or Jinja2 is not installed."""
     rows = [_row(e, f"a{i}") for i, e in enumerate(entries)]
+    anchors = {e.name: f"a{i}" for i, e in enumerate(entries[:_MOST_DETAILED])}
     sources = dict.fromkeys(e.artifact.manifest.source.text for e in entries)
     score = _score_name(entries)
     return (
@@ -91,7 +121,13 @@ def page(entries: Sequence[Entry], skipped: Sequence[Skipped], *, title: str = "
             counts=_counts(entries),
             rows=rows,
             columns=[(k, h) for k, h in _COLUMNS if any(row[k] != _NOTHING for row in rows)],
-            details=[_detail(e, f"a{i}", drawn=len(entries) <= _MOST_DRAWN) for i, e in enumerate(entries)],
+            details=[
+                _detail(e, f"a{i}", drawn=len(entries) <= _MOST_DRAWN)
+                for i, e in enumerate(entries[:_MOST_DETAILED])
+            ],
+            left_out=len(entries[_MOST_DETAILED:]),
+            tried_columns=tried.columns,
+            tried=[(_GOOD if r.good else _BAD, anchors.get(r.cells[0], ""), r.cells) for r in tried.rows],
             skipped=[(str(s.directory), s.why) for s in skipped],
             pareto=figures.pareto([_point(e) for e in entries], score),
             latencies=figures.latencies(_spreads(entries)),

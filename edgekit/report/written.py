@@ -22,11 +22,12 @@ def markdown(figures: Sequence[Figure], limit: float) -> str:
     lines = ["| | target | figure | old | new | |", "|---|---|---|---|---|---|"]
     for f in sorted(figures, key=lambda f: not f.regressed(limit)):
         cells = (f.target, f.name, f.old, f.new, f"{f.change}{': ' + f.why if f.why else ''}")
-        lines.append(f"| {_SIGNS[f.change]} | " + " | ".join(map(_cell, cells)) + " |")
+        lines.append(f"| {_SIGNS[f.change]} | " + " | ".join(map(cell, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """A text as a cell of a Markdown table, whatever it quotes."""
     escaped = printable(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
     return escaped.replace("`", "\\`").replace("[", "\\[").replace("@", "&#64;")
 

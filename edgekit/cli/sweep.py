@@ -1,0 +1,249 @@
+"""``edgekit sweep``, and the command that works on one of its cells."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgekit.cli._contained import contain
+from edgekit.cli._options import json_flag
+from edgekit.cli._output import print_json, progress, say, show_error, table
+from edgekit.core import files
+from edgekit.core.memory import available_memory
+from edgekit.core.orphans import die_with
+from edgekit.errors import EdgekitError, SweepError
+from edgekit.load.spec import parse
+from edgekit.sweep import cells as grid
+from edgekit.sweep import plan as declared
+from edgekit.sweep.journal import CellResult
+
+if TYPE_CHECKING:
+    from edgekit.sweep.run import Sweeping
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where everything goes (default: sweep beside FILE).",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Work on this machine, or on a Ray cluster.",
+)
+@click.option(
+    "--address",
+    default="auto",
+    metavar="HOST:PORT",
+    help="The Ray cluster (default: RAY_ADDRESS, or the one here).",
+)
+@click.option(
+    "--storage",
+    default="",
+    metavar="URL",
+    help="What the cluster's nodes share: file:///…, s3://…, gs://… (default: DIR/storage, on a shared file system).",
+)
+@click.option("--workers", type=int, metavar="N", help="Cells at a time (default: a processor each).")
+@click.option("--dry-run", is_flag=True, help="Show the cells, what is finished, and an estimate.")
+@click.option("--again", is_flag=True, help="Do those again that a runtime, device, time or defect ended.")
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="Allow FILE to name what lies outside of its folder, and sources that execute code when loaded.",
+)
+@click.option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Write a Markdown table.")
+@click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write JUnit's XML.")
+@json_flag
+def sweep(
+    file: Path,
+    out: Path | None,
+    engine: str,
+    address: str,
+    storage: str,
+    workers: int | None,
+    dry_run: bool,
+    again: bool,
+    trust: bool,
+    markdown: Path | None,
+    junit: Path | None,
+    as_json: bool,
+) -> None:
+    """Build every cell of FILE's grid: sources × recipes × targets × options × devices.
+
+    Each cell is a build in a process of its own; one that fails costs only itself. What is finished is kept
+    whatever happens, and is not done again by the next run. DIR gets a folder for each cell, results.json
+    and report.html. The code that FILE's folder holds is run.
+
+    Example: edgekit sweep sweep.toml --workers 4 --markdown table.md
+    """
+    from edgekit.sweep import run as sweeping
+    from edgekit.sweep import written as written_as
+
+    count = workers if workers is not None else len(os.sched_getaffinity(0)) if engine == "local" else 4096
+    declared.refuse_workers(count)
+    asked = declared.read(file, trust=trust)
+    folder = file.resolve().parent
+    out = (out or folder / "sweep").absolute()
+    written = [(path.absolute(), kind) for path, kind in ((markdown, "markdown"), (junit, "junit")) if path]
+    os.chdir(folder)  # names in the file are relative to it
+    cells = grid.cells(asked, trust=trust)
+    if dry_run:
+        _plan(sweeping.plan(cells, out, again=again), count, as_json)
+        return
+    with progress() as shown:
+        how = sweeping.Sweeping(
+            out=out,
+            folder=folder,
+            workers=count,
+            retries=asked.limits.retries,
+            progress=shown,
+            again=again,
+        )
+        if engine == "ray":
+            _on_cluster(how, address, storage)
+        try:
+            sweeping.run(cells, how)
+        finally:
+            results = tuple(how.results[c.name] for c in cells if c.name in how.results)
+            _write(results, written)
+    if as_json:
+        print_json(written_as.document(results, len(cells)))
+    else:
+        _show(results)
+        say(f"{out / 'report.html'} shows all of it, {out / 'results.json'} has it for programs", err=True)
+    _end(results, as_json)
+
+
+def _on_cluster(how: Sweeping, address: str, storage: str) -> None:
+    from edgekit.sweep.cluster import Cluster, finished
+    from edgekit.sweep.storage import Storage
+
+    url = storage or f"file://{how.out / 'storage'}"
+    opened = Storage(url)
+    how.engine = Cluster(address=address, storage=url).run
+    how.fetch = lambda tasks, out: finished(opened, tasks, out)
+
+
+def _write(results: Sequence[CellResult], wanted: Sequence[tuple[Path, str]]) -> None:
+    from edgekit.sweep import written
+
+    for path, kind in wanted:
+        text = written.markdown(results).encode() if kind == "markdown" else written.junit(results)
+        files.put(path, text)
+
+
+def _show(results: Sequence[CellResult]) -> None:
+    from edgekit.sweep import written
+
+    rows = [written.row(result) for result in results]
+    table("", ("cell", *written.COLUMNS[5:]), [(r[0], *r[5:-1], r[-1].partition("\n")[0]) for r in rows])
+
+
+def _plan(plan: object, workers: int, as_json: bool) -> None:
+    from edgekit.sweep.run import Plan
+
+    assert isinstance(plan, Plan)
+    total = plan.total(workers)
+    tasks = {task.cell.name: task for task in plan.tasks}
+    rows = []
+    for cell in plan.cells:
+        task, seconds = tasks.get(cell.name), plan.seconds.get(cell.name)
+        rows.append(
+            (
+                cell.name,
+                cell.source,
+                cell.recipe,
+                cell.variant,
+                cell.target.name,
+                cell.device or "here",
+                "finished" if task is None else str(task.kind),
+                "-" if task is None or seconds is None else f"{seconds:.1f}",
+            )
+        )
+    columns = ("cell", "source", "recipe", "variant", "target", "device", "to do", "seconds")
+    if as_json:
+        print_json(
+            {
+                "cells": [dict(zip(columns, row, strict=True)) for row in rows],
+                "workers": workers,
+                "seconds": total,
+            }
+        )
+        return
+    table("", columns, rows)
+    left = f"{len(plan.tasks)} of {len(plan.cells)} cells are to be done"
+    time_ = "how long they take is not known yet" if total is None else f"about {_duration(total)}"
+    say(f"{left}, on {workers} workers: {time_}", err=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _end(results: Sequence[CellResult], as_json: bool) -> None:
+    """The exit code of the first cell that failed; 0 where all are well."""
+    failed = [r for r in results if r.failure is not None]
+    if not failed:
+        return
+    error = SweepError(
+        f"{len(failed)} of {len(results)} cells failed; the first: {failed[0].cell}",
+        code=failed[0].exit_code,
+        hint="each row says why; logs/CELL.log has what its processes said, --again tries what may go well another "
+        "time",
+    )
+    if not as_json:
+        show_error(error)
+    raise click.exceptions.Exit(error.exit_code)
+
+
+@click.command("sweep-cell", hidden=True)
+@click.argument("order", type=click.Path(path_type=Path))
+@click.option("--kind", type=click.Choice(["build", "time"]), default="build")
+@click.option("--parent", type=int, default=0)
+@click.option("--started", type=float, default=0.0)
+def sweep_cell(order: Path, kind: str, parent: int, started: float) -> None:
+    """Work on one cell of a sweep."""
+    from edgekit.sweep import work
+
+    started = started or time.time()
+    if parent:
+        die_with(parent)
+    asked = work.read_order(order)
+    if kind == "time":
+        work.time_cell(asked)
+        return
+    try:
+        _contain(asked.cell)
+        result = work.make(asked, started)
+    except EdgekitError as error:  # the process that was contained has crashed, or its time is over
+        result = work.result_of(asked, started, error)
+    work.leave(asked, result)
+    raise click.exceptions.Exit(result.exit_code)
+
+
+def _contain(cell: grid.Cell) -> None:
+    """Every cell within limits of memory: one that asks for all there is ends alone."""
+    from dataclasses import replace
+
+    options = cell.options
+    if not options.memory:
+        options = replace(options, memory=f"{max(available_memory() >> 20, 64)}MiB")
+    try:
+        source = parse(cell.source)
+    except EdgekitError:  # said again where it is caught
+        return
+    foreign = source.kind not in ("factory", "plan") and source.path is not None
+    contain(cell.name, options, *([source.path] if foreign and source.path else []))

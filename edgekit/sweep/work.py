@@ -1,0 +1,167 @@
+"""What the process of a cell does: build it, or time what it built, and leave a result."""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from edgekit.artifact import manifest as manifests
+from edgekit.artifact.manifest import Manifest
+from edgekit.artifact.measure import measure
+from edgekit.core import contained, dependency, files
+from edgekit.core.progress import Event, EventKind
+from edgekit.core.structure import structure, to_builtins
+from edgekit.devices.bench import BenchSettings
+from edgekit.devices.catalogue import LOCAL
+from edgekit.errors import DefectError, EdgekitError
+from edgekit.pipeline import api
+from edgekit.pipeline.build import failure as refused
+from edgekit.sweep import journal
+from edgekit.sweep.cells import Cell
+from edgekit.sweep.journal import CellResult, Failure, Verdict
+
+SPEC = "cell.json"
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+"""Variables that a cell's process gets from the sweep: its number of threads, which its key has."""
+_MOST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A cell to work on: where its result goes, and its key as the sweep knows it."""
+
+    cell: Cell
+    out: Path
+    key: str
+
+
+def write_order(out: Path, cell: Cell, key: str) -> Path:
+    """The order for a cell's process, as a file in the cell's folder."""
+    path = journal.folder(out, cell) / SPEC
+    path.parent.mkdir(parents=True, exist_ok=True)
+    order = Order(cell=cell, out=out.absolute(), key=key)
+    files.write(path, msgspec.json.format(msgspec.json.encode(to_builtins(order)), indent=1))
+    return path
+
+
+def read_order(path: Path) -> Order:
+    """What :func:`write_order` wrote."""
+    return structure(Order, msgspec.json.decode(files.read(path, most=_MOST_BYTES)), where=str(path))
+
+
+def make(order: Order, started: float) -> CellResult:
+    """Build the cell, and say what became of it. An error is a result; only stops are raised.
+
+    ``started``: when the process began, on the clock of ``time.time``.
+    """
+    cell = order.cell
+    options = replace(cell.options, out=journal.folder(order.out, cell))
+    try:
+        asked = api.request(cell.source, None, options, calibration=None, evaluation=None)
+        (outcome,) = api.built(asked, api.context(options, _said))
+        error = refused(outcome, options)
+        manifest = None if outcome.artifact is None else outcome.artifact.manifest
+    except EdgekitError as raised:
+        error, manifest = (contained.out_of_memory(cell.source) if _memory(raised) else raised), None
+    except Exception as raised:  # noqa: BLE001 - a defect is a row, too
+        error, manifest = DefectError.of(raised, cell.name), None
+    return result_of(order, started, error, manifest)
+
+
+def _memory(error: BaseException | None) -> bool:
+    """Whether an error came of one that says that there is no memory left: of the user's own code, too."""
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _said(event: Event) -> None:
+    """Into the cell's log."""
+    if event.kind in (EventKind.NOTE, EventKind.START):
+        print(f"{time.strftime('%H:%M:%S')} {event.text}", flush=True)
+
+
+def result_of(
+    order: Order, started: float, error: EdgekitError | None, manifest: Manifest | None = None
+) -> CellResult:
+    """The row of a cell with this outcome."""
+    cell = order.cell
+    reads = {d.name: d for d in cell.named_files()} if error is not None else {}
+    reads |= dependency.used
+    row = replace(
+        CellResult.failed(cell, order.key, None if error is None else Failure.of(error)),
+        seconds=round(time.time() - started, 3),
+        memory=peak_memory(),
+        reads=tuple(reads[name] for name in sorted(reads) if not _is_the_sweeps(name)),
+        host=platform.node(),
+    )
+    return row if manifest is None else _with_figures(row, manifest)
+
+
+def _is_the_sweeps(name: str) -> bool:
+    """Whether a variable is what the sweep made it: elsewhere it has another value, and that changes nothing."""
+    return name in THREADS or name == "PYTHONUNBUFFERED" or name.startswith("EDGEKIT_")
+
+
+def _with_figures(row: CellResult, manifest: Manifest) -> CellResult:
+    parity = manifest.parity
+    row = replace(
+        row,
+        verdict=Verdict(str(manifest.status)),
+        digest=manifest.digest,
+        size=manifest.size,
+        stages={s.name: s.seconds for s in manifest.steps},
+    )
+    if parity is None:
+        return row
+    return replace(
+        row,
+        metric=parity.metric,
+        metric_name=parity.metric_name,
+        reference_metric=parity.reference_metric,
+        snr_db=parity.snr_db,
+    )
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process and of those that it waited for, in bytes."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(kind).ru_maxrss for kind in kinds) << 10
+
+
+def leave(order: Order, result: CellResult) -> None:
+    """The cell is finished, for whoever asks."""
+    journal.write(order.out, order.cell, result)
+
+
+def time_cell(order: Order) -> None:
+    """Time what was built before, and add it to the result."""
+    result = journal.read(order.out, order.cell)
+    if result is not None:
+        leave(order, _timed(order, result))
+
+
+def _timed(order: Order, result: CellResult) -> CellResult:
+    """Time the cell's artifact on its device; the device is one benchmark's at a time, whoever asks for it."""
+    cell = order.cell
+    bench = cell.bench
+    assert bench is not None
+    settings = BenchSettings(processes=bench.processes, seconds=bench.seconds, wait_s=bench.wait)
+    try:
+        artifact = manifests.read(journal.folder(order.out, cell) / cell.target.name)
+        measured, errors = measure([artifact], devices=[cell.place or LOCAL], settings=settings)
+        if errors:
+            raise errors[0]
+        return replace(result, p50_ms=measured[0].measurement.p50_ms, timed=True, failure=None)
+    except EdgekitError as error:
+        return replace(result, timed=True, failure=Failure.of(error))

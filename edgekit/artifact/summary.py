@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 from edgekit.artifact import proof
+from edgekit.artifact.language import TASK
 from edgekit.artifact.manifest import Manifest, Status
+from edgekit.core import targets
 from edgekit.types import Gate, Verdict
 
 COLUMNS = (
@@ -129,13 +131,23 @@ def as_asked(manifest: Manifest) -> str:
 
 def verdict(manifest: Manifest) -> str:
     """What the gates came to, with what is unproven and how many rows would do, and on what it was measured where that
-    is no data of the user's: ``passed on 8 random inputs``."""
+    is no data of the user's: ``passed on 8 random inputs``. Of a language model as a plain forward: that it has no
+    cache, and which target has."""
     text, parity = str(manifest.status), manifest.parity
     if manifest.status is Status.UNPROVEN:
         text += ": " + ", ".join(_unproven(g) for g in manifest.gates if g.verdict is Verdict.UNPROVEN)
     if parity is not None and parity.data in proof.NOT_DATA:
         text += f" on {proof.inputs(parity)}"
-    return text
+    return text + _without_cache(manifest)
+
+
+def _without_cache(manifest: Manifest) -> str:
+    """A decoder's forward computes all tokens anew for each: no app can use it to write text."""
+    if manifest.target.task or manifest.task != TASK:
+        return ""
+    able = [t for t in targets.known().values() if t.task == manifest.task]
+    best = next((t for t in able if t.precision == manifest.target.precision), next(iter(able), None))
+    return "; no cache" + (f": {best.name} has one" if best else "")
 
 
 def _unproven(gate: Gate) -> str:

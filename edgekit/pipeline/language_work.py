@@ -279,8 +279,8 @@ def calibrated(
     head = decoder.embedding_name if decoder.head is None else decoder.head.name
     if head in wanted:
         norm = model.get_submodule(decoder.norm.name)
-        rows = torch.cat([norm(state).reshape(-1, decoder.width) for state in states])
-        found[head] = rounded(wanted[head], 4, rows.T @ rows)
+        seen = torch.cat([norm(state).reshape(-1, decoder.width) for state in states])
+        found[head] = rounded(wanted[head], 4, seen.T @ seen)
     return found
 
 

@@ -142,17 +142,3 @@ def test_other_names_are_taken_as_they_are(tmp_path, fake, name):
     outcome, failure, _ = run(tmp_path, samples(200), metric=f"{file}:{name}")
     assert failure is None
     assert outcome.artifact.manifest.parity.higher_is_better
-
-
-def test_a_decoder_without_a_cache_says_so_and_which_target_has_one(tmp_path, fake):
-    from dataclasses import replace
-
-    from edgekit.types import Precision
-
-    outcome, _, _ = run(tmp_path, samples(149))
-    manifest = outcome.artifact.manifest
-    row = replace(manifest.target, precision=Precision.INT4_WEIGHTS)
-    decoder = replace(manifest, task="text-generation", target=row)
-    assert summary.verdict(decoder) == "passed; no cache: ort-genai-int4 has one"
-    spoken = replace(decoder, target=replace(row, task="text-generation"))
-    assert summary.verdict(spoken) == "passed"

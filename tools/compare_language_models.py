@@ -3,8 +3,8 @@
     python tools/compare_language_models.py --reference HF_DIR edgekit=build/ort-genai-int4 builder=PEER_DIR
 
 Every figure is taken in a fresh process with one thread; the folders take turns (ABBA), so that a busy machine is busy
-for all. CPU time is the process's own, not the clock's. Perplexity is of ``--tokens`` tokens in passages of 256, after 32
-of each: by ONNX Runtime on each folder's graph with the logits of all positions (a graph that gives the last alone is
+for all. CPU time is the process's own, not the clock's. Perplexity is of ``--tokens`` tokens in passages of 256, after
+32 of each: by ONNX Runtime on each graph with the logits of all positions (a graph that gives the last alone is
 given the rest of its rows), and in PyTorch. The text is what edgekit measures on: every other topic of Python's manual.
 """
 

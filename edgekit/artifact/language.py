@@ -21,8 +21,8 @@ from edgekit.core import files
 from edgekit.core.structure import structure, to_builtins
 from edgekit.devices.execute import run_artifact
 from edgekit.devices.runnable import Runnable
-from edgekit.errors import ConfigError, DeviceError, SourceError
-from edgekit.types import Device, Gate, Json, Tolerance, Verdict
+from edgekit.errors import ConfigError, DeviceError, SourceError, UnsupportedError
+from edgekit.types import Device, Gate, Json, Target, Tolerance, Verdict
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -129,6 +129,15 @@ class Evidence:
     wrong: Mapping[str, str] = field(default_factory=dict)
     decode_ms: float = 0.0
     resident: int = 0
+
+
+def refuse(target: Target, what: str) -> None:
+    """Raise :class:`UnsupportedError` for what takes arrays, where ``target`` is one of language models."""
+    if target.task == TASK:
+        raise UnsupportedError(
+            f"{what} is for models that take arrays, and {target.name} is a language model",
+            hint="its folder is what the runtime loads as it is; edgekit chat, verify and bench take it",
+        )
 
 
 def perplexity(logprobs: Iterable[Sequence[float] | Array]) -> float:

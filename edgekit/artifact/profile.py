@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from edgekit.artifact import language
 from edgekit.artifact.measure import timeable
 from edgekit.core.files import temporary
 from edgekit.core.structure import structure
@@ -81,6 +82,7 @@ def profile_artifact(
 
     Raises what :func:`edgekit.devices.bench.bench_artifact` does. ``timeout`` in seconds.
     """
+    language.refuse(artifact.manifest.target, "a profile")
     modules = structure(dict[str, str], artifact.manifest.details.get("modules", {}), where="modules")
     runnable = timeable(artifact)
     with connect(device) as transport, temporary("profile") as folder:

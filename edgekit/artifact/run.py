@@ -55,5 +55,6 @@ def predict(
     The same agent runs it in a fresh process, here or on ``device``, with the runtime options that the
     manifest records. Raises what :func:`edgekit.devices.execute.run_artifact` does.
     """
+    language.refuse(artifact.manifest.target, "predict")
     with run_artifact(runnable(artifact), inputs, device=device) as run:
         yield from run.outputs

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.artifact import golden, manifest
+from edgekit.artifact import golden, language, manifest
 from edgekit.artifact.inspect import inspect_file
 from edgekit.artifact.manifest import Artifact
 from edgekit.core import plugins
@@ -64,6 +64,8 @@ def resolve(a: str, b: str, data: DataSpec | None, context: BuildContext) -> Cha
             )
         a, b = named_source(manifest.read(Path(a)), context).text, a
     artifact = manifest.read(Path(b)) if _is_artifact(b) else None
+    if artifact is not None:
+        language.refuse(artifact.manifest.target, "a comparison by layers")
     notes: list[str] = []
     second = _artifact_forms(artifact, context, notes) if artifact else [_file(b, context)]
     if not second:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.artifact import language
 from edgekit.artifact.manifest import Artifact
 from edgekit.core import plugins
 from edgekit.core.files import publish, scratch
@@ -46,6 +47,7 @@ def package(artifact: Artifact, spec: PackageSpec, out: Path) -> Package:
         UsageError: ``out`` exists.
         and what :func:`edgekit.package.contents.collect` raises.
     """
+    language.refuse(artifact.manifest.target, "a package")
     formats = writers()
     if spec.format not in formats:
         raise UnknownNameError("package format", spec.format, formats)

@@ -124,6 +124,18 @@ def test_golden_answers_of_another_model_are_not_passed(built: edgekit.Artifact,
     assert [g for g in found if g.verdict != "fail"] == []
 
 
+def test_what_takes_arrays_is_refused_in_words(built: edgekit.Artifact, tmp_path: Path) -> None:
+    spec = edgekit.PackageSpec(name="com.example.a", version="1.0.0", license="MIT", format="bundle")
+    for use in (
+        lambda: built.package(spec, tmp_path / "package"),
+        built.profile,
+        built.diff,
+        lambda: list(built.predict([])),
+    ):
+        with pytest.raises(UnsupportedError, match="is a language model"):
+            use()
+
+
 def test_a_plain_target_is_refused_by_task(llama: Path, tmp_path: Path) -> None:
     options = Options(target=("ort-int8-weights",), out=tmp_path, task="text-generation")
     with pytest.raises(UsageError, match="no cache"):

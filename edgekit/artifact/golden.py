@@ -356,7 +356,7 @@ def _not_below_any_row(target: Target) -> Tolerance:
         weakest = max(known) if at_most else min(known)
         if own is None or (own > weakest if at_most else own < weakest):
             limits[field.name] = weakest
-    return replace(target.tolerance, **limits)  # type: ignore[arg-type]  # every field is a number
+    return replace(target.tolerance, **limits)  # every field is a number
 
 
 _AT_MOST = ("relative_error", "metric_drop", "perplexity")

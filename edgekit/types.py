@@ -408,6 +408,8 @@ class Lowered:
     integer_weights: float | None = None
 
 
+TEXT_GENERATION = "text-generation"
+"""The task of language models: sources of this task are built with a cache, and gated on text."""
 HALF_LARGEST = 65504.0
 """The largest finite float16."""
 KEEP_FLOAT32 = "keep_float32"

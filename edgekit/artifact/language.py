@@ -22,13 +22,13 @@ from edgekit.core.structure import structure, to_builtins
 from edgekit.devices.execute import run_artifact
 from edgekit.devices.runnable import Runnable
 from edgekit.errors import ConfigError, DeviceError, SourceError, UnsupportedError
-from edgekit.types import Device, Gate, Json, Target, Tolerance, Verdict
+from edgekit.types import TEXT_GENERATION, Device, Gate, Json, Target, Tolerance, Verdict
 
 if TYPE_CHECKING:
     from edgekit.types import Array
 
 FILE = "golden.json"
-TASK = "text-generation"
+TASK = TEXT_GENERATION
 OUTPUTS = ("answer", "logits")
 """What a runner of language models gives for a question, instead of the model's own outputs."""
 

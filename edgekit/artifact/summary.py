@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 from edgekit.artifact import proof
-from edgekit.artifact.language import TASK
 from edgekit.artifact.manifest import Manifest, Status
 from edgekit.core import targets
-from edgekit.types import Gate, Verdict
+from edgekit.types import TEXT_GENERATION, Gate, Verdict
 
 COLUMNS = (
     "target",
@@ -143,7 +142,7 @@ def verdict(manifest: Manifest) -> str:
 
 def _without_cache(manifest: Manifest) -> str:
     """A decoder's forward computes all tokens anew for each: no app can use it to write text."""
-    if manifest.target.task or manifest.task != TASK:
+    if manifest.target.task or manifest.task != TEXT_GENERATION:
         return ""
     able = [t for t in targets.known().values() if t.task == manifest.task]
     best = next((t for t in able if t.precision == manifest.target.precision), next(iter(able), None))

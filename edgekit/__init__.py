@@ -184,7 +184,11 @@ class Artifact:
         return self._record.passed
 
     def predict(
-        self, inputs: Iterable[Mapping[str, Array] | Array], *, device: str | Device = "local"
+        self,
+        inputs: Iterable[Mapping[str, Array] | Array],
+        *,
+        device: str | Device = "local",
+        trust: bool = False,
     ) -> Iterator[dict[str, Array]]:
         """Run the artifact on its real runtime, in a fresh process.
 
@@ -192,6 +196,7 @@ class Artifact:
             inputs: arrays by input name, in the source's names, shapes and layouts, batch axis included; the bare
                 array where the model has one input.
             device: where to run it.
+            trust: load an engine that was not built here; engines are code.
 
         Returns:
             For each of ``inputs`` the outputs by name, as the source has them.
@@ -205,7 +210,7 @@ class Artifact:
         from edgekit.pipeline.api import bound
 
         named = bound(inputs, [spec.name for spec in self.manifest.inputs])
-        return predict(self._record, named, device=_device(device))
+        return predict(self._record, named, device=_device(device), trust=trust)
 
     def verify(
         self,
@@ -245,6 +250,7 @@ class Artifact:
         device: str | Device | Sequence[str | Device] = "local",
         baseline: Artifact | None = None,
         settings: BenchSettings | None = None,
+        trust: bool = False,
     ) -> BenchResult:
         """Measure latency (ms) and memory (bytes); the figures go into the manifest.
 
@@ -252,6 +258,7 @@ class Artifact:
             device: one or several; they run side by side.
             baseline: another artifact, measured interleaved and compared.
             settings: how long and how often (default: ten fresh processes of half a second).
+            trust: load engines that were not built here; engines are code.
         """
         from edgekit.artifact.measure import measure
 
@@ -261,14 +268,21 @@ class Artifact:
             baseline=None if baseline is None else baseline._record,
             devices=[_device(d) for d in devices],
             settings=settings,
+            trust=trust,
         )
         return BenchResult(measured=tuple(measured), failures=tuple(errors))
 
-    def profile(self, *, device: str | Device = "local", runs: int = 50) -> Profile:
-        """Microseconds and placement of every operator; profilers slow their runtimes down, :meth:`bench` does not."""
+    def profile(self, *, device: str | Device = "local", runs: int = 50, trust: bool = False) -> Profile:
+        """Microseconds and placement of every operator; profilers slow their runtimes down, :meth:`bench` does not.
+
+        Args:
+            device: where to run it.
+            runs: how many runs to profile.
+            trust: load an engine that was not built here; engines are code.
+        """
         from edgekit.artifact.profile import profile_artifact
 
-        return profile_artifact(self._record, device=_device(device), runs=runs)
+        return profile_artifact(self._record, device=_device(device), runs=runs, trust=trust)
 
     def diff(
         self,

@@ -156,6 +156,10 @@ class UntrustedSourceError(SourceError):
     """Loading the source would execute code or leave its folder."""
 
 
+class UntrustedEngineError(UntrustedSourceError):
+    """An engine is code for a GPU, and this one was not built by this user of this machine."""
+
+
 class MemoryLimitError(SourceError):
     """Loading or running it would take more memory than there is, or than it is allowed."""
 
@@ -257,6 +261,20 @@ class PluginError(BackendError):
 
 class RuntimeCrashError(BackendError):
     """The runtime ended its process (signal, abort) or never answered."""
+
+
+class EngineMismatchError(BackendError):
+    """An engine is damaged, or was built for another GPU, runtime, driver or graph: it was not loaded.
+
+    ``differences`` names each thing that does not fit, in words.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", differences: Sequence[str] = ()) -> None:
+        super().__init__(
+            message,
+            hint=hint or "build it where it is to run: edgekit build … --device NAME",
+        )
+        self.differences = tuple(differences)
 
 
 class NotRunnableError(BackendError):

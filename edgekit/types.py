@@ -412,6 +412,8 @@ TEXT_GENERATION = "text-generation"
 """The task of language models: sources of this task are built with a cache, and gated on text."""
 HALF_LARGEST = 65504.0
 """The largest finite float16."""
+CHECKED = "checked"
+"""The member of a lowered model's details that says by what it was checked where it cannot be run."""
 KEEP_FLOAT32 = "keep_float32"
 """The option of ``lower`` that names the nodes, one a line, that a float16 target leaves in float32."""
 

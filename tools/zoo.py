@@ -3,6 +3,8 @@
     python tools/zoo.py list
     python tools/zoo.py run [PATTERN…] [--precision fp32] [--redo all|failed] [--cache DIR]
     python tools/zoo.py table            # docs/zoo.json and docs/zoo.md from the results in the cache
+    python tools/zoo.py run --precision rtx-fp16        # to engines of TensorRT for RTX: built, not run
+    python tools/zoo.py engines          # docs/tensorrt.json and the table in docs/tensorrt.md
 
 Weights are random, batch norms settled, inputs random with a fixed seed. Each model is exported in one process
 and compiled and run in another, both with limits on time and memory. Exports are kept under a key of the
@@ -30,6 +32,8 @@ EXPORT_SECONDS = 420
 COMPILE_SECONDS = 240
 MEMORY = 14 << 30
 PRECISIONS = ("fp32", "int8")
+ENGINES = ("rtx-fp16", "rtx-int8")
+"""TensorRT for RTX builds these without a GPU."""
 
 
 def main() -> int:
@@ -40,13 +44,15 @@ def main() -> int:
     commands.add_parser("list")
     run = commands.add_parser("run")
     run.add_argument("patterns", nargs="*", default=["*"])
-    run.add_argument("--precision", choices=("export", *PRECISIONS), default="fp32")
+    run.add_argument("--precision", choices=("export", *PRECISIONS, *ENGINES), default="fp32")
     run.add_argument("--redo", choices=("all", "failed"))
     run.add_argument("--exported", action="store_true", help="only what is already exported")
     table = commands.add_parser("table")
     table.add_argument("--out", type=Path, default=ROOT / "docs")
+    engines = commands.add_parser("engines")
+    engines.add_argument("--out", type=Path, default=ROOT / "docs")
     child = commands.add_parser("child")
-    child.add_argument("stage", choices=("export", "noise", *PRECISIONS))
+    child.add_argument("stage", choices=("export", "noise", *PRECISIONS, *ENGINES))
     child.add_argument("name")
     child.add_argument("folder", type=Path)
     options = parser.parse_args()
@@ -62,6 +68,11 @@ def main() -> int:
 
         write_tables(options.cache, names, options.out)
         return 0
+    if options.command == "engines":
+        from zoo_models.engines import write_table
+
+        write_table(options.cache, names, ENGINES, options.out)
+        return 0
     chosen = [n for n in names if any(fnmatch.fnmatch(n, p) or p in n for p in options.patterns)]
     if options.exported:
         chosen = [n for n in chosen if (options.cache / n / "export.json").is_file()]
@@ -75,7 +86,7 @@ def _run(names: list[str], precision: str, redo: str | None, cache: Path) -> int
         folder.mkdir(parents=True, exist_ok=True)
         result = _stage(name, "export", folder, export_key(name), redo)
         if result["status"] == "pass" and precision != "export":
-            result = _stage(name, precision, folder, compiler_key(), redo)
+            result = _stage(name, precision, folder, compiler_key(precision), redo)
             if precision == "fp32" and result["status"] == "inaccurate":
                 _stage(name, "noise", folder, export_key(name), None)
         failures += result["status"] != "pass"
@@ -133,9 +144,11 @@ def _ended(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 def _child(stage: str, name: str, folder: Path) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    from zoo_models import stages
+    from zoo_models import engines, stages
 
-    if stage in ("export", "noise"):
+    if stage in ENGINES:
+        result = engines.build(name, folder, stage)
+    elif stage in ("export", "noise"):
         result = stages.export(name, folder) if stage == "export" else stages.noise(name)
     else:
         result = stages.compare(name, folder, stage)
@@ -153,9 +166,14 @@ def export_key(name: str) -> str:
     return _digest(sources, [name, *versions, *([calm] if calm else [])])
 
 
-def compiler_key() -> str:
-    """Changes when the compiler changes."""
-    return _digest(sorted((ROOT / "edgekit" / "backends" / "tflite").rglob("*.py")), [])
+def compiler_key(precision: str) -> str:
+    """Changes when what makes the runtime's file changes."""
+    if precision not in ENGINES:
+        return _digest(sorted((ROOT / "edgekit" / "backends" / "tflite").rglob("*.py")), [])
+    own = ROOT / "edgekit" / "backends" / "nvidia"
+    passes = ROOT / "edgekit" / "graph" / "passes"
+    files = [own / "portable.py", own / "worker.py", own / "rules.py", passes / "float16.py"]
+    return _digest(files, [importlib.metadata.version("tensorrt-rtx-cu13")])
 
 
 def _digest(files: list[Path], texts: list[str]) -> str:

@@ -112,9 +112,11 @@ class Replay:
         return Status.FAILED if self.failed_before else manifests.status_of(self.gates)
 
 
-def replay(artifact: Artifact, *, device: Device = LOCAL, limits: Limits | None = None) -> Replay:
+def replay(
+    artifact: Artifact, *, device: Device = LOCAL, limits: Limits | None = None, trust: bool = False
+) -> Replay:
     """Run the golden vectors on the real runtime and gate the result by the target's tolerance, and by ``limits`` in
-    place of it.
+    place of it. ``trust``: load an engine whoever made it.
 
     The file hashes are checked first. Gates on placement and on the task metric need more than the golden
     vectors; they are not among the result's. Raises what :func:`~edgekit.artifact.run.predict`
@@ -136,9 +138,9 @@ def replay(artifact: Artifact, *, device: Device = LOCAL, limits: Limits | None 
     if limits is not None:
         _refuse_unmeasured(limits)
         if limits.timed:
-            timing = bench_artifact(replace(runnable(artifact), inputs=inputs[0]), device=device)
+            timing = bench_artifact(replace(runnable(artifact, trust=trust), inputs=inputs[0]), device=device)
     with received(str(artifact.directory)):
-        answers = run_artifact(runnable(artifact), inputs, device=device)
+        answers = run_artifact(runnable(artifact, trust=trust), inputs, device=device)
     with answers as run:
         _refuse_another_interface(artifact, run.ports, Vector(inputs=inputs[0], outputs=expected[0]))
         recorded, whole = manifest.golden.parity, manifest.parity

@@ -6,6 +6,7 @@ expensive one, and ``edgekit bench`` says how long the model takes.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -76,15 +77,21 @@ class Profile:
 
 
 def profile_artifact(
-    artifact: Artifact, *, device: Device = LOCAL, runs: int = 50, warmup: int = 5, timeout: float = 600.0
+    artifact: Artifact,
+    *,
+    device: Device = LOCAL,
+    runs: int = 50,
+    warmup: int = 5,
+    timeout: float = 600.0,
+    trust: bool = False,
 ) -> Profile:
-    """Profile an artifact on its first golden input.
+    """Profile an artifact on its first golden input. ``trust``: an engine is loaded whoever made it.
 
     Raises what :func:`edgekit.devices.bench.bench_artifact` does. ``timeout`` in seconds.
     """
     language.refuse(artifact.manifest.target, "a profile")
     modules = structure(dict[str, str], artifact.manifest.details.get("modules", {}), where="modules")
-    runnable = timeable(artifact)
+    runnable = dataclasses.replace(timeable(artifact), trusted=trust)
     with connect(device) as transport, temporary("profile") as folder:
         task = _task(transport, runnable, wire.ProfileJob(runs=runs, warmup=warmup), Path(folder), timeout)
         done = run_plan(transport, [task], Watch[wire.ProfileResult](state_s=0, wait_s=0))[task.id]

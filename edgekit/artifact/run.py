@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from edgekit.types import Array
 
 
-def runnable(artifact: Artifact) -> Runnable:
-    """An artifact with the runtime options that its manifest records."""
+def runnable(artifact: Artifact, *, trust: bool = False) -> Runnable:
+    """An artifact with the runtime options that its manifest records. ``trust``: load an engine whoever made it."""
     manifest = artifact.manifest
     return Runnable(
         backend=manifest.target.backend,
+        trusted=trust,
         main=artifact.model,
         companions=tuple(artifact.directory / f.name for f in manifest.files[1:]),
         options=manifest.runtime,
@@ -48,7 +49,11 @@ def received(what: str) -> Iterator[None]:
 
 
 def predict(
-    artifact: Artifact, inputs: Iterable[Mapping[str, Array]], *, device: Device = LOCAL
+    artifact: Artifact,
+    inputs: Iterable[Mapping[str, Array]],
+    *,
+    device: Device = LOCAL,
+    trust: bool = False,
 ) -> Iterator[dict[str, Array]]:
     """The artifact's outputs for each of ``inputs``, by the source's names, shapes and layouts.
 
@@ -56,5 +61,5 @@ def predict(
     manifest records. Raises what :func:`edgekit.devices.execute.run_artifact` does.
     """
     language.refuse(artifact.manifest.target, "predict")
-    with run_artifact(runnable(artifact), inputs, device=device) as run:
+    with run_artifact(runnable(artifact, trust=trust), inputs, device=device) as run:
         yield from run.outputs

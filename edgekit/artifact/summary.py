@@ -14,7 +14,7 @@ from typing import Protocol
 from edgekit.artifact import proof
 from edgekit.artifact.manifest import Manifest, Status
 from edgekit.core import targets
-from edgekit.types import TEXT_GENERATION, Gate, Verdict
+from edgekit.types import CHECKED, TEXT_GENERATION, Gate, Verdict
 
 COLUMNS = (
     "target",
@@ -132,7 +132,7 @@ def verdict(manifest: Manifest) -> str:
     """What the gates came to, with what is unproven and how many rows would do, and on what it was measured where that
     is no data of the user's: ``passed on 8 random inputs``. Of a language model as a plain forward: that it has no
     cache, and which target has."""
-    text, parity = str(manifest.status), manifest.parity
+    text, parity = standing(manifest), manifest.parity
     if manifest.status is Status.UNPROVEN:
         text += ": " + ", ".join(_unproven(g) for g in manifest.gates if g.verdict is Verdict.UNPROVEN)
     if parity is not None and parity.data in proof.NOT_DATA:
@@ -147,6 +147,14 @@ def _without_cache(manifest: Manifest) -> str:
     able = [t for t in targets.known().values() if t.task == manifest.task]
     best = next((t for t in able if t.precision == manifest.target.precision), next(iter(able), None))
     return "; no cache" + (f": {best.name} has one" if best else "")
+
+
+def standing(manifest: Manifest) -> str:
+    """The status; of what was not run, what was done in its place: ``checked, not run: parsed by …``."""
+    checked = manifest.details.get(CHECKED)
+    if manifest.status is not Status.NOT_RUN or not isinstance(checked, str):
+        return str(manifest.status)
+    return f"checked, not run: {checked}"
 
 
 def _unproven(gate: Gate) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 import msgspec
@@ -102,6 +103,61 @@ class Reading:
             "memory": self.peak_memory if self.peak_memory is not None else self.model_memory,
         }
         return tuple(name for name, value in figures.items() if value is None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineHost:
+    """What engines are built for and by on a device; ``compute_capability`` as ``"8.7"``."""
+
+    gpu: str
+    compute_capability: str
+    version: str
+    driver: str
+    via: tuple[str, ...] = ()
+    dla_cores: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOrder:
+    """What a device is to build: from which file, how (``spec`` goes to the runner's ``build``), under which ``key``
+    the engine is kept, the backend's own ``record`` of it, what is to be noted, and how long it may take."""
+
+    onnx: Path
+    spec: Mapping[str, Json]
+    key: str
+    record: object
+    notes: tuple[str, ...] = ()
+    seconds: float = 3600.0
+
+
+@runtime_checkable
+class EngineBuilder(Protocol):
+    """How a runtime's engines are built on the device that runs them, and which may be loaded. A plain module fits."""
+
+    def needs_engine(self, main: Path) -> bool:
+        """Whether an engine has to be built of an artifact's main file."""
+        ...
+
+    def is_engine(self, main: Path) -> bool:
+        """Whether the main file is an engine."""
+        ...
+
+    def order(self, main: Path, host: EngineHost, out: Path) -> EngineOrder:
+        """What to build there."""
+        ...
+
+    def write_record(self, folder_engine: Path, order: EngineOrder) -> None:
+        """Put beside a new engine what it was built from and for."""
+        ...
+
+    def check(self, engine: Path, runtime: str, host: EngineHost, *, where: str) -> None:
+        """Raise :class:`~edgekit.errors.EngineMismatchError` for an engine that is not for ``host``, or not of the
+        graph beside it."""
+        ...
+
+    def files_read(self, main: Path) -> tuple[str, ...]:
+        """The names of the files beside an engine that are sent with it."""
+        ...
 
 
 @runtime_checkable

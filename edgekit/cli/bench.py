@@ -58,6 +58,7 @@ from edgekit.errors import UsageError
     metavar="PATH",
     help="Time with the maker's program (benchmark_model, onnxruntime_perf_test, trtexec), as where no Python runs.",
 )
+@click.option("--trust", is_flag=True, help="Load engines that were not built here: engines are code.")
 @json_flag
 def bench(
     artifacts: tuple[Path, ...],
@@ -70,6 +71,7 @@ def bench(
     timeout: float,
     device: str,
     binary: str,
+    trust: bool,
     as_json: bool,
 ) -> None:
     """Measure latency and memory of ARTIFACTS, here or on devices over SSH or adb.
@@ -107,7 +109,7 @@ def bench(
     with noting(), progress() as shown, shown.task("measure", total=len(runnable)) as task:
         for artifact in runnable:
             task.advance()
-            results.append(artifact.bench(device=devices, baseline=against, settings=settings))
+            results.append(artifact.bench(device=devices, baseline=against, settings=settings, trust=trust))
     measured = [m for result in results for m in result.measured]
     errors = [e for result in results for e in result.failures]
     if as_json:

@@ -17,8 +17,11 @@ from edgekit.cli._output import harmless, number, print_json, progress, say, tab
 @click.option("--runs", type=click.IntRange(min=4), default=50, show_default=True, help="Profiled runs.")
 @click.option("--sort", is_flag=True, help="Most expensive first, not in order of execution.")
 @click.option("--by-module", is_flag=True, help="Sums by PyTorch module.")
+@click.option("--trust", is_flag=True, help="Load an engine that was not built here: engines are code.")
 @json_flag
-def profile(artifact: Path, device: str, runs: int, sort: bool, by_module: bool, as_json: bool) -> None:
+def profile(
+    artifact: Path, device: str, runs: int, sort: bool, by_module: bool, trust: bool, as_json: bool
+) -> None:
     """Show where the time of ARTIFACT goes: each operator's microseconds, what ran it, its PyTorch module.
 
     A run of its own, since profilers slow their runtimes down: for how long the model takes, see edgekit
@@ -26,7 +29,7 @@ def profile(artifact: Path, device: str, runs: int, sort: bool, by_module: bool,
     """
     opened = edgekit.open(artifact)
     with progress() as shown, shown.task(f"profile {opened.target}"):
-        result = opened.profile(device=device, runs=runs)
+        result = opened.profile(device=device, runs=runs, trust=trust)
     if as_json:
         print_json({"artifact": str(opened.directory), "target": opened.target, "profile": result})
     elif by_module:

@@ -75,7 +75,11 @@ class Asked:
     default="",
     help="Measured on --eval's labels in place of the task's own.",
 )
-@click.option("--trust", is_flag=True, help="Execute code that files of --source or --eval carry (pickles).")
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="Execute code that files of --source or --eval carry (pickles), and load engines of others.",
+)
 @click.option("--strict", is_flag=True, help="Refuse what is unproven, here or when it was built.")
 @json_flag
 @declared("verify")

@@ -86,6 +86,7 @@ class BackendInfo:
         doctor: a module that fits :class:`edgekit.core.doctor.Doctor`.
         benchmark: a module that fits :class:`edgekit.backends.base.VendorTool`.
         form: a module that fits :class:`edgekit.diff.forms.Forms`.
+        engines: a module that fits :class:`edgekit.backends.base.EngineBuilder`, where the device builds what it runs.
     """
 
     title: str = ""
@@ -98,6 +99,7 @@ class BackendInfo:
     doctor: str = ""
     benchmark: str = ""
     form: str = ""
+    engines: str = ""
 
 
 def data_dir() -> Path:
@@ -218,13 +220,13 @@ def info(name: str) -> BackendInfo:
 
 
 def member(
-    name: str, what: Literal["doctor", "benchmark", "form"], protocol: type[object]
+    name: str, what: Literal["doctor", "benchmark", "form", "engines"], protocol: type[object]
 ) -> ModuleType | None:
     """The module that a backend names in its ``INFO`` for ``what``, if it names one.
 
     Raises :class:`PluginError` for one that cannot be imported or does not fit ``protocol``.
     """
-    path = getattr(info(name), what)
+    path = getattr(info(name), what, "")
     if not path:
         return None
     owner = backends()[name][1]

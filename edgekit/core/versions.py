@@ -43,8 +43,8 @@ def code(*, above: bool = False) -> str:
         if above or place.parts[0] not in ABOVE:
             hasher.update(str(place).encode() + b"\0" + path.read_bytes())
     for plugin in plugins.plugins():
-        for path in sorted(plugin.data.glob("*/runner.py")):
-            hasher.update(f"{plugin.name}/{path.parent.name}\0".encode() + path.read_bytes())
+        for path in sorted(plugin.data.glob("*/runner*.py")):
+            hasher.update(f"{plugin.name}/{path.parent.name}/{path.name}\0".encode() + path.read_bytes())
         modules = (
             *plugin.backends.values(),
             *plugin.loaders.values(),

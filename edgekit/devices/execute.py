@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from edgekit.core import contained
 from edgekit.core.files import temporary
-from edgekit.devices import wire
+from edgekit.devices import engines, wire
 from edgekit.devices.arrays import ArrayFile, write_arrays
 from edgekit.devices.catalogue import LOCAL as LOCAL
 from edgekit.devices.job import Task, TaskResult, run_job
@@ -163,6 +163,7 @@ def model_job(
     transport: Transport, runnable: Runnable, samples: ArrayFile, *, folder: str = "model"
 ) -> wire.Job:
     """Put the model and its samples where the agent can read them; a job that runs them."""
+    runnable = engines.ready(transport, runnable)
     model = send_model(transport, runnable, folder=folder)
     inputs = transport.put(samples.path, f"{folder}-inputs")
     return wire.Job(

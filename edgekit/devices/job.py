@@ -17,6 +17,7 @@ from edgekit.errors import (
     DeviceError,
     DeviceTimeoutError,
     EdgekitError,
+    EngineMismatchError,
     MissingExtraError,
     NotRunnableError,
     RuntimeCrashError,
@@ -55,12 +56,18 @@ class TaskResult(Generic[R]):
 class Transcript(Generic[R]):
     """What one job has said so far."""
 
-    def __init__(self, device: str, task: Task[R], on_progress: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        device: str,
+        task: Task[R],
+        on_progress: Callable[[int], None] | None = None,
+        on_phase: Callable[[str], None] | None = None,
+    ) -> None:
         self.phase = "start"
         self.versions: Mapping[str, str] = {}
         self.result: R | None = None
         self.failure: Failure | None = None
-        self._kind, self._on_progress = task.result, on_progress
+        self._kind, self._on_progress, self._on_phase = task.result, on_progress, on_phase
         # The agent reports its progress twice a second; ten times that is no agent of ours.
         most = 1000 + int(20 * task.timeout)
         self._events = protocol.Events(device, {**wire.JOB_EVENTS, "result": task.result}, most)
@@ -72,6 +79,8 @@ class Transcript(Generic[R]):
             self.result = event
         elif isinstance(event, wire.Phase):
             self.phase = event.name
+            if self._on_phase is not None:
+                self._on_phase(event.name)
         elif isinstance(event, wire.Versions):
             self.versions = event.versions
         elif isinstance(event, Failure):
@@ -81,10 +90,13 @@ class Transcript(Generic[R]):
 
 
 def run_job(
-    transport: Transport, task: Task[R], on_progress: Callable[[int], None] | None = None
+    transport: Transport,
+    task: Task[R],
+    on_progress: Callable[[int], None] | None = None,
+    on_phase: Callable[[str], None] | None = None,
 ) -> TaskResult[R]:
     """Run a task without the supervisor. Raises what :func:`outcome` raises."""
-    transcript = Transcript(transport.name, task, on_progress)
+    transcript = Transcript(transport.name, task, on_progress, on_phase)
     completed = transport.run(
         [transport.python, str(task.agent)],
         stdin=protocol.encode(task.job),
@@ -160,6 +172,8 @@ def _reported(transport: Transport, backend: str, failure: Failure) -> EdgekitEr
             return DataError(
                 f"{title}: {message}", hint="compare with the inputs in the artifact's manifest.json"
             )
+        case FailureKind.ENGINE:
+            return EngineMismatchError(f"{device} refuses the engine before it is loaded: {message}")
         case FailureKind.LOAD:
             return BackendError(
                 f"{title} cannot load the artifact: {message}",

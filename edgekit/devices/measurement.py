@@ -109,6 +109,8 @@ class Run:
             "memory": [protocol.builtins(r.memory) for r in replicates if r.memory],
             "warmup": [protocol.builtins(r.warmup) for r in replicates if r.warmup],
         }
+        if any(r.gpu_ms for r in replicates):
+            facts["gpu_p50_ms"] = median_of([statistics.median(r.gpu_ms) for r in replicates if r.gpu_ms])
         if first.tool:
             facts["program"] = first.tool
         if self.cut:

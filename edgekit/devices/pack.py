@@ -48,15 +48,27 @@ def pack(backend: str) -> AgentArchive:
 
 
 def pack_runner(file: Path, backend: str) -> AgentArchive:
-    """The agent with the runner at ``file`` (a plug-in's, or a test's)."""
-    return _pack(file.read_bytes(), backend)
+    """The agent with the runner at ``file`` (a plug-in's, or a test's), and its other modules."""
+    return _pack(tuple((name, path.read_bytes()) for name, path in modules(file).items()), backend)
+
+
+def modules(runner: Path) -> dict[str, Path]:
+    """A runner's files by their names in the archive: itself, and ``runner_*.py`` beside it."""
+    beside = {path.name: path for path in sorted(runner.parent.glob("runner_*.py"))}
+    return {"runner.py": runner, **beside}
+
+
+def code(runner: Path) -> str:
+    """sha256 over what runs on the device for a backend."""
+    found = b"".join(path.read_bytes() for path in modules(runner).values())
+    return sha256_bytes(found)
 
 
 @functools.lru_cache(maxsize=32)
-def _pack(runner: bytes, backend: str) -> AgentArchive:
+def _pack(runner: tuple[tuple[str, bytes], ...], backend: str) -> AgentArchive:
     core = PACKAGE / "devices" / "agent"
     files = {f"edgekit_agent/{p.name}": p.read_bytes() for p in core.glob("*.py")}
-    files["edgekit_agent/runner.py"] = runner
+    files |= {f"edgekit_agent/{name}": content for name, content in runner}
     files["edgekit_agent/backend.py"] = f"NAME = {backend!r}\n".encode()
     files["__main__.py"] = _MAIN.encode()
     buffer = io.BytesIO()

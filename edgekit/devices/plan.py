@@ -43,7 +43,8 @@ class Watch(Generic[R]):
     """What the host makes of a run while it goes on. ``exclusive``: take the device's lock. ``mend_s``: how
     long to try to reach a device again after the link broke, in seconds. ``journal``: its name on the device;
     plans of their own need journals of their own. ``wait_s``: how long to wait for a device that is busy.
-    ``governor``: the processors' frequency governor while it goes on. ``on_result`` is told each task once.
+    ``governor``: the processors' frequency governor while it goes on. ``linger_s``: how long a task goes on there while
+    the link is broken; else it ends with it. ``on_result`` is told each task once, ``on_phase`` what a task is at.
     ``results`` has what is done so far, also when an error ends the run."""
 
     exclusive: bool = True
@@ -53,6 +54,8 @@ class Watch(Generic[R]):
     cancel: threading.Event | None = None
     wait_s: float = 0.0
     governor: str = ""
+    linger_s: float = 0.0
+    on_phase: Callable[[str], None] | None = None
     on_done: Callable[[int, int], None] | None = None
     on_progress: Callable[[int], None] | None = None
     on_result: Callable[[str, TaskResult[R]], None] | None = None
@@ -170,10 +173,15 @@ class _Run(Generic[R]):
             ),
             journal=str(self._transport.root / self._watch.journal),
             heartbeat=HEARTBEAT_S,
-            lock=_owner() if self._watch.exclusive else None,
+            lock=_owner(self._lasting()) if self._watch.exclusive else None,
             state_s=self._watch.state_s,
             governor=self._watch.governor,
+            linger=self._watch.linger_s,
         )
+
+    def _lasting(self) -> str:
+        """What tells a run that goes on without us from others of this process; empty for one that does not."""
+        return str(self._transport.root / self._watch.journal) if self._watch.linger_s else ""
 
     def _line(self, text: str) -> None:
         event = self._events.read(text)
@@ -188,7 +196,9 @@ class _Run(Generic[R]):
                 self._watch.states.append(event.state)
             case wire.Started():
                 task = self._task(event.id, text)
-                self._transcripts[task.id] = Transcript(self._transport.name, task, self._watch.on_progress)
+                self._transcripts[task.id] = Transcript(
+                    self._transport.name, task, self._watch.on_progress, self._watch.on_phase
+                )
             case wire.Line():
                 self._transcript(event.id, text).line(event.line)
             case wire.Ended():
@@ -211,12 +221,12 @@ class _Run(Generic[R]):
         self._watch.add(event.id, result, len(self._tasks))
 
 
-def _owner() -> wire.Owner:
+def _owner(plan: str = "") -> wire.Owner:
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a user id without a name
         user = str(os.getuid())
-    return wire.Owner(user=user, host=socket.gethostname(), pid=os.getpid(), since=time.time())
+    return wire.Owner(user=user, host=socket.gethostname(), pid=os.getpid(), since=time.time(), plan=plan)
 
 
 def _busy(device: str, holder: wire.Owner) -> DeviceBusyError:

@@ -20,7 +20,8 @@ class Replicate:
 
     ``samples_ms`` are the single inferences, or one figure that stands for them where a vendor's ``tool`` gives no more
     (``is_raw`` is false then, and ``p90_ms`` and ``p99_ms`` are the tool's). ``steady``: when the clock ran, in seconds
-    since the epoch on the device's clock. ``affinity``: the processors that it might use.
+    since the epoch on the device's clock. ``affinity``: the processors that it might use. ``gpu_ms``: inferences
+    by the GPU's own events.
     """
 
     samples_ms: tuple[float, ...]
@@ -39,6 +40,7 @@ class Replicate:
     versions: Mapping[str, str] = field(default_factory=dict)
     steady: tuple[float, float] | None = None
     affinity: tuple[int, ...] = ()
+    gpu_ms: tuple[float, ...] = ()
     tool: str = ""
     notes: tuple[str, ...] = ()
 
@@ -64,6 +66,7 @@ def replicate(device: str, task: Task[BenchResult], done: TaskResult[BenchResult
         versions=done.versions,
         steady=result.steady,
         affinity=result.affinity,
+        gpu_ms=result.gpu_ms,
     )
 
 

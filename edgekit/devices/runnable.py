@@ -39,7 +39,7 @@ class Runnable:
     here. ``quantize``: floats go into integer inputs, and come out of integer outputs, by their scale and
     zero-point. ``sizes``: elements of the outputs whose shapes are known, by name. ``inputs`` is one sample in the
     source's layout: what benchmarks and profiles run. ``preprocess`` makes the artifact's inputs of the source's, where
-    the graph begins with preprocessing of its own.
+    the graph begins with preprocessing of its own. ``trusted``: an engine among the files is loaded whoever made it.
 
     Raises :class:`SourceError` for more threads than any machine has: manifests and bundles come from anybody.
     """
@@ -54,6 +54,7 @@ class Runnable:
     sizes: Mapping[str, int] = field(default_factory=dict)
     inputs: Mapping[str, Array] = field(default_factory=dict)
     preprocess: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = None
+    trusted: bool = False
 
     def __post_init__(self) -> None:
         threads = self.options.get("threads", 0)
@@ -76,6 +77,7 @@ class Runnable:
             channels_moved=lowered.channels_moved,
             quantize=True,
             sizes=sizes(lowered.outputs),
+            trusted=True,
         )
 
     def bind(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

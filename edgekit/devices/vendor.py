@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from edgekit.backends.base import Timing, VendorTool
 from edgekit.core import plugins
-from edgekit.devices import protocol, wire
+from edgekit.devices import engines, protocol, wire
 from edgekit.devices.job import TaskResult
 from edgekit.devices.replicates import Replicate
 from edgekit.devices.session import short
@@ -70,6 +70,8 @@ def job(
     """Put the tool and the model there; the job that times the model once."""
     tool = tool_of(runnable.backend)
     program = _program(transport, device, tool, facts)
+    if not without_python(device):
+        runnable = engines.ready(transport, runnable)
     model = str(send_model(transport, runnable, folder=folder))
     file = str(transport.root / f"{folder}-times")
     timing = replace(timing, threads=threads_of(runnable, timing, facts))

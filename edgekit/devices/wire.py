@@ -83,7 +83,7 @@ class Fed(Message, frozen=True):
 class Job(Message, frozen=True):
     """What one fresh process does; ``scratch`` is the folder for what it leaves behind."""
 
-    action: Literal["probe", "run", "bench", "profile", "program"]
+    action: Literal["probe", "run", "bench", "profile", "program", "identify", "build"]
     scratch: str = ""
     model: str = ""
     options: Mapping[str, Option] = {}
@@ -97,15 +97,18 @@ class Job(Message, frozen=True):
     profile: ProfileJob | None = None
     argv: tuple[str, ...] = ()
     file: str = ""
+    engine: Mapping[str, Json] | None = None
 
 
 class Owner(Message, frozen=True):
-    """Who holds a device's lock, and since when (seconds since the epoch, by their clock)."""
+    """Who holds a device's lock, and since when (seconds since the epoch, by their clock). ``plan`` is the run that it
+    is held for, where that may go on without its host."""
 
     user: Text = "somebody"
     host: Text = "an unknown host"
     pid: Whole | None = None
     since: Number | None = None
+    plan: Text = ""
 
 
 class PlannedTask(Message, frozen=True):
@@ -126,6 +129,7 @@ class Plan(Message, frozen=True):
     lock: Owner | None = None
     state_s: float = 0.0
     governor: str = ""
+    linger: float = 0.0
 
 
 class WheelFile(Message, frozen=True):
@@ -169,6 +173,8 @@ class DeviceFacts(Message, frozen=True, omit_defaults=True):
     max_khz: Clocks = ()
     trips_celsius: Annotated[dict[Text, Celsius], _FEW] = {}
     emulated: bool = False
+    power_mode: Text = ""
+    clocks: Text = ""
 
 
 class Battery(Message, frozen=True, omit_defaults=True):
@@ -216,6 +222,8 @@ class FailureKind(enum.StrEnum):
     DISK = "disk"
     INPUT = "input"
     LOAD = "load"
+    ENGINE = "engine"
+    BUILD = "build"
     INVOKE = "invoke"
     INTERNAL = "internal"
 
@@ -326,7 +334,8 @@ class Warmup(Message, frozen=True):
 
 
 class BenchResult(Message, frozen=True):
-    """Of the action ``bench``; ``steady``: when the clock ran, by the device's clock."""
+    """Of the action ``bench``; ``steady``: when the clock ran, by the device's clock. ``gpu_ms``: inferences after
+    that, by the GPU's own events, where there is one."""
 
     first_ms: Time
     samples_ms: Times
@@ -337,6 +346,7 @@ class BenchResult(Message, frozen=True):
     contention: Contention = Contention()
     memory: Memory = Memory()
     affinity: Processors = ()
+    gpu_ms: Annotated[tuple[Time, ...], Meta(max_length=1 << 20)] = ()
 
 
 class ProfiledOperator(Message, frozen=True, rename={"origin": "from"}):
@@ -363,6 +373,44 @@ class ProfileResult(Message, frozen=True):
 
     profile: ProfileReport
     threads: Threads
+
+
+class EngineHost(Message, frozen=True):
+    """Of the action ``identify``: what engines are built and run by there (``targets/nvidia/runner_build.py``). ``via``
+    are the ways to build, ``python`` before ``trtexec``; ``memory`` in bytes."""
+
+    gpu: Text
+    compute_capability: tuple[Part, Part]
+    tensorrt: Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9A-Za-z]+){1,4}$", max_length=64)]
+    driver: Text
+    via: Words
+    memory: Bytes = 0
+    free_memory: Bytes = 0
+    dla_cores: Annotated[int, Meta(ge=0, le=64)] = 0
+
+
+class RefusedNode(Message, frozen=True):
+    """A node that the parser there refuses."""
+
+    node: Text = ""
+    op: Text = ""
+    message: Text = ""
+
+
+class EngineBuilt(Message, frozen=True):
+    """Of the action ``build``: an engine, or what was refused. Files lie in the job's folder under fixed names."""
+
+    version: Text
+    via: Text
+    refused: Annotated[tuple[RefusedNode, ...], Meta(max_length=1 << 16)] = ()
+    failure: Text = ""
+    size: Bytes = 0
+    sha256: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")] = ""
+    layers: Count = 0
+    seconds: Time = 0.0
+    files: Words = ()
+    argv: Words = ()
+    on_gpu: Words = ()
 
 
 class ProgramResult(Message, frozen=True):

@@ -16,10 +16,12 @@ from edgekit.core import targets as catalogue
 from edgekit.core.contained import out_of_memory
 from edgekit.core.files import refused_by_system
 from edgekit.devices.catalogue import device
+from edgekit.devices.engines import builder_of
 from edgekit.errors import DefectError, EdgekitError, MissingExtraError
 from edgekit.load.data import SampleSet
 from edgekit.pipeline import guard, speed
 from edgekit.pipeline.cached import NotCachedError, ReadOnly
+from edgekit.pipeline.engines import on_device
 from edgekit.pipeline.lower import Graph, Lowering, lower_for
 from edgekit.pipeline.rollouts import Rolled
 from edgekit.pipeline.side_by_side import side_by_side, spooled, workers
@@ -69,7 +71,7 @@ def candidate(
 ) -> Candidate:
     """Quantize as asked, lower, run and compare."""
     graph, data = prepared.graph, prepared.data
-    lowering = lower_for(context, graph, target, data.calibration, quantization)
+    lowering = on_device(context, lower_for(context, graph, target, data.calibration, quantization))
     verified = verify(
         context, lowering.subject, graph.source, graph.exported, data.verification, graph.origin, data.rolled
     )
@@ -162,7 +164,9 @@ def guarded(target: Target, work: Callable[[], T]) -> T | EdgekitError:
 def refuse_missing_runtime(context: BuildContext, target: Target) -> None:
     """A runtime that is missing, here or on the device, is known before anything is quantized for it."""
     refuse_missing_backend(target)
-    if context.site is not None:
+    if (
+        context.site is not None and builder_of(target.backend) is None
+    ):  # others need not be able to run there
         context.site.refuse(target)
 
 

@@ -19,11 +19,13 @@ from edgekit.artifact.manifest import (
     Status,
     StepRecord,
 )
+from edgekit.backends import own_engines
 from edgekit.core import targets, versions
 from edgekit.core.config import Options
 from edgekit.core.files import publish, scratch
 from edgekit.core.structure import to_builtins
 from edgekit.core.versions import EDGEKIT
+from edgekit.devices.engines import builder_of
 from edgekit.errors import EdgekitError, GateFailedError, NotRunnableError, UsageError
 from edgekit.load.data import RANDOM, SampleSet
 from edgekit.pipeline import pixels
@@ -132,8 +134,17 @@ def _refuse_foreign(final: Path) -> None:
     )
 
 
+def _vouch(product: Product) -> None:
+    """An engine among the files was built by us: that it may be loaded is known here, and nowhere else."""
+    main = product.files.directory / product.files.lowered.files[0]
+    builder = builder_of(product.target.backend)
+    if builder is not None and builder.is_engine(main):
+        own_engines.remember(main)
+
+
 def describe(product: Product, status: Status, directory: Path) -> Manifest:
     """The manifest of the files in ``directory``."""
+    _vouch(product)
     verified, lowered, record = product.verified, product.files.lowered, product.exported.record
     kept = None
     if (vectors := verified.vectors) is not None:
@@ -193,7 +204,8 @@ def _where(product: Product) -> tuple[str, ...]:
     if "device" not in machine:
         return ()
     how = ", an emulated processor: what it computed counts, its speed was not measured"
-    place = f"run on {machine['device']} ({machine['machine']}{how if machine.get('emulated') else ''})"
+    done = "built for, and not run on," if product.verified.not_run else "run on"
+    place = f"{done} {machine['device']} ({machine['machine']}{how if machine.get('emulated') else ''})"
     return (place, *([scheme.why] if scheme is not None and scheme.why else []))
 
 

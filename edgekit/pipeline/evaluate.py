@@ -102,10 +102,10 @@ def again(
         result = language_again.replay(artifact, device=device, limits=own)
     elif data is None:
         _refuse_idle(options, source)
-        result = golden.replay(artifact, device=device, limits=own)
+        result = golden.replay(artifact, device=device, limits=own, trust=options.trust)
     else:
         few = None if own is None else replace(own, tolerance=_of_vectors(own.tolerance))
-        result = golden.replay(artifact, device=device, limits=few)
+        result = golden.replay(artifact, device=device, limits=few, trust=options.trust)
         asked = api.context(options, None)
         result = evaluate(
             asked,
@@ -189,7 +189,8 @@ def evaluate(
     chosen = fitting(context, manifest.target, built.inputs, samples)
     task = _task(context, form, [s.label for s in kept(samples, chosen)] if samples.labelled else None)
     inputs = (s.inputs for s in kept(fed, chosen))
-    with run_artifact(runnable(artifact), inputs, device=device, placement=True) as run:
+    trusted = runnable(artifact, trust=context.options.trust)
+    with run_artifact(trusted, inputs, device=device, placement=True) as run:
         tolerance, notes = golden.row_limits(manifest.target)
         evidence = Evidence(size_bytes=manifest.size, placement=_placement(artifact, run.placement))
         own, parity = limits.parse(context.options.limit), None
@@ -300,7 +301,7 @@ def _rolled_out(
     context: BuildContext, artifact: Artifact, reference: Rolled, pixels: Pixels | None, device: Device
 ) -> Rollout:
     fed = reference.samples if pixels is None else pixels.samples_fed(reference.samples)
-    return measured(context, runnable(artifact), reference, fed, device)
+    return measured(context, runnable(artifact, trust=context.options.trust), reference, fed, device)
 
 
 def _task(context: BuildContext, form: _Form, labels: Sequence[object] | None) -> Task:

@@ -19,6 +19,8 @@ from edgekit.artifact.task import Task
 from edgekit.core import plugins, versions
 from edgekit.core.progress import Task as Progress
 from edgekit.core.structure import to_builtins
+from edgekit.devices import pack
+from edgekit.devices.engines import builder_of
 from edgekit.devices.execute import Ports, run_artifact
 from edgekit.devices.runnable import Runnable
 from edgekit.errors import BackendError, DataError, MissingExtraError, NotRunnableError
@@ -32,7 +34,7 @@ from edgekit.pipeline.metric import opened
 from edgekit.pipeline.pixels import Pixels
 from edgekit.pipeline.rollouts import Rolled, measured
 from edgekit.pipeline.stages import BuildContext, Exported, LoweredFiles, Reference
-from edgekit.types import OnnxModel, Option, Parity, Placement, Precision, Target, TensorSpec, sha256_file
+from edgekit.types import OnnxModel, Option, Parity, Placement, Precision, Target, TensorSpec
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -156,7 +158,7 @@ def verify(
         options={
             "states": dict(rolled.states.pairs) if rolled else {},
             "lowered": to_builtins(subject.files.lowered),
-            "runner_sha256": sha256_file(plugins.runner(subject.target.backend)),
+            "runner_sha256": pack.code(plugins.runner(subject.target.backend)),
             "task": exported.record.task,
             "classes": exported.record.labels,
             "samples": samples.origin,
@@ -188,6 +190,9 @@ def reference_of(
 
 def _unusable(context: BuildContext, target: Target) -> str:
     """Why this machine cannot run the target's artifacts, as far as can be told without trying."""
+    if context.site is not None and builder_of(target.backend) is not None:
+        runtime = context.site.runtimes.get(target.backend)
+        return "" if runtime is None or runtime.versions else runtime.problem
     available = plugins.backend(target.backend).available()
     return "" if context.site is not None or available.usable else available.why_not or "not usable"
 
@@ -237,7 +242,7 @@ def _measure(context: BuildContext, case: Case) -> Verified:
     runnable = replace(subject.runnable, options={**lowered.runtime, **_alone(context)})
     with (
         context.progress.task(f"run {subject.target.name}", total=sum(chosen)) as task,
-        _one_at_a_time if context.site is not None else nullcontext(),
+        one_at_a_time if context.site is not None else nullcontext(),
         run_artifact(
             runnable,
             (s.inputs for s in kept(case.samples, chosen)),
@@ -322,7 +327,7 @@ def near_float32(target: Target, parity: Parity) -> bool:
     return target.precision is Precision.FP32 and parity.snr_db < _EXACT_DB
 
 
-_one_at_a_time = threading.Lock()
+one_at_a_time = threading.Lock()
 """Targets are built side by side here; a device is given one artifact after the other."""
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.artifact import proof
 from edgekit.artifact.manifest import BUILT, Manifest, Status
-from edgekit.artifact.summary import as_asked, printable, size
+from edgekit.artifact.summary import as_asked, printable, size, standing
 from edgekit.core.versions import EDGEKIT
 from edgekit.errors import MissingExtraError
 from edgekit.report import figures
@@ -185,7 +185,7 @@ def _row(entry: Entry, anchor: str) -> dict[str, object]:
         "mark": _BAD if entry.changed else _MARKS[manifest.status],
         "name": entry.name,
         "source": manifest.source.text.rpartition("/")[2],
-        "verdict": "files changed" if entry.changed else str(manifest.status),
+        "verdict": "files changed" if entry.changed else standing(manifest).partition(":")[0],
         "precision": str(manifest.target.precision),
         "size": size(manifest.size),
         "metric": metric,
@@ -208,7 +208,7 @@ def _detail(entry: Entry, anchor: str, *, drawn: bool) -> dict[str, object]:
         "anchor": anchor,
         "name": entry.name,
         "mark": _BAD if entry.changed else _MARKS[manifest.status],
-        "verdict": str(manifest.status),
+        "verdict": printable(standing(manifest)),
         "changed": entry.changed,
         "why": manifest.target.why,
         "folder": str(entry.artifact.directory),

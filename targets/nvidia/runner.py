@@ -5,8 +5,12 @@ The two differ in the module that is imported, which is called as the backend th
 It needs an NVIDIA GPU and its driver (``libcuda``, called through ctypes: no other package); without one
 ``probe`` says so (engines may be built without a GPU; they do not even deserialize without one).
 
-Options: ``gpu`` (index, default 0), ``profile`` (optimization profile, default 0), ``threads`` (recorded; the
-work is the GPU's), ``placement`` and ``profiling`` (no effect: the engine can always be inspected).
+Options: ``gpu`` (index, default 0), ``profile`` (optimization profile, default 0), ``cuda_graph`` (record the
+launches of an inference once for each shape, then launch the record), ``threads`` (recorded; the work is the
+GPU's), ``placement`` and ``profiling`` (no effect: the engine can always be inspected).
+
+An engine is code: before it is loaded, ``engine.json`` beside it must say that it is for this device
+(``runner_key.py``).
 
 ``invoke`` enqueues and waits: what is timed is the launch and the GPU's work. Inputs are copied to the GPU by
 ``prepare``, outputs from it by ``results``, outside the timer.
@@ -30,6 +34,7 @@ import importlib
 import json
 import re
 import time
+from contextlib import contextmanager
 
 from .backend import NAME  # "tensorrt" or "tensorrt_rtx"
 
@@ -54,22 +59,35 @@ def load(path, options):
     return Session(path, options)
 
 
+def _refuse_mismatch(path, data, trt, cuda):
+    """Raise for an engine that is damaged or for another device, before a byte of it is loaded."""
+    from . import runner_key
+    from .failure import JobError
+
+    here = runner_key.here(NAME, trt.__version__, cuda, runner_key.driver())
+    found = runner_key.differences(path, data, here)
+    if found:
+        raise JobError("engine", "; ".join(found))
+
+
 class Session:
     """One engine with one execution context, one stream, and buffers for its tensors."""
 
     def __init__(self, path, options):
         trt = importlib.import_module(NAME)
-        known = {"threads", "gpu", "profile", "placement", "profiling"}
+        known = {"threads", "gpu", "profile", "placement", "profiling", "cuda_graph"}
         unknown = sorted(set(options) - known)
         if unknown:
             raise ValueError("unknown option %s; known: %s" % (unknown[0], ", ".join(sorted(known))))
         self._trt = trt
         self._cuda = Cuda(int(options.get("gpu", 0)))
-        before = self._cuda.free_memory()
+        before = self._cuda.memory()[0]
+        with open(path, "rb") as file:
+            data = file.read()
+        _refuse_mismatch(path, data, trt, self._cuda)
         logger = trt.Logger(trt.Logger.WARNING)
         self._runtime = trt.Runtime(logger)
-        with open(path, "rb") as file:
-            self._engine = self._runtime.deserialize_cuda_engine(file.read())
+        self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise ValueError("the engine does not fit this version of %s or this GPU" % NAME)
         self._context = self._engine.create_execution_context()
@@ -85,7 +103,9 @@ class Session:
         self.outputs = [self._spec(n) for n, i in zip(names, is_input) if not i]  # noqa: B905
         self._buffers = {}
         self._host = {}
-        self._memory = before - self._cuda.free_memory()
+        self._recorded = None
+        self._records = bool(options.get("cuda_graph", False))
+        self._memory = before - self._cuda.memory()[0]
 
     def _spec(self, name):
         import numpy
@@ -100,6 +120,7 @@ class Session:
 
     def prepare(self, arrays):
         """Set the shapes, copy the inputs to the GPU, make room for the outputs."""
+        self._forget()
         for name, array in arrays.items():
             if self._engine.get_tensor_location(name) == self._trt.TensorLocation.HOST:
                 self._host[name] = array  # a shape: read by the CPU, kept alive here
@@ -133,9 +154,41 @@ class Session:
 
     def invoke(self):
         """Enqueue once and wait for the end."""
+        self._enqueue()
+        self._cuda.wait(self._stream)
+
+    def _enqueue(self):
+        """The launches of one inference; with ``cuda_graph`` their record, made after one that was not recorded: the
+        first enqueue of a shape does what may not be recorded."""
+        if self._recorded is not None:
+            self._cuda.launch(self._recorded, self._stream)
+            return
+        self._launch()
+        if self._records:
+            self._cuda.wait(self._stream)
+            self._recorded = self._cuda.record(self._stream, self._launch)
+
+    def _launch(self):
         if not self._context.execute_async_v3(self._stream.value):
             raise RuntimeError("the engine could not be enqueued")
-        self._cuda.wait(self._stream)
+
+    def _forget(self):
+        """A record holds shapes and addresses."""
+        if self._recorded is not None:
+            self._cuda.drop(self._recorded)
+            self._recorded = None
+
+    def gpu_times(self, runs):
+        """Milliseconds of GPU time of each of ``runs`` inferences, by CUDA events around the launches."""
+        with self._cuda.events() as (before, after):
+            times = []
+            for _ in range(runs):
+                self._cuda.mark(before, self._stream)
+                self._enqueue()
+                self._cuda.mark(after, self._stream)
+                self._cuda.wait(self._stream)
+                times.append(self._cuda.between(before, after))
+            return times
 
     def results(self):
         """The outputs of the last invocation."""
@@ -151,7 +204,12 @@ class Session:
 
     def device_memory(self):
         """Bytes of GPU memory that loading took, and that the engine states for its activations."""
-        return {"load": self._memory, "activations": int(self._engine.device_memory_size_v2)}
+        return {"load": max(0, self._memory), "activations": self._activations()}
+
+    def _activations(self):
+        """Bytes; the first name is TensorRT 10's and later ones'."""
+        size = getattr(self._engine, "device_memory_size_v2", None)
+        return int(self._engine.device_memory_size if size is None else size)
 
     def placement(self):
         """See the module's description."""
@@ -163,7 +221,7 @@ class Session:
             "version": self._trt.__version__,
             "gpu": self._cuda.name,
             "compute_capability": self._cuda.capability,
-            "device_memory": int(self._engine.device_memory_size_v2),
+            "device_memory": self._activations(),
             "layers": json.loads(text).get("Layers", []),
         }
 
@@ -265,11 +323,53 @@ class Cuda:
         self._call("cuDeviceGetAttribute", ctypes.byref(value), number, device)
         return value.value
 
-    def free_memory(self):
-        """Bytes of GPU memory that nobody uses."""
+    def memory(self):
+        """Bytes of GPU memory: what nobody uses, and all."""
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         self._call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
-        return free.value
+        return free.value, total.value
+
+    def record(self, stream, work):
+        """What ``work`` enqueues on the stream, as a graph that can be launched again and again."""
+        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuStreamBeginCapture_v2", stream, 1)  # this thread's calls only
+        try:
+            work()
+        finally:
+            self._call("cuStreamEndCapture", stream, ctypes.byref(graph))
+        self._call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
+        self._call("cuGraphDestroy", graph)
+        return executable
+
+    def launch(self, executable, stream):
+        """A recorded graph."""
+        self._call("cuGraphLaunch", executable, stream)
+
+    def drop(self, executable):
+        """Forget a recorded graph."""
+        self._call("cuGraphExecDestroy", executable)
+
+    @contextmanager
+    def events(self):
+        """Two events that keep the time."""
+        pair = (ctypes.c_void_p(), ctypes.c_void_p())
+        for event in pair:
+            self._call("cuEventCreate", ctypes.byref(event), 0)
+        try:
+            yield pair
+        finally:
+            for event in pair:
+                self._call("cuEventDestroy_v2", event)
+
+    def mark(self, event, stream):
+        """The event happens when the stream comes to it."""
+        self._call("cuEventRecord", event, stream)
+
+    def between(self, before, after):
+        """Milliseconds."""
+        value = ctypes.c_float()
+        self._call("cuEventElapsedTime", ctypes.byref(value), before, after)
+        return value.value
 
     def stream(self):
         """A stream that does not wait for the default one."""

@@ -9,6 +9,7 @@ import pytest
 from backend_models import attention, conv_net, digests, quantized, reference, snr_db, unsupported
 
 from edgekit.backends.nvidia import artifact, executed, portable, tensorrt, tensorrt_rtx, worker
+from edgekit.backends.nvidia.engine import read_key
 from edgekit.core import targets
 from edgekit.errors import BackendError, RuntimeCrashError, UnsupportedOperatorsError
 from edgekit.graph import io
@@ -35,7 +36,10 @@ def model_for(target, tmp_path):
 def test_an_engine_is_built_without_a_gpu_with_the_same_bytes(tmp_path, target):
     model = model_for(target, tmp_path)
     first = lowered(tensorrt_rtx, model, target, tmp_path / "a", compute_capabilities="SM86")
-    assert first.files == ("model.engine", "model.onnx")
+    assert first.files == ("model.engine", "engine.json", "model.onnx")
+    key = read_key(tmp_path / "a" / "model.engine")
+    assert (key.compute_capabilities, key.gpu) == (("8.6",), "")
+    assert key.graph_sha256 == io.describe(tmp_path / "a" / "model.onnx").sha256
     second = lowered(tensorrt_rtx, model, target, tmp_path / "b", compute_capabilities="SM86")
     assert digests(first, tmp_path / "a") == digests(second, tmp_path / "b")
     assert (tmp_path / "a" / "model.engine").stat().st_size > 10_000

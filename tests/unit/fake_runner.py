@@ -62,6 +62,8 @@ class Session:
             os._exit(9)
         if self.behaviour == "slow":
             time.sleep(0.02)
+        if self.behaviour.startswith("sleep-"):
+            time.sleep(float(self.behaviour[len("sleep-") :]))
         if self.behaviour == "hang":
             time.sleep(60)
 

@@ -152,6 +152,70 @@ def test_no_task_outlives_its_host(agent, make, way):
     assert child.wait(10) == (-9 if way == "killed" else 3)
 
 
+def lasting(make, *behaviours, linger=20, **changes):
+    return make(*behaviours, linger=linger, lock={"user": "ann", "pid": 7, "plan": "p"}, **changes)
+
+
+def leave(child):
+    """The link breaks: nobody sends, nobody reads."""
+    child.stdin.close()
+    child.stdout.close()
+
+
+def test_what_takes_long_goes_on_without_its_host_and_is_waited_for(agent, make):
+    first = start(agent, lasting(make, "sleep-3"))
+    pid = running(first)
+    leave(first)
+    assert not gone_within(pid, 1.0)
+    second = start(agent, lasting(make, "sleep-3"))
+    assert until(second, "started")["replayed"] is True  # it was not begun again
+    assert until(second, "ended")["returncode"] == 0
+    assert until(second, "bye")["why"] == "done"
+    finish(second)
+    assert first.wait(10) == 3
+
+
+def test_somebody_else_is_not_waited_for(agent, make):
+    first = start(agent, lasting(make, "hang"))
+    pid = running(first)
+    leave(first)
+    other = start(agent, make("good", linger=20, lock={"user": "ann", "pid": 7, "plan": "another"}))
+    assert until(other, "busy")["holder"]["plan"] == "p"
+    finish(other)
+    first.kill()
+    assert gone(pid)
+
+
+@pytest.mark.parametrize("way", ["time", "folder", "cancel"])
+def test_it_does_not_go_on_for_ever(agent, make, tmp_path, way):
+    folder = tmp_path / "private"
+    folder.mkdir()
+    plan = lasting(make, "hang", linger=1 if way == "time" else 60, journal=str(folder / "journal"))
+    first = start(agent, plan)
+    pid = running(first)
+    leave(first)
+    if way == "folder":
+        folder.rmdir()
+    if way == "cancel":
+        second = start(agent, plan)
+        until(second, "beat")
+        second.stdin.write(b"cancel\n")
+        second.stdin.flush()
+        assert until(second, "bye")["why"] == "cancelled"
+        finish(second)
+    assert gone(pid)
+    assert first.wait(10) == 3
+
+
+def gone_within(pid, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not Path(f"/proc/{pid}").exists():
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def test_a_second_benchmark_is_told_who_holds_the_device(agent, make):
     first = start(agent, make("hang"))
     running(first)

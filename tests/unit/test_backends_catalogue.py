@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.backends.nvidia import portable
-from edgekit.backends.nvidia.recipe import build_argv
+from edgekit.backends.nvidia.recipe import Recipe, by_hand
 from edgekit.backends.onnxruntime.artifact import minimum_runtime
 from edgekit.core import plugins, targets
 from edgekit.errors import ConfigError, UnknownNameError
@@ -107,13 +107,13 @@ def test_compute_capabilities_are_read_in_both_spellings():
 
 def test_the_recipe_spells_shapes_and_no_precision_flags():
     shapes = {"ids": ((1, 1), (1, 128), (8, 512))}
-    argv = build_argv(targets.find("tensorrt-int8"), shapes)
-    assert argv[0] == "trtexec"
+    argv = by_hand(Recipe(precision="int8", profiles=shapes))
     assert "--minShapes=ids:1x1" in argv
     assert "--optShapes=ids:1x128" in argv
     assert "--maxShapes=ids:8x512" in argv
     assert not {"--fp16", "--int8"} & set(argv)
-    assert "--noTF32" in build_argv(targets.find("tensorrt-fp32"), {})
+    assert "--noTF32" in argv
+    assert "--stronglyTyped" in argv
 
 
 def _extras() -> set[str]:

@@ -4,14 +4,18 @@ What only a GPU can show (that an engine really runs) is not claimed here.
 """
 
 import ctypes
+import hashlib
 import importlib.util
+import json
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgekit.core import plugins
+from edgekit.devices.agent import failure
 
 
 class FakeDriver:
@@ -19,6 +23,7 @@ class FakeDriver:
 
     def __init__(self, gpus=1):
         self.gpus, self.blocks, self.waits = gpus, {}, 0
+        self.captured = self.launched = self.dropped = self.events = 0
 
     def cuInit(self, flags):
         return 0 if self.gpus else 100
@@ -50,6 +55,45 @@ class FakeDriver:
 
     def cuMemGetInfo_v2(self, free, total):
         free._obj.value = 1 << 30
+        total._obj.value = 2 << 30
+        return 0
+
+    def cuStreamBeginCapture_v2(self, stream, mode):
+        self.captured += 1
+        return 0
+
+    def cuStreamEndCapture(self, stream, graph):
+        graph._obj.value = 21
+        return 0
+
+    def cuGraphInstantiateWithFlags(self, executable, graph, flags):
+        executable._obj.value = 22
+        return 0
+
+    def cuGraphDestroy(self, graph):
+        return 0
+
+    def cuGraphLaunch(self, executable, stream):
+        self.launched += 1
+        return 0
+
+    def cuGraphExecDestroy(self, executable):
+        self.dropped += 1
+        return 0
+
+    def cuEventCreate(self, out, flags):
+        self.events += 1
+        return 0
+
+    def cuEventDestroy_v2(self, event):
+        self.events -= 1
+        return 0
+
+    def cuEventRecord(self, event, stream):
+        return 0
+
+    def cuEventElapsedTime(self, out, before, after):
+        out._obj.value = 1.5
         return 0
 
     def cuStreamCreate(self, out, flags):
@@ -141,7 +185,7 @@ class FakeLogger:
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt_rtx"])
-def runner(request, monkeypatch):
+def runner(request, monkeypatch, tmp_path):
     fake = types.ModuleType(request.param)
     fake.__version__ = "99"
     fake.Logger = FakeLogger
@@ -154,9 +198,16 @@ def runner(request, monkeypatch):
     )
     monkeypatch.setitem(sys.modules, request.param, fake)
     agent, backend = types.ModuleType("agent"), types.ModuleType("agent.backend")
-    agent.__path__, backend.NAME = [], request.param
+    place = Path(plugins.runner(request.param)).parent
+    agent.__path__, backend.NAME = [str(place)], request.param
+    monkeypatch.setenv("EDGEKIT_ROOT", str(tmp_path / "root"))
+    version = tmp_path / "root" / "proc" / "driver" / "nvidia" / "version"
+    version.parent.mkdir(parents=True)
+    version.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build\n")
+    monkeypatch.delitem(sys.modules, "agent.runner_key", raising=False)
     monkeypatch.setitem(sys.modules, "agent", agent)
     monkeypatch.setitem(sys.modules, "agent.backend", backend)
+    monkeypatch.setitem(sys.modules, "agent.failure", failure)
     spec = importlib.util.spec_from_file_location("agent.runner", plugins.runner(request.param))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -189,10 +240,76 @@ def test_a_gpu_is_named(runner, driver):
     assert runner.probe() == {"usable": True, "gpus": ["Fake GPU"]}
 
 
-def test_run_with_growing_and_shrinking_batches(runner, driver, tmp_path):
+def engine_file(tmp_path, runner, content=b"engine", **changes):
+    """An engine with its record, as it lies on a device."""
+    path = tmp_path / "m.engine"
+    path.write_bytes(content)
+    record = {
+        "schema": 1,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "size": len(content),
+        "graph_sha256": "0",
+        "runtime": runner.NAME,
+        "version": "99",
+        "gpu": "Fake GPU",
+        "compute_capabilities": ["8.7"],
+        "driver": "540.4.0",
+        "flags": {},
+    }
+    (tmp_path / "engine.json").write_text(json.dumps({**record, **changes}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"gpu": "Another GPU"}, "GPU Another GPU"),
+        ({"compute_capabilities": ["8.6"]}, "compute capability 8.6"),
+        ({"version": "98"}, "version 98"),
+        ({"driver": "535.1"}, "driver 535.1"),
+        ({"runtime": "other"}, "runtime other"),
+        ({"size": 7}, "7"),
+        ({"sha256": "0" * 64}, "not what was built"),
+        ({"schema": 9}, "another edgekit"),
+    ],
+)
+def test_an_engine_that_does_not_fit_is_refused_before_it_is_loaded(runner, driver, tmp_path, changes, word):
+    path = engine_file(tmp_path, runner, **changes)
+    loaded = []
+    runner.importlib.import_module(runner.NAME).Runtime = lambda logger: loaded.append(logger)
+    with pytest.raises(failure.JobError, match=word) as caught:
+        runner.load(str(path), {"threads": 1})
+    assert caught.value.kind == "engine"
+    assert loaded == []
+
+
+def test_an_engine_without_a_record_is_refused(runner, driver, tmp_path):
     path = tmp_path / "m.engine"
     path.write_bytes(b"engine")
-    session = runner.load(str(path), {"threads": 1})
+    with pytest.raises(failure.JobError, match="missing or damaged"):
+        runner.load(str(path), {"threads": 1})
+
+
+def test_a_recorded_graph_is_launched_and_made_anew_for_other_inputs(runner, driver, tmp_path):
+    session = runner.load(str(engine_file(tmp_path, runner)), {"threads": 1, "cuda_graph": True})
+    for rows in (1, 2):
+        x = np.full((rows, 3), rows, "f")
+        session.prepare({"x": x})
+        for _ in range(3):
+            session.invoke()
+        np.testing.assert_array_equal(session.results()["y"], 2 * x)
+    assert (driver.captured, driver.launched, driver.dropped) == (2, 4, 1)
+
+
+def test_gpu_time_is_between_two_events(runner, driver, tmp_path):
+    session = runner.load(str(engine_file(tmp_path, runner)), {"threads": 1})
+    session.prepare({"x": np.ones((1, 3), "f")})
+    assert session.gpu_times(3) == [1.5, 1.5, 1.5]
+    assert driver.events == 0
+
+
+def test_run_with_growing_and_shrinking_batches(runner, driver, tmp_path):
+    session = runner.load(str(engine_file(tmp_path, runner)), {"threads": 1})
     assert session.inputs == [
         {"name": "x", "dtype": "float32", "shape": [-1, 3], "scale": None, "zero_point": None}
     ]
@@ -206,16 +323,13 @@ def test_run_with_growing_and_shrinking_batches(runner, driver, tmp_path):
 
 
 def test_a_shape_outside_the_profile(runner, driver, tmp_path):
-    path = tmp_path / "m.engine"
-    path.write_bytes(b"engine")
-    session = runner.load(str(path), {"threads": 1})
+    session = runner.load(str(engine_file(tmp_path, runner)), {"threads": 1})
     with pytest.raises(ValueError, match="profile lacks the shape"):
         session.prepare({"x": np.zeros((5, 3), "f")})
 
 
 def test_an_engine_of_another_version(runner, driver, tmp_path):
-    path = tmp_path / "m.engine"
-    path.write_bytes(b"old")
+    path = engine_file(tmp_path, runner, b"old")
     with pytest.raises(ValueError, match="does not fit this version"):
         runner.load(str(path), {"threads": 1})
 
@@ -226,17 +340,14 @@ def test_an_absent_gpu_is_the_drivers_error(runner, driver, tmp_path):
 
 
 def test_placement_is_the_inspectors(runner, driver, tmp_path):
-    path = tmp_path / "m.engine"
-    path.write_bytes(b"engine")
+    path = engine_file(tmp_path, runner)
     raw = runner.load(str(path), {"threads": 1}).placement()
     assert raw["layers"] == [{"Name": "double"}]
     assert raw["compute_capability"] == [8, 7]
 
 
 def test_a_profile_is_what_the_profiler_is_told(runner, driver, tmp_path):
-    path = tmp_path / "m.engine"
-    path.write_bytes(b"engine")
-    session = runner.load(str(path), {"threads": 1, "profiling": True})
+    session = runner.load(str(engine_file(tmp_path, runner)), {"threads": 1, "profiling": True})
     session._trt.IProfiler = type("IProfiler", (), {"__init__": lambda self: None})
     session.prepare({"x": np.zeros((2, 3), "f")})
     plain = session._context.execute_async_v3

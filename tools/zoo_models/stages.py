@@ -103,8 +103,8 @@ def compare(name: str, folder: Path, precision: str) -> dict[str, Any]:
     return {"status": "pass" if worst <= LIMIT else "inaccurate", "error": worst} | facts
 
 
-def quantize(name: str, folder: Path) -> Path:
-    """The model with Q/DQ by tflite-int8's scheme, calibrated on random inputs."""
+def quantize(name: str, folder: Path, target: str = "tflite-int8") -> Path:
+    """The model with Q/DQ by the target's scheme, calibrated on random inputs."""
     import torch
 
     from edgekit.core import targets
@@ -126,9 +126,8 @@ def quantize(name: str, folder: Path) -> Path:
     renamed = [dict(zip(model.input_names, item.values(), strict=False)) for item in items]
     samples = from_iterable(renamed, model.inputs)
     calibration = calibrate(model, samples, out=folder / "calibration")
-    quantized, _ = insert(
-        FloatModel(model, calibration), targets.find("tflite-int8"), QuantizeOptions(), folder / "int8.onnx"
-    )
+    out = folder / ("int8.onnx" if target == "tflite-int8" else f"{target}.onnx")
+    quantized, _ = insert(FloatModel(model, calibration), targets.find(target), QuantizeOptions(), out)
     return quantized.path
 
 

@@ -6,12 +6,15 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
+from edgekit.backends.base import kept_float32
 from edgekit.backends.nvidia import portable
+from edgekit.backends.nvidia.engine import RECORD, EngineKey, write_record
 from edgekit.backends.nvidia.executed import requested
 from edgekit.backends.nvidia.recipe import MINIMUM, write_recipe
+from edgekit.backends.nvidia.request import options_of
 from edgekit.errors import UnsupportedOperatorsError
 from edgekit.graph import io
-from edgekit.types import Json, Lowered, OnnxModel, Option, Precision, Target
+from edgekit.types import CHECKED, Json, Lowered, OnnxModel, Option, Precision, Target
 
 _PORTABLE = "model.onnx"
 
@@ -21,20 +24,20 @@ def lower_to_recipe(model: OnnxModel, target: Target, options: Mapping[str, Opti
     onnx = portable.write_portable(model, target, out / target.file, options)
     shapes = portable.profiles(onnx.model.inputs, str(options.get("axes", "")))
     parsed = _parsed(onnx, target, shapes)
-    recipe = write_recipe(target, shapes, out)
+    recipe = write_recipe(target, shapes, options_of(options), kept_float32(options), out)
     return Lowered(
         files=(target.file, *(f.name for f in io.external_files(onnx.model.path)), *recipe),
         inputs=onnx.model.inputs,
         outputs=onnx.model.outputs,
-        runtime=dict(target.runtime),
+        runtime=_runtime(target, options),
         minimum_runtime=MINIMUM,
         notes=(
             *onnx.notes,
             *requested(model, target).notes[:1],
             parsed,
-            "the engine is built on the device, by recipe.json",
+            "the engine is built on the device that will run it",
         ),
-        details={"profiles": _listed(shapes)},
+        details={"profiles": _listed(shapes), CHECKED: parsed},
     )
 
 
@@ -53,17 +56,35 @@ def lower_to_engine(model: OnnxModel, target: Target, options: Mapping[str, Opti
     try:
         answer = portable.run_worker(job, target, onnx.modules)
         part.replace(out / target.file)
+        key = EngineKey(
+            graph_sha256=onnx.model.sha256,
+            runtime="tensorrt_rtx",
+            version=answer["version"],
+            compute_capabilities=tuple(f"{name[2:-1]}.{name[-1]}" for name in capabilities),
+            flags={"profiles": _listed(job.profiles), "tf32": False},
+        )
+        write_record(out / target.file, key)
     finally:
         part.unlink(missing_ok=True)
     return Lowered(
-        files=(target.file, _PORTABLE, *(f.name for f in io.external_files(onnx.model.path))),
+        files=(target.file, RECORD, _PORTABLE, *(f.name for f in io.external_files(onnx.model.path))),
         inputs=onnx.model.inputs,
         outputs=onnx.model.outputs,
-        runtime=dict(target.runtime),
+        runtime=_runtime(target, options),
         minimum_runtime=answer["version"],
         notes=(*onnx.notes, *requested(model, target).notes[:1], *_notes(capabilities, job, target)),
-        details={"layers": answer["layers"], "profiles": _listed(job.profiles)},
+        details={
+            "layers": answer["layers"],
+            "profiles": _listed(job.profiles),
+            CHECKED: f"built by tensorrt_rtx {answer['version']}: {answer['layers']} layers",
+        },
     )
+
+
+def _runtime(target: Target, options: Mapping[str, Option]) -> dict[str, Option]:
+    """What the runner is told."""
+    graph: dict[str, Option] = {"cuda_graph": True} if options.get("cuda_graph") else {}
+    return {**target.runtime, **graph}
 
 
 def _parsed(onnx: portable.Portable, target: Target, shapes: portable.Profiles) -> str:

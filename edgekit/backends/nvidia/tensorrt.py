@@ -19,6 +19,7 @@ INFO = BackendInfo(
     requirement="edgekit-deploy[tensorrt]",
     packages=("tensorrt",),
     runner="nvidia",
+    engines="edgekit.backends.nvidia.request",
     benchmark="edgekit.backends.nvidia.benchmark",
 )
 

@@ -26,6 +26,7 @@ INFO = BackendInfo(
     requirement="edgekit-deploy[tensorrt-rtx]",
     packages=DISTRIBUTIONS,
     runner="nvidia",
+    engines="edgekit.backends.nvidia.request",
 )
 
 __all__ = ["DISTRIBUTIONS", "INFO", "NAME", "available", "lower", "placement"]

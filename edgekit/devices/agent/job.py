@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class Session(Protocol):
-    """A loaded model, as a backend's ``runner.load`` gives it. ``device_memory`` and ``profile`` may be missing."""
+    """A loaded model, as a backend's ``runner.load`` gives it. ``device_memory``, ``gpu_times`` and ``profile`` may
+    be missing."""
 
     inputs: List[Message]
     outputs: List[Message]
@@ -35,6 +36,9 @@ class Session(Protocol):
 
     def device_memory(self) -> Message:
         """Bytes on a GPU or NPU."""
+
+    def gpu_times(self, runs: int) -> List[float]:
+        """Milliseconds of GPU time of each of some inferences."""
 
     def profile(self, runs: int) -> Message:
         """The time of each operator."""

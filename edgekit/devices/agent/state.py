@@ -8,6 +8,8 @@ from __future__ import annotations
 import glob
 import os
 import platform
+import re
+import select
 import shutil
 import subprocess
 import sys
@@ -49,6 +51,8 @@ def facts() -> Message:
         "max_khz": _numbers("devices/system/cpu/cpu[0-9]*/cpufreq/cpuinfo_max_freq"),
         "trips_celsius": trips(),
         "emulated": emulated(),
+        "power_mode": power_mode(),
+        "clocks": clocks(),
     }
 
 
@@ -156,7 +160,75 @@ def rails() -> Dict[str, float]:
         if value is not None:
             name = _text(power[: -len("_input")] + "_label") or _text(os.path.dirname(power) + "/name")
             found[name or os.path.basename(power)] = value / 1000.0
-    return found
+    return found or _tegrastats()
+
+
+_RAIL = re.compile(r"\b([A-Z][A-Z0-9_]+) (\d+)(?:mW)?/(\d+)(?:mW)?(?= |$)")
+"""``VDD_GPU_SOC 2403mW/2403mW``: now, and on average. Older ones leave the unit out; ``RAM 1903/7471MB`` is none."""
+
+
+def tegrastats(line: str) -> Dict[str, float]:
+    """Milliwatts by power rail in one line of a Jetson's ``tegrastats``."""
+    return {
+        found.group(1): float(found.group(2))
+        for found in _RAIL.finditer(line)
+        if not found.group(1).startswith(("RAM", "SWAP", "IRAM", "EMC", "GR3D"))
+    }
+
+
+def _tegrastats() -> Dict[str, float]:
+    """The same of this device, where the sensors are not to be read by this user."""
+    tool = shutil.which("tegrastats")
+    if not tool:
+        return {}
+    try:
+        process = subprocess.Popen(
+            [tool, "--interval", "100"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+    except OSError:
+        return {}
+    assert process.stdout is not None
+    try:
+        ready, _, _ = select.select([process.stdout], [], [], 2.0)
+        return tegrastats(process.stdout.readline().decode("utf-8", "replace")) if ready else {}
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def power_mode() -> str:
+    """A Jetson's power mode by ``nvpmodel -q``: ``MAXN``; empty where there is none."""
+    tool = shutil.which("nvpmodel")
+    if not tool:
+        return ""
+    try:
+        done = subprocess.run(
+            [tool, "-q"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=5, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    found = re.search(r"NV Power Mode: *(\S+)", done.stdout.decode("utf-8", "replace"))
+    return found.group(1) if found else ""
+
+
+def clocks() -> str:
+    """``pinned`` where every processor and GPU that tells has one frequency only (what ``jetson_clocks`` does),
+    ``free`` where one may change; empty where none tells."""
+    pairs = []
+    for low, high in (
+        ("devices/system/cpu/cpu[0-9]*/cpufreq/scaling_min_freq", "scaling_max_freq"),
+        ("class/devfreq/*gpu*/min_freq", "max_freq"),
+    ):
+        for path in sorted(glob.glob(os.path.join(root(), low))):
+            pairs.append((_number(path), _number(os.path.join(os.path.dirname(path), high))))
+    known = [pair for pair in pairs if None not in pair]
+    if not known:
+        return ""
+    return "pinned" if all(low == high for low, high in known) else "free"
 
 
 def battery() -> Message:

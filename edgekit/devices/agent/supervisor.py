@@ -7,7 +7,12 @@ link the same plan, sent again, gives what was measured already and goes on from
 
 Plan: ``tasks`` (``id``, ``argv``, ``job``, ``timeout`` in seconds), ``journal`` (a path), ``heartbeat``
 (seconds without a sign of life after which the host counts as gone), ``lock`` (who asks, or null: no lock),
-``state_s`` (seconds between two looks at the device's state, 0: none), ``governor`` (for the time of the plan).
+``state_s`` (seconds between two looks at the device's state, 0: none), ``governor`` (for the time of the plan),
+``linger`` (seconds for which the running task goes on without its host, 0: not at all).
+
+With ``linger`` a broken link does not end what takes long: the task runs to its end, its outcome is in the journal, and
+a supervisor that comes with the same plan waits for it. A host that has ended (its folder here is gone) is not waited
+for, nor one that says ``cancel``.
 
 Events: ``busy`` (and who holds the device), ``refused`` (the governor cannot be set), ``started``, ``line`` (one of
 the task's own events), ``ended``, ``state``, ``beat``, ``bye`` (last; its ``why`` is done, cancelled, host-gone or
@@ -49,7 +54,11 @@ def main() -> int:
         return 2
     ours = None
     if plan.get("lock"):
-        ours = lock.acquire(plan["lock"])
+        try:
+            ours = lock.acquire(plan["lock"]) or _after_our_own(channel, plan, rest)
+        except HostLostError as gone:
+            channel.send("bye", why=str(gone))
+            return 3
         if ours is None:
             channel.send("busy", holder=lock.holder())
             return 4
@@ -66,8 +75,44 @@ def main() -> int:
             keeper.release()
         if ours is not None:
             ours.release()
-    channel.send("bye", why=why)
+    with suppress(OSError):  # a host that is away cannot be told
+        channel.send("bye", why=why)
     return 0 if why == "done" else 3
+
+
+def _after_our_own(channel: Channel, plan: Message, rest: bytes) -> Optional[lock.Lock]:
+    """The lock, once the supervisor has let go that went on with this very plan while its host was away; ``None`` where
+    somebody else has it."""
+    if not plan.get("linger"):
+        return None
+    host = Host(float(plan["heartbeat"]), rest)
+    told = 0.0
+    while True:
+        holder = lock.holder()
+        if holder and any(holder.get(k) != plan["lock"].get(k) for k in ("user", "host", "pid", "plan")):
+            return None
+        if time.monotonic() > told + _BEAT_S:
+            told = time.monotonic()
+            channel.send("beat")
+        ready, _, _ = select.select([0], [], [], 0.2)
+        try:
+            host.look(bool(ready))
+        except HostLostError as gone:
+            if str(gone) == "cancelled":
+                _touch(plan["journal"] + _CANCEL)
+            raise
+        ours = lock.acquire(plan["lock"])
+        if ours is not None:
+            return ours
+
+
+_CANCEL = ".cancel"
+"""Beside the journal: what tells a supervisor without a host that it need not go on."""
+
+
+def _touch(path: str) -> None:
+    with suppress(OSError), open(path, "w", encoding="utf-8"):
+        pass
 
 
 def _first_line() -> Tuple[Optional[Message], bytes]:
@@ -96,9 +141,12 @@ def checked(plan: object) -> Message:
             raise ValueError("argv is no list of texts")
     found = _members(plan, _PLAN)
     pause, governor, owner = found.get("state_s") or 0, found.get("governor") or "", found.get("lock") or {}
+    linger = found.get("linger") or 0
     if not isinstance(pause, (int, float)) or not isinstance(governor, str) or not isinstance(owner, dict):
         raise ValueError("state_s is no number, governor no text, or lock no object")  # noqa: TRY004
-    times = [pause, found["heartbeat"]] + [task["timeout"] for task in found["tasks"]]
+    if not isinstance(linger, (int, float)):
+        raise ValueError("linger is no number")  # noqa: TRY004
+    times = [pause, linger, found["heartbeat"]] + [task["timeout"] for task in found["tasks"]]
     if not all(-_LONGEST_S <= seconds <= _LONGEST_S for seconds in times):
         raise ValueError("a time is longer than %d s" % _LONGEST_S)
     if not _is_name(found["journal"]) or not _is_name(governor):
@@ -120,26 +168,43 @@ class HostLostError(Exception):
 
 
 class Host:
-    """The host's end of stdin: alive while it sends lines."""
+    """The host's end of stdin: alive while it sends lines. It may be ``gone`` for ``linger`` seconds."""
 
-    def __init__(self, patience: float, rest: bytes) -> None:
-        self._patience = patience
+    def __init__(self, patience: float, rest: bytes, linger: float = 0.0, journal: str = "") -> None:
+        self._patience, self._linger, self._journal = patience, linger, journal
         self._last = time.monotonic()
         self._pending = rest
+        self._since = 0.0
+        self.gone = ""
 
     def look(self, ready: bool) -> None:
         """Take what has come; raises :class:`HostLostError` at the end, at a cancel, or after too long a silence."""
+        if self.gone:
+            self._wait()
+            return
         if ready:
             data = os.read(0, 65536)
             if not data:
-                raise HostLostError("host-gone")
+                self._lost("host-gone")
+                return
             self._last = time.monotonic()
             self._pending += data
         *lines, self._pending = self._pending.split(b"\n")
         if any(b"cancel" in line for line in lines):
             raise HostLostError("cancelled")
         if time.monotonic() - self._last > self._patience:
-            raise HostLostError("heartbeat-lost")
+            self._lost("heartbeat-lost")
+
+    def _lost(self, why: str) -> None:
+        if not self._linger:
+            raise HostLostError(why)
+        self.gone, self._since = why, time.monotonic()
+
+    def _wait(self) -> None:
+        """Without a host: until it was away for too long, has ended, or said through another that it is enough."""
+        ended = not os.path.isdir(os.path.dirname(self._journal))
+        if ended or os.path.exists(self._journal + _CANCEL) or time.monotonic() > self._since + self._linger:
+            raise HostLostError(self.gone)
 
 
 class Supervisor:
@@ -148,7 +213,8 @@ class Supervisor:
     def __init__(self, channel: Channel, plan: Message, rest: bytes) -> None:
         self.channel = channel
         self.plan = plan
-        self.host = Host(float(plan["heartbeat"]), rest)
+        linger = float(plan.get("linger") or 0)
+        self.host = Host(float(plan["heartbeat"]), rest, linger, plan["journal"])
         self._stop = threading.Event()
 
     def work(self) -> str:
@@ -210,6 +276,8 @@ class Supervisor:
         with suppress(OSError):  # a full disk: the host still gets it, only a broken link would cost it
             append_journal(self.plan["journal"], entry)
         self._say("ended", id=task["id"], **outcome)
+        if self.host.gone:
+            raise HostLostError(self.host.gone)
 
     def _say(self, event: str, **fields: object) -> None:
         """Send, and carry on if the link is dead: the journal has it, and the host's silence will end us."""
@@ -250,7 +318,7 @@ class Child:
             if left <= 0:
                 self.timed_out = True
                 return
-            ready, _, _ = select.select([0, *pipes], [], [], min(left, 0.5))
+            ready, _, _ = select.select([*([] if host.gone else [0]), *pipes], [], [], min(left, 0.5))
             host.look(0 in ready)
             # It has ended and said everything. What it left behind may hold the pipes for as long as it likes.
             if ended and (not set(ready) - {0} or time.monotonic() > ended + _LAST_WORDS_S):

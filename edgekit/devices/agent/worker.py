@@ -17,7 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Dict
 
-from . import profiling, program, timing
+from . import building, profiling, program, timing
 from .channel import Channel
 from .failure import JobError, describe, failing_as, trace
 from .job import Job, Session
@@ -60,8 +60,8 @@ def work(job: Job) -> None:
     """Do what the job's ``action`` says."""
     action = job.asked["action"]
     job.bind()
-    if action == "program":
-        program.run(job)
+    if action in ("program", "identify", "build"):
+        (program if action == "program" else building).run(job)
         return
     runner = job.runtime()
     if action == "probe":

@@ -1,0 +1,144 @@
+"""What is asked of a device that builds an engine: from the artifact's recipe, for the TensorRT that is there.
+
+Implements :class:`edgekit.backends.base.EngineBuilder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from edgekit.backends.base import EngineHost, EngineOrder
+from edgekit.backends.nvidia import engine as engines
+from edgekit.backends.nvidia.engine import EngineKey, release
+from edgekit.backends.nvidia.recipe import RECIPE, Recipe, build_argv, read_recipe
+from edgekit.errors import UnsupportedError, UsageError
+from edgekit.types import Json, Option
+
+
+def needs_engine(main: Path) -> bool:
+    """Whether the artifact's main file is what an engine is built from."""
+    return main.suffix == ".onnx"
+
+
+def is_engine(main: Path) -> bool:
+    """Whether it is one."""
+    return main.suffix == ".engine"
+
+
+def order(main: Path, host: EngineHost, out: Path) -> EngineOrder:
+    """What to build of the artifact with the main file ``main`` on ``host``; what has to be written goes to ``out``.
+
+    Raises :class:`UnsupportedError` where that TensorRT or GPU cannot compute in the precision, and
+    :class:`SourceError` for a recipe that is damaged.
+    """
+    from edgekit.backends.nvidia import dialect
+    from edgekit.graph import io
+
+    recipe = read_recipe(main.parent / RECIPE)
+    refuse(recipe, host)
+    typing = typing_of(recipe, host.version)
+    onnx, notes = dialect.spell(main, host.version, out / "model.onnx", f"tensorrt-{recipe.precision}")
+    precisions = {"int8": ["int8", "fp16"], "fp16": ["fp16"], "bf16": ["bf16"], "fp8": ["fp8", "fp16"]}
+    weak = precisions.get(recipe.precision, []) if typing == "weak" else []
+    notes += (f"{typing}ly typed network" + (f" ({', '.join(weak)} allowed)" if weak else ""),)
+    spec: dict[str, Json] = {
+        "via": "",
+        "typing": typing,
+        "precisions": weak,
+        "tf32": False,
+        "float32": list(recipe.float32) if weak else [],
+        "workspace": recipe.workspace_mib << 20,
+        "profiles": {n: [list(s) for s in shapes] for n, shapes in recipe.profiles.items()},
+        "dla": recipe.dla,
+    }
+    key = EngineKey(
+        graph_sha256=io.digest(main),
+        runtime="tensorrt",
+        version=host.version,
+        gpu=host.gpu,
+        compute_capabilities=(host.compute_capability,),
+        driver=host.driver,
+        flags={k: v for k, v in spec.items() if k != "via"},
+    )
+    spec["trtexec"] = build_argv(recipe, typing, weak, release(host.version))
+    return EngineOrder(
+        onnx=onnx, spec=spec, key=key.digest, record=key, notes=notes, seconds=60.0 * recipe.minutes
+    )
+
+
+def write_record(folder_engine: Path, order: EngineOrder) -> None:
+    """Put beside a new engine what it was built from and for."""
+    assert isinstance(order.record, EngineKey)
+    engines.write_record(folder_engine, order.record)
+
+
+def check(engine: Path, runtime: str, host: EngineHost, *, where: str) -> None:
+    """Raise :class:`~edgekit.errors.EngineMismatchError` for an engine that is not for ``host``, or not of the graph
+    beside it."""
+    from edgekit.graph import io
+
+    graph = engine.with_name("model.onnx")
+    wanted = EngineKey(
+        graph_sha256=io.digest(graph) if graph.is_file() else "",
+        runtime=runtime,
+        version=host.version,
+        gpu=host.gpu,
+        compute_capabilities=(host.compute_capability,),
+        driver=host.driver,
+    )
+    engines.refuse_mismatch(engine, wanted, where=where)
+
+
+def typing_of(recipe: Recipe, version: str) -> Literal["strong", "weak"]:
+    """Strong, as it was verified; weak where the version knows nothing else, or where what is not quantized gains.
+
+    Weakly typed networks went with TensorRT 11. Until then an INT8 graph lets its other layers run in float16.
+    """
+    major = release(version)[0]
+    if recipe.typing == "weak" and major >= 11:
+        raise UsageError(
+            f"TensorRT {version} has strongly typed networks only", hint="leave --set typing=weak out"
+        )
+    if recipe.typing == "strong" and major < 9:
+        raise UsageError(
+            f"TensorRT {version} has no strongly typed networks", hint="leave --set typing=strong out"
+        )
+    if recipe.typing != "auto":
+        return recipe.typing
+    if major < 9:
+        return "weak"
+    return "weak" if recipe.precision == "int8" and major < 11 else "strong"
+
+
+def refuse(recipe: Recipe, host: EngineHost) -> None:
+    """What the device cannot compute in, or does not have."""
+    capability = tuple(int(n) for n in host.compute_capability.split("."))
+    needs = {"bf16": ((8, 0), (9, 0)), "fp8": ((8, 9), (10, 0))}.get(recipe.precision)
+    if needs is not None and (capability < needs[0] or release(host.version) < needs[1]):
+        raise UnsupportedError(
+            f"{recipe.precision} needs compute capability {needs[0][0]}.{needs[0][1]} and TensorRT "
+            f"{needs[1][0]}.{needs[1][1]}: {host.gpu} has {host.compute_capability} and TensorRT {host.version}",
+            hint="build tensorrt-fp16 or tensorrt-int8 for it",
+        )
+    if recipe.dla >= max(0, host.dla_cores):
+        raise UnsupportedError(
+            f"there is no DLA core {recipe.dla} on {host.gpu}: it has {host.dla_cores}",
+            hint="leave --set dla out, or name a core that is there (from 0)",
+        )
+
+
+def files_read(main: Path) -> tuple[str, ...]:
+    """The files beside an engine that its runner reads."""
+    return (engines.RECORD,) if is_engine(main) else ()
+
+
+def options_of(options: Mapping[str, Option]) -> dict[str, Json]:
+    """The target's options that a recipe keeps."""
+    return {
+        "typing": str(options.get("typing", "auto")),
+        "workspace_mib": int(options.get("workspace_mib", 0)),
+        "dla": int(options.get("dla", -1)),
+        "minutes": int(options.get("minutes", 60)),
+    }

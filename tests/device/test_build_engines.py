@@ -1,0 +1,101 @@
+"""``edgekit build --device`` for TensorRT, end to end over a real sshd; TensorRT there is a stand-in that computes with
+ONNX Runtime (``tools/testbed/standins/README.md``)."""
+
+import numpy as np
+import pytest
+
+import edgekit
+from edgekit import Options, build
+from edgekit.artifact.summary import verdict
+from edgekit.devices import catalogue
+from edgekit.devices.catalogue import Row
+from edgekit.errors import UntrustedEngineError
+from edgekit.quantize.calibrate.codes import CODES
+
+pytestmark = pytest.mark.device
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def jetson():
+    from testbed.jetson import Jetson
+    from testbed.sshd import MissingToolError
+
+    try:
+        with Jetson() as server:
+            catalogue.write(
+                Row(name="jetson", address="device", config=str(server.config), python=server.python)
+            )
+            yield server
+    except MissingToolError as error:
+        pytest.skip(str(error))
+
+
+def network():
+    import torch
+
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3)]
+    head = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4)]
+    return torch.nn.Sequential(*layers, *head).eval(), torch.randn(1, 3, 12, 12)
+
+
+def made(**options):
+    module, example = network()
+    samples = [np.random.default_rng(i).normal(size=(1, 3, 12, 12)).astype("f") for i in range(16)]
+    settings = Options(speed_gate=False, accept_data=CODES, allow_not_run=True, **options)
+    result = build(module, example, targets="tensorrt-int8", calibration=samples, options=settings)
+    (artifact,) = result.raise_for_failures().artifacts
+    return artifact
+
+
+def builds(server):
+    return sum(entry["call"] == "build" for entry in server.asked())
+
+
+def test_the_engine_is_built_run_and_gated_there(jetson, tmp_path, monkeypatch):
+    artifact = made(device="jetson")
+    manifest = artifact.manifest
+    names = [f.name for f in manifest.files]
+    assert manifest.status == "passed"
+    assert names[:4] == ["model.engine", "engine.json", "layers.json", "build.log"]
+    assert manifest.placement.share > 0.9
+    assert manifest.minimum_runtime == "10.3.0"
+    assert any("weakly typed network (int8, fp16 allowed)" in note for note in manifest.notes)
+    assert artifact.verify(device="jetson").status == "passed"
+    assert builds(jetson) == 1
+    profile = artifact.profile(device="jetson", runs=4, trust=False)
+    assert profile.device == "jetson"
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "a stranger's"))
+    with pytest.raises(UntrustedEngineError):
+        artifact.verify(device="jetson")
+    assert artifact.verify(device="jetson", options=Options(trust=True)).status == "passed"
+    assert jetson.settled() == ([], [])
+
+
+def test_without_a_device_it_is_checked_and_built_at_first_use(jetson):
+    artifact = made()
+    assert artifact.manifest.status == "not-run"
+    assert verdict(artifact.manifest).startswith("checked, not run: ")
+    assert artifact.verify(device="jetson").status == "passed"
+    again = edgekit.open(artifact.directory)
+    assert (again.manifest.status, builds(jetson)) == ("passed", 1)
+    bench = again.bench(device="jetson", settings=edgekit.BenchSettings(processes=2, seconds=0.05))
+    (measured,) = bench.raise_for_failures().measured
+    assert measured.measurement.facts["gpu_p50_ms"] > 0
+    assert builds(jetson) == 1
+    assert jetson.settled() == ([], [])
+
+
+def test_what_only_trtexec_built_is_not_run(jetson):
+    jetson.behave(no_python=True)
+    artifact = made(device="jetson")
+    assert artifact.manifest.status == "not-run"
+    assert "engine built by trtexec of TensorRT 10.3.0" in verdict(artifact.manifest)
+    assert artifact.manifest.files[0].name == "model.engine"

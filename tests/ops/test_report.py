@@ -34,7 +34,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         targets=["ort-fp32", "ort-int8", "tflite-int8"],
         calibration=rows[:30],
         evaluation=list(zip(rows, labels, strict=True)),
-        options=edgekit.Options(out=out, speed_gate=False, limit={"metric-drop": "10%"}),
+        options=edgekit.Options(out=out, speed_gate=False, device="local", limit={"metric-drop": "10%"}),
     )
     result.raise_for_failures()
     settings = edgekit.BenchSettings(processes=2, seconds=0.05)

@@ -124,7 +124,7 @@ def test_an_engine_without_a_gpu_is_not_run(backend, tmp_path):
     engine = tmp_path / "m.engine"
     engine.write_bytes(b"no engine")
     with pytest.raises(NotRunnableError, match="NVIDIA"):
-        run_artifact(Runnable(backend=backend, main=engine), [{"x": np.zeros(1, "f")}])
+        run_artifact(Runnable(backend=backend, main=engine, trusted=True), [{"x": np.zeros(1, "f")}])
 
 
 def test_the_old_board_runs_tflite_runtime(tflite_model, samples):

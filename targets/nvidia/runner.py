@@ -287,7 +287,10 @@ class Cuda:
 
     @staticmethod
     def _open():
-        lib = ctypes.CDLL("libcuda.so.1")
+        try:
+            lib = ctypes.CDLL("libcuda.so.1")
+        except OSError as error:
+            raise OSError("no NVIDIA driver: %s" % error) from error
         status = lib.cuInit(0)
         if status:
             raise CudaError("cuInit gave %d" % status)

@@ -7,14 +7,14 @@ else: paths and code outside of its folder need ``--trust``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from edgekit.core import cache, files, toml
 from edgekit.core.config import Options
 from edgekit.core.declared import declared_options, find
 from edgekit.core.structure import structure
-from edgekit.errors import ConfigError, UntrustedSourceError
+from edgekit.errors import ConfigError, UnknownNameError, UntrustedSourceError
 from edgekit.load import usercode
 
 MOST_CELLS = 100_000
@@ -98,6 +98,10 @@ def read(path: Path, *, trust: bool = False) -> Sweep:
     files outside of the file's folder without ``trust``.
     """
     document = toml.read(path)
+    known = tuple(f.name for f in fields(Sweep))
+    for key in document:
+        if key not in known:  # before what it was meant for is missed
+            raise UnknownNameError("key", key, known, where=str(path))
     for key, column in (("sources", "source"), ("recipes", "recipe")):
         document[key] = _rows(document.get(key, []), column, f"{path}: {key}")
         if not document[key]:

@@ -75,6 +75,7 @@ def test_settings_of_several_rows_are_merged_by_name(project):
         ('sources = ["m.onnx"]', "names no targets"),
         ('targets = ["ort-fp32"]\nsources = []', "names no sources"),
         (HEAD + "surces = 1", "surces"),
+        ('surces = ["m.onnx"]', "surces"),
         (HEAD + "[limits]\nmemory = 'much'", "limits: memory"),
         (HEAD + "[limits]\nthreads = 0", "limits: threads"),
         (HEAD + "[limits]\nretries = -1", "limits: retries"),

@@ -80,6 +80,7 @@ class Sandbox:
             "XDG_CONFIG_HOME": str(self.root / "home"),
             "XDG_CACHE_HOME": str(self.root / "cache"),
             "EDGEKIT_CACHE": str(self.root / "cache"),
+            "EDGEKIT_HISTORY": str(self.root / "cache" / "history.sqlite3"),
         }
 
     def limit_memory(self) -> None:

@@ -7,7 +7,8 @@
     python tools/zoo.py engines          # docs/tensorrt.json and the table in docs/tensorrt.md
 
 Weights are random, batch norms settled, inputs random with a fixed seed. Each model is exported in one process
-and compiled and run in another, both with limits on time and memory. Exports are kept under a key of the
+and compiled and run in another, both with limits on time and memory, and both forked from one that has imported
+what all of them need. Exports are kept under a key of the
 model's definition and the versions that made them, results under a key of the compiler's source: a second run
 takes up where the first ended.
 """
@@ -16,12 +17,13 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 import hashlib
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -51,14 +53,8 @@ def main() -> int:
     table.add_argument("--out", type=Path, default=ROOT / "docs")
     engines = commands.add_parser("engines")
     engines.add_argument("--out", type=Path, default=ROOT / "docs")
-    child = commands.add_parser("child")
-    child.add_argument("stage", choices=("export", "noise", *PRECISIONS, *ENGINES))
-    child.add_argument("name")
-    child.add_argument("folder", type=Path)
     options = parser.parse_args()
 
-    if options.command == "child":
-        return _child(options.stage, options.name, options.folder)
     names = _names()
     if options.command == "list":
         print("\n".join(names))
@@ -111,22 +107,8 @@ def _stage(name: str, stage: str, folder: Path, key: str, redo: str | None) -> d
             return known
     path.unlink(missing_ok=True)
     limit = EXPORT_SECONDS if stage == "export" else COMPILE_SECONDS
-    argv = [sys.executable, __file__, "child", stage, name, str(folder)]
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "ORT_DISABLE_TELEMETRY": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
     start = time.monotonic()
-    try:
-        done = subprocess.run(
-            argv, env=environment, capture_output=True, text=True, timeout=limit, check=False
-        )
-        ended = {} if done.returncode == 0 else _ended(done)
-    except subprocess.TimeoutExpired:
-        ended = {"status": "timeout", "message": f"no result after {limit} s"}
+    ended = _apart(stage, name, folder, limit)
     result = json.loads(path.read_text()) if path.is_file() else ended
     result |= {"key": key, "seconds": round(time.monotonic() - start, 1)}
     part = path.with_suffix(".part")
@@ -135,14 +117,45 @@ def _stage(name: str, stage: str, folder: Path, key: str, redo: str | None) -> d
     return result
 
 
-def _ended(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    lines = done.stderr.strip().splitlines() or [""]
-    if done.returncode < 0:
-        return {"status": "crash", "message": f"signal {-done.returncode}: {lines[-1]}"}
-    return {"status": "error", "message": lines[-1], "traceback": "\n".join(lines[-30:])}
+def _apart(stage: str, name: str, folder: Path, limit: int) -> dict[str, Any]:
+    """Run the stage in a process of its own; how that ended, where it did not end well."""
+    log = folder / f"{stage}.log"
+    process = _forks().Process(target=_child, args=(stage, name, folder, log))
+    process.start()
+    process.join(limit)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return {"status": "timeout", "message": f"no result after {limit} s"}
+    lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
+    log.unlink(missing_ok=True)
+    code = process.exitcode or 0
+    if code == 0:
+        return {}
+    last = lines[-1] if lines else ""
+    if code < 0:
+        return {"status": "crash", "message": f"signal {-code}: {last}"}
+    return {"status": "error", "message": last, "traceback": "\n".join(lines[-30:])}
 
 
-def _child(stage: str, name: str, folder: Path) -> int:
+@functools.cache
+def _forks() -> Any:
+    os.environ |= {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools")]),
+        "OMP_NUM_THREADS": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["zoo_models.imports"])
+    return context
+
+
+def _child(stage: str, name: str, folder: Path, log: Path) -> None:
+    written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(written, stream)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     from zoo_models import engines, stages
 
@@ -153,7 +166,6 @@ def _child(stage: str, name: str, folder: Path) -> int:
     else:
         result = stages.compare(name, folder, stage)
     (folder / f"{stage}.json").write_text(json.dumps(result))
-    return 0
 
 
 def export_key(name: str) -> str:

@@ -136,6 +136,7 @@ builtin = Plugin(
         "tflite": "edgekit.backends.tflite.rules",
         "tflite-int16": "edgekit.backends.tflite.rules",
         "tensorrt": "edgekit.backends.nvidia.rules",
+        "tensorrt-float8": "edgekit.backends.nvidia.rules",
     },
     formats={
         "bundle": "edgekit.package.bundle",

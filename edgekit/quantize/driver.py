@@ -26,6 +26,7 @@ from edgekit.quantize.options import (
     QuantizeReport,
     applicable,
 )
+from edgekit.quantize.params import FLOAT8
 from edgekit.quantize.place import place
 from edgekit.quantize.plan import Plan, Ranges, make_plan
 from edgekit.quantize.rules import Recurrent, table
@@ -34,7 +35,7 @@ from edgekit.quantize.weights import quantize_weights
 from edgekit.types import OnnxModel, Scheme, Target
 
 _FORMS = {
-    "qdq": (("uint8", "int8", "int16"), ("int8",)),
+    "qdq": (("uint8", "int8", "int16", FLOAT8), ("int8", FLOAT8)),
     "dynamic": (("uint8", "float32"), ("int8",)),
     "weights": (("float32",), ("int8", "int4", "float16")),
 }
@@ -67,7 +68,9 @@ def quantize(
             f"{target.name} needs calibration data", hint="pass --calib with a few hundred typical inputs"
         )
     plain, trained = floats.apart()
-    if static:
+    if scheme.weight == FLOAT8:
+        options = _float8(options, trained, target)
+    elif static:
         options = trained.allowed(options)
     else:
         options = dataclasses.replace(options, method="minmax")  # there are no ranges to choose
@@ -79,6 +82,16 @@ def quantize(
         options, measured = settle(floats, options, candidates.model, scheme)
         quantized, report = candidates.finish(options, out)
     return quantized, dataclasses.replace(report, notes=report.notes + notes + measured)
+
+
+def _float8(options: QuantizeOptions, trained: Trained, target: Target) -> QuantizeOptions:
+    """Of a float8 tensor nothing is gained by cutting off its largest values: small ones keep their precision."""
+    if trained:
+        raise UnsupportedError(
+            f"the model was trained with integers, and {target.name} computes in float8",
+            hint="build an INT8 target, or the float8 one from the model before qat",
+        )
+    return dataclasses.replace(options, method="minmax") if options.method == "auto" else options
 
 
 Write = Callable[[QuantizeOptions, Path], tuple[OnnxModel, QuantizeReport]]
@@ -192,7 +205,9 @@ def _in_float(
 def _check(scheme: Scheme, target: Target) -> None:
     """Refuse what has no form in ONNX."""
     activations, weights = _FORMS[scheme.quantizer]
-    if scheme.activation not in activations or scheme.weight not in weights or not scheme.weight_symmetric:
+    mixed = (scheme.activation == FLOAT8) != (scheme.weight == FLOAT8)
+    known = scheme.activation in activations and scheme.weight in weights and not mixed
+    if not known or not scheme.weight_symmetric:
         raise UnsupportedError(
             f"target {target.name}: no {scheme.quantizer} form for {scheme.activation} activations with "
             f"{'symmetric' if scheme.weight_symmetric else 'asymmetric'} {scheme.weight} weights",
@@ -201,8 +216,10 @@ def _check(scheme: Scheme, target: Target) -> None:
 
 
 def _needed_opset(scheme: Scheme, options: QuantizeOptions) -> int:
-    """Q/DQ with a scale a channel came with opset 13, INT16 and INT4 with 21."""
-    return 21 if scheme.activation == "int16" or options.int16 or scheme.weight == "int4" else 13
+    """Q/DQ with a scale a channel came with opset 13, float8 with 19, INT16 and INT4 with 21."""
+    if scheme.activation == "int16" or options.int16 or scheme.weight == "int4":
+        return 21
+    return 19 if scheme.weight == FLOAT8 else 13
 
 
 def _report(plan: Plan, options: QuantizeOptions, notes: tuple[str, ...]) -> QuantizeReport:

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from edgekit.graph import io as graphs
 from edgekit.graph import ops
 from edgekit.graph.ops import Trait
-from edgekit.graph.passes.float16 import beyond_range
+from edgekit.graph.passes.half import beyond_range
 from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.types import HALF_LARGEST, HalfRange, OnnxModel
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from edgekit.core.config import Options, target_options
 from edgekit.errors import UnknownNameError, UsageError
+from edgekit.quantize.params import FLOAT8
 from edgekit.types import Scheme, Target
 
 METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
@@ -29,6 +30,8 @@ without risk. Smoothing leaves alone what does not gain 2 dB by it, convolutiona
 
 def applicable(scheme: Scheme) -> tuple[str, ...]:
     """The corrections that can do something for a scheme."""
+    if scheme.weight == FLOAT8:
+        return ()
     if scheme.quantizer == "qdq":
         return tuple(c for c in CORRECTIONS if c != "gptq")
     return ("gptq",) if scheme.quantizer == "weights" and scheme.weight == "int4" else ()

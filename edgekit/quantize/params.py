@@ -1,4 +1,4 @@
-"""Affine parameters: ``real = scale * (stored - zero_point)``, and integers from weights and biases."""
+"""Affine parameters: ``real = scale * (stored - zero_point)``, and integers (or float8) from weights and biases."""
 
 from __future__ import annotations
 
@@ -14,10 +14,22 @@ Integers = npt.NDArray[Any]
 
 _INT32 = 2**31 - 1
 
+FLOAT8 = "float8_e4m3fn"
+"""1 sign, 4 exponent and 3 mantissa bits, no infinity (Micikevicius et al., "FP8 Formats for Deep Learning", 2022)."""
+
+
+def limits(dtype: str) -> tuple[int, int]:
+    """The smallest and largest number of a stored type."""
+    if dtype == FLOAT8:
+        return -448, 448
+    found = np.iinfo(dtype)
+    return int(found.min), int(found.max)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Affine:
-    """One scale and zero point for a whole tensor. ``dtype`` is ``uint8``, ``int8`` or ``int16``."""
+    """One scale and zero point for a whole tensor. ``dtype`` is ``uint8``, ``int8``, ``int16`` or
+    :data:`FLOAT8`, whose zero point is 0."""
 
     scale: float
     zero_point: int
@@ -26,12 +38,12 @@ class Affine:
     @property
     def low(self) -> float:
         """The smallest value that can be stored."""
-        return self.scale * (int(np.iinfo(self.dtype).min) - self.zero_point)
+        return self.scale * (limits(self.dtype)[0] - self.zero_point)
 
     @property
     def high(self) -> float:
         """The largest value that can be stored."""
-        return self.scale * (int(np.iinfo(self.dtype).max) - self.zero_point)
+        return self.scale * (limits(self.dtype)[1] - self.zero_point)
 
 
 def affine(low: float, high: float, dtype: str, *, symmetric: bool) -> Affine:
@@ -39,14 +51,14 @@ def affine(low: float, high: float, dtype: str, *, symmetric: bool) -> Affine:
 
     Symmetric ranges use zero point 0 and leave the most negative integer unused.
     """
-    limits = np.iinfo(dtype)
+    least, most = limits(dtype)
     low, high = min(low, 0.0), max(high, 0.0)
     smallest = float(np.finfo(np.float32).tiny) * 256
     if symmetric:
-        scale = max(-low, high) / float(limits.max)
+        scale = max(-low, high) / float(most)
         return Affine(scale=_float32(scale, smallest), zero_point=0, dtype=dtype)
-    scale = _float32((high - low) / float(limits.max - limits.min), smallest)
-    zero_point = int(np.clip(round(limits.min - low / scale), limits.min, limits.max))
+    scale = _float32((high - low) / float(most - least), smallest)
+    zero_point = int(np.clip(round(least - low / scale), least, most))
     return Affine(scale=scale, zero_point=zero_point, dtype=dtype)
 
 
@@ -56,11 +68,13 @@ def fixed_affine(low: float, high: float, dtype: str, *, symmetric: bool) -> Aff
     ``[0, 1]`` in INT8 is scale 1/256 and zero point -128; ``[-1, 1]`` is 1/128 and 0; both are 1/32768 and
     0 in symmetric INT16 (TFLite's quantization specification).
     """
-    limits = np.iinfo(dtype)
+    least, most = limits(dtype)
+    if dtype == FLOAT8:
+        return affine(low, high, dtype, symmetric=True)  # steps grow with the numbers: nothing is gained
     if symmetric:
-        return Affine(scale=max(-low, high) / (limits.max + 1), zero_point=0, dtype=dtype)
-    scale = (high - low) / (limits.max - limits.min + 1)
-    return Affine(scale=scale, zero_point=int(limits.min - low / scale), dtype=dtype)
+        return Affine(scale=max(-low, high) / (most + 1), zero_point=0, dtype=dtype)
+    scale = (high - low) / (most - least + 1)
+    return Affine(scale=scale, zero_point=int(least - low / scale), dtype=dtype)
 
 
 def _float32(scale: float, smallest: float) -> float:
@@ -70,7 +84,7 @@ def _float32(scale: float, smallest: float) -> float:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stored:
-    """Integers for the file: ``values`` in the tensor's shape; ``scale`` ``[channels]`` along ``axis``, or
+    """Integers (or float8) for the file: ``values`` in the tensor's shape; ``scale`` ``[channels]`` along ``axis``, or
     scalar."""
 
     values: Integers
@@ -95,9 +109,22 @@ class Stored:
 
 def weight_scale(weight: Floats, axis: int | None, bits: int) -> Floats:
     """Max |w| over the largest integer, by channel of ``axis`` or for the whole; 1 where all is zero."""
+    return _reach_over(weight, axis, (1 << (bits - 1)) - 1)
+
+
+def float8_weight(weight: Floats, axis: int | None) -> Stored:
+    """The largest magnitude of a channel of ``axis`` (or of the whole) becomes float8's largest number."""
+    most = limits(FLOAT8)[1]
+    scale = _reach_over(weight, axis, most)
+    empty = Stored(values=np.zeros(weight.shape, np.int8), scale=scale, axis=axis)
+    values = np.clip(weight / empty.spread, -most, most).astype(ml_dtypes.float8_e4m3fn)
+    return Stored(values=values, scale=scale, axis=axis)
+
+
+def _reach_over(weight: Floats, axis: int | None, most: int) -> Floats:
     others = tuple(i for i in range(weight.ndim) if i != axis)
     reach = np.abs(weight).max(axis=others if axis is not None else None, initial=0.0)
-    scale = (reach / ((1 << (bits - 1)) - 1)).astype(np.float32)
+    scale = (reach / most).astype(np.float32)
     positive: Floats = np.where(scale > np.finfo(np.float32).tiny, scale, np.float32(1.0)).astype(np.float32)
     return positive
 

@@ -14,9 +14,12 @@ from edgekit.quantize.blocks import Block, constant, is_constant
 from edgekit.quantize.edit import Editor
 from edgekit.quantize.float_model import FloatModel
 from edgekit.quantize.params import (
+    FLOAT8,
     Affine,
     Floats,
     Stored,
+    float8_weight,
+    limits,
     quantize_bias,
     room_for_bias,
     weight_scale,
@@ -102,6 +105,8 @@ class _Placer:
         assert block.weight is not None
         stored = self.plan.weights.get(block.weight.name or "")
         axis = block.weight_axis if self.scheme.per_channel else None
+        if self.scheme.weight == FLOAT8:
+            return float8_weight(real, axis)
         scale = weight_scale(real, axis, self.weight_bits) if stored is None else stored.scale
         raised = scale
         if bias is not None and activation is not None:
@@ -241,7 +246,7 @@ class _Placer:
     def _pair(self, value: ir.Value, stored: Affine) -> ir.Value:
         scale, zero = self._scalars(stored)
         q = self.editor.node("QuantizeLinear", value.name or "", [value, scale, zero])
-        q.outputs[0].type = ir.TensorType(ir.DataType[stored.dtype.upper()])
+        q.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(np.dtype(stored.dtype)))
         q.outputs[0].shape = value.shape
         dq = self.editor.node("DequantizeLinear", value.name or "", [q.outputs[0], scale, zero])
         dq.outputs[0].type, dq.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), value.shape
@@ -269,9 +274,9 @@ class _Placer:
 
 
 def _store(value: ir.Value, stored: Affine) -> Stored:
-    limits = np.iinfo(stored.dtype)
+    least, most = limits(stored.dtype)
     steps = np.rint(_array(value) / stored.scale) + stored.zero_point
-    integers: npt.NDArray[Any] = np.clip(steps, limits.min, limits.max).astype(stored.dtype)
+    integers: npt.NDArray[Any] = np.clip(steps, least, most).astype(stored.dtype)
     return Stored(values=integers, scale=np.asarray(stored.scale, np.float32), zero_point=stored.zero_point)
 
 

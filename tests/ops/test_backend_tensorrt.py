@@ -32,7 +32,9 @@ def model_for(target, tmp_path):
 
 
 @needs_rtx
-@pytest.mark.parametrize("target", ["tensorrt-rtx-fp32", "tensorrt-rtx-fp16", "tensorrt-rtx-int8"])
+@pytest.mark.parametrize(
+    "target", ["tensorrt-rtx-fp32", "tensorrt-rtx-fp16", "tensorrt-rtx-bf16", "tensorrt-rtx-int8"]
+)
 def test_an_engine_is_built_without_a_gpu_with_the_same_bytes(tmp_path, target):
     model = model_for(target, tmp_path)
     first = lowered(tensorrt_rtx, model, target, tmp_path / "a", compute_capabilities="SM86")

@@ -8,7 +8,7 @@ from edgekit.core import targets
 from edgekit.errors import UnknownNameError, UnsupportedError
 
 
-@pytest.mark.parametrize("name", ["ort-bf16", "ort-fp8", "openvino-fp8", "tflite-bf16", "tensorrt-rtx-fp8"])
+@pytest.mark.parametrize("name", ["ort-bf16", "ort-fp8", "openvino-fp8", "tflite-bf16", "tflite-fp8"])
 def test_the_reason_and_what_to_use_instead_are_told(name: str) -> None:
     with pytest.raises(UnsupportedError, match=f"{name} is not possible: ") as raised:
         targets.select(f"ort-fp32,{name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgekit.backends.base import kept_float32
@@ -11,8 +11,8 @@ from edgekit.backends.nvidia import portable
 from edgekit.backends.nvidia.engine import RECORD, EngineKey, write_record
 from edgekit.backends.nvidia.executed import requested
 from edgekit.backends.nvidia.recipe import MINIMUM, write_recipe
-from edgekit.backends.nvidia.request import options_of
-from edgekit.errors import UnsupportedOperatorsError
+from edgekit.backends.nvidia.request import NEEDED_CAPABILITY, options_of
+from edgekit.errors import UnsupportedError, UnsupportedOperatorsError
 from edgekit.graph import io
 from edgekit.types import CHECKED, Json, Lowered, OnnxModel, Option, Precision, Target
 
@@ -44,6 +44,7 @@ def lower_to_recipe(model: OnnxModel, target: Target, options: Mapping[str, Opti
 def lower_to_engine(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
     """See :func:`edgekit.backends.nvidia.tensorrt_rtx.lower`."""
     capabilities = portable.compute_capabilities(options.get("compute_capabilities", ""))
+    _refuse_older(capabilities, target)
     onnx = portable.write_portable(model, target, out / _PORTABLE, options)
     part = out / f".{target.file}.part"
     job = portable.Job(
@@ -81,6 +82,17 @@ def lower_to_engine(model: OnnxModel, target: Target, options: Mapping[str, Opti
     )
 
 
+def _refuse_older(capabilities: Sequence[str], target: Target) -> None:
+    """The builder says of a GPU that has no such arithmetic that it cannot compile, and not why."""
+    needed = NEEDED_CAPABILITY.get(target.precision)
+    older = [c for c in capabilities if needed is not None and int(c[2:]) < 10 * needed[0] + needed[1]]
+    if needed is not None and older:
+        raise UnsupportedError(
+            f"{target.name} needs compute capability {needed[0]}.{needed[1]}: {', '.join(older)} has no {target.precision}",
+            hint="leave these out of --set compute_capabilities, and build an fp16 or int8 target for them",
+        )
+
+
 def _runtime(target: Target, options: Mapping[str, Option]) -> dict[str, Option]:
     """What the runner is told."""
     graph: dict[str, Option] = {"cuda_graph": True} if options.get("cuda_graph") else {}
@@ -101,7 +113,8 @@ def _parsed(onnx: portable.Portable, target: Target, shapes: portable.Profiles) 
 
 
 def _notes(capabilities: tuple[str, ...], job: portable.Job, target: Target) -> tuple[str, ...]:
-    where = ", ".join(capabilities) or "8.0 and later (the builder's default)"
+    major, minor = NEEDED_CAPABILITY.get(target.precision, (8, 0))
+    where = ", ".join(capabilities) or f"{major}.{minor} and later (the builder's default)"
     notes = [f"compute capabilities: {where}", "strongly typed network, TF32 off"]
     notes += [f"{name}: {' / '.join(map(str, shapes))}" for name, shapes in job.profiles.items()]
     if target.precision is Precision.INT8:

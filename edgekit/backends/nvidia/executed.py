@@ -77,8 +77,8 @@ def executed(model: OnnxModel, target: Target, raw: Mapping[str, Json]) -> Place
 
 
 def _requested_in(node: MacNode, target: Target) -> str:
-    if target.precision is Precision.INT8:
-        return "int8" if node.quantized else "fp32"
+    if target.precision in (Precision.INT8, Precision.FP8):
+        return str(target.precision) if node.quantized else "fp32"
     return str(target.precision)
 
 

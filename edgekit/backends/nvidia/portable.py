@@ -23,7 +23,7 @@ from edgekit.errors import (
     UnsupportedOperatorsError,
 )
 from edgekit.graph import io
-from edgekit.graph.passes.float16 import to_float16
+from edgekit.graph.passes.half import BFLOAT16, FLOAT16, HalfType, to_half
 from edgekit.types import OnnxModel, Option, Precision, Target, TensorSpec
 
 Profiles: TypeAlias = Mapping[str, tuple[tuple[int, ...], ...]]
@@ -60,17 +60,24 @@ def write_portable(model: OnnxModel, target: Target, path: Path, options: Mappin
     source = io.load(model.path)
     modules = {node.name: io.module_path(node) for node in source.graph if node.name}
     notes: list[str] = []
-    if target.precision is Precision.FP16:
-        notes += _to_half(source, kept_float32(options))
+    if target.precision in _HALVES:
+        notes += _to_half(source, _HALVES[target.precision], kept_float32(options))
     io.strip_metadata(source, keep=())
     return Portable(model=io.save(source, path), modules=modules, notes=tuple(notes))
 
 
-def _to_half(model: ir.Model, wide: Collection[str]) -> Iterator[str]:
-    report = to_float16(model, keep=wide)
-    yield f"{len(report.converted)} nodes in float16, {len(report.kept)} kept in float32"
+_HALVES = {Precision.FP16: FLOAT16, Precision.BF16: BFLOAT16}
+
+
+def _to_half(model: ir.Model, half: HalfType, wide: Collection[str]) -> Iterator[str]:
+    report = to_half(model, half, keep=wide)
+    name = half.dtype.name.lower()
+    yield f"{len(report.converted)} nodes in {name}, {len(report.kept)} kept in float32"
     yield from beyond_float16(wide)
-    for what, names in (("clamped to float16's range", report.clamped), ("raised to 2^-24", report.flushed)):
+    for what, names in (
+        (f"clamped to {name}'s range", report.clamped),
+        (f"raised to {half.tiny:.1e}", report.flushed),
+    ):
         if names:
             yield f"constants {what}: {', '.join(names)}"
 

@@ -112,14 +112,20 @@ def typing_of(recipe: Recipe, version: str) -> Literal["strong", "weak"]:
     return "weak" if recipe.precision == "int8" and major < 11 else "strong"
 
 
+NEEDED_CAPABILITY: Mapping[str, tuple[int, int]] = {"bf16": (8, 0), "fp8": (8, 9)}
+"""The compute capability from which on a GPU computes in a precision, where that is not any that TensorRT knows."""
+
+_NEEDED_RELEASE: Mapping[str, tuple[int, int]] = {"bf16": (9, 0), "fp8": (10, 0)}
+
+
 def refuse(recipe: Recipe, host: EngineHost) -> None:
     """What the device cannot compute in, or does not have."""
     capability = tuple(int(n) for n in host.compute_capability.split("."))
-    needs = {"bf16": ((8, 0), (9, 0)), "fp8": ((8, 9), (10, 0))}.get(recipe.precision)
-    if needs is not None and (capability < needs[0] or release(host.version) < needs[1]):
+    needed, since = NEEDED_CAPABILITY.get(recipe.precision), _NEEDED_RELEASE.get(recipe.precision)
+    if needed and since and (capability < needed or release(host.version) < since):
         raise UnsupportedError(
-            f"{recipe.precision} needs compute capability {needs[0][0]}.{needs[0][1]} and TensorRT "
-            f"{needs[1][0]}.{needs[1][1]}: {host.gpu} has {host.compute_capability} and TensorRT {host.version}",
+            f"{recipe.precision} needs compute capability {needed[0]}.{needed[1]} and TensorRT "
+            f"{since[0]}.{since[1]}: {host.gpu} has {host.compute_capability} and TensorRT {host.version}",
             hint="build tensorrt-fp16 or tensorrt-int8 for it",
         )
     if recipe.dla >= max(0, host.dla_cores):

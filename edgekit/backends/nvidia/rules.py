@@ -1,4 +1,4 @@
-"""What TensorRT computes on integers."""
+"""What TensorRT computes on integers, and on float8."""
 
 from __future__ import annotations
 
@@ -19,4 +19,14 @@ _TENSORRT = Rules(
     },
 )
 
-RULES = {_TENSORRT.name: _TENSORRT}
+_FLOAT8 = Rules(
+    name="tensorrt-float8",
+    requantize_same_scale=False,
+    ops={
+        "Conv": OpRule(force=True, propagates=False, constant=True),
+        "Gemm": OpRule(force=True, propagates=False, constant=True),
+        "MatMul": OpRule(force=True, propagates=False),
+    },
+)
+
+RULES = {rules.name: rules for rules in (_TENSORRT, _FLOAT8)}

@@ -14,7 +14,7 @@ from edgekit.backends.onnxruntime.kernels import refuse_unsupported
 from edgekit.backends.onnxruntime.ortformat import write_ort
 from edgekit.graph import io
 from edgekit.graph.edit import attribute, integers, static_shape
-from edgekit.graph.passes.float16 import to_float16
+from edgekit.graph.passes.half import to_half
 from edgekit.graph.weights import integer_share
 from edgekit.types import Lowered, OnnxModel, Option, Precision, Target
 
@@ -67,7 +67,7 @@ def minimum_runtime(opset: int) -> str:
 
 def _to_half(model: ir.Model, options: Mapping[str, Option]) -> Iterator[str]:
     wide = kept_float32(options)
-    report = to_float16(model, keep=wide)
+    report = to_half(model, keep=wide)
     yield f"{len(report.converted)} nodes in float16, {len(report.kept)} kept in float32"
     yield from beyond_float16(wide)
     if report.clamped:

@@ -10,7 +10,7 @@ from backend_models import attention, conv_net, reference, snr_db
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.graph import io
-from edgekit.graph.passes.float16 import MAX, TINY, to_float16
+from edgekit.graph.passes.half import BFLOAT16, MAX, TINY, to_half
 
 
 def small(
@@ -38,7 +38,7 @@ def small(
 
 def half(model, path, **options):
     loaded = io.load(model.path)
-    report = to_float16(loaded, **options)
+    report = to_half(loaded, **options)
     result = io.save(loaded, path)
     onnx.checker.check_model(onnx.load(path), full_check=True)
     return result, report
@@ -176,3 +176,50 @@ def test_an_input_that_is_an_output_is_left_alone(tmp_path):
     assert isinstance(io.load(result.path), ir.Model)
     feed = {"x": np.full((2, 3), 2.5, np.float32)}
     np.testing.assert_array_equal(reference(result, feed)["y"], feed["x"])
+
+
+def bfloat(model, path):
+    loaded = io.load(model.path)
+    report = to_half(loaded, BFLOAT16)
+    return io.save(loaded, path), report
+
+
+@pytest.mark.parametrize("network", [conv_net, attention])
+def test_bfloat16_has_the_boundary_in_float_and_eight_bits_of_precision(tmp_path, network):
+    model = network(tmp_path / "m.onnx")
+    result, report = bfloat(model, tmp_path / "b.onnx")
+    assert report.kept == ()
+    proto = onnx.load(result.path)
+    floats = {i.data_type for i in proto.graph.initializer} - {TensorProto.INT64}
+    assert floats == {TensorProto.BFLOAT16}
+    assert [(s.name, s.dtype) for s in (*result.inputs, *result.outputs)] == [
+        ("x", "float32"),
+        ("y", "float32"),
+    ]
+    shape = [d if isinstance(d, int) else 3 for d in model.inputs[0].shape]
+    x = {"x": np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
+    (found,) = onnx.reference.ReferenceEvaluator(proto).run(None, x)
+    assert 25 < snr_db(reference(model, x)["y"], found) < 60
+
+
+def test_bfloat16_has_the_range_of_float32(tmp_path):
+    """What float16 keeps in float32, and clamps, is itself in bfloat16."""
+    model = small(
+        tmp_path / "m.onnx",
+        [helper.make_node("Exp", ["x"], ["e"], "exp"), helper.make_node("Mul", ["e", "w"], ["y"], "mul")],
+        [("w", np.full((2, 3), 1e6, np.float32))],
+    )
+    result, report = bfloat(model, tmp_path / "b.onnx")
+    assert (report.kept, report.clamped, report.flushed) == ((), (), ())
+    (weight,) = onnx.load(result.path).graph.initializer
+    assert numpy_helper.to_array(weight).astype(np.float32) == pytest.approx(1e6, rel=2**-8)
+
+
+def test_the_largest_float32_does_not_become_infinite(tmp_path):
+    largest = float(np.finfo(np.float32).max)
+    nodes = [helper.make_node("Min", ["x", "w"], ["y"], "min")]
+    model = small(tmp_path / "m.onnx", nodes, [("w", np.full((2, 3), largest, np.float32))])
+    result, report = bfloat(model, tmp_path / "b.onnx")
+    (weight,) = onnx.load(result.path).graph.initializer
+    assert np.isfinite(numpy_helper.to_array(weight).astype(np.float32)).all()
+    assert report.clamped == ("w",)

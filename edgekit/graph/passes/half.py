@@ -1,14 +1,16 @@
-"""Float32 → float16, spelled out in the graph: weights and activations in half precision, float32 at the boundary.
+"""Float32 → float16 or bfloat16, spelled out in the graph: weights and activations in 16 bits, float32 at the boundary.
 
 Which node may change is read from the operator's own ONNX schema (every type variable that is bound to
-float32 must admit float16), so that no list of convertible operators has to be kept. These stay in
-float32 on purpose:
+float32 must admit the 16-bit type), so that no list of convertible operators has to be kept. For bfloat16 it is the
+operator's newest schema: most got the type in opset 22, and what reads bfloat16 at all reads it in older opsets, too.
+Whatever the caller names in ``keep`` stays in float32, as do nodes that contain subgraphs, and what is inside. In
+float16, whose largest finite value is 65,504, these stay as well:
 
 * operators whose intermediate values leave float16's range (largest finite value 65,504) on ordinary
   inputs - powers, exponentials, sums of squares - and the reductions and roots that follow them;
-* nodes that contain subgraphs, and what is inside;
-* nodes with a constant beyond float16's range, unless it stands for infinity, as masks' constants do;
-* whatever the caller names in ``keep``.
+* nodes with a constant beyond float16's range, unless it stands for infinity, as masks' constants do.
+
+bfloat16 has the range of float32 (and 8 bits of precision).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -51,8 +54,34 @@ _NEVER = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear
 
 
 @dataclass(frozen=True, kw_only=True)
-class Float16Report:
-    """What changed: nodes now in float16, nodes kept in float32, constants that lost their range."""
+class HalfType:
+    """A 16-bit floating-point type. ``suffix`` is for names of values; ``narrow`` says that its range is smaller than
+    float32's; ``largest`` and ``tiny`` are its largest finite and smallest positive number."""
+
+    dtype: ir.DataType
+    numpy: np.dtype
+    suffix: str
+    narrow: bool
+    largest: float
+    tiny: float
+
+
+FLOAT16 = HalfType(
+    dtype=ir.DataType.FLOAT16, numpy=np.dtype(np.float16), suffix="fp16", narrow=True, largest=MAX, tiny=TINY
+)
+BFLOAT16 = HalfType(
+    dtype=ir.DataType.BFLOAT16,
+    numpy=np.dtype(ml_dtypes.bfloat16),
+    suffix="bf16",
+    narrow=False,
+    largest=float(ml_dtypes.finfo(ml_dtypes.bfloat16).max),
+    tiny=float(ml_dtypes.finfo(ml_dtypes.bfloat16).smallest_subnormal),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfReport:
+    """What changed: nodes now in 16 bits, nodes kept in float32, constants that lost their range."""
 
     converted: tuple[str, ...]
     kept: tuple[str, ...]
@@ -63,6 +92,7 @@ class Float16Report:
 @dataclass(kw_only=True)
 class _State:
     graph: ir.Graph
+    half: HalfType
     opsets: dict[str, int]
     keep: frozenset[str]
     wide: set[ir.Value] = field(default_factory=set)
@@ -74,20 +104,20 @@ class _State:
     flushed: list[str] = field(default_factory=list)
 
 
-def to_float16(model: ir.Model, *, keep: Collection[str] = ()) -> Float16Report:
+def to_half(model: ir.Model, half: HalfType = FLOAT16, *, keep: Collection[str] = ()) -> HalfReport:
     """Rewrite ``model`` in place. Graph inputs and outputs keep their names and dtypes.
 
     ``keep`` names nodes that stay in float32. Constants that stand for infinity (-1e9 of a mask) are clamped; single
-    numbers (an epsilon) that would become zero are raised to the smallest positive float16.
+    numbers (an epsilon) that would become zero are raised to the type's smallest positive number.
     """
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     ShapeInferencePass()(model)
-    state = _State(graph=model.graph, opsets=dict(model.opset_imports), keep=frozenset(keep))
+    state = _State(graph=model.graph, half=half, opsets=dict(model.opset_imports), keep=frozenset(keep))
     for node in tuple(model.graph):
         _convert(node, state)
     _restore_outputs(state)
     _drop_unused_weights(state)
-    return Float16Report(
+    return HalfReport(
         converted=tuple(state.converted),
         kept=tuple(state.kept),
         clamped=tuple(state.clamped),
@@ -96,7 +126,7 @@ def to_float16(model: ir.Model, *, keep: Collection[str] = ()) -> Float16Report:
 
 
 def _convert(node: ir.Node, state: _State) -> None:
-    plan = None if _must_stay(node, state) else _plan(node, state.opsets)
+    plan = None if _must_stay(node, state) else _plan(node, state)
     name = node.name or node.outputs[0].name or node.op_type
     if plan is None:
         if any(v is not None and _is_float(v, state) for v in (*node.inputs, *node.outputs)):
@@ -107,13 +137,13 @@ def _convert(node: ir.Node, state: _State) -> None:
     inputs, outputs = plan
     for index, fed in enumerate(node.inputs):
         if fed is not None and _is_float(fed, state):
-            dtype = ir.DataType.FLOAT16 if index in inputs else ir.DataType.FLOAT
+            dtype = state.half.dtype if index in inputs else ir.DataType.FLOAT
             _feed(node, index, fed, dtype, state)
     for index in outputs:
         state.was_float.add(node.outputs[index])
-        node.outputs[index].dtype = ir.DataType.FLOAT16
+        node.outputs[index].dtype = state.half.dtype
     if inputs or outputs:
-        _retype_attributes(node)
+        _retype_attributes(node, state.half)
         state.converted.append(name)
 
 
@@ -122,6 +152,8 @@ def _must_stay(node: ir.Node, state: _State) -> bool:
         return True
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
         return True
+    if not state.half.narrow:
+        return False
     if any(v.const_value is not None and beyond_range(v.const_value.numpy()) for v in _floats(node, state)):
         return True
     moving = [v for v in _floats(node, state) if v.const_value is None]
@@ -145,15 +177,16 @@ def beyond_range(array: np.ndarray) -> bool:
     return bool(((sizes > MAX) & (sizes < INFINITE)).any())
 
 
-def _plan(node: ir.Node, opsets: dict[str, int]) -> tuple[frozenset[int], frozenset[int]] | None:
-    """Indices of inputs and outputs that become float16; ``None`` if the operator cannot."""
+def _plan(node: ir.Node, state: _State) -> tuple[frozenset[int], frozenset[int]] | None:
+    """Indices of inputs and outputs that change; ``None`` if the operator cannot."""
     if node.op_type in ("Cast", "ConstantOfShape"):
-        return _plan_source(node)
+        return _plan_source(node, state.half)
     try:
-        schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, opsets.get("", 1)), "")
+        schema = _schema(node.op_type, state)
     except onnx.defs.SchemaError:
         return None
-    half = {c.type_param_str for c in schema.type_constraints if "tensor(float16)" in c.allowed_type_strs}
+    name = f"tensor({state.half.dtype.name.lower()})"
+    half = {c.type_param_str for c in schema.type_constraints if name in c.allowed_type_strs}
     inputs: set[int] = set()
     bound: set[str] = set()
     for index, value in enumerate(node.inputs):
@@ -162,7 +195,7 @@ def _plan(node: ir.Node, opsets: dict[str, int]) -> tuple[frozenset[int], frozen
         if value.dtype is None:
             return None
         variable = schema.inputs[min(index, len(schema.inputs) - 1)].type_str
-        if value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16) and variable in half:
+        if value.dtype in (ir.DataType.FLOAT, state.half.dtype) and variable in half:
             inputs.add(index)
             bound.add(variable)
     outputs: set[int] = set()
@@ -176,24 +209,30 @@ def _plan(node: ir.Node, opsets: dict[str, int]) -> tuple[frozenset[int], frozen
     return frozenset(inputs), frozenset(outputs)
 
 
-def _plan_source(node: ir.Node) -> tuple[frozenset[int], frozenset[int]] | None:
+def _schema(op: str, state: _State) -> onnx.defs.OpSchema:
+    if state.half.narrow:
+        return onnx.defs.get_schema(op, state.opsets.get("", 1), "")
+    return onnx.defs.get_schema(op, "")
+
+
+def _plan_source(node: ir.Node, half: HalfType) -> tuple[frozenset[int], frozenset[int]] | None:
     """Nodes whose output dtype is an attribute: the output changes, the input stays what it is."""
-    if node.outputs[0].dtype != ir.DataType.FLOAT or _has_float_input(node):
+    if node.outputs[0].dtype != ir.DataType.FLOAT or _has_float_input(node, half):
         return None
     return frozenset(), frozenset({0})
 
 
-def _has_float_input(node: ir.Node) -> bool:
-    return any(v is not None and v.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16) for v in node.inputs)
+def _has_float_input(node: ir.Node, half: HalfType) -> bool:
+    return any(v is not None and v.dtype in (ir.DataType.FLOAT, half.dtype) for v in node.inputs)
 
 
-def _retype_attributes(node: ir.Node) -> None:
+def _retype_attributes(node: ir.Node, half: HalfType) -> None:
     if node.op_type == "Cast":
-        node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT16))
+        node.attributes["to"] = ir.AttrInt64("to", int(half.dtype))
     elif node.op_type == "ConstantOfShape":
         value = node.attributes.get("value")
         array = np.zeros(1) if value is None else value.as_tensor().numpy()
-        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_clamp(array).astype(np.float16)))
+        node.attributes["value"] = ir.AttrTensor("value", _tensor(_clamp(array, half).astype(half.numpy)))
 
 
 def _float_uses(node: ir.Node, state: _State) -> Iterator[tuple[ir.Node, int, ir.Value]]:
@@ -230,30 +269,35 @@ def _feed(node: ir.Node, index: int, value: ir.Value, dtype: ir.DataType, state:
 def _half_weight(value: ir.Value, state: _State) -> ir.Value:
     assert value.const_value is not None
     assert value.name is not None
-    array = value.const_value.numpy()
+    array, half = value.const_value.numpy(), state.half
     finite = np.isfinite(array)
-    if np.any(np.abs(array[finite]) > MAX):
+    if np.any(np.abs(array[finite]) > half.largest):
         state.clamped.append(value.name)
-    half = _clamp(array).astype(np.float16)
-    if array.size == 1 and np.all(half == 0) and np.any(array != 0):
+    stored = _clamp(array, half).astype(half.numpy)
+    if array.size == 1 and np.all(stored == 0) and np.any(array != 0):
         state.flushed.append(value.name)
-        half = np.copysign(np.full_like(array, TINY), array).astype(np.float16)
+        stored = np.copysign(np.full_like(array, half.tiny), array).astype(half.numpy)
+    name = f"{value.name}_{half.suffix}"
     new = ir.Value(
-        name=f"{value.name}_fp16",
-        type=ir.TensorType(ir.DataType.FLOAT16),
+        name=name,
+        type=ir.TensorType(half.dtype),
         shape=value.shape,
-        const_value=ir.tensor(half, name=f"{value.name}_fp16"),
+        const_value=_tensor(stored, name),
     )
     state.graph.register_initializer(new)
     return new
 
 
-def _clamp(array: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(array), np.clip(array, -MAX, MAX), array)
+def _clamp(array: np.ndarray, half: HalfType) -> np.ndarray:
+    return np.where(np.isfinite(array), np.clip(array, -half.largest, half.largest), array)
+
+
+def _tensor(array: np.ndarray, name: str | None = None) -> ir.Tensor:
+    return ir.Tensor(array, name=name)
 
 
 def _cast(value: ir.Value, dtype: ir.DataType, state: _State) -> ir.Value:
-    suffix = "fp16" if dtype == ir.DataType.FLOAT16 else "fp32"
+    suffix = state.half.suffix if dtype == state.half.dtype else "fp32"
     node = ir.node("Cast", [value], {"to": int(dtype)}, name=f"{value.name}_to_{suffix}")
     out = node.outputs[0]
     out.name, out.dtype, out.shape = f"{value.name}_{suffix}", dtype, value.shape
@@ -270,14 +314,14 @@ def _restore_outputs(state: _State) -> None:
         if value not in state.was_float:
             continue
         name = value.name
-        value.name = f"{name}_fp16"
+        value.name = f"{name}_{state.half.suffix}"
         out = _cast(value, ir.DataType.FLOAT, state)
         out.name = name
         state.graph.outputs[index] = out
 
 
 def _drop_unused_weights(state: _State) -> None:
-    """Remove float32 weights that nothing reads any more; their float16 copies take the names over."""
+    """Remove float32 weights that nothing reads any more; their 16-bit copies take the names over."""
     for (value, _), half in state.casts.items():
         name = value.name
         unused = not value.uses() and not value.is_graph_input() and not value.is_graph_output()

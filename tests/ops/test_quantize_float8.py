@@ -120,7 +120,7 @@ def test_an_engine_for_gpus_that_have_float8_is_built_here(tmp_path: Path) -> No
     lowered = tensorrt_rtx.lower(result, TARGET, {"compute_capabilities": "SM89"}, tmp_path)
     assert (tmp_path / "model.engine").stat().st_size > 10_000
     assert "the graph asks for fp8 in 100.0% of the MACs" in lowered.notes
-    with pytest.raises(UnsupportedError, match="needs compute capability 8.9: SM86 has no fp8"):
+    with pytest.raises(UnsupportedError, match=r"needs compute capability 8\.9: SM86 has no fp8"):
         tensorrt_rtx.lower(result, TARGET, {"compute_capabilities": "8.6,8.9"}, tmp_path)
 
 

@@ -85,10 +85,13 @@ def lower_to_engine(model: OnnxModel, target: Target, options: Mapping[str, Opti
 def _refuse_older(capabilities: Sequence[str], target: Target) -> None:
     """The builder says of a GPU that has no such arithmetic that it cannot compile, and not why."""
     needed = NEEDED_CAPABILITY.get(target.precision)
-    older = [c for c in capabilities if needed is not None and int(c[2:]) < 10 * needed[0] + needed[1]]
-    if needed is not None and older:
+    if needed is None:
+        return
+    older = [c for c in capabilities if int(c[2:]) < 10 * needed[0] + needed[1]]
+    if older:
         raise UnsupportedError(
-            f"{target.name} needs compute capability {needed[0]}.{needed[1]}: {', '.join(older)} has no {target.precision}",
+            f"{target.name} needs compute capability {needed[0]}.{needed[1]}: "
+            f"{', '.join(older)} has no {target.precision}",
             hint="leave these out of --set compute_capabilities, and build an fp16 or int8 target for them",
         )
 

@@ -206,8 +206,8 @@ class Scheme:
 
     ``activation`` and ``weight`` are storage dtypes (``"uint8"``, ``"int8"``, ``"int16"``, ``"int4"``,
     ``"float16"``, ``"float32"``, ``"float8_e4m3fn"``); ``bias`` is ``"int32"`` or ``"float32"``. ``rules`` names the
-    placement table in :mod:`edgekit.quantize`; ``quantizer`` is ``"qdq"``, ``"dynamic"`` or ``"weights"``. ``weight_bits``
-    7 halves the range of INT8 weights, so that sums of UINT8 x INT8 products fit 16 bits.
+    placement table in :mod:`edgekit.quantize`; ``quantizer`` is ``"qdq"``, ``"dynamic"`` or ``"weights"``.
+    ``weight_bits`` 7 halves the range of INT8 weights, so that sums of UINT8 x INT8 products fit 16 bits.
     """
 
     activation: str = "float32"

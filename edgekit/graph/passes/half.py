@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -74,8 +75,8 @@ BFLOAT16 = HalfType(
     numpy=np.dtype(ml_dtypes.bfloat16),
     suffix="bf16",
     narrow=False,
-    largest=float(ml_dtypes.finfo(ml_dtypes.bfloat16).max),
-    tiny=float(ml_dtypes.finfo(ml_dtypes.bfloat16).smallest_subnormal),
+    largest=2.0**127 * (2 - 2.0**-7),
+    tiny=2.0**-133,
 )
 
 
@@ -292,7 +293,7 @@ def _clamp(array: np.ndarray, half: HalfType) -> np.ndarray:
     return np.where(np.isfinite(array), np.clip(array, -half.largest, half.largest), array)
 
 
-def _tensor(array: np.ndarray, name: str | None = None) -> ir.Tensor:
+def _tensor(array: np.ndarray, name: str | None = None) -> ir.Tensor[Any]:
     return ir.Tensor(array, name=name)
 
 

@@ -200,6 +200,10 @@ class Samples(Protocol):
     def __iter__(self) -> Iterator[Sample]: ...
 
 
+FLOAT8 = "float8_e4m3fn"
+"""1 sign, 4 exponent and 3 mantissa bits, no infinity (Micikevicius et al., "FP8 Formats for Deep Learning", 2022)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
     """How a target wants its graph quantized.

@@ -26,13 +26,12 @@ from edgekit.quantize.options import (
     QuantizeReport,
     applicable,
 )
-from edgekit.quantize.params import FLOAT8
 from edgekit.quantize.place import place
 from edgekit.quantize.plan import Plan, Ranges, make_plan
 from edgekit.quantize.rules import Recurrent, table
 from edgekit.quantize.trained import Trained
 from edgekit.quantize.weights import quantize_weights
-from edgekit.types import OnnxModel, Scheme, Target
+from edgekit.types import FLOAT8, OnnxModel, Scheme, Target
 
 _FORMS = {
     "qdq": (("uint8", "int8", "int16", FLOAT8), ("int8", FLOAT8)),

@@ -7,8 +7,7 @@ from enum import StrEnum
 
 from edgekit.core.config import Options, target_options
 from edgekit.errors import UnknownNameError, UsageError
-from edgekit.quantize.params import FLOAT8
-from edgekit.types import Scheme, Target
+from edgekit.types import FLOAT8, Scheme, Target
 
 METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
 """The range estimators that need nothing but calibration's statistics."""

@@ -9,13 +9,12 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.types import FLOAT8
+
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[Any]
 
 _INT32 = 2**31 - 1
-
-FLOAT8 = "float8_e4m3fn"
-"""1 sign, 4 exponent and 3 mantissa bits, no infinity (Micikevicius et al., "FP8 Formats for Deep Learning", 2022)."""
 
 
 def limits(dtype: str) -> tuple[int, int]:

@@ -14,7 +14,6 @@ from edgekit.quantize.blocks import Block, constant, is_constant
 from edgekit.quantize.edit import Editor
 from edgekit.quantize.float_model import FloatModel
 from edgekit.quantize.params import (
-    FLOAT8,
     Affine,
     Floats,
     Stored,
@@ -26,7 +25,7 @@ from edgekit.quantize.params import (
 )
 from edgekit.quantize.plan import Plan, constant_affine
 from edgekit.quantize.rules import table
-from edgekit.types import Scheme
+from edgekit.types import FLOAT8, Scheme
 
 
 def place(graph: ir.Graph, plan: Plan, scheme: Scheme, floats: FloatModel, weight_bits: int) -> None:

@@ -255,3 +255,23 @@ def _rows(steps: Sequence[edgekit.StepReport]) -> list[tuple[str, ...]]:
 def _figures(at: Size) -> tuple[str, ...]:
     counts = (f"{at.parameters:,}", f"{at.nonzero:,}", f"{at.macs:,}", size(at.bytes))
     return (*counts, number(at.metric, ".4f"))
+
+
+@click.command("train-part", hidden=True)
+@click.argument("order", type=click.Path(path_type=Path))
+@click.option("--processes", type=int, default=0)
+@click.option("--parent", type=int, default=0)
+def train_part(order: Path, processes: int, parent: int) -> None:
+    """Launch the processes that train together, or be one of them."""
+    import os
+
+    from edgekit.compress.training.settings import is_first_process
+    from edgekit.core.orphans import die_with
+    from edgekit.pipeline import several
+
+    die_with(parent or os.getppid())
+    if processes:
+        several.launch(order, processes)
+        return
+    with progress() as shown:
+        several.take_part(order, shown.tell if is_first_process() else None)

@@ -219,6 +219,16 @@ class Options:
             choices=("auto", "cpu", "cuda", "mps"),
         ),
     )
+    processes: int = option(
+        1,
+        Declared(
+            help="Processes on this machine that train together, each with a part of every batch.",
+            group=_COMPRESSION,
+            commands=("build", "compress"),
+            metavar="N",
+            minimum=1,
+        ),
+    )
     log: tuple[str, ...] = option(
         (),
         Declared(

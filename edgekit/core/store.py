@@ -15,7 +15,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -135,6 +135,10 @@ class Store:
             # Another process may have made it meanwhile.
             return self._finished(key, final) or self._produced(key, final, produce, reads)
 
+    def has(self, key: Key) -> bool:
+        """Whether :meth:`step` would find the result for ``key``."""
+        return self._finished(key, self.root / STEPS / key.name / key.digest[:32]) is not None
+
     def _finished(self, key: Key, final: Path) -> StepResult | None:
         record = self._found(final, key)
         if record is None or record.doubts or not unchanged(record.reads):
@@ -144,8 +148,12 @@ class Store:
         return StepResult(key=key, directory=final, seconds=record.seconds, cached=True)
 
     def _alone(self, key: Key) -> AbstractContextManager[None]:
-        """No other process makes the same step meanwhile."""
+        """No other process makes the same step meanwhile, but those that make it together."""
         self._make_root()
+        if (
+            int(os.environ.get("WORLD_SIZE", "1")) > 1
+        ):  # processes of torchrun wait for each other within the step
+            return nullcontext()
         return alone(self.root / LOCKS, key.digest, stops.check)
 
     def _produced(

@@ -18,7 +18,7 @@ from edgekit.compress import arithmetic, plan, recipes
 from edgekit.compress.plan import PLAN, TENSORS, WEIGHTS
 from edgekit.compress.recipes import Recipe
 from edgekit.compress.step import CompressionReport, Context, StepReport, options
-from edgekit.compress.training.settings import Loop, looping
+from edgekit.compress.training.settings import Loop, looping, world
 from edgekit.compress.training.task import Task
 from edgekit.core import versions
 from edgekit.core.config import Options
@@ -28,6 +28,7 @@ from edgekit.errors import UsageError
 from edgekit.graph.records import read_json
 from edgekit.load import Recorder, known, usercode
 from edgekit.load.source import Source
+from edgekit.pipeline import several
 from edgekit.pipeline.stages import BuildContext
 from edgekit.types import SourceSpec, sha256_file
 
@@ -50,7 +51,8 @@ class Compressed:
 class TrainingTask:
     """What the steps are to learn, opened at most once, and its identity without opening it.
 
-    ``task`` is one that is open already; ``folder`` is where steps are kept while the recipe runs.
+    ``options`` say what it is; ``task`` is one that is open already; ``folder`` is where steps are
+    kept while the recipe runs.
     """
 
     def __init__(
@@ -62,14 +64,14 @@ class TrainingTask:
         task: Task | None = None,
         folder: Path | None = None,
     ) -> None:
-        self._source, self._options, self._store = source, options, store
+        self._source, self.options, self._store = source, options, store
         self._task = task
         self.folder = folder
 
     @property
     def exists(self) -> bool:
         """Whether there is a task at all."""
-        return self._task is not None or bool(self._options.task)
+        return self._task is not None or bool(self.options.task)
 
     @property
     def fingerprint(self) -> str:
@@ -84,7 +86,7 @@ class TrainingTask:
     @property
     def reads(self) -> Recorder | None:
         """What a task of the user's own reads while it is learned; of data the fingerprint tells all."""
-        text = self._options.task
+        text = self.options.task
         return usercode.reads(text) if usercode.split(text) is not None else None
 
     def open(self) -> Task:
@@ -92,7 +94,7 @@ class TrainingTask:
         if self._task is None:
             from edgekit.compress.training.tasks import open_task
 
-            o = self._options
+            o = self.options
             model = self._source.torch()
             with Recorder() as recorder:
                 self._task = open_task(o.task, model, data=o.train, evaluation=o.eval)
@@ -101,7 +103,7 @@ class TrainingTask:
         return self._task
 
     def _key(self) -> dict[str, object]:
-        o = self._options
+        o = self.options
         return {
             "task": (o.task, o.train, o.eval),
             "source": self._source.sha256,
@@ -137,15 +139,23 @@ def compress(
             "steps": steps,
             "seed": recipe.seed,
             "accelerator": context.options.accelerator,
+            **({"processes": count} if (count := _processes(context.options, recipe)) > 1 else {}),
         },
         versions={**versions.of("torch", "safetensors", "lightning-fabric"), **arithmetic.described()},
     )
+    if count > 1 and world() == 1 and not context.store.has(key):
+        several.train(context, source.spec.text, recipe, training.options)
     folder = training.folder or context.store.root / "compressing" / key.digest[:32]
     produce = partial(_produce, context, source, recipe, training, folder)
     result = context.store.step(key, produce, training.reads)
     if training.folder is None:
         shutil.rmtree(folder, ignore_errors=True)
     return _compressed(context, source, key, result.directory, result.seconds)
+
+
+def _processes(options: Options, recipe: Recipe) -> int:
+    """How many processes train: as many as ``torchrun`` started, else as asked for."""
+    return (world() if world() > 1 else options.processes) if recipe.trains else 1
 
 
 def _produce(

@@ -89,7 +89,11 @@ def by_recipe(context: BuildContext, source: Source, text: str, *, seed: int | N
 
 
 def under_budget(context: BuildContext, source: Source, budget: str, limits: Limits) -> Delivered:
-    """Search for a recipe that holds ``budget``."""
+    """Search for a recipe that holds ``budget``. Raises :class:`UsageError` where processes are to train together."""
+    if context.options.processes > 1:
+        raise UsageError(
+            "a search trains each candidate in one process", hint="leave --processes out, or give a recipe"
+        )
     found = search(context, source, budgets.parse(budget), limits)
     return Delivered(
         folder=context.options.out,

@@ -80,7 +80,18 @@ class Cell:
 
 
 def _prepared_by(options: Options) -> Mapping[str, object]:
-    names = ("calib", "eval", "samples", "shape", "bind", "sequence_length", "preprocessing", "task", "train")
+    names = (
+        "calib",
+        "eval",
+        "samples",
+        "shape",
+        "bind",
+        "sequence_length",
+        "preprocessing",
+        "task",
+        "train",
+        "processes",
+    )
     return {name: getattr(options, name) for name in names}
 
 

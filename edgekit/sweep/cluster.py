@@ -71,7 +71,7 @@ class Cluster:
                     task=task, key=task.cell.key, storage=self.storage, folder=folder, code=versions.code()
                 )
                 options: dict[str, Any] = {
-                    "num_cpus": task.cell.threads,
+                    "num_cpus": task.cell.threads * task.processes,
                     "memory": need(task),
                     "name": task.cell.name,
                 }

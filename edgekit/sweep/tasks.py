@@ -48,6 +48,12 @@ class Task:
         return self.cell.device if self.cell.device not in ("", "local") else ""
 
     @property
+    def processes(self) -> int:
+        """How many processes of it work at a time: those of a recipe's training, else one."""
+        building = self.kind is Kind.BUILD and self.cell.recipe
+        return self.cell.options.processes if building else 1
+
+    @property
     def needs_silence(self) -> bool:
         """Whether nothing else of the sweep may run on this machine meanwhile."""
         return self.kind is Kind.TIME and not self.device
@@ -111,7 +117,7 @@ class Room:
         preparing = {s for t in self.running for s in t.cell.shared} - self.ready
         second: int | None = None
         for index, task in enumerate(waiting):
-            if task.device in busy or not self._fits(needs, index):
+            if task.device in busy or not self._fits(needs, index) or not self._free(task):
                 continue
             if task.needs_silence:
                 if not self.running and not any(t.kind is Kind.BUILD for t in waiting):
@@ -121,6 +127,9 @@ class Room:
                 return index
             second = index if second is None else second
         return second
+
+    def _free(self, task: Task) -> bool:
+        return not self.running or sum(t.processes for t in (*self.running, task)) <= self.workers
 
     def _fits(self, needs: Sequence[int], index: int) -> bool:
         return not self.running or self.taken + needs[index] <= self.memory

@@ -92,6 +92,19 @@ def test_no_more_run_than_there_is_memory_for_and_one_always_does():
     assert begin(at, waiting, need=5) is None
 
 
+def test_a_cell_that_trains_in_two_processes_takes_two_workers():
+    two = cell("two", source="t.onnx", recipe="prune(sparsity=0.5)", options=Options(processes=2))
+    at = room(workers=3)
+    waiting = [Task(cell=two), Task(cell=replace(two, name="again", source="u.onnx")), Task(cell=cell("one"))]
+    assert [begin(at, waiting).cell.name for _ in range(2)] == ["two", "one"]
+    assert begin(at, waiting) is None
+    alone = room(workers=1)
+    assert (
+        begin(alone, waiting).cell.name == "again"
+    )  # more than there are workers, and nothing else is at work
+    assert Task(cell=two, kind=Kind.TIME).processes == 1
+
+
 def test_a_device_has_one_task_and_this_machine_is_silent_while_it_is_timed():
     at = room(workers=4)
     waiting = [Task(cell=cell(f"pi{n}", device="pi5", source=f"{n}.onnx")) for n in range(2)]

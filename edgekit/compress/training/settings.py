@@ -103,6 +103,11 @@ def current() -> Loop:
     return _loop.get()
 
 
+def world() -> int:
+    """How many processes train together: those that ``torchrun`` started, or this one alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_first_process() -> bool:
     """Whether this process writes files: the only one, or the first of several that ``torchrun`` started."""
     return os.environ.get("RANK", "0") == "0"

@@ -146,6 +146,7 @@ def test_every_option_has_every_spelling(command, tmp_path, monkeypatch):
         "bind": ("sr=16000", {"sr": 16000}),
         "state": ("h0=hn", {"h0": "hn"}),
         "accelerator": ("cpu", "cpu"),
+        "processes": ("2", 2),
         "exclude": ("conv*", ("conv*",)),
     }
     monkeypatch.chdir(tmp_path)

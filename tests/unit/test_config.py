@@ -161,7 +161,7 @@ def test_every_option_has_every_spelling(command, tmp_path, monkeypatch):
         monkeypatch.delenv(field.variable)
         toml = {"set": "{io_layout = 'nhwc'}", "samples": "7", "exclude": "['conv*']", "limit": "{snr = 30}"}
         toml |= {"shape": "{ids = '1x128'}", "sequence_length": "7", "timeout": "7", "bind": "{sr = 16000}"}
-        toml |= {"state": "{h0 = 'hn'}"}
+        toml |= {"state": "{h0 = 'hn'}", "processes": "2"}
         written = f"['{text}']" if field.is_list and not field.declared.split else f"'{text}'"
         (tmp_path / "edgekit.toml").write_text(f"{name} = {toml.get(name, written)}\n")
         assert Options.load() == in_python

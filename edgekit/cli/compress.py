@@ -267,11 +267,14 @@ def train_part(order: Path, processes: int, parent: int) -> None:
 
     from edgekit.compress.training.settings import is_first_process
     from edgekit.core.orphans import die_with
-    from edgekit.pipeline import several
 
     die_with(parent or os.getppid())
     if processes:
-        several.launch(order, processes)
+        from edgekit.pipeline.several import launch
+
+        launch(order, processes)
         return
+    from edgekit.pipeline.train_part import take_part
+
     with progress() as shown:
-        several.take_part(order, shown.tell if is_first_process() else None)
+        take_part(order, shown.tell if is_first_process() else None)

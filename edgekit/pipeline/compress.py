@@ -26,7 +26,8 @@ from edgekit.core.files import scratch
 from edgekit.core.store import Key, Store, canonical_json
 from edgekit.errors import UsageError
 from edgekit.graph.records import read_json
-from edgekit.load import Recorder, known, usercode
+from edgekit.load import Recorder, known, parse, usercode
+from edgekit.load.shapes import Shapes
 from edgekit.load.source import Source
 from edgekit.pipeline import several
 from edgekit.pipeline.stages import BuildContext
@@ -108,6 +109,12 @@ class TrainingTask:
             "task": (o.task, o.train, o.eval),
             "source": self._source.sha256,
         }
+
+
+def named(context: BuildContext, text: str) -> Source:
+    """The source that a SOURCE text names, under the options in force."""
+    o = context.options
+    return Source(parse(text), context.store, trust=o.trust, network=o.network, shapes=Shapes.of(o))
 
 
 def compress(

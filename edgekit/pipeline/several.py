@@ -22,9 +22,8 @@ from edgekit.compress import recipes
 from edgekit.compress.recipes import Recipe
 from edgekit.core import files, stops
 from edgekit.core.config import Options
-from edgekit.core.progress import Listener
 from edgekit.core.structure import structure, to_builtins
-from edgekit.errors import DefectError, EdgekitError, RuntimeCrashError
+from edgekit.errors import EdgekitError, RuntimeCrashError
 from edgekit.pipeline.stages import BuildContext
 
 _LOOK_S = 0.1
@@ -119,31 +118,19 @@ def _reason(folder: Path, count: int, code: int) -> EdgekitError:
     )
 
 
+def read(path: Path) -> Order:
+    """The order that :func:`train` wrote."""
+    return structure(Order, msgspec.json.decode(files.read(path, most=_MOST_BYTES)), where=str(path))
+
+
+def leave(error: EdgekitError, order: Path) -> None:
+    """What went wrong in this process, for the one that asked."""
+    name = f"failed-{os.environ.get('RANK', '0')}.json"
+    files.write(order.parent / name, msgspec.json.encode(Failed.of(error)))
+
+
 def launch(order: Path, count: int) -> None:
     """Be torch's launcher for ``count`` processes, on an address of this machine that is free."""
     from torch.distributed.run import main
 
     main(["--standalone", "--nproc-per-node", str(count), "--module", "edgekit", "train-part", str(order)])
-
-
-def take_part(order: Path, listener: Listener | None) -> None:
-    """Be one of the processes: run the stage, or leave its error. Raises it, too."""
-    from edgekit.load import parse
-    from edgekit.load.shapes import Shapes
-    from edgekit.load.source import Source
-    from edgekit.pipeline import api, compress
-
-    asked = structure(Order, msgspec.json.decode(files.read(order, most=_MOST_BYTES)), where=str(order))
-    os.environ["EDGEKIT_CACHE"] = str(asked.cache)
-    try:
-        o = asked.options
-        context = api.context(o, listener)
-        source = Source(
-            parse(asked.source), context.store, trust=o.trust, network=o.network, shapes=Shapes.of(o)
-        )
-        compress.compress(context, source, recipes.read(str(asked.recipe)))
-    except Exception as raised:
-        error = raised if isinstance(raised, EdgekitError) else DefectError.of(raised, "training")
-        name = f"failed-{os.environ.get('RANK', '0')}.json"
-        files.write(order.parent / name, msgspec.json.encode(Failed.of(error)))
-        raise

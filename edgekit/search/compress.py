@@ -10,8 +10,6 @@ from edgekit.compress.recipes import Recipe
 from edgekit.compress.step import StepReport
 from edgekit.compress.training.settings import is_first_process
 from edgekit.errors import UsageError
-from edgekit.load import parse
-from edgekit.load.shapes import Shapes
 from edgekit.load.source import Source
 from edgekit.pipeline import compress as stage
 from edgekit.pipeline.stages import BuildContext
@@ -63,11 +61,7 @@ def opened(context: BuildContext, source: str | Path) -> Source:
             "a compressed model names the source that it was made from, and this one is an object in memory",
             hint="give a factory (file.py:factory), or apply the steps yourself (edgekit.compress.step.run)",
         )
-    options = context.options
-    shapes = Shapes.of(options)
-    return Source(
-        parse(str(source)), context.store, trust=options.trust, network=options.network, shapes=shapes
-    )
+    return stage.named(context, str(source))
 
 
 def by_recipe(context: BuildContext, source: Source, text: str, *, seed: int | None = None) -> Delivered:

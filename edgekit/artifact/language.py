@@ -110,7 +110,8 @@ class Evidence:
     ``rise``: how much its perplexity is above the source's, as a share; ``rise_error``: the standard error of that;
     ``largest``: the largest difference of two log-probabilities. ``agreement``: the share of positions with the same
     most likely token, the text being given. ``same``: tokens of the greedy continuations before the first difference,
-    of ``asked``. Texts and chats: how many came out equal. ``wrong`` names what did not, for people.
+    of ``asked``. Texts and chats: how many came out equal. ``wrong`` names what did not, for people. ``paged``: as
+    ``rise``, of a runtime's second kind of attention, where it has one.
     """
 
     tokens: int
@@ -129,6 +130,7 @@ class Evidence:
     wrong: Mapping[str, str] = field(default_factory=dict)
     decode_ms: float = 0.0
     resident: int = 0
+    paged: float | None = None
 
 
 def refuse(target: Target, what: str) -> None:
@@ -147,8 +149,8 @@ def perplexity(logprobs: Iterable[Sequence[float] | Array]) -> float:
 
 
 def write(answers: Answers, path: Path) -> None:
-    """``golden.json``; the same answers give the same bytes."""
-    files.write(path, json.dumps(to_builtins(answers), ensure_ascii=False, sort_keys=True).encode() + b"\n")
+    """``golden.json``; the same answers give the same bytes. Keys stay in their order: templates write tools in it."""
+    files.write(path, json.dumps(to_builtins(answers), ensure_ascii=False).encode() + b"\n")
 
 
 def read(path: Path) -> Answers:
@@ -213,6 +215,8 @@ def _questions(answers: Answers) -> Iterator[Mapping[str, Json]]:
     yield {"kind": "text", "texts": [w.text for w in answers.words], "chats": chats}
     yield {"kind": "window", "window": answers.window}
     yield {"kind": "facts"}
+    passages: list[Json] = [{"tokens": p.tokens, "prompt": p.prompt} for p in answers.passages]
+    yield {"kind": "paged", "passages": passages}
     first = answers.continuations[0]
     yield {"kind": "stops", "tokens": first.tokens, "new": len(first.continuation), "after": _STOP_AFTER}
 
@@ -220,12 +224,9 @@ def _questions(answers: Answers) -> Iterator[Mapping[str, Json]]:
 def _compared(answers: Answers, given: Sequence[Reply]) -> Evidence:
     scores, rest = given[: len(answers.passages)], given[len(answers.passages) :]
     spoken, rest = rest[: len(answers.continuations)], rest[len(answers.continuations) :]
-    text, window, facts, stops = rest
+    text, window, facts, paged, stops = rest
     ours = [np.asarray(s["logprob"], np.float64) for s in scores]
-    theirs = [np.asarray(p.logprob, np.float64) for p in answers.passages]
-    if any(a.shape != b.shape or not np.isfinite(a).all() for a, b in zip(ours, theirs, strict=True)):
-        raise ValueError("log-probabilities are missing or no numbers")
-    lost = np.concatenate([b - a for a, b in zip(ours, theirs, strict=True)])
+    lost = _lost(answers, ours)
     same = [
         np.asarray(s["best"]) == np.asarray(p.best) for s, p in zip(scores, answers.passages, strict=True)
     ]
@@ -251,7 +252,19 @@ def _compared(answers: Answers, given: Sequence[Reply]) -> Evidence:
         wrong=wrong,
         decode_ms=float(np.median(np.concatenate([np.asarray(s["ms"], np.float64)[1:] for s in scores]))),
         resident=int(spoken[-1].get("rss", 0)),
+        paged=None
+        if paged["logprob"] is None
+        else math.expm1(float(_lost(answers, paged["logprob"]).mean())),
     )
+
+
+def _lost(answers: Answers, given: Sequence[Sequence[float] | Array]) -> Array:
+    """How much less the runtime gives each token of the passages, in logarithms."""
+    ours = [np.asarray(row, np.float64) for row in given]
+    theirs = [np.asarray(p.logprob, np.float64) for p in answers.passages]
+    if any(a.shape != b.shape or not np.isfinite(a).all() for a, b in zip(ours, theirs, strict=True)):
+        raise ValueError("log-probabilities are missing or no numbers")
+    return np.concatenate([b - a for a, b in zip(ours, theirs, strict=True)])
 
 
 def _equal_start(wanted: Sequence[Continuation], spoken: Sequence[Reply]) -> int:
@@ -326,6 +339,10 @@ def gates(
         found.append(
             _gate("perplexity", e.rise <= tolerance.perplexity, e.rise, tolerance.perplexity, message)
         )
+    if tolerance.perplexity is not None and e.paged is not None:
+        message = f"{e.paged:+.2%} where the runtime pages its cache, as it does unless told otherwise"
+        good = e.paged <= tolerance.perplexity
+        found.append(_gate("paged-attention", good, e.paged, tolerance.perplexity, message))
     if tolerance.token_agreement is not None:
         message = f"{e.agreement:.2%} of {e.tokens} positions have the same most likely token"
         enough = e.agreement >= tolerance.token_agreement

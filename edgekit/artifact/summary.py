@@ -145,7 +145,12 @@ def _without_cache(manifest: Manifest) -> str:
     if manifest.target.task or manifest.task != TEXT_GENERATION:
         return ""
     able = [t for t in targets.known().values() if t.task == manifest.task]
-    best = next((t for t in able if t.precision == manifest.target.precision), next(iter(able), None))
+    wanted = manifest.target
+    best = max(
+        able,
+        key=lambda t: (t.backend.startswith(wanted.backend), t.precision == wanted.precision),
+        default=None,
+    )
     return "; no cache" + (f": {best.name} has one" if best else "")
 
 

@@ -115,6 +115,7 @@ builtin = Plugin(
         "onnxruntime": "edgekit.backends.onnxruntime",
         "onnxruntime_genai": "edgekit.backends.genai",
         "openvino": "edgekit.backends.openvino",
+        "openvino_genai": "edgekit.backends.openvino_genai",
         "tflite": "edgekit.backends.tflite",
         "tensorrt_rtx": "edgekit.backends.nvidia.tensorrt_rtx",
         "tensorrt": "edgekit.backends.nvidia.tensorrt",

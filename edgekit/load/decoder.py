@@ -10,7 +10,7 @@ graph made of it with the model, token by token (:mod:`edgekit.pipeline.text`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -168,6 +168,14 @@ class Decoder:
             a, f = layer.attention, layer.feed
             yield from (a.query, a.key, a.value, a.output)
             yield from (p for p in (f.gate, f.up, f.down) if p is not None)
+
+    def share(self, names: Collection[str]) -> float:
+        """Of the numbers in matrices and tables, those of the modules ``names``."""
+        heads = [] if self.head is None else [(self.head.name, self.head.weight)]
+        matrices = [(p.name, p.weight) for p in self.linears()]
+        tables = [*heads, (self.embedding_name, self.embedding)]
+        sizes = [(name, weight.numel()) for name, weight in (*matrices, *tables)]
+        return sum(size for name, size in sizes if name in names) / sum(size for _, size in sizes)
 
 
 def read(model: nn.Module) -> Decoder:

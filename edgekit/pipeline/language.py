@@ -256,7 +256,9 @@ def describe(
     volatile = {k: evidence.pop(k) for k in ("decode_ms", "resident")}
     notes = [f"measured on {answers.tokens} tokens of {answers.text}"]
     if answers.refused:
-        notes.append(f"{answers.refused} of the conversations are refused by the model's own chat template")
+        notes.append(
+            f"{answers.refused} of the conversations, or their tools, are not taken by the model's own chat template"
+        )
     if not answers.chats:
         notes.append("the tokenizer has no chat template: there is no gate for it")
     return Manifest(

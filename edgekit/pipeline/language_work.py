@@ -22,7 +22,7 @@ from edgekit.load.texts import Text
 from edgekit.load.tokenizer import Tokenizer, save, tokenizer
 from edgekit.pipeline.conversations import CONVERSATIONS, PROMPTS, TEXTS
 from edgekit.quantize import gguf_blocks
-from edgekit.quantize.block_weights import BlockWeights, rounded
+from edgekit.quantize.block_weights import BLOCK, BlockWeights, rounded, whole_block
 from edgekit.types import Lowered, Option, Precision, Target
 
 PASSAGE = 256
@@ -31,6 +31,8 @@ PROMPT = 32
 """Tokens of a passage that are read at once; the others come one by one."""
 NEW = 64
 """Tokens of a greedy continuation."""
+_TOGETHER = 8
+"""Passages of calibration text that go through a layer at once."""
 
 
 class LanguageBackend(Protocol):
@@ -153,7 +155,8 @@ def _chat(words: Tokenizer, messages: Any, tools: Any, prompt: bool) -> str:
 
 
 def _chats(words: Tokenizer) -> tuple[tuple[Chat, ...], int]:
-    """The conversations as the template writes them, and how many it refuses: some take no system message."""
+    """The conversations as the template writes them, and how many it refuses, as some do a system message, or leaves
+    the tools of out: there runtimes write something of their own."""
     if not words.chat_template:
         return (), 0
     found = []
@@ -163,9 +166,16 @@ def _chats(words: Tokenizer) -> tuple[tuple[Chat, ...], int]:
             text = _chat(words, messages, tools, prompt)
         except Exception:  # noqa: BLE001, S112 - templates raise what they like: it is how they refuse
             continue
+        if tools and not any(name in text for name in _names(tools)):
+            continue
         ids = tuple(words.encode(text, add_special_tokens=False))
         found.append(Chat(messages=messages, tools=tools, prompt=prompt, text=text, ids=ids))
     return tuple(found), len(CONVERSATIONS) - len(found)
+
+
+def _names(tools: Sequence[Any]) -> Iterator[str]:
+    for tool in tools:
+        yield str(tool["function"]["name"])
 
 
 def lower(
@@ -197,6 +207,11 @@ def integers(
 ) -> tuple[dict[str, BlockWeights], tuple[str, ...]]:
     """The integers of each module that the precision wants, and what is to be said of them."""
     tokens = int(options["calib_tokens"])
+    most = int(options.get("group", 0))
+
+    def block(weight: torch.Tensor) -> int:
+        return whole_block(int(weight.shape[1]), most) if most else BLOCK
+
     bits = {Precision.INT8_WEIGHTS: 8, Precision.INT4_WEIGHTS: 4}.get(target.precision)
     if bits is None:
         return {}, ()
@@ -223,13 +238,15 @@ def integers(
                 _calibration(words, text, decoder.window, tokens),
                 left,
                 str(options["blocks"]),
+                block,
                 task.advance,
             )
         notes.append(f"{len(left)} matrices rounded by GPTQ on {tokens} tokens of {text.name}")
     for name, weight in {**left, **tables}.items():
         if name not in found:
             wide = 8 if name in tables and name not in small else bits
-            found[name] = rounded(weight, wide, form="symmetric" if wide == 8 else "zeros")
+            form = "symmetric" if wide == 8 else "zeros"
+            found[name] = rounded(weight, wide, form=form, block=block(weight))
     return found, tuple(notes)
 
 
@@ -255,12 +272,14 @@ def calibrated(
     passages: Sequence[torch.Tensor],
     wanted: Mapping[str, torch.Tensor],
     form: str,
+    block: Callable[[torch.Tensor], int],
     advance: Callable[[], None],
 ) -> dict[str, BlockWeights]:
     """``wanted`` rounded to four bits by the inputs that they see on ``passages``; one layer of the model is at work at
     a time, so that memory does not grow with the depth."""
     layers = decoders.layers(model)
     states, around = _entry(model, layers, passages)
+    states = [torch.cat(states[i : i + _TOGETHER]) for i in range(0, len(states), _TOGETHER)]
     found: dict[str, BlockWeights] = {}
     for index, layer in enumerate(layers):
         projections = [p for p in _projections(decoder, index) if p.name in wanted]
@@ -269,7 +288,7 @@ def calibrated(
             states = [_first(layer(state, **around[index])) for state in states]
         for names in _alike(modules, moments):
             stacked = torch.cat([wanted[n] for n in names])
-            whole = rounded(stacked, 4, moments[names[0]], form=form)
+            whole = rounded(stacked, 4, moments[names[0]], form=form, block=block(stacked))
             start = 0
             for name in names:
                 rows = int(wanted[name].shape[0])
@@ -280,7 +299,7 @@ def calibrated(
     if head in wanted:
         norm = model.get_submodule(decoder.norm.name)
         seen = torch.cat([norm(state).reshape(-1, decoder.width) for state in states])
-        found[head] = rounded(wanted[head], 4, seen.T @ seen)
+        found[head] = rounded(wanted[head], 4, seen.T @ seen, block=block(wanted[head]))
     return found
 
 

@@ -23,6 +23,9 @@ BLOCK = 32
 _DAMPING = 0.01
 """Of the mean of the moment's diagonal, added to it: inputs that were never seen must not decide."""
 
+_FEWEST = 16
+"""Weights of a block, at least, unless it is a whole row."""
+
 _SHRINKS = tuple(1.0 - 0.05 * i for i in range(8))
 """Ranges that are tried of each block, as parts of its whole range."""
 
@@ -124,6 +127,16 @@ def _blocks(integers: Array, block: int, fill: int = 0) -> Array:
     return padded.reshape(rows, -1, block)
 
 
+def whole_block(columns: int, most: int) -> int:
+    """The largest block of at most ``most`` that ``columns`` inputs are whole blocks of: ``most`` halved until it fits;
+    all inputs where none does."""
+    while most >= _FEWEST:
+        if columns % most == 0:
+            return most
+        most //= 2
+    return columns
+
+
 def rounded(
     weight: torch.Tensor,
     bits: int,
@@ -152,7 +165,7 @@ def rounded(
         importance[:columns] /= importance[:columns].mean()
     scales, zeros = _grid(wide.reshape(rows, -1, block), importance.reshape(-1, block), bits, form)
     if moment is None:
-        integers = _nearest(wide.reshape(rows, -1, block), scales[..., None], zeros[..., None], bits)
+        integers = _nearest_all(wide.reshape(rows, -1, block), scales, zeros, bits)
         integers = integers.reshape(rows, -1)[:, :columns]
     else:
         integers = _compensated(weight.float(), moment, scales, zeros, bits, block)
@@ -162,7 +175,7 @@ def rounded(
     return BlockWeights(
         bits=bits,
         block=block,
-        integers=integers.numpy().astype(np.uint8),
+        integers=integers.numpy(),
         scales=scales.numpy().astype(np.float32),
         zeros=zeros.numpy().astype(np.uint8) if form == "zeros" else None,
         offsets=None if offsets is None else offsets.numpy().astype(np.float32),
@@ -173,6 +186,25 @@ def _nearest(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int
     return torch.clamp(torch.round(x / scale + zero), 0, (1 << bits) - 1)
 
 
+def _nearest_all(blocks: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: int) -> torch.Tensor:
+    """The nearest integers of all blocks, uint8."""
+    found = torch.empty(blocks.shape, dtype=torch.uint8)
+    for rows in _few(blocks):
+        found[rows] = _nearest(blocks[rows], scales[rows][..., None], zeros[rows][..., None], bits).byte()
+    return found
+
+
+_AT_ONCE = 1 << 16
+"""Numbers that are worked on at once: what stays in a processor's cache."""
+
+
+def _few(blocks: torch.Tensor) -> Iterator[slice]:
+    """The rows of a matrix, a few at a time: intermediate results of all would go through memory dozens of times."""
+    step = max(1, _AT_ONCE // max(1, blocks[0].numel()))
+    for start in range(0, blocks.shape[0], step):
+        yield slice(start, start + step)
+
+
 def _grid(
     blocks: torch.Tensor, importance: torch.Tensor, bits: int, form: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,6 +212,13 @@ def _grid(
 
     Scales are numbers of float16, as files keep them so; with offsets, so is the value of the integer 0.
     """
+    found = [_grid_of(blocks[rows], importance, bits, form) for rows in _few(blocks)]
+    return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
+
+
+def _grid_of(
+    blocks: torch.Tensor, importance: torch.Tensor, bits: int, form: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     best = torch.full_like(blocks[..., 0], torch.inf)
     scales, zeros = torch.ones_like(best), torch.zeros_like(best)
     for scale, zero in _candidates(blocks, bits, form):
@@ -228,25 +267,40 @@ def _compensated(
     bits: int,
     block: int,
 ) -> torch.Tensor:
-    """GPTQ in the order of the columns, in groups of ``block`` columns with one update of the rest each."""
+    """GPTQ in the order of the columns, in groups of ``block`` columns with one update of the rest each. The steps of a
+    column are numpy's: they are so small that what torch adds to each would be most of it."""
+    columns, rows = int(weight.shape[1]), int(weight.shape[0])
+    upper = _inverse_root(moment)
     left = weight.T.contiguous()  # a column of the matrix is a row here: the loop reads and writes rows
-    columns, rows = left.shape
-    hessian = moment.double().clone()
-    unseen = hessian.diagonal() <= 0
-    hessian.diagonal()[unseen] = 1.0
-    left[unseen] = 0.0
-    hessian.diagonal().add_(_DAMPING * float(hessian.diagonal().mean()))
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True).float()
-    integers = torch.zeros(columns, rows)
+    left[moment.diagonal() <= 0] = 0.0
+    integers = np.empty((columns, rows), np.uint8)
+    factors, highest = upper.numpy(), (1 << bits) - 1
     for start in range(0, columns, block):
         end = min(start + block, columns)
-        scale, zero = scales[:, start // block], zeros[:, start // block]
-        errors = torch.zeros(end - start, rows)
-        for column in range(start, end):
-            rounded_to = _nearest(left[column], scale, zero, bits)
-            integers[column] = rounded_to
-            error = (left[column] - (rounded_to - zero) * scale) / upper[column, column]
-            left[column:end].addr_(upper[column, column:end], error, alpha=-1.0)
-            errors[column - start] = error
+        scale, zero = (a[:, start // block].contiguous().numpy() for a in (scales, zeros))
+        errors, group = torch.empty(end - start, rows), left[start:end].numpy()
+        for column, values in enumerate(group):
+            nearest = np.clip(np.rint(values / scale + zero), 0, highest)
+            integers[start + column] = nearest
+            factor = factors[start + column, start + column : end]
+            error = (values - (nearest - zero) * scale) / factor[0]
+            group[column + 1 :] -= np.multiply.outer(factor[1:], error)
+            errors[column] = torch.from_numpy(error)
         left[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1.0)
-    return integers.T
+    return torch.from_numpy(np.ascontiguousarray(integers.T))
+
+
+def _inverse_root(moment: torch.Tensor) -> torch.Tensor:
+    """The upper triangle ``R`` with ``R.T @ R`` the inverse of the damped moment, float32: of the moment with its order
+    reversed, the Cholesky factor is, reversed again, the inverse of ``R``. Where float32 is not enough, float64 is."""
+    for dtype in (torch.float32, torch.float64):
+        hessian = moment.to(dtype, copy=True)
+        diagonal = hessian.diagonal()
+        diagonal[diagonal <= 0] = 1.0
+        diagonal.add_(_DAMPING * float(diagonal.double().mean()))
+        lower, failed = torch.linalg.cholesky_ex(hessian.flip(0, 1))
+        if not failed:
+            break
+    one = torch.eye(lower.shape[0], dtype=lower.dtype)
+    found: torch.Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), one, upper=True)
+    return found.float()

@@ -18,6 +18,7 @@ speaks of (``[rows, vocabulary]``, none for most). The model is given by ``genai
         → {"ids": […], "back": the texts decoded, "chats": [{"text": "…", "ids": […]} or {"error": "…"}]}
     {"kind": "window", "window": 8192}
         One token more than the window. → {"errors": what the runtime says to it, "" where it says nothing}
+    {"kind": "paged", …} → {"logprob": null}: this runtime has one kind of attention.
     {"kind": "facts"} → {"stop": the runtime's stop tokens, "type": …}
 
 Options: ``threads`` (intra-op).
@@ -222,6 +223,9 @@ class Session:
         except Exception as error:  # noqa: BLE001 - its words are the answer
             errors.append(str(error)[:500])
         return {"errors": errors}
+
+    def _paged(self, asked):  # noqa: ARG002
+        return {"logprob": None}
 
     def _facts(self, asked):  # noqa: ARG002
         return {"stop": sorted(self._stop_tokens()), "type": self._model.type}

@@ -21,6 +21,7 @@ def manifest(target: str, task: str) -> Manifest:
         ("ort-int4-weights", "text-generation", "passed; no cache: ort-genai-int4 has one"),
         ("tflite-int8-weights", "text-generation", "passed; no cache: ort-genai-int8 has one"),
         ("ort-fp16", "text-generation", "passed; no cache: ort-genai-fp32 has one"),
+        ("openvino-int4-weights", "text-generation", "passed; no cache: openvino-genai-int4 has one"),
         ("ort-int4-weights", "fill-mask", "passed"),
         ("ort-genai-int4", "text-generation", "passed"),
     ],

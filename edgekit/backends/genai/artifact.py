@@ -50,21 +50,13 @@ def lower(
         minimum_runtime="0.9",
         notes=decoder.notes,
         details={"nodes": size, "operators": types, "cache_bytes_per_token": cache_bytes(decoder)},
-        integer_weights=_integer_share(decoder, weights),
+        integer_weights=decoder.share(weights),
     )
 
 
 def cache_bytes(decoder: Decoder) -> int:
     """Bytes that the cache grows by with each token: keys and values of every layer in float32."""
     return sum(2 * 4 * layer.attention.key_heads * layer.attention.head_size for layer in decoder.layers)
-
-
-def _integer_share(decoder: Decoder, weights: Mapping[str, BlockWeights]) -> float:
-    """Of the numbers in matrices and tables; a block's scale and offset are no weights."""
-    heads = [] if decoder.head is None else [(decoder.head.name, decoder.head.weight)]
-    matrices = [(p.name, p.weight) for p in decoder.linears()]
-    sizes = [(n, w.numel()) for n, w in (*matrices, *heads, (decoder.embedding_name, decoder.embedding))]
-    return sum(size for name, size in sizes if name in weights) / sum(size for _, size in sizes)
 
 
 def _refuse(decoder: Decoder, target: Target) -> None:

@@ -45,10 +45,10 @@ COMMANDS = {
     "demo": "Build, verify, benchmark and report the digits example.",
 }
 
-_TOGETHER = {"unpack": "pack", "sweep-cell": "sweep", "train-part": "compress"}
+_TOGETHER = {"unpack": "pack", "sweep-cell": "sweep", "train-part": "compress", "search-part": "compress"}
 """Commands that live in another's file."""
 
-_HIDDEN = ("sweep-cell", "train-part")
+_HIDDEN = ("sweep-cell", "train-part", "search-part")
 """Commands that edgekit calls itself."""
 
 

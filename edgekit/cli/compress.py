@@ -38,6 +38,12 @@ if TYPE_CHECKING:
 )
 @click.option("--steps", metavar="S[,S…]", help="Steps among which the search may choose (default: all).")
 @click.option("--time", metavar="10m", help="How long to search (default: 10m).")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1, max=256),
+    metavar="N",
+    help="Processes that measure the search's candidates (default: 1).",
+)
 @click.option("--trials", type=click.IntRange(min=1), help="How many recipes to try at most.")
 @click.option(
     "--epochs",
@@ -108,11 +114,17 @@ def compress(
 
 
 def _limits(
-    seed: int | None, *, steps: str | None, time: str | None, trials: int | None, epochs: float | None
+    seed: int | None,
+    *,
+    steps: str | None,
+    time: str | None,
+    trials: int | None,
+    epochs: float | None,
+    workers: int | None,
 ) -> edgekit.Limits:
     from edgekit.search.limits import parse_limits, step_names
 
-    return replace(parse_limits(time, trials, seed, epochs), steps=step_names(steps))
+    return replace(parse_limits(time, trials, seed, epochs, workers), steps=step_names(steps))
 
 
 def _analyze(source: str, options: Options, shown: Reporter, as_json: bool) -> None:
@@ -278,3 +290,15 @@ def train_part(order: Path, processes: int, parent: int) -> None:
 
     with progress() as shown:
         take_part(order, shown.tell if is_first_process() else None)
+
+
+@click.command("search-part", hidden=True)
+@click.argument("order", type=click.Path(path_type=Path))
+@click.option("--parent", type=int, required=True)
+def search_part(order: Path, parent: int) -> None:
+    """Measure candidates for a search."""
+    from edgekit.core.orphans import die_with
+    from edgekit.search import part
+
+    die_with(parent)
+    part.work(order)

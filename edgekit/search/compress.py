@@ -88,7 +88,13 @@ def under_budget(context: BuildContext, source: Source, budget: str, limits: Lim
         raise UsageError(
             "a search trains each candidate in one process", hint="leave --processes out, or give a recipe"
         )
-    found = search(context, source, budgets.parse(budget), limits)
+    asked = budgets.parse(budget)
+    if limits.workers > 1 and asked.latency_ms is not None:
+        raise UsageError(
+            "candidates are timed for a latency limit, and others at work beside them would be in their times",
+            hint="leave --workers out, or the latency limit",
+        )
+    found = search(context, source, asked, limits)
     return Delivered(
         folder=context.options.out,
         recipe=found.recipe,

@@ -84,11 +84,18 @@ class Checked:
 class Evaluator:
     """Measures candidates of one source."""
 
-    def __init__(self, context: BuildContext, source: Source, budget: Budget, limits: Limits) -> None:
+    def __init__(
+        self,
+        context: BuildContext,
+        source: Source,
+        budget: Budget,
+        limits: Limits,
+        folder: Path | None = None,
+    ) -> None:
         begin = time.monotonic()
         options = context.options
         self.source, self.budget, self.limits = source, budget, limits
-        self.folder = Path(options.out) / ".search"
+        self.folder = folder or Path(options.out) / ".search"
         self.context, self.options = context, options
         self.model: TorchModel = source.torch()
         self.task = halved(TrainingTask(source, options, context.store))
@@ -141,19 +148,24 @@ class Evaluator:
 
     def evaluate(self, candidate: Candidate) -> Trial:
         """Compress, export, quantize, lower, run. What a step or target refuses is a result too."""
+        return self.evaluate_both(candidate)[0]
+
+    def evaluate_both(self, candidate: Candidate) -> tuple[Trial, Trial | None]:
+        """The same, and of what was built what it would be had :meth:`too_large` said that it need not be; ``None``
+        where that is not asked."""
         begin = time.monotonic()
         try:
             return self._measured(candidate, begin)
         except EdgekitError as error:
-            return refused(candidate, error, time.monotonic() - begin)
+            return refused(candidate, error, time.monotonic() - begin), None
         finally:
             shutil.rmtree(self.folder / "cache", ignore_errors=True)
             _forget(self.folder / "steps")
 
-    def _measured(self, candidate: Candidate, begin: float) -> Trial:
+    def _measured(self, candidate: Candidate, begin: float) -> tuple[Trial, Trial | None]:
         module = self._compressed(candidate)
         target = _target(candidate)
-        lost = Drop(value=0.0)
+        lost, unbuilt = Drop(value=0.0), None
         if candidate.steps:
             lost = self._lost(scorer(self.task, held=False)(module))
             weights = Sizes(
@@ -161,8 +173,9 @@ class Evaluator:
                 file=weights_on_device(module),
                 download=download_weights(module),
             )
-            if self._is_enough(candidate, lost, weights):
-                return self._trial(candidate, lost, weights, begin)
+            unbuilt = self._trial(candidate, lost, weights, begin)
+            if self._is_enough(candidate, lost) or self.too_large(candidate, weights):
+                return unbuilt, None
         subject = self._lowered(module, target)
         runnable = from_source(subject.runnable, subject.pixels)
         # A float target's files compute what PyTorch has told already; in the end they are asked all the same.
@@ -180,16 +193,18 @@ class Evaluator:
             trial = replace(trial, latency_ms=self._latency(runnable))
         trial = replace(trial, seconds=round(time.monotonic() - begin, 2))
         self.saw(trial)
-        return trial
+        return trial, unbuilt
 
     def _coded(self, files: list[Path]) -> int:
         return pack(files, self.folder / "cache" / "size.ekz").stat().st_size
 
-    def _is_enough(self, candidate: Candidate, lost: Drop, weights: Sizes) -> bool:
-        """Whether what PyTorch says decides already, without a build."""
+    def _is_enough(self, candidate: Candidate, lost: Drop) -> bool:
+        """Whether what PyTorch says of the metric decides already: quantizing it will not bring that back."""
         bound = lost.value + self._margin(lost, candidate)
-        if self.budget.drop is not None and bound > self.budget.drop + 1e-9:
-            return True  # quantizing it will not bring the metric back
+        return self.budget.drop is not None and bound > self.budget.drop + 1e-9
+
+    def too_large(self, candidate: Candidate, weights: Sizes) -> bool:
+        """Whether a float candidate's weights alone say that it will not be the smallest: then it need not be built."""
         if _target(candidate).scheme is not None or self.budget.latency_ms is not None:
             return False
         return self.budget.smallest(weights) > min(PROMISING * self.smallest, 2 * EXACT_BELOW)

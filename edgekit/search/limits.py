@@ -18,25 +18,33 @@ CALIBRATION_SAMPLES = 128
 class Limits:
     """How long to search: seconds, and number of candidates. Those in the journal count, with the time that they
     took. ``epochs`` is how long one candidate may train; ``None`` lets the time decide. ``steps`` names the steps that
-    may be chosen; empty for all."""
+    may be chosen; empty for all. ``workers``: processes that measure candidates; the outcome does not depend on it but
+    where the time does."""
 
     seconds: float = math.inf
     trials: int = 1000
     seed: int = 0
     epochs: float | None = None
     steps: tuple[str, ...] = ()
+    workers: int = 1
 
 
 def parse_limits(
-    seconds: str | None, trials: int | None, seed: int | None, epochs: float | None = None
+    seconds: str | None,
+    trials: int | None,
+    seed: int | None,
+    epochs: float | None = None,
+    workers: int | None = None,
 ) -> Limits:
-    """``--time``, ``--trials``, ``--seed`` and ``--epochs``: ten minutes where neither time nor trials are given."""
+    """``--time``, ``--trials``, ``--seed``, ``--epochs`` and ``--workers``: ten minutes where neither time nor trials
+    are given."""
     timed = seconds or ("10m" if trials is None else "")
     return Limits(
         seconds=parse_seconds(timed) if timed else math.inf,
         trials=trials or 1000,
         seed=0 if seed is None else seed,
         epochs=epochs,
+        workers=workers or 1,
     )
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -99,11 +100,24 @@ def search(context: BuildContext, source: Source, budget: Budget, limits: Limits
                 shown.advance()
                 context.progress.note(progress_line(trial, budget, state))
 
-            results = run.run(evaluator.evaluate, show)
+            with _measuring(evaluator, run) as evaluate:
+                results = run.run(evaluate, show)
         journal.keep()
         return confirmed(evaluator, results, run)
     finally:
         evaluator.clean()
+
+
+@contextmanager
+def _measuring(evaluator: Evaluator, run: Search) -> Iterator[Callable[[Candidate], Trial]]:
+    """What measures candidates: this process, or as many as were asked for."""
+    if run.limits.workers == 1:
+        yield evaluator.evaluate
+        return
+    from edgekit.search.workers import Workers
+
+    with Workers(evaluator, run.limits.workers, run) as workers:
+        yield workers.evaluate
 
 
 def progress_line(trial: Trial, budget: Budget, state: Search) -> str:

@@ -97,7 +97,7 @@ class Journal:
         prepare: Callable[[], Setup],
         kept: Path | None = None,
     ) -> None:
-        self.path, self._kept = path, kept
+        self.path, self._kept, self._muted = path, kept, False
         self.known: dict[tuple[str, str], Trial] = {}
         source = next((p for p in (path, kept) if p is not None and self._read(p, header)), None)
         if source is None:
@@ -128,8 +128,14 @@ class Journal:
     def add(self, trial: Trial) -> None:
         """Keep one result."""
         self.known[trial.line, trial.target] = trial
+        if self._muted:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dataclasses.asdict(trial), sort_keys=True) + "\n")
+
+    def mute(self) -> None:
+        """Write nothing from here on."""
+        self._muted = True
 
     def keep(self) -> None:
         """Leave a copy in the second place."""

@@ -171,9 +171,8 @@ class Workers:
         return [w for w in self._workers if w.ready and w.busy is None]
 
     def _listen(self) -> None:
-        streams = {w.process.stdout: w for w in self._workers}
-        readable, _, _ = select.select(list(streams), [], [], _LOOK_S)
-        for stream in readable:
+        streams = {w.process.stdout.fileno(): w for w in self._workers if w.process.stdout is not None}
+        for stream in select.select(list(streams), [], [], _LOOK_S)[0]:
             worker = streams[stream]
             for answer in worker.answers():
                 self._known[answer.trial.line, answer.trial.target] = answer
@@ -232,9 +231,7 @@ class _Copied(BaseException):
         super().__init__()
         self._stream, self._known, self._busy, self._enough = stream, known, busy, enough
         first = next(iter(search.trials.values()), None)
-        self._sizes = dict.fromkeys(("size", "file", "download"), 0)
-        if first is not None:
-            self._sizes = {name: getattr(first[1], name) for name in self._sizes}
+        self._usual = first[1] if first is not None else Trial(line="", target="", drop=0.0, size=0)
         search.pretend(self.answer, lambda: os._exit(0))
 
     def answer(self, candidate: Candidate) -> Trial:
@@ -247,7 +244,7 @@ class _Copied(BaseException):
             self._enough -= 1
             if not self._enough:
                 os._exit(0)
-        return Trial(line=line, target=target, drop=0.0, **self._sizes)
+        return replace(self._usual, line=line, target=target, drop=0.0, margin=0.0, seconds=0.0)
 
 
 def _read_until(stream: int, end: float) -> list[Point]:

@@ -28,13 +28,13 @@ _MOST_BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """The search that a worker belongs to: SOURCE, options, budget and limits; ``folder`` is its own, ``cache`` the
+    """The search that a worker belongs to: SOURCE, options, budget and seed; ``folder`` is its own, ``cache`` the
     user's."""
 
     source: str
     options: Options
     budget: str
-    limits: Limits
+    seed: int
     folder: Path
     cache: Path
 
@@ -68,7 +68,11 @@ def work(path: Path) -> None:
         os.environ["EDGEKIT_CACHE"] = str(order.cache)
         context = api.context(order.options, None)
         evaluator = Evaluator(
-            context, named(context, order.source), budgets.parse(order.budget), order.limits, order.folder
+            context,
+            named(context, order.source),
+            budgets.parse(order.budget),
+            Limits(seed=order.seed),
+            order.folder,
         )
         answers.write(b"\n")
         for text in sys.stdin.buffer:

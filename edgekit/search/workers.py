@@ -118,7 +118,7 @@ class Workers:
             source=evaluator.source.spec.text,
             options=evaluator.options,
             budget=str(evaluator.budget),
-            limits=replace(evaluator.limits, workers=1),
+            seed=evaluator.limits.seed,
             folder=folder.absolute(),
             cache=evaluator.context.store.root.absolute(),
         )

@@ -39,7 +39,7 @@ for number, text in enumerate(sys.stdin.buffer, 1):
     ask = msgspec.json.decode(text, type=Ask)
     if number == {dies}:
         sys.exit("no memory left")
-    time.sleep(chance.random() / 50)
+    time.sleep({slow} or chance.random() / 50)
     steps = recipes.read(ask.line).steps if ask.line else ()
     trial = world.evaluate(Candidate(steps=steps, target=ask.target))
     unbuilt = dataclasses.replace(trial, size=trial.size + 7) if steps else None
@@ -81,9 +81,10 @@ class Stand(Workers):
     """Workers whose processes are :data:`WORKER`."""
 
     dies: int = 0
+    slow: float = 0.0
 
     def _started(self, number: int) -> _Worker:
-        code = WORKER.format(tests=str(Path(__file__).parent), seed=number, dies=self.dies)
+        code = WORKER.format(tests=str(Path(__file__).parent), seed=number, dies=self.dies, slow=self.slow)
         log = self.evaluator.folder / f"{number}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
@@ -123,7 +124,10 @@ def test_the_trials_are_those_of_one_process(tmp_path: Path, seed: int) -> None:
 def test_what_was_foreseen_is_at_work_before_it_is_asked_for(tmp_path: Path) -> None:
     running = search(tmp_path / "two", 20, 0)
     early = []
-    with Stand(Evaluator(tmp_path / "two"), 2, running) as workers:
+    # Slower than it takes to foresee anything, on a busy machine too.
+    with Stand(Evaluator(tmp_path / "two"), 2, running, slow=0.3) as workers:
+        while not all(w.ready for w in workers._workers):
+            workers._listen()
 
         def evaluate(candidate: Candidate) -> Trial:
             wanted = (candidate.line, candidate.target)

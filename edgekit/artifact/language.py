@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -37,6 +37,14 @@ Reply: TypeAlias = Mapping[str, Any]
 
 _MOST_BYTES = 256 << 20
 _STOP_AFTER = 3
+_LONGEST = 1 << 31
+"""No text is longer, and no vocabulary larger."""
+_LEAST = -1e4
+"""No model in float32 gives a token a smaller log-probability."""
+_BETTER = 0.5
+"""No rounding halves a perplexity."""
+_FEW = 32
+"""Fewer scored tokens prove nothing of a perplexity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,9 +170,30 @@ def read(path: Path) -> Answers:
         raise SourceError(
             f"{path} has no answers of a language model: {str(error)[:200]}", hint="build the artifact again"
         ) from error
-    if not found.passages or any(len(p.tokens) - p.prompt != len(p.logprob) for p in found.passages):
-        raise SourceError(f"{path} has no passages to compare", hint="build the artifact again")
+    if wrong := _says_nothing(found):
+        raise SourceError(f"{path} {wrong}", hint="build the artifact again")
     return found
+
+
+def _says_nothing(answers: Answers) -> str:
+    """Why nothing can be held against these answers; "" where something can."""
+    if not answers.passages or any(
+        p.prompt < 1 or len(p.tokens) - p.prompt != len(p.logprob) or len(p.best) != len(p.logprob) + 1
+        for p in answers.passages
+    ):
+        return "has no passages to compare"
+    if not answers.continuations or not all(c.tokens and c.continuation for c in answers.continuations):
+        return "has no continuations to compare"
+    longest = max(len(c.tokens) + len(c.continuation) for c in answers.continuations)
+    if not max(longest, *(len(p.tokens) for p in answers.passages)) <= answers.window <= _LONGEST:
+        return f"speaks of a window of {answers.window} tokens"
+    tokens = [t for p in answers.passages for t in (*p.tokens, *p.best)]
+    tokens += [t for c in answers.continuations for t in (*c.tokens, *c.continuation)]
+    if not all(0 <= t < _LONGEST for t in tokens):
+        return "has tokens that no vocabulary has"
+    if not all(_LEAST <= x <= 1e-3 for p in answers.passages for x in p.logprob):
+        return "has log-probabilities that no model gives"
+    return ""
 
 
 def asks(questions: Iterable[Mapping[str, Json]]) -> Iterator[dict[str, Array]]:
@@ -326,9 +355,16 @@ def _window(given: Reply) -> str:
 
 
 def gates(
-    evidence: Evidence, tolerance: Tolerance, limits: Limits, size: int, share: float | None
+    evidence: Evidence,
+    tolerance: Tolerance,
+    limits: Limits,
+    size: int,
+    share: float | None,
+    *,
+    template: bool = False,
 ) -> tuple[Gate, ...]:
-    """Every gate of a language model, in a fixed order. ``size`` in bytes; ``share``: of weights that are integers."""
+    """Every gate of a language model, in a fixed order. ``size`` in bytes; ``share``: of weights that are integers;
+    ``template``: it has a chat template, so that nothing to compare with is not for want of one."""
     tolerance = limits.applied(tolerance)
     e, found = evidence, []
     message = (
@@ -336,9 +372,7 @@ def gates(
         f"(standard error {e.rise_error:.2%})"
     )
     if tolerance.perplexity is not None:
-        found.append(
-            _gate("perplexity", e.rise <= tolerance.perplexity, e.rise, tolerance.perplexity, message)
-        )
+        found.append(_perplexity(e, tolerance.perplexity, message))
     if tolerance.perplexity is not None and e.paged is not None:
         message = f"{e.paged:+.2%} where the runtime pages its cache, as it does unless told otherwise"
         good = e.paged <= tolerance.perplexity
@@ -355,6 +389,8 @@ def gates(
         if asked:
             message = f"{equal} of {asked} {what}" + (f"; {e.wrong[name]}" if name in e.wrong else "")
             found.append(_gate(name, equal == asked, equal / asked, 1.0, message))
+        elif name == "tokenizer" or template:
+            found.append(Gate(name=name, verdict=Verdict.UNPROVEN, message="there is nothing to compare"))
     found.append(_gate("stop", not e.stops, float(not e.stops), 1.0, e.stops or "it ends at the stop tokens"))
     longer = e.window or "a text longer than the window is refused with an error"
     found.append(_gate("window", not e.window, float(not e.window), 1.0, longer))
@@ -366,6 +402,16 @@ def gates(
         message = f"{size:,} bytes, at most {limits.size_bytes:,} wanted"
         found.append(_gate("size", size <= limits.size_bytes, size, limits.size_bytes, message))
     return tuple(found)
+
+
+def _perplexity(e: Evidence, limit: float, message: str) -> Gate:
+    if e.rise < -_BETTER:
+        what = f"{message}: so much better than its source that these answers are another's"
+        return _gate("perplexity", False, e.rise, limit, what)
+    gate = _gate("perplexity", e.rise <= limit, e.rise, limit, message)
+    if gate.verdict is Verdict.PASS and e.tokens < _FEW:
+        return replace(gate, verdict=Verdict.UNPROVEN, message=f"{message}; {_FEW} tokens are the least")
+    return gate
 
 
 def _greedy(e: Evidence, tolerance: Tolerance) -> Gate:

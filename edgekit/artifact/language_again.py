@@ -24,6 +24,7 @@ LENGTHS = (16, 128, 512)
 NEW = 32
 """Tokens that are written after each."""
 _TIMED_PROMPT = 32
+_TEMPLATE = "chat_template.jinja"
 
 
 def is_language(artifact: Artifact) -> bool:
@@ -39,7 +40,8 @@ def replay(artifact: Artifact, *, device: Device, limits: Limits | None = None) 
     with received(str(artifact.directory)):
         evidence, versions = language.examine(runnable(artifact), answers, device=device)
     row, notes = golden.row_limits(manifest.target)
-    found = language.gates(evidence, row, limits or Limits(), manifest.size, None)
+    template = any(f.name == _TEMPLATE for f in manifest.files)
+    found = language.gates(evidence, row, limits or Limits(), manifest.size, None, template=template)
     names = {g.name for g in found}
     return Replay(
         parity=None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.artifact import language
 from edgekit.artifact.manifest import Artifact
+from edgekit.core import plugins
 from edgekit.devices.execute import LOCAL, run_artifact
 from edgekit.devices.runnable import Runnable, sizes
 from edgekit.errors import BackendError, SourceError
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 
 
 def runnable(artifact: Artifact, *, trust: bool = False) -> Runnable:
-    """An artifact with the runtime options that its manifest records. ``trust``: load an engine whoever made it."""
+    """An artifact with the runtime options that its manifest records. ``trust``: load an engine whoever made it.
+
+    Raises :class:`SourceError` for files that would make the runtime do more than run a model.
+    """
     manifest = artifact.manifest
+    plugins.refuse_received(manifest.target.backend, artifact.model)
     return Runnable(
         backend=manifest.target.backend,
         trusted=trust,

@@ -31,6 +31,7 @@ def opened(artifact: Artifact, *, threads: int = 0) -> Voice:
         )
     manifests.check_files(artifact)
     backend = artifact.manifest.target.backend
+    plugins.refuse_received(backend, artifact.model)
     path = plugins.runner(backend)
     spec = importlib.util.spec_from_file_location(f"edgekit_runner_{backend}", path)
     assert spec is not None
@@ -53,12 +54,14 @@ def opened(artifact: Artifact, *, threads: int = 0) -> Voice:
 
 def spoken(voice: Voice, messages: Sequence[Mapping[str, str]], new: int) -> Iterator[str]:
     """The answer piece by piece; what the runtime raises as :class:`BackendError`."""
+    # What is typed may hold bytes that are no text, which no tokenizer takes.
+    sayable = [{k: v.encode("utf-8", "replace").decode() for k, v in m.items()} for m in messages]
     try:
-        yield from voice.speak(messages, new)
+        yield from voice.speak(sayable, new)
     except EdgekitError:
         raise
     except Exception as error:
         raise BackendError(
             f"the runtime refuses the conversation: {first_line(error)}",
-            hint="it may be longer than the model's window: begin another",
+            hint="begin another where it has become longer than the model's window",
         ) from error

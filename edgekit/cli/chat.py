@@ -21,13 +21,15 @@ from edgekit.core.config import Options
 @click.option("--system", default="", metavar="TEXT", help="What the model is told before the conversation.")
 @click.option(
     "--max-tokens",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=1 << 20),
     default=256,
     show_default=True,
     help="Length of an answer, at most.",
 )
 @click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads of the runtime. (default: all processors)"
+    "--threads",
+    type=click.IntRange(min=1, max=1024),
+    help="Threads of the runtime. (default: all processors)",
 )
 def chat(artifact: Path, prompt: str, system: str, max_tokens: int, threads: int | None) -> None:
     """Talk to the language model in ARTIFACT, a folder that edgekit build made.

@@ -87,6 +87,8 @@ class BackendInfo:
         benchmark: a module that fits :class:`edgekit.backends.base.VendorTool`.
         form: a module that fits :class:`edgekit.diff.forms.Forms`.
         engines: a module that fits :class:`edgekit.backends.base.EngineBuilder`, where the device builds what it runs.
+        received: a module with a function ``refuse(main)``, which raises ``SourceError`` for what files beside ``main``
+            would make the runtime do besides running a model.
     """
 
     title: str = ""
@@ -100,6 +102,7 @@ class BackendInfo:
     benchmark: str = ""
     form: str = ""
     engines: str = ""
+    received: str = ""
 
 
 def data_dir() -> Path:
@@ -255,6 +258,12 @@ def runner(name: str) -> Path:
             hint="a plug-in needs <backend>/runner.py in its data",
         )
     return path
+
+
+def refuse_received(name: str, main: Path) -> None:
+    """Raise what the backend's ``received`` raises for the files beside ``main``; nothing where it has none."""
+    if module := info(name).received:
+        importlib.import_module(module).refuse(main)
 
 
 def _entry(kind: Kind, name: str) -> tuple[str, Plugin]:

@@ -476,5 +476,11 @@ def _tokens(model: Any, name: str) -> tuple[int, ...]:
     for settings in (getattr(model, "generation_config", None), model.config):
         value = getattr(settings, name, None)
         if value is not None:
-            return tuple(int(v) for v in value) if isinstance(value, list | tuple) else (int(value),)
+            ids = value if isinstance(value, list | tuple) else [value]
+            if not all(isinstance(i, int) and 0 <= i < 1 << 31 for i in ids):
+                raise UnsupportedError(
+                    f"{name} is {value!r}, which is no token id",
+                    hint="correct generation_config.json or config.json",
+                )
+            return tuple(ids)
     return ()

@@ -19,3 +19,7 @@ def translated(message: str, *, hint: str, kind: type[EdgekitError] = SourceErro
     # and none of them documents what.
     except Exception as error:
         raise kind(f"{message}: {first_line(error)}", hint=hint) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # what a library in Rust ends with is no Exception
+            raise
+        raise kind(f"{message}: {first_line(error)}", hint=hint) from error

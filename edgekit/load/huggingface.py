@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
 from edgekit.errors import MissingExtraError, SourceError, UntrustedSourceError
 from edgekit.load import module as modules
 from edgekit.load.foreign import translated
-from edgekit.load.huggingface_sizes import refuse_hollow
+from edgekit.load.huggingface_sizes import refuse_hollow, refuse_missing
 from edgekit.load.shapes import PADDING
 from edgekit.load.usercode import guarded
 from edgekit.preprocess.declared import from_mapping
@@ -163,8 +163,9 @@ def _module(hub: _Hub, config: object) -> torch.nn.Module:
     # The traceback is worth showing where it may be that of the model's own code.
     what = f"loading hf:{hub.name}"
     with guarded(what) if hub.permit.trust else translated(f"{what} failed", hint="download the model again"):
-        module: torch.nn.Module = (classes or [hub.transformers.AutoModel])[0].from_pretrained(
+        module, found = (classes or [hub.transformers.AutoModel])[0].from_pretrained(
             hub.name,
+            output_loading_info=True,
             config=config,
             use_safetensors=None if hub.permit.trust else True,
             dtype=torch.float32,
@@ -172,7 +173,8 @@ def _module(hub: _Hub, config: object) -> torch.nn.Module:
             attn_implementation="eager",
             **hub.limits,
         )
-    return module
+        refuse_missing(f"hf:{hub.name}", found)
+    return cast("torch.nn.Module", module)
 
 
 def _example(

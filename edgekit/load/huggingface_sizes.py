@@ -9,7 +9,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from edgekit.errors import SourceError
@@ -30,6 +30,18 @@ _DAMAGED = (
     struct.error,
 )
 _HINT = "download the model again, from somebody whom you trust"
+
+
+def refuse_missing(what: str, found: Mapping[str, Iterable[object]]) -> None:
+    """Raise :class:`SourceError` where weights of the network are not in its files: transformers makes random numbers
+    up for them. ``found`` is its ``loading_info``."""
+    missing = sorted(map(str, found.get("missing_keys", ())))
+    if missing:
+        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise SourceError(
+            f"{what}: {len(missing)} of its weights are missing: {names}",
+            hint="download it completely, or name in config.json an architecture that these files are of",
+        )
 
 
 def refuse_hollow(folder: Path, config: Mapping[str, Json]) -> None:

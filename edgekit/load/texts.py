@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.core import files
 from edgekit.errors import DataError
 from edgekit.load.data import DataSpec
 from edgekit.types import sha256_bytes
@@ -42,14 +43,11 @@ def given(data: DataSpec | None, *, part: int) -> Text:
         )
     path = Path(data)
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise DataError(
-                f"{path} is larger than {_MOST_BYTES >> 20} MiB", hint="a few hundred kB are enough"
-            )
-        content = path.read_bytes().decode("utf-8")
+        content = files.read(path, most=_MOST_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path} cannot be read as text: {error}", hint="name a file of UTF-8 text"
+            f"{path} cannot be read as text: {error}",
+            hint="name a file of UTF-8 text; a few hundred kB are enough",
         ) from error
     return Text(name=path.name, content=content)
 

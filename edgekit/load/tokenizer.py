@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from edgekit.errors import MissingExtraError, SourceError
 from edgekit.load.foreign import translated
+from edgekit.load.gguf import alone
 from edgekit.load.huggingface import offline
 from edgekit.types import Json, SourceSpec
 
@@ -56,10 +58,8 @@ def tokenizer(spec: SourceSpec) -> Tokenizer:
             f"{spec.text} has no folder with a tokenizer",
             hint="give hf:DIR with tokenizer.json in it, or a .gguf file",
         )
-    more: dict[str, Any] = (
-        {"gguf_file": spec.path.name} if spec.kind == "gguf" and spec.path is not None else {}
-    )
-    if not more and not any(
+    file = spec.path if spec.kind == "gguf" else None
+    if file is None and not any(
         (folder / n).is_file() for n in ("tokenizer.json", "vocab.json", "tokenizer.model")
     ):
         raise SourceError(
@@ -70,9 +70,11 @@ def tokenizer(spec: SourceSpec) -> Tokenizer:
         offline(True),
         translated(f"the tokenizer of {spec.text} cannot be loaded", hint="download it again"),
     ):
-        found: Tokenizer = transformers.AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, **more
-        )
+        more: dict[str, Any] = {} if file is None else {"gguf_file": file.name}
+        with contextlib.nullcontext(folder) if file is None else alone(file) as place:
+            found: Tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(place), local_files_only=True, trust_remote_code=False, **more
+            )
         return found
 
 

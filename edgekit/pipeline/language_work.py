@@ -17,6 +17,7 @@ from edgekit.core.progress import Progress
 from edgekit.errors import DataError, SourceError, UnsupportedError
 from edgekit.load import decoder as decoders
 from edgekit.load.decoder import Decoder, Linear
+from edgekit.load.foreign import translated
 from edgekit.load.source import Source
 from edgekit.load.texts import Text
 from edgekit.load.tokenizer import Tokenizer, save, tokenizer
@@ -29,6 +30,8 @@ PASSAGE = 256
 """Tokens of one passage, at most; the window is less in tests."""
 PROMPT = 32
 """Tokens of a passage that are read at once; the others come one by one."""
+SHORTEST = 16
+"""A window of fewer tokens holds no text that says anything."""
 NEW = 64
 """Tokens of a greedy continuation."""
 _TOGETHER = 8
@@ -55,6 +58,11 @@ def answers(source: Source, text: Text, tokens: int, progress: Progress) -> Answ
     with progress.task(f"load {source.spec.text}"):
         model, words = language_model(source), tokenizer(source.spec)
         decoder = decoders.read(model)
+    if decoder.window < SHORTEST:
+        raise UnsupportedError(
+            f"{source.spec.text} has a window of {decoder.window} tokens",
+            hint="a language model has thousands",
+        )
     length = min(PASSAGE, decoder.window - 1)
     prompt = min(PROMPT, length // 2)
     passages = list(_passages(words, text, length, max(1, round(tokens / (length - prompt)))))
@@ -88,6 +96,12 @@ def language_model(source: Source) -> Any:
             f"{source.spec.text} is no language model: {type(module).__name__} has no head over a vocabulary",
             hint="name a folder whose config.json has an architecture that ends in ForCausalLM, or a .gguf file",
         )
+    for name, weight in module.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise SourceError(
+                f"{source.spec.text}: {name} has weights that are no numbers, or infinite",
+                hint="download it again; a training that diverged leaves such weights, too",
+            )
     return module
 
 
@@ -136,11 +150,13 @@ def _greedy(model: Any, ids: tuple[int, ...], new: int) -> tuple[int, ...]:
 def _prompts(words: Tokenizer) -> Iterator[str]:
     for prompt in PROMPTS:
         messages = [{"role": "user", "content": prompt}]
-        yield _chat(words, messages, (), True) if words.chat_template else prompt
+        with translated("the model's chat template cannot write a question", hint="correct the template"):
+            yield _chat(words, messages, (), True) if words.chat_template else prompt
 
 
 def _encoded(words: Tokenizer, text: str) -> tuple[int, ...]:
-    return tuple(words.encode(text, add_special_tokens=not words.chat_template))
+    with translated("the tokenizer cannot encode what the chat template writes", hint="correct the template"):
+        return tuple(words.encode(text, add_special_tokens=not words.chat_template))
 
 
 def _words(words: Tokenizer, text: str) -> Words:

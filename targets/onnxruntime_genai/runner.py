@@ -130,13 +130,21 @@ class Session:
         except Exception:  # noqa: BLE001 - a model without a template continues what was said
             text = messages[-1]["content"]
         tokens = words.encode(text)
-        generator, stream = self._generator(len(tokens) + new), words.create_stream()
+        window = self._context_length()
+        if len(tokens) >= window:
+            raise ValueError("the conversation is longer than the window of %d tokens" % window)
+        generator = self._generator(min(len(tokens) + new, window))
+        stream = words.create_stream()
         generator.append_tokens(tokens)
         while not generator.is_done():
             generator.generate_next_token()
             token = int(generator.get_next_tokens()[0])
             if token not in self._stop_tokens():
                 yield stream.decode(token)
+
+    def _context_length(self):
+        with open(os.path.join(self._folder, "genai_config.json"), encoding="utf-8") as file:
+            return int(json.load(file)["model"]["context_length"])
 
     def placement(self):
         """The runtime does not tell what it executes where."""

@@ -29,6 +29,7 @@ INFO = BackendInfo(
     wheels=(("onnxruntime-genai",),),
     packages=DISTRIBUTIONS,
     purl="pkg:pypi/onnxruntime-genai",
+    received="edgekit.backends.genai.settings",
 )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from edgekit.backends.genai import graph
+from edgekit.backends.genai.settings import CONFIG, INPUTS, KIND, OUTPUTS, SESSION
 from edgekit.errors import UnsupportedError
 from edgekit.types import Json, Lowered, Option, Target, TensorSpec
 
@@ -17,12 +18,8 @@ if TYPE_CHECKING:
     from edgekit.load.decoder import Decoder
     from edgekit.quantize.block_weights import BlockWeights
 
-CONFIG = "genai_config.json"
 _INLINE = 1024
 """Bytes of a constant that stays in the graph's own file: shapes and scalars, which the runtime folds."""
-
-_KIND = "llama"
-"""The runtime's name for a plain decoder: it tells the tokenizer and the layout of the cache, not the graph."""
 
 _PAIRS = 8
 """GroupQueryAttention rotates multiples of so many pairs."""
@@ -84,28 +81,19 @@ def _config(decoder: Decoder, target: Target) -> Json:
             **begin,
             "context_length": decoder.window,
             "decoder": {
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "session_options": SESSION,
                 "filename": target.file,
                 "head_size": attention.head_size,
                 "hidden_size": decoder.width,
-                "inputs": {
-                    "input_ids": "input_ids",
-                    "attention_mask": "attention_mask",
-                    "past_key_names": "past_key_values.%d.key",
-                    "past_value_names": "past_key_values.%d.value",
-                },
-                "outputs": {
-                    "logits": "logits",
-                    "present_key_names": "present.%d.key",
-                    "present_value_names": "present.%d.value",
-                },
+                "inputs": INPUTS,
+                "outputs": OUTPUTS,
                 "num_attention_heads": attention.heads,
                 "num_hidden_layers": len(decoder.layers),
                 "num_key_value_heads": attention.key_heads,
             },
             "eos_token_id": stops,
             "pad_token_id": pad,
-            "type": _KIND,
+            "type": KIND,
             "vocab_size": decoder.vocabulary,
         },
         "search": {

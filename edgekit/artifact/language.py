@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 FILE = "golden.json"
 TASK = TEXT_GENERATION
+TEMPLATE = "chat_template.jinja"
+"""The chat template's file, where a model has one."""
 OUTPUTS = ("answer", "logits")
 """What a runner of language models gives for a question, instead of the model's own outputs."""
 
@@ -37,10 +39,14 @@ Reply: TypeAlias = Mapping[str, Any]
 
 _MOST_BYTES = 256 << 20
 _STOP_AFTER = 3
-_LONGEST = 1 << 31
-"""No text is longer, and no vocabulary larger."""
+_LARGEST = 1 << 31
+"""No vocabulary is larger."""
+_WIDEST = 1 << 24
+"""No model's window is longer."""
 _LEAST = -1e4
 """No model in float32 gives a token a smaller log-probability."""
+_HIGHEST = 300.0
+"""Logarithm of the largest perplexity that is told: a float holds it, and its multiples."""
 _BETTER = 0.5
 """No rounding halves a perplexity."""
 _FEW = 32
@@ -153,7 +159,7 @@ def refuse(target: Target, what: str) -> None:
 def perplexity(logprobs: Iterable[Sequence[float] | Array]) -> float:
     """``exp`` of the mean negative log-probability of all tokens."""
     rows = [np.asarray(row, np.float64) for row in logprobs]
-    return float(math.exp(-np.concatenate(rows).mean())) if rows else math.nan
+    return math.exp(min(_HIGHEST, -float(np.concatenate(rows).mean()))) if rows else math.nan
 
 
 def write(answers: Answers, path: Path) -> None:
@@ -185,11 +191,11 @@ def _says_nothing(answers: Answers) -> str:
     if not answers.continuations or not all(c.tokens and c.continuation for c in answers.continuations):
         return "has no continuations to compare"
     longest = max(len(c.tokens) + len(c.continuation) for c in answers.continuations)
-    if not max(longest, *(len(p.tokens) for p in answers.passages)) <= answers.window <= _LONGEST:
+    if not max(longest, *(len(p.tokens) for p in answers.passages)) <= answers.window <= _WIDEST:
         return f"speaks of a window of {answers.window} tokens"
     tokens = [t for p in answers.passages for t in (*p.tokens, *p.best)]
     tokens += [t for c in answers.continuations for t in (*c.tokens, *c.continuation)]
-    if not all(0 <= t < _LONGEST for t in tokens):
+    if not all(0 <= t < _LARGEST for t in tokens):
         return "has tokens that no vocabulary has"
     if not all(_LEAST <= x <= 1e-3 for p in answers.passages for x in p.logprob):
         return "has log-probabilities that no model gives"
@@ -263,7 +269,7 @@ def _compared(answers: Answers, given: Sequence[Reply]) -> Evidence:
     equal = _equal_start(answers.continuations, spoken)
     texts = _texts(answers.words, text, wrong)
     chats = _chats(answers.chats, text, wrong)
-    rise = math.expm1(float(lost.mean()))
+    rise = math.expm1(min(_HIGHEST, float(lost.mean())))
     return Evidence(
         tokens=int(lost.size),
         perplexity=perplexity(ours),
@@ -283,7 +289,7 @@ def _compared(answers: Answers, given: Sequence[Reply]) -> Evidence:
         resident=int(spoken[-1].get("rss", 0)),
         paged=None
         if paged["logprob"] is None
-        else math.expm1(float(_lost(answers, paged["logprob"]).mean())),
+        else math.expm1(min(_HIGHEST, float(_lost(answers, paged["logprob"]).mean()))),
     )
 
 

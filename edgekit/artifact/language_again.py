@@ -24,7 +24,6 @@ LENGTHS = (16, 128, 512)
 NEW = 32
 """Tokens that are written after each."""
 _TIMED_PROMPT = 32
-_TEMPLATE = "chat_template.jinja"
 
 
 def is_language(artifact: Artifact) -> bool:
@@ -40,7 +39,7 @@ def replay(artifact: Artifact, *, device: Device, limits: Limits | None = None) 
     with received(str(artifact.directory)):
         evidence, versions = language.examine(runnable(artifact), answers, device=device)
     row, notes = golden.row_limits(manifest.target)
-    template = any(f.name == _TEMPLATE for f in manifest.files)
+    template = any(f.name == language.TEMPLATE for f in manifest.files)
     found = language.gates(evidence, row, limits or Limits(), manifest.size, None, template=template)
     names = {g.name for g in found}
     return Replay(

@@ -121,8 +121,8 @@ def main() -> None:
         # click makes an Abort of every EOFError, and of every interrupt: its cause tells.
         cause = e.__cause__ or e.__context__ if isinstance(e, click.Abort) else e
         code = _report(cause, as_json=as_json) if isinstance(cause, EOFError) else _interrupted(cause)
-    except BrokenPipeError:
-        code = 141
+    except (BrokenPipeError, SystemExit):  # click makes the one of the other; no other SystemExit gets here
+        code = 128 + signal.SIGPIPE
     except Exception as e:
         from edgekit.core.files import refused_by_system
 

@@ -133,6 +133,7 @@ def prepare(request: Request, context: BuildContext) -> Prepared:
         packages=PACKAGES,
         produce=produce,
         read=lambda directory: language.read(directory / language.FILE),
+        quick=True,
     )
     done = run(context.store, step)
     if not source.in_memory:
@@ -164,6 +165,7 @@ def _make(request: Request, context: BuildContext, prepared: Prepared, target: T
         limits.parse(request.options.limit),
         files.size,
         files.lowered.integer_weights,
+        template=language.TEMPLATE in files.lowered.files,
     )
 
     def fill(out: Path) -> Manifest:

@@ -66,6 +66,7 @@ def answers(source: Source, text: Text, tokens: int, progress: Progress) -> Answ
     length = min(PASSAGE, decoder.window - 1)
     prompt = min(PROMPT, length // 2)
     passages = list(_passages(words, text, length, max(1, round(tokens / (length - prompt)))))
+    _refuse_strangers(passages, decoder)
     with progress.task("score the text in PyTorch", total=len(passages)) as task:
         scored = []
         for ids in passages:
@@ -74,6 +75,7 @@ def answers(source: Source, text: Text, tokens: int, progress: Progress) -> Answ
     new = min(NEW, decoder.window // 2)
     with progress.task("continue prompts in PyTorch"):
         starts = [_encoded(words, prompt)[: decoder.window - new] for prompt in _prompts(words)]
+        _refuse_strangers(starts, decoder)
         spoken = tuple(Continuation(tokens=ids, continuation=_greedy(model, ids, new)) for ids in starts)
     chats, refused = _chats(words)
     return Answers(
@@ -86,6 +88,16 @@ def answers(source: Source, text: Text, tokens: int, progress: Progress) -> Answ
         window=decoder.window,
         text=text.name,
     )
+
+
+def _refuse_strangers(texts: Sequence[Sequence[int]], decoder: Decoder) -> None:
+    """Tokens that the model has no embedding of. (A tokenizer may know such ones: Gemma 3's has one for pictures.)"""
+    most = max(max(ids) for ids in texts)
+    if most >= decoder.vocabulary:
+        raise SourceError(
+            f"the tokenizer gives token {most}, and the table of embeddings has {decoder.vocabulary} rows",
+            hint="the tokenizer is another model's: put the one that belongs to it into the folder",
+        )
 
 
 def language_model(source: Source) -> Any:
@@ -107,7 +119,8 @@ def language_model(source: Source) -> Any:
 
 def _passages(words: Tokenizer, text: Text, length: int, count: int) -> Iterator[tuple[int, ...]]:
     """Stretches of the text that do not overlap, spread over the whole of it."""
-    ids = words.encode(text.content, add_special_tokens=False)
+    with translated(f"the tokenizer cannot encode {text.name}", hint="download the model again"):
+        ids = words.encode(text.content, add_special_tokens=False)
     fitting = len(ids) // length
     if fitting == 0:
         raise DataError(
@@ -121,6 +134,10 @@ def _passages(words: Tokenizer, text: Text, length: int, count: int) -> Iterator
 @torch.no_grad()
 def _scored(model: Any, ids: tuple[int, ...], prompt: int) -> Passage:
     logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
+    if not torch.isfinite(logits).all():
+        raise SourceError(
+            "the model's logits are no numbers, or infinite", hint="its weights are too large for float32"
+        )
     logprobs = torch.log_softmax(logits[prompt - 1 : -1], -1)
     following = torch.tensor(ids[prompt:])
     return Passage(
@@ -156,12 +173,16 @@ def _prompts(words: Tokenizer) -> Iterator[str]:
 
 def _encoded(words: Tokenizer, text: str) -> tuple[int, ...]:
     with translated("the tokenizer cannot encode what the chat template writes", hint="correct the template"):
-        return tuple(words.encode(text, add_special_tokens=not words.chat_template))
+        ids = tuple(words.encode(text, add_special_tokens=not words.chat_template))
+    if not ids:
+        raise SourceError("the chat template writes nothing for a question", hint="correct the template")
+    return ids
 
 
 def _words(words: Tokenizer, text: str) -> Words:
-    ids = words.encode(text)
-    return Words(text=text, ids=tuple(ids), back=words.decode(ids, skip_special_tokens=True))
+    with translated(f"the tokenizer cannot encode {text!r}", hint="download the model again"):
+        ids = words.encode(text)
+        return Words(text=text, ids=tuple(ids), back=words.decode(ids, skip_special_tokens=True))
 
 
 def _chat(words: Tokenizer, messages: Any, tools: Any, prompt: bool) -> str:
@@ -184,8 +205,9 @@ def _chats(words: Tokenizer) -> tuple[tuple[Chat, ...], int]:
             continue
         if tools and not any(name in text for name in _names(tools)):
             continue
-        ids = tuple(words.encode(text, add_special_tokens=False))
-        found.append(Chat(messages=messages, tools=tools, prompt=prompt, text=text, ids=ids))
+        found.append(
+            Chat(messages=messages, tools=tools, prompt=prompt, text=text, ids=_encoded(words, text))
+        )
     return tuple(found), len(CONVERSATIONS) - len(found)
 
 

@@ -1,7 +1,7 @@
 """What ``genai_config.json`` may say: what edgekit writes there, and nothing else.
 
-onnxruntime-genai obeys the file: it loads libraries of operators that it names (``custom_ops_library``), writes profiles
-to paths that it names (``enable_profiling``), opens other files. A received artifact may say neither.
+onnxruntime-genai obeys the file: it loads libraries of operators that it names (``custom_ops_library``), writes
+profiles to paths that it names (``enable_profiling``), opens other files. A received artifact may say none of it.
 """
 
 from __future__ import annotations

@@ -187,6 +187,7 @@ def _by_python(spec, log):
     if data is None:
         answer["failure"] = log.last or "the builder made no engine and does not say why"
         return answer
+    log.done(1.0)
     folder = spec["folder"]
     with open(os.path.join(folder, ENGINE), "wb") as file:
         file.write(memoryview(data))
@@ -338,6 +339,7 @@ _PHASES = (
     ("Finish", "parsed"),
     ("Computing costs for", "time tactics"),
     ("Local timing cache in use", "time tactics"),
+    ("Engine generation completed", "built"),
     ("Engine built in", "built"),
 )
 
@@ -399,22 +401,30 @@ def _reason(errors):
     return _first_line((useful or errors or [""])[0])
 
 
-_NODE = re.compile(r'(?:^|\n)[^\n]*?name: "([^"\n]*)"[^\n]*\n[^\n]*op_type: "([^"\n]*)"')
-
-
-_REASONS = (r"(Assertion failed: [^\n]*)", r"(UNSUPPORTED_NODE[^\n]*)", r"ERROR: [^\n]*\n\[\d+\] ([^\n]*)")
+_PARSING = re.compile(r"While parsing node number \d+ \[([^\s\]]*)")
+_NAMES = (r"(?:^|\n)Node name: ([^\n]*)", r'name: "([^"\n]*)"[^\n]*\n[^\n]*op_type: "')
+"""How a parser names the node: new ones (that of TensorRT for RTX 1.7) in words, those of 8 and 10 as ONNX's text."""
+_REASONS = (
+    r"(Assertion failed: [^\n]*)",
+    r"(UNSUPPORTED_NODE[^\n]*)",
+    r"\[\d+\] Invalid Node - [^\n]*\n([^\n]+)",
+    r"ERROR: [^\n]*\n\[\d+\] ([^\n]*)",
+)
 """What follows a node that the parser refuses, the most telling first."""
 
 
 def _refusals(text):
-    """The node at which the parser stopped, as its log shows it."""
-    found = _NODE.search(text)
-    if not found:
-        return []
-    after = text[found.end() :]
-    reason = next(filter(None, (re.search(p, after) for p in _REASONS)), None)
+    """The nodes that the parser refuses, as its log shows them: older ones stop at the first."""
+    starts = list(_PARSING.finditer(text))
+    ends = [found.start() for found in starts[1:]] + [len(text)]
+    return [_refusal(found.group(1), text[found.end() : ends[i]]) for i, found in enumerate(starts)]
+
+
+def _refusal(op, block):
+    name = next(filter(None, (re.search(p, block) for p in _NAMES)), None)
+    reason = next(filter(None, (re.search(p, block) for p in _REASONS)), None)
     message = reason.group(1) if reason else "the parser stopped at it"
-    return [{"node": found.group(1), "op": found.group(2), "message": message.strip()[:2000]}]
+    return {"node": name.group(1) if name else "", "op": op, "message": message.strip()[:2000]}
 
 
 def _gpu_layers(lines):

@@ -199,9 +199,12 @@ def test_a_precision_that_the_device_lacks_is_refused(make_jetson, tmp_path, pre
         built(server, artifact(tmp_path / "a", precision=precision))
 
 
-@pytest.mark.parametrize("no_python", [False, True])
-def test_what_the_parser_there_refuses_names_node_and_module(make_jetson, tmp_path, no_python):
-    server = make_jetson(device={"refuses": ["Conv"], "no_python": no_python})
+@pytest.mark.parametrize(
+    ("generation", "no_python"),
+    [("jetpack6", False), ("jetpack5", True), ("jetpack6", True), ("desktop11", True)],
+)
+def test_what_the_parser_there_refuses_names_node_and_module(make_jetson, tmp_path, generation, no_python):
+    server = make_jetson(generation, device={"refuses": ["Conv"], "no_python": no_python})
     with pytest.raises(UnsupportedOperatorsError, match="Plugin not found") as caught:
         built(server, artifact(tmp_path / "a"), telling=engines.Telling(modules={"conv": "stem.conv"}))
     (node,) = caught.value.nodes

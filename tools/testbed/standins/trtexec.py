@@ -41,8 +41,15 @@ def known():
 
 
 def say(severity, text, source=""):
-    for line in text.split("\n"):
-        print("[11/30/2026-12:00:00] [%s] %s%s" % (severity, source, line), flush=True)
+    """Only a message's first line gets the time."""
+    print("[11/30/2026-12:00:00] [%s] %s%s" % (severity, source, text), flush=True)
+
+
+def node_text(refused):
+    """As TensorRT for RTX 1.7 names a node, which has the parser of 10.15; as the public logs of 8 and 10.13 do."""
+    if RELEASE >= (11, 0):
+        return "Node name: %s" % refused.node
+    return 'input: "x"\noutput: "y"\nname: "%s"\nop_type: "%s"\n' % (refused.node, refused.op)
 
 
 def ended(how, status):
@@ -69,8 +76,7 @@ def main():
     except fake_parser.Refused as refused:
         source = "[TRT] ModelImporter.cpp:771: "
         say("E", 'While parsing node number 4 [%s -> "y"]:' % refused.op, source)
-        say("E", "--- Begin node ---", source)
-        print('input: "x"\noutput: "y"\nname: "%s"\nop_type: "%s"\n' % (refused.node, refused.op))
+        say("E", "--- Begin node ---\n" + node_text(refused), source)
         say("E", "--- End node ---", source)
         say("E", "ERROR: ModelImporter.cpp:195 In function parseNode:\n[6] %s" % refused.message, source)
         say("E", "Failed to parse onnx file")

@@ -13,7 +13,8 @@ import click
 import msgspec
 
 from edgekit.artifact.summary import printable
-from edgekit.core.progress import Event, EventKind, Reporter
+from edgekit.cli._lines import Lines
+from edgekit.core.progress import Event, EventKind, Reporter, watching
 from edgekit.core.structure import to_builtins
 from edgekit.errors import EdgekitError, FactoryError, MetricError
 
@@ -88,11 +89,15 @@ def end_with(errors: Sequence[EdgekitError]) -> None:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Reporter]:
-    """Bars on a terminal, nothing otherwise; notes always go to stderr."""
+    """Bars on a terminal, else a line for what takes long; notes always go to stderr."""
+    console = stderr()
+    if not sys.stderr.isatty():
+        with Lines(lambda text: _dim(console, text)) as lines:
+            yield from _watched(Reporter(lines))
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
     from rich.progress import TimeElapsedColumn as Elapsed
 
-    console = stderr()
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24))
     bars = Progress(
         *columns,
@@ -100,10 +105,18 @@ def progress() -> Iterator[Reporter]:
         Elapsed(),
         console=console,
         transient=True,
-        disable=not sys.stderr.isatty(),
     )
     with bars:
-        yield Reporter(_Bars(bars, console))
+        yield from _watched(Reporter(_Bars(bars, console)))
+
+
+def _watched(reporter: Reporter) -> Iterator[Reporter]:
+    with watching(reporter):
+        yield reporter
+
+
+def _dim(console: Console, text: str) -> None:
+    console.print(harmless(text), markup=False, style="dim")
 
 
 class _Bars:
@@ -116,7 +129,7 @@ class _Bars:
     def __call__(self, event: Event) -> None:
         match event.kind:
             case EventKind.NOTE:
-                self._console.print(harmless(event.text), markup=False, style="dim")
+                _dim(self._console, event.text)
             case EventKind.START:
                 self._handles[event.task] = self._bars.add_task(harmless(event.text), total=event.total)
             case EventKind.ADVANCE:

@@ -137,3 +137,23 @@ class _Reported:
 def reporting(listener: Listener | None) -> Progress:
     """Progress to ``listener``; silent without one."""
     return Reporter(listener) if listener is not None else Silent()
+
+
+_watcher: Progress = Silent()
+
+
+@contextlib.contextmanager
+def watching(progress: Progress) -> Iterator[None]:
+    """For the whole process, until the block ends: what is deep inside of other work and may take minutes (an engine
+    that is built before it can be run) is reported to ``progress``."""
+    global _watcher
+    before, _watcher = _watcher, progress
+    try:
+        yield
+    finally:
+        _watcher = before
+
+
+def watcher() -> Progress:
+    """Where :func:`watching` says, else nowhere."""
+    return _watcher

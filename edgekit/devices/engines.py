@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import shutil
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from edgekit.backends import own_engines
 from edgekit.backends.base import EngineBuilder, EngineHost, EngineOrder
 from edgekit.core import plugins
 from edgekit.core.files import temporary
+from edgekit.core.progress import Progress, watcher
 from edgekit.core.store import Key, Store
 from edgekit.devices import wire
 from edgekit.devices.job import Task, TaskResult, run_job
@@ -59,6 +61,20 @@ class Telling:
     modules: Mapping[str, str] = field(default_factory=dict)
 
 
+@contextmanager
+def told(progress: Progress, label: str, modules: Mapping[str, str] | None = None) -> Iterator[Telling]:
+    """A build as a task of a hundred steps."""
+    before = 0
+    with progress.task(label, total=100) as task:
+
+        def percent(done: int) -> None:
+            nonlocal before
+            task.advance(max(0, done - before))
+            before = max(before, done)
+
+        yield Telling(percent=percent, modules=modules or {})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Built:
     """An engine in the cache. ``facts`` are what :data:`BUILD` says of it."""
@@ -95,7 +111,8 @@ def ready(transport: Transport, runnable: Runnable) -> Runnable:
         own_engines.refuse_others(main, trust=runnable.trusted)
         builder.check(main, runnable.backend, identify(transport, runnable.backend), where=transport.name)
     elif builder.needs_engine(main):
-        main = engine_for(transport, runnable.backend, main).engine
+        with told(watcher(), f"build the engine on {transport.name}") as telling:
+            main = engine_for(transport, runnable.backend, main, telling=telling).engine
     else:
         return runnable
     companions = tuple(main.with_name(name) for name in builder.files_read(main))

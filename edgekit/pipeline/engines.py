@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from edgekit.core import plugins, versions
 from edgekit.core.structure import to_builtins
 from edgekit.devices import engines
-from edgekit.devices.engines import Built, Telling, builder_of
+from edgekit.devices.engines import Built, builder_of
 from edgekit.devices.transports.connect import connect
 from edgekit.errors import NotRunnableError
 from edgekit.graph.records import write_json
@@ -54,24 +52,10 @@ def _built(context: BuildContext, target: Target, files: LoweredFiles, main: Pat
     label = f"build the engine of {target.name} on {context.device.name}"
     with (
         one_at_a_time,
-        _told(context, label, files.modules) as telling,
+        engines.told(context.progress, label, files.modules) as telling,
         connect(context.device) as transport,
     ):
         return engines.engine_for(transport, target.backend, main, store=context.store, telling=telling)
-
-
-@contextmanager
-def _told(context: BuildContext, label: str, modules: Mapping[str, str]) -> Iterator[Telling]:
-    """Percent as the task's steps."""
-    before = 0
-    with context.progress.task(label, total=100) as task:
-
-        def percent(done: int) -> None:
-            nonlocal before
-            task.advance(max(0, done - before))
-            before = max(before, done)
-
-        yield Telling(percent=percent, modules=modules)
 
 
 def _beside(context: BuildContext, files: LoweredFiles, built: Built) -> LoweredFiles:

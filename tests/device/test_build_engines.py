@@ -7,6 +7,7 @@ import pytest
 import edgekit
 from edgekit import Options, build
 from edgekit.artifact.summary import verdict
+from edgekit.core.progress import Reporter, watching
 from edgekit.devices import catalogue
 from edgekit.devices.catalogue import Row
 from edgekit.errors import UntrustedEngineError
@@ -83,7 +84,10 @@ def test_without_a_device_it_is_checked_and_built_at_first_use(jetson):
     artifact = made()
     assert artifact.manifest.status == "not-run"
     assert verdict(artifact.manifest).startswith("checked, not run: ")
-    assert artifact.verify(device="jetson").status == "passed"
+    told = []
+    with watching(Reporter(told.append)):
+        assert artifact.verify(device="jetson").status == "passed"
+    assert ("build the engine on jetson", 100) in {(e.text, e.done) for e in told}
     again = edgekit.open(artifact.directory)
     assert (again.manifest.status, builds(jetson)) == ("passed", 1)
     bench = again.bench(device="jetson", settings=edgekit.BenchSettings(processes=2, seconds=0.05))

@@ -47,6 +47,12 @@ class Recipe:
         return ";".join(spell(s) for s in self.steps)
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """What its steps name as SOURCE."""
+        found = (str(options(s).get(name, "")) for s in self.steps for name in s.SOURCES)
+        return tuple(filter(None, found))
+
+    @property
     def trains(self) -> bool:
         """Whether any step trains, and so needs a task."""
         return any(k.endswith("epochs") and v for s in self.steps for k, v in options(s).items())
@@ -59,7 +65,7 @@ def read(text: str, *, seed: int | None = None) -> Recipe:
     when a file is missing.
     """
     path = Path(text)
-    if ";" not in text and (path.suffix == ".toml" or ("(" not in text and path.is_file())):
+    if may_be_file(text) and (path.suffix == ".toml" or path.is_file()):
         recipe = _from_file(path)
     else:
         parts = tuple(_parts(text))
@@ -70,6 +76,11 @@ def read(text: str, *, seed: int | None = None) -> Recipe:
     if seed is None:
         return recipe
     return replace(recipe, seed=seed)
+
+
+def may_be_file(text: str) -> bool:
+    """Whether :func:`read` may look for a file of this name: any other text is steps on a line."""
+    return bool(text) and ";" not in text and (Path(text).suffix == ".toml" or "(" not in text)
 
 
 def write(recipe: Recipe, path: Path, *, comment: str = "") -> None:

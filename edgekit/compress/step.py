@@ -44,6 +44,8 @@ class Step:
     """The name of the module that does it (:class:`Implementation`); it may import PyTorch, this one may not."""
     NEEDS_ORIGINAL: ClassVar[bool] = False
     """Whether :attr:`Context.original` has to hold the model as it was before the first step."""
+    SOURCES: ClassVar[tuple[str, ...]] = ()
+    """Options that are a SOURCE, whose code is executed."""
     SPACE: ClassVar[Mapping[str, tuple[Scalar, ...]] | None] = None
     """What the search under a budget tries, option by option (see :mod:`edgekit.search.space`)."""
 

@@ -37,6 +37,8 @@ _UNITS = {
     "GiB": 2**30,
     "TiB": 2**40,
 }
+MOST_BYTES = 1 << 50
+"""The system takes no limit that needs more than 63 bits; no size that is meant comes near."""
 _SPANS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -66,10 +68,17 @@ def parse_size(text: str, *, what: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMGT]i?B)", text.strip())
     if match is None or match[2] not in _UNITS:
         raise ConfigError(
-            f"{what}: {text!r} is no size",
+            f"{what}: {_cut(text)!r} is no size",
             hint=f"write a number and one of {', '.join(_UNITS)}, such as 20GB",
         )
-    return round(float(match[1]) * _UNITS[match[2]])
+    size = float(match[1]) * _UNITS[match[2]]
+    if size > MOST_BYTES:
+        raise ConfigError(f"{what}: {_cut(text)} is more than any machine has", hint="1024TiB at most")
+    return round(size)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def parse_age(text: str, *, what: str) -> float:

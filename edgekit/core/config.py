@@ -385,7 +385,7 @@ class Options:
         Settings of the targets (``set``) and limits are merged by name; every other value replaces the one before.
         """
         values = _from_file(user_dir() / FILE)
-        for layer in (_from_project(project or Path.cwd()), _from_environment(), changes):
+        for layer in (of_project(project or Path.cwd()), _from_environment(), changes):
             for name in layer:
                 find(cls, name, where="the options given")
             tables = {n: {**_mapping(values.get(n)), **_mapping(layer.get(n))} for n in ("set", "limit")}
@@ -438,7 +438,8 @@ def refuse_unknown_settings(targets: Sequence[Target], settings: Mapping[str, Op
             raise UnknownNameError("setting", key, known, where=", ".join(t.name for t in targets))
 
 
-def _from_project(project: Path) -> dict[str, object]:
+def of_project(project: Path) -> dict[str, object]:
+    """What the project's own file says, in the options' types. Raises :class:`ConfigError`."""
     values = _from_file(project / FILE) or _from_file(project / "pyproject.toml", "tool", "edgekit")
     for name, field in declared_options(Options).items():
         if field.declared.personal and values.get(name, False):

@@ -17,6 +17,7 @@ BYTES: Mapping[str, float] = {
     "mib": 1024**2,
     "gib": 1024**3,
 }
+_MOST = 2.0**50
 MILLISECONDS: Mapping[str, float] = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 
@@ -26,7 +27,12 @@ def quantity(text: str, units: Mapping[str, float], what: str) -> float:
     unit = match[2].lower() if match else "?"
     if match is None or unit not in units or float(match[1]) <= 0:
         raise ConfigError(
-            f"{what}: {text!r} is no quantity",
+            f"{what}: {text[:40]!r} is no quantity",
             hint=f"a number above 0 with one of: {', '.join(filter(None, units))}",
         )
-    return float(match[1]) * units[unit]
+    value = float(match[1]) * units[unit]
+    if value > _MOST:
+        raise ConfigError(
+            f"{what}: {text[:40]} is more than any that is meant", hint="write a smaller number"
+        )
+    return value

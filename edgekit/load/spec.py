@@ -19,6 +19,7 @@ _SUFFIXES = {
     ".hdf5": "keras",
     ".gguf": "gguf",
 }
+_SHOWN = 200
 _FORMS = (
     "a source is file.py:factory, package.module:factory, model.pt2, model.onnx, hf:DIR, "
     "model.gguf, a SavedModel directory, a .keras/.h5 file, or a directory that edgekit compress wrote"
@@ -32,6 +33,18 @@ def parse(text: str) -> SourceSpec:
     """
     if not text.strip():
         raise SourceError("the source is empty", hint=_FORMS)
+    try:
+        return _parsed(text)
+    except (OSError, ValueError) as error:  # a name that no file can have, a folder that may not be read
+        why = getattr(error, "strerror", None) or str(error)
+        raise SourceError(f"{_cut(text)}: {why}", hint="check the name of the source") from error
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text):,} characters)"
+
+
+def _parsed(text: str) -> SourceSpec:
     if text.startswith("hf:"):
         return _huggingface(text)
     parts = split(text)

@@ -110,6 +110,12 @@ READERS: Mapping[str, Callable[[Path], Preprocessing]] = {
 """Keys of a preprocessing table that name a file to read."""
 
 
+def named(mapping: Mapping[str, object]) -> tuple[str, ...]:
+    """What a preprocessing table names of files: each place, and the file in it where it is a folder."""
+    places = [(str(mapping[kind]), _FILES[kind]) for kind in READERS if kind in mapping]
+    return tuple(text for place, file in places for text in (place, str(Path(place, file))))
+
+
 def _hf_resize(config: Mapping[str, Json], file: Path) -> int | tuple[int, int] | None:
     if not config.get("do_resize", True) or config.get("size") is None:
         return None

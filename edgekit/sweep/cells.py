@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgekit.compress import recipes
 from edgekit.core import dependency, files, targets, versions
 from edgekit.core.config import Options
 from edgekit.core.dependency import Dependency
@@ -17,7 +18,7 @@ from edgekit.core.store import canonical_json
 from edgekit.devices import catalogue
 from edgekit.errors import ConfigError
 from edgekit.load import usercode
-from edgekit.sweep.plan import BenchRow, LimitRow, Sweep, values
+from edgekit.sweep.plan import BenchRow, LimitRow, Sweep, leading, values
 from edgekit.types import Device, Target
 
 _LONGEST = 40
@@ -69,7 +70,9 @@ class Cell:
 
     def named_files(self) -> tuple[Dependency, ...]:
         """The files that it names, as they are now: a cell that failed for want of one is tried again with it."""
-        texts = [self.source.removeprefix("hf:"), self.options.calib, self.options.eval, self.options.train]
+        texts = [self.source.removeprefix("hf:")]
+        for name, value in vars(self.options).items():
+            texts += leading(name, value)
         found: list[Dependency] = []
         for text in filter(None, texts):
             parts = usercode.split(text)
@@ -159,7 +162,10 @@ def _options(
 def _recipe(text: str) -> str:
     """The sha256 of the recipe's file; nothing where there is none, which its cells say."""
     path = Path(text)
-    if not text or "(" in text or not path.is_file():
+    try:
+        if not recipes.may_be_file(text) or not path.is_file():
+            return ""
+    except OSError:  # a name that no file can have: said by the cell
         return ""
     return hashlib.sha256(files.read(path, most=16 << 20)).hexdigest()
 

@@ -6,23 +6,29 @@ else: paths and code outside of its folder need ``--trust``.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from edgekit.core import cache, files, toml
+from edgekit.artifact import limits as gate_limits
+from edgekit.compress import recipes
+from edgekit.core import cache, config, files, toml
 from edgekit.core.config import Options
 from edgekit.core.declared import declared_options, find
 from edgekit.core.structure import structure
-from edgekit.errors import ConfigError, UnknownNameError, UntrustedSourceError
+from edgekit.errors import ConfigError, EdgekitError, UnknownNameError, UntrustedSourceError
 from edgekit.load import usercode
 
 MOST_CELLS = 100_000
 _MOST_WORKERS = 4096
 _FIXED = ("out", "target", "recipe", "device", "trust")
 """Options that are an axis of the grid, or the command line's to say."""
-_DATA = ("calib", "eval", "train", "metric", "task")
-"""Options that may name code or files."""
+_OPTIONAL = ("recipes", "variants", "devices")
+_AXES = ("sources", "targets", *_OPTIONAL)
+_EXAMPLE = 'write sources = ["model.py:factory"] and targets = ["tflite-int8"]'
+_DATA = ("calib", "eval", "train", "task")
+"""Options whose whole text names code or files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,27 +105,44 @@ def read(path: Path, *, trust: bool = False) -> Sweep:
     """
     document = toml.read(path)
     known = tuple(f.name for f in fields(Sweep))
-    for key in document:
+    for key, value in document.items():
         if key not in known:  # before what it was meant for is missed
             raise UnknownNameError("key", key, known, where=str(path))
+        if key in _AXES and isinstance(value, list) and not value:
+            raise ConfigError(
+                f"{path} names no {key}: the sweep has no cells",
+                hint=f"write at least one row of {key}, or leave the key out"
+                if key in _OPTIONAL
+                else _EXAMPLE,
+            )
     for key, column in (("sources", "source"), ("recipes", "recipe")):
-        document[key] = _rows(document.get(key, []), column, f"{path}: {key}")
-        if not document[key]:
-            del document[key]
+        if key in document:
+            document[key] = _rows(document[key], column, f"{path}: {key}")
     for key in ("targets", "devices"):
         if isinstance(document.get(key), str):
             document[key] = [document[key]]
     if "sources" not in document or not document.get("targets"):
         raise ConfigError(
             f"{path} names no {'sources' if 'sources' not in document else 'targets'}",
-            hint='write sources = ["model.py:factory"] and targets = ["tflite-int8"]',
+            hint=_EXAMPLE,
         )
     sweep = structure(Sweep, document, where=str(path))
     _check(sweep, path)
     if not trust:
         for what, text in _named(sweep):
             _refuse_elsewhere(text, path, what)
+        for row in sweep.recipes:  # a file of the folder, or steps on a line, by now
+            for text in _sources(row.recipe, path.resolve().parent):
+                _refuse_elsewhere(text, path, f"source in the recipe {row.recipe}")
+        _refuse_projects(path.resolve().parent)
     return sweep
+
+
+def _refuse_projects(folder: Path) -> None:
+    """The options that every cell gets from the folder's own edgekit.toml or pyproject.toml come with the sweep."""
+    for name, value in config.of_project(folder).items():
+        for text in leading(name, value):
+            _refuse_elsewhere(text, folder / config.FILE, name)
 
 
 def _rows(rows: object, column: str, where: str) -> list[object]:
@@ -137,7 +160,10 @@ def _check(sweep: Sweep, path: Path) -> None:
             find(Options, name, where=f"{path}: {place}")
             if name in _FIXED:
                 raise ConfigError(f"{path}: {place}: {name} is not one of a cell's options", hint=_hint(name))
-        values(options, where=f"{path}: {place}")
+        typed = values(options, where=f"{path}: {place}")
+        gate_limits.parse(typed.get("limit", {}), where=f"{path}: {place}: limit")  # type: ignore[arg-type]
+        if memory := typed.get("memory"):
+            cache.parse_size(str(memory), what=f"{path}: {place}: memory")
     limits, bench = sweep.limits, sweep.bench
     if limits.memory:
         cache.parse_size(limits.memory, what=f"{path}: limits: memory")
@@ -188,15 +214,35 @@ def values(options: Mapping[str, object], *, where: str) -> dict[str, object]:
 def _named(sweep: Sweep) -> Iterator[tuple[str, str]]:
     """Every text that may lead to a file or to code."""
     yield from (("source", row.source) for row in sweep.sources)
-    yield from (("recipe", row.recipe) for row in sweep.recipes if row.recipe and "(" not in row.recipe)
+    yield from (("recipe", row.recipe) for row in sweep.recipes if recipes.may_be_file(row.recipe))
     for _, options in _options(sweep):
-        for name in _DATA:
-            if isinstance(text := options.get(name), str) and text:
-                yield name, text
-        bound = options.get("bind", {})
-        for text in bound.values() if isinstance(bound, Mapping) else ():
-            if isinstance(text, str):
-                yield "bind", text
+        for name, value in options.items():
+            yield from ((name, text) for text in leading(name, value))
+
+
+def _sources(recipe: str, folder: Path) -> tuple[str, ...]:
+    """What a recipe's steps name as sources; of one that cannot be read nothing, which its cells say."""
+    with contextlib.suppress(EdgekitError, OSError):
+        file = folder / recipe
+        there = recipes.may_be_file(recipe) and file.is_file()
+        return recipes.read(str(file) if there else recipe).sources
+    return ()
+
+
+def leading(name: str, value: object) -> Iterator[str]:
+    """The texts of the option ``name`` that lead to files or code, each as that reads it which opens it: a metric
+    without the direction behind it, say."""
+    from edgekit.pipeline import metric  # numpy comes with both
+    from edgekit.preprocess import readers
+
+    if name == "metric" and isinstance(value, str) and value:
+        yield metric.named(value)[0]
+    elif name in _DATA and isinstance(value, str) and value:
+        yield value
+    elif name == "bind" and isinstance(value, Mapping):
+        yield from (text for text in value.values() if isinstance(text, str))
+    elif name == "preprocessing" and isinstance(value, Mapping):
+        yield from readers.named(value)
 
 
 def _refuse_elsewhere(text: str, file: Path, what: str) -> None:

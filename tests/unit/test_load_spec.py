@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.errors import SourceError
-from edgekit.load import parse
+from edgekit.load import load, parse
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +91,12 @@ def test_what_is_there_and_is_no_file_is_named_as_what_it_is(tmp_path):
     for name, what in (("pipe.onnx", "a pipe or a device"), ("link.onnx", "a link to nothing")):
         with pytest.raises(SourceError, match=f"is {what}, not a file"):
             parse(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 5000, "hf:" + "x" * 5000, "x" * 5000 + ".onnx", "x" * 5000 + ".py:f", "a\0b.onnx"]
+)
+def test_a_name_that_no_file_can_have_is_no_source(text: str) -> None:
+    with pytest.raises(SourceError) as error:
+        load(parse(text))
+    assert len(error.value.message) < 6000

@@ -95,6 +95,13 @@ def test_settings_of_several_rows_are_merged_by_name(project):
         ("sources = ['a']\ntargets = " + "[" * 3000 + "]" * 3000, "sweep.toml"),
         (HEAD + "x = " + "9" * 6000, "sweep.toml"),
         ("\udcff", "sweep.toml"),
+        (HEAD + "recipes = []", "names no recipes"),
+        (HEAD + "variants = []", "names no variants"),
+        (HEAD + "devices = []", "names no devices"),
+        (HEAD + "[options.limit]\nsnr = nan", "limit snr"),
+        (HEAD + "[options.limit]\nsnrr = 3", "snrr"),
+        (HEAD + "[[variants]]\nname = 'a'\n[variants.options]\nmemory = 'much'", "memory"),
+        (HEAD + "[limits]\nmemory = '99999999999999999GB'", "limits: memory"),
         ("sources = [" + "'a'," * 400 + "]\ntargets = [" + "'b'," * 400 + "]", "160,000 cells"),
     ],
 )
@@ -124,14 +131,59 @@ def test_a_file_that_is_none_is_said(project):
         'sources = ["m.onnx"]\nrecipes = ["../r.toml"]',
         'sources = ["m.onnx"]\n[options]\ncalib = "../data.py:all"',
         'sources = ["m.onnx"]\n[options]\nmetric = "shutil:rmtree"',
+        'sources = ["m.onnx"]\n[options]\nmetric = "this:s:lower"',
+        'sources = ["m.onnx"]\n[options]\nmetric = "link.py:f:lower"',
+        'sources = ["m.onnx"]\n[options]\nmetric = "../m.py:f:higher"',
+        'sources = ["m.onnx"]\nrecipes = ["../(r).toml"]',
+        'sources = ["m.onnx"]\nrecipes = ["distill(teacher=this:s)"]',
+        'sources = ["m.onnx"]\nrecipes = ["fold();distill(student=link.py:f;soft=0.5)"]',
+        'sources = ["m.onnx"]\nrecipes = ["distill.toml"]',
+        'sources = ["m.onnx"]\n[options.preprocessing]\nhuggingface = "../model"',
+        'sources = ["m.onnx"]\n[options.preprocessing]\ntimm = "processor"',
         'sources = ["m.onnx"]\n[options]\ntask = "/tmp/task.py:mine"',
         'sources = ["m.onnx"]\n[[variants]]\nname = "a"\noptions = { bind = { x = "/etc/x.npy" } }',
     ],
 )
 def test_what_lies_elsewhere_needs_trust(project, row):
     (project / "link.py").symlink_to("/etc/passwd")
+    (project / "distill.toml").write_text('[[step]]\nname = "distill"\nteacher = "../elsewhere.py:net"\n')
+    (project / "processor").mkdir()
+    (project / "processor" / "config.json").symlink_to("/etc/passwd")
     path = written(project, 'targets = ["ort-fp32"]\n' + row)
     with pytest.raises(UntrustedSourceError):
+        plan.read(path)
+    plan.read(path, trust=True)
+
+
+def test_every_option_that_leads_to_files_or_code_is_looked_at():
+    """A new option of texts is either here, or one of those that name none."""
+    from edgekit.core.config import Options
+    from edgekit.core.declared import declared_options
+
+    found = {
+        name
+        for name in declared_options(Options)
+        for value in ("os:abort", {"huggingface": "x", "input": "x.npy"})
+        if list(plan.leading(name, value))
+    }
+    assert found == {"calib", "eval", "train", "task", "metric", "bind", "preprocessing"}
+    named = {
+        "source",
+        "recipe",
+        "target",
+        "device",
+        "out",
+    }  # axes, each looked at by itself, and the command line's
+    words = {"set", "shape", "state", "limit", "memory", "method", "accept_data", "log", "accelerator"}
+    patterns = {"exclude", "int16", "corrections"}
+    texts = {n for n, f in declared_options(Options).items() if f.kind not in (bool, int, float)}
+    assert texts <= found | named | words | patterns
+
+
+def test_the_folders_own_options_are_looked_at_too(project):
+    (project / "edgekit.toml").write_text('metric = "this:s:lower"\n')
+    path = written(project, HEAD)
+    with pytest.raises(UntrustedSourceError, match=r"edgekit\.toml"):
         plan.read(path)
     plan.read(path, trust=True)
 

@@ -43,6 +43,7 @@ class Distill(Step):
     NAME: ClassVar[str] = "distill"
     IMPLEMENTATION: ClassVar[str] = "edgekit.compress.steps.distill_lessons"
     NEEDS_ORIGINAL: ClassVar[bool] = True
+    SOURCES: ClassVar[tuple[str, ...]] = ("teacher", "student")
 
     teacher: str = ""
     student: str = ""

@@ -181,6 +181,12 @@ def status_of(gates: tuple[Gate, ...]) -> Status:
     return Status.UNPROVEN if Verdict.UNPROVEN in verdicts else Status.PASSED
 
 
+def place(out: Path, target: str, status: Status, *, strict: bool) -> Path:
+    """Where in ``out`` an artifact is that has this status: ``TARGET``, or ``TARGET.failed`` where it was refused."""
+    refused = status is Status.FAILED or (status is Status.UNPROVEN and strict)
+    return out / (f"{target}.failed" if refused else target)
+
+
 def file_records(directory: Path, names: tuple[str, ...]) -> tuple[FileRecord, ...]:
     """Size and sha256 of each file."""
     return tuple(

@@ -215,8 +215,8 @@ def _recover(artifact: Artifact, *, known: Collection[str] = ()) -> dict[str, in
     but for the devices that are ``known``. Returns how many processes, by device."""
     journal = artifact.directory / JOURNAL
     try:
-        lines = journal.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+        lines = files.read(journal).splitlines()
+    except OSError:  # there is none, as usual, or no file of ours
         return {}
     rows: dict[str, dict[str, list[list[float]]]] = {}
     for line in lines:

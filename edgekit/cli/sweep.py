@@ -183,6 +183,8 @@ def _plan(plan: object, workers: int, as_json: bool) -> None:
         return
     table("", columns, rows)
     left = f"{len(plan.tasks)} of {len(plan.cells)} cells are to be done"
+    for note in plan.notes:
+        say(note, err=True)
     time_ = "how long they take is not known yet" if total is None else f"about {_duration(total)}"
     say(f"{left}, on {workers} workers: {time_}", err=True)
 

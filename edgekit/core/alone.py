@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from edgekit.core import files
+
 _LOOK_S = 0.05
 _BITS = 62
 """Places in a file are signed numbers of 64 bits."""
@@ -69,20 +71,20 @@ def _opened(file: Path) -> int:
     with _guard:
         if key not in _files:
             file.parent.mkdir(parents=True, exist_ok=True)
-            _files[key] = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            _files[key] = files.ours(file, os.O_RDWR | os.O_CREAT, 0o600)
         return _files[key]
 
 
 @contextlib.contextmanager
 def taken(file: Path) -> Iterator[bool]:
     """Hold a whole file for the block, where no other process does; whether it is ours. Raises ``OSError`` where it
-    cannot be written."""
+    cannot be written, and for a link or what is no file."""
     try:
         import fcntl
     except ImportError:
         yield True
         return
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = files.ours(file, os.O_RDWR | os.O_CREAT)
     try:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

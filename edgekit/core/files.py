@@ -23,6 +23,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from edgekit.core.dependency import own
 from edgekit.errors import EdgekitError, UsageError
@@ -59,6 +60,8 @@ _OF_A_NAME = (
     errno.ENXIO,
 )
 """What the system says of a name that it was given: nobody but who gave it can do anything about it."""
+_OF_NO_FILE = (errno.ENXIO, errno.ELOOP, errno.EISDIR)
+"""Its word for a pipe that nobody reads, a link, a folder."""
 _SHOWN = 120
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _ALMOST_NOTHING = 1 << 20
@@ -194,6 +197,29 @@ def read(path: Path, *, most: int = 0) -> bytes:
         return file.read()
 
 
+def opened(path: Path, *, append: bool = False) -> BinaryIO:
+    """A file of edgekit's own to write into, made where there is none. Raises ``OSError`` for a link, a pipe or a
+    device: what is behind it is somebody's, and a pipe waits until it is read."""
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else os.O_TRUNC)
+    return open(ours(path, flags), "ab" if append else "wb")
+
+
+def ours(path: Path, flags: int, mode: int = 0o666) -> int:
+    """The descriptor of a plain file, opened with ``flags``. Raises ``OSError`` as :func:`opened`."""
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):
+        flags |= getattr(os, name, 0)
+    try:
+        descriptor = os.open(path, flags, mode)
+    except OSError as error:
+        if error.errno not in _OF_NO_FILE:
+            raise
+        raise OSError(error.errno, "it is no file, or a link", str(path)) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.ENXIO, "it is no file", str(path))
+    return descriptor
+
+
 def is_within(path: Path, folder: Path) -> bool:
     """Whether a path leads to something in ``folder``, links followed; not where it leads nowhere."""
     try:
@@ -244,7 +270,10 @@ def whole(path: Path) -> Iterator[Path]:
         yield part
         if part.is_file():
             _by_umask(part)
-        part.replace(path)
+        try:
+            part.replace(path)
+        except OSError as error:  # in words of the name that the user knows
+            raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
@@ -299,11 +328,19 @@ def publish(work: Path, final: Path) -> None:
         work.rename(final)
     except OSError:
         old = work.with_name(f".old-{owner()}-{final.name}")
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
         with contextlib.suppress(FileNotFoundError):
             final.rename(old)
         work.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """A folder with all in it; of a link the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _full_of(parent: Path, error: Exception) -> Path:

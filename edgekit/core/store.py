@@ -172,7 +172,7 @@ class Store:
                 reads=reads.dependencies if reads is not None else (),
                 doubts=reads.doubts if reads is not None else (),
             )
-            (work / RECORD).write_bytes(_sealed(asdict(record)))
+            (work / RECORD).write_bytes(sealed(asdict(record)))
             final.parent.mkdir(parents=True, exist_ok=True)
             files.publish(work, final)
         dependency.used.update((d.name, d) for d in record.reads)
@@ -190,7 +190,7 @@ class Store:
         """Keep a small JSON value under ``name`` and the digest of ``parts``."""
         path = self._note(name, parts)
         with self.scratch() as work:
-            (work / "note").write_bytes(_sealed({"name": name, "value": value}))
+            (work / "note").write_bytes(sealed({"name": name, "value": value}))
             path.parent.mkdir(parents=True, exist_ok=True)
             (work / "note").replace(path)
 
@@ -199,7 +199,7 @@ class Store:
         path = self._note(name, parts)
         try:
             self._own(path)
-            document = _opened(path)
+            document = unsealed(path)
             if document.get("name") != name:
                 raise DamagedError("it is another's")
             cache.touch(path)
@@ -277,7 +277,7 @@ class Store:
         return None
 
     def _whole(self, directory: Path, key: Key | None) -> Record:
-        record = msgspec.convert(_opened(directory / RECORD), Record)
+        record = msgspec.convert(unsealed(directory / RECORD), Record)
         if key is not None and canonical_json(record.key) != canonical_json(key):
             raise DamagedError("it is another's")
         present, checked = _stamps(directory), self._checked.get(directory, {})
@@ -319,16 +319,16 @@ def _is_ours(status: os.stat_result) -> bool:
     return not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
 
 
-def _sealed(document: dict[str, object]) -> bytes:
-    """The document with its own sha256 in it."""
+def sealed(document: dict[str, object]) -> bytes:
+    """The document with its own sha256 in it, for :func:`unsealed`."""
     plain = to_builtins(document)
     return canonical_json({**plain, "sha256": hashlib.sha256(canonical_json(plain)).hexdigest()})
 
 
-def _opened(path: Path) -> dict[str, Any]:
-    """What :func:`_sealed` made; every byte counts. Raises :class:`DamagedError`, FileNotFoundError."""
+def unsealed(path: Path, *, most: int = 0) -> dict[str, Any]:
+    """What :func:`sealed` made; every byte counts. Raises :class:`DamagedError`, FileNotFoundError."""
     try:
-        raw = files.read(path)
+        raw = files.read(path, most=most)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
@@ -338,7 +338,7 @@ def _opened(path: Path) -> dict[str, Any]:
     except msgspec.MsgspecError:
         raise DamagedError(f"{path.name} cannot be read") from None
     document.pop("sha256", None)
-    if _sealed(document) != raw:
+    if sealed(document) != raw:
         raise DamagedError(f"{path.name} is not what was written")
     return document
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Generic
 import msgspec
 
 from edgekit.backends.base import Timing
+from edgekit.core import files
 from edgekit.core.files import temporary
 from edgekit.devices import replicates, vendor, wire
 from edgekit.devices.arrays import write_arrays
@@ -318,7 +319,7 @@ class _Bench(Generic[R]):
             "variant": name[-1],
             "result": msgspec.to_builtins(replicate),
         }
-        with self.settings.keep.open("ab") as file:
+        with files.opened(self.settings.keep, append=True) as file:
             file.write(json.dumps(entry).encode() + b"\n")
 
 

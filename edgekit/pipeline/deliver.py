@@ -105,9 +105,8 @@ def settle(
 
     An artifact that is there already and equal is left alone.
     """
-    refused = status is Status.FAILED or (status is Status.UNPROVEN and strict)
-    final = out / (f"{name}.failed" if refused else name)
-    other = out / (name if refused else f"{name}.failed")
+    final = manifests.place(out, name, status, strict=strict)
+    other = out / (f"{name}.failed" if final.name == name else name)
     _refuse_foreign(final)
     with scratch(out) as work:
         manifest = fill(work)

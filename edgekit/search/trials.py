@@ -130,8 +130,8 @@ class Journal:
         self.known[trial.line, trial.target] = trial
         if self._muted:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(trial), sort_keys=True) + "\n")
+        with files.opened(self.path, append=True) as file:
+            file.write(json.dumps(dataclasses.asdict(trial), sort_keys=True).encode() + b"\n")
 
     def mute(self) -> None:
         """Write nothing from here on."""

@@ -27,13 +27,15 @@ class Attempt:
     def __init__(self, task: Task, out: Path, folder: Path, key: str = "") -> None:
         self.task, self._out, self._key = task, out, key or task.cell.key
         path = journal.log(out, task.cell)
-        journal.refuse_links(journal.folder(out, task.cell), path)
+        own = journal.folder(out, task.cell)
+        journal.refuse_links(own, path, *journal.places(out, task.cell))
+        journal.refuse_odd(folders=(own,), written=(own / work.SPEC, own / journal.RESULT, path))
         order = work.write_order(out, task.cell, self._key)
         if task.kind is Kind.BUILD:
-            (order.parent / journal.RESULT).unlink(missing_ok=True)
+            journal.forget(out, task.cell)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._started = time.time()
-        with path.open("ab" if task.attempt > 1 or task.kind is Kind.TIME else "wb") as log:
+        with journal.opened_log(path, again=task.attempt > 1 or task.kind is Kind.TIME) as log:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-P", "-m", "edgekit", "sweep-cell", str(order)),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgekit.core import files
 from edgekit.core.store import canonical_json, default_root
 from edgekit.sweep.cells import Cell
 from edgekit.sweep.journal import CellResult
@@ -58,7 +59,7 @@ def add(cell: Cell, result: CellResult, root: Path | None = None) -> None:
     path = (root or default_root()) / FILE
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        descriptor = files.ours(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             os.write(descriptor, canonical_json(row) + b"\n")  # one write: lines of two sweeps do not mix
             full = os.fstat(descriptor).st_size > _MOST_BYTES
@@ -69,8 +70,6 @@ def add(cell: Cell, result: CellResult, root: Path | None = None) -> None:
 
 
 def _halve(path: Path) -> None:
-    from edgekit.core import files
-
     lines = path.read_bytes().splitlines(keepends=True)
     files.write(path, b"".join(lines[len(lines) // 2 :]))
 
@@ -80,7 +79,7 @@ def read(root: Path | None = None) -> tuple[Row, ...]:
     decoder = msgspec.json.Decoder(Row)
     rows: list[Row] = []
     try:
-        lines = ((root or default_root()) / FILE).read_bytes().splitlines()
+        lines = files.read((root or default_root()) / FILE, most=2 * _MOST_BYTES).splitlines()
     except OSError:
         return ()
     for line in lines:

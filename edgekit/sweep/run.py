@@ -4,7 +4,7 @@ down, however it ends."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,17 +14,30 @@ from edgekit.sweep import history, journal, local, written
 from edgekit.sweep.cells import Cell
 from edgekit.sweep.history import Estimate
 from edgekit.sweep.journal import CellResult
-from edgekit.sweep.tasks import Task, to_do
+from edgekit.sweep.tasks import Kind, Task, to_do
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What there is to do. ``finished`` has the result of each cell that is not done again, by its name."""
+    """What there is to do. ``finished`` has the result of each cell that is not done again, by its name; ``doubts``
+    why what was there of others is not believed."""
 
     cells: tuple[Cell, ...]
     tasks: tuple[Task, ...]
     finished: dict[str, CellResult]
     seconds: dict[str, float | None]
+    doubts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to tell of the doubts."""
+        kinds = {task.cell.name: task.kind for task in self.tasks}
+        again = {Kind.BUILD: "built", Kind.TIME: "timed"}
+        return tuple(
+            f"{name}: {why}: it is {again[kinds[name]]} again"
+            for name, why in self.doubts.items()
+            if name in kinds
+        )
 
     def total(self, workers: int) -> float | None:
         """Seconds on so many workers, if the cells take what cells like them took; ``None`` where nothing is known."""
@@ -54,7 +67,7 @@ class Sweeping:
     retries: int
     progress: Progress
     engine: Callable[..., None] = local.run
-    fetch: Callable[[Sequence[Task], Path], None] = lambda _tasks, _out: None
+    fetch: Callable[[Sequence[Task], Path], None] | None = None
     again: bool = False
     results: dict[str, CellResult] = field(default_factory=dict)
 
@@ -63,9 +76,13 @@ def plan(cells: Sequence[Cell], out: Path, *, again: bool = False) -> Plan:
     """What is left to do of ``cells``."""
     finished: dict[str, CellResult] = {}
     tasks: list[Task] = []
+    doubts: dict[str, str] = {}
     estimate = Estimate(history.read())
     for cell in cells:
-        known = journal.finished(out, cell)
+        found = journal.known(out, cell)
+        known = found.result
+        if found.doubt:
+            doubts[cell.name] = found.doubt
         if again and known is not None and known.exit_code in (1, 6, 7, 8):
             known = None
         if (task := to_do(cell, known)) is not None:
@@ -73,7 +90,7 @@ def plan(cells: Sequence[Cell], out: Path, *, again: bool = False) -> Plan:
         if known is not None:
             finished[cell.name] = known
     seconds = {t.cell.name: estimate.seconds(t.cell) for t in tasks}
-    return Plan(cells=tuple(cells), tasks=tuple(tasks), finished=finished, seconds=seconds)
+    return Plan(cells=tuple(cells), tasks=tuple(tasks), finished=finished, seconds=seconds, doubts=doubts)
 
 
 def run(cells: Sequence[Cell], how: Sweeping) -> tuple[CellResult, ...]:
@@ -83,11 +100,15 @@ def run(cells: Sequence[Cell], how: Sweeping) -> tuple[CellResult, ...]:
     is at work in the folder.
     """
     with journal.held(how.out):
-        how.fetch(plan(cells, how.out, again=how.again).tasks, how.out)
+        journal.refuse_odd(written=(how.out / written.RESULTS, how.out / written.PAGE))
+        if how.fetch is not None:
+            how.fetch(plan(cells, how.out, again=how.again).tasks, how.out)
         left = plan(cells, how.out, again=how.again)
         how.results.update(left.finished)
         if left.finished:
             how.progress.note(f"{len(left.finished)} of {len(cells)} cells are finished already")
+        for note in left.notes:
+            how.progress.note(note)
         try:
             _work(left, how)
         finally:

@@ -68,7 +68,7 @@ def to_do(cell: Cell, known: CellResult | None) -> Task | None:
     if known is None:
         return Task(cell=cell)
     built = known.verdict in (Verdict.PASSED, Verdict.UNPROVEN) and bool(known.digest)
-    if cell.bench is not None and built and not known.timed:
+    if cell.bench is not None and built and known.failure is None and not known.timed:
         return Task(cell=cell, kind=Kind.TIME)
     return None
 

@@ -22,7 +22,7 @@ from edgekit.pipeline import api
 from edgekit.pipeline.build import failure as refused
 from edgekit.sweep import journal
 from edgekit.sweep.cells import Cell
-from edgekit.sweep.journal import CellResult, Failure, Verdict
+from edgekit.sweep.journal import CellResult, Failure
 
 SPEC = "cell.json"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -68,7 +68,7 @@ def make(order: Order, started: float) -> CellResult:
     except EdgekitError as raised:
         error, manifest = (contained.out_of_memory(cell.source) if _memory(raised) else raised), None
     except Exception as raised:  # noqa: BLE001 - a defect is a row, too
-        error, manifest = DefectError.of(raised, cell.name), None
+        error, manifest = files.refused_by_system(raised) or DefectError.of(raised, cell.name), None
     return result_of(order, started, error, manifest)
 
 
@@ -101,32 +101,12 @@ def result_of(
         reads=tuple(reads[name] for name in sorted(reads) if not _is_the_sweeps(name)),
         host=platform.node(),
     )
-    return row if manifest is None else _with_figures(row, manifest)
+    return row if manifest is None else row.with_figures(manifest)
 
 
 def _is_the_sweeps(name: str) -> bool:
     """Whether a variable is what the sweep made it: elsewhere it has another value, and that changes nothing."""
     return name in THREADS or name == "PYTHONUNBUFFERED" or name.startswith("EDGEKIT_")
-
-
-def _with_figures(row: CellResult, manifest: Manifest) -> CellResult:
-    parity = manifest.parity
-    row = replace(
-        row,
-        verdict=Verdict(str(manifest.status)),
-        digest=manifest.digest,
-        size=manifest.size,
-        stages={s.name: s.seconds for s in manifest.steps},
-    )
-    if parity is None:
-        return row
-    return replace(
-        row,
-        metric=parity.metric,
-        metric_name=parity.metric_name,
-        reference_metric=parity.reference_metric,
-        snr_db=parity.snr_db,
-    )
 
 
 def peak_memory() -> int:

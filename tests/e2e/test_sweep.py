@@ -101,6 +101,31 @@ def test_a_cell_that_fails_costs_only_itself(tmp_path):
     assert next(iter(changed)).startswith("missing")
 
 
+def test_a_finished_cell_that_was_changed_is_built_again_and_said(tmp_path):
+    file = project(tmp_path / "p", ["m0.onnx"])
+    out = file.parent / "sweep"
+    first = edgekit("sweep", file, "--json").json["results"]
+    artifact = next((out / "cells").glob("*/ort-fp32"))
+    unchanged = edgekit("sweep", file, "--json")
+    assert unchanged.json["results"] == first
+    assert "again" not in unchanged.err
+
+    next(artifact.glob("*.onnx")).write_bytes(b"garbage")
+    plan = edgekit("sweep", file, "--dry-run", "--json")
+    assert [c["to do"] for c in plan.json["cells"]] == ["build"]
+    again = edgekit("sweep", file, "--json")
+    assert again.code == 0
+    assert "it is built again" in again.err
+    assert [r["digest"] for r in again.json["results"]] == [r["digest"] for r in first]
+
+
+def test_a_source_that_no_file_can_be_called_like_is_a_row(tmp_path):
+    file = project(tmp_path / "p", ["x" * 5000])
+    done = edgekit("sweep", file, "--json")
+    assert [r["failure"]["type"] for r in done.json["results"]] == ["SourceError"]
+    assert done.code == 3
+
+
 @pytest.mark.slow
 def test_odd_sources_are_rows_with_their_reason(tmp_path):
     sources = ["m0.onnx", "odd.py:exits", "odd.py:aborts", "odd.py:eats", "odd.py:none", "bad.onnx"]

@@ -96,3 +96,54 @@ def test_no_place_for_temporary_files(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "none"))
     with pytest.raises(UsageError, match=r"\(TMPDIR\)"):
         files.temporary("test")
+
+
+@pytest.mark.parametrize("make", ["link", "dangling", "pipe", "folder"])
+@pytest.mark.parametrize("append", [False, True])
+def test_what_is_no_file_of_ours_is_not_written_into(tmp_path: Path, make: str, append: bool) -> None:
+    path, other = tmp_path / "log", tmp_path / "of-somebody"
+    if make == "link":
+        other.write_text("theirs")
+    if make in ("link", "dangling"):
+        path.symlink_to(other)
+    elif make == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(OSError, match="log"):
+        files.opened(path, append=append)
+    assert not other.exists() or other.read_text() == "theirs"
+
+
+def test_a_file_of_ours_is_written_anew_or_on(tmp_path: Path) -> None:
+    for append in (False, True, False, True):
+        with files.opened(tmp_path / "log", append=append) as file:
+            file.write(b"a")
+    assert (tmp_path / "log").read_bytes() == b"aa"
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_as_the_user_knows_it(tmp_path: Path) -> None:
+    (tmp_path / "results.json").mkdir()
+    with pytest.raises(IsADirectoryError) as raised:
+        files.write(tmp_path / "results.json", b"{}")
+    assert raised.value.filename == str(tmp_path / "results.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_nothing_is_left_of_a_link_or_file_where_a_folder_appears(tmp_path: Path, link: bool) -> None:
+    home, out = tmp_path / "home", tmp_path / "out"
+    home.mkdir()
+    (home / "mine").write_text("mine")
+    out.mkdir()
+    if link:
+        (out / "target").symlink_to(home)
+    else:
+        (out / "target").write_text("old")
+    with files.scratch(out) as work:
+        (work / "new").write_text("new")
+        files.publish(work, out / "target")
+    assert [p.name for p in out.iterdir()] == ["target"]
+    assert not (out / "target").is_symlink()
+    assert (out / "target" / "new").read_text() == "new"
+    assert (home / "mine").read_text() == "mine"

@@ -14,10 +14,12 @@ import pytest
 from edgekit.core import dependency
 from edgekit.core.alone import alone
 from edgekit.core.config import Options
+from edgekit.core.progress import Silent
 from edgekit.core.store import Key, Store
 from edgekit.core.targets import find
 from edgekit.errors import UsageError
 from edgekit.sweep import history, journal
+from edgekit.sweep import run as sweeping
 from edgekit.sweep.attempt import Attempt
 from edgekit.sweep.cells import Cell
 from edgekit.sweep.journal import CellResult, Failure, Verdict
@@ -156,21 +158,13 @@ def test_what_is_left_of_a_cell():
 def test_a_result_holds_for_the_same_content_alone(tmp_path):
     of, read = cell("a"), tmp_path / "read.py"
     read.write_text("1")
-    journal.write(tmp_path, of, result(of, reads=(dependency.of_path(str(read)),)))
+    failed = replace(
+        result(of), verdict=Verdict.ERROR, failure=Failure(type="X", message="", hint="", exit_code=3)
+    )
+    journal.write(tmp_path, of, replace(failed, reads=(dependency.of_path(str(read)),)))
     assert journal.finished(tmp_path, of) is not None
     assert journal.finished(tmp_path, replace(of, threads=2)) is None
     read.write_text("other")
-    assert journal.finished(tmp_path, of) is None
-
-
-def test_a_result_whose_artifact_is_gone_is_none(tmp_path):
-    of = cell("a")
-    place = journal.folder(tmp_path, of) / "ort-fp32"
-    place.mkdir(parents=True)
-    (place / "manifest.json").write_text("{}")
-    journal.write(tmp_path, of, result(of, digest="1"))
-    assert journal.finished(tmp_path, of) is not None
-    (place / "manifest.json").unlink()
     assert journal.finished(tmp_path, of) is None
 
 
@@ -216,11 +210,67 @@ def test_a_folder_that_leads_elsewhere_is_refused(tmp_path):
             pass
         (tmp_path / name).unlink()
     out = tmp_path / "out"
+    (out / ".sweep").symlink_to(tmp_path / "home" / "of-somebody")
+    with pytest.raises(UsageError, match="is a link"), journal.held(out):
+        pass
     (out / "cells").mkdir()
     (out / "cells" / "a").symlink_to(tmp_path / "home")
     with pytest.raises(UsageError, match="is a link"):
         Attempt(Task(cell=cell("a")), out, tmp_path)
+    (out / "cells" / "a").unlink()
+    (out / "cells" / "a").mkdir()
+    for name in ("ort-fp32", "ort-fp32.failed"):
+        (out / "cells" / "a" / name).symlink_to(tmp_path / "home")
+        with pytest.raises(UsageError, match="is a link"):
+            Attempt(Task(cell=cell("a")), out, tmp_path)
+        (out / "cells" / "a" / name).unlink()
     assert list((tmp_path / "home").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["cells", "logs"])
+def test_a_file_where_a_folder_is_to_be_is_said(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UsageError, match=f"{name} is no folder"), journal.held(tmp_path):
+        pass
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["cells/a/result.json", "cells/a/cell.json", "logs/a.log"])
+def test_a_folder_where_a_cells_file_is_written_is_said(tmp_path, name):
+    (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UsageError, match=f"{name} is a folder"):
+        Attempt(Task(cell=cell("a")), tmp_path, tmp_path)
+
+
+def test_nothing_is_begun_where_the_results_cannot_be_written(tmp_path):
+    how = sweeping.Sweeping(
+        out=tmp_path, folder=tmp_path, workers=1, retries=0, progress=Silent(), engine=lambda *_, **__: 1 / 0
+    )
+    for name in ("results.json", "report.html"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(UsageError, match=f"{name} is a folder"):
+            sweeping.run([cell("a")], how)
+        (tmp_path / name).rmdir()
+
+
+def test_a_log_that_is_a_pipe_is_not_waited_for(tmp_path):
+    (tmp_path / "logs").mkdir()
+    os.mkfifo(tmp_path / "logs" / "a.log")
+    with pytest.raises(UsageError, match=r"logs/a\.log"):
+        Attempt(Task(cell=cell("a")), tmp_path, tmp_path)
+    reader = os.open(tmp_path / "logs" / "a.log", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with pytest.raises(UsageError, match="it is no file"):
+            Attempt(Task(cell=cell("a")), tmp_path, tmp_path)
+    finally:
+        os.close(reader)
+
+
+def test_a_history_of_cells_that_is_a_pipe_is_not_waited_for(tmp_path):
+    (tmp_path / history.FILE).parent.mkdir()
+    os.mkfifo(tmp_path / history.FILE)
+    history.add(cell("a"), result(cell("a")), tmp_path)
+    assert history.read(tmp_path) == ()
 
 
 STEP = """

@@ -9,63 +9,34 @@ Nothing is sent anywhere. ``EDGEKIT_HISTORY`` names another file; ``off`` keeps 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
-import os
+import re
 import shlex
 import sqlite3
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
+import msgspec
+
 from edgekit.artifact import manifest as manifests
+from edgekit.artifact.history_file import opened, place, reading
 from edgekit.artifact.manifest import Artifact, Manifest
 from edgekit.errors import SourceError, UnknownNameError, UsageError
 from edgekit.types import Gate, Measurement
 
-VERSION = 1
-_OFF = ("off", "no", "false", "0")
-_BUSY_S = 10.0
 _MOST_BYTES = 256 << 20
 """Of one manifest, unpacked."""
+_LARGEST = (1 << 63) - 1
+"""No number of SQLite's is larger."""
 _MOST_CALLS = 2000
 """Raw times that are kept of a process: enough for its median, where there are a hundred thousand."""
-_SCHEMA = """
-CREATE TABLE runs (
-  id INTEGER PRIMARY KEY,
-  at TEXT NOT NULL,         -- UTC
-  kind TEXT NOT NULL,       -- build, verify, bench
-  target TEXT NOT NULL,
-  source TEXT NOT NULL,
-  directory TEXT NOT NULL,
-  digest TEXT NOT NULL,     -- sha256 of the manifest without times and machine
-  status TEXT NOT NULL,
-  size INTEGER NOT NULL,    -- bytes
-  metric REAL,
-  snr_db REAL,
-  edgekit TEXT NOT NULL,
-  command TEXT NOT NULL,
-  manifest BLOB NOT NULL,   -- zlib, JSON
-  times BLOB NOT NULL       -- zlib, JSON: raw times in ms, a list a process, by device
-);
-CREATE TABLE gates (
-  run INTEGER NOT NULL REFERENCES runs(id) ON DELETE CASCADE,
-  name TEXT NOT NULL, verdict TEXT NOT NULL, value REAL, threshold REAL, message TEXT NOT NULL
-);
-CREATE TABLE measurements (
-  run INTEGER NOT NULL REFERENCES runs(id) ON DELETE CASCADE,
-  device TEXT NOT NULL, threads INTEGER NOT NULL, p50_ms REAL NOT NULL, p90_ms REAL NOT NULL, p99_ms REAL,
-  mad_ms REAL NOT NULL, load_ms REAL NOT NULL, first_ms REAL NOT NULL, peak_memory INTEGER, model_memory INTEGER,
-  validity TEXT NOT NULL, reasons TEXT NOT NULL
-);
-CREATE INDEX runs_of_target ON runs (target, at);
-"""
 
 
 class Kind(StrEnum):
@@ -115,20 +86,6 @@ class Query:
     limit: int = 20
 
 
-def place() -> Path | None:
-    """The file: ``$EDGEKIT_HISTORY``, else ``edgekit/history.sqlite3`` in ``$XDG_DATA_HOME`` or ``~/.local/share``.
-
-    ``None`` where the variable says ``off``.
-    """
-    named = os.environ.get("EDGEKIT_HISTORY", "")
-    if named.lower() in _OFF:
-        return None
-    if named:
-        return Path(named)
-    data = os.environ.get("XDG_DATA_HOME")
-    return (Path(data) if data else Path.home() / ".local" / "share") / "edgekit" / "history.sqlite3"
-
-
 def remember(
     kind: Kind,
     artifact: Artifact,
@@ -146,30 +103,51 @@ def remember(
         if file is None:
             return
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _opened(file) as database:
+        with opened(file) as database:
             if kind is Kind.BUILD and _is_last(database, artifact):
                 return
             _insert(database, kind, artifact, gates, status, measurement)
-    except (OSError, RuntimeError, sqlite3.Error, SourceError) as error:
+    except (OSError, RuntimeError, ValueError, OverflowError, sqlite3.Error, SourceError) as error:
         logging.getLogger("edgekit").warning(
             "the history was not written: %s; EDGEKIT_HISTORY names another file, or off", error
         )
 
 
 def runs(query: Query) -> tuple[Run, ...]:
-    """The newest rows first. Raises :class:`SourceError` where the file is none of edgekit's."""
+    """The newest rows first; damaged ones are left out with a warning that counts them.
+
+    Raises :class:`SourceError` where the file is none of edgekit's.
+    """
     since = _moment(query.since) if query.since else ""
     asked = {**dataclasses.asdict(query), "targets": json.dumps(query.targets), "since": since}
-    with _reading() as database:
-        rows = database.execute(_ROWS, asked).fetchall()
-    return tuple(_run(row) for row in rows)
+    del asked["limit"]
+    with reading() as database:
+        return _sound(database.execute(_ROWS, asked), query.limit)
 
 
 def latest() -> tuple[Run, ...]:
-    """The newest measurement of each target of each source on each device, by source, target and device."""
-    with _reading() as database:
-        rows = database.execute(_LATEST).fetchall()
-    return tuple(_run(row) for row in rows)
+    """The newest measurement of each target of each source on each device, by source, target and device; damaged rows
+    are left out as by :func:`runs`."""
+    with reading() as database:
+        return _sound(database.execute(_LATEST))
+
+
+def _sound(rows: Iterator[Sequence[object]], most: int | None = None) -> tuple[Run, ...]:
+    """The first rows that can be read; those between them that cannot are counted in a warning."""
+    found: list[Run] = []
+    damaged = 0
+    for row in rows:
+        if (run := _run(row)) is None:
+            damaged += 1
+        else:
+            found.append(run)
+        if len(found) == most:
+            break
+    if damaged:
+        logging.getLogger("edgekit").warning(
+            "%d rows of the history %s are damaged and were left out", damaged, place()
+        )
+    return tuple(found)
 
 
 _COLUMNS = """
@@ -183,7 +161,7 @@ _ROWS = "".join(
         """
 WHERE (:targets = '[]' OR r.target IN (SELECT value FROM json_each(:targets)))
   AND :source IN ('', r.source) AND :kind IN ('', r.kind) AND :device IN ('', m.device) AND r.at >= :since
-ORDER BY r.id DESC LIMIT :limit
+ORDER BY r.id DESC
 """,
     )
 )
@@ -202,11 +180,11 @@ ORDER BY r.source, r.target, m.device
 def artifact_of(number: int) -> tuple[Artifact, Mapping[str, Sequence[Sequence[float]]]]:
     """The artifact as it was at one row, and its raw times by device. Its files may be gone, or others.
 
-    Raises :class:`UnknownNameError` where there is no such row.
+    Raises :class:`UnknownNameError` where there is no such row, :class:`SourceError` for a damaged one.
     """
-    with _reading() as database:
+    with reading() as database:
         row = database.execute(
-            "SELECT directory, manifest, times FROM runs WHERE id = ?", (number,)
+            "SELECT directory, manifest, times FROM runs WHERE id = ?", (min(number, _LARGEST),)
         ).fetchone()
         known = [str(r[0]) for r in database.execute("SELECT id FROM runs ORDER BY id DESC LIMIT 50")]
     if row is None:
@@ -216,9 +194,11 @@ def artifact_of(number: int) -> tuple[Artifact, Mapping[str, Sequence[Sequence[f
     try:
         manifest = manifests.parse(_unpacked(packed), where)
         raw = json.loads(_unpacked(times))
-    except (zlib.error, ValueError) as error:
+        if not isinstance(raw, dict):
+            raise TypeError("its times are no table")
+        return Artifact(directory=Path(directory), manifest=manifest), raw
+    except (zlib.error, ValueError, TypeError, RecursionError) as error:
         raise SourceError(f"{where} is damaged: {error}", hint="compare with another run") from error
-    return Artifact(directory=Path(directory), manifest=manifest), raw
 
 
 def before(artifact: Artifact) -> int | None:
@@ -227,7 +207,7 @@ def before(artifact: Artifact) -> int | None:
     A build that was benched, verified or built again since is this artifact still.
     """
     manifest = artifact.manifest
-    with _reading() as database:
+    with reading() as database:
         row = database.execute(
             "SELECT id FROM runs WHERE target = ? AND source = ? AND digest != ? AND kind != 'verify' "
             "ORDER BY id DESC LIMIT 1",
@@ -237,70 +217,17 @@ def before(artifact: Artifact) -> int | None:
 
 
 def prune(days: float) -> int:
-    """Remove rows older than so many days; returns how many."""
-    oldest = datetime.fromtimestamp(datetime.now(UTC).timestamp() - days * 86400, UTC)
-    with _reading() as database:
-        count = database.execute("DELETE FROM runs WHERE at < ?", (_text(oldest),)).rowcount
+    """Remove rows older than so many days; returns how many. Raises :class:`UsageError` for what is before any date."""
+    oldest = _ago(days, "--prune")
+    with reading() as database:
+        count = database.execute("DELETE FROM runs WHERE at < ?", (oldest,)).rowcount
         database.commit()
+        database.set_progress_handler(None, 0)  # as long as the file is large
         database.execute("VACUUM")
     return count
 
 
-# --- the file ---------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[sqlite3.Connection]:
-    """The database, made where there is none; committed at the end, closed in any case."""
-    database = sqlite3.connect(file, timeout=_BUSY_S)
-    try:
-        database.execute("PRAGMA foreign_keys = ON")
-        with database:
-            database.execute("BEGIN IMMEDIATE")
-            _prepare(database, file)
-            yield database
-    finally:
-        database.close()
-
-
-def _prepare(database: sqlite3.Connection, file: Path) -> None:
-    version = database.execute("PRAGMA user_version").fetchone()[0]
-    if version == VERSION:
-        return
-    if version > VERSION:
-        raise SourceError(
-            f"{file} was written by a newer edgekit (its format is {version})",
-            hint="upgrade edgekit, or name another file in EDGEKIT_HISTORY",
-        )
-    if database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-        raise SourceError(
-            f"{file} is a database of something else", hint="name another file in EDGEKIT_HISTORY"
-        )
-    for statement in filter(str.strip, _SCHEMA.split(";")):
-        database.execute(statement)
-    database.execute(f"PRAGMA user_version = {VERSION}")
-
-
-@contextlib.contextmanager
-def _reading() -> Iterator[sqlite3.Connection]:
-    file = place()
-    if file is None:
-        raise UsageError("no history is kept: EDGEKIT_HISTORY is off", hint="name a file in it, or unset it")
-    if not file.is_file():
-        raise SourceError(f"there is no history at {file}", hint="edgekit build, verify and bench write it")
-    try:
-        database = sqlite3.connect(file, timeout=_BUSY_S)
-        try:
-            database.execute("PRAGMA foreign_keys = ON")
-            _prepare(database, file)
-            yield database
-        finally:
-            database.close()
-    except sqlite3.Error as error:
-        raise SourceError(
-            f"{file} cannot be read: {error}",
-            hint="name another file in EDGEKIT_HISTORY, or move this one away",
-        ) from error
+# --- rows -------------------------------------------------------------------------------------------------------
 
 
 def _is_last(database: sqlite3.Connection, artifact: Artifact) -> bool:
@@ -384,9 +311,13 @@ def _command() -> str:
     return shlex.join(["edgekit", *sys.argv[1:]])
 
 
-def _run(row: Sequence[object]) -> Run:
+def _run(row: Sequence[object]) -> Run | None:
+    """A row as it is meant to be; ``None`` for any other: SQLite takes everything in every column."""
     fields = dict(zip([f.name for f in dataclasses.fields(Run)], row, strict=True))
-    return Run(**{**fields, "kind": Kind(str(fields["kind"]))})  # type: ignore[arg-type]  # columns of these types
+    try:
+        return msgspec.convert(fields, Run)
+    except (msgspec.ValidationError, OverflowError):
+        return None
 
 
 def _packed(data: bytes) -> bytes:
@@ -404,17 +335,26 @@ def _unpacked(data: bytes) -> bytes:
 
 
 def _text(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{moment.replace(tzinfo=None).isoformat(timespec='seconds')}Z"
+
+
+def _ago(days: float, what: str) -> str:
+    """So many days ago, as rows have it. Raises :class:`UsageError` where that is before any date."""
+    try:
+        return _text(datetime.now(UTC) - timedelta(days=days))
+    except (OverflowError, ValueError) as error:
+        raise UsageError(f"{what}: {days:g} days ago is no date", hint="write a smaller number") from error
 
 
 def _moment(text: str) -> str:
     """A date, a time, or so many days (``7d``) ago, as rows have it."""
-    if text.endswith("d") and text[:-1].isdigit():
-        return _text(datetime.fromtimestamp(datetime.now(UTC).timestamp() - int(text[:-1]) * 86400, UTC))
+    if days := re.fullmatch(r"([0-9]+)d", text):
+        return _ago(float(days[1]), "--since")
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError as error:
+        return _text(moment if moment.tzinfo is None else moment.astimezone(UTC))
+    except (ValueError, OverflowError) as error:
         raise UsageError(
-            f"--since {text!r} is no date", hint="2026-11-30, 2026-11-30T12:00 (UTC), or 7d for a week ago"
+            f"--since {text[:40]!r} is no date",
+            hint="2026-11-30, 2026-11-30T12:00 (UTC), or 7d for a week ago",
         ) from error
-    return _text(moment if moment.tzinfo is None else moment.astimezone(UTC))

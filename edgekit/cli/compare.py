@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,9 +73,9 @@ def _side(text: str) -> tuple[Entry, ...]:
     from edgekit.report.collect import collect, remembered
 
     if text.startswith("@"):
-        if not text[1:].isdecimal():
+        if re.fullmatch(r"[0-9]{1,18}", text[1:]) is None:
             raise UsageError(
-                f"{text!r} is no run of the history",
+                f"{text[:40]!r} is no run of the history",
                 hint=f"@12 is run 12 (edgekit history lists them); as OLD {PREVIOUS} is what was before",
             )
         return (remembered(int(text[1:])),)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import click
 
 from edgekit.artifact import history as kept
+from edgekit.artifact.history_file import place
 from edgekit.artifact.summary import size
 from edgekit.cli._options import json_flag
 from edgekit.cli._output import number, print_json, say, table
+
+_MOST_ROWS = 1_000_000
 
 
 @click.command()
@@ -18,7 +21,9 @@ from edgekit.cli._output import number, print_json, say, table
 @click.option(
     "--since", default="", metavar="DATE", help="From this date or time on (UTC), or 7d: a week ago."
 )
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Rows at most.")
+@click.option(
+    "--limit", type=click.IntRange(1, _MOST_ROWS), default=20, show_default=True, help="Rows at most."
+)
 @click.option(
     "--prune", type=click.FloatRange(min=0), metavar="DAYS", help="Remove what is older, and show nothing."
 )
@@ -49,7 +54,7 @@ def history(
     )
     runs = kept.runs(query)
     if as_json:
-        print_json({"history": str(kept.place()), "runs": runs})
+        print_json({"history": str(place()), "runs": runs})
         return
     if not runs:
         say("nothing of that kind is in the history")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,8 +14,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from edgekit.artifact import history
+from edgekit.artifact import history, history_file
 from edgekit.artifact.history import Kind, Query
+from edgekit.artifact.history_file import place
 from edgekit.artifact.manifest import Artifact, FileRecord, Manifest, Status
 from edgekit.cli import cli
 from edgekit.errors import EdgekitError, SourceError, UnknownNameError, UsageError
@@ -166,6 +169,156 @@ def test_a_damaged_row_is_named(file: Path):
         remembered(1)
 
 
+DAMAGE = [
+    "UPDATE runs SET kind = 'other' WHERE id = 2",
+    "UPDATE runs SET size = 'many' WHERE id = 2",
+    "UPDATE runs SET metric = 'good' WHERE id = 2",
+    "UPDATE runs SET snr_db = X'00' WHERE id = 2",
+    "UPDATE runs SET source = X'FF' WHERE id = 2",
+    "UPDATE measurements SET p50_ms = 'quick' WHERE run = 2",
+    "UPDATE measurements SET threads = X'01' WHERE run = 2",
+    "UPDATE measurements SET peak_memory = 0.5 WHERE run = 2",
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_rows_are_left_out_and_counted(file: Path, damage: str, caplog: pytest.LogCaptureFixture):
+    for size, device in ((1, "here"), (2, "there"), (3, "far")):
+        history.remember(Kind.BENCH, artifact(size), measurement=measurement(device=device))
+    with sqlite3.connect(file) as database:
+        database.execute(damage)
+    assert [r.size for r in history.runs(Query(limit=2))] == [3, 1]
+    assert "1 rows of the history" in caplog.text
+    caplog.clear()
+    assert {r.size for r in history.latest()} == {1, 3}
+    assert "1 rows of the history" in caplog.text
+    assert run("history")
+
+
+def test_a_text_that_is_no_utf_8_is_shown_as_far_as_it_goes(file: Path):
+    history.remember(Kind.BUILD, artifact())
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE runs SET source = CAST(X'61FF62' AS TEXT)")
+    assert history.runs(Query())[0].source == "a\ufffdb"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE runs SET manifest = 'text'",
+        "UPDATE runs SET manifest = 5",
+        "UPDATE runs SET times = 'text'",
+        "UPDATE runs SET directory = X'2F'",
+    ],
+)
+def test_a_run_that_is_damaged_is_an_error_where_it_is_named(file: Path, damage: str):
+    history.remember(Kind.BENCH, artifact(), measurement=measurement())
+    with sqlite3.connect(file) as database:
+        database.execute(damage)
+    with pytest.raises(SourceError, match="is damaged"):
+        remembered(1)
+
+
+@pytest.mark.parametrize(
+    "times", ["[1, 2]", "null", "[" * 100_000, '{"local": 3}', '{"local": [["x", null, -1]]}']
+)
+def test_times_that_are_none_are_no_traceback(file: Path, times: str):
+    history.remember(Kind.BENCH, artifact(), measurement=measurement())
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE runs SET times = ?", (zlib.compress(times.encode()),))
+    if times.startswith("{"):
+        assert remembered(1).times == {}
+        return
+    with pytest.raises(SourceError, match="is damaged"):
+        remembered(1)
+
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i AS id, '' AS at FROM n"
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["DROP TABLE runs", f"CREATE VIEW runs AS {ENDLESS}"],
+        ["DROP TABLE measurements", f"CREATE VIEW measurements AS {ENDLESS}"],
+        ["DROP TABLE measurements", "CREATE VIRTUAL TABLE measurements USING fts5(x)"],
+        ["DROP TABLE gates"],
+    ],
+)
+def test_a_table_that_is_a_query_is_never_run(
+    file: Path, statements: list[str], caplog: pytest.LogCaptureFixture
+):
+    history.remember(Kind.BUILD, artifact())
+    with sqlite3.connect(file) as database:
+        for statement in statements:
+            database.execute(statement)
+    with pytest.raises(SourceError, match="has no table"):
+        history.runs(Query())
+    history.remember(Kind.BUILD, artifact(2))
+    assert "has no table" in caplog.text
+
+
+def test_a_question_without_end_is_ended(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """What is asked in a trigger, say."""
+    history.remember(Kind.BUILD, artifact())
+    with sqlite3.connect(file) as database:
+        database.execute(
+            f"CREATE TRIGGER t BEFORE INSERT ON runs BEGIN SELECT count(*) FROM ({ENDLESS}); END"
+        )
+    monkeypatch.setattr(history_file, "_MOST_S", 0.2)
+    history.remember(Kind.BUILD, artifact(2))
+    assert "the history was not written: interrupted" in caplog.text
+    assert len(history.runs(Query())) == 1
+
+
+def test_a_pipe_is_no_history(file: Path, caplog: pytest.LogCaptureFixture):
+    file.parent.mkdir()
+    os.mkfifo(file)
+    history.remember(Kind.BUILD, artifact())
+    assert "is no file" in caplog.text
+    with pytest.raises(SourceError):
+        history.runs(Query())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--limit", "99999999999999999999"],
+        ["--limit", "0"],
+        ["--since", "9999999999999d"],
+        ["--since", "9" * 5000 + "d"],
+        ["--since", "²d"],
+        ["--since", "0001-01-01T00:00+23:00"],
+        ["--since", "9999-12-31T23:00-23:00"],
+        ["--prune", "1e300"],
+        ["--prune", "nan"],
+        ["--prune", "inf"],
+        ["--prune", "1e7"],
+        ["--prune", "-1"],
+    ],
+)
+def test_numbers_and_dates_that_cannot_be_meant_are_usage_errors(words: list[str]):
+    history.remember(Kind.BUILD, artifact())
+    result = CliRunner().invoke(cli, ["history", *words])
+    code = result.exception.exit_code if isinstance(result.exception, EdgekitError) else result.exit_code
+    assert code == 2, result.output
+    assert len(history.runs(Query())) == 1
+
+
+@pytest.mark.parametrize("run_", ["@²", "@٣", "@-1", "@" + "9" * 19, "@" + "9" * 5000, "@999999999999999999"])
+def test_a_number_that_no_run_has_is_a_usage_error(run_: str):
+    history.remember(Kind.BUILD, artifact())
+    with pytest.raises(UsageError):
+        run("compare", run_, "@1")
+
+
+def test_a_date_of_any_year_is_as_long_as_rows_have_it():
+    history.remember(Kind.BUILD, artifact())
+    assert len(history.runs(Query(since="0001-01-01"))) == 1
+
+
 def test_off_keeps_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("EDGEKIT_HISTORY", "off")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
@@ -178,7 +331,7 @@ def test_off_keeps_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 def test_the_file_lies_where_a_users_data_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.delenv("EDGEKIT_HISTORY")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    assert history.place() == tmp_path / "edgekit" / "history.sqlite3"
+    assert place() == tmp_path / "edgekit" / "history.sqlite3"
 
 
 def test_many_write_at_once():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ _MOST_PIXELS = 64_000_000
 
 def image_items(
     root: Path,
-    paths: list[Path],
+    paths: Sequence[Path],
     inputs: tuple[TensorSpec, ...],
     preprocessing: Mapping[str, object],
     classes: Classes,
@@ -42,7 +42,7 @@ def image_items(
     if not preprocessing:
         raise DataError(
             f"{root} holds images, but how the model expects them is not known",
-            hint="give the preprocessing of training (size, crop, colour, mean, std, layout), "
+            hint="give the preprocessing of training (resize, crop, color, mean, std, layout), "
             "in TorchModel(preprocessing=…) or in edgekit.toml: a wrong one costs accuracy without any error",
         )
     contract = _contract(preprocessing, inputs[0])
@@ -73,7 +73,8 @@ def read_image(path: Path) -> Array:
                 f"{path} has {image.width} x {image.height} pixels, more than {_MOST_PIXELS // 10**6} million",
                 hint="make it smaller: models take pictures of some hundred by some hundred pixels",
             )
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.uint8)
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
 
 
 def _contract(mapping: Mapping[str, object], spec: TensorSpec) -> Preprocessing:
@@ -86,6 +87,6 @@ def _contract(mapping: Mapping[str, object], spec: TensorSpec) -> Preprocessing:
     if contract is None:
         raise DataError(
             f"the preprocessing says nothing about images: {', '.join(mapping)}",
-            hint="give size, crop, colour, mean, std and layout, or write a callable that yields inputs",
+            hint="give resize, crop, color, mean, std and layout, or write a callable that yields inputs",
         )
     return contract

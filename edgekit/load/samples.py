@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,13 @@ def open_samples(
     if usercode.split(text) is not None:
         return DataSamples(lambda: usercode.iterate(text), inputs, name=text, limit=limit, form=form)
     path, arrays = Path(text), _array_files(text)
+    images = _files_in(path, _IMAGES)
+    if arrays and images:
+        raise DataError(
+            f"{text} holds pictures and arrays ({images[0].relative_to(path)}, {arrays[0].relative_to(path)}): which "
+            "of them are the samples is not known",
+            hint="keep one kind in the folder, and move the other out of it",
+        )
     if arrays:
         return DataSamples(_Arrays(arrays), inputs, name=text, limit=limit, form=form)
     if path.suffix == ".py":
@@ -60,7 +67,6 @@ def open_samples(
     if not path.is_dir():
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"there is no data at {text}", hint=UnknownNameError("name", path.name, near).hint)
-    images = sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGES and p.is_file())
     if images:
         source = image_items(path, images, inputs, preprocessing or {}, classes or Classes())
         return DataSamples(source, inputs, name=text, limit=limit, form=form)
@@ -77,8 +83,12 @@ def raw_items(text: str) -> Iterable[object]:
 def _array_files(text: str) -> tuple[Path, ...]:
     path = Path(text)
     if path.is_file():
-        return (path,) if path.suffix in _ARRAYS else ()
-    return tuple(sorted(p for p in path.rglob("*") if p.suffix in _ARRAYS and p.is_file()))
+        return (path,) if path.suffix.lower() in _ARRAYS else ()
+    return _files_in(path, _ARRAYS)
+
+
+def _files_in(path: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
+    return tuple(sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file()))
 
 
 def from_iterable(
@@ -250,7 +260,7 @@ class _Arrays:
 
     def __call__(self) -> Iterator[object]:
         for path in self._paths:
-            if path.suffix == ".npy":
+            if path.suffix.lower() == ".npy":
                 yield read_npy(path)
                 continue
             arrays = read_npz(path)

@@ -294,8 +294,10 @@ class Preprocessing:
 def luma(pixels: Array) -> Array:
     """RGB ``[..., 3]`` to grey ``[..., 1]``, rounded to whole numbers: bytes to bytes, floats to float32."""
     if pixels.dtype == np.uint8:
-        whole = (pixels.astype(np.int64) @ np.array(LUMA, np.int64) + 0x8000) >> 16
-        return whole.astype(np.uint8)[..., None]
+        sums = np.full(pixels.shape[:-1], 0x8000, np.uint32)  # 255 * 65536 and a half fit
+        for channel, part in enumerate(LUMA):
+            sums += np.multiply(pixels[..., channel], part, dtype=np.uint32)
+        return (sums >> 16).astype(np.uint8)[..., None]
     sums = (pixels.astype(np.float32) * (np.array(LUMA, np.float32) / (1 << 16))).sum(-1, dtype=np.float32)
     return np.asarray(np.floor(sums + np.float32(0.5)))[..., None]
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from edgekit.types import Array
 
 PRECISION_BITS = 22
+_AT_ONCE = 1 << 20
+"""Values of a large picture that are worked on at a time: as doubles all of them would take gigabytes."""
 
 
 def _box(x: float) -> float:
@@ -95,12 +97,19 @@ def _fixed(weight: float) -> int:
 
 
 def _pass(image: Array, target: int, axis: int, filter: str, antialias: bool) -> Array:
-    moved = np.moveaxis(image, axis, 0).astype(np.int64)
-    out = np.empty((target, *moved.shape[1:]), np.uint8)
-    for position, (first, weights) in enumerate(coefficients(moved.shape[0], target, filter, antialias)):
-        window = moved[first : first + len(weights)]
-        sums = np.tensordot(np.asarray(weights, np.int64), window, axes=1) + (1 << (PRECISION_BITS - 1))
-        out[position] = np.clip(sums >> PRECISION_BITS, 0, 255)
+    moved = np.moveaxis(image, axis, 0)
+    source, others, channels = moved.shape
+    out = np.empty((target, others, channels), np.uint8)
+    table = coefficients(source, target, filter, antialias)
+    step = max(1, _AT_ONCE // (source * channels))
+    for start in range(0, others, step):
+        # Doubles hold these sums exactly, in whatever order they are added, and numpy multiplies them much faster.
+        strip = moved[:, start : start + step].astype(np.float64, order="C")
+        for position, (first, weights) in enumerate(table):
+            window = strip[first : first + len(weights)].reshape(len(weights), strip[0].size)
+            sums = np.asarray(weights, np.float64) @ window + (1 << (PRECISION_BITS - 1))
+            pixels = np.clip(np.floor(sums / (1 << PRECISION_BITS)), 0, 255)
+            out[position, start : start + step] = pixels.reshape(strip.shape[1:])
     return np.moveaxis(out, 0, axis)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -285,3 +286,23 @@ def test_a_contract_finds_its_input_and_its_layout() -> None:
         bound(Preprocessing(resize=(8, 9), input="z"), inputs)
     with pytest.raises(ConfigError, match="int64"):
         bound(Preprocessing(resize=(8, 9)), (TensorSpec(name="i", dtype="int64", shape=(1, 3, 8, 9)),))
+
+
+@pytest.mark.parametrize("name", ["box", "bilinear", "bicubic"])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_strips_of_a_picture_give_what_the_whole_gives(name: str, antialias: bool, monkeypatch) -> None:
+    image = np.random.default_rng(3).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    whole = resample.resize(image, 11, 70, filter=name, antialias=antialias)
+    monkeypatch.setattr(resample, "_AT_ONCE", 700)
+    assert np.array_equal(resample.resize(image, 11, 70, filter=name, antialias=antialias), whole)
+
+
+def test_a_large_picture_takes_little_more_than_itself() -> None:
+    image = np.random.default_rng(4).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)
+    tracemalloc.start()
+    try:
+        for color in ("rgb", "gray"):
+            Preprocessing(resize=(32, 32), color=color).fit_image(image)
+        assert tracemalloc.get_traced_memory()[1] < 4 * image.nbytes
+    finally:
+        tracemalloc.stop()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from edgekit.errors import DataError, FactoryError, SourceError
 from edgekit.load.samples import from_iterable, open_samples
+from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import Sample, TensorSpec
 
 X = TensorSpec(name="x", dtype="float32", shape=(1, 3))
@@ -293,3 +296,32 @@ def test_a_row_does_not_hold_its_data_set(kind: str) -> None:
 def test_an_array_of_its_own_is_not_copied() -> None:
     (sample,) = from_iterable([ROW], (X,))
     assert np.shares_memory(sample.inputs["x"], ROW)
+
+
+def test_pictures_beside_arrays_are_not_chosen_between(tmp_path: Path) -> None:
+    images(tmp_path)
+    np.save(tmp_path / "dog" / "stray.npy", ROW)
+    with pytest.raises(DataError, match=r"pictures and arrays \(cat/1\.png, dog/stray\.npy\)") as error:
+        open_samples(str(tmp_path), (X,))
+    assert "one kind" in error.value.hint
+
+
+def test_arrays_are_known_by_their_suffix_in_any_case(tmp_path: Path) -> None:
+    with (tmp_path / "row.NPY").open("wb") as file:
+        np.save(file, ROW)
+    (sample,) = open_samples(str(tmp_path), (X,))
+    np.testing.assert_array_equal(sample.inputs["x"], ROW)
+
+
+@pytest.mark.parametrize("preprocessing", [{}, {"tokenizer": "x"}])
+def test_the_hint_for_pictures_names_keys_that_there_are(
+    tmp_path: Path, preprocessing: dict[str, object]
+) -> None:
+    images(tmp_path)
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 3, 4, 4))
+    with pytest.raises(DataError) as error:
+        open_samples(str(tmp_path), (spec,), preprocessing=preprocessing)
+    named = re.search(r"\(?(resize[a-z, ]+?)(?: and ([a-z]+))?(?:\)|, or)", error.value.hint)
+    assert named is not None
+    keys = {f.name for f in dataclasses.fields(Preprocessing)}
+    assert {*named[1].split(", "), *filter(None, [named[2]])} <= keys

@@ -163,7 +163,7 @@ def _plan(plan: object, workers: int, as_json: bool) -> None:
             (
                 cell.name,
                 cell.source,
-                cell.recipe,
+                cell.compression,
                 cell.variant,
                 cell.target.name,
                 cell.device or "here",

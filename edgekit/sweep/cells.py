@@ -18,7 +18,7 @@ from edgekit.core.store import canonical_json
 from edgekit.devices import catalogue
 from edgekit.errors import ConfigError
 from edgekit.load import usercode
-from edgekit.sweep.plan import BenchRow, LimitRow, Sweep, leading, values
+from edgekit.sweep.plan import BenchRow, LimitRow, RecipeRow, SearchRow, Sweep, leading, values
 from edgekit.types import Device, Target
 
 _LONGEST = 40
@@ -43,6 +43,12 @@ class Cell:
     bench: BenchRow | None = None
     place: Device | None = None
     recipe_content: str = ""
+    search: SearchRow | None = None
+
+    @property
+    def compression(self) -> str:
+        """Its recipe, or what is searched for one, on a line; empty for none."""
+        return self.recipe or ("" if self.search is None else f"search: {self.search.budget}")
 
     @functools.cached_property
     def key(self) -> str:
@@ -51,6 +57,7 @@ class Cell:
         parts = {
             "source": self.source,
             "recipe": (self.recipe, self.recipe_content),
+            "search": None if self.search is None else replace(self.search, workers=1),
             "target": self.target,
             "options": {k: v for k, v in vars(fixed).items() if k != "out"},
             "device": self.place,
@@ -65,7 +72,12 @@ class Cell:
     def shared(self) -> tuple[str, ...]:
         """What it prepares together with others, the most common first: the source's export, the recipe's result, the
         calibration."""
-        parts = [self.source, self.recipe, canonical_json(_prepared_by(self.options)).decode(), self.device]
+        parts = [
+            self.source,
+            self.compression,
+            canonical_json(_prepared_by(self.options)).decode(),
+            self.device,
+        ]
         return tuple(hashlib.sha256("\0".join(parts[:n]).encode()).hexdigest() for n in (1, 2, 4))
 
     def named_files(self) -> tuple[Dependency, ...]:
@@ -128,8 +140,9 @@ def cells(sweep: Sweep, *, trust: bool = False) -> tuple[Cell, ...]:
                 bench=sweep.bench,
                 place=places[device],
                 recipe_content=content,
+                search=recipe.search,
             )
-            words = (source.name or _short(source.source), recipe.name or _short(recipe.recipe))
+            words = (source.name or _short(source.source), recipe.name or _short_recipe(recipe))
             named = replace(cell, name=_name(cell, words))
             if named.name in found:
                 raise ConfigError(
@@ -170,6 +183,10 @@ def _recipe(text: str) -> str:
     return hashlib.sha256(files.read(path, most=16 << 20)).hexdigest()
 
 
+def _short_recipe(row: RecipeRow) -> str:
+    return "search" if row.search is not None else _short(row.recipe)
+
+
 def _short(text: str) -> str:
     """What people call a source or a recipe: the factory, the file's stem, the steps' names."""
     parts = usercode.split(text)
@@ -182,7 +199,7 @@ def _short(text: str) -> str:
 
 def _name(cell: Cell, words: Sequence[str]) -> str:
     """Words for people, and a digest of the coordinates, so that two cells never share a folder."""
-    coordinates = [cell.source, cell.recipe, cell.variant, cell.target.name, cell.device]
+    coordinates = [cell.source, cell.compression, cell.variant, cell.target.name, cell.device]
     mark = hashlib.sha256(canonical_json(coordinates)).hexdigest()[:6]
     parts = [*words, cell.variant, cell.target.name, cell.device]
     text = "-".join(re.sub(r"[^A-Za-z0-9._+]+", "-", p)[:_LONGEST].strip("-.") for p in parts if p)

@@ -47,7 +47,7 @@ def add(cell: Cell, result: CellResult, root: Path | None = None) -> None:
     row = Row(
         when=round(time.time(), 1),
         source=cell.source,
-        recipe=cell.recipe,
+        recipe=cell.compression,
         target=cell.target.name,
         device=cell.device,
         verdict=str(result.verdict),
@@ -109,8 +109,8 @@ class Estimate:
 
     def _like(self, cell: Cell) -> Sequence[Row]:
         for key in (
-            (cell.source, cell.recipe, cell.target.name),
-            (cell.source, cell.recipe),
+            (cell.source, cell.compression, cell.target.name),
+            (cell.source, cell.compression),
             (cell.source,),
             (),
         ):

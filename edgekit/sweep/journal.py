@@ -77,6 +77,7 @@ class CellResult:
         stages: seconds of each step when it was made, those from the cache too.
         reads: what its code read.
         host: where it ran.
+        found: the recipe that the cell's search has chosen.
     """
 
     cell: str
@@ -102,6 +103,7 @@ class CellResult:
     stages: Mapping[str, float] = field(default_factory=dict)
     reads: tuple[Dependency, ...] = ()
     host: str = ""
+    found: str = ""
 
     @classmethod
     def failed(cls, cell: Cell, key: str, failure: Failure | None) -> CellResult:
@@ -110,7 +112,7 @@ class CellResult:
             cell=cell.name,
             key=key,
             source=cell.source,
-            recipe=cell.recipe,
+            recipe=cell.compression,
             variant=cell.variant,
             target=cell.target.name,
             device=cell.device,

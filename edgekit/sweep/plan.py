@@ -19,6 +19,8 @@ from edgekit.core.declared import declared_options, find
 from edgekit.core.structure import structure
 from edgekit.errors import ConfigError, EdgekitError, UnknownNameError, UntrustedSourceError
 from edgekit.load import usercode
+from edgekit.search import budget as budgets
+from edgekit.search import limits as search_limits
 
 MOST_CELLS = 100_000
 _MOST_WORKERS = 4096
@@ -41,10 +43,26 @@ class SourceRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchRow:
+    """A search for a recipe: what ``edgekit compress --budget`` takes. No limit of time: what comes out would depend on
+    the machine. ``epochs``: how long a candidate may train, at most; ``steps``: those that may be chosen (none: all);
+    ``workers``: processes that measure candidates, on which the outcome does not depend."""
+
+    budget: str
+    trials: int = 40
+    seed: int = 0
+    epochs: float | None = None
+    steps: tuple[str, ...] = ()
+    workers: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecipeRow:
-    """One recipe, a file or steps on a line (empty: none), and its options (a task, training data)."""
+    """One recipe, a file or steps on a line (empty: none), or a search for one, for each source and target; and its
+    options (a task, training data)."""
 
     recipe: str = ""
+    search: SearchRow | None = None
     name: str = ""
     options: Mapping[str, object] = field(default_factory=dict)
 
@@ -178,6 +196,8 @@ def _check(sweep: Sweep, path: Path) -> None:
     for place, (value, low, high) in numbers.items():
         if not low <= value <= high:  # a NaN is neither
             raise ConfigError(f"{path}: {place} is {value}", hint=f"from {low} to {high:,}")
+    for number, row in enumerate(sweep.recipes, 1):
+        _check_search(row, f"{path}: recipes, row {number}")
     names = [row.name for row in sweep.variants]
     if len(set(names)) < len(names):
         raise ConfigError(f"{path}: two variants have one name", hint="give each a name of its own")
@@ -190,6 +210,31 @@ def _check(sweep: Sweep, path: Path) -> None:
     for _, text in _named(sweep):
         if any(not c.isprintable() for c in text):
             raise ConfigError(f"{path}: {text[:60]!r} has characters that no name has", hint="correct it")
+
+
+def _check_search(row: RecipeRow, place: str) -> None:
+    search = row.search
+    if search is None:
+        return
+    if row.recipe:
+        raise ConfigError(f"{place} has a recipe, and a search for one", hint="write two rows")
+    try:
+        budget = budgets.parse(search.budget)
+        search_limits.step_names(",".join(search.steps))
+    except EdgekitError as error:
+        raise error.about(f"{place}: search")  # noqa: B904 - the same error
+    if budget.latency_ms is not None:
+        raise ConfigError(
+            f"{place}: search: cells are timed when all are built, and a latency limit times each candidate",
+            hint="limit a size (file<=1MB), or search with edgekit compress --budget",
+        )
+    for name, value, high in (("trials", search.trials, 10**5), ("workers", search.workers, 256)):
+        if not 1 <= value <= high:
+            raise ConfigError(f"{place}: search: {name} is {value}", hint=f"from 1 to {high:,}")
+    if search.epochs is not None and not 0 < search.epochs <= 10**4:
+        raise ConfigError(f"{place}: search: epochs is {search.epochs}", hint="above 0, to 10,000")
+    if not 0 <= search.seed < 1 << 32:
+        raise ConfigError(f"{place}: search: seed is {search.seed}", hint="from 0 to 4,294,967,295")
 
 
 def _hint(name: str) -> str:

@@ -49,9 +49,13 @@ class Task:
 
     @property
     def processes(self) -> int:
-        """How many processes of it work at a time: those of a recipe's training, else one."""
-        building = self.kind is Kind.BUILD and self.cell.recipe
-        return self.cell.options.processes if building else 1
+        """How many processes of it work at a time: those of a recipe's training or of a search, else one."""
+        cell = self.cell
+        if self.kind is not Kind.BUILD:
+            return 1
+        if cell.search is not None:
+            return cell.search.workers
+        return cell.options.processes if cell.recipe else 1
 
     @property
     def needs_silence(self) -> bool:

@@ -13,6 +13,7 @@ from edgekit.artifact import manifest as manifests
 from edgekit.artifact.manifest import Manifest
 from edgekit.artifact.measure import measure
 from edgekit.core import contained, dependency, files
+from edgekit.core.config import Options
 from edgekit.core.progress import Event, EventKind
 from edgekit.core.structure import structure, to_builtins
 from edgekit.devices.bench import BenchSettings
@@ -20,11 +21,15 @@ from edgekit.devices.catalogue import LOCAL
 from edgekit.errors import DefectError, EdgekitError
 from edgekit.pipeline import api
 from edgekit.pipeline.build import failure as refused
+from edgekit.search.limits import Limits
 from edgekit.sweep import journal
 from edgekit.sweep.cells import Cell
 from edgekit.sweep.journal import CellResult, Failure
+from edgekit.sweep.plan import SearchRow
 
 SPEC = "cell.json"
+SEARCH = "search"
+"""In a cell's folder: what its search has tried, and the plan that it found."""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 """Variables that a cell's process gets from the sweep: its number of threads, which its key has."""
 _MOST_BYTES = 16 << 20
@@ -60,8 +65,12 @@ def make(order: Order, started: float) -> CellResult:
     """
     cell = order.cell
     options = replace(cell.options, out=journal.folder(order.out, cell))
+    found = ""
     try:
-        asked = api.request(cell.source, None, options, calibration=None, evaluation=None)
+        source: str | Path = cell.source
+        if cell.search is not None:
+            source, found = _searched(cell, cell.search, options)
+        asked = api.request(source, None, options, calibration=None, evaluation=None)
         (outcome,) = api.built(asked, api.context(options, _said))
         error = refused(outcome, options)
         manifest = None if outcome.artifact is None else outcome.artifact.manifest
@@ -69,7 +78,21 @@ def make(order: Order, started: float) -> CellResult:
         error, manifest = (contained.out_of_memory(cell.source) if _memory(raised) else raised), None
     except Exception as raised:  # noqa: BLE001 - a defect is a row, too
         error, manifest = files.refused_by_system(raised) or DefectError.of(raised, cell.name), None
-    return result_of(order, started, error, manifest)
+    return replace(result_of(order, started, error, manifest), found=found)
+
+
+def _searched(cell: Cell, asked: SearchRow, options: Options) -> tuple[Path, str]:
+    """The plan that the cell's search has found, in its folder, and its recipe on a line. A search that was stopped
+    goes on from the candidates in its journal."""
+    from edgekit.search.compress import compress
+
+    folder = options.out / SEARCH
+    limits = Limits(
+        trials=asked.trials, seed=asked.seed, epochs=asked.epochs, steps=asked.steps, workers=asked.workers
+    )
+    context = api.context(replace(options, out=folder), _said)
+    found = compress(context, cell.source, budget=asked.budget, limits=limits)
+    return found.folder, found.recipe.line
 
 
 def _memory(error: BaseException | None) -> bool:

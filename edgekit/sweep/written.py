@@ -48,7 +48,7 @@ def row(result: CellResult) -> tuple[str, ...]:
     return (
         result.cell,
         result.source,
-        result.recipe or "–",
+        result.found or result.recipe or "–",
         result.target,
         result.device or "here",
         str(result.verdict),

@@ -148,9 +148,9 @@ def test_odd_sources_are_rows_with_their_reason(tmp_path):
     assert rows["odd.py:exits"]["attempts"] == 1
 
 
-def started(file: Path, *more: str) -> subprocess.Popen[bytes]:
+def started(file: Path, workers: int = 2) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "edgekit", "sweep", str(file), "--workers", "2", *more],
+        [sys.executable, "-m", "edgekit", "sweep", str(file), "--workers", str(workers)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
@@ -204,7 +204,7 @@ def test_kill_9_at_random_loses_and_repeats_nothing(tmp_path):
 def test_a_stop_keeps_what_is_done_and_leaves_nothing_at_work(tmp_path, number):
     file = project(tmp_path / "p", [f"m{n}.onnx" for n in range(4)])
     out = file.parent / "sweep"
-    run = started(file, "--workers", "1")
+    run = started(file, workers=1)
     while not results(out) and run.poll() is None:
         time.sleep(0.05)
     run.send_signal(number)

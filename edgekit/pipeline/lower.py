@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from edgekit.artifact.manifest import StepRecord
+from edgekit.artifact.proof import percent
 from edgekit.core import config
-from edgekit.errors import CalibrationRequiredError, OpenAxesError
+from edgekit.errors import CalibrationRequiredError, OpenAxesError, UnsupportedError
 from edgekit.load.data import RANDOM, SampleSet
 from edgekit.load.source import Source
 from edgekit.pipeline import pixels, stages
@@ -92,6 +93,7 @@ def _lower_for(
         chosen = quantization or QuantizeOptions.of(context.options, target)
         model, quantized, report = stages.quantize(context, model, target, calibrated, chosen)
         steps.append(quantized)
+        _refuse_without_four_bits(target, report)
     model, fixed = shaped(context, graph, target, model)
     steps += [fixed] if fixed else []
     if graph.pixels is not None:
@@ -104,6 +106,8 @@ def _lower_for(
     files = stages.lower(context, model, target, options)
     if graph.pixels is not None:
         files = replace(files, lowered=graph.pixels.declared(files.lowered))
+    if remark := _four_bits(report):
+        files = replace(files, lowered=replace(files.lowered, notes=(*files.lowered.notes, remark)))
     subject = Subject(target=target, model=model, files=files, pixels=graph.pixels)
     return Lowering(subject=subject, steps=(*steps, files.step), report=report)
 
@@ -133,3 +137,20 @@ def shaped(
     if not target.fixed_shapes:
         return model, None
     return stages.fix_shapes(context, model, graph.exported.example_inputs())
+
+
+def _refuse_without_four_bits(target: Target, report: QuantizeReport) -> None:
+    """Raise :class:`UnsupportedError` where nothing is in four bits: the file would be that of another target."""
+    if report.four_bits == 0:
+        raise UnsupportedError(
+            f"{target.name}: none of the weights can be stored in four bits: convolutions and recurrent layers "
+            "are not, nor products whose inputs do not divide into blocks",
+            hint="build the target with INT8 weights: the file would be the same",
+        )
+
+
+def _four_bits(report: QuantizeReport | None) -> str:
+    share = None if report is None else report.four_bits
+    if share is None or share == 1:
+        return ""
+    return f"{percent(share)} of the integer weights have four bits, the others eight"

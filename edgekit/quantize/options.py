@@ -147,13 +147,15 @@ class NodeReport:
 @dataclass(frozen=True, kw_only=True)
 class QuantizeReport:
     """What quantization did. ``notes`` are facts for the manifest, one sentence each; ``activations`` are the float
-    graph's tensors that were given a calibrated range."""
+    graph's tensors that were given a calibrated range; ``four_bits``: of INT4 weights, the part (0 to 1) of those that
+    became integers which has four bits and not eight."""
 
     method: str
     corrections: tuple[str, ...]
     nodes: tuple[NodeReport, ...]
     notes: tuple[str, ...] = ()
     activations: tuple[str, ...] = ()
+    four_bits: float | None = None
 
     @property
     def quantized(self) -> tuple[NodeReport, ...]:

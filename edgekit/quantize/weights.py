@@ -56,38 +56,44 @@ def quantize_weights(
         plain = [b for b in blocks if b.graph is graph and b not in excluded and b not in front]
         free = (b for b in plain if not impossible(b) and not _kept(b, trained))
         rounded = rounding.blockwise([b for b in free if _fits_int4(b, size)], size)
-    reports, notes, eight = [], [*front_notes], 0
+    layers = sum(block.weight_values or recurrent.weight_values(block) for block in blocks)
+    reports, notes = [], [*front_notes]
+    wide, narrow = list[int](), list[int]()
     for block in blocks:
         in_float = front.get(block) or why_float(block, excluded, impossible)
         reports += report(block, in_float, "")
         if in_float is not None:
             continue
         kept, editor = _kept(block, trained), edit[block.graph]
+        values = block.weight_values or recurrent.weight_values(block)
         if recurrent.is_recurrent(block):
             if dtype != "float16":
                 recurrent.store(editor, block, form)
-                eight += dtype == "int4"
+                wide.append(values)
         elif dtype == "float16":
             _halve(editor, block)
         elif kept is not None:
-            _trained(editor, block, kept, dtype)
+            (narrow if _trained(editor, block, kept, dtype) else wide).append(values)
         elif dtype == "int4" and _fits_int4(block, size):
             name = (block.weight.name or "") if block.weight is not None else ""
             _four_bits(editor, block, rounded.get(name) or quantize_blocks(matrix(block), size), size)
+            narrow.append(values)
         else:
-            eight += dtype == "int4"
             _eight_bits(editor, block)
-    layers = sum(block.weight_values or recurrent.weight_values(block) for block in blocks)
+            wide.append(values)
     tables = quantize_embeddings(graph, smallest_for_size(graph, layers)) if dtype != "float16" else {}
     for editor in edit.values():
         editor.drop_unused()
-    if eight:
-        notes.append(f"{eight} weights that are small or do not divide into blocks of {size} are INT8")
+    if dtype == "int4" and wide:
+        notes.append(f"{len(wide)} weights that are small or do not divide into blocks of {size} are INT8")
     if gptq:
         notes.append(f"gptq rounded the weights of {len(rounded)} products with regard to their inputs")
     nodes = tuple(mark(n, tables) for n in reports)
     done = ("gptq",) if gptq else ()
-    return QuantizeReport(method="weights", corrections=done, nodes=nodes, notes=tuple(notes))
+    share = sum(narrow) / sum(narrow + wide) if dtype == "int4" and narrow + wide else None
+    return QuantizeReport(
+        method="weights", corrections=done, nodes=nodes, notes=tuple(notes), four_bits=share
+    )
 
 
 def _kept(block: Block, trained: Mapping[str, Stored] | None) -> Stored | None:
@@ -124,14 +130,15 @@ def _eight_bits(editor: Editor, block: Block) -> None:
     block.core.replace_input_with(1, editor.dequantize(block.core, weight.name or "", stored))
 
 
-def _trained(editor: Editor, block: Block, kept: Stored, dtype: str) -> None:
-    """Integers as they are; in half a byte each where INT4 is asked for and they fit."""
+def _trained(editor: Editor, block: Block, kept: Stored, dtype: str) -> bool:
+    """Integers as they are; in half a byte each where INT4 is asked for and they fit: whether they do."""
     weight = block.weight
     assert weight is not None
     fits = dtype == "int4" and abs(kept.values.astype(np.int16)).max(initial=0) <= 7
     values = kept.values.astype(ml_dtypes.int4) if fits else kept.values
     stored = Stored(values=values, scale=kept.scale, axis=kept.axis)
     block.core.replace_input_with(1, editor.dequantize(block.core, weight.name or "", stored))
+    return fits
 
 
 def _halve(editor: Editor, block: Block) -> None:

@@ -21,7 +21,7 @@ RUNNABLE = (
     "tflite-fp16",
     "tflite-int8",
     "tflite-int8-dynamic",
-    "tflite-int4-weights",
+    "tflite-int8-weights",
     "tflite-int16x8",
 )
 

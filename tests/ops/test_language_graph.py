@@ -18,6 +18,7 @@ import torch
 from edgekit.backends.genai import graph
 from edgekit.errors import UnsupportedError
 from edgekit.load import decoder as decoders
+from edgekit.quantize.block_offsets import COPIES, as_columns
 from edgekit.quantize.block_weights import BlockWeights, rounded
 from tests.ops.language_models import VOCABULARY, made
 
@@ -63,6 +64,17 @@ def test_the_graph_says_what_pytorch_says(name: str, tmp_path: Path) -> None:
     assert np.abs(given - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
+def written(stored: BlockWeights) -> np.ndarray[Any, Any]:
+    """The matrix that the graph has: offsets stand in columns of their own where they fit."""
+    columns = as_columns(stored)
+    if columns is None:
+        return stored.widened()
+    inputs = stored.shape[1]
+    offsets = np.split(columns.widened()[:, inputs:], COPIES, axis=1)
+    whole: np.ndarray[Any, Any] = columns.widened()[:, :inputs] + np.repeat(sum(offsets), stored.block, 1)
+    return whole
+
+
 @pytest.mark.parametrize(
     ("name", "bits", "form"),
     [("llama", 4, "zeros"), ("gemma3", 4, "offsets"), ("phi3", 4, "symmetric"), ("phi", 8, "symmetric")],
@@ -75,7 +87,7 @@ def test_integers_are_read_as_what_they_stand_for(name: str, bits: int, form: st
         weights[module] = rounded(model.get_submodule(module).weight.detach(), bits, form=form)
     weights[decoder.embedding_name] = rounded(decoder.embedding, bits)
     for module, stored in weights.items():
-        widened.get_submodule(module).weight.data = torch.from_numpy(stored.widened())
+        widened.get_submodule(module).weight.data = torch.from_numpy(written(stored))
     whole = graph.build(decoder, weights, accuracy_level=1)
     given, wanted = last_logits(whole, decoder, tmp_path / "model.onnx"), reference(widened)
     assert np.abs(given - wanted).max() < 1e-5 * np.abs(wanted).max()
@@ -130,6 +142,60 @@ def test_offsets_find_a_grid_that_is_not_around_an_integer_zero() -> None:
     weight = (steps * scale + first).reshape(6, 64)
     assert np.allclose(rounded(weight, 4, form="offsets").widened(), weight.numpy(), atol=0.02)
     assert not np.allclose(rounded(weight, 4).widened(), weight.numpy(), atol=0.02)
+
+
+def offset_blocks() -> BlockWeights:
+    weight = torch.randn(24, 320, generator=torch.Generator().manual_seed(0))
+    return rounded(weight, 4, form="offsets")
+
+
+def test_offsets_in_columns_are_near_what_they_were() -> None:
+    stored = offset_blocks()
+    columns = as_columns(stored)
+    assert columns is not None
+    assert columns.offsets is None
+    assert columns.shape == (24, 320 + COPIES * 10)
+    steps = np.abs(written(stored) - stored.widened()) / stored.scales.max(1, keepdims=True)
+    assert steps.max() < 1 / 24
+    assert np.sqrt(np.square(steps).mean()) < 1 / 75
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3])
+def test_offsets_that_integers_are_too_coarse_for_stay_real(scale: float, tmp_path: Path) -> None:
+    model = made("llama")
+    decoder, widened = decoders.read(model), copy.deepcopy(model)
+    name = next(iter(decoder.linears())).name
+    stored = rounded(model.get_submodule(name).weight.detach(), 4, form="offsets")
+    assert stored.offsets is not None
+    stored.scales[0, 0], stored.offsets[0, 0] = scale, 2.0  # as a GGUF file has a block of equal weights
+    assert as_columns(stored) is None
+    widened.get_submodule(name).weight.data = torch.from_numpy(stored.widened())
+    whole = graph.build(decoder, {name: stored}, accuracy_level=1)
+    given, wanted = last_logits(whole, decoder, tmp_path / "model.onnx"), reference(widened)
+    assert np.abs(given - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+def test_a_table_with_offsets_is_looked_up_with_them(tmp_path: Path) -> None:
+    model = made("llama")
+    decoder, widened = decoders.read(model), copy.deepcopy(model)
+    assert decoder.head is None
+    stored = rounded(decoder.embedding, 4, form="offsets")
+    widened.get_submodule(decoder.embedding_name).weight.data = torch.from_numpy(stored.widened())
+    whole = graph.build(decoder, {decoder.embedding_name: stored}, accuracy_level=1)
+    given, wanted = last_logits(whole, decoder, tmp_path / "model.onnx"), reference(widened)
+    assert np.abs(given - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+def test_a_product_with_offsets_has_no_second_product() -> None:
+    model = made("llama")
+    decoder = decoders.read(model)
+    weights = {
+        p.name: rounded(model.get_submodule(p.name).weight.detach(), 4, form="offsets")
+        for p in decoder.linears()
+    }
+    kinds = {n.op_type for n in graph.build(decoder, weights).graph}
+    assert "MatMulNBits" in kinds
+    assert "MatMul" not in kinds
 
 
 def test_a_block_that_is_not_whole() -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.quantize.block_offsets import COPIES, as_columns
 from edgekit.quantize.block_weights import BlockWeights
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class _Builder:
         self.constants: dict[str, ir.Value] = {}
         self.widened: dict[str, ir.Value] = {}
         self.sums: dict[tuple[ir.Value, int], ir.Value] = {}
+        self.extended: dict[tuple[ir.Value, int], ir.Value] = {}
         self.inputs: list[ir.Value] = []
         self.outputs: list[ir.Value] = []
 
@@ -119,7 +121,23 @@ class _Builder:
                 gather_axis=0,
                 quantize_axis=1,
             )
+            if stored.offsets is not None:
+                found = self.with_offsets(found, ids, stored, stored.offsets)
         return self.times(found, decoder.embedding_factor, "/embedding/factor")
+
+    def with_offsets(self, found: ir.Value, ids: ir.Value, stored: BlockWeights, offsets: Array) -> ir.Value:
+        """Rows of the table, each block with its offset."""
+        blocks = self.op(
+            "Reshape",
+            [found, self.constant("table_blocks", np.asarray([0, 0, -1, stored.block]))],
+            "/embedding/blocks",
+        )
+        beside = self.constant("embedding.beside", offsets[..., None])
+        given = self.op("Gather", [beside, ids], "/embedding/offsets")
+        whole = self.op("Add", [blocks, given], "/embedding/whole")
+        return self.op(
+            "Reshape", [whole, self.constant("rows", np.asarray([0, 0, -1]))], "/embedding/rows_of_blocks"
+        )
 
     def head(self, x: ir.Value) -> ir.Value:
         decoder = self.decoder
@@ -129,7 +147,7 @@ class _Builder:
         if stored is None:
             table = self.constant("embedding", decoder.embedding.numpy())
             return self.op("FusedMatMul", [x, table], "/head", domain=MICROSOFT, transB=1)
-        return self.product("embedding", stored, x, "/head")
+        return self.product("embedding", stored, x, "/head", shared=True)
 
     def layer(self, layer: Layer, where: str, state: _Sum, around: Sequence[ir.Value]) -> _Sum:
         normed, whole = self.normed(f"{where}/before_attention", state, layer.before_attention)
@@ -286,7 +304,13 @@ class _Builder:
             return stored
         return stored.selected(slice(*linear.rows))
 
-    def product(self, name: str, stored: BlockWeights, x: ir.Value, where: str) -> ir.Value:
+    def product(
+        self, name: str, stored: BlockWeights, x: ir.Value, where: str, *, shared: bool = False
+    ) -> ir.Value:
+        """``shared``: others read the same integers, which have no columns for offsets then."""
+        columns = None if shared else as_columns(stored)
+        if columns is not None:
+            x, stored = self.with_sums(x, stored), columns
         outputs, inputs = stored.shape
         packed, scales, zeros = self.stored(name, stored)
         result = self.op(
@@ -320,6 +344,15 @@ class _Builder:
             "Add", [self.wide(f"{name}.first", first.astype(np.float32)), steps], f"{name}/offsets"
         )
         return self.op("Transpose", [whole], f"{name}/offsets/turned", perm=[1, 0])
+
+    def with_sums(self, x: ir.Value, stored: BlockWeights) -> ir.Value:
+        """The inputs, and behind them the sums over each block. Shared by all readers."""
+        if (x, stored.block) not in self.extended:
+            sums = self.block_sums(x, stored)
+            self.extended[x, stored.block] = self.op(
+                "Concat", [x, *[sums] * COPIES], f"{x.name}/with_sums", axis=-1
+            )
+        return self.extended[x, stored.block]
 
     def block_sums(self, x: ir.Value, stored: BlockWeights) -> ir.Value:
         """The sums of the inputs over each block: what a block's offset is multiplied with. Shared by all readers."""

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from edgekit.backends.base import beyond_float16, kept_float32
 from edgekit.backends.nvidia import worker
+from edgekit.backends.nvidia.plain import write_plainly
 from edgekit.errors import (
     BackendError,
     ConfigError,
@@ -59,7 +60,7 @@ def write_portable(model: OnnxModel, target: Target, path: Path, options: Mappin
     """Write the ONNX in the target's precision, float32 at the boundary, without metadata."""
     source = io.load(model.path)
     modules = {node.name: io.module_path(node) for node in source.graph if node.name}
-    notes: list[str] = []
+    notes = [*write_plainly(source)]
     if target.precision in _HALVES:
         notes += _to_half(source, _HALVES[target.precision], kept_float32(options))
     io.strip_metadata(source, keep=())

@@ -59,9 +59,9 @@ def diff(
 ) -> None:  # fmt: skip
     """Find the layer where B begins to differ from A, and say what to build differently.
 
-    A and B are any of: a SOURCE as for edgekit build, an artifact's directory, a .onnx or a .tflite file. An
-    artifact alone is compared with its source, through the ONNX graphs between them. Every layer is fed with
-    the earlier form's tensors: its error is its own.
+    A and B are any of: a SOURCE as for edgekit build, an artifact's directory, a .onnx or a .tflite file. The finer
+    of the two is the reference, whatever their order. An artifact alone is compared with its source, through the
+    ONNX graphs between them. Every layer is fed with the earlier form's tensors: its error is its own.
 
     Exits with 0 when rounding explains every difference, with 5 when it does not.
     """

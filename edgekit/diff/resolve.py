@@ -13,6 +13,8 @@ from edgekit.artifact.manifest import Artifact
 from edgekit.core import plugins
 from edgekit.diff.forms import Form, Forms
 from edgekit.diff.onnx_form import OnnxForm
+from edgekit.diff.order import is_artifact as _is_artifact
+from edgekit.diff.order import reference_first
 from edgekit.diff.pixel_form import PixelForm
 from edgekit.diff.tflite_form import TfliteForm
 from edgekit.diff.torch_form import TorchForm
@@ -50,7 +52,8 @@ class Chain:
 
 
 def resolve(a: str, b: str, data: DataSpec | None, context: BuildContext) -> Chain:
-    """The chain from ``a`` to ``b``; with ``b`` empty, from an artifact's source to it.
+    """The chain from ``a`` to ``b``, or from ``b`` to ``a`` where ``b`` is the finer of the two; with ``b`` empty, from
+    an artifact's source to it.
 
     Raises :class:`UsageError` for a pair that cannot be compared, :class:`DataError` when no sample fits,
     :class:`~edgekit.errors.UntrustedSourceError` when opening an artifact's own source would execute code that is not
@@ -63,10 +66,13 @@ def resolve(a: str, b: str, data: DataSpec | None, context: BuildContext) -> Cha
                 hint="edgekit diff SOURCE ARTIFACT; an artifact alone is compared with its source",
             )
         a, b = named_source(manifest.read(Path(a)), context).text, a
+    notes: list[str] = []
+    named, (a, b) = a, reference_first(a, b)
+    if a != named:
+        notes.append(f"{a} is the reference, and {b} is compared with it: it is the finer of the two")
     artifact = manifest.read(Path(b)) if _is_artifact(b) else None
     if artifact is not None:
         language.refuse(artifact.manifest.target, "a comparison by layers")
-    notes: list[str] = []
     second = _artifact_forms(artifact, context, notes) if artifact else [_file(b, context)]
     if not second:
         raise UsageError(
@@ -103,11 +109,6 @@ def named_source(artifact: Artifact, context: BuildContext) -> SourceSpec:
     return trust.named(
         artifact.manifest.source, context.store, trust=context.options.trust, owner=str(artifact.directory)
     )
-
-
-def _is_artifact(text: str) -> bool:
-    path = Path(text)
-    return path.name == manifest.FILE_NAME or (path / manifest.FILE_NAME).is_file()
 
 
 def _tampered(artifact: Artifact | None, notes: list[str]) -> bool:

@@ -106,3 +106,14 @@ def test_a_received_artifacts_code_is_executed_when_it_is_trusted(built: Path) -
 def test_a_source_that_the_user_names_needs_no_trust(built: Path) -> None:
     folder = received(built, "named")
     assert edgekit("diff", "net.py:factory", "build/tflite-int8", cwd=folder).code == 5
+
+
+def test_the_source_is_the_reference_whatever_the_order(built: Path) -> None:
+    options = ("-t", "tflite-int8", "--calib", "net.py:images", "--no-speed-gate", "-o", "healthy")
+    assert edgekit("build", "net.py:factory", *options, cwd=built).code == 0
+    right = edgekit("diff", "net.py:factory", "healthy/tflite-int8", "--json", cwd=built)
+    other = edgekit("diff", "healthy/tflite-int8", "net.py:factory", "--json", cwd=built)
+    assert (right.code, other.code) == (0, 0), other.err
+    first, second = json.loads(right.out), json.loads(other.out)
+    assert "net.py:factory is the reference" in second["notes"][0]
+    assert {**second, "notes": second["notes"][1:]} == first

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import itertools
 import lzma
 import os
 import re
@@ -21,7 +22,7 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -242,13 +243,40 @@ def put(path: Path, data: bytes) -> None:
     if not path.name or path.is_dir():
         raise UsageError(f"{path} is no file to write to", hint="name a file, in a folder or here")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            _into(path, data)
-        else:
-            write(path, data)
+        with inside(path.parent):
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                _into(path, data)
+            else:
+                write(path, data)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+@contextlib.contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """``folder``, made where it is missing; folders that were made for nothing, as the system let nobody write into
+    them, are taken away again."""
+    new = _missing(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError:
+        _untouch(new)
+        raise
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Around what writes below ``folder`` as it goes on: raises :class:`UsageError` where the disk is full, and takes
+    away the folders that were made in vain."""
+    new = _missing(folder)
+    try:
+        yield
+    except OSError as e:
+        if not disk_is_full(e):
+            raise
+        _untouch(new)
+        raise unwritable(_full_of(folder, e), e) from e
 
 
 def _into(path: Path, data: bytes) -> None:
@@ -296,30 +324,43 @@ def scratch(parent: Path) -> Iterator[Path]:
     """A private directory under ``parent``, removed at the end unless it was renamed away.
 
     Raises :class:`UsageError` when it cannot be made, or when the disk is full (or a quota or file-size
-    limit reached) while the block runs, whatever the code inside made of that.
+    limit reached) while the block runs, whatever the code inside made of that. Folders that were made for it are then
+    taken away again.
     """
+    new = _missing(parent)
     try:
         parent.mkdir(parents=True, exist_ok=True)
         sweep_once(str(parent))
         work = parent / f".part-{owner()}-{secrets.token_hex(4)}"
         work.mkdir()
     except OSError as e:
+        _untouch(new)
         raise unwritable(parent, e) from e
     try:
         yield work
-    except OSError as e:
-        if not disk_is_full(e):
-            raise
-        raise unwritable(_full_of(parent, e), e) from e
     except EdgekitError:
         raise
     except Exception as e:
         full = _full_of(parent, e)
-        if _room(full) > _ALMOST_NOTHING:
+        if not disk_is_full(e) and (isinstance(e, OSError) or _room(full) > _ALMOST_NOTHING):
             raise
+        shutil.rmtree(work, ignore_errors=True)
+        _untouch(new)
         raise unwritable(full, e) from e
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """``folder`` and its parents as far as they do not exist, the innermost first."""
+    return list(itertools.takewhile(lambda place: not os.path.lexists(place), (folder, *folder.parents)))
+
+
+def _untouch(folders: Iterable[Path]) -> None:
+    """Remove folders that were made in vain; one that somebody has put something into stays."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def publish(work: Path, final: Path) -> None:
@@ -346,15 +387,18 @@ def _remove(path: Path) -> None:
 def _full_of(parent: Path, error: Exception) -> Path:
     """Which of the folders that are written to is full: what is made in one is prepared in the other."""
     places = [parent, Path(tempfile.gettempdir())]
-    if isinstance(error, OSError) and error.filename:
-        named = Path(os.fsdecode(error.filename))
+    # Of a copy both names are told; the second is the one that is written.
+    name = (error.filename2 or error.filename) if isinstance(error, OSError) else None
+    if isinstance(name, str | bytes) and name:
+        named = Path(os.fsdecode(name))
         places = [place for place in places if named.is_relative_to(place)] or [named.parent]
     return min(places, key=_room)
 
 
 def _room(place: Path) -> int:
     try:
-        return shutil.disk_usage(place).free
+        there = next(p for p in (place, *place.absolute().parents) if p.exists())
+        return shutil.disk_usage(there).free
     except OSError:
         return 1 << 62
 

@@ -150,7 +150,7 @@ def _opened(path: Path, max_output: int | None) -> Container:
 @contextmanager
 def _appearing(out: Path) -> Iterator[Path]:
     """A temporary name for what becomes ``out`` at the end. Raises ``UsageError`` where that cannot be written."""
-    from edgekit.core.files import unwritable, whole
+    from edgekit.core.files import inside, unwritable, whole
 
     try:
         if out.is_dir():
@@ -158,8 +158,7 @@ def _appearing(out: Path) -> Iterator[Path]:
                 f"{out} is a directory that exists",
                 hint="name a file or directory that does not exist (--out)",
             )
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with whole(out) as temporary:
+        with inside(out.parent), whole(out) as temporary:
             yield temporary
     except OSError as e:
         raise unwritable(out, e) from e

@@ -235,7 +235,6 @@ def deliver(compressed: Compressed, recipe: Recipe, source: Source, out: Path, *
 
     What else is in ``out`` stays; each file appears as a whole.
     """
-    out.mkdir(parents=True, exist_ok=True)
     document = plan.read_document(compressed.folder)
     document["source"] = plan.origin_record(plan.origin(source.spec, out))
     with scratch(out) as work:

@@ -22,7 +22,7 @@ from edgekit.compress.analysis import Findings, reasons
 from edgekit.compress.margin import Drop
 from edgekit.compress.plan import PLAN, TENSORS, WEIGHTS
 from edgekit.compress.recipes import Recipe, Ship
-from edgekit.core import targets
+from edgekit.core import files, targets
 from edgekit.errors import EdgekitError, GateFailedError, SourceError
 from edgekit.graph.records import write_json
 from edgekit.load.source import Source
@@ -73,6 +73,11 @@ def search(context: BuildContext, source: Source, budget: Budget, limits: Limits
     Raises ``UsageError`` without a task whose metric can be halved, ``DataError`` for a metric that is no number,
     ``GateFailedError`` when nothing holds.
     """
+    with files.writing_to(Path(context.options.out)):
+        return _searched(context, source, budget, limits)
+
+
+def _searched(context: BuildContext, source: Source, budget: Budget, limits: Limits) -> SearchResult:
     evaluator = Evaluator(context, source, budget, limits)
     tried = targets.select(context.options.target) if context.options.target else evaluator.usual_targets()
     header = evaluator.header(tried)

@@ -223,6 +223,22 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@pytest.mark.parametrize(
+    "command", [("build", "-t", "ort-fp32"), ("compress", "--recipe", "fold")], ids=lambda c: c[0]
+)
+def test_a_full_out_is_named_and_no_empty_folder_stays(command, root, tmp_path, small_disk):
+    """What is delivered is copied from the cache, whose disk has room."""
+    name, *options = command
+    both = {"env": {"EDGEKIT_CACHE": str(tmp_path / "cache")}}
+    source = f"{root}/tests/e2e/sources.py:tiny"
+    assert edgekit(name, source, *options, "-o", tmp_path / "out", **both).code == 0
+    (small_disk / "full").write_bytes(bytes(1 << 20))
+    result = edgekit(name, source, *options, "-o", small_disk / "a" / "b", **both)
+    assert result.code == 2, result.err
+    assert f"cannot write to {small_disk}/a/b: No space left" in result.err
+    assert [p.name for p in small_disk.iterdir()] == ["full"]
+
+
 def test_a_full_tmpdir_is_named_as_such(root, tmp_path, small_disk):
     (small_disk / "full").write_bytes(bytes((1 << 20) - (12 << 10)))
     result = edgekit(

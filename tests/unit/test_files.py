@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -147,3 +148,48 @@ def test_nothing_is_left_of_a_link_or_file_where_a_folder_appears(tmp_path: Path
     assert not (out / "target").is_symlink()
     assert (out / "target" / "new").read_text() == "new"
     assert (home / "mine").read_text() == "mine"
+
+
+def _full(*names: Path) -> OSError:
+    """As ``shutil.copyfile`` raises it: what is read is named first, what is written second."""
+    first, *second = map(str, names)
+    return OSError(errno.ENOSPC, "No space left on device", first, None, *second)
+
+
+def test_of_a_copy_the_full_folder_is_named_not_what_is_read(tmp_path: Path) -> None:
+    out = tmp_path / "disk" / "b"
+    read = Path(files.tempfile.gettempdir()) / "cache" / "model.onnx"
+    with pytest.raises(UsageError, match="cannot write to") as raised, files.scratch(out) as work:
+        raise _full(read, work / "model.onnx")
+    assert f"cannot write to {out}:" in raised.value.message
+    assert list(tmp_path.iterdir()) == []  # nor the folders that were to hold it
+
+
+def test_a_folder_that_was_there_stays_when_the_disk_is_full(tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    out.mkdir()
+    with pytest.raises(UsageError), files.scratch(out) as work:
+        raise _full(work / "model.onnx")
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["put", "writing_to"])
+def test_no_empty_folder_stays_of_a_file_for_which_there_was_no_room(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(path: Path, _: bytes) -> int:
+        raise _full(path)
+
+    monkeypatch.setattr(Path, "write_bytes", no_room)
+    path = tmp_path / "new" / "deep" / "file"
+
+    def written() -> None:
+        if how == "put":
+            files.put(path, b"1")
+        with files.writing_to(path.parent):
+            path.parent.mkdir(parents=True)
+            path.write_bytes(b"1")
+
+    with pytest.raises(UsageError, match=str(path.parent)):
+        written()
+    assert list(tmp_path.iterdir()) == []

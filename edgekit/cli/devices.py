@@ -45,15 +45,20 @@ def list_(kinds: bool = False, as_json: bool = False) -> None:
         rows = [(k.name, k.title, k.processor, ", ".join(k.isa), k.why) for k in known]
         table("", ("kind", "device", "processor", "instructions", "why"), rows)
         return
-    found, places = tuple(catalogue.devices().values()), catalogue.places()
+    found, places, wrong = tuple(catalogue.devices().values()), catalogue.places(), catalogue.unusable()
     if as_json:
-        print_json({"devices": found, "files": {name: str(path) for name, path in places.items()}})
+        document: dict[str, object] = {"devices": found, "files": {n: str(p) for n, p in places.items()}}
+        bad = [{"device": row.name, "file": str(row.path), "error": row.error.to_json()} for row in wrong]
+        print_json(document | {"unusable": bad})
         return
     cells = [
         (d.name, str(d.options.get("kind", "")), d.transport, d.address, d.arch, str(places.get(d.name, "")))
         for d in found
     ]
+    cells += [(row.name, "unusable", "-", "-", "-", str(row.path)) for row in wrong]
     table("", ("device", "kind", "transport", "address", "arch", "from"), cells)
+    for row in wrong:
+        say(f"unusable: {row.error.message}; {row.error.hint}", err=True)
 
 
 @devices.command()
@@ -117,6 +122,9 @@ def check_(names: tuple[str, ...], as_json: bool) -> None:
     """Say what each device has and lacks (default: all of them)."""
     chosen = [catalogue.device(n) for n in names] or list(catalogue.devices().values())
     found = [check(device) for device in chosen]
+    if not names:
+        wrong = catalogue.unusable()
+        found += [Checkup(device=r.name, error=r.error.message, hint=r.error.hint) for r in wrong]
     if as_json:
         print_json({"devices": found})
     else:
@@ -190,8 +198,8 @@ def _ask(question: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask: you have compared the fingerprints.")
 def trust(name: str, yes: bool) -> None:
     """Show a device's SSH fingerprints and, if you say so, trust them. NAME may also be USER@HOST."""
-    known = catalogue.devices()
-    device = known.get(name) or Device(name=name, transport="ssh", address=name)
+    rows = {*catalogue.devices(), *(row.name for row in catalogue.unusable())}
+    device = catalogue.device(name) if name in rows else Device(name=name, transport="ssh", address=name)
     endpoint = hostkeys.resolve(ssh_options(device))
     keys = hostkeys.scan(endpoint)
     for key in keys:

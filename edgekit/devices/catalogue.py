@@ -18,7 +18,7 @@ from edgekit.core import files, toml
 from edgekit.core.plugins import data_dir
 from edgekit.core.structure import structure
 from edgekit.core.targets import user_dir
-from edgekit.errors import ConfigError, UnknownNameError, UsageError
+from edgekit.errors import ConfigError, EdgekitError, UnknownNameError, UsageError
 from edgekit.types import Device, Option
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ PROGRAMS = ("benchmark_model", "onnxruntime_perf_test", "trtexec")
 """Options of a device that name a program to time with."""
 
 _TAKEN_OVER = ("port", "python", "config", "folder", "emulated")
+
+_HOTTEST = 150.0
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -77,6 +79,33 @@ class Row:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        if self.port is not None:
+            check_port(self.port, f"port = {self.port}")
+        cool = self.cool_down_celsius
+        if cool is not None and not 0 < cool <= _HOTTEST:
+            raise UsageError(
+                f"cool_down_celsius = {cool}: no device cools down to that",
+                hint=f"a temperature above 0 and up to {_HOTTEST:g} degrees Celsius, such as 55",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unusable:
+    """A file that should describe the device ``name`` and does not: ``error`` says why. ``claims`` is the name that it
+    states itself."""
+
+    name: str
+    path: Path
+    error: EdgekitError
+    claims: str = ""
+
+
+def check_port(port: int, what: str) -> None:
+    """Raise :class:`UsageError` for a number that is no TCP port."""
+    if not 1 <= port <= 65535:
+        raise UsageError(
+            f"{what} is no port", hint="a number from 1 to 65535; sshd's is 22 where nothing is said"
+        )
 
 
 def check_name(name: str) -> None:
@@ -96,30 +125,52 @@ def kinds() -> Mapping[str, Kind]:
 
 
 def devices() -> Mapping[str, Device]:
-    """This machine and every device of the user's and the project's. A project comes from anywhere: its rows stand in
-    for none of the user's, and name neither an ssh configuration nor programs of this machine."""
-    known, found = kinds(), {"local": LOCAL}
-    return found | {row.name: _device(row, known, path) for row, path in _rows().values()}
+    """This machine and every device of the user's and the project's whose file can be used. A project comes from
+    anywhere: its rows stand in for none of the user's, and name neither an ssh configuration nor programs of this
+    machine."""
+    return {"local": LOCAL} | {name: device for name, (device, _) in _rows()[0].items()}
 
 
 def places() -> Mapping[str, Path]:
     """The file of each device that has one."""
-    return {name: path for name, (_, path) in _rows().items()}
+    return {name: path for name, (_, path) in _rows()[0].items()}
 
 
-def _rows() -> Mapping[str, tuple[Row, Path]]:
-    found: dict[str, tuple[Row, Path]] = {}
+def unusable() -> tuple[Unusable, ...]:
+    """The files that describe no device that can be used, each with its reason."""
+    return _rows()[1]
+
+
+def _rows() -> tuple[Mapping[str, tuple[Device, Path]], tuple[Unusable, ...]]:
+    known, found = kinds(), dict[str, tuple[Device, Path]]()
+    wrong: dict[str, Unusable] = {}
     users, projects = folders()
     for path in (*sorted(users.glob("*.toml")), *sorted(projects.glob("*.toml"))):
-        row = structure(Row, toml.read(path), where=str(path))
-        if row.name != path.stem:
-            raise ConfigError(f"{path} names the device {row.name!r}", hint=f"rename it to {row.name}.toml")
-        if row.name in found:
+        if path.stem in found or path.stem in wrong:  # the user's, whether it can be used or not
             continue
-        if path.parent == projects:
-            _refuse_programs(row, path)
-        found[row.name] = (row, path)
-    return found
+        try:
+            found[path.stem] = _device(_row(path, own=path.parent == users), known, path), path
+        except EdgekitError as error:
+            wrong[path.stem] = Unusable(
+                name=path.stem, path=path, error=error.about(str(path)), claims=_claimed(path)
+            )
+    return found, tuple(wrong.values())
+
+
+def _claimed(path: Path) -> str:
+    try:
+        return str(toml.read(path).get("name", ""))
+    except ConfigError:
+        return ""
+
+
+def _row(path: Path, *, own: bool) -> Row:
+    row = structure(Row, toml.read(path), where=str(path))
+    if row.name != path.stem:
+        raise ConfigError(f"{path} names the device {row.name!r}", hint=f"rename it to {row.name}.toml")
+    if not own:
+        _refuse_programs(row, path)
+    return row
 
 
 def _refuse_programs(row: Row, path: Path) -> None:
@@ -133,11 +184,15 @@ def _refuse_programs(row: Row, path: Path) -> None:
 
 
 def device(name: str) -> Device:
-    """One device; an unknown name raises :class:`UnknownNameError` with the nearest."""
+    """One device; an unknown name raises :class:`UnknownNameError` with the nearest, one whose file cannot be used what
+    is wrong with it."""
     table = devices()
-    if name not in table:
-        raise UnknownNameError("device", name, table)
-    return table[name]
+    if name in table:
+        return table[name]
+    for row in unusable():
+        if name in (row.name, row.claims):
+            raise row.error
+    raise UnknownNameError("device", name, table)
 
 
 def select(text: str) -> tuple[Device, ...]:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from edgekit.devices.transports.transport import Transport
     from edgekit.types import Device
 
+_ALSO = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64", "macos": "darwin"}
+"""Other names of the same."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeCheck:
@@ -65,13 +68,37 @@ def check(device: Device, backends: Sequence[str] = ()) -> Checkup:
         with connect(device) as transport, temporary("check") as folder:
             if without_python(device):
                 phone = android.report_phone(transport)
+                if other := _another(device, phone.facts):
+                    return other
                 return Checkup(device=device.name, facts=phone.facts, state=phone.state)
             backends = tuple(backends) or tuple(plugins.backends())
             report = report_device(transport, send_agent(transport, backends[0], Path(folder)))
+            if other := _another(device, report.facts):
+                return other
             runtimes = tuple(check_runtime(transport, backend, Path(folder)) for backend in backends)
     except (DeviceError, ToolMissingError, UsageError) as error:
         return Checkup(device=device.name, error=error.message, hint=error.hint)
     return Checkup(device=device.name, facts=report.facts, state=report.state, runtimes=runtimes)
+
+
+def _another(device: Device, facts: DeviceFacts) -> Checkup | None:
+    """What to say of a device that is not what its row, or the kind of device that it names, says."""
+    system = facts.os.partition(" ")[0]
+    for key, stated, there in (("arch", device.arch, facts.arch), ("os", device.os, system)):
+        if stated and there and _plainly(stated) != _plainly(there):
+            return Checkup(
+                device=device.name,
+                facts=facts,
+                error=f"its row, or its kind, says {key} = {stated!r}; what answers at "
+                f"{device.address or device.transport} is {there}",
+                hint=f'is that the machine you mean? If so, write {key} = "{there.lower()}" into its row; '
+                "edgekit devices list names the file",
+            )
+    return None
+
+
+def _plainly(name: str) -> str:
+    return _ALSO.get(name.lower(), name.lower())
 
 
 def check_runtime(transport: Transport, backend: str, folder: Path) -> RuntimeCheck:

@@ -1,10 +1,16 @@
 """Devices by name: kinds, rows, and what they may be called."""
 
-import pytest
+import contextlib
+import json
 
-from edgekit.devices import catalogue
+import pytest
+from click.testing import CliRunner
+
+from edgekit.cli import cli
+from edgekit.devices import catalogue, checkup
 from edgekit.devices.catalogue import Row
 from edgekit.devices.transports.connect import open_transport, ssh_options
+from edgekit.devices.wire import DeviceFacts, DeviceReport, DeviceState
 from edgekit.errors import ConfigError, UnknownNameError, UsageError
 from edgekit.types import Device
 
@@ -89,16 +95,16 @@ def test_mistakes_in_rows_are_named(tmp_path):
     folder.mkdir(parents=True)
     (folder / "b.toml").write_text('name = "b"\nadress = "x"\naddress = "y"\n')
     with pytest.raises(UnknownNameError, match="adress"):
-        catalogue.devices()
+        catalogue.device("b")
     (folder / "b.toml").write_text('name = "c"\naddress = "y"\n')
     with pytest.raises(ConfigError, match=r"c\.toml|names the device"):
-        catalogue.devices()
+        catalogue.device("c")
     (folder / "b.toml").write_text('name = "b"\naddress = "y"\nkind = "raspberry"\n')
     with pytest.raises(UnknownNameError, match="raspberry"):
-        catalogue.devices()
+        catalogue.device("b")
     (folder / "b.toml").write_text("name = \n")
     with pytest.raises(ConfigError):
-        catalogue.devices()
+        catalogue.device("b")
 
 
 def test_unknown_devices_offer_the_nearest():
@@ -133,3 +139,92 @@ def test_a_port_that_is_none():
 def test_an_unknown_transport():
     with pytest.raises(UnknownNameError, match="carrier-pigeon"):
         open_transport(Device(name="d", transport="carrier-pigeon"))
+
+
+ODD = {
+    "other-name": 'name = "b"\naddress = "x"\n',
+    "unknown-key": 'name = "unknown-key"\nadress = "x"\n',
+    "kind": 'name = "kind"\nkind = "toaster"\n',
+    "broken": "name = \n",
+    "nan": 'name = "nan"\ncool_down_celsius = nan\n',
+    "infinite": 'name = "infinite"\ncool_down_celsius = inf\n',
+    "frozen": 'name = "frozen"\ncool_down_celsius = -300\n',
+    "port": 'name = "port"\nport = 99999\n',
+    "no-port": 'name = "no-port"\nport = 0\n',
+    "-x": 'name = "-x"\n',
+}
+
+
+@pytest.fixture
+def odd():
+    """A good row among files of which each is wrong in its own way."""
+    catalogue.write(Row(name="good", address="x"))
+    folder = catalogue.folders()[0]
+    for name, text in ODD.items():
+        (folder / f"{name}.toml").write_text(text)
+    return folder
+
+
+def test_an_odd_row_keeps_nobody_from_the_others(odd):
+    assert list(catalogue.devices()) == ["local", "good"]
+    assert list(catalogue.places()) == ["good"]
+    assert [d.name for d in catalogue.select("good,local")] == ["good", "local"]
+    assert {row.name for row in catalogue.unusable()} == set(ODD)
+    assert all(str(row.path) in row.error.message for row in catalogue.unusable())
+
+
+@pytest.mark.parametrize("name", [*ODD, "b"])
+def test_an_odd_row_is_an_error_once_it_is_asked_for(name, odd):
+    with pytest.raises(UsageError) as raised:
+        catalogue.device(name)
+    file = odd / f"{'other-name' if name == 'b' else name}.toml"
+    assert raised.value.exit_code == 2
+    assert str(file) in raised.value.message
+
+
+def test_a_projects_row_does_not_stand_in_for_an_odd_one_of_the_users(odd, tmp_path):
+    folder = tmp_path / "project" / ".edgekit" / "devices"
+    folder.mkdir(parents=True)
+    (folder / "port.toml").write_text('name = "port"\naddress = "of-somebody"\n')
+    with pytest.raises(UsageError, match="99999"):
+        catalogue.device("port")
+
+
+def test_odd_rows_are_listed_with_their_reasons(odd):
+    shown = CliRunner().invoke(cli, ["devices", "list"])
+    assert shown.exit_code == 0, shown.output
+    assert "good" in shown.stdout
+    assert shown.stdout.count("unusable") == len(ODD)
+    assert shown.stderr.count("unusable: ") == len(ODD)
+    document = json.loads(CliRunner().invoke(cli, ["devices", "list", "--json"]).stdout)
+    assert {row["device"] for row in document["unusable"]} == set(ODD)
+    assert [d["name"] for d in document["devices"]] == ["local", "good"]
+
+
+def test_a_port_in_an_address_that_is_none():
+    with pytest.raises(UsageError, match="99999"):
+        ssh_options(Device(name="d", transport="ssh", address="h:99999"))
+
+
+@pytest.mark.parametrize(
+    ("stated", "there", "fits"),
+    [
+        ({"arch": "aarch64"}, {"arch": "x86_64"}, False),
+        ({"arch": "aarch64"}, {"arch": "arm64"}, True),
+        ({"arch": "x86_64"}, {"arch": "AMD64"}, True),
+        ({"arch": ""}, {"arch": "riscv64"}, True),
+        ({"arch": "x86_64"}, {"arch": ""}, True),
+        ({"os": "linux"}, {"os": "Linux 6.1"}, True),
+        ({"os": "android"}, {"os": "Linux 6.1"}, False),
+    ],
+)
+def test_a_check_finds_that_the_device_is_not_what_its_row_says(stated, there, fits, monkeypatch):
+    report = DeviceReport(facts=DeviceFacts(**there), state=DeviceState())
+    monkeypatch.setattr(checkup, "connect", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(checkup, "send_agent", lambda *_: None)
+    monkeypatch.setattr(checkup, "report_device", lambda *_: report)
+    monkeypatch.setattr(checkup, "check_runtime", lambda _, b, __: checkup.RuntimeCheck(backend=b))
+    seen = checkup.check(Device(name="d", transport="ssh", address="h", **stated), ("onnxruntime",))
+    assert (not seen.error) == fits
+    (key,) = stated
+    assert fits or f"{key} = {stated[key]!r}" in seen.error

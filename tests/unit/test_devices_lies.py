@@ -340,9 +340,11 @@ import json, os, sys, time
 lie = json.loads(os.environ["LIE"])
 command = sys.argv[-1]
 if "-oControlMaster=yes" in sys.argv and lie.get("greeting") is not None:
-    sys.stdout.write(lie["greeting"] + "\\n")
-    sys.stdout.flush()
-    sys.exit(0)
+    while True:
+        sys.stdout.write(lie["greeting"] + "\\n")
+        sys.stdout.flush()
+        if not lie.get("endless"):
+            sys.exit(0)
 if "Sends one file" in command and lie.get("send") is not None:
     while True:
         sys.stdout.write(lie["send"] + "\\n")
@@ -396,6 +398,12 @@ GREETING = {"edgekit": 1, "python": [3, 11, 2], "boot_id": "b", "root": "/tmp/ed
 def test_greetings_that_are_none(greeting, ssh):
     with pytest.raises(DeviceError):
         ssh(greeting=greeting)
+
+
+def test_a_log_in_that_prints_without_end_is_told_as_such(ssh):
+    with pytest.raises(DeviceError, match="printed too much") as raised:
+        ssh(greeting="Welcome", endless=True)
+    assert "log-in script" in raised.value.hint
 
 
 @pytest.mark.parametrize(

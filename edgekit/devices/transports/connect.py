@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from edgekit.devices.catalogue import check_port
 from edgekit.devices.pack import pack
 from edgekit.devices.transports.adb import AdbTransport, adb_options
 from edgekit.devices.transports.local import LocalTransport
@@ -48,6 +49,8 @@ def ssh_options(device: Device) -> SshOptions:
         parsed = None if number is None else int(number)
     except ValueError as error:
         raise UsageError(f"{device.address}: {number!r} is no port", hint="write user@host:22") from error
+    if parsed is not None:
+        check_port(parsed, f"{device.name}: {parsed}")
     config = device.options.get("config")
     return SshOptions(
         host=host,

@@ -235,9 +235,13 @@ class SshTransport:
         self._master, errors = master, _Errors(master)
         watchdog = threading.Timer(self._options.connect_s + 30, master.kill)
         watchdog.start()
-        greeting = _greeting(master)
+        greeting, lines = _greeting(master)
         fired = not watchdog.is_alive()
         watchdog.cancel()
+        if greeting is None and lines >= _NOISE_LINES:
+            end(master)
+            self._master = None
+            raise _noise(self.name)
         if greeting is None:
             with suppress(subprocess.TimeoutExpired):
                 master.wait(3)  # it has said its last; its status says why
@@ -424,15 +428,24 @@ def _past_login(on_line: Callable[[str], None]) -> Callable[[str], None]:
     return pass_on
 
 
-def _greeting(master: subprocess.Popen[bytes]) -> _Greeting | None:
-    """The remote side's report, past whatever a log-in script prints; ``None`` if the connection ends."""
+def _greeting(master: subprocess.Popen[bytes]) -> tuple[_Greeting | None, int]:
+    """The remote side's report, past whatever a log-in script prints, and how many lines that were; ``None`` if the
+    connection ends, or if it prints without end."""
     assert master.stdout is not None
-    for _ in range(_NOISE_LINES):
+    for number in range(_NOISE_LINES):
         line = master.stdout.readline(65536)
         greeting = _answer(line.decode("utf-8", "replace"), _Greeting)
         if greeting is not None or not line:
-            return greeting
-    return None
+            return greeting, number
+    return None, _NOISE_LINES
+
+
+def _noise(device: str) -> DeviceError:
+    return DeviceError(
+        f"{device} printed too much: {_NOISE_LINES:,} lines, and no answer among them",
+        hint="a log-in script there (~/.bashrc, ~/.profile, a menu) prints without end, or runs something else than it "
+        "is told to: let it do so in interactive shells alone; see for yourself: ssh HOST true",
+    )
 
 
 def _script(name: str) -> str:

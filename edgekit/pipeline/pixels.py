@@ -20,7 +20,7 @@ from edgekit.errors import ConfigError, SourceError
 from edgekit.graph.records import ModelRecord
 from edgekit.load.data import SampleSet
 from edgekit.preprocess.contract import Preprocessing, bound
-from edgekit.preprocess.declared import completed
+from edgekit.preprocess.declared import completed, fitting
 from edgekit.types import Lowered, Option, Sample, TensorSpec
 
 if TYPE_CHECKING:
@@ -118,11 +118,12 @@ def asked_for(
 
     ``table`` is the build's ``[preprocessing]``, which goes before the source's own.
 
-    Raises :class:`ConfigError` for a contract that is none, and, where it is to be folded, when there is no
-    contract or it gives what the model does not take.
+    Raises :class:`ConfigError` for a contract that is none, for a table that gives what the model does not take, and,
+    where it is to be folded, when there is no contract or the source's own gives what the model does not take.
     """
     chosen = config.build_settings(settings)
-    contract = completed(table or record.preprocessing, record.model.inputs)
+    inputs = record.model.inputs
+    contract = fitting(table, inputs) if table else completed(record.preprocessing, inputs)
     if not chosen["fold_preprocessing"]:
         return None
     if contract is None:
@@ -130,13 +131,22 @@ def asked_for(
             "fold_preprocessing: there is no preprocessing contract of an image to fold",
             hint="write a [preprocessing] table into edgekit.toml, or return TorchModel(preprocessing=…)",
         )
-    contract = bound(contract, record.model.inputs)
+    contract = bound(contract, inputs)
     if contract.dtype != "float32":
         raise ConfigError(
             f"fold_preprocessing: {contract.input} takes {contract.dtype}, not normalised floats",
             hint="the model takes pixels already: leave the setting out",
         )
     return Pixels(contract=contract, dtype=str(chosen["pixels"]))
+
+
+def doubt(record: ModelRecord) -> str:
+    """What the source says of its images where its model takes something else: packages will refuse it."""
+    try:
+        fitting(record.preprocessing, record.model.inputs)
+    except ConfigError as error:
+        return error.message
+    return ""
 
 
 def recorded(manifest: Manifest) -> Pixels | None:

@@ -35,13 +35,14 @@ MOST_PIXELS = 1 << 15
 _SMALLEST = 1e-12
 
 FILTERS = ("nearest", "box", "bilinear", "bicubic")
+DTYPES = ("float32", "uint8", "int8")
 _CHOICES = {
     "fit": ("stretch", "pad"),
     "filter": FILTERS,
     "crop_rounding": ("floor", "half-even"),
     "color": ("rgb", "bgr", "gray"),
     "layout": ("NCHW", "NHWC"),
-    "dtype": ("float32", "uint8", "int8"),
+    "dtype": DTYPES,
 }
 
 
@@ -101,6 +102,19 @@ class Preprocessing:
         for name, values in (("mean", self.mean), ("std", self.std), ("scale", (self.scale,))):
             if not all(math.isfinite(v) for v in values):
                 raise ConfigError(f"preprocessing: {name} is not finite", hint="give numbers")
+        self._check_range()
+
+    def _check_range(self) -> None:
+        """Bytes have to stay apart, and within what float32 holds."""
+        scale, means, stds = float(self.scale), *(np.asarray(v, np.float64) for v in (self.mean, self.std))
+        with np.errstate(over="ignore", invalid="ignore"):
+            ends = ((np.array([[0.0], [255.0]]) * scale - means) / stds).astype(np.float32)
+        if not np.isfinite(ends).all() or (ends[0] == ends[1]).any():
+            raise ConfigError(
+                f"preprocessing: with mean = {list(self.mean)}, std = {list(self.std)} and scale = {scale:g} the bytes "
+                f"0 and 255 become {ends[0].min():g} and {ends[1].max():g}",
+                hint="give mean and std in units of value * scale, as they were in training",
+            )
 
     def _check_sizes(self) -> None:
         sizes = [self.resize] if isinstance(self.resize, int) else list(self.resize or ())
@@ -309,9 +323,7 @@ def bound(contract: Preprocessing, inputs: Sequence[TensorSpec]) -> Preprocessin
     """
     by_name = {s.name: s for s in inputs}
     if contract.input and contract.input not in by_name:
-        raise ConfigError(
-            f"preprocessing: the model has no input {contract.input!r}", hint=f"one of: {', '.join(by_name)}"
-        )
+        raise no_input(contract.input, inputs)
     candidates = [by_name[contract.input]] if contract.input else list(by_name.values())
     for spec in candidates:
         # The layout that was stated, then both: the exported graph may have the other.
@@ -325,10 +337,17 @@ def bound(contract: Preprocessing, inputs: Sequence[TensorSpec]) -> Preprocessin
     )
 
 
+def no_input(name: str, inputs: Sequence[TensorSpec]) -> ConfigError:
+    """What to raise for a contract of an input that the model does not have."""
+    return ConfigError(
+        f"preprocessing: the model has no input {name!r}", hint=f"one of: {', '.join(s.name for s in inputs)}"
+    )
+
+
 def _dtype(spec: TensorSpec) -> str:
-    if spec.dtype not in _CHOICES["dtype"]:
+    if spec.dtype not in DTYPES:
         raise ConfigError(
-            f"the image input {spec} is {spec.dtype}; images are given as {', '.join(_CHOICES['dtype'])}",
+            f"the image input {spec} is {spec.dtype}; images are given as {', '.join(DTYPES)}",
             hint="export the model with a float32 input",
         )
     return spec.dtype

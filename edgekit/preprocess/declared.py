@@ -8,9 +8,9 @@ from pathlib import Path
 
 from edgekit.core.files import is_within
 from edgekit.core.structure import structure
-from edgekit.errors import SourceError
+from edgekit.errors import ConfigError, SourceError
 from edgekit.preprocess import readers
-from edgekit.preprocess.contract import Preprocessing
+from edgekit.preprocess.contract import DTYPES, Preprocessing, no_input
 from edgekit.types import TensorSpec
 
 
@@ -64,10 +64,12 @@ def completed(
     then names no file either, leaves them open.
 
     ``None`` for a table that is not about images (a tokenizer, say), and for a model without an input of four
-    axes. Raises as :func:`from_mapping` does.
+    axes. Raises as :func:`from_mapping` does, and :class:`ConfigError` for an input that the model does not have.
     """
-    keys = {f.name for f in fields(Preprocessing)} | readers.READERS.keys()
+    keys = _keys()
     input_name = mapping.get("input")
+    if keys & mapping.keys() and input_name and input_name not in {s.name for s in inputs}:
+        raise no_input(str(input_name), inputs)
     spec = next((s for s in inputs if len(s.shape) == 4 and input_name in (None, "", s.name)), None)
     if spec is None or not keys & mapping.keys():
         return None
@@ -82,3 +84,68 @@ def completed(
     if height and width and not ({"resize", "crop"} & mapping.keys()):
         inferred["resize"] = [height, width]
     return from_mapping(inferred | dict(mapping), base=base)
+
+
+def fitting(mapping: Mapping[str, object], inputs: Sequence[TensorSpec]) -> Preprocessing | None:
+    """:func:`completed` for the model as its source has it, which it must give what that takes.
+
+    Raises:
+        ConfigError: as :func:`completed`; or the table is a contract, and the model has no image input, or one of
+            another size, layout, dtype or number of channels than the table states.
+    """
+    contract = completed(mapping, inputs)
+    if contract is None:
+        if mapping and mapping.keys() <= _keys():
+            raise ConfigError(
+                f"preprocessing: {', '.join(mapping)} is said of an image, and the model takes none: "
+                f"{', '.join(map(str, inputs))}",
+                hint="leave it out for this model; an image is an input of four axes",
+            )
+        return None
+    images = [s for s in inputs if len(s.shape) == 4 and contract.input in ("", s.name)]
+    wrong = [_misfits(contract, mapping, spec) for spec in images]
+    if all(wrong):
+        raise ConfigError(
+            f"preprocessing: {', '.join(wrong[0])} does not fit the model: it gives {contract.dtype}"
+            f"{list(contract.shape)}, the model takes {', '.join(map(str, images))}",
+            hint="state the preprocessing of the exported model; what is left out is taken from the model's input",
+        )
+    return contract
+
+
+def _misfits(contract: Preprocessing, mapping: Mapping[str, object], spec: TensorSpec) -> tuple[str, ...]:
+    """The keys, with their values, that give something else than ``spec``; the batch is any."""
+    own, other = (_misfits_as(contract, layout, spec) for layout in _both(contract.layout))
+    said = {k: v for k, v in own.items() if k in mapping or readers.READERS.keys() & mapping.keys()}
+    if "layout" not in mapping:
+        said = min(own, other, key=len)
+    elif own and (not said or len(other) < len(own)):
+        said = {"layout": contract.layout, **{k: v for k, v in other.items() if k in said}}
+    wrong = tuple(f"{key} = {value!r}" for key, value in said.items())
+    if "dtype" in mapping and spec.dtype in DTYPES and spec.dtype != contract.dtype:
+        wrong = (*wrong, f"dtype = {contract.dtype!r}")
+    return wrong
+
+
+def _both(layout: str) -> tuple[str, str]:
+    return layout, "NHWC" if layout == "NCHW" else "NCHW"
+
+
+def _misfits_as(contract: Preprocessing, layout: str, spec: TensorSpec) -> dict[str, object]:
+    """The keys for whose values ``spec``, read in this layout, has no place."""
+    _, *axes = spec.shape
+    channels, *size = axes if layout == "NCHW" else (axes[2], *axes[:2])
+    wrong: dict[str, object] = {}
+    if not _is(channels, contract.channels):
+        wrong["color"] = contract.color
+    if not all(map(_is, size, contract.size)):
+        wrong["resize" if contract.crop is None else "crop"] = list(contract.size)
+    return wrong
+
+
+def _is(axis: int | str, size: int) -> bool:
+    return isinstance(axis, str) or axis == size
+
+
+def _keys() -> set[str]:
+    return {f.name for f in fields(Preprocessing)} | readers.READERS.keys()

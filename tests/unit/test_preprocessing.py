@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgekit.errors import ConfigError, DataError, UnknownNameError
 from edgekit.preprocess import resample
 from edgekit.preprocess.contract import Preprocessing, bound
-from edgekit.preprocess.declared import completed, from_mapping
+from edgekit.preprocess.declared import completed, fitting, from_mapping
 from edgekit.types import TensorSpec
 
 PIL_FILTERS = {"box": 4, "bilinear": 2, "bicubic": 3}
@@ -306,3 +306,62 @@ def test_a_large_picture_takes_little_more_than_itself() -> None:
         assert tracemalloc.get_traced_memory()[1] < 4 * image.nbytes
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"resize": [32, 32], "input": "zzz"}, ["no input 'zzz'", "one of: x"]),
+        (
+            {"resize": [32, 32], "layout": "NHWC"},
+            ["layout = 'NHWC' does not fit", "x: float32[1, 3, 32, 32]"],
+        ),
+        ({"layout": "NHWC"}, ["layout = 'NHWC' does", "x: float32[1, 3, 32, 32]"]),
+        (
+            {"resize": [64, 64]},
+            ["resize = [64, 64] does not fit", "[1, 3, 64, 64]", "x: float32[1, 3, 32, 32]"],
+        ),
+        ({"resize": 64, "crop": [48, 32]}, ["crop = [48, 32] does not fit"]),
+        ({"color": "gray"}, ["color = 'gray' does not fit"]),
+        ({"resize": [64, 64], "color": "gray", "layout": "NHWC"}, ["color = 'gray', resize = [64, 64]"]),
+        ({"dtype": "uint8"}, ["dtype = 'uint8' does not fit"]),
+    ],
+)
+def test_a_table_that_does_not_fit_the_model_names_its_keys(
+    table: dict[str, object], words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        fitting(table, (TensorSpec(name="x", dtype="float32", shape=(1, 3, 32, 32)),))
+    assert all(word in raised.value.message + raised.value.hint for word in words), raised.value.message
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 32, 32, 3), (4, 3, 32, 32), ("n", 3, "h", "w")])
+def test_what_a_table_leaves_open_fits(shape: tuple[int | str, ...]) -> None:
+    inputs = (spec(1, 5), TensorSpec(name="x", dtype="float32", shape=shape))
+    assert fitting({"mean": [0.5]} if "h" not in shape else {"resize": [32, 32]}, inputs) is not None
+    assert fitting({"resize": [32, 32], "input": "x"}, inputs) is not None
+
+
+def test_a_contract_for_a_model_without_images_is_refused_and_other_tables_are_not() -> None:
+    with pytest.raises(ConfigError, match=r"resize, mean is said of an image.*784"):
+        fitting({"resize": [28, 28], "mean": [0.5]}, (spec(1, 784),))
+    assert fitting({"tokenizer": "wordpiece", "scale": 1.0}, (spec(1, 784),)) is None
+    assert fitting({}, (spec(1, 784),)) is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"mean": [1e300] * 3, "std": [1e-11] * 3},
+        {"mean": [1e300]},
+        {"std": [1e300]},
+        {"scale": 1e300},
+        {"scale": 1e-11, "mean": [1e9]},
+        {"mean": [float("nan")]},
+        {"std": [1.0, float("inf"), 1.0]},
+        {"mean": [10**400]},
+    ],
+)
+def test_means_and_deviations_that_leave_no_picture_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="preprocessing"):
+        from_mapping({"resize": [4, 4], **values})

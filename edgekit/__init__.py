@@ -363,10 +363,14 @@ class BuildResult:
 
     def raise_for_failures(self) -> Self:
         """Raise the first failure's error, with the others as notes; without one, return the result itself."""
+        from edgekit.errors import told_once
+
         if self.failures:
-            error = self.failures[0].error
-            for other in self.failures[1:]:
-                error.add_note(f"also: {other.error.message}")
+            (error, ended), *others = told_once(f.error for f in self.failures)
+            if len(ended) > 1:
+                error.add_note(f"ended: {', '.join(self.failures[number].target for number in ended)}")
+            for other, _ in others:
+                error.add_note(f"also: {other.message}")
             for artifact in self.artifacts:
                 error.add_note(f"passed: {artifact.target} in {artifact.directory}")
             raise error
@@ -394,10 +398,13 @@ class BenchResult:
 
     def raise_for_failures(self) -> Self:
         """Raise the first device's error, with the others as notes; without one, return the result itself."""
+        from edgekit.errors import told_once
+
         if self.failures:
-            for other in self.failures[1:]:
-                self.failures[0].add_note(f"also: {other.message}")
-            raise self.failures[0]
+            (error, _), *others = told_once(self.failures)
+            for other, _ in others:
+                error.add_note(f"also: {other.message}")
+            raise error
         return self
 
     def __repr__(self) -> str:

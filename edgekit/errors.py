@@ -326,6 +326,15 @@ class TimeLimitError(EdgekitError):
     exit_code = 8
 
 
+def told_once(errors: Iterable[EdgekitError]) -> list[tuple[EdgekitError, list[int]]]:
+    """Each error that says something else than those before it, with the numbers of all that say the same: what the
+    user's own code raises, it raises for every target."""
+    places: dict[tuple[type, str, str], tuple[EdgekitError, list[int]]] = {}
+    for number, error in enumerate(errors):
+        places.setdefault((type(error), error.message, error.hint), (error, []))[1].append(number)
+    return list(places.values())
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, its first line; the name of its class where it says nothing."""
     lines = str(error).strip().splitlines()

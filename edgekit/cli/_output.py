@@ -16,7 +16,7 @@ from edgekit.artifact.summary import printable
 from edgekit.cli._lines import Lines
 from edgekit.core.progress import Event, EventKind, Reporter, watching
 from edgekit.core.structure import to_builtins
-from edgekit.errors import EdgekitError, FactoryError, MetricError
+from edgekit.errors import EdgekitError, FactoryError, MetricError, told_once
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,10 +79,16 @@ def harmless(text: str) -> str:
     return "\n".join(printable(line.replace("\t", "    ")) for line in text.split("\n"))
 
 
-def end_with(errors: Sequence[EdgekitError]) -> None:
-    """Show every error, and end the command with the first one's exit code if there is one."""
-    for error in errors:
+def end_with(errors: Sequence[EdgekitError], of: Sequence[str] = ()) -> None:
+    """Show every error, and end the command with the first one's exit code if there is one.
+
+    ``of`` names what each error ended. Where several were ended by the same, it is shown once, with their names.
+    """
+    for error, numbers in told_once(errors):
         show_error(error)
+        if len(numbers) > 1:
+            names = ", ".join(of[number] for number in numbers) if of else f"{len(numbers)} times"
+            click.echo(f"{click.style('ended:', fg='cyan', bold=True)} {harmless(names)}", err=True)
     if errors:
         raise click.exceptions.Exit(errors[0].exit_code)
 

@@ -40,7 +40,7 @@ def build(source: str, options: Options, dry_run: bool, as_json: bool) -> None:
         )
         if len(options.target) > 1 and result.artifacts:
             say(f"edgekit report {options.out} writes a page about all of them", err=True)
-    end_with([failure.error for failure in result.failures])
+    end_with([failure.error for failure in result.failures], [failure.target for failure in result.failures])
 
 
 def _plan(source: str, options: Options, as_json: bool) -> None:

@@ -29,6 +29,7 @@ from edgekit.errors import (
     UnknownNameError,
     UnsupportedOperatorsError,
     UsageError,
+    told_once,
 )
 from edgekit.load import parse, trust
 from edgekit.load.classes import Classes
@@ -62,6 +63,7 @@ from edgekit.pipeline.candidates import (
 )
 from edgekit.pipeline.deliver import Product, deliver, refusal
 from edgekit.pipeline.lower import Graph, graph_of, lower_for, shaped
+from edgekit.pipeline.pixels import doubt
 from edgekit.pipeline.ranges import covered_by, half_range, told, worst
 from edgekit.pipeline.rollouts import filled, rolling
 from edgekit.pipeline.stages import BuildContext, Calibrated, Exported
@@ -195,6 +197,8 @@ def prepare(request: Request, context: BuildContext) -> Prepared:
     )
     if not source.in_memory:
         trust.remember(context.store, source.spec, source.record)
+    if not options.preprocessing and (unfit := doubt(graph.exported.record)):
+        context.progress.note(f"the source's own {unfit}; [preprocessing] in edgekit.toml takes its place")
     data = gather(request, context, source, graph.exported)
     calibrated: Calibrated | None = None
     findings: tuple[Finding, ...] = ()
@@ -489,9 +493,10 @@ def raise_failures(outcomes: Sequence[Outcome], options: Options) -> None:
     errors = [e for e in (failure(o, options) for o in outcomes) if e is not None]
     if not errors:
         return
-    for other in errors[1:]:
-        errors[0].add_note(f"also: {other.message}")
-    raise errors[0]
+    (error, _), *others = told_once(errors)
+    for other, _ in others:
+        error.add_note(f"also: {other.message}")
+    raise error
 
 
 def failure(outcome: Outcome, options: Options) -> EdgekitError | None:

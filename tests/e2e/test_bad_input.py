@@ -206,3 +206,34 @@ def test_data_that_do_not_fit_or_change_are_no_silence(sources, tmp_path):
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "a.npz").write_bytes(b"PK\x03\x04")
     refused(2, "build", *text, "--eval", tmp_path / "rows", words=["a.npz cannot be read"])
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ('resize = [16, 16]\ninput = "zzz"', ["no input 'zzz'", "one of: image"]),
+        ('layout = "NHWC"', ["layout = 'NHWC'", "image: float32["]),
+        ("resize = [64, 64]", ["resize = [64, 64]", "image: float32["]),
+        ('color = "gray"', ["color = 'gray'"]),
+        ("mean = [1e300]\nstd = [1e-11]", ["mean = [1e+300]"]),
+    ],
+)
+def test_preprocessing_that_does_not_fit_the_model(table, words, sources, tmp_path):
+    (tmp_path / "edgekit.toml").write_text(f"[preprocessing]\n{table}\n")
+    argv = ("build", f"{sources}:detector", "-t", "ort-fp32", "-o", tmp_path / "out")
+    refused(2, *argv, words=words, cwd=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_sources_own_contract_that_does_not_fit_is_said(root, tmp_path):
+    (tmp_path / "own.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(root / 'tests/e2e')!r})\n"
+        "import sources\nfrom edgekit.types import TorchModel\n"
+        "def model():\n"
+        "    module, image = sources.detector()\n"
+        "    own = {'resize': [64, 64]}\n"
+        "    return TorchModel(module=module, example_inputs={'image': image}, preprocessing=own)\n"
+    )
+    done = edgekit("build", "own.py:model", "-t", "ort-fp32", "-o", "out", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "the source's own preprocessing: resize = [64, 64] does not fit the model" in done.err

@@ -7,8 +7,9 @@ JOBS   ?= 2
 # The checkout's path is part of the stamp: an editable install points to where it was made.
 STAMP := $(VENV)/.edgekit-$(shell pwd | cksum | cut -d' ' -f1)
 
-# One thread a process: on a busy machine two are slower than one, and sums keep their order.
-TEST_ENV := OMP_NUM_THREADS=1 ORT_DISABLE_TELEMETRY=1 HF_HUB_OFFLINE=1 TF_CPP_MIN_LOG_LEVEL=3
+# One thread a process: on a busy machine two are slower than one, and sums keep their order. Bytecode is kept: most tests
+# start the command, which would compile itself each time.
+TEST_ENV := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 ORT_DISABLE_TELEMETRY=1 HF_HUB_OFFLINE=1 TF_CPP_MIN_LOG_LEVEL=3
 PYTEST   := $(TEST_ENV) $(PY) -m pytest
 
 .DEFAULT_GOAL := help

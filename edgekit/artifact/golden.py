@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekit.artifact import known
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.energy import decibels
 from edgekit.artifact.gates import Evidence, gates
@@ -92,7 +93,8 @@ class Replay:
 
     ``parity`` is ``None`` of a language model, which is compared token by token. ``failed_before``: gates that failed
     when it was built. ``not_repeated``: the names of those that a few vectors
-    cannot repeat. ``notes``: what is to be said of the limits. ``evaluation``: parity on evaluation samples, where
+    cannot repeat; ``claimed``: those of them that passed by the manifest's word alone, as the artifact was not built
+    here. ``notes``: what is to be said of the limits. ``evaluation``: parity on evaluation samples, where
     ``verify --eval`` ran the source on them.
     """
 
@@ -103,13 +105,18 @@ class Replay:
     recorded: Parity | None
     failed_before: tuple[Gate, ...] = ()
     not_repeated: tuple[str, ...] = ()
+    claimed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     evaluation: Parity | None = None
 
     @property
     def status(self) -> Status:
-        """As :func:`edgekit.artifact.manifest.status_of`; never passed where the build failed."""
-        return Status.FAILED if self.failed_before else manifests.status_of(self.gates)
+        """As :func:`edgekit.artifact.manifest.status_of`; never passed where the build failed, or where gates are
+        claimed alone."""
+        if self.failed_before:
+            return Status.FAILED
+        found = manifests.status_of(self.gates)
+        return Status.UNPROVEN if found is Status.PASSED and self.claimed else found
 
 
 def replay(
@@ -164,6 +171,7 @@ def replay(
             gates=found,
             failed_before=_failed_before(manifest),
             not_repeated=tuple(g.name for g in manifest.gates if g.name not in names),
+            claimed=claims(manifest, names),
             notes=notes,
             runtime_versions=run.versions,
             device=device.name,
@@ -221,6 +229,12 @@ def _vouched(manifest: manifests.Manifest, row: Tolerance) -> Iterator[Gate]:
     for name, limit in asked.items():
         if limit is not None and name not in recorded:
             yield _unproven(name, f"{manifest.target.name} asks for it, and the manifest does not record it")
+
+
+def claims(manifest: manifests.Manifest, repeated: Collection[str]) -> tuple[str, ...]:
+    """Gates that passed by the manifest's word alone: not ``repeated``, of an artifact that was not built here."""
+    passed = tuple(g.name for g in manifest.gates if g.verdict is Verdict.PASS and g.name not in repeated)
+    return () if not passed or known.is_known(manifest) else passed
 
 
 def _unproven(name: str, message: str) -> Gate:
@@ -401,4 +415,5 @@ def adopt(artifact: Artifact, result: Replay) -> Artifact:
         machine=versions.machine() if result.device == LOCAL.name else {"device": result.device},
     )
     manifests.write(manifest, artifact.directory)
+    known.remember(manifest)
     return replace(artifact, manifest=manifest)

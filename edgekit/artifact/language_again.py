@@ -50,6 +50,7 @@ def replay(artifact: Artifact, *, device: Device, limits: Limits | None = None) 
         recorded=None,
         failed_before=tuple(g for g in manifest.gates if g.verdict is Verdict.FAIL),
         not_repeated=tuple(g.name for g in manifest.gates if g.name not in names),
+        claimed=golden.claims(manifest, names),
         notes=notes,
     )
 

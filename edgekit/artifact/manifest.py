@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from edgekit.artifact import wire
+from edgekit.artifact.consistent import contradicts
 from edgekit.core import files
 from edgekit.core.store import canonical_json
 from edgekit.core.structure import structure, to_builtins
@@ -243,7 +244,25 @@ def parse(data: bytes, where: str) -> Manifest:
     if not manifest.files:
         raise SourceError(f"{where} names no model file", hint="build the artifact again")
     refuse_unknown_types((*manifest.inputs, *manifest.outputs), where)
+    _refuse_contradictions(manifest, where)
     return manifest
+
+
+def _refuse_contradictions(manifest: Manifest, where: str) -> None:
+    """A verdict that was changed by hand, without the figures that it was given for."""
+    wrong = [
+        f"{g.name} passed with {g.value:.4g} at a limit of {g.limit:.4g}"
+        for g in manifest.gates
+        if contradicts(g)
+    ]
+    if manifest.status in (Status.PASSED, Status.UNPROVEN):
+        wrong += [
+            f"{g.name} failed, and the artifact did not" for g in manifest.gates if g.verdict is Verdict.FAIL
+        ]
+    if wrong:
+        raise SourceError(
+            f"{where} contradicts itself: {_some(wrong)}", hint="do not trust this artifact: build it again"
+        )
 
 
 def refuse_unknown_types(specs: Iterable[TensorSpec], where: str) -> None:

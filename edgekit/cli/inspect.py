@@ -13,9 +13,10 @@ from edgekit.artifact.summary import size
 from edgekit.artifact.summary import table as summary
 from edgekit.cli._contained import contain
 from edgekit.cli._options import json_flag
-from edgekit.cli._output import harmless, number, print_json, say, show, table
+from edgekit.cli._output import end_with, harmless, number, print_json, say, show, table
 from edgekit.core.config import Options
 from edgekit.core.contained import step
+from edgekit.errors import SourceError
 
 
 @click.command()
@@ -32,6 +33,10 @@ def _inspect(file: Path, as_json: bool) -> None:
     if file.is_dir() or file.name == manifest.FILE_NAME:
         artifact = edgekit.open(file)
         print_json(artifact.manifest) if as_json else _artifact(artifact)
+        try:
+            manifest.check_files(manifest.read(file))
+        except SourceError as error:  # what is shown is of other files
+            end_with([error])
         return
     inspection = inspect_file(file)
     print_json(inspection) if as_json else _file(inspection)

@@ -47,14 +47,18 @@ def report(folders: tuple[Path, ...], html: Path, title: str, board: Path | None
         )
     from edgekit.report import write
 
-    entries = write(folders, html, title=title)
+    written = write(folders, html, title=title)
+    entries = written.entries
     if as_json:
         rows = [
             {"artifact": str(e.artifact.directory), "status": str(e.artifact.manifest.status)}
             for e in entries
         ]
-        print_json({"html": str(html), "artifacts": rows})
+        unread = [{"artifact": str(s.directory), "why": s.why} for s in written.skipped]
+        print_json({"html": str(html), "artifacts": rows, "unread": unread})
         return
+    for skipped in written.skipped:
+        say(f"{skipped.directory} cannot be read: {skipped.why}", err=True)
     good = sum(e.artifact.manifest.status in BUILT and not e.changed for e in entries)
     say(f"{html}: {len(entries)} artifacts, {good} of them passed")
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import click
 
 import edgekit
 from edgekit.artifact.limits import parse
+from edgekit.artifact.manifest import FILE_NAME
 from edgekit.artifact.proof import inputs
 from edgekit.cli._contained import contain
 from edgekit.cli._options import Grouped, declared, json_flag
@@ -23,6 +25,7 @@ from edgekit.errors import EdgekitError, GateFailedError, TimeLimitError, UsageE
 from edgekit.package import is_bundle, verify_bundle
 from edgekit.types import Gate, Verdict
 
+_MANY = 1000
 Row = tuple[str, str, str, str, str]
 
 
@@ -166,9 +169,22 @@ def _outcome(path: Path, device: edgekit.Device, asked: Asked, public_key: Path 
     try:
         if is_bundle(path):
             return _bundle(path, device, public_key)
+        _refuse_around(path)
         return _artifact(path, device, asked, public_key)
     except EdgekitError as error:
         raise error.about(str(path))  # noqa: B904 - the same error
+
+
+def _refuse_around(path: Path) -> None:
+    """A folder that is none itself, and holds some."""
+    if not path.is_dir() or (path / FILE_NAME).is_file():
+        return
+    inside = sorted(p for p in islice(path.iterdir(), _MANY) if (p / FILE_NAME).is_file() or is_bundle(p))
+    if inside:
+        raise UsageError(
+            f"{path} is a folder of artifacts or bundles, and none itself",
+            hint=f"name them: edgekit verify {' '.join(map(str, inside[:3]))}",
+        )
 
 
 def _refusals(outcomes: Sequence[Outcome]) -> list[GateFailedError]:
@@ -200,6 +216,7 @@ def _artifact(path: Path, device: edgekit.Device, asked: Asked, public_key: Path
     unproven = tuple(g for g in unproven if g.name not in repeated)
     failed = [g.name for g in result.gates if g.verdict in refused]
     failed += [f"{g.name} (failed when built)" for g in result.failed_before]
+    failed += [f"{name} (not repeated, and not built here)" for name in result.claimed if strict]
     failed += [f"{g.name} (unproven when built)" for g in unproven if g.verdict is Verdict.UNPROVEN]
     return Outcome(
         path=path,
@@ -223,8 +240,11 @@ def _rows(target: str, result: edgekit.Replay) -> list[Row]:
     rows += [
         (target, g.name, number(g.value), number(g.limit), "failed when built") for g in result.failed_before
     ]
-    if result.not_repeated:
-        rows.append((target, "(not repeated)", ", ".join(result.not_repeated), "", "needs the source's data"))
+    left = [n for n in result.not_repeated if n not in result.claimed]
+    if left:
+        rows.append((target, "(not repeated)", ", ".join(left), "", "needs the source's data"))
+    if result.claimed:
+        rows.append((target, "(not repeated)", ", ".join(result.claimed), "", "claimed: not built here"))
     if result.parity is None:
         return [*rows, (target, "(all)", "", "", str(result.status))]
     recorded = f"{result.recorded.snr_db:.1f} dB when built" if result.recorded else "first run"

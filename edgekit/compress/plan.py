@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -24,7 +24,7 @@ from edgekit.errors import ConfigError, SourceError, UntrustedSourceError
 from edgekit.load import load as load_source
 from edgekit.load import parse
 from edgekit.load.foreign import translated
-from edgekit.types import Permit, SourceSpec, TorchModel, sha256_bytes
+from edgekit.types import Permit, SourceSpec, TorchModel, sha256_bytes, sha256_file
 
 if TYPE_CHECKING:
     import torch
@@ -38,12 +38,13 @@ _MOST_BYTES = 64 << 20
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What ``plan.json`` says. The ``origin``'s path is relative to ``folder`` where that is possible; ``report`` is
-    that of the run, without times."""
+    that of the run, without times; ``files`` has the sha256 of each file of tensors."""
 
     folder: Path
     steps: tuple[Step, ...]
     origin: SourceSpec
     report: CompressionReport
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def source(self) -> str:
@@ -108,6 +109,7 @@ def save(
         "computed": dict(arithmetic.described()),
         "steps": [{"name": s.NAME, "options": options(s)} for s in steps],
         "report": {"metric": report.metric, "steps": rows},
+        "files": {name: sha256_file(folder / name) for name in (TENSORS, WEIGHTS)},
     }
     if origin is not None:
         document["source"] = origin_record(origin)
@@ -149,7 +151,8 @@ def read_report(folder: Path) -> CompressionReport:
 
 def read(folder: Path) -> Plan:
     """The plan in ``folder``. Raises ``ConfigError``/``UnknownNameError`` if there is none that can be read."""
-    record = read_document(folder).get("source")
+    document = read_document(folder)
+    record = document.get("source")
     if not isinstance(record, dict):
         raise ConfigError(
             f"{folder / PLAN} does not say which source it is of",
@@ -159,7 +162,14 @@ def read(folder: Path) -> Plan:
     if not isinstance(path, str) or not path.isprintable():
         raise ConfigError(f"{folder / PLAN}: the source's path is none", hint="compress it again")
     source = structure(SourceSpec, record | {"path": path or None}, where=str(folder / PLAN))
-    return Plan(folder=folder, steps=load_steps(folder), origin=source, report=read_report(folder))
+    named = document.get("files")
+    return Plan(
+        folder=folder,
+        steps=load_steps(folder),
+        origin=source,
+        report=read_report(folder),
+        files={str(k): str(v) for k, v in named.items()} if isinstance(named, dict) else {},
+    )
 
 
 def remember(folder: Path, store: Store | None = None) -> None:
@@ -189,7 +199,7 @@ def load(spec: SourceSpec, permit: Permit) -> TorchModel:
 
 def restore(module: torch.nn.Module, plan: Plan) -> torch.nn.Module:
     """Give a fresh module of the original source the plan's structure and weights."""
-    return rebuilt(module, plan.steps, _tensors(plan.folder / TENSORS), _tensors(plan.folder / WEIGHTS))
+    return rebuilt(module, plan.steps, _tensors(plan, TENSORS), _tensors(plan, WEIGHTS))
 
 
 def rebuilt(
@@ -206,11 +216,18 @@ def rebuilt(
     return module
 
 
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
+def _tensors(plan: Plan, name: str) -> dict[str, torch.Tensor]:
+    """Of the file that the plan was written with, which its report tells of."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    path = plan.folder / name
     try:
+        if sha256_file(path) != plan.files.get(name):
+            raise SourceError(
+                f"{path} is not the file that {PLAN} was written with",
+                hint="compress again: what the plan says of size and metric is not true of these weights",
+            )
         loaded: dict[str, torch.Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise SourceError(f"{path} cannot be read: {error}", hint="compress again") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import cast
 
@@ -57,6 +58,8 @@ def parse_options(name: str, items: list[str], defaults: Mapping[str, Scalar]) -
             raise ConfigError(f"{item!r} is no option of {name}", hint="write option=value")
         if key not in defaults:
             raise UnknownNameError(f"option of {name}", key, defaults)
+        if key in values:
+            raise ConfigError(f"{name} has {key} twice", hint="write it once")
         values[key] = _scalar(name, key, value.strip(), defaults[key])
     return values
 
@@ -80,7 +83,10 @@ def _scalar(step: str, key: str, text: str, like: Scalar) -> Scalar:
         if isinstance(like, bool):
             return {"true": True, "false": False}[text.lower()]
         if isinstance(like, int | float):
-            return type(like)(text)
+            value = type(like)(text)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(text)
+            return value
     except (KeyError, ValueError) as error:
         raise ConfigError(
             f"{key}={text} of {step} is not a {type(like).__name__}", hint=f"the default is {key}={like}"

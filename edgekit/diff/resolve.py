@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,12 +80,15 @@ def resolve(a: str, b: str, data: DataSpec | None, context: BuildContext) -> Cha
             hint="compare the same model's artifact for another target, for example ort-int8",
         )
     if _is_artifact(a) or a.endswith(".tflite"):
+        if _is_artifact(a):
+            _refuse_strangers(a, [i.name for i in manifest.read(Path(a)).manifest.inputs], artifact)
         source, first, exported = None, [_end(a, context, notes)], None
     else:
         source = parse(a)
         shapes = _shapes(artifact, context)
         opened = _opened(source, data, context, shapes)
         exported = stages.export(context, opened)
+        _refuse_strangers(a, [i.name for i in exported.model.inputs], artifact)
         built = _built_shapes(artifact)
         if built and built != {name: row.shape for name, row in exported.example_inputs().items()}:
             opened = _opened(source, data, context, replace(shapes, sizes=built, sequence_length=0))
@@ -102,6 +105,16 @@ def resolve(a: str, b: str, data: DataSpec | None, context: BuildContext) -> Cha
         source=source,
         tampered=tampered,
     )
+
+
+def _refuse_strangers(a: str, names: Sequence[str], artifact: Artifact | None) -> None:
+    """Raise :class:`UsageError` for two models none of whose inputs is the other's."""
+    theirs = [] if artifact is None else [i.name for i in artifact.manifest.inputs]
+    if artifact is not None and names and theirs and not set(names) & set(theirs):
+        raise UsageError(
+            f"{a} and {artifact.directory} are two models: one takes {', '.join(names)}, the other {', '.join(theirs)}",
+            hint="compare a model with what was built from it, or two artifacts of one source",
+        )
 
 
 def named_source(artifact: Artifact, context: BuildContext) -> SourceSpec:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edgekit.artifact import language
 from edgekit.artifact.manifest import Artifact
-from edgekit.core import plugins
+from edgekit.core import files, plugins
 from edgekit.core.files import publish, scratch
 from edgekit.errors import UnknownNameError, UnsupportedError, UsageError
 from edgekit.package.bundle import is_bundle
@@ -60,10 +60,15 @@ def package(artifact: Artifact, spec: PackageSpec, out: Path) -> Package:
         )
     if out.exists() or out.is_symlink():
         raise UsageError(f"{out} exists", hint="name a folder that does not exist yet (--out)")
+    if files.is_within(out.absolute(), artifact.directory.resolve()):
+        raise UsageError(
+            f"{out} lies in the artifact, which the next build replaces",
+            hint="name a folder elsewhere (--out)",
+        )
     contents = collect(artifact, spec, one_file=writer.FORMAT.one_file)
     out = out.absolute()
     with scratch(out.parent) as work:
         writer.write(contents, work)
         publish(work, out)
-    files = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
-    return Package(format=spec.format, directory=out, files=tuple(files))
+    names = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+    return Package(format=spec.format, directory=out, files=tuple(names))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from edgekit.artifact import manifest
 from edgekit.artifact.manifest import Artifact
+from edgekit.core import files as core_files
 from edgekit.core import plugins, versions
 from edgekit.errors import GateFailedError, SourceError, UnsupportedError, UsageError
 from edgekit.package import golden
@@ -37,6 +38,7 @@ Content: TypeAlias = bytes | Path
 """One file of a package: its bytes, or where to copy it from."""
 
 _TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MOST_LABELS = 16 << 20
 _CONVERTERS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxsim")
 
 
@@ -147,7 +149,7 @@ def _labels(artifact: Artifact, spec: PackageSpec) -> tuple[str, ...]:
     if spec.labels is None:
         return artifact.manifest.labels
     try:
-        lines = spec.labels.read_text(encoding="utf-8").splitlines()
+        lines = core_files.read(spec.labels, most=_MOST_LABELS).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(
             f"cannot read the labels {spec.labels}: {e}", hint="a text file, one class name a line"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
 from edgekit.errors import UsageError
 
 _ID = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
@@ -16,7 +18,8 @@ _LONGEST = 200
 # https://semver.org, without build metadata: Maven, npm and SwiftPM disagree about what it means.
 _PART = r"(0|[1-9]\d*|\d*[A-Za-z-][0-9A-Za-z-]*)"
 _VERSION = re.compile(rf"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-{_PART}(\.{_PART})*)?")
-_LICENSE = re.compile(r"[A-Za-z0-9(][A-Za-z0-9.+:() -]*")
+_LARGEST = 2**31 - 1
+"""Of the numbers of a version: npm compares them as whole numbers of 53 bits, Android's tools as those of 31."""
 
 _JAVA = re.compile(
     "abstract|assert|boolean|break|byte|case|catch|char|class|const|continue|default|do|double|else|enum|"
@@ -43,20 +46,28 @@ def check_name(name: str) -> None:
 
 def check_version(version: str) -> None:
     """Raise :class:`UsageError` unless ``version`` is a semantic version."""
-    if not _VERSION.fullmatch(version):
+    found = _VERSION.fullmatch(version)
+    if found is None or len(version) > _LONGEST or any(int(found[n]) > _LARGEST for n in (1, 2, 3)):
         raise UsageError(
-            f"{version!r} is no version",
-            hint="three numbers as in 1.0.0, with a suffix at most: 1.0.0-beta.1",
+            f"{version[:_LONGEST]!r} is no version",
+            hint="three numbers below 2,147,483,648 as in 1.0.0, with a suffix at most: 1.0.0-beta.1",
         )
 
 
 def check_license(expression: str) -> None:
-    """Raise :class:`UsageError` unless ``expression`` is made of what SPDX expressions are made of."""
-    if expression and not _LICENSE.fullmatch(expression):
-        raise UsageError(
-            f"{expression!r} is no SPDX license expression",
-            hint="such as MIT or Apache-2.0 WITH LLVM-exception; a text of its own goes into --license-file",
-        )
+    """Raise :class:`UsageError` unless ``expression`` is an SPDX expression of licences that SPDX lists."""
+    if not expression:
+        return
+    try:
+        if canonicalize_license_expression(expression) == expression:
+            return
+        why = f"SPDX writes it {canonicalize_license_expression(expression)}"
+    except InvalidLicenseExpression as error:
+        why = str(error)
+    raise UsageError(
+        f"{expression[:_LONGEST]!r} is no SPDX license expression: {why[:_LONGEST]}",
+        hint="such as MIT or Apache-2.0 WITH LLVM-exception; a text of its own goes into --license-file",
+    )
 
 
 def camel_case(short_name: str) -> str:

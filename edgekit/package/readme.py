@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
+from edgekit.core import files
 from edgekit.errors import UsageError
 from edgekit.package import sbom
 from edgekit.package.contents import Content, Contents
 from edgekit.package.descriptor import Descriptor
 from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import TensorSpec
+
+_MOST_LICENSE = 16 << 20
 
 
 def documents(contents: Contents, usage: str) -> dict[str, Content]:
@@ -26,10 +29,10 @@ def license_text(contents: Contents) -> bytes:
     spec = contents.spec
     if spec.license_file is not None:
         try:
-            return spec.license_file.read_bytes()
+            return files.read(spec.license_file, most=_MOST_LICENSE)
         except OSError as e:
             raise UsageError(
-                f"cannot read the licence {spec.license_file}: {e.strerror}", hint="name a text file"
+                f"cannot read the licence {spec.license_file}: {e.strerror or e}", hint="name a text file"
             ) from e
     model = (
         f"The model in this package is licensed under: {spec.license} (an SPDX license expression).\n"

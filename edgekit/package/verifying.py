@@ -12,6 +12,7 @@ import numpy as np
 from edgekit.artifact.interface import Vector, differences
 from edgekit.artifact.manifest import Status
 from edgekit.artifact.run import received
+from edgekit.core import plugins
 from edgekit.devices.execute import LOCAL, Ports, run_artifact
 from edgekit.devices.runnable import Runnable
 from edgekit.errors import SourceError, UnknownNameError
@@ -69,9 +70,11 @@ def verify_bundle(
         limit, weaker = _limit(described, accelerator)
         labels = _labels(read.directory, described)
         fed = [_load_all(read.directory, case.inputs) for case in described.golden.cases]
+        main = read.directory / described.files[0]
+        plugins.refuse_received(described.backend, main)
         runnable = Runnable(
             backend=described.backend,
-            main=read.directory / described.files[0],
+            main=main,
             companions=tuple(read.directory / name for name in described.files[1:]),
             options=described.runtime.options,
             outputs=tuple(o.name for o in described.outputs),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgekit.artifact import golden, history
+from edgekit.artifact import golden, history, known
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.manifest import (
     Artifact,
@@ -116,6 +116,7 @@ def settle(
     if other.is_dir() and (other / manifests.FILE_NAME).is_file():
         shutil.rmtree(other)
     artifact = manifests.read(final)
+    known.remember(artifact.manifest)
     timed = next(iter(artifact.manifest.measurements), None)
     history.remember(history.Kind.BUILD, artifact, measurement=timed)
     return artifact

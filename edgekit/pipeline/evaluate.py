@@ -74,6 +74,7 @@ class Evaluation:
             replay,
             gates=(*(g for g in replay.gates if g.name not in own), *self.gates),
             not_repeated=tuple(n for n in replay.not_repeated if n not in own),
+            claimed=tuple(n for n in replay.claimed if n not in own),
             notes=tuple(dict.fromkeys((*replay.notes, *self.notes))),
             evaluation=self.parity,
         )

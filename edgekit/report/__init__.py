@@ -8,7 +8,7 @@ said to be missing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from edgekit.report.collect import Entry, Skipped, collect
 if TYPE_CHECKING:
     from edgekit.report.page import CellRow
 
-__all__ = ["Entry", "Skipped", "collect", "write", "write_sweep"]
+__all__ = ["Entry", "Skipped", "Written", "collect", "write", "write_sweep"]
 
 
 def write_sweep(
@@ -44,7 +44,15 @@ def write_sweep(
     files.write(html, text.encode("utf-8", "replace"))
 
 
-def write(folders: Sequence[Path], html: Path, *, title: str = "") -> tuple[Entry, ...]:
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What a page shows, in its order: the artifacts, and the folders that could not be read, with why."""
+
+    entries: tuple[Entry, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def write(folders: Sequence[Path], html: Path, *, title: str = "") -> Written:
     """Write the report of all artifacts in ``folders`` to the file ``html``, as a whole or not at all.
 
     Args:
@@ -53,7 +61,7 @@ def write(folders: Sequence[Path], html: Path, *, title: str = "") -> tuple[Entr
         title: the heading; by default the names of the sources.
 
     Returns:
-        What the page shows, in its order.
+        What the page shows.
 
     Raises:
         SourceError: there is no artifact in a folder.
@@ -66,4 +74,4 @@ def write(folders: Sequence[Path], html: Path, *, title: str = "") -> tuple[Entr
     entries, skipped = collect(folders)
     text = page(entries, skipped, title=title)
     files.put(html, text.encode("utf-8", "replace"))
-    return entries
+    return Written(entries=entries, skipped=skipped)

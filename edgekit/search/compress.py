@@ -16,7 +16,7 @@ from edgekit.pipeline.stages import BuildContext
 from edgekit.search import budget as budgets
 from edgekit.search.limits import Limits, search_options
 from edgekit.search.run import SearchResult, search
-from edgekit.search.ship import Shipped, ship
+from edgekit.search.ship import Shipped, check, ship
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,8 @@ def by_recipe(context: BuildContext, source: Source, text: str, *, seed: int | N
     Of several processes that train together only the first delivers.
     """
     recipe = recipes.read(text, seed=seed)
+    if recipe.ship is not None:
+        check(context.options, recipe.ship)
     result = stage.compress(context, source, recipe)
     if not is_first_process():
         return Delivered(

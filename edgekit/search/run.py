@@ -87,6 +87,11 @@ def _searched(context: BuildContext, source: Source, budget: Budget, limits: Lim
         evaluator.setup,
         context.store.root / "searches" / f"{str(header['search'])[:32]}-{limits.seed}.jsonl",
     )
+    if journal.doubted:
+        context.progress.note(
+            f"{journal.path.name}: {journal.doubted} lines are not as they were written; what they tell of is measured "
+            "again"
+        )
     for trial in journal.known.values():
         evaluator.saw(trial)
     able = methods(max_epochs=journal.setup.epochs, rate=journal.setup.rate)

@@ -14,9 +14,11 @@ from edgekit.compress.recipes import Ship
 from edgekit.core import targets
 from edgekit.core.config import Options
 from edgekit.core.files import scratch
+from edgekit.errors import ConfigError
 from edgekit.load.source import Source
 from edgekit.pipeline import build
 from edgekit.pipeline.stages import BuildContext
+from edgekit.quantize.options import QuantizeOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,21 @@ def ship(context: BuildContext, source: Source, shipping: Ship) -> Shipped:
         return Shipped(artifact=artifact, packed=files[0], size=sum(f.stat().st_size for f in files))
     packed = pack(files, artifact.directory.parent / f"{shipping.target}.ekz")
     return Shipped(artifact=artifact, packed=packed, size=packed.stat().st_size)
+
+
+def check(options: Options, shipping: Ship) -> None:
+    """Raise :class:`ConfigError` and its kin for what can be known to be wrong before hours of training."""
+    found = targets.select(shipping.target)
+    if len(found) != 1:
+        raise ConfigError(
+            f"[ship] names {len(found)} targets: {shipping.target[:80]}", hint="a recipe ships one target"
+        )
+    if found[0].task:
+        raise ConfigError(
+            f"[ship] names {found[0].name}, which takes language models alone",
+            hint="edgekit targets lists the others",
+        )
+    QuantizeOptions.of(shipped_options(options, shipping), found[0])
 
 
 def shipped_options(options: Options, shipping: Ship) -> Options:

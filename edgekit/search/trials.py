@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ class Journal:
     """Results as they come, one JSON line each: what a later run of the same search need not measure again.
 
     ``header`` is what results depend on; ``prepare`` is asked once in a search's life. ``kept`` is a second place
-    to look for the journal, and to leave it in the end.
+    to look for the journal, and to leave it in the end. Each line carries a sha256 of itself and of the one before:
+    what follows a line that was cut off or changed is measured again, and ``doubted`` counts it.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Journal:
         kept: Path | None = None,
     ) -> None:
         self.path, self._kept, self._muted = path, kept, False
+        self.doubted, self._last = 0, ""
         self.known: dict[tuple[str, str], Trial] = {}
         source = next((p for p in (path, kept) if p is not None and self._read(p, header)), None)
         if source is None:
@@ -107,12 +110,17 @@ class Journal:
             path.replace(path.with_suffix(".old.jsonl"))
         rows = [{**header, "setup": dataclasses.asdict(self.setup)}]
         rows += [dataclasses.asdict(t) for t in self.known.values()]
-        text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-        files.write(path, text.encode())  # as a whole: a last line that was cut off is gone
+        self._last = ""
+        text = b"".join(map(self._line, rows))
+        files.write(path, text)  # as a whole: a last line that was cut off is gone
+
+    def _line(self, row: Mapping[str, object]) -> bytes:
+        self._last = _mark(row, self._last)
+        return json.dumps({**row, "sha256": self._last}, sort_keys=True).encode() + b"\n"
 
     def _read(self, path: Path, header: Mapping[str, object]) -> bool:
         """Take over what ``path`` holds of the same search."""
-        rows = _rows(path)
+        rows, doubted = _rows(path)
         first = dict(rows[0]) if rows else {}
         setup = first.pop("setup", None)
         if setup is None or first != header:
@@ -123,6 +131,7 @@ class Journal:
         except UsageError:  # another version's
             return False
         self.known = {(t.line, t.target): t for t in trials}
+        self.doubted = doubted
         return True
 
     def add(self, trial: Trial) -> None:
@@ -131,7 +140,7 @@ class Journal:
         if self._muted:
             return
         with files.opened(self.path, append=True) as file:
-            file.write(json.dumps(dataclasses.asdict(trial), sort_keys=True).encode() + b"\n")
+            file.write(self._line(dataclasses.asdict(trial)))
 
     def mute(self) -> None:
         """Write nothing from here on."""
@@ -144,18 +153,28 @@ class Journal:
             files.write(self._kept, self.path.read_bytes())
 
 
-def _rows(path: Path) -> list[dict[str, object]]:
-    """The journal's lines; a last one that was cut off by a kill is left out."""
-    rows = []
-    for line in files.read(path, most=_MOST_BYTES).splitlines() if path.is_file() else ():
+def _mark(row: Mapping[str, object], before: str) -> str:
+    text = json.dumps(row, sort_keys=True)
+    return hashlib.sha256(f"{before}\n{text}".encode()).hexdigest()
+
+
+def _rows(path: Path) -> tuple[list[dict[str, object]], int]:
+    """The journal's lines as they were written, and how many whole ones follow that are not: a last one that was cut
+    off by a kill is left out."""
+    rows: list[dict[str, object]] = []
+    before = ""
+    lines = files.read(path, most=_MOST_BYTES).splitlines() if path.is_file() else []
+    for line in lines:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             break
-        if not isinstance(row, dict):
+        if not isinstance(row, dict) or row.pop("sha256", None) != _mark(row, before):
             break
+        before = _mark(row, before)
         rows.append(row)
-    return rows
+    cut_off = len(lines) - len(rows) == 1 and not lines[-1].endswith(b"}")
+    return rows, 0 if cut_off else len(lines) - len(rows)
 
 
 def ranked(results: Iterable[tuple[Candidate, Trial]], budget: Budget) -> list[tuple[Candidate, Trial]]:

@@ -335,3 +335,38 @@ def test_a_budget_that_nothing_holds_is_a_failed_gate(tmp_path: Path, digits: Pa
     assert done.returncode == 5
     assert "holds" in done.stderr
     assert not (tmp_path / "build" / "compressed" / "plan.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("ship", "said"),
+    [
+        ('target = "../x"', "target"),
+        ('target = "ort-fp32"\nmethod = "nope"', "method"),
+        ('target = "ort-fp32,ort-int8"', "2 targets"),
+        ('target = "ort-genai-int4"', "language models"),
+    ],
+)
+def test_what_a_recipe_ships_is_looked_at_before_it_is_run(
+    tmp_path: Path, digits: Path, ship: str, said: str
+) -> None:
+    (tmp_path / "recipe.toml").write_text(f'[[step]]\nname = "fold"\n[ship]\n{ship}\n')
+    done = edgekit(
+        "compress", f"{digits}/model.py:digits", "--recipe", "recipe.toml", "-o", "out", cwd=tmp_path
+    )
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_were_exchanged_are_not_the_plans(tmp_path: Path, digits: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = f"{digits}/model.py:digits"
+    done = edgekit("compress", source, "--recipe", "fold;prune(sparsity=0.5)", "-o", "plan", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    weights = load_file(tmp_path / "plan" / "weights.safetensors")
+    save_file({k: v + 0.01 for k, v in weights.items()}, tmp_path / "plan" / "weights.safetensors")
+    for command in (("build", "plan", "-t", "ort-fp32"), ("compress", "plan", "--recipe", "fold")):
+        done = edgekit(*command, "-o", "out", cwd=tmp_path)
+        assert done.returncode == 3, done.stderr
+        assert "is not the file that plan.json was written with" in done.stderr

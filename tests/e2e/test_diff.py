@@ -117,3 +117,23 @@ def test_the_source_is_the_reference_whatever_the_order(built: Path) -> None:
     first, second = json.loads(right.out), json.loads(other.out)
     assert "net.py:factory is the reference" in second["notes"][0]
     assert {**second, "notes": second["notes"][1:]} == first
+
+
+def test_two_models_that_share_no_input(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def forward(self, NAME):\n"
+        "        return super().forward(NAME)\n".replace("NAME", "first")
+        + "class Other(torch.nn.Linear):\n"
+        "    def forward(self, second):\n"
+        "        return super().forward(second)\n"
+        "def one():\n    return Net(4, 2), (torch.zeros(1, 4),)\n"
+        "def two():\n    return Other(4, 2), (torch.zeros(1, 4),)\n"
+    )
+    for name in ("one", "two"):
+        assert edgekit("build", f"nets.py:{name}", "-t", "ort-fp32", "-o", name, cwd=tmp_path).code == 0
+    for pair in (("one/ort-fp32", "two/ort-fp32"), ("nets.py:one", "two/ort-fp32")):
+        result = edgekit("diff", *pair, cwd=tmp_path)
+        assert result.code == 2, result.err
+        assert "are two models: one takes first, the other second" in result.err

@@ -299,3 +299,50 @@ def test_golden_outputs_of_another_shape_are_the_artifacts_fault(copy):
         "verify", with_golden(copy, lambda a: {k: v[..., :2] if "output" in k else v for k, v in a.items()})
     )
     assert result.code == 3, result.out
+
+
+def claimed(document, *, value):
+    """A gate that nobody can repeat without the source's data, as a build would have written it."""
+    document["gates"].append(
+        {
+            "name": "metric-drop",
+            "verdict": "pass",
+            "limit": 0.01,
+            "value": value,
+            "message": "",
+            "enough": None,
+        }
+    )
+
+
+def test_verdicts_that_their_figures_contradict(copy):
+    """Two words of the manifest, and a failure was a pass."""
+    edited(copy, lambda d: claimed(d, value=0.4))
+    assert "contradicts itself" in edgekit("report", copy, "--html", copy.parent / "r.html").err
+    for command in (("verify", copy), ("bench", copy)):
+        result = edgekit(*command)
+        assert result.code == 3, result.err
+        assert "metric-drop passed with 0.4 at a limit of 0.01" in result.err
+    edited(copy, lambda d: (d["gates"].pop(), d["gates"][0].update(verdict="fail")))
+    result = edgekit("verify", copy)
+    assert result.code == 3
+    assert "contradicts itself" in result.err
+
+
+def test_what_nobody_here_has_built_is_a_claim(built, copy):
+    edited(copy, lambda d: claimed(d, value=0.0))
+    result = edgekit("verify", copy)
+    assert result.code == 0, result.err
+    assert "metric-drop" in result.out
+    assert "claimed: not built here" in result.out
+    assert result.out.splitlines()[-1].split()[-1] == "unproven"
+    result = edgekit("verify", copy, "--strict")
+    assert result.code == 5
+    assert "metric-drop (not repeated, and not built here)" in result.err
+    assert "claimed" not in edgekit("verify", built).out
+
+
+def test_where_the_cache_is_another_it_is_a_claim_too(built, tmp_path):
+    result = edgekit("verify", built, env={"EDGEKIT_CACHE": str(tmp_path / "cache")})
+    assert result.code == 0
+    assert "claimed: not built here" in result.out

@@ -165,7 +165,7 @@ def test_raw_times_that_are_none(built: Path, tmp_path: Path, raw: str) -> None:
     for file in (built / "ort-fp32").iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     (folder / "measurements.json").write_text(raw)
-    entries = report.write([folder], tmp_path / "r.html")
+    entries = report.write([folder], tmp_path / "r.html").entries
     assert entries[0].times == {}
 
 
@@ -192,6 +192,6 @@ def test_two_hundred_artifacts_are_small_enough(built: Path, tmp_path: Path) -> 
         folder.mkdir(parents=True)
         for file in (built / "tflite-int8").iterdir():
             (folder / file.name).hardlink_to(file)
-    entries = report.write([many], tmp_path / "r.html")
+    entries = report.write([many], tmp_path / "r.html").entries
     assert len(entries) == 200
     assert (tmp_path / "r.html").stat().st_size < 5_000_000

@@ -93,7 +93,9 @@ def test_invalid_versions_are_refused(version: str) -> None:
         spec(version=version)
 
 
-@pytest.mark.parametrize("license_", ['MIT", system("x")', "MIT\nx", "<b>", "-x", "a'b"])
+@pytest.mark.parametrize(
+    "license_", ['MIT", system("x")', "MIT\nx", "<b>", "-x", "a'b", "nope", "MIT OR", "(MIT", "mit"]
+)
 def test_what_is_no_license_expression_is_refused(license_: str) -> None:
     with pytest.raises(UsageError, match="SPDX"):
         spec(license=license_)
@@ -108,9 +110,11 @@ def test_only_bundles_are_archives() -> None:
 
 def test_valid_ids() -> None:
     assert spec(name="org.acme_1.net2").short_name == "net2"
+    with pytest.raises(UsageError, match="no version"):
+        spec(version="99999999999999999999.0.0")
     for version in ("1.2.3-beta.1", "0.0.0", "10.20.30-rc-1", "1.0.0-0a"):
         assert spec(version=version).version == version
-    assert spec(license="(MIT OR Apache-2.0) AND LicenseRef-Own:x").license
+    assert spec(license="(MIT OR Apache-2.0) AND LicenseRef-Own.x").license
 
 
 def artifact(backend: str = "acme") -> Artifact:

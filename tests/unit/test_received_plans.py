@@ -11,7 +11,7 @@ import pytest
 from edgekit.compress import plan, recipes
 from edgekit.core.store import Store
 from edgekit.errors import ConfigError
-from edgekit.search.trials import _rows
+from edgekit.search.trials import Journal, Setup, Trial
 
 SOURCE = {"text": "model.py:net", "kind": "factory", "path": "../model.py", "attribute": "net"}
 
@@ -65,11 +65,38 @@ def test_numbers_that_no_recipe_has(tmp_path, text):
         recipes.read(str(path))
 
 
-@pytest.mark.parametrize("line", [b"\xff\xfe{", b"[" * 100_000, b"3", b""])
+def journal_of(path):
+    journal = Journal(path, {"search": "a"}, Setup)
+    for number in range(4):
+        journal.add(Trial(line=f"prune({number})", target="t", drop=0.1, size=500 + number))
+    return journal
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"\xff\xfe{", b"[" * 100_000, b"3", b"", b'{"line": "x", "target": "t", "drop": 0.0, "size": -5}'],
+)
 def test_a_journal_that_was_edited_ends_where_it_is_none(tmp_path, line):
     path = tmp_path / "search.jsonl"
-    path.write_bytes(b'{"a": 1}\n' + line + b"\n")
-    assert _rows(path) == [{"a": 1}]
+    journal_of(path)
+    lines = path.read_bytes().splitlines()
+    lines[3] = line
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    journal = Journal(path, {"search": "a"}, Setup)
+    assert [t.line for t in journal.known.values()] == ["prune(0)", "prune(1)"]
+    assert journal.doubted == 2
+
+
+@pytest.mark.parametrize(("number", "kept"), [(0, 0), (1, 0), (2, 1), (4, 3)])
+def test_a_figure_that_was_edited_is_measured_again(tmp_path, number, kept):
+    path = tmp_path / "search.jsonl"
+    journal_of(path)
+    lines = path.read_text().splitlines()
+    lines[number] = (
+        lines[number].replace('"drop": 0.1', '"drop": 0.0').replace('"epochs": 0.0', '"epochs": -1')
+    )
+    path.write_text("\n".join(lines) + "\n")
+    assert len(Journal(path, {"search": "a"}, Setup).known) == kept
 
 
 def test_a_recipe_of_fifty_thousand_steps(tmp_path):
@@ -78,3 +105,26 @@ def test_a_recipe_of_fifty_thousand_steps(tmp_path):
     for text in (str(path), ";".join(["fold"] * 50_000)):
         with pytest.raises(ConfigError, match="50,000 steps"):
             recipes.read(text)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "prune(sparsity=0.5;training.epochs=inf)",
+        "prune(sparsity=0.5;training.epochs=nan)",
+        "prune(training.epochs=1e30)",
+        "prune(training.rate=nan)",
+        "prune(training.rate=inf)",
+        "prune(training.weight_decay=nan)",
+        "prune(training.weight_decay=-1)",
+        "prune(training.patience=-1)",
+        "prune(training.l1=-1)",
+        "prune(training.temperature=nan)",
+        "prune(sparsity=0.5;sparsity=0.9)",
+        "distill(temperature=nan)",
+        "cluster(values=8;values=8)",
+    ],
+)
+def test_numbers_that_no_training_has(line):
+    with pytest.raises(ConfigError):
+        recipes.read(line)

@@ -18,6 +18,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 PRECISIONS = ("fp32", "bf16", "fp16")
 KINDS = ("scores", "values")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+MOST_EPOCHS = 1_000_000
 LOGGERS = ("tensorboard", "mlflow", "wandb")
 
 
@@ -45,18 +46,21 @@ class Training:
 
     def __post_init__(self) -> None:
         choice("training", "kind", self.kind, KINDS)
-        if not 0 <= self.teacher <= 1 or self.temperature <= 0:
+        if not 0 <= self.teacher <= 1 or not 0 < self.temperature < math.inf:
             raise ConfigError(
                 f"training with a teacher's share of {self.teacher} at temperature {self.temperature}",
                 hint="the share is from 0 to 1, the temperature positive",
             )
         choice("training", "optimizer", self.optimizer, OPTIMIZERS)
         choice("training", "precision", self.precision, PRECISIONS)
-        if self.epochs < 0 or self.rate <= 0 or not 0 <= self.warmup < 1:
+        if not 0 <= self.epochs <= MOST_EPOCHS or not 0 < self.rate < math.inf or not 0 <= self.warmup < 1:
             raise ConfigError(
                 f"training of {self.epochs} epochs at rate {self.rate} with warm-up {self.warmup}",
-                hint="epochs must not be negative, the rate positive, warm-up a share below 1",
+                hint=f"epochs are from 0 to {MOST_EPOCHS:,}, the rate positive, warm-up a share below 1",
             )
+        for name in ("weight_decay", "l1", "clip", "patience"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"training with {name}={getattr(self, name)}", hint=f"{name} is 0 or more")
 
     def at(self, progress: float) -> float:
         """The rate at ``progress`` (0 to 1)."""

@@ -255,4 +255,7 @@ def _part(name: str, limit: float, share: float, what: str) -> Gate:
 
 def _something(gate: Gate) -> Gate:
     """Nothing at all is not what was asked for, however much was left out on purpose."""
-    return gate if gate.value else replace(gate, verdict=Verdict.FAIL)
+    if gate.value:
+        return gate
+    message = f"{gate.message}; nothing at all is not what was asked for"
+    return replace(gate, verdict=Verdict.FAIL, message=message)

@@ -132,6 +132,15 @@ def read_document(folder: Path) -> dict[str, object]:
     return document
 
 
+def is_one(folder: Path) -> bool:
+    """Whether ``folder`` holds a plan, whoever wrote it."""
+    try:
+        document = read_document(folder)
+    except ConfigError:
+        return False
+    return {"version", "steps", "report"} <= set(document)
+
+
 def load_steps(folder: Path) -> tuple[Step, ...]:
     """The recipe of a saved plan. Raises ``ConfigError`` if it is none, ``UnknownNameError`` for a step that is not
     installed."""

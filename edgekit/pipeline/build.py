@@ -61,7 +61,7 @@ from edgekit.pipeline.candidates import (
     refuse_missing_runtime,
     within_budget,
 )
-from edgekit.pipeline.deliver import Product, deliver, refusal
+from edgekit.pipeline.deliver import Product, deliver, refusal, refuse_taken
 from edgekit.pipeline.lower import Graph, graph_of, lower_for, shaped
 from edgekit.pipeline.pixels import doubt
 from edgekit.pipeline.ranges import covered_by, half_range, told, worst
@@ -164,6 +164,7 @@ def check(request: Request) -> None:
     for target in request.targets:
         config.target_options(target, request.options.set)
     limits.parse(request.options.limit)
+    refuse_taken(request.options.out, [t.name for t in request.targets])
     if request.options.max_drop is not None and "metric-drop" in request.options.limit:
         raise UsageError(
             "--max-drop and --limit metric-drop say the same",

@@ -7,6 +7,7 @@ was killed goes on from the step and the training checkpoint that it had reached
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 from dataclasses import dataclass, replace
 from functools import partial
@@ -227,6 +228,18 @@ def summary(step: StepReport, metric: str) -> str:
     if after.metric is not None:
         parts.append(f"{metric} {before.metric:.4f} → {after.metric:.4f}")
     return f"{step.step}: {', '.join(parts)}"
+
+
+def refuse_others_files(out: Path, *more: str) -> None:
+    """Before any work: raise :class:`UsageError` where ``out`` has files by the names of a plan's, or by those in
+    ``more``, and no plan of edgekit's is there: they are somebody's."""
+    names = (PLAN, WEIGHTS, TENSORS, "recipe.toml", *more)
+    there = [name for name in names if os.path.lexists(out / name)]
+    if there and not plan.is_one(out):
+        raise UsageError(
+            f"{out / there[0]} is there already and was not written by edgekit compress: it was left as it is",
+            hint="name another folder (--out DIR), or move it away",
+        )
 
 
 def deliver(compressed: Compressed, recipe: Recipe, source: Source, out: Path, *, comment: str = "") -> Path:

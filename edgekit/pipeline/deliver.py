@@ -107,7 +107,7 @@ def settle(
     """
     final = manifests.place(out, name, status, strict=strict)
     other = out / (f"{name}.failed" if final.name == name else name)
-    _refuse_foreign(final)
+    refuse_foreign(final)
     with scratch(out) as work:
         manifest = fill(work)
         if not _same(manifest, final):
@@ -122,7 +122,14 @@ def settle(
     return artifact
 
 
-def _refuse_foreign(final: Path) -> None:
+def refuse_taken(out: Path, targets: Iterable[str]) -> None:
+    """Before any work: raise :class:`UsageError` where somebody's folder lies where an artifact will."""
+    for name in targets:
+        for place in (out / name, out / f"{name}.failed"):
+            refuse_foreign(place)
+
+
+def refuse_foreign(final: Path) -> None:
     """A place that holds something else than an artifact is somebody's: it is left as it is."""
     if not os.path.lexists(final) or (final / manifests.FILE_NAME).is_file():
         return

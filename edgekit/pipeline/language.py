@@ -30,7 +30,7 @@ from edgekit.load.texts import Text
 from edgekit.pipeline.build import Outcome, Request
 from edgekit.pipeline.cached import Step, reader, run
 from edgekit.pipeline.candidates import guarded, refuse_missing_backend
-from edgekit.pipeline.deliver import copied, settle
+from edgekit.pipeline.deliver import copied, refuse_taken, settle
 from edgekit.pipeline.stages import BuildContext
 from edgekit.types import Gate, Lowered, Option, Precision, Target, sha256_file
 
@@ -106,6 +106,7 @@ def check(request: Request) -> None:
     for target in request.targets:
         config.target_options(target, options.set)
     limits.parse(options.limit)
+    refuse_taken(options.out, [t.name for t in request.targets])
 
 
 def prepare(request: Request, context: BuildContext) -> Prepared:

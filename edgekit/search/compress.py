@@ -15,7 +15,7 @@ from edgekit.pipeline import compress as stage
 from edgekit.pipeline.stages import BuildContext
 from edgekit.search import budget as budgets
 from edgekit.search.limits import Limits, search_options
-from edgekit.search.run import SearchResult, search
+from edgekit.search.run import SearchResult, refuse_others, search
 from edgekit.search.ship import Shipped, check, ship
 
 
@@ -70,6 +70,7 @@ def by_recipe(context: BuildContext, source: Source, text: str, *, seed: int | N
     Of several processes that train together only the first delivers.
     """
     recipe = recipes.read(text, seed=seed)
+    refuse_others(Path(context.options.out))
     if recipe.ship is not None:
         check(context.options, recipe.ship)
     result = stage.compress(context, source, recipe)

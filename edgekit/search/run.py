@@ -26,7 +26,15 @@ from edgekit.core import files, targets
 from edgekit.errors import EdgekitError, GateFailedError, SourceError
 from edgekit.graph.records import write_json
 from edgekit.load.source import Source
-from edgekit.pipeline.compress import Compressed, TrainingTask, analyze, compress, deliver
+from edgekit.pipeline.compress import (
+    Compressed,
+    TrainingTask,
+    analyze,
+    compress,
+    deliver,
+    refuse_others_files,
+)
+from edgekit.pipeline.deliver import refuse_taken
 from edgekit.pipeline.pixels import recorded
 from edgekit.pipeline.stages import BuildContext
 from edgekit.search.budget import Budget, Sizes
@@ -42,6 +50,7 @@ from edgekit.search.trials import Candidate, Journal, Trial, front, no_candidate
 PARETO = "pareto.json"
 NEAR = 1.1
 """Candidates whose estimate is within this factor of the winner's are coded too before it is called the smallest."""
+_MOST_BYTES = 64 << 20
 _SAID = 3
 """So many layers are named for each step."""
 RESERVE = 0.2
@@ -78,8 +87,10 @@ def search(context: BuildContext, source: Source, budget: Budget, limits: Limits
 
 
 def _searched(context: BuildContext, source: Source, budget: Budget, limits: Limits) -> SearchResult:
+    refuse_others(Path(context.options.out))
     evaluator = Evaluator(context, source, budget, limits)
     tried = targets.select(context.options.target) if context.options.target else evaluator.usual_targets()
+    refuse_taken(Path(context.options.out), [t.name for t in tried])
     header = evaluator.header(tried)
     journal = Journal(
         Path(context.options.out) / "search.jsonl",
@@ -116,6 +127,20 @@ def _searched(context: BuildContext, source: Source, budget: Budget, limits: Lim
         return confirmed(evaluator, results, run)
     finally:
         evaluator.clean()
+
+
+def refuse_others(out: Path) -> None:
+    """Raise :class:`UsageError` where files in ``out`` would be replaced that neither a search nor a recipe left."""
+    if not _winner(out):
+        refuse_others_files(out, PARETO)
+
+
+def _winner(out: Path) -> str:
+    """The target that a search before this one has delivered to ``out``; empty where there was none, or not ours."""
+    try:
+        return str(json.loads(files.read(out / PARETO, most=_MOST_BYTES))["winner"]["target"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
 
 
 @contextmanager
@@ -305,10 +330,7 @@ def _clear(out: Path, target: str, *, planned: bool) -> None:
     """Remove what an earlier search left in ``out`` and this one does not replace."""
     for name in () if planned else (PLAN, WEIGHTS, TENSORS):
         (out / name).unlink(missing_ok=True)
-    try:
-        before = str(json.loads((out / PARETO).read_text(encoding="utf-8"))["winner"]["target"])
-    except (OSError, ValueError, KeyError, TypeError):  # there was none, or not ours
-        return
+    before = _winner(out)
     if before != target and before in targets.known():
         shutil.rmtree(out / before, ignore_errors=True)
         (out / f"{before}.ekz").unlink(missing_ok=True)

@@ -370,3 +370,29 @@ def test_weights_that_were_exchanged_are_not_the_plans(tmp_path: Path, digits: P
         done = edgekit(*command, "-o", "out", cwd=tmp_path)
         assert done.returncode == 3, done.stderr
         assert "is not the file that plan.json was written with" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["plan.json", "recipe.toml", "weights.safetensors", "pareto.json"])
+def test_files_of_the_users_own_are_not_replaced(tmp_path: Path, digits: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text('{"mine": 1}')
+    done = edgekit("compress", f"{digits}/model.py:digits", "--recipe", "fold", "-o", "out", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "was not written by edgekit compress" in done.stderr
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [name]
+    assert (tmp_path / "out" / name).read_text() == '{"mine": 1}'
+
+
+def test_a_folder_where_the_artifact_will_be_is_said_before_the_search(tmp_path: Path, digits: Path) -> None:
+    """It was a candidate that does not hold, and another won."""
+    pytest.importorskip("optuna")
+    (tmp_path / "out" / "ort-fp32").mkdir(parents=True)
+    (tmp_path / "out" / "ort-fp32" / "mine.txt").write_text("mine")
+    source, data = f"{digits}/model.py:digits", f"{digits}/data.py:evaluation"
+    search = ("--budget", "drop<=3pt", "--trials", "4", "--steps", "prune", "-t", "ort-fp32,ort-int8")
+    done = edgekit(
+        "compress", source, *search, "--task", "classification", "--eval", data, "-o", "out", cwd=tmp_path
+    )
+    assert done.returncode == 2, done.stderr
+    assert "is no artifact" in done.stderr
+    assert not (tmp_path / "out" / "search.jsonl").exists()

@@ -267,7 +267,7 @@ def test_a_plan_of_a_source_that_changed_is_refused(user: Path, tmp_path: Path) 
     with pytest.raises(SourceError, match="do not fit"):
         load(parse(str(tmp_path / "plan")), trust=True)
     (tmp_path / "plan" / "weights.safetensors").write_bytes(b"broken")
-    with pytest.raises(SourceError, match="cannot be read"):
+    with pytest.raises(SourceError, match="is not the file"):
         load(parse(str(tmp_path / "plan")), trust=True)
 
 

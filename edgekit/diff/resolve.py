@@ -13,8 +13,7 @@ from edgekit.artifact.manifest import Artifact
 from edgekit.core import plugins
 from edgekit.diff.forms import Form, Forms
 from edgekit.diff.onnx_form import OnnxForm
-from edgekit.diff.order import is_artifact as _is_artifact
-from edgekit.diff.order import reference_first
+from edgekit.diff.order import is_artifact, reference_first
 from edgekit.diff.pixel_form import PixelForm
 from edgekit.diff.tflite_form import TfliteForm
 from edgekit.diff.torch_form import TorchForm
@@ -60,7 +59,7 @@ def resolve(a: str, b: str, data: DataSpec | None, context: BuildContext) -> Cha
     known here, and what loading and exporting the source raise.
     """
     if not b:
-        if not _is_artifact(a):
+        if not is_artifact(a):
             raise UsageError(
                 f"there is nothing to compare {a} with",
                 hint="edgekit diff SOURCE ARTIFACT; an artifact alone is compared with its source",
@@ -70,7 +69,7 @@ def resolve(a: str, b: str, data: DataSpec | None, context: BuildContext) -> Cha
     named, (a, b) = a, reference_first(a, b)
     if a != named:
         notes.append(f"{a} is the reference, and {b} is compared with it: it is the finer of the two")
-    artifact = manifest.read(Path(b)) if _is_artifact(b) else None
+    artifact = manifest.read(Path(b)) if is_artifact(b) else None
     if artifact is not None:
         language.refuse(artifact.manifest.target, "a comparison by layers")
     second = _artifact_forms(artifact, context, notes) if artifact else [_file(b, context)]
@@ -79,8 +78,8 @@ def resolve(a: str, b: str, data: DataSpec | None, context: BuildContext) -> Cha
             f"nothing inside {b} can be read layer by layer: " + "; ".join(notes),
             hint="compare the same model's artifact for another target, for example ort-int8",
         )
-    if _is_artifact(a) or a.endswith(".tflite"):
-        if _is_artifact(a):
+    if is_artifact(a) or a.endswith(".tflite"):
+        if is_artifact(a):
             _refuse_strangers(a, [i.name for i in manifest.read(Path(a)).manifest.inputs], artifact)
         source, first, exported = None, [_end(a, context, notes)], None
     else:
@@ -213,7 +212,7 @@ def _file(text: str, context: BuildContext) -> Form:
 
 
 def _end(text: str, context: BuildContext, notes: list[str]) -> Form:
-    if not _is_artifact(text):
+    if not is_artifact(text):
         return _file(text, context)
     forms = _artifact_forms(manifest.read(Path(text)), context, notes)
     if not forms:
@@ -291,7 +290,7 @@ def _samples(
 
 
 def _inputs(text: str, artifact: Artifact | None) -> tuple[TensorSpec, ...]:
-    if _is_artifact(text):
+    if is_artifact(text):
         artifact = manifest.read(Path(text))
     if artifact is not None:
         moved, pixels = artifact.manifest.channels_moved, recorded(artifact.manifest)

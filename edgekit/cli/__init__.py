@@ -131,6 +131,7 @@ def main() -> None:
             if (stop := _behind(e))
             else _report(refused_by_system(e) or e, as_json=as_json)
         )
+    contained.lift()
     _ending.settle()
     _streams.settle()
     sys.exit(code if isinstance(code, int) else 0)

@@ -312,6 +312,16 @@ def _limit_memory(most: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
+def lift() -> None:
+    """Take this process's own limit of memory away, so that what Python does at its end has room."""
+    if _child is None:
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
 def _watch(watched: _Watched, limits: Limits, started: float) -> str:
     """Wait for the child. Returns how it ended where it did not do so by itself, empty where the whole time is over;
     raises :class:`Ended` otherwise."""

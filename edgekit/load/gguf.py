@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from edgekit.core.quiet import silence
 from edgekit.errors import MissingExtraError, SourceError
 from edgekit.load import module as modules
 from edgekit.load.foreign import translated
@@ -77,7 +78,7 @@ def load(spec: SourceSpec, permit: Permit) -> TorchModel:
             f"{spec.text} cannot be read", hint="transformers reads GGUF files of the usual decoders"
         ):
             _refuse_hollow(path)
-            with alone(path) as folder:
+            with alone(path) as folder, silence():  # bars that no setting switches off
                 module, found = transformers.AutoModelForCausalLM.from_pretrained(
                     str(folder),
                     gguf_file=path.name,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from edgekit.core.quiet import silence
 from edgekit.errors import MissingExtraError, SourceError
 from edgekit.load.foreign import translated
 from edgekit.load.gguf import alone
@@ -68,6 +69,7 @@ def tokenizer(spec: SourceSpec) -> Tokenizer:
         )
     with (
         offline(True),
+        silence(),
         translated(f"the tokenizer of {spec.text} cannot be loaded", hint="download it again"),
     ):
         more: dict[str, Any] = {} if file is None else {"gguf_file": file.name}

@@ -125,8 +125,7 @@ def settle(
 def refuse_taken(out: Path, targets: Iterable[str]) -> None:
     """Before any work: raise :class:`UsageError` where somebody's folder lies where an artifact will."""
     for name in targets:
-        for place in (out / name, out / f"{name}.failed"):
-            refuse_foreign(place)
+        refuse_foreign(out / name)
 
 
 def refuse_foreign(final: Path) -> None:

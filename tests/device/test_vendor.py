@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import threading
 import time
 from dataclasses import replace
@@ -197,7 +198,10 @@ def test_the_command(phone, server, tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(server))
     monkeypatch.chdir(tmp_path)
-    row = catalogue.Row(name="pixel", address=phone.serial, kind="pixel", folder=str(phone.tmp))
+    # The stand-in is this machine: a row that says otherwise would be refused.
+    row = catalogue.Row(
+        name="pixel", address=phone.serial, kind="pixel", folder=str(phone.tmp), arch=platform.machine()
+    )
     catalogue.write(row)
     result = build(
         torch.nn.Linear(4, 2).eval(), torch.ones(1, 4), targets="tflite-fp32", out=tmp_path / "out"

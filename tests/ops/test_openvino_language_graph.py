@@ -35,6 +35,9 @@ TOKENS = torch.randint(0, VOCABULARY, (1, LENGTH), generator=torch.Generator().m
 def last_logits(model: Any) -> np.ndarray[Any, Any]:
     """The logits after the prompt and after each further token, which come one by one."""
     settings = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "INFERENCE_NUM_THREADS": 1}
+    settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = (
+        "0"  # how inputs are rounded to INT8 is the processor's matter
+    )
     request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
     found, done = [], 0
     for end in range(PROMPT, LENGTH + 1):
@@ -88,7 +91,7 @@ def test_integers_are_read_as_what_they_stand_for(name: str, bits: int, form: st
         widened.lm_head.weight.data = torch.from_numpy(weights[decoder.head.name].widened())
     wanted = reference(widened)
     given = last_logits(graph.build(decoder, weights, openvino, half=True))
-    # Products in integers round the inputs to INT8 in groups; real zeros are rounded to float16.
+    # Real zeros are rounded to float16.
     assert np.corrcoef(given.ravel(), wanted.ravel())[0, 1] > 0.9999
 
 

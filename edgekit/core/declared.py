@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ T = TypeVar("T")
 
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 _METADATA = "option"
+_RANGE = re.compile(r"[^=]+=\d+:\d+:\d+")
+"""An axis with its smallest, usual and largest size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +117,7 @@ class OptionField:
         if self.is_list:
             return split(text)
         if self.is_mapping:
-            return parse_settings(split(text), where=where)
+            return parse_settings(pairs(text), where=where)
         value: object = text
         if self.kind is int:
             try:
@@ -233,6 +236,18 @@ _EXAMPLES = {
     "--bind": "for example --bind sr=16000; one --bind for each input",
     "--limit": "for example --limit snr=30dB",
 }
+
+
+def pairs(text: str) -> tuple[str, ...]:
+    """``key=value`` parts between commas; what is none, or a range of a shape's axis, belongs to the value before it:
+    ``compute_capabilities=SM86,SM89``, ``axes=batch=1:2:4,time=1:8:32``."""
+    found: list[str] = []
+    for part in split(text):
+        if found and ("=" not in part or _RANGE.fullmatch(part)):
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return tuple(found)
 
 
 def parse_settings(items: typing.Iterable[str], *, where: str = "--set") -> dict[str, Option]:

@@ -82,12 +82,16 @@ Listener = Callable[[Event], None]
 """What takes events. It is called by one thread at a time, not always the same."""
 
 
+_numbers = itertools.count(1)
+"""Of tasks, for all reporters: two may speak to one listener."""
+
+
 class Reporter:
     """Progress as events."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
-        self._lock, self._numbers = threading.Lock(), itertools.count(1)
+        self._lock = threading.Lock()
 
     def tell(self, event: Event) -> None:
         """Pass one event on."""
@@ -102,7 +106,7 @@ class Reporter:
     @contextlib.contextmanager
     def task(self, label: str, total: int | None = None) -> Iterator[Task]:
         """A piece of work that begins now and ends with the block."""
-        task = _Reported(reporter=self, number=next(self._numbers), label=label, steps=total)
+        task = _Reported(reporter=self, number=next(_numbers), label=label, steps=total)
         task.tell(EventKind.START)
         try:
             yield task

@@ -11,7 +11,7 @@ from backend_models import attention, conv_net, digests, quantized, reference, s
 from edgekit.backends.nvidia import artifact, executed, portable, tensorrt, tensorrt_rtx, worker
 from edgekit.backends.nvidia.engine import read_key
 from edgekit.core import targets
-from edgekit.errors import BackendError, RuntimeCrashError, UnsupportedOperatorsError
+from edgekit.errors import BackendError, ConfigError, RuntimeCrashError, UnsupportedOperatorsError
 from edgekit.graph import io
 
 RTX = tensorrt_rtx.available().installed
@@ -156,3 +156,10 @@ def test_an_engine_that_tells_names_only_has_no_share(tmp_path):
     judged = executed.executed(model, targets.find("tensorrt-fp32"), {"layers": ["stem", "head"]})
     assert judged.share is None
     assert "profilingVerbosity" in judged.notes[0]
+
+
+def test_compute_capabilities_as_people_write_them():
+    assert portable.compute_capabilities("SM86,8.9, sm86") == ("SM86", "SM89")
+    for text in ("SM1", "sm_86", "8", "SM8600", "٨٦"):
+        with pytest.raises(ConfigError, match="compute capability"):
+            portable.compute_capabilities(text)

@@ -346,3 +346,17 @@ def test_an_option_of_one_value_is_not_given_twice(words, repeated):
 
 def test_targets_may_be_given_one_by_one(command):
     assert command("--target", "a,b", "-t", "c").target == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("compute_capabilities=SM86,SM89", {"compute_capabilities": "SM86,SM89"}),
+        ("axes=batch=1:2:4,time=1:8:32,dla=0", {"axes": "batch=1:2:4,time=1:8:32", "dla": 0}),
+        ("threads=2, io_layout=nhwc", {"threads": 2, "io_layout": "nhwc"}),
+    ],
+)
+def test_commas_in_a_setting(text: str, settings: dict[str, object]) -> None:
+    from edgekit.core.declared import pairs, parse_settings
+
+    assert parse_settings(pairs(text)) == settings

@@ -66,3 +66,14 @@ def _interrupted(stream: io.StringIO) -> None:
             while "so far" not in stream.getvalue():
                 pass
         raise KeyError
+
+
+def test_two_reporters_speak_to_one_listener() -> None:
+    """A command's own, and the one of a build inside of it."""
+    lines = _lines.Lines(lambda _: None)
+    outer, inner = Reporter(lines), Reporter(lines)
+    with outer.task("build the engine"):
+        with inner.task("lower"):
+            pass
+        with inner.task("lower"), outer.task("build another"):
+            pass

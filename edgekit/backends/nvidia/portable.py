@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -208,6 +209,6 @@ def compute_capabilities(text: Option) -> tuple[str, ...]:
         p.strip().upper().removeprefix("SM").replace(".", "") for p in str(text).split(",") if p.strip()
     )
     for name in names:
-        if not name.isdigit():
-            raise ConfigError(f"compute capability {name!r}", hint="for example SM86,SM89 or 8.6,8.9")
-    return tuple(f"SM{name}" for name in names)
+        if not re.fullmatch(r"[1-9]\d{1,2}", name, re.ASCII):
+            raise ConfigError(f"compute capability {name[:20]!r}", hint="for example SM86,SM89 or 8.6,8.9")
+    return tuple(dict.fromkeys(f"SM{name}" for name in names))

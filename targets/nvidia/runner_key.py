@@ -31,13 +31,19 @@ def differences(path, data, here):
     if schema != SCHEMA:
         return ["its %s is of another edgekit" % RECORD]
     found = []
+    needed = ("runtime", "version")
+    if record.get("runtime") != "tensorrt_rtx":
+        needed += ("gpu", "compute_capabilities")
+    found += ["its %s does not say of its %s" % (RECORD, name) for name in needed if not record.get(name)]
     if len(data) != record.get("size"):
         found.append("it has %d bytes, not %s" % (len(data), record.get("size")))
     elif hashlib.sha256(data).hexdigest() != record.get("sha256"):
         found.append("its content is not what was built")
     for name, what in (("runtime", "runtime"), ("version", "version"), ("gpu", "GPU"), ("driver", "driver")):
         wanted = record.get(name)
-        if wanted != "" and wanted != here[name]:
+        if (wanted != "" or (name == "driver" and record.get("runtime") == "tensorrt")) and wanted != here[
+            name
+        ]:
             found.append("it was built for the %s %s, and this is %s" % (what, wanted, here[name]))
     capabilities = record.get("compute_capabilities")
     if capabilities and here["compute_capability"] not in capabilities:

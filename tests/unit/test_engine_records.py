@@ -168,3 +168,37 @@ def test_a_damaged_recipe_is_the_artifacts_fault(tmp_path, text):
     (tmp_path / "recipe.json").write_text(text)
     with pytest.raises(SourceError, match="does not say how to build"):
         read_recipe(tmp_path / "recipe.json")
+
+
+@pytest.mark.parametrize(
+    "blank",
+    [
+        {"gpu": ""},
+        {"version": ""},
+        {"runtime": ""},
+        {"driver": ""},
+        {"compute_capabilities": []},
+        {"gpu": "", "version": "", "driver": "", "runtime": "", "compute_capabilities": []},
+    ],
+)
+def test_a_record_with_blanks_fits_nothing(tmp_path, blank):
+    import json
+
+    from edgekit.backends.nvidia.engine import RECORD, EngineKey, refuse_mismatch, write_record
+    from edgekit.errors import EngineMismatchError
+
+    key = EngineKey(
+        graph_sha256="0" * 64,
+        runtime="tensorrt",
+        version="10.3.0",
+        gpu="Orin",
+        compute_capabilities=("8.7",),
+        driver="540.4.0",
+    )
+    (tmp_path / "model.engine").write_bytes(b"engine")
+    write_record(tmp_path / "model.engine", key)
+    refuse_mismatch(tmp_path / "model.engine", key, where="jetson")
+    path = tmp_path / RECORD
+    path.write_text(json.dumps(json.loads(path.read_text()) | blank))
+    with pytest.raises(EngineMismatchError):
+        refuse_mismatch(tmp_path / "model.engine", key, where="jetson")

@@ -50,7 +50,8 @@ class EngineKey:
         return sha256_bytes(canonical_json(self))
 
     def differences(self, wanted: EngineKey) -> tuple[str, ...]:
-        """What does not fit ``wanted``, in words; what this key leaves open fits everything."""
+        """What does not fit ``wanted``, in words; what this key leaves open fits everything, but for the driver of an
+        engine of TensorRT: it is left open only where the device did not tell it, either."""
         found = [
             f"it was built for the {what} {mine}, and this is {theirs}"
             for what, mine, theirs in (
@@ -59,7 +60,7 @@ class EngineKey:
                 ("GPU", self.gpu, wanted.gpu),
                 ("driver", self.driver, wanted.driver),
             )
-            if mine and mine != theirs
+            if (mine or (what == "driver" and self.runtime == "tensorrt")) and mine != theirs
         ]
         if self.compute_capabilities and not set(wanted.compute_capabilities) <= set(
             self.compute_capabilities
@@ -112,6 +113,10 @@ def read_key(engine: Path) -> EngineKey:
         ) from error
     if record.schema != SCHEMA:
         raise EngineMismatchError(f"{name} was built by another edgekit: {RECORD} has schema {record.schema}")
+    if blank := _blank(record):
+        raise EngineMismatchError(
+            f"{RECORD} beside {name} does not say of its {', '.join(blank)}: it is damaged", differences=blank
+        )
     size = engine.stat().st_size
     if size != record.size:
         raise EngineMismatchError(
@@ -128,6 +133,14 @@ def read_key(engine: Path) -> EngineKey:
         driver=record.driver,
         flags=record.flags,
     )
+
+
+def _blank(record: _Record) -> tuple[str, ...]:
+    """What a build writes and this record lacks: an engine of TensorRT for RTX alone is for GPUs of every name."""
+    names: tuple[str, ...] = ("runtime", "version")
+    if record.runtime != "tensorrt_rtx":
+        names += ("gpu", "compute_capabilities")
+    return tuple(name for name in names if not getattr(record, name))
 
 
 def refuse_mismatch(engine: Path, wanted: EngineKey, *, where: str) -> None:

@@ -69,7 +69,7 @@ def main() -> None:
 
             node = {"num_cpus": 2, "include_dashboard": False}
             cluster = Cluster(initialize_head=True, head_node_args=node)
-            engines["Ray, 2 processors"] = ["--engine", "ray", "--address", cluster.address, "--workers", "2"]
+            engines["Ray, 2 processors"] = ["--engine", "ray", "--address", cluster.address]
         times: dict[str, list[float]] = {name: [] for name in engines}
         for number in range(asked.rounds):
             order = list(engines) if number % 2 == 0 else list(engines)[::-1]

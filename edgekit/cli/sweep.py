@@ -219,11 +219,12 @@ def _end(results: Sequence[CellResult], as_json: bool) -> None:
 def sweep_cell(order: Path, kind: str, parent: int, started: float) -> None:
     """Work on one cell of a sweep."""
     from edgekit.sweep import work
+    from edgekit.sweep.order import read_order
 
     started = started or time.time()
     if parent:
         die_with(parent)
-    asked = work.read_order(order)
+    asked = read_order(order)
     if kind == "time":
         work.time_cell(asked)
         return

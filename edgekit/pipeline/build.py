@@ -16,7 +16,6 @@ from typing import TypeVar
 from edgekit.artifact import limits
 from edgekit.artifact.gates import Evidence, gates
 from edgekit.artifact.manifest import Artifact, StepRecord
-from edgekit.artifact.proof import better_than_source, source_at_chance
 from edgekit.core import config
 from edgekit.core import targets as catalogue
 from edgekit.core.config import Options
@@ -61,15 +60,16 @@ from edgekit.pipeline.candidates import (
     refuse_missing_runtime,
     within_budget,
 )
-from edgekit.pipeline.deliver import Product, deliver, refusal, refuse_taken
+from edgekit.pipeline.deliver import Product, deliver, refuse_taken
 from edgekit.pipeline.lower import Graph, graph_of, lower_for, shaped
 from edgekit.pipeline.pixels import doubt
 from edgekit.pipeline.ranges import covered_by, half_range, told, worst
+from edgekit.pipeline.refusal import refusal
+from edgekit.pipeline.remarks import tell
 from edgekit.pipeline.rollouts import filled, rolling
 from edgekit.pipeline.stages import BuildContext, Calibrated, Exported
 from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES, fitting
 from edgekit.quantize.calibrate.codes import CODES
-from edgekit.quantize.options import Cause
 from edgekit.types import (
     Coverage,
     Finding,
@@ -80,7 +80,6 @@ from edgekit.types import (
     SourceSpec,
     Target,
     TorchModel,
-    Verdict,
 )
 
 T = TypeVar("T")
@@ -408,36 +407,6 @@ def make(
             machine=context.machine(),
         ),
     )
-
-
-def tell(context: BuildContext, target: Target, made: Candidate, verdicts: Sequence[Gate]) -> None:
-    """What nobody should have to look for in the manifest: shapes that had to be fixed, what is unproven, and what is
-    too good to be true."""
-    if made.lowering.subject.target.fixed_shapes and not target.fixed_shapes:
-        shapes = ", ".join(str(spec) for spec in made.lowering.subject.model.inputs)
-        context.progress.note(
-            f"{target.name}: the runtime does not take the model with open axes, so its shapes are fixed: {shapes}"
-        )
-    if (report := made.lowering.report) is not None and (front := report.of(Cause.FRONT)):
-        context.progress.note(
-            f"{target.name}: a spectral front end stays in float, {front:.0%} of the MACs: integers cannot hold "
-            "energies whose logarithm is taken"
-        )
-    for gate in verdicts:
-        if gate.verdict is Verdict.UNPROVEN:
-            context.progress.note(f"{target.name}: {gate.name}: {gate.message}")
-    parity = made.verified.parity
-    if parity is not None and 0 < parity.labelled < parity.samples:
-        context.progress.note(
-            f"{target.name}: {parity.labelled} of {parity.samples} samples have labels: "
-            f"{parity.metric_name} is measured on these"
-        )
-    told = {g.name for g in verdicts if g.verdict is Verdict.UNPROVEN}
-    if parity is None or "metric-drop" in told:
-        return
-    for remark in (better_than_source(parity), source_at_chance(parity)):
-        if remark:
-            context.progress.note(f"{target.name}: {remark}")
 
 
 def judge(

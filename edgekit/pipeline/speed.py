@@ -13,6 +13,7 @@ from edgekit.core.structure import structure, to_builtins
 from edgekit.devices.bench import BenchSettings, bench_artifact, compare_artifacts
 from edgekit.devices.statistics import in_times
 from edgekit.graph.records import read_json, write_json
+from edgekit.pipeline.refusal import SPEED
 from edgekit.pipeline.stages import BuildContext
 from edgekit.pipeline.verify import Subject
 from edgekit.types import Device, Fallback, Gate, Measurement, Placement, Precision, Target, Verdict
@@ -20,7 +21,6 @@ from edgekit.types import Device, Fallback, Gate, Measurement, Placement, Precis
 if TYPE_CHECKING:
     from edgekit.types import Array
 
-GATE = "speed"
 _PROMISE_SPEED = (Precision.INT8, Precision.INT8_DYNAMIC, Precision.FP8)  # INT16X8 promises accuracy
 NOTICEABLE_MS = 0.1
 """A difference below it is that of calling a kernel, not of what it computes: a first small network must not fail on
@@ -139,16 +139,16 @@ def gate(
         doubt = f" ({'; '.join(speed.reasons)})" if speed.reasons else ""
         how = in_times(speed.ratio) if speed.verdict == "faster" else speed.verdict
         message = f"{figures}: {how}; {speed.detectable:.0%} would have been detected{doubt}"
-        return Gate(name=GATE, verdict=Verdict.PASS, limit=1.0, value=speed.ratio, message=message)
+        return Gate(name=SPEED, verdict=Verdict.PASS, limit=1.0, value=speed.ratio, message=message)
     message = (
         f"{figures}: {in_times(speed.ratio)} ({speed.low:.3g} to {speed.high:.3g}); "
         f"{_reason(placement)}; {speed.sibling} is the faster target here"
     )
     little = "" if device else _says_little(speed, target, arch or platform.machine())
     if not little:
-        return Gate(name=GATE, verdict=Verdict.FAIL, limit=1.0, value=speed.ratio, message=message)
+        return Gate(name=SPEED, verdict=Verdict.FAIL, limit=1.0, value=speed.ratio, message=message)
     message += f"; unproven: {little}; --device NAME times it where it runs, --no-speed-gate leaves this out"
-    return Gate(name=GATE, verdict=Verdict.UNPROVEN, limit=1.0, value=speed.ratio, message=message)
+    return Gate(name=SPEED, verdict=Verdict.UNPROVEN, limit=1.0, value=speed.ratio, message=message)
 
 
 def _says_little(speed: Speed, target: Target, arch: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from edgekit.sweep import journal, work
+from edgekit.sweep import journal, order
 from edgekit.sweep.journal import CellResult, Failure
 from edgekit.sweep.tasks import LOST, Kind, Task
 
@@ -29,8 +29,8 @@ class Attempt:
         path = journal.log(out, task.cell)
         own = journal.folder(out, task.cell)
         journal.refuse_links(own, path, *journal.places(out, task.cell))
-        journal.refuse_odd(folders=(own,), written=(own / work.SPEC, own / journal.RESULT, path))
-        order = work.write_order(out, task.cell, self._key)
+        journal.refuse_odd(folders=(own,), written=(own / order.SPEC, own / journal.RESULT, path))
+        spec = order.write_order(out, task.cell, self._key)
         if task.kind is Kind.BUILD:
             journal.forget(out, task.cell)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ class Attempt:
         with journal.opened_log(path, again=task.attempt > 1 or task.kind is Kind.TIME) as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-P", "-m", "edgekit", "sweep-cell", str(order)),
+                    *(sys.executable, "-P", "-m", "edgekit", "sweep-cell", str(spec)),
                     *("--kind", str(task.kind), "--parent", str(os.getpid())),
                     *("--started", f"{self._started:.3f}"),
                 ],
@@ -65,6 +65,13 @@ class Attempt:
         else:
             result = self._lost(code, left)
         journal.write(self._out, self.task.cell, result)
+        return result
+
+    def wait(self) -> CellResult:
+        """The result, at the moment when the process ends: nothing is asked again and again meanwhile."""
+        self.process.wait()
+        result = self.result()
+        assert result is not None
         return result
 
     def _lost(self, code: int, left: CellResult | None) -> CellResult:
@@ -112,7 +119,7 @@ class Attempt:
 def _environment(threads: int) -> Mapping[str, str]:
     """The sweep's own, with the cell's number of threads; options come with the order alone."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("EDGEKIT_") or k in _KEPT}
-    return kept | dict.fromkeys(work.THREADS, str(threads)) | {"PYTHONUNBUFFERED": "1"}
+    return kept | dict.fromkeys(order.THREADS, str(threads)) | {"PYTHONUNBUFFERED": "1"}
 
 
 _KEPT = ("EDGEKIT_CACHE", "EDGEKIT_CACHE_LIMIT", "EDGEKIT_LOCK", "EDGEKIT_DATA")

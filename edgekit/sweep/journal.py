@@ -27,7 +27,7 @@ from edgekit.core.store import DamagedError, sealed, unsealed
 from edgekit.core.structure import to_builtins
 from edgekit.devices.catalogue import LOCAL
 from edgekit.errors import EdgekitError, SourceError, UsageError, first_line
-from edgekit.pipeline.deliver import refusal
+from edgekit.pipeline.refusal import refusal
 from edgekit.sweep.cells import Cell
 
 CELLS, LOGS, LOCK = "cells", "logs", ".sweep"

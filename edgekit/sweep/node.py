@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,8 +23,6 @@ from edgekit.sweep.journal import CELLS, LOGS, CellResult
 from edgekit.sweep.shared_cache import SharedCache
 from edgekit.sweep.storage import Storage, packed, unpacked
 from edgekit.sweep.tasks import Kind, Task
-
-_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +97,7 @@ def _attempt(attempt: Attempt) -> CellResult:
     """Wait for its end; where Ray ends this task, the cell's process ends with it."""
     ended = False
     try:
-        while (result := attempt.result()) is None:
-            time.sleep(_LOOK_S)
+        result = attempt.wait()
         ended = True
         return result
     finally:

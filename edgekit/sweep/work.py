@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-
-import msgspec
 
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.manifest import Manifest
@@ -15,7 +13,6 @@ from edgekit.artifact.measure import measure
 from edgekit.core import contained, dependency, files
 from edgekit.core.config import Options
 from edgekit.core.progress import Event, EventKind
-from edgekit.core.structure import structure, to_builtins
 from edgekit.devices.bench import BenchSettings
 from edgekit.devices.catalogue import LOCAL
 from edgekit.errors import DefectError, EdgekitError
@@ -25,37 +22,11 @@ from edgekit.search.limits import Limits
 from edgekit.sweep import journal
 from edgekit.sweep.cells import Cell
 from edgekit.sweep.journal import CellResult, Failure
+from edgekit.sweep.order import THREADS, Order
 from edgekit.sweep.plan import SearchRow
 
-SPEC = "cell.json"
 SEARCH = "search"
 """In a cell's folder: what its search has tried, and the plan that it found."""
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-"""Variables that a cell's process gets from the sweep: its number of threads, which its key has."""
-_MOST_BYTES = 16 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """A cell to work on: where its result goes, and its key as the sweep knows it."""
-
-    cell: Cell
-    out: Path
-    key: str
-
-
-def write_order(out: Path, cell: Cell, key: str) -> Path:
-    """The order for a cell's process, as a file in the cell's folder."""
-    path = journal.folder(out, cell) / SPEC
-    path.parent.mkdir(parents=True, exist_ok=True)
-    order = Order(cell=cell, out=out.absolute(), key=key)
-    files.write(path, msgspec.json.format(msgspec.json.encode(to_builtins(order)), indent=1))
-    return path
-
-
-def read_order(path: Path) -> Order:
-    """What :func:`write_order` wrote."""
-    return structure(Order, msgspec.json.decode(files.read(path, most=_MOST_BYTES)), where=str(path))
 
 
 def make(order: Order, started: float) -> CellResult:

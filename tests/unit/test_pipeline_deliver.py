@@ -14,7 +14,7 @@ from edgekit.devices.target_device import TargetDevice
 from edgekit.devices.wire import DeviceFacts
 from edgekit.errors import GateFailedError, NotRunnableError, RuntimeMissingError
 from edgekit.pipeline import build
-from edgekit.pipeline.deliver import refusal
+from edgekit.pipeline.refusal import refusal
 from edgekit.types import Adaptation, Device, Gate, Measurement, Verdict
 
 A8 = target("a-int8")

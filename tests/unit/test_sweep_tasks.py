@@ -350,3 +350,18 @@ def test_results_are_written_for_people_and_programs(tmp_path):
     document = written.document([result(good, reads=(dependency.of_path(str(Path(__file__))),))], 2)
     assert (document["cells"], document["finished"]) == (2, 1)
     assert "reads" not in document["results"][0]
+
+
+def test_whoever_only_starts_cells_imports_nothing_heavy():
+    """A cluster's workers each wait for it before their first cell."""
+    heavy = "numpy", "onnx", "torch", "edgekit.pipeline.build", "edgekit.artifact.measure"
+    code = f"import sys, edgekit.sweep.cluster; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_end_of_a_cell_is_seen_when_it_comes(tmp_path):
+    attempt = Attempt(Task(cell=cell("a")), tmp_path, tmp_path)
+    result = attempt.wait()
+    assert attempt.process.returncode is not None
+    assert result.key == cell("a").key

@@ -184,7 +184,8 @@ def compiler_key(precision: str) -> str:
         return _digest(sorted((ROOT / "edgekit" / "backends" / "tflite").rglob("*.py")), [])
     own = ROOT / "edgekit" / "backends" / "nvidia"
     passes = ROOT / "edgekit" / "graph" / "passes"
-    files = [own / "portable.py", own / "worker.py", own / "rules.py", passes / "half.py"]
+    files = [own / f"{name}.py" for name in ("portable", "refusals", "worker", "rules")]
+    files += [*sorted(own.glob("plain*.py")), passes / "half.py"]
     return _digest(files, [importlib.metadata.version("tensorrt-rtx-cu13")])
 
 

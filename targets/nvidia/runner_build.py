@@ -127,6 +127,7 @@ class Log:
         self._phase, self._progress = phase, progress
         self._written, self._told, self._percent = 0, 0.0, -1
         self.last = ""
+        self.node = ("", "")
         self.errors = []
 
     def __enter__(self):
@@ -144,6 +145,12 @@ class Log:
             self._written += len(text) + 5
             self._file.write("[%s] %s\n" % (severity, text.rstrip("\n")))
 
+    def verbose(self, text):
+        """Name and operator of the node that the parser reads: where it throws, nothing else names it."""
+        found = _READS.match(text) if "arsing node: " in text else None
+        if found:
+            self.node = found.groups()
+
     def at(self, name):
         """What is being done, not more often than twice a second."""
         now = time.monotonic()
@@ -158,6 +165,9 @@ class Log:
         if percent > self._percent:
             self._percent = percent
             self._progress(percent)
+
+
+_READS = re.compile(r"(?:Static check for parsing|Parsing) node: (.*) \[([^\]]*)\]")
 
 
 def _by_python(spec, log):
@@ -175,7 +185,7 @@ def _by_python(spec, log):
     parser = trt.OnnxParser(network, logger)
     log.at("parse")
     parsed = parser.parse_from_file(spec["onnx"])
-    refused = [_refused(parser.get_error(i)) for i in range(parser.num_errors)]
+    refused = [_refused(parser.get_error(i), log.node) for i in range(parser.num_errors)]
     answer = {"refused": refused, "failure": "", "layers": network.num_layers, "on_gpu": [], "argv": []}
     if not parsed:
         answer["failure"] = "" if refused else log.last or "the parser does not say why it refuses the graph"
@@ -272,6 +282,7 @@ def _logger(trt, log):
     severities = {}
     for name, letter in (("INTERNAL_ERROR", "E"), ("ERROR", "E"), ("WARNING", "W"), ("INFO", "I")):
         severities[getattr(trt.ILogger, name)] = letter
+    verbose = getattr(trt.ILogger, "VERBOSE", None)
 
     class Logger(trt.ILogger):
         def __init__(self):
@@ -280,6 +291,8 @@ def _logger(trt, log):
         def log(self, severity, message):
             if severity in severities:
                 log.line(severities[severity], message)
+            elif severity == verbose:
+                log.verbose(message)
 
     return Logger()
 
@@ -318,12 +331,17 @@ def _monitor(trt, log):
     return Monitor()
 
 
-def _refused(error):
+def _refused(error, reads):
+    """``reads``: the node that the parser read last."""
+
     def told(name):
         value = getattr(error, name, None)
         return str(value()) if callable(value) else ""
 
-    return {"node": told("node_name"), "op": told("node_operator"), "message": _first_line(error.desc())}
+    node, op = told("node_name"), told("node_operator")
+    if not (node or op) and not told("func").startswith("importInput"):
+        node, op = reads
+    return {"node": node, "op": op, "message": _first_line(error.desc())}
 
 
 def _first_line(text):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from backend_models import attention, conv_net, digests, quantized, reference, snr_db, unsupported
 
-from edgekit.backends.nvidia import artifact, executed, portable, tensorrt, tensorrt_rtx, worker
+from edgekit.backends.nvidia import artifact, executed, profiles, refusals, tensorrt, tensorrt_rtx, worker
 from edgekit.backends.nvidia.engine import read_key
 from edgekit.core import targets
 from edgekit.errors import BackendError, ConfigError, RuntimeCrashError, UnsupportedOperatorsError
@@ -113,9 +113,9 @@ def test_a_library_that_ends_its_process_is_a_typed_error(tmp_path, monkeypatch)
     crash = tmp_path / "crash.py"
     crash.write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     monkeypatch.setattr(worker, "__file__", str(crash))
-    job = portable.Job(module="tensorrt_rtx", onnx=conv_net(tmp_path / "m.onnx").path, profiles={})
+    job = refusals.Job(module="tensorrt_rtx", onnx=conv_net(tmp_path / "m.onnx").path, profiles={})
     with pytest.raises(RuntimeCrashError, match="-11"):
-        portable.run_worker(job, targets.find("tensorrt-rtx-fp32"), {})
+        refusals.run_worker(job, targets.find("tensorrt-rtx-fp32"), {})
 
 
 def test_without_a_run_the_share_is_not_known_but_what_the_graph_asks_is(tmp_path):
@@ -159,7 +159,7 @@ def test_an_engine_that_tells_names_only_has_no_share(tmp_path):
 
 
 def test_compute_capabilities_as_people_write_them():
-    assert portable.compute_capabilities("SM86,8.9, sm86") == ("SM86", "SM89")
+    assert profiles.compute_capabilities("SM86,8.9, sm86") == ("SM86", "SM89")
     for text in ("SM1", "sm_86", "8", "SM8600", "٨٦"):
         with pytest.raises(ConfigError, match="compute capability"):
-            portable.compute_capabilities(text)
+            profiles.compute_capabilities(text)

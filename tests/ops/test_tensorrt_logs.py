@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from backend_models import conv_net, quantized, unsupported
+from onnx import TensorProto, helper
 
 from edgekit.backends.nvidia import tensorrt_rtx
 from edgekit.core import plugins
@@ -89,6 +91,22 @@ def test_a_node_that_the_parser_refuses(builds: Any, tmp_path: Path, kind: str) 
     for row in found:
         assert row["message"]
         assert not row["message"].startswith("Invalid Node")
+
+
+def test_a_node_that_the_parser_throws_at(builds: Any, tmp_path: Path) -> None:
+    """Its own record names none, and what it says before it reads one does."""
+    scatter = helper.make_node("ScatterElements", ["a", "i", "u"], ["y"], name="scatter", reduction="add")
+    kinds = {"x": TensorProto.FLOAT, "i": TensorProto.INT64, "u": TensorProto.FLOAT}
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["a"], name="relu"), scatter],
+        "g",
+        [helper.make_tensor_value_info(n, kind, [3, 4]) for n, kind in kinds.items()],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 4])],
+    )
+    imports = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=9), tmp_path / "m.onnx")
+    answer, _, _ = build(builds, tmp_path / "m.onnx", tmp_path / "out")
+    assert [(r["node"], r["op"]) for r in answer["refused"]] == [("scatter", "ScatterElements")]
 
 
 def _messages(builds: Any, lines: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,14 @@ RANDOM = np.random.default_rng(0)
 def made(
     path: Path,
     node: onnx.NodeProto,
-    given: dict[str, list[int]],
+    given: dict[str, list[Any]],
     constants: dict[str, Any],
     shape: list[int] | None = None,
 ) -> Path:
-    types = {"indices": TensorProto.INT64}
     graph = helper.make_graph(
         [node],
         "g",
-        [helper.make_tensor_value_info(n, types.get(n, TensorProto.FLOAT), s) for n, s in given.items()],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in given.items()],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
         [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()],
     )
@@ -48,24 +48,28 @@ def answers(path: Path, fed: dict[str, Any]) -> Any:
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, fed)[0]
 
 
-def pool(path: Path, **attributes: Any) -> tuple[Path, dict[str, Any]]:
+def pool(
+    path: Path, op: str = "MaxPool", *, open_: int = 0, **attributes: Any
+) -> tuple[Path, dict[str, Any]]:
+    """``open_``: how many of its axes have no size."""
     rank = len(attributes["kernel_shape"])
     shape = [2, 3, 11, 9, 8][: 2 + rank]
-    node = helper.make_node("MaxPool", ["x"], ["y"], name="pool", **attributes)
-    return made(path, node, {"x": shape}, {}), {"x": RANDOM.normal(size=shape).astype(np.float32) - 5}
+    node = helper.make_node(op, ["x"], ["y"], name="pool", **attributes)
+    named = [f"axis{i}" if i in (0, 2, 3)[:open_] else size for i, size in enumerate(shape)]
+    return made(path, node, {"x": named}, {}), {"x": RANDOM.normal(size=shape).astype(np.float32) - 5}
 
 
-def scatter(path: Path, *, known: bool, rank: int = 2) -> tuple[Path, dict[str, Any]]:
-    indices = np.array([[3], [0], [3], [-1], [5], [3]], np.int64)
-    fed = {
-        "data": RANDOM.normal(size=(7, 4)[:rank]).astype(np.float32),
-        "updates": RANDOM.normal(size=(6, 4)[:rank]).astype(np.float32),
-    }
-    given = {n: list(v.shape) for n, v in fed.items()} | ({} if known else {"indices": [6, 1]})
-    node = helper.make_node("ScatterND", ["data", "indices", "updates"], ["y"], name="s", reduction="add")
-    return made(path, node, given, {"indices": indices} if known else {}), fed | (
-        {} if known else {"indices": indices}
-    )
+def patches(path: Path, image: list[int], block: list[int], **attributes: Any) -> tuple[Path, dict[str, Any]]:
+    strides, dilations = (attributes.get(name, [1, 1]) for name in ("strides", "dilations"))
+    pads = attributes.get("pads", [0] * 4)
+    counts = [
+        (image[i] + pads[i] + pads[2 + i] - dilations[i] * (block[i] - 1) - 1) // strides[i] + 1
+        for i in range(2)
+    ]
+    shape = [2, 3 * math.prod(block), math.prod(counts)]
+    node = helper.make_node("Col2Im", ["x", "image", "block"], ["y"], name="patches", **attributes)
+    constants = {"image": image, "block": block}
+    return made(path, node, {"x": shape}, constants), {"x": RANDOM.normal(size=shape).astype(np.float32)}
 
 
 def attention(path: Path, **attributes: Any) -> tuple[Path, dict[str, Any]]:
@@ -83,10 +87,28 @@ CASES = {
         p, kernel_shape=[3, 3], dilations=[2, 1], strides=[2, 3], pads=[2, 1, 1, 0]
     ),
     "pool of one axis": lambda p: pool(p, kernel_shape=[4], dilations=[2], pads=[3, 0]),
+    "pool of an open batch": lambda p: pool(
+        p, kernel_shape=[3, 2], dilations=[2, 3], pads=[1, 1, 1, 1], strides=[2, 1], open_=1
+    ),
+    "pool of an open image": lambda p: pool(
+        p, kernel_shape=[3, 2], dilations=[2, 3], strides=[2, 1], open_=3
+    ),
+    "mean of an open image": lambda p: pool(p, "AveragePool", kernel_shape=[3, 2], dilations=[2, 3], open_=3),
     "pool of three axes": lambda p: pool(p, kernel_shape=[2, 2, 2], dilations=[3, 2, 1]),
-    "scatter": lambda p: scatter(p, known=True),
-    "scatter to where an input says": lambda p: scatter(p, known=False),
-    "scatter of a vector": lambda p: scatter(p, known=True, rank=1),
+    "pool rounded up": lambda p: pool(
+        p, kernel_shape=[3, 3], dilations=[2, 2], strides=[2, 3], pads=[1, 0, 2, 1], ceil_mode=1
+    ),
+    "mean": lambda p: pool(p, "AveragePool", kernel_shape=[3, 2], dilations=[2, 3], strides=[2, 1]),
+    "mean without its padding": lambda p: pool(
+        p, "AveragePool", kernel_shape=[3, 3], dilations=[2, 1], strides=[2, 3], pads=[2, 1, 1, 0]
+    ),
+    "mean with its padding": lambda p: pool(
+        p, "AveragePool", kernel_shape=[2, 3], dilations=[2, 2], pads=[1, 1, 1, 1], count_include_pad=1
+    ),
+    "patches": lambda p: patches(p, [5, 6], [2, 3]),
+    "patches with gaps and borders": lambda p: patches(p, [8, 9], [2, 2], strides=[3, 3]),
+    "patches that overlap": lambda p: patches(p, [7, 8], [3, 3], pads=[1, 1, 1, 1], strides=[2, 2]),
+    "patches with dilations": lambda p: patches(p, [7, 8], [3, 2], pads=[1, 0, 0, 1], dilations=[2, 3]),
     "attention": attention,
     # ONNX Runtime 1.31 crashes on one without a bias.
     "attention with a scale": lambda p: attention(p, scale=0.3),
@@ -98,9 +120,9 @@ def test_it_says_the_same(case: str, tmp_path: Path) -> None:
     path, fed = CASES[case](tmp_path / "m.onnx")
     model = io.load(path)
     assert len(plain.write_plainly(model)) == 1
-    assert not {("", "ScatterND"), ("", "MaxPool"), (plain.MICROSOFT, "Attention")} & {
-        (n.domain, n.op_type) for n in model.graph
-    }
+    rewritten = {("", op) for op in ("MaxPool", "AveragePool", "Col2Im")} | {(plain.MICROSOFT, "Attention")}
+    assert not rewritten & {(n.domain, n.op_type) for n in model.graph}
+    assert not {"image", "block"} & set(model.graph.initializers)
     ir.save(model, tmp_path / "plain.onnx")
     onnx.checker.check_model(str(tmp_path / "plain.onnx"))
     assert np.allclose(answers(tmp_path / "plain.onnx", fed), answers(path, fed), rtol=1e-5, atol=1e-5)
@@ -121,10 +143,11 @@ def test_an_engine_is_built_of_it(case: str, precision: str, tmp_path: Path) -> 
     "model",
     [
         lambda p: pool(p, kernel_shape=[3, 3]),
-        lambda p: pool(p, kernel_shape=[2, 2], dilations=[2, 2], ceil_mode=1, strides=[2, 2]),
+        lambda p: pool(p, kernel_shape=[2, 2], dilations=[2, 2], ceil_mode=1, strides=[2, 2], open_=3),
+        lambda p: patches(p, [9, 9], [2, 2], dilations=[2, 2], strides=[2, 2]),
         lambda p: attention(p, unidirectional=1),
     ],
-    ids=["no dilation", "rounded up", "causal"],
+    ids=["no dilation", "rounded up", "strides and dilations", "causal"],
 )
 def test_what_has_another_form_stays(model: Any, tmp_path: Path) -> None:
     path, _ = model(tmp_path / "m.onnx")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.backends.nvidia import portable
+from edgekit.backends.nvidia import profiles
 from edgekit.backends.nvidia.recipe import Recipe, by_hand
 from edgekit.backends.onnxruntime.artifact import minimum_runtime
 from edgekit.core import plugins, targets
@@ -79,9 +79,9 @@ DYNAMIC = TensorSpec(name="ids", dtype="int64", shape=("batch", "sequence"))
 
 
 def test_profiles_cover_dynamic_inputs_only():
-    assert portable.profiles((STATIC,), "") == {}
-    assert portable.profiles((STATIC, DYNAMIC), "") == {"ids": ((1, 1), (1, 128), (8, 512))}
-    assert portable.profiles((DYNAMIC,), "sequence=4:8:16, batch=2:2:2")["ids"] == ((2, 4), (2, 8), (2, 16))
+    assert profiles.profiles((STATIC,), "") == {}
+    assert profiles.profiles((STATIC, DYNAMIC), "") == {"ids": ((1, 1), (1, 128), (8, 512))}
+    assert profiles.profiles((DYNAMIC,), "sequence=4:8:16, batch=2:2:2")["ids"] == ((2, 4), (2, 8), (2, 16))
 
 
 @pytest.mark.parametrize(
@@ -89,20 +89,20 @@ def test_profiles_cover_dynamic_inputs_only():
 )
 def test_a_malformed_axis_says_how_to_write_it(text):
     with pytest.raises(ConfigError, match="sequence"):
-        portable.profiles((DYNAMIC,), text)
+        profiles.profiles((DYNAMIC,), text)
 
 
 def test_an_axis_that_is_not_there_names_the_nearest():
     with pytest.raises(UnknownNameError) as caught:
-        portable.profiles((DYNAMIC,), "sequense=1:2:3")
+        profiles.profiles((DYNAMIC,), "sequense=1:2:3")
     assert "sequence" in caught.value.hint
 
 
 def test_compute_capabilities_are_read_in_both_spellings():
-    assert portable.compute_capabilities("SM86, 8.9,120") == ("SM86", "SM89", "SM120")
-    assert portable.compute_capabilities("") == ()
+    assert profiles.compute_capabilities("SM86, 8.9,120") == ("SM86", "SM89", "SM120")
+    assert profiles.compute_capabilities("") == ()
     with pytest.raises(ConfigError):
-        portable.compute_capabilities("ampere")
+        profiles.compute_capabilities("ampere")
 
 
 def test_the_recipe_spells_shapes_and_no_precision_flags():

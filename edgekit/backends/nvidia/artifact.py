@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgekit.backends.base import kept_float32
-from edgekit.backends.nvidia import portable
+from edgekit.backends.nvidia import portable, refusals
 from edgekit.backends.nvidia.engine import RECORD, EngineKey, write_record
 from edgekit.backends.nvidia.executed import requested
+from edgekit.backends.nvidia.profiles import Profiles, compute_capabilities, profiles
 from edgekit.backends.nvidia.recipe import MINIMUM, write_recipe
 from edgekit.backends.nvidia.request import NEEDED_CAPABILITY, options_of
 from edgekit.errors import UnsupportedError, UnsupportedOperatorsError
@@ -22,7 +23,7 @@ _PORTABLE = "model.onnx"
 def lower_to_recipe(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
     """See :func:`edgekit.backends.nvidia.tensorrt.lower`."""
     onnx = portable.write_portable(model, target, out / target.file, options)
-    shapes = portable.profiles(onnx.model.inputs, str(options.get("axes", "")))
+    shapes = profiles(onnx.model.inputs, str(options.get("axes", "")))
     parsed = _parsed(onnx, target, shapes)
     recipe = write_recipe(target, shapes, options_of(options), kept_float32(options), out)
     return Lowered(
@@ -43,19 +44,19 @@ def lower_to_recipe(model: OnnxModel, target: Target, options: Mapping[str, Opti
 
 def lower_to_engine(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
     """See :func:`edgekit.backends.nvidia.tensorrt_rtx.lower`."""
-    capabilities = portable.compute_capabilities(options.get("compute_capabilities", ""))
+    capabilities = compute_capabilities(options.get("compute_capabilities", ""))
     _refuse_older(capabilities, target)
     onnx = portable.write_portable(model, target, out / _PORTABLE, options)
     part = out / f".{target.file}.part"
-    job = portable.Job(
+    job = refusals.Job(
         module="tensorrt_rtx",
         onnx=onnx.model.path,
         engine=part,
         compute_capabilities=capabilities,
-        profiles=portable.profiles(onnx.model.inputs, str(options.get("axes", ""))),
+        profiles=profiles(onnx.model.inputs, str(options.get("axes", ""))),
     )
     try:
-        answer = portable.run_worker(job, target, onnx.modules)
+        answer = refusals.run_worker(job, target, onnx.modules)
         part.replace(out / target.file)
         key = EngineKey(
             graph_sha256=onnx.model.sha256,
@@ -102,20 +103,20 @@ def _runtime(target: Target, options: Mapping[str, Option]) -> dict[str, Option]
     return {**target.runtime, **graph}
 
 
-def _parsed(onnx: portable.Portable, target: Target, shapes: portable.Profiles) -> str:
+def _parsed(onnx: portable.Portable, target: Target, shapes: Profiles) -> str:
     """Parse with what is installed; says by what."""
     for module in ("tensorrt", "tensorrt_rtx"):
         if importlib.util.find_spec(module) is not None:
-            job = portable.Job(module=module, onnx=onnx.model.path, profiles=shapes)
-            answer = portable.run_worker(job, target, onnx.modules)
+            job = refusals.Job(module=module, onnx=onnx.model.path, profiles=shapes)
+            answer = refusals.run_worker(job, target, onnx.modules)
             return f"parsed by {module} {answer['version']}: {answer['layers']} layers"
-    problems = portable.static_problems(onnx.model.path, onnx.modules)
+    problems = refusals.static_problems(onnx.model.path, onnx.modules)
     if problems:
         raise UnsupportedOperatorsError(target.name, problems)
     return "checked by rules only: neither tensorrt nor tensorrt_rtx is installed to parse it"
 
 
-def _notes(capabilities: tuple[str, ...], job: portable.Job, target: Target) -> tuple[str, ...]:
+def _notes(capabilities: tuple[str, ...], job: refusals.Job, target: Target) -> tuple[str, ...]:
     major, minor = NEEDED_CAPABILITY.get(target.precision, (8, 0))
     where = ", ".join(capabilities) or f"{major}.{minor} and later (the builder's default)"
     notes = [f"compute capabilities: {where}", "strongly typed network, TF32 off"]
@@ -127,5 +128,5 @@ def _notes(capabilities: tuple[str, ...], job: portable.Job, target: Target) -> 
     return tuple(notes)
 
 
-def _listed(profiles: portable.Profiles) -> Json:
+def _listed(profiles: Profiles) -> Json:
     return {name: [list(shape) for shape in shapes] for name, shapes in profiles.items()}

@@ -14,7 +14,7 @@ from edgekit.errors import SourceError
 from edgekit.types import Json, Target
 
 if TYPE_CHECKING:
-    from edgekit.backends.nvidia.portable import Profiles
+    from edgekit.backends.nvidia.profiles import Profiles
 
 RECIPE = "recipe.json"
 MINIMUM = "8.5"

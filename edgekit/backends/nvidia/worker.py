@@ -7,6 +7,9 @@ the named runtime only; one JSON job on stdin, one JSON answer on stdout:
     {"module": "tensorrt_rtx", "onnx": PATH, "engine": PATH or null, "compute_capabilities": ["SM86"],
      "profiles": {"input": [[min…], [opt…], [max…]]}, "tf32": false}
     {"version": "1.7.1", "errors": [{"node", "op", "message"}], "failure": "", "layers": 21}
+
+What the parser throws from inside an operator names no node and ends its work: the node is then the one that it said
+last that it parses. Each is written to stderr as ``AT NODE`` before the library sees it, for the case that it crashes.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import sys
 from types import ModuleType
 from typing import Any, TypedDict
@@ -67,12 +71,10 @@ def run(job: Job) -> Answer:
     )
     parser = trt.OnnxParser(network, log.logger)
     parsed = parser.parse_from_file(job["onnx"])
-    errors = [parser.get_error(i) for i in range(parser.num_errors)]
+    errors = [_error(parser.get_error(i), log) for i in range(parser.num_errors)]
     answer: Answer = {
         "version": trt.__version__,
-        "errors": [
-            {"node": e.node_name(), "op": e.node_operator(), "message": _first_line(e.desc())} for e in errors
-        ],
+        "errors": errors,
         "failure": "" if parsed or errors else log.last(),
         "layers": network.num_layers,
     }
@@ -80,6 +82,13 @@ def run(job: Job) -> Answer:
         answer["failure"] = _build(trt, builder, network, job) or ""
         answer["failure"] = answer["failure"] and f"{answer['failure']}: {log.last()}"
     return answer
+
+
+def _error(error: Any, log: _Log) -> ParserError:
+    node, op = error.node_name(), error.node_operator()
+    if not (node or op) and error.func() not in ("importInput", "importInputs"):
+        node, op = log.at
+    return {"node": node, "op": op, "message": _first_line(error.desc())}
 
 
 def _build(trt: ModuleType, builder: Any, network: Any, job: Job) -> str | None:
@@ -105,11 +114,17 @@ def _build(trt: ModuleType, builder: Any, network: Any, job: Job) -> str | None:
     return None
 
 
+_PARSING = re.compile(r"(?:Static check for parsing|Parsing) node: (.*) \[([^\]]*)\]")
+"""What both parsers say, among what is verbose, before they read a node."""
+
+
 class _Log:
-    """Keeps the library's error messages."""
+    """Keeps the library's error messages, and ``at``: name and operator of the node that it parses."""
 
     def __init__(self, trt: Any) -> None:
         messages: list[str] = []
+        self.at = ("", "")
+        own = self
 
         class Logger(trt.ILogger):  # type: ignore[misc]
             def __init__(self) -> None:
@@ -118,9 +133,18 @@ class _Log:
             def log(self, severity: object, message: str) -> None:
                 if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                     messages.append(message)
+                elif severity == trt.ILogger.VERBOSE and "arsing node: " in message:
+                    own._parses(message)
 
         self.logger = Logger()
         self._messages = messages
+
+    def _parses(self, message: str) -> None:
+        found = _PARSING.match(message)
+        if found and found.groups() != self.at:
+            self.at = (found.group(1), found.group(2))
+            sys.stderr.write(f"AT {self.at[0]}\n")
+            sys.stderr.flush()
 
     def last(self) -> str:
         return _first_line(self._messages[-1]) if self._messages else "no reason given"

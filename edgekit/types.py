@@ -256,6 +256,7 @@ class Tolerance:
     sample_snr_db: float | None = None
     integer_agreement: float = 0.99
     boxes: float | None = None
+    masks: float | None = None
     rollout: float | None = None
     decisions: float = 0.99
     perplexity: float | None = None
@@ -281,6 +282,11 @@ class Tolerance:
         if self.boxes is not None:
             return self.boxes
         return self.integer_agreement if self.top1_agreement is None else self.top1_agreement
+
+    @property
+    def mask_limit(self) -> float:
+        """The least share of masks that agree; else as of boxes."""
+        return self.box_limit if self.masks is None else self.masks
 
     @property
     def sample_limit(self) -> float | None:
@@ -489,7 +495,8 @@ class Parity:
     ``relative_error`` is max |a - r| / max |r|; ``snr_db`` is 10 log10(sum r² / sum (a - r)²), between -200
     and 200; ``cosine`` is the mean over rows; ``top1_agreement`` is set for outputs that look like class
     scores, ``integer_agreement`` for outputs that are integers or booleans, ``boxes`` for outputs that look like a
-    detector's boxes: the share that overlaps with the source's (see ``artifact/boxes.py``). ``explained`` is the share
+    detector's boxes, ``masks`` for maps that are masks: the share that overlaps with the source's (see
+    ``artifact/boxes.py``, ``artifact/masks.py``). ``explained`` is the share
     of variance that the worst slice of a float output keeps (see ``artifact/slices.py``), ``explained_at`` says which;
     ``sample_snr_db`` is the SNR that 95 % of the samples exceed. Each is the worst output's. ``rows`` counts batch
     elements, ``nonfinite`` the values that are NaN or infinite where the reference is not (or the other way round).
@@ -498,9 +505,10 @@ class Parity:
     reference's own, where it was measured; ``noise`` says that the inputs were noise.
 
     ``data`` is what the samples are (``"evaluation"``, ``"calibration"``, ``"random"`` or ``"golden"``), ``labelled``
-    how many of them have labels. ``agreement_rows``, ``integer_rows``, ``box_rows`` and ``metric_rows`` count what is
-    independent behind each figure: rows of a batch, not pixels or tokens; ``row_loss`` is how much of the metric one of
-    these can lose, ``changed_rows`` how many of them are scored otherwise, ``higher_is_better`` the metric's direction.
+    how many of them have labels. ``agreement_rows``, ``integer_rows``, ``box_rows``, ``mask_rows`` and ``metric_rows``
+    count what is independent behind each figure: rows of a batch, not pixels or tokens; ``row_loss`` is how much of the
+    metric one of these can lose, ``changed_rows`` how many of them are scored otherwise, ``higher_is_better`` the
+    metric's direction.
     ``guess`` is the accuracy of naming the most frequent label always; ``None`` where the metric is another one.
     """
 
@@ -515,6 +523,7 @@ class Parity:
     explained_at: str = ""
     sample_snr_db: float | None = None
     boxes: float | None = None
+    masks: float | None = None
     metric_name: str = ""
     metric: float | None = None
     reference_metric: float | None = None
@@ -531,6 +540,7 @@ class Parity:
     agreement_rows: int = 0
     integer_rows: int = 0
     box_rows: int = 0
+    mask_rows: int = 0
     metric_rows: int = 0
     row_loss: float = 1.0
     changed_rows: int | None = None

@@ -9,8 +9,17 @@ _AT_MOST = frozenset(
     | {"paged-attention"}
 )
 _AT_LEAST = frozenset(
-    {"snr", "slices", "samples", "integers", "top1-agreement", "boxes", "placement", "integer-weights"}
-    | {"coverage", "rollout", "decisions", "token-agreement", "greedy", "tokenizer", "chat-template"}
+    {"snr", "slices", "samples", "integers", "top1-agreement", "boxes", "masks", "placement"}
+    | {
+        "integer-weights",
+        "coverage",
+        "rollout",
+        "decisions",
+        "token-agreement",
+        "greedy",
+        "tokenizer",
+        "chat-template",
+    }
 )
 _ROUNDED = 1e-9
 

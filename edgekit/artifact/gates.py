@@ -82,7 +82,8 @@ def _parity_gates(evidence: Evidence, tolerance: Tolerance) -> list[Gate | None]
             "relative-error", tolerance.relative_error, parity.relative_error if parity else None, "", why
         ),
         _agreement(parity, tolerance.top1_agreement, why),
-        _boxes(parity, tolerance.box_limit),
+        _overlapping("boxes", parity, tolerance.box_limit),
+        _overlapping("masks", parity, tolerance.mask_limit),
         _drop(parity, tolerance.metric_drop, why),
     ]
 
@@ -181,14 +182,17 @@ def _agreement(parity: Parity | None, limit: float | None, why: str) -> Gate | N
     return proof.agreement(name, share, limit)
 
 
-def _boxes(parity: Parity | None, limit: float) -> Gate | None:
-    """A detector's boxes, of a picture as a whole."""
-    if parity is None or parity.boxes is None:
+def _overlapping(name: str, parity: Parity | None, limit: float) -> Gate | None:
+    """A detector's boxes, or masks, of a picture as a whole."""
+    if parity is None:
         return None
-    share = proof.Share(value=parity.boxes, rows=parity.box_rows, what="boxes")
+    value, rows = (parity.boxes, parity.box_rows) if name == "boxes" else (parity.masks, parity.mask_rows)
+    if value is None:
+        return None
+    share = proof.Share(value=value, rows=rows, what=name)
     if parity.data in proof.NOT_DATA:
-        return proof.shown("boxes", share, limit, proof.inputs(parity), judged=parity.data == "golden")
-    return proof.agreement("boxes", share, limit)
+        return proof.shown(name, share, limit, proof.inputs(parity), judged=parity.data == "golden")
+    return proof.agreement(name, share, limit)
 
 
 def _drop(parity: Parity | None, limit: float | None, why: str) -> Gate | None:

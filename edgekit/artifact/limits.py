@@ -97,6 +97,7 @@ _NAMES: Mapping[str, tuple[str, Callable[[Option, str], float]]] = {
     "samples": ("sample_snr_db", _decibels),
     "integers": ("integer_agreement", _share),
     "boxes": ("boxes", _share),
+    "masks": ("masks", _share),
     "rollout": ("rollout", _share),
     "decisions": ("decisions", _share),
     "relative-error": ("relative_error", _amount),

@@ -19,6 +19,7 @@ from edgekit.artifact.boxes import BoxTally
 from edgekit.artifact.classes import ClassTally, class_axis
 from edgekit.artifact.energy import SNR_CAP, decibels, row_snr
 from edgekit.artifact.judge import Judge, Judged
+from edgekit.artifact.masks import MaskTally
 from edgekit.artifact.rounding import RoundingTally, as_rounding, worst_rounding
 from edgekit.artifact.slices import SliceTally
 from edgekit.artifact.task import Metric, Task, could_hold_scores, looks_embedded
@@ -73,6 +74,7 @@ def compare(
             if (axis := class_axis(name, ref, task)) is not None:
                 tally.classes.add(ref, out, axis)
             tally.boxes.add(name, ref, out, task)
+            tally.masks.add(name, ref, out, task)
         judge.add(before or expected, got, samples)
         recipe.add(before or expected, expected, samples)
         samples += 1
@@ -138,6 +140,7 @@ class _Tally:
     slices: SliceTally = field(default_factory=SliceTally)
     classes: ClassTally = field(default_factory=ClassTally)
     boxes: BoxTally = field(default_factory=BoxTally)
+    masks: MaskTally = field(default_factory=MaskTally)
     row_snr: list[float] = field(default_factory=list)
     rounding: RoundingTally = field(default_factory=RoundingTally)
 
@@ -211,6 +214,7 @@ class _Tally:
         return (
             figures
             | self.boxes.figures()
+            | self.masks.figures()
             | {
                 "relative_error": self.max_abs / self.max_ref if self.max_ref else self.max_abs,
                 "snr_db": -SNR_CAP if broken else decibels(self.signal, self.noise),
@@ -240,6 +244,7 @@ def _parity(samples: int, tallies: Mapping[str, _Tally], judge: Judge) -> Parity
     integers = {n: agreements[n] for n, t in tallies.items() if t.integer and t.compared}
     lost = min(per_output, key=lambda n: per_output[n].get("explained", math.inf))
     boxes = {n: f["boxes"] for n, f in per_output.items() if "boxes" in f}
+    masks = {n: f["masks"] for n, f in per_output.items() if "masks" in f}
     per_sample = [f["sample_snr_db"] for f in per_output.values() if "sample_snr_db" in f]
     parity = Parity(
         samples=samples,
@@ -258,6 +263,8 @@ def _parity(samples: int, tallies: Mapping[str, _Tally], judge: Judge) -> Parity
         sample_snr_db=min(per_sample, default=None),
         boxes=min(boxes.values(), default=None),
         box_rows=_rows_of_the_least(boxes, tallies),
+        masks=min(masks.values(), default=None),
+        mask_rows=_rows_of_the_least(masks, tallies),
         rounding=worst_rounding([t.rounding for t in tallies.values()]),
         noise=any(t.slices.noise for t in tallies.values()),
         per_output=per_output,

@@ -8,12 +8,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekit.errors import DataError
+from edgekit.errors import DataError, UnknownNameError
+from edgekit.types import TEXT_GENERATION
 
 if TYPE_CHECKING:
     from edgekit.types import Array
 
 _SCORE_TASKS = ("classification", "masked-lm", "fill-mask")
+MEANINGS = (
+    *("classification", "token-classification", "segmentation", "detection", "regression", "embedding"),
+    *(
+        "image-classification",
+        "object-detection",
+        "semantic-segmentation",
+        "image-segmentation",
+        "mask-generation",
+    ),
+    *("matting", "saliency", "background-removal", "text-detection", "depth-estimation", "fill-mask"),
+    *("feature-extraction", "sentence-similarity", "text-classification", "audio-classification"),
+)
+"""Words of ``--task`` that say what a model's outputs mean; a checkpoint may bring others."""
 _OTHER_TASKS = ("feature-extraction", "sentence-similarity", "embedding", "regression", "detection")
 
 
@@ -44,6 +58,22 @@ class Task:
     labels: Sequence[object] | None = None
     metric: Metric | None = None
     classes: tuple[str, ...] = ()
+
+
+def declared(own: str, asked: str) -> str:
+    """What the outputs mean: ``own`` as the source says it, unless ``--task`` (``asked``, with its fields) names
+    another meaning. A file's code says how a recipe trains, and nothing of the outputs."""
+    word = asked.partition("(")[0].strip()
+    if not word or ":" in word or word in own:
+        return own
+    return word
+
+
+def refuse_unknown(asked: str) -> None:
+    """Raise :class:`UnknownNameError` where ``--task`` is neither a meaning nor code."""
+    word = asked.partition("(")[0].strip()
+    if word and ":" not in word and word not in (*MEANINGS, TEXT_GENERATION):
+        raise UnknownNameError("task", word, (*MEANINGS, TEXT_GENERATION))
 
 
 def could_hold_scores(name: str, ref: Array, task: Task) -> bool:

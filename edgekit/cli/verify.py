@@ -61,7 +61,8 @@ class Asked:
     "limits",
     multiple=True,
     metavar="NAME=VALUE",
-    help="A gate's limit in place of the target's: snr, slices, samples, agreement, integers, boxes, relative-error, "
+    help="A gate's limit in place of the target's: snr, slices, samples, agreement, integers, boxes, masks, "
+    "relative-error, "
     "size, latency, memory; with --eval also metric-drop and placement.",
 )
 @click.option(

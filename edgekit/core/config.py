@@ -193,8 +193,8 @@ class Options:
             help="What a recipe trains for: classification, token-classification, regression, embedding, or your "
             "own: file.py:name.",
             help_for={
-                "build": "text-generation: language models with their cache; else what a recipe trains for, as for "
-                "edgekit compress."
+                "build": "What the outputs mean (classification, segmentation, detection, matting …), where the source "
+                "does not say it, and what a recipe trains for. text-generation: language models with their cache."
             },
             group=_COMPRESSION,
             commands=("build", "compress"),
@@ -298,6 +298,7 @@ class Options:
         _NO_SETTINGS,
         Declared(
             help="A gate's limit in place of the target's: snr, slices, samples (dB), agreement, integers, boxes, "
+            "masks, "
             "rollout, decisions, relative-error, placement, integer-weights, coverage, metric-drop, size (KB, MB), "
             "latency (ms), memory (MB).",
             group=_GATES,

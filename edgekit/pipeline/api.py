@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from edgekit.artifact.language import TASK
+from edgekit.artifact.task import refuse_unknown
 from edgekit.core import targets as catalogue
 from edgekit.core.config import Options
 from edgekit.core.progress import Listener, reporting
@@ -78,7 +79,11 @@ def request(
     calibration: DataSpec | None,
     evaluation: DataSpec | None,
 ) -> Request:
-    """A request for no target yet; DATA that is not given is that of the options."""
+    """A request for no target yet; DATA that is not given is that of the options.
+
+    Raises :class:`UnknownNameError` for a task that there is not.
+    """
+    refuse_unknown(options.task)
     calibration = peekable(options.calib or None if calibration is None else calibration)
     evaluation = peekable(options.eval or None if evaluation is None else evaluation)
     spec, module = opened(source, example_inputs, calibration if calibration is not None else evaluation)

@@ -76,7 +76,7 @@ def _what_to_do(artifact: Artifact, failed: Sequence[str]) -> str:
 
 
 _LOSSES = frozenset(
-    {"snr", "slices", "samples", "top1-agreement", "integers", "boxes", "coverage", "metric-drop"}
+    {"snr", "slices", "samples", "top1-agreement", "integers", "boxes", "masks", "coverage", "metric-drop"}
 )
 """Gates of what a model answers, not of how it runs."""
 

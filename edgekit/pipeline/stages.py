@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.artifact.manifest import StepRecord
+from edgekit.artifact.task import declared
 from edgekit.core import plugins, versions
 from edgekit.core.config import Options
 from edgekit.core.parallel import Once
@@ -108,8 +109,8 @@ def export(context: BuildContext, source: Source) -> Exported:
         source.identify(record.model.sha256)
         # Not in the graph, and yet the result's: the same weights with other class names are another model.
         facts = (record.task, record.labels, record.preprocessing, sha256_file(fresh / "example"))
-        declared = {"declared": sha256_bytes(canonical_json(facts))}
-        return _exported(context, source, lambda out: _copy(fresh, out), declared)
+        said = {"declared": sha256_bytes(canonical_json(facts))}
+        return _exported(context, source, lambda out: _copy(fresh, out), said)
 
 
 def _exported(
@@ -135,6 +136,7 @@ def _exported(
     record, example = done.value
     for warning in record.details.get("warnings", ()):
         context.progress.note(warning)
+    record = replace(record, task=declared(record.task, context.options.task))
     return Exported(record=record, example=example, step=done.record(record.model.sha256, record.notes))
 
 

@@ -12,6 +12,10 @@ to lose against float64 (where that is known), and a hundredth of its peers' var
 lie within a factor of ten of each other. Scores are no peers of pixels, so the floor of pixels does not excuse a lost
 score; a class that never appears among many that do is excused, and so are a few dead columns among hundreds.
 
+Rows of unit length are compared by their angle, to which each column adds a product: no column of an embedding means
+anything by itself, and each is held against the mean variance of all of them. One that is lost is seen, one that says
+little may lose it.
+
 Noise for inputs says little of how an output varies: networks average it out, and what is left is smaller than what
 any quantizer keeps. There (``noise=True``) a slice is held against the energy of its peers, and what is seen are dead,
 misplaced and misscaled slices.
@@ -103,6 +107,8 @@ class SliceTally:
     places: Collection[int] = ()
     axes: dict[int, _Axis] = field(default_factory=dict)
     rank: int = -1
+    directions: bool = True
+    """Whether all rows so far had unit length."""
 
     def add(self, reference: Array, output: Array, exact: Array | None = None) -> None:
         """One sample: float arrays of one shape, batch first where they have two axes or more. ``exact``: the
@@ -116,6 +122,7 @@ class SliceTally:
             }
         if reference.ndim != self.rank or not reference.size:
             return
+        self.directions &= _unit_rows(reference)
         difference = output - reference
         squared, errors, magnitude = reference * reference, difference * difference, np.abs(reference)
         rounding = None if exact is None else (exact - reference) ** 2
@@ -136,7 +143,9 @@ class SliceTally:
 
     def worst(self) -> Slice | None:
         """The slice that lost most, or ``None`` where no slice carries any variance."""
-        slices = [s for axis, sums in self.axes.items() for s in _slices(axis, sums, self.noise)]
+        slices = [
+            s for axis, sums in self.axes.items() for s in _slices(axis, sums, self.noise, self.directions)
+        ]
         return min(slices, key=lambda s: s.explained, default=None)
 
 
@@ -149,7 +158,14 @@ def _empty(size: int) -> _Axis:
     return _Axis(0.0, np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size))
 
 
-def _slices(axis: int, sums: _Axis, noise: bool) -> list[Slice]:
+def _unit_rows(reference: Array) -> bool:
+    """Whether these are embeddings, ``[rows, columns]``: of unit length, by the hundred, and no probabilities."""
+    if reference.ndim != 2 or reference.shape[1] < HUNDREDS or not bool((reference < 0).any()):
+        return False
+    return bool(np.allclose(np.linalg.norm(reference, axis=1), 1.0, atol=1e-3))
+
+
+def _slices(axis: int, sums: _Axis, noise: bool, directions: bool) -> list[Slice]:
     if sums.count < FEWEST:
         return []
     mean = sums.total / sums.count
@@ -160,6 +176,8 @@ def _slices(axis: int, sums: _Axis, noise: bool) -> list[Slice]:
         (np.finfo(np.float32).eps * steps) ** 2, NOISE_MARGIN * sums.rounding / max(sums.measured, 1.0)
     )
     floor = np.maximum(rounding, PEER_FLOOR * peers(variance, rounding, mean))
+    if directions:
+        floor = np.maximum(floor, variance.mean())
     if noise:
         floor = np.maximum(floor, _energy(variance, mean))
     carries = (variance > rounding) | (noise & (mean * mean > rounding))

@@ -29,8 +29,7 @@ def built(root, tmp_path_factory):
     result = edgekit(
         "build", f"{example}/model.py:encoder", "--target", ",".join(COSINE),
         "--calib", f"{example}/data.py:calibration", "--eval", f"{example}/data.py:evaluation",
-        # Of 384 columns one keeps 0.70 to 0.76 of its variance on so few sentences, by the processor's kernels.
-        "--samples", 48, "--out", out, "--limit", "slices=60%",
+        "--samples", 48, "--out", out,
     )  # fmt: skip
     return out, result
 

@@ -276,3 +276,38 @@ def test_a_column_at_the_edge_of_a_map_is_no_channel():
     assert compare(reference, outputs, places={"y": (2, 3)}).explained > 0.95
     outputs = [{"y": r["y"] * np.array([1, 0], np.float32)[:, None, None]} for r in reference]
     assert compare(reference, outputs, places={"y": (2, 3)}).explained < 0.75  # a lost channel is seen
+
+
+def embeddings(count=120, columns=384, seed=0):
+    """Unit rows ``[1, columns]`` whose columns differ threefold in spread, as those of sentence encoders do."""
+    random = np.random.default_rng(seed)
+    spreads = random.uniform(0.3, 1.0, columns)
+    rows = random.normal(size=(count, columns)) * spreads
+    return [r[None].astype(np.float32) / np.float32(np.linalg.norm(r)) for r in rows]
+
+
+def test_of_an_embedding_a_column_that_says_little_may_lose_it():
+    references = embeddings()
+    random = np.random.default_rng(1)
+    # The noise is the same in every column: a tenth of the mean column's spread, or half of the smallest one's.
+    outputs = [(r + random.normal(0, 0.012, r.shape)).astype(np.float32) for r in references]
+    parity, verdicts = judged(references, outputs)
+    assert parity.cosine > 0.97
+    assert verdicts["slices"] is Verdict.PASS
+    assert judged([r * 2 for r in references], [o * 2 for o in outputs])[1]["slices"] is Verdict.FAIL
+
+
+def test_of_an_embedding_a_lost_column_is_seen():
+    references = embeddings()
+    outputs = [r.copy() for r in references]
+    for out in outputs:
+        out[:, int(np.argmax(np.var(np.concatenate(references), axis=0)))] = 0
+    assert judged(references, outputs)[1]["slices"] is Verdict.FAIL
+
+
+def test_a_rotation_of_unit_length_is_no_embedding():
+    random = np.random.default_rng(2)
+    references = [np.array([[*v, 0.0]], np.float32) for v in random.normal(size=(60, 3)) * (1, 1, 0.05)]
+    references = [r / np.linalg.norm(r) for r in references]
+    outputs = [r * np.float32([1, 1, 0, 1]) for r in references]
+    assert judged(references, outputs)[1]["slices"] is Verdict.FAIL

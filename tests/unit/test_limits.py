@@ -21,6 +21,8 @@ PARITY = Parity(
     metric=0.95, reference_metric=0.96, metric_drop=0.01, drop_interval=(0.005, 0.015), metric_rows=400,
     boxes=0.95,
     box_rows=1000,
+    masks=0.94,
+    mask_rows=1000,
 )  # fmt: skip
 MEASURED = Measurement(
     device="local", threads=1, samples=(), import_ms=1.0, load_ms=1.0, first_ms=1.0, p50_ms=2.0, p90_ms=2.0,
@@ -63,6 +65,7 @@ GATE = {"agreement": "top1-agreement"}
         ("placement", "90%", 0.95),
         ("integer-weights", 0.8, "81%"),
         ("boxes", "93%", 0.97),
+        ("masks", "92%", 0.96),
         ("coverage", "70%", 0.8),
         ("rollout", "90%", 0.95),
         ("decisions", "98%", 0.99),
@@ -80,7 +83,7 @@ def test_every_gate_is_held_against_the_limit_that_is_given(name, good, bad):
 
 def test_every_name_was_tried_above():
     assert {"snr", "size", "metric-drop"} <= set(NAMES)
-    assert len(NAMES) == 16 + len(SPOKEN)
+    assert len(NAMES) == 17 + len(SPOKEN)
 
 
 SPOKEN = ("perplexity", "token-agreement", "greedy")

@@ -5,7 +5,6 @@ Models are untrusted: external data may not leave the model's folder, whatever t
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import logging
@@ -22,6 +21,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir.passes import common
 
+from edgekit.core.literal import literal
 from edgekit.errors import SourceError, UntrustedSourceError
 from edgekit.graph.stated import check_tensors, stated_bytes
 from edgekit.types import OnnxModel, TensorSpec, sha256_file
@@ -317,7 +317,7 @@ def module_path(node: ir.Node | onnx.NodeProto) -> str:
 @functools.lru_cache(maxsize=4096)  # a model's nodes are asked once for every candidate of their quantization
 def _innermost(text: str) -> str:
     try:
-        scopes = ast.literal_eval(text)
+        scopes = literal(text)
     except (
         ValueError,
         SyntaxError,

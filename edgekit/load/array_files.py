@@ -1,16 +1,23 @@
 """``.npy`` and ``.npz`` files that nobody vouches for: read without pickles, and damage is a typed error that names the
-file."""
+file.
+
+The format: numpy's NEP 1. Its header is a Python literal, which numpy's own reader parses where no other thread may
+(see :mod:`edgekit.core.literal`).
+"""
 
 from __future__ import annotations
 
 import math
+import struct
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from edgekit.core.files import DAMAGED_ZIP
+from edgekit.core.literal import literal
 from edgekit.errors import DataError, EdgekitError, first_line
 
 if TYPE_CHECKING:
@@ -20,8 +27,11 @@ _BOMB_BYTES = 1 << 30
 _BOMB_RATIO = 200
 """Beyond both a member is no data: noise does not compress at all, zeros by a factor of 1,000."""
 
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-"""By version. The third is for names of fields in other scripts, and arrays of fields are no tensors."""
+_LENGTHS = {(1, 0): "<H", (2, 0): "<I"}
+"""How each version writes the length of its header. The third is for names of fields in other scripts, and arrays of
+fields are no tensors."""
+_MOST_HEADER = 10_000
+_FIELDS = {"descr", "fortran_order", "shape"}
 
 _HINT = "save plain arrays with numpy.save or numpy.savez"
 
@@ -30,11 +40,13 @@ def read_npy(path: Path) -> Array:
     """The array of a ``.npy`` file, mapped into memory. Raises :class:`DataError`."""
     try:
         with path.open("rb") as file:
-            _refuse_claims(file, path.stat().st_size)
-        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+            header = _header(file, path.stat().st_size)
+            offset = file.tell()
+        if not header.count:  # nothing cannot be mapped
+            return np.zeros(header.shape, header.dtype)
+        return np.memmap(path, header.dtype, "r", offset, header.shape, header.order)
     except DAMAGED_ZIP as error:
         raise _unreadable(path, error, DataError, _HINT) from error
-    return array
 
 
 def read_npz(path: Path, *, kind: type[EdgekitError] = DataError, hint: str = _HINT) -> dict[str, Array]:
@@ -60,30 +72,58 @@ def read_record(file: IO[bytes], size: int) -> Array:
 
     Raises ``ValueError`` where it holds objects, or its header is damaged or claims what is not there.
     """
-    start = file.tell()
-    _refuse_claims(file, size)
-    file.seek(start)
-    array: Array = np.lib.format.read_array(file, allow_pickle=False)
-    return array
+    header = _header(file, size)
+    data = bytearray(file.read(header.count * header.dtype.itemsize))
+    return np.frombuffer(data, header.dtype, header.count).reshape(header.shape, order=header.order)
 
 
-def _refuse_claims(file: IO[bytes], size: int) -> None:
-    """Before anything is allocated: a shape of -1 would be all that is left, terabytes are only claimed, and numpy
-    divides by the size of a type that has none."""
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+def _header(file: IO[bytes], size: int) -> _Header:
+    """The header of the next record, the file then being at its data. Before anything is allocated: a shape of -1 would
+    be all that is left, terabytes are only claimed, and numpy divides by the size of a type that has none."""
     try:
-        version = np.lib.format.read_magic(file)
-        header = _HEADERS[version](file)
-    # numpy parses a header of Python literals: what a damaged one raises is nowhere listed.
+        found = _told(_header_text(file))
+        dtype = np.dtype(found["descr"])  # type: ignore[call-overload]  # whatever it is, numpy refuses it
+    # A header is a literal of anybody's: what a damaged one raises is nowhere listed.
     except Exception as error:
         raise ValueError(f"its header is damaged: {first_line(error)}") from error
-    shape, _, dtype = header
+    shape = found["shape"]
     if dtype.kind in "OV" or not dtype.itemsize:
         raise ValueError(f"it holds no numbers but {str(dtype)[:80]}")
-    sizes = all(
-        type(d) is int and d >= 0 for d in shape
-    )  # True is a number to numpy's reader of headers only
-    if not sizes or math.prod(shape) * dtype.itemsize > size - file.tell():
+    # True is a number, too.
+    if not isinstance(shape, tuple) or not all(type(d) is int and d >= 0 for d in shape):
+        raise ValueError(f"it claims the shape {str(shape)[:80]}")
+    if math.prod(shape) * dtype.itemsize > size - file.tell():
         raise ValueError(f"it claims the shape {str(shape)[:80]} in {size:,} bytes")
+    return _Header(dtype=dtype, shape=shape, order="F" if found["fortran_order"] else "C")
+
+
+def _header_text(file: IO[bytes]) -> str:
+    form = _LENGTHS[np.lib.format.read_magic(file)]
+    (length,) = struct.unpack(form, file.read(struct.calcsize(form)))
+    if length > _MOST_HEADER:
+        raise ValueError(f"a header of {length:,} bytes")
+    text = file.read(length).decode("latin1")
+    if len(text) != length:
+        raise ValueError("the file ends in it")
+    return text
+
+
+def _told(text: str) -> dict[str, object]:
+    found = literal(text.strip())
+    if not isinstance(found, dict) or set(found) != _FIELDS or not isinstance(found["fortran_order"], bool):
+        raise ValueError(f"it does not say {', '.join(sorted(_FIELDS))}")
+    return found
 
 
 def refuse_bomb(path: Path) -> None:

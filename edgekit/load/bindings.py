@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekit.errors import SourceError, UnknownNameError, UsageError, first_line
+from edgekit.errors import DataError, SourceError, UnknownNameError, UsageError, first_line
+from edgekit.load.array_files import read_npy
 from edgekit.types import Json, OnnxModel, Option, TensorSpec, TorchModel, sha256_file
 
 if TYPE_CHECKING:
@@ -167,12 +168,9 @@ class Bindings:
         if _digest(name, str(path)) != self.files[name]:
             raise SourceError(f"{path} changed while it was read", hint="run it again")
         try:
-            array: Array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UsageError(
-                f"--bind {name}={path} cannot be read: {error}", hint="save it with numpy.save"
-            ) from error
-        return array
+            return np.array(read_npy(path))
+        except DataError as error:
+            raise UsageError(f"--bind {name}: {error.message}", hint="save it with numpy.save") from error
 
 
 def _digest(name: str, text: str) -> str:

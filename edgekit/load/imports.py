@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 
+from edgekit.core.literal import parse
 from edgekit.core.root import PACKAGE
 
 _DYNAMIC = frozenset(
@@ -57,7 +58,7 @@ def is_users(path: str) -> bool:
 
 def describe(name: str, path: str, data: bytes, *, package: bool) -> tuple[Source, ast.Module]:
     """A module's source, and the tree to compile."""
-    tree = ast.parse(data, path)
+    tree = parse(data, path)
     inside = name if package else name.rpartition(".")[0]
     source = Source(
         path=path,

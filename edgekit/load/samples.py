@@ -246,8 +246,7 @@ class _Spooled:
 
     def __call__(self) -> Iterator[object]:
         for index, label in enumerate(self._labels):
-            with np.load(self._path(index), allow_pickle=False) as stored:
-                arrays = [stored[name] for name in stored.files]
+            arrays = list(read_npz(self._path(index)).values())
             inputs = dict(zip(self._names, arrays, strict=False))
             yield inputs, label if len(arrays) == len(self._names) else arrays[-1]
 

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from edgekit.core.files import temporary
 from edgekit.errors import MissingExtraError, SourceError, UntrustedSourceError
 from edgekit.graph import io
+from edgekit.load.array_files import read_npz
 from edgekit.load.watch import path_seen
 from edgekit.types import OnnxModel, Permit, SourceSpec
 
@@ -79,9 +80,9 @@ def _compare(model: OnnxModel, reference: Path, what: str) -> None:
     """The ONNX against what TensorFlow computed on the same random inputs, where it took them."""
     if not reference.is_file():
         return
-    with np.load(reference, allow_pickle=False) as stored:
-        inputs = {k.removeprefix("in:"): stored[k] for k in stored.files if k.startswith("in:")}
-        expected = {k.removeprefix("out:"): stored[k] for k in stored.files if k.startswith("out:")}
+    stored = read_npz(reference)
+    inputs = {k.removeprefix("in:"): array for k, array in stored.items() if k.startswith("in:")}
+    expected = {k.removeprefix("out:"): array for k, array in stored.items() if k.startswith("out:")}
     outputs = io.run(io.session(model.path), inputs)
     for name, array in expected.items():
         wide = array.astype(np.float64)

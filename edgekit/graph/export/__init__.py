@@ -6,13 +6,12 @@ with the module's, on the example and on random inputs.
 
 from __future__ import annotations
 
-import ast
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ml_dtypes
 import onnx
@@ -23,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from edgekit.core import stops
 from edgekit.core.files import disk_is_full
+from edgekit.core.literal import literal
 from edgekit.core.quiet import silence
 from edgekit.errors import ExportError
 from edgekit.graph import io
@@ -389,7 +389,7 @@ def _without(prefix: str, scopes: str) -> str:
     outer = prefix.rstrip(".")
     kept = [
         s.removeprefix(prefix)
-        for s in ast.literal_eval(scopes)
+        for s in cast("list[str]", literal(scopes))
         if s and not (outer + ".").startswith(s + ".")
     ]
     return repr(["", *kept])

@@ -316,10 +316,11 @@ class Artifact:
         return package(self._record, spec, Path(out or f"{spec.name}-{spec.version}-{spec.format}"))
 
     def inspect(self) -> Inspection:
-        """What is in the model file: tensors, operators, weights. Nothing is executed.
+        """What is in the model file: tensors, operators, weights and their quantization. Nothing is executed.
 
         Raises:
-            SourceError: the file is neither ONNX nor TFLite, or it is damaged.
+            SourceError: the file is damaged.
+            MissingExtraError: the package that knows its format is not installed.
         """
         from edgekit.artifact.inspect import inspect_file
 

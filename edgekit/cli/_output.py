@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import click
 import msgspec
 
 from edgekit.artifact.summary import printable
+from edgekit.cli import _tables
 from edgekit.cli._lines import Lines
 from edgekit.core.progress import Event, EventKind, Reporter, watching
 from edgekit.core.structure import to_builtins
@@ -25,13 +27,9 @@ if TYPE_CHECKING:
     from edgekit.artifact.summary import Table
 
 
-_PIPE_WIDTH = 240
-"""Tables on a pipe are for grep: wide enough that no cell is folded."""
-
-
 _UNUSUAL = re.compile(r"[^ -~\n]")
 _COLOUR = re.compile("(\x1b\\[(?:[0-2]|3[0-7])m)")
-"""What click.style writes for the colours and weights that edgekit uses."""
+"""What :func:`paint` writes for the colours and weights that edgekit uses."""
 _MANY_ROWS = 5_000
 _WIDEST = 60
 
@@ -41,13 +39,6 @@ def stderr() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def stdout() -> Console:
-    """The console for the result."""
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def print_json(document: object) -> None:
@@ -62,16 +53,56 @@ def show_error(error: EdgekitError, *, as_json: bool = False) -> None:
         print_json({"error": error.to_json()})
     if isinstance(error, FactoryError | MetricError) and error.user_traceback:
         click.echo(harmless(error.user_traceback.rstrip()), err=True)
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {harmless(error.message)}", err=True)
+    labelled("error:", error.message, fg="red", bold=True, err=True)
     for note in getattr(error, "__notes__", ()):
-        click.echo(f"  {harmless(note)}", err=True)
-    click.echo(f"{click.style('hint:', fg='cyan', bold=True)} {harmless(error.hint)}", err=True)
+        say(f"  {note}", err=True, indent="    ")
+    labelled("hint:", error.hint, fg="cyan", bold=True, err=True)
 
 
-def say(text: str, *, err: bool = False) -> None:
-    """A line for people, on stdout or stderr, whatever names it quotes: nothing but colours changes the terminal."""
+def labelled(label: str, text: str, *, fg: str, bold: bool = False, err: bool = False) -> None:
+    """A message behind a coloured word; it goes on in further lines between its words."""
+    lines = _fitted(f"{label} {text}", indent=" " * (len(label) + 1), err=err)
+    click.echo(paint(label, fg=fg, bold=bold) + lines.removeprefix(label), err=err)
+
+
+def say(text: str, *, err: bool = False, indent: str = "") -> None:
+    """A line for people, on stdout or stderr, whatever names it quotes: nothing but colours changes the terminal.
+
+    Where it is longer than the terminal is wide it goes on in the next, behind ``indent``; no word is broken.
+    """
     parts = _COLOUR.split(text)
-    click.echo("".join(p if _COLOUR.fullmatch(p) else harmless(p) for p in parts), err=err)
+    if len(parts) == 1:
+        click.echo(_fitted(text, indent=indent, err=err), err=err)
+    else:
+        click.echo("".join(p if _COLOUR.fullmatch(p) else harmless(p) for p in parts), err=err)
+
+
+def listing(label: str, items: Sequence[str]) -> None:
+    """Items behind a label, as many in a line as the terminal has room for; none is broken."""
+    room, indent = _tables.width(), " " * (len(label) + 2)
+    lines = [f"{label}  "]
+    for number, item in enumerate(map(printable, items)):
+        text = item + ("," if number + 1 < len(items) else "")
+        if number and _tables.span(lines[-1]) + 1 + _tables.span(text) > room:
+            lines.append(indent + text)
+        else:
+            lines[-1] += (" " if number else "") + text
+    click.echo("\n".join(lines))
+
+
+def _fitted(text: str, *, indent: str, err: bool) -> str:
+    room = _tables.width(sys.stderr if err else sys.stdout)
+    shown = harmless(text).split("\n")
+    if room == _tables.PIPE_WIDTH:  # for programs: a message is one line
+        return "\n".join(shown)
+    return "\n".join(_tables.wrapped(line, room, indent) for line in shown)
+
+
+def paint(text: str, *, fg: str | None = None, bold: bool = False, italic: bool = False) -> str:
+    """``text`` in a colour, unless ``NO_COLOR`` is set (https://no-color.org)."""
+    if os.environ.get("NO_COLOR"):
+        return text
+    return click.style(text, fg=fg, bold=bold or None, italic=italic or None)
 
 
 def harmless(text: str) -> str:
@@ -88,7 +119,7 @@ def end_with(errors: Sequence[EdgekitError], of: Sequence[str] = ()) -> None:
         show_error(error)
         if len(numbers) > 1:
             names = ", ".join(of[number] for number in numbers) if of else f"{len(numbers)} times"
-            click.echo(f"{click.style('ended:', fg='cyan', bold=True)} {harmless(names)}", err=True)
+            labelled("ended:", names, fg="cyan", bold=True, err=True)
     if errors:
         raise click.exceptions.Exit(errors[0].exit_code)
 
@@ -155,21 +186,15 @@ VERDICT_STYLE = {
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; on a pipe, the same without colours. Numbers are set to the right."""
-    from rich.table import Table
-    from rich.text import Text
-
+    """A table on stdout, as wide as the terminal; on a pipe, the same without colours. Numbers are set to the right."""
     if len(rows) > _MANY_ROWS:
         _long_table(columns, rows)
         return
-    heading = Text(harmless(title), style="table.title") if title else None
-    grid = Table(title=heading, title_justify="left", header_style="bold", pad_edge=False, box=None)
-    numeric = [bool(rows) and all(_numeric(row[i]) for row in rows) for i in range(len(columns))]
-    for name, right in zip(columns, numeric, strict=True):
-        grid.add_column(name, justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(printable(cell), style=_style(cell)) for cell in row))
-    stdout().print(grid)
+    if title:
+        click.echo(paint(harmless(title), italic=True))
+    cells = [[printable(cell) for cell in row] for row in rows]
+    for line in _tables.lines(columns, cells, room=_tables.width(), style=_styled):
+        click.echo(line)
 
 
 def _long_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -180,9 +205,12 @@ def _long_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
-def _style(cell: str) -> str:
-    """The colour of a verdict, with or without what is said of it: ``passed on 8 random inputs``."""
-    return VERDICT_STYLE.get(cell.partition(" ")[0].rstrip(":"), "")
+def _styled(text: str, cell: str) -> str:
+    """Headings are bold; verdicts have a colour, whatever is said of them: ``passed on 8 random inputs``."""
+    if cell == _tables.HEADING:
+        return paint(text, bold=True)
+    colour = VERDICT_STYLE.get(cell.partition(" ")[0].rstrip(":"))
+    return paint(text, fg=colour) if colour else text
 
 
 def show(summary: Table) -> None:
@@ -194,7 +222,3 @@ def show(summary: Table) -> None:
 def number(value: float | None, form: str = ".4g") -> str:
     """A figure for a table; ``-`` where there is none."""
     return "-" if value is None else format(value, form)
-
-
-def _numeric(cell: str) -> bool:
-    return cell in ("", "-") or cell[0].isdigit() or (cell[0] in "-+<≥≤" and cell[1:2].isdigit())

@@ -9,7 +9,7 @@ import click
 
 from edgekit.artifact.summary import size
 from edgekit.cli._options import json_flag
-from edgekit.cli._output import print_json, say, stdout, table
+from edgekit.cli._output import labelled, print_json, say, table
 from edgekit.devices import catalogue
 from edgekit.devices.checkup import Checkup, check
 from edgekit.devices.prepare import Plan, Preparation, scratch
@@ -211,20 +211,18 @@ def trust(name: str, yes: bool) -> None:
 
 
 def _show(seen: Checkup) -> None:
-    console = stdout()
     if seen.error:
-        console.print(f"[red]error  [/] [bold]{seen.device}[/]  ", end="")
-        console.print(seen.error, markup=False)
-        console.print(f"        → {seen.hint}", markup=False)
+        labelled("error  ", f"{seen.device}  {seen.error}", fg="red")
+        say(f"        → {seen.hint}", indent="          ")
         return
     facts = seen.facts
     python = f"Python {facts.python}" if facts.python else "no Python: only timed, by a vendor's tool"
     about = f"{facts.model or facts.processor}, {facts.arch}, {facts.os}, {python}"
-    console.print(f"[green]ok     [/] [bold]{seen.device}[/]  ", end="")
-    console.print(about + (", emulated" if facts.emulated else ""), markup=False)
+    about += ", emulated" if facts.emulated else ""
+    labelled("ok     ", f"{seen.device}  {about}", fg="green")
     for runtime in seen.runtimes:
         text = runtime.problem.splitlines()[0] if runtime.problem else _versions(runtime.versions)
-        console.print(f"        {runtime.backend:13} {text}", markup=False)
+        say(f"        {runtime.backend:13} {text}", indent=" " * 22)
 
 
 def _versions(versions: object) -> str:

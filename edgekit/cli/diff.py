@@ -11,7 +11,7 @@ import click
 from edgekit.artifact.manifest import BUILT, GoldenRecord
 from edgekit.cli._contained import contain
 from edgekit.cli._options import Grouped, declared, json_flag
-from edgekit.cli._output import print_json, progress, say, show_error, table
+from edgekit.cli._output import paint, print_json, progress, say, show_error, table
 from edgekit.core.config import Options
 from edgekit.diff.apply import Rebuild, apply
 from edgekit.diff.compare import Diff, compare
@@ -126,7 +126,7 @@ def _show(diff: Diff, applied: Applied | None, rows: int) -> None:
         "scale": "one scale for values of unlike size",
     }
     why = f" ({what[start.cause]})" if start.cause else ""
-    place = click.style(start.place, bold=True)
+    place = paint(start.place, bold=True)
     say(f"starts at {place} in {broken.after}: {start.op} {start.node}{why}, {_cost(start)}")
     others = [layer for layer in broken.wrong if layer is not start]
     for also in others[:_ROWS]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from edgekit.cli._options import json_flag
-from edgekit.cli._output import print_json, stdout
+from edgekit.cli._output import labelled, print_json, say
 from edgekit.core.doctor import Level, diagnose
 
 _STYLE = {Level.OK: "green", Level.INFO: "cyan", Level.WARNING: "yellow", Level.ERROR: "red"}
@@ -19,11 +19,9 @@ def doctor(as_json: bool) -> None:
     if as_json:
         print_json({"findings": findings})
         return
-    console = stdout()
     for finding in findings:
-        mark = f"[{_STYLE[finding.level]}]{finding.level:7}[/]"
-        console.print(f"{mark} [bold]{finding.what}[/]  {finding.detail}")
+        labelled(f"{finding.level:7}", f"{finding.what}  {finding.detail}", fg=_STYLE[finding.level])
         if finding.hint:
-            console.print(f"        → {finding.hint}", markup=False)
+            say(f"        → {finding.hint}", indent="          ")
     if any(f.level is Level.ERROR for f in findings):
         raise click.exceptions.Exit(6)

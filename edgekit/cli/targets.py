@@ -17,7 +17,7 @@ from edgekit.types import Availability, Target
 @json_flag
 @click.option("--why", is_flag=True, help="Also say why each target has the settings it has.")
 def targets(name: str, as_json: bool, why: bool) -> None:
-    """List every target: backend, precision, installed, usable here, why not; or show all about NAME.
+    """List every target: its backend, what it runs on, whether it is usable here and why not; or show all about NAME.
 
     Example: edgekit targets tflite-int8
     """
@@ -29,14 +29,17 @@ def targets(name: str, as_json: bool, why: bool) -> None:
     if name:
         _show(specs[name], states[specs[name].backend])
         return
-    columns: tuple[str, ...] = ("target", "backend", "precision", "runs on", "installed", "usable here")
+    columns: tuple[str, ...] = ("target", "backend", "runs on", "usable here")
     rows = [_row(t, states[t.backend]) for t in specs.values()]
     if why:
         columns = (*columns, "why")
         rows = [(*row, t.why) for row, t in zip(rows, specs.values(), strict=True)]
     table("", columns, rows)
+    for backend, state in states.items():
+        if not state.usable:
+            say(f"{backend}: {state.why_not}", indent="  ")
     for hint in sorted({a.hint for a in states.values() if a.hint and not a.usable}):
-        say(f"  {hint}", err=True)
+        say(f"  {hint}", err=True, indent="    ")
 
 
 def _show(t: Target, a: Availability) -> None:
@@ -79,6 +82,5 @@ def _entry(t: Target, a: Availability) -> dict[str, object]:
 
 
 def _row(t: Target, a: Availability) -> tuple[str, ...]:
-    installed = a.version if a.installed else "no"
-    usable = "yes" if a.usable else f"no: {a.why_not}"
-    return (t.name, t.backend, str(t.precision), t.runs_on, installed, usable)
+    usable = "yes" if a.usable else "no"
+    return (t.name, t.backend, t.runs_on, f"{usable}, {a.version}" if a.installed and a.version else usable)

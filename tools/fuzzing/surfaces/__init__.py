@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 NAMES = (
-    "onnx", "tflite", "ekz", "bundle", "manifest", "arrays", "pt2", "safetensors", "gguf", "toml", "device", "agent",
+    "onnx", "tflite", "openvino", "engine", "ekz", "bundle", "manifest", "arrays", "pt2", "safetensors", "gguf", "toml",
+    "device", "agent",
 )  # fmt: skip
 """In the order of the table; each is a module here, with a class ``Surface``."""
 

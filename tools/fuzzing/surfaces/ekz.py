@@ -57,6 +57,7 @@ class Surface(Plain):
             lambda: entropy.unpack(path, box / "out" / "unpacked", max_output=_MOST),
             lambda: _tensors(path),
             lambda: commands.run("unpack", str(path), "--list"),
+            lambda: commands.run("inspect", str(path)),
             lambda: _bundle(path),
         )
 

@@ -39,7 +39,8 @@ class Surface(Plain):
         path = box / name
         commands.each(
             lambda: entropy.pack(path, box / "out" / "packed.ekz", coder="huffman"),
-            lambda: commands.run("inspect", str(path)),
+            lambda: commands.run("inspect", str(path), "--layers"),
+            lambda: commands.run("inspect", str(path), "--json"),
             lambda: load(parse(str(path))),
         )
 

@@ -33,6 +33,7 @@ class Surface(Plain):
         path = box / name
         commands.each(
             lambda: commands.run("inspect", str(path), "--json"),
+            lambda: commands.run("inspect", str(path), "--layers"),
             lambda: entropy.pack(path, box / "out" / "packed.ekz", coder="huffman"),
             lambda: self._source(path, data, box),
         )

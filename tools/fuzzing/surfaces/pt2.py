@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from edgekit.load import load, parse
+from fuzzing import commands
 from fuzzing.mutators import archives, documents, raw
 from fuzzing.surfaces import Plain
 
@@ -50,7 +51,15 @@ class Surface(Plain):
 
     def consume(self, name: str, data: bytes, box: Path) -> None:
         del data
-        load(parse(str(box / name)))
+        path = box / name
+        calls = [lambda: load(parse(str(path)))]
+        if path.suffix == ".pt2":
+            calls = [
+                lambda: commands.run("inspect", str(path)),
+                lambda: commands.run("inspect", str(path), "--json"),
+                *calls,
+            ]
+        commands.each(*calls)
 
     def command(self, name: str, data: bytes, box: Path) -> list[str]:
         del data

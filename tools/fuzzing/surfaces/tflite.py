@@ -28,7 +28,7 @@ class Surface(Plain):
             name="x", version="1.0.0", description="", license="", inputs=(), outputs=()
         )
         commands.each(
-            lambda: commands.run("inspect", str(path)),
+            lambda: commands.run("inspect", str(path), "--layers"),
             lambda: entropy.pack(path, box / "out" / "packed.ekz", coder="huffman"),
             lambda: TfliteForm(name, path).layers,
             lambda: tflite_metadata.with_metadata(data, info),

@@ -45,6 +45,7 @@ class Kind(StrEnum):
     BUILD = "build"
     VERIFY = "verify"
     BENCH = "bench"
+    SOAK = "soak"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +171,7 @@ _LATEST = "".join(
         _COLUMNS,
         """
 WHERE r.id IN (SELECT max(b.id) FROM runs b JOIN measurements n ON n.run = b.id
-  WHERE b.kind != 'verify' GROUP BY b.source, b.target, n.device)
+  WHERE b.kind NOT IN ('verify', 'soak') GROUP BY b.source, b.target, n.device)
 ORDER BY r.source, r.target, m.device
 """,
     )
@@ -209,7 +210,7 @@ def before(artifact: Artifact) -> int | None:
     manifest = artifact.manifest
     with reading() as database:
         row = database.execute(
-            "SELECT id FROM runs WHERE target = ? AND source = ? AND digest != ? AND kind != 'verify' "
+            "SELECT id FROM runs WHERE target = ? AND source = ? AND digest != ? AND kind NOT IN ('verify', 'soak') "
             "ORDER BY id DESC LIMIT 1",
             (artifact.target, manifest.source.text, manifest.digest),
         ).fetchone()

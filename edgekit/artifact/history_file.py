@@ -22,7 +22,7 @@ _SCHEMA = """
 CREATE TABLE runs (
   id INTEGER PRIMARY KEY,
   at TEXT NOT NULL,         -- UTC
-  kind TEXT NOT NULL,       -- build, verify, bench
+  kind TEXT NOT NULL,       -- build, verify, bench, soak
   target TEXT NOT NULL,
   source TEXT NOT NULL,
   directory TEXT NOT NULL,

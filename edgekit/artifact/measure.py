@@ -24,6 +24,8 @@ from edgekit.types import Device, Json, Measurement
 RAW = "measurements.json"
 PARTIAL = "cut short"
 """The member of ``measurements.json`` that has runs cut short, by device. (No device can have this name.)"""
+SOAK = "soak"
+"""The member of a measurement's facts that has the figures of the last long run on that device."""
 JOURNAL = "measurements.part"
 """Each process's figures as they come in; gone once they are recorded."""
 
@@ -48,6 +50,15 @@ def timeable(artifact: Artifact) -> Runnable:
     inputs, _ = golden.read(artifact.directory / manifest.golden.file)
     golden.refuse_other_sizes(artifact, inputs[0])
     return replace(runnable(artifact), inputs=inputs[0])
+
+
+def refuse_unwritable(artifact: Artifact) -> None:
+    """Raise :class:`UsageError` where figures could not be kept: before they are measured, not after."""
+    if not os.access(artifact.directory, os.W_OK):
+        raise UsageError(
+            f"{artifact.directory} cannot be written: the figures would find no place",
+            hint="copy the artifact to a folder of yours, or make this one writable",
+        )
 
 
 def measure(
@@ -110,11 +121,7 @@ def _bench(
     settings: BenchSettings | None,
 ) -> tuple[Results, Partial]:
     """The results by device, and what was measured on those that failed, with a note on their errors."""
-    if not os.access(artifact.directory, os.W_OK):
-        raise UsageError(
-            f"{artifact.directory} cannot be written: the figures would find no place",
-            hint="copy the artifact to a folder of yours, or make this one writable",
-        )
+    refuse_unwritable(artifact)
     _recover(artifact)
     partial: Partial = {}
     journal = artifact.directory / JOURNAL
@@ -183,7 +190,8 @@ def record(artifact: Artifact, measurement: Measurement) -> Artifact:
     if partial and any("partial" not in m.facts for m in before):
         return artifact
     others = [m for m in artifact.manifest.measurements if m.device != device]
-    slim = replace(measurement, samples=(), facts={**_figures(measurement), "raw": RAW})
+    kept = {k: v for m in before for k, v in m.facts.items() if k == SOAK}  # of the same files
+    slim = replace(measurement, samples=(), facts={**_figures(measurement), **kept, "raw": RAW})
     manifest = replace(artifact.manifest, measurements=(*others, slim))
     manifests.write(manifest, artifact.directory)
     return replace(artifact, manifest=manifest)

@@ -71,10 +71,8 @@ def say(text: str, *, err: bool = False, indent: str = "") -> None:
     Where it is longer than the terminal is wide it goes on in the next, behind ``indent``; no word is broken.
     """
     parts = _COLOUR.split(text)
-    if len(parts) == 1:
-        click.echo(_fitted(text, indent=indent, err=err), err=err)
-    else:
-        click.echo("".join(p if _COLOUR.fullmatch(p) else harmless(p) for p in parts), err=err)
+    shown = "".join(p if _COLOUR.fullmatch(p) else harmless(p) for p in parts)
+    click.echo(_wrapped(shown, indent=indent, err=err), err=err)
 
 
 def listing(label: str, items: Sequence[str]) -> None:
@@ -91,11 +89,15 @@ def listing(label: str, items: Sequence[str]) -> None:
 
 
 def _fitted(text: str, *, indent: str, err: bool) -> str:
+    """``text`` without what changes a terminal, in lines as wide as it."""
+    return _wrapped(harmless(text), indent=indent, err=err)
+
+
+def _wrapped(text: str, *, indent: str, err: bool) -> str:
     room = _tables.width(sys.stderr if err else sys.stdout)
-    shown = harmless(text).split("\n")
     if room == _tables.PIPE_WIDTH:  # for programs: a message is one line
-        return "\n".join(shown)
-    return "\n".join(_tables.wrapped(line, room, indent) for line in shown)
+        return text
+    return "\n".join(_tables.wrapped(line, room, indent) for line in text.split("\n"))
 
 
 def paint(text: str, *, fg: str | None = None, bold: bool = False, italic: bool = False) -> str:
@@ -153,7 +155,7 @@ def _watched(reporter: Reporter) -> Iterator[Reporter]:
 
 
 def _dim(console: Console, text: str) -> None:
-    console.print(harmless(text), markup=False, style="dim")
+    console.print(_fitted(text, indent="  ", err=True), markup=False, style="dim")
 
 
 class _Bars:
@@ -191,7 +193,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         _long_table(columns, rows)
         return
     if title:
-        click.echo(paint(harmless(title), italic=True))
+        click.echo(paint(_fitted(title, indent="  ", err=False), italic=True))
     cells = [[printable(cell) for cell in row] for row in rows]
     for line in _tables.lines(columns, cells, room=_tables.width(), style=_styled):
         click.echo(line)

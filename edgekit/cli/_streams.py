@@ -34,6 +34,8 @@ def prepare() -> None:
             errors="backslashreplace",
             line_buffering=os.isatty(1),
         )
+        # Whoever asks how wide the terminal is asks this one, which has no descriptor any more (shutil, click).
+        sys.__stdout__ = sys.stdout  # type: ignore[misc]
 
 
 class _Stdout(io.TextIOWrapper):

@@ -6,7 +6,6 @@ sentences are wrapped, between their words, and only in columns that are long.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import textwrap
@@ -19,6 +18,8 @@ PIPE_WIDTH = 240
 _GAP = 2
 _SENTENCE = 20
 """A column that is wider and has spaces is of sentences, which may be wrapped."""
+_FEW_ROWS = 4
+"""Of so many rows each becomes a block where it does not fit; of more each becomes two lines or three."""
 _NARROWEST = 16
 """What a sentence needs to be readable."""
 
@@ -27,11 +28,10 @@ Style = Callable[[str, str], str]
 
 
 def width(stream: TextIO | None = None) -> int:
-    """Columns of the terminal that ``stream`` (stdout) is, or as ``COLUMNS`` says; on a pipe :data:`PIPE_WIDTH`."""
+    """Columns of the terminal that ``stream`` (stdout) is; on a pipe :data:`PIPE_WIDTH`, whatever ``COLUMNS`` says:
+    there are programs that export it."""
     out = stream or sys.stdout
-    if not out.isatty() and not os.environ.get("COLUMNS", "").isdecimal():
-        return PIPE_WIDTH
-    return max(20, shutil.get_terminal_size((80, 24)).columns)
+    return max(20, shutil.get_terminal_size((80, 24)).columns) if out.isatty() else PIPE_WIDTH
 
 
 def lines(
@@ -40,7 +40,8 @@ def lines(
     """The lines of a table that is at most ``room`` columns wide, unless a single word is wider."""
     widths = _widths(columns, rows, room)
     if widths is None:
-        yield from _blocks(columns, rows, room, style)
+        form = _blocks if len(rows) <= _FEW_ROWS else _several_lines
+        yield from form(columns, rows, room, style)
         return
     right = [bool(rows) and all(numeric(row[i]) for row in rows) for i in range(len(columns))]
     if any(columns):
@@ -120,6 +121,31 @@ def _set(text: str, cell: str, room: int, to_right: bool, style: Style) -> str:
     filler = " " * (room - span(text))
     shown = style(text, cell) if text else ""
     return filler + shown if to_right else shown + filler
+
+
+def _several_lines(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], room: int, style: Style
+) -> Iterator[str]:
+    """Each row in as many lines as it needs, the same columns in each; so is the heading."""
+    indent = " " * (2 * _GAP)
+    cells = [[name, *(row[i] for row in rows)] for i, name in enumerate(columns)]
+    widths = [min(max(map(span, column)), room - len(indent)) for column in cells]
+    widths = [max(w, _least(column, max(map(span, column)))) for w, column in zip(widths, cells, strict=True)]
+    groups: list[list[int]] = [[]]
+    used = 0
+    for i, wide in enumerate(widths):
+        if groups[-1] and used + _GAP + wide > room:
+            groups.append([])
+            used = len(indent) - _GAP
+        groups[-1].append(i)
+        used += _GAP + wide
+    right = [all(numeric(row[i]) for row in rows) for i in range(len(columns))]
+    heading: tuple[Sequence[str], Style] = (columns, lambda text, _: style(text, HEADING))
+    for row, painted in (heading, *((row, style) for row in rows)):
+        for number, group in enumerate(groups):
+            part = [[values[i] for i in group] for values in (row, widths, right)]
+            for line in _row(part[0], part[1], part[2], painted):  # type: ignore[arg-type]
+                yield (indent if number else "") + line
 
 
 def _blocks(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int, style: Style) -> Iterator[str]:

@@ -13,8 +13,11 @@ import edgekit
 from edgekit.artifact.summary import size
 from edgekit.cli._options import json_flag
 from edgekit.cli._output import end_with, harmless, number, print_json, progress, say, table
+from edgekit.cli._soak import soaked
+from edgekit.core.quantities import SECONDS, quantity
 from edgekit.devices import catalogue
 from edgekit.devices.bench import processors
+from edgekit.devices.soak import MOST_RELOADS, SoakSettings
 from edgekit.devices.statistics import Difference, in_times
 from edgekit.errors import UsageError
 
@@ -58,6 +61,19 @@ from edgekit.errors import UsageError
     metavar="PATH",
     help="Time with the maker's program (benchmark_model, onnxruntime_perf_test, trtexec), as where no Python runs.",
 )
+@click.option(
+    "--soak",
+    default="",
+    metavar="TIME",
+    help="Call each for so long in one process (10m, 2h): does memory grow, does it become slower? A gate.",
+)
+@click.option(
+    "--reloads",
+    type=click.IntRange(0, MOST_RELOADS),
+    default=50,
+    show_default=True,
+    help="With --soak: how often it is loaded again afterwards.",
+)
 @click.option("--trust", is_flag=True, help="Load engines that were not built here: engines are code.")
 @json_flag
 def bench(
@@ -71,6 +87,8 @@ def bench(
     timeout: float,
     device: str,
     binary: str,
+    soak: str,
+    reloads: int,
     trust: bool,
     as_json: bool,
 ) -> None:
@@ -79,21 +97,25 @@ def bench(
     Every replicate is a fresh process. Load, first inference and steady state are kept apart; raw samples
     are kept beside the manifest. With --vs the verdict is faster, slower or no detectable difference.
     What a run that is cut short has measured is kept, and marked partial. Directories that hold no
-    artifact, and artifacts that cannot run here, are named and left out.
+    artifact, and artifacts that cannot run here, are named and left out. With --soak an artifact whose memory
+    grows, or that becomes slower, is exit 5.
+
+    Example: edgekit bench build/ort-int8 --vs build/ort-fp32
     """
-    opened = [edgekit.open(p) for p in artifacts if p.is_dir() and p.suffix != ".failed"]
-    runnable = [a for a in opened if a.manifest.status != "not-run"]
-    for artifact in opened:
-        if artifact not in runnable:
-            say(
-                f"{harmless(artifact.target)}: not run where it was built; edgekit verify it here first",
-                err=True,
-            )
-    if not runnable:
-        raise UsageError(
-            "there is no artifact to measure", hint="name artifact directories: edgekit bench build/*"
-        )
+    runnable = _runnable(artifacts)
     devices = catalogue.select(device)
+    if soak:
+        _refuse_idle(baseline=baseline, binary=binary)
+        seconds_each = quantity(soak, SECONDS, "--soak")
+        long_run = SoakSettings(
+            seconds=seconds_each,
+            reloads=reloads,
+            threads=threads or 0,
+            cpus=processors(cpus) if cpus else (),
+            governor=governor,
+        )
+        soaked(runnable, devices, long_run, trust=trust, as_json=as_json)
+        return
     if binary:
         devices = tuple(replace(d, options={**d.options, "binary": binary}) for d in devices)
     settings = edgekit.BenchSettings(
@@ -117,6 +139,30 @@ def bench(
     else:
         _show(measured)
     end_with(errors)
+
+
+def _runnable(artifacts: tuple[Path, ...]) -> list[edgekit.Artifact]:
+    """Those that can run here; the others are named. Raises :class:`UsageError` where none is left."""
+    opened = [edgekit.open(p) for p in artifacts if p.is_dir() and p.suffix != ".failed"]
+    runnable = [a for a in opened if a.manifest.status != "not-run"]
+    for artifact in opened:
+        if artifact not in runnable:
+            say(f"{artifact.target}: not run where it was built; edgekit verify it here first", err=True)
+    if not runnable:
+        raise UsageError(
+            "there is no artifact to measure", hint="name artifact directories: edgekit bench build/*"
+        )
+    return runnable
+
+
+def _refuse_idle(*, baseline: Path | None, binary: str) -> None:
+    """Options that have no meaning for a long run."""
+    idle = [flag for flag, given in (("--vs", baseline is not None), ("--binary", bool(binary))) if given]
+    if idle:
+        raise UsageError(
+            f"{' and '.join(idle)} has no meaning with --soak",
+            hint="leave one of them out: they are two measurements",
+        )
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ def history(
     if not runs:
         say("nothing of that kind is in the history")
         return
-    columns = ("run", "when, UTC", "", "target", "verdict", "size", "metric", "SNR", "p50 ms", "source")
+    columns = ("run", "when, UTC", "kind", "target", "verdict", "size", "metric", "SNR", "p50 ms", "source")
     table("", columns, [_row(run) for run in runs])
 
 

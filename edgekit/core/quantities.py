@@ -18,6 +18,7 @@ BYTES: Mapping[str, float] = {
     "gib": 1024**3,
 }
 _MOST = 2.0**50
+SECONDS: Mapping[str, float] = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 MILLISECONDS: Mapping[str, float] = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 

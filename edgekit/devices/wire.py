@@ -71,6 +71,14 @@ class ProfileJob(Message, frozen=True):
     warmup: int
 
 
+class SoakJob(Message, frozen=True):
+    """For how long to call the model, in how many windows its figures come, and how often to load it again."""
+
+    seconds: float
+    windows: int
+    reloads: int
+
+
 class Fed(Message, frozen=True):
     """An input that takes an output of the step before; ``channels``: they are ``first`` or ``last`` in the input, and
     the other way round in the output (empty: both are alike)."""
@@ -83,7 +91,7 @@ class Fed(Message, frozen=True):
 class Job(Message, frozen=True):
     """What one fresh process does; ``scratch`` is the folder for what it leaves behind."""
 
-    action: Literal["probe", "run", "bench", "profile", "program", "identify", "build"]
+    action: Literal["probe", "run", "bench", "soak", "profile", "program", "identify", "build"]
     scratch: str = ""
     model: str = ""
     options: Mapping[str, Option] = {}
@@ -95,6 +103,7 @@ class Job(Message, frozen=True):
     placement: bool = False
     bench: BenchJob | None = None
     profile: ProfileJob | None = None
+    soak: SoakJob | None = None
     argv: tuple[str, ...] = ()
     file: str = ""
     engine: Mapping[str, Json] | None = None

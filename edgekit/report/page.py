@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.artifact import proof
 from edgekit.artifact.manifest import BUILT, Manifest, Status
+from edgekit.artifact.measure import SOAK
 from edgekit.artifact.summary import as_asked, printable, size, standing
 from edgekit.core.versions import EDGEKIT
 from edgekit.errors import MissingExtraError
@@ -289,7 +290,24 @@ def _measurement(m: Measurement) -> dict[str, object]:
         ],
         "validity": m.validity,
         "reasons": m.reasons,
+        "soak": _soak(m),
     }
+
+
+def _soak(m: Measurement) -> dict[str, object] | None:
+    """The last long run on that device: its gates, and how long it was."""
+    found = m.facts.get(SOAK)
+    if not isinstance(found, Mapping):
+        return None
+    gates = found.get("gates")
+    rows = [
+        (str(g.get("name", "")), str(g.get("verdict", "")), str(g.get("message", "")))
+        for g in (gates if isinstance(gates, Sequence) and not isinstance(gates, str) else ())
+        if isinstance(g, Mapping)
+    ]
+    calls, seconds = found.get("calls"), found.get("seconds")
+    length = f"{calls:,} calls in {seconds:,.0f} s" if _numbers(calls, seconds) else ""
+    return {"length": length, "gates": rows}
 
 
 def _numbers(*values: object) -> bool:

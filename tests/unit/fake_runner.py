@@ -27,6 +27,10 @@ def probe():
     return {"usable": True}
 
 
+KEPT = []
+"""What a runtime that leaks does not let go."""
+
+
 def load(path, options):
     return Session(Path(path).read_text().strip(), options)
 
@@ -36,6 +40,8 @@ class Session:
         if behaviour == "unloadable":
             raise RuntimeError("bad magic")
         self.behaviour, self.options = behaviour, options
+        if behaviour == "leaks-when-loaded":
+            KEPT.append(b"x" * 400_000)
         if os.environ.get("TMPDIR"):  # a job with a scratch folder
             tempfile.mkdtemp(prefix="left-by-the-runtime-")
         dtype = "int8" if behaviour == "int8" else "float32"
@@ -60,6 +66,9 @@ class Session:
             os.kill(os.getpid(), signal.SIGSEGV)
         if self.behaviour == "exit":
             os._exit(9)
+        if self.behaviour == "leaks":
+            KEPT.append(b"x" * 50_000)
+            time.sleep(0.002)
         if self.behaviour == "slow":
             time.sleep(0.02)
         if self.behaviour.startswith("sleep-"):

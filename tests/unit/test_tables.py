@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 
 import pytest
@@ -100,10 +101,26 @@ def test_any_table_at_any_width():
         assert all(span(line) <= max(room, label + 4 + max(longest, 16)) for line in shown)
 
 
-def test_the_width_is_the_terminals_or_what_columns_says(monkeypatch):
-    monkeypatch.delenv("COLUMNS", raising=False)
-    assert _tables.width() == _tables.PIPE_WIDTH
+def test_the_width_is_the_terminals_and_a_pipe_has_none(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
     monkeypatch.setenv("COLUMNS", "60")
-    assert _tables.width() == 60
+    assert _tables.width(io.StringIO()) == _tables.PIPE_WIDTH
+    assert _tables.width(Terminal()) == 60
     monkeypatch.setenv("COLUMNS", "nonsense")
-    assert _tables.width() == _tables.PIPE_WIDTH
+    assert 20 <= _tables.width(Terminal()) != _tables.PIPE_WIDTH
+
+
+def test_many_rows_that_do_not_fit_take_two_lines_each():
+    columns = ("run", "when", "target", "source")
+    rows = [
+        (str(i), "2026-12-01", "openvino-int4-weights", "a/long/path/to/model.py:factory") for i in range(9)
+    ]
+    head, head2, *shown = lines(columns, rows, room=50)
+    assert head.split() + head2.split() == list(columns)
+    assert len(shown) == 2 * len(rows)
+    assert shown[0].endswith("openvino-int4-weights")
+    assert shown[1].strip() == "a/long/path/to/model.py:factory"
+    assert shown[1].startswith("    ")

@@ -17,7 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Dict
 
-from . import building, profiling, program, timing
+from . import building, profiling, program, soak, timing
 from .channel import Channel
 from .failure import JobError, describe, failing_as, trace
 from .job import Job, Session
@@ -66,6 +66,9 @@ def work(job: Job) -> None:
     runner = job.runtime()
     if action == "probe":
         job.channel.send("result", probe=runner.probe(), versions=runner.versions())
+        return
+    if job.asked["action"] == "soak":
+        soak.soak(job, runner)
         return
     session = job.load(runner)
     {"run": run, "profile": profiling.profile, "bench": timing.bench}[action](job, session)

@@ -158,6 +158,12 @@ def on_openvino(model, folder, feeds):
     return np.asarray(compiled(feeds)[0])
 
 
+REDUCTIONS = (
+    *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum"),
+    "ReduceSumSquare",
+)
+
+
 def quantized_graph(path, nodes, shape, constants):
     """Around ``nodes``, from ``a`` to ``b``: a layer in INT8 before, and one behind."""
     whole = [
@@ -200,6 +206,33 @@ def test_an_extreme_in_front_of_a_quantized_layer(tmp_path, axis, op, length):
     feeds = {"x": RNG.standard_normal((1, 10, 16)).astype(np.float32)}
     expected = reference(model, feeds)["y"]
     assert np.abs(on_openvino(model, tmp_path, feeds) - expected).max() < 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("op", [*REDUCTIONS, "ReduceMax", "ReduceMin"])
+@pytest.mark.parametrize("between", [["Mul"], ["Add"], ["Mul", "Add"]], ids="-".join)
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((1, 10, 16), [1]), ((1, 5, 4, 16), [1, 2]), ((1, 10, 16), [-2])]
+)
+def test_a_reduction_with_arithmetic_by_channel_in_front_of_a_rounding(tmp_path, op, between, shape, axes):
+    """The mean over a text's tokens, smoothed by channel, before a quantized classifier: 7 dB were left of 52."""
+    nodes = [helper.make_node("Abs", ["d"], ["p"]), helper.make_node(op, ["p", "axes"], ["r"], keepdims=0)]
+    last = "r"
+    for function in between:
+        nodes.append(helper.make_node(function, [last, function], [f"after_{function}"]))
+        last = f"after_{function}"
+    nodes.append(helper.make_node("Relu", [last], ["b"]))
+    constants = {
+        "w2": RNG.integers(-63, 64, (16, 5)).astype(np.int8),
+        "axes": np.array(axes),
+        "Mul": RNG.uniform(0.2, 3, 16).astype(np.float32),
+        "Add": RNG.uniform(-1, 1, 16).astype(np.float32),
+        "bs": np.float32(0.08),
+    }
+    used = {k: v for k, v in constants.items() if k not in ("Mul", "Add") or k in between}
+    model = quantized_graph(tmp_path / "m.onnx", nodes, shape, used)
+    feeds = {"x": RNG.standard_normal(shape).astype(np.float32)}
+    expected = reference(model, feeds)["y"]
+    assert np.abs(on_openvino(model, tmp_path, feeds) - expected).max() <= 0.05 * np.abs(expected).max()
 
 
 def test_an_extreme_in_front_of_a_rounding_with_a_zero_point(tmp_path):

@@ -7,14 +7,15 @@ model, :func:`keep_order`).
 A cast to truth values behind an operator of several outputs (TopK, Split) is not compiled.
 A reduction of integers over other than the last axes, followed by arithmetic, gives something else.
 ReduceMax and ReduceMin take a rounding behind them in, and then give noise; so do kernels of 16 with few channels a
-group in integers.
+group in integers. Every reduction that drops its axes gives noise where arithmetic by channel and a rounding follow:
+the mean over a text's tokens before a quantized classifier.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -106,19 +107,51 @@ def _span(node: ir.Node, i: int, size: int, before: int, after: int) -> tuple[in
 def _quantized_extreme(node: ir.Node) -> _New:
     """No smaller (larger) than any number is: a reduction to the maximum or minimum takes the rounding behind it in,
     and gives noise; what stands between the two computes nothing."""
-    graph, x = home(node), node.inputs[0]
-    quantized = graph is not None and any(n.op_type == "QuantizeLinear" for n in graph)
-    if x is None or x.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) or not quantized:
+    x = node.inputs[0]
+    if x is None or x.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) or not _is_quantized(node):
         return None
-    make, largest = Maker(node), node.op_type == "ReduceMax"
-    reduced = make.add(node.op_type, node.inputs)
-    made = make.made[0]
-    for name, given in node.attributes.items():
-        made.attributes[name] = given
+    make, largest, drops = Maker(node), node.op_type == "ReduceMax", _drops_axes(node)
+    given = _keeping(node) if drops else {k: a.value for k, a in node.attributes.items()}
+    reduced = make.add(node.op_type, node.inputs, **given)
     limits = np.finfo(x.dtype.numpy())
     bound = make.constant(np.asarray(limits.min if largest else limits.max, x.dtype.numpy()))
-    make.add("Max" if largest else "Min", [reduced, bound])
+    bounded = make.add("Max" if largest else "Min", [reduced, bound])
+    if drops:
+        _dropped_behind(node, make, bounded)
     return make.made
+
+
+def _reduction(node: ir.Node) -> _New:
+    """Of integers over rows; of floats in a quantized graph with its axes kept, and dropped behind it."""
+    x = node.inputs[0]
+    if x is None or x.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        return _integer_reduction(node)
+    if not _drops_axes(node) or not _is_quantized(node):
+        return None
+    make = Maker(node)
+    _dropped_behind(node, make, make.add(node.op_type, node.inputs, **_keeping(node)))
+    return make.made
+
+
+def _drops_axes(node: ir.Node) -> bool:
+    """Whether the reduction is over named axes, and leaves them out of its result."""
+    named = (len(node.inputs) > 1 and node.inputs[1] is not None) or integers(node, "axes")
+    return bool(named) and not attribute(node, "keepdims", 1)
+
+
+def _keeping(node: ir.Node) -> dict[str, Any]:
+    """The reduction's attributes, its axes kept."""
+    return {k: a.value for k, a in node.attributes.items()} | {"keepdims": 1}
+
+
+def _dropped_behind(node: ir.Node, make: Maker, reduced: ir.Value) -> None:
+    axes = node.inputs[1] if len(node.inputs) > 1 else None
+    make.add("Squeeze", [reduced, make.ints(*(integers(node, "axes") or ())) if axes is None else axes])
+
+
+def _is_quantized(node: ir.Node) -> bool:
+    graph = home(node)
+    return graph is not None and any(n.op_type == "QuantizeLinear" for n in graph)
 
 
 def _integer_reduction(node: ir.Node) -> _New:
@@ -323,6 +356,10 @@ def _truth_of_several(node: ir.Node) -> _New:
     return make.made
 
 
+_REDUCTIONS = (
+    *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum"),
+    "ReduceSumSquare",
+)
 _RULES: dict[str, Callable[[ir.Node], _New]] = {
     "Cast": _truth_of_several,
     "Pad": _wrapping_pad,
@@ -330,8 +367,7 @@ _RULES: dict[str, Callable[[ir.Node], _New]] = {
     "MaxPool": _rounded_up_pool,
     "ReduceMax": _extreme,
     "ReduceMin": _extreme,
-    "ReduceProd": _integer_reduction,
-    "ReduceSum": _integer_reduction,
+    **dict.fromkeys(_REDUCTIONS, _reduction),
     "Conv": _sixteen_taps,
     "DFT": _transform,
     "Resize": _resize,

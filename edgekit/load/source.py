@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.core import versions
-from edgekit.core.dependency import digest
+from edgekit.core import files, versions
+from edgekit.core.dependency import Dependency, digest
 from edgekit.core.store import Store, canonical_json
 from edgekit.errors import SourceError
 from edgekit.load import Recorder, known, load
@@ -19,6 +22,7 @@ from edgekit.types import OnnxModel, SourceRecord, SourceSpec, TorchModel
 if TYPE_CHECKING:
     from edgekit.types import Array
 
+_PLAN, _MOST_BYTES = "plan.json", 64 << 20
 MODULE = "module"
 """The kind of a source that is an object in this process, not text."""
 
@@ -125,5 +129,22 @@ def identity(spec: SourceSpec, recorder: Recorder, example: str = "", shapes: Sh
     it was given, and what is installed. Of its own each time where what was read cannot be known."""
     what = [spec.kind, spec.path.name if spec.path else spec.text, spec.attribute, example]
     doubt = secrets.token_hex(8) if recorder.doubts else ""
-    parts = [what, digest(recorder.dependencies), versions.environment(), doubt, shapes or Shapes()]
+    read = [_without_place(spec, d) for d in recorder.dependencies]
+    parts = [what, digest(read), versions.environment(), doubt, shapes or Shapes()]
     return hashlib.sha256(canonical_json(parts)).hexdigest()
+
+
+def _without_place(spec: SourceSpec, read: Dependency) -> Dependency:
+    """A plan names the place of its source, whose code is among what was read: the same plan beside the same code,
+    elsewhere, is the same source."""
+    if spec.kind != "plan" or Path(read.name).name != _PLAN:
+        return read
+    try:
+        data = files.read(Path(read.name), most=_MOST_BYTES)
+        document = json.loads(data)
+        if hashlib.sha256(data).hexdigest() != read.sha256 or not isinstance(document["source"], dict):
+            return read
+        document["source"].pop("path", None)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return read
+    return replace(read, sha256=hashlib.sha256(canonical_json(document)).hexdigest())

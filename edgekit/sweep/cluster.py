@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,7 +19,8 @@ from typing import Any
 
 import msgspec
 
-from edgekit.core import versions
+from edgekit.core import dependency, versions
+from edgekit.core.dependency import Kind as Read
 from edgekit.errors import BackendError, ConfigError, MissingExtraError, first_line
 from edgekit.sweep import journal, node
 from edgekit.sweep.journal import CellResult, Failure
@@ -62,16 +65,22 @@ class Cluster:
         ray = _connected(self.address, folder, out)
         try:
             has = ray.cluster_resources()
-            _refuse(tasks, has)
+            _refuse(tasks, has, [n.get("Resources", {}) for n in ray.nodes() if n.get("Alive")])
+            run = secrets.token_hex(16)
             storage = Storage(self.storage)
             remote = ray.remote(max_retries=_LOST_NODES, retry_exceptions=False)(_work)
 
             def start(task: Task) -> _Remote:
                 asked = Assignment(
-                    task=task, key=task.cell.key, storage=self.storage, folder=folder, code=versions.code()
+                    task=task,
+                    key=task.cell.key,
+                    storage=self.storage,
+                    folder=folder,
+                    code=versions.code(),
+                    run=run,
                 )
                 options: dict[str, Any] = {
-                    "num_cpus": task.cell.threads * task.processes,
+                    "num_cpus": _processors(task),
                     "memory": need(task),
                     "name": task.cell.name,
                 }
@@ -120,7 +129,12 @@ def _connected(address: str, folder: Path, out: Path) -> Any:
     return ray
 
 
-def _refuse(tasks: Sequence[Task], has: dict[str, float]) -> None:
+def _processors(task: Task) -> int:
+    return task.cell.threads * task.processes
+
+
+def _refuse(tasks: Sequence[Task], has: dict[str, float], nodes: Sequence[dict[str, float]]) -> None:
+    """What no node can do would be waited for, without a word and without end."""
     for task in tasks:
         if task.device and not has.get(resource(task.device)):
             raise ConfigError(
@@ -132,6 +146,18 @@ def _refuse(tasks: Sequence[Task], has: dict[str, float]) -> None:
                 "a sweep that times on a cluster has to say on which device",
                 hint='write devices = ["NAME"]: a time of whichever node was free is none of a device',
             )
+        fitting = [n for n in nodes if not task.device or n.get(resource(task.device))]
+        most = int(max((n.get("CPU", 0) for n in fitting), default=0))
+        if _processors(task) > most:
+            raise ConfigError(
+                f"{task.cell.name} takes {_processors(task)} processors at a time ({task.processes} processes of "
+                f"{task.cell.threads} threads), and no node of the cluster{_reaching(task)} has more than {most}",
+                hint="ask for fewer processes or threads, or start a larger node",
+            )
+
+
+def _reaching(task: Task) -> str:
+    return f" that reaches {task.device}" if task.device else ""
 
 
 def _work(data: bytes) -> bytes:
@@ -149,6 +175,39 @@ def _work(data: bytes) -> bytes:
         p for p in paths if p and Path(p).resolve() != project.resolve()
     )
     return node.work(data, base, project)
+
+
+_MACHINES = frozenset(
+    {
+        "HOME",
+        "HOSTNAME",
+        "LANG",
+        "LOGNAME",
+        "OLDPWD",
+        "PATH",
+        "PWD",
+        "PYTHONPATH",
+        "SHELL",
+        "SHLVL",
+        "TEMP",
+        "TERM",
+    }
+    | {"TMP", "TMPDIR", "USER", "VIRTUAL_ENV", "_"}
+)
+_MACHINES_KINDS = ("CONDA_", "CUDA_", "EDGEKIT_", "LC_", "LD_", "RAY_", "SSH_", "XDG_")
+"""Variables that tell of a machine, not of what is asked for."""
+
+
+def _other_variables(result: CellResult) -> list[str]:
+    """Those that the cell's code read and that this machine has otherwise."""
+    read = {d.name: d for d in result.reads if d.kind is Read.VARIABLE}
+    return sorted(
+        name
+        for name, seen in read.items()
+        if name not in _MACHINES
+        and not name.startswith(_MACHINES_KINDS)
+        and dependency.of_variable(name, dependency.variable(name)).sha256 != seen.sha256
+    )
 
 
 @dataclass(kw_only=True)
@@ -177,8 +236,22 @@ class _Remote:
             result = self._lost(error)
         else:
             node.bring(self.storage, self.task.cell, self.task.cell.key, self.out)
+            if others := _other_variables(result):
+                result = self._elsewhere(result, others)
         journal.write(self.out, self.task.cell, result)
         return result
+
+    def _elsewhere(self, result: CellResult, names: Sequence[str]) -> CellResult:
+        """The row of a cell whose code read variables that are otherwise on the node: it is not what was asked for."""
+        shutil.rmtree(journal.folder(self.out, self.task.cell), ignore_errors=True)
+        failure = Failure(
+            type=ConfigError.__name__,
+            message=f"{self.task.cell.name}: its code reads {', '.join(names)}, which the node has otherwise than "
+            "this machine",
+            hint="start Ray on every node with the same variables (NAME=VALUE ray start …): they do not travel",
+            exit_code=ConfigError.exit_code,
+        )
+        return replace(CellResult.failed(self.task.cell, self.task.cell.key, failure), reads=result.reads)
 
     def _lost(self, error: Exception) -> CellResult:
         failure = Failure(

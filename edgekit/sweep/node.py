@@ -28,13 +28,22 @@ from edgekit.sweep.tasks import Kind, Task
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
     """A task for whichever node takes it. ``folder`` is the project's on the driver's machine; ``code`` that of the
-    driver's edgekit, ``environment`` what is installed there."""
+    driver's edgekit; ``run`` is the driver's own: what another run left is not this one's answer."""
 
     task: Task
     key: str
     storage: str
     folder: Path
     code: str
+    run: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A result in the storage, and the run that it was made for."""
+
+    run: str
+    result: CellResult
 
 
 def encode(assignment: Assignment) -> bytes:
@@ -56,19 +65,20 @@ def _archive_name(cell: Cell, key: str) -> str:
     return f"{CELLS}/{cell.name}/{key[:32]}.tar"
 
 
-def stored(storage: Storage, cell: Cell, key: str) -> CellResult | None:
+def stored(storage: Storage, cell: Cell, key: str) -> Stored | None:
     """The cell's result, where a node has finished it."""
     data = storage.get(result_name(cell, key))
     with contextlib.suppress(msgspec.MsgspecError):
-        return None if data is None else msgspec.json.decode(data, type=CellResult)
+        return None if data is None else msgspec.json.decode(data, type=Stored)
     return None
 
 
 def work(data: bytes, base: Path, project: Path) -> bytes:
     """Do a task, with everything of this node below ``base``; the result as JSON.
 
-    A task whose node was lost after its result was stored is not done again. Raises :class:`ConfigError` where this
-    node has another edgekit than the driver.
+    A task whose node was lost after its result was stored is not done again. What an earlier run stored is: the driver
+    knows that result, and did not believe it (a file that the cell's code reads was edited). Raises
+    :class:`ConfigError` where this node has another edgekit than the driver.
     """
     asked = decode(data)
     if versions.code() != asked.code:
@@ -78,8 +88,8 @@ def work(data: bytes, base: Path, project: Path) -> bytes:
         )
     task, storage = asked.task, Storage(asked.storage)
     known = stored(storage, task.cell, asked.key)
-    if known is not None and (known.timed if task.kind is Kind.TIME else known.attempts >= task.attempt):
-        return canonical_json(known)
+    if known is not None and known.run == asked.run and _answers(known.result, task):
+        return canonical_json(known.result)
     out = base / "out"
     if task.kind is Kind.TIME:
         bring(storage, task.cell, asked.key, out)
@@ -89,8 +99,12 @@ def work(data: bytes, base: Path, project: Path) -> bytes:
     result = _attempt(Attempt(task, out, project, key=asked.key))
     cache.give(task.cell)
     result = replace(result, reads=tuple(_as_on_driver(result, project, asked.folder)))
-    _leave(storage, task.cell, asked.key, out, result)
+    _leave(storage, asked, out, result)
     return canonical_json(result)
+
+
+def _answers(result: CellResult, task: Task) -> bool:
+    return result.timed if task.kind is Kind.TIME else result.attempts >= task.attempt
 
 
 def _attempt(attempt: Attempt) -> CellResult:
@@ -117,14 +131,17 @@ def _as_on_driver(result: CellResult, project: Path, folder: Path) -> list[Depen
     return mapped
 
 
-def _leave(storage: Storage, cell: Cell, key: str, out: Path, result: CellResult) -> None:
+def _leave(storage: Storage, asked: Assignment, out: Path, result: CellResult) -> None:
     """The files first, the result last: it is what says that the cell is finished."""
+    cell, key = asked.task.cell, asked.key
     journal.write(out, cell, result)
     paths = [journal.folder(out, cell)]
     if (log := journal.log(out, cell)).is_file():
         paths.append(log)
     storage.put(_archive_name(cell, key), packed(out, paths))
-    storage.put(result_name(cell, key), msgspec.json.encode(to_builtins(result)))
+    storage.put(
+        result_name(cell, key), msgspec.json.encode(to_builtins(Stored(run=asked.run, result=result)))
+    )
 
 
 def bring(storage: Storage, cell: Cell, key: str, out: Path) -> None:

@@ -122,6 +122,49 @@ def test_failing_cells_are_rows_and_their_logs_are_here(cluster, tmp_path):
     assert "4 of 4 cells are finished already" in err
 
 
+NET = """
+import os
+from pathlib import Path
+
+import torch
+from edgekit import TorchModel
+
+
+def net():
+    torch.manual_seed(int((Path(__file__).parent / "seed.txt").read_text()) + int(os.environ.get("SEED_OF_MINE", 0)))
+    return TorchModel(module=torch.nn.Linear(8, 8), example_inputs={"input": torch.zeros(1, 8)})
+"""
+
+
+def test_edited_files_are_built_again_and_a_recipe_gives_what_it_gives_here(cluster, tmp_path):
+    """The storage still has the rows of before the edit, under the same keys: they answer nothing."""
+    cluster.add_node(num_cpus=2)
+    folder = tmp_path / "p"
+    folder.mkdir()
+    (folder / "net.py").write_text(NET)
+    (folder / "seed.txt").write_text("1")
+    file = folder / "sweep.toml"
+    file.write_text(
+        'sources = ["net.py:net"]\ntargets = ["ort-fp32"]\nrecipes = ["", "prune(sparsity=0.5)"]\n'
+        "[options]\nspeed_gate = false\n"
+    )
+    found = []
+    for seed in ("1", "7"):
+        (folder / "seed.txt").write_text(seed)
+        run = started(file, cluster, tmp_path / "out")
+        _, err = run.communicate(timeout=600)
+        assert run.returncode == 0, err
+        here = tmp_path / f"here{seed}"
+        assert edgekit("sweep", file, "--out", here, "--workers", 1).code == 0
+        assert digests(tmp_path / "out") == digests(here)
+        found.append(digests(here))
+    assert all(found[0][name] != found[1][name] for name in found[0])
+    run = started(file, cluster, tmp_path / "out", SEED_OF_MINE="9")
+    _, err = run.communicate(timeout=600)
+    assert run.returncode == 2
+    assert "SEED_OF_MINE, which the node has otherwise" in err
+
+
 def test_a_device_that_no_node_has_is_said(cluster, tmp_path):
     cluster.add_node(num_cpus=1)
     file = project(tmp_path / "p", ["m0.onnx"])

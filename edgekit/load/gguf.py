@@ -17,6 +17,7 @@ from edgekit.core.quiet import silence
 from edgekit.errors import MissingExtraError, SourceError
 from edgekit.load import module as modules
 from edgekit.load.foreign import translated
+from edgekit.load.gguf_reader import open_gguf
 from edgekit.load.huggingface import offline
 from edgekit.load.huggingface_sizes import refuse_missing
 from edgekit.types import Permit, SourceSpec, TorchModel
@@ -33,9 +34,7 @@ def alone(path: Path) -> Iterator[Path]:
 def _refuse_hollow(path: Path) -> None:
     """Raise :class:`SourceError` where the file's settings ask for more layers, or wider ones, than it has tensors and
     values: a network is made of them before its weights are read."""
-    import gguf
-
-    reader = gguf.GGUFReader(str(path))
+    reader = open_gguf(path)
     tensors, values = len(reader.tensors), sum(int(t.n_elements) for t in reader.tensors)
     for name, field in reader.fields.items():
         if name.endswith("context_length"):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from edgekit.load.foreign import translated
+from edgekit.load.gguf_reader import open_gguf
 from edgekit.quantize.block_weights import BLOCK, BlockWeights
 
 if TYPE_CHECKING:
@@ -29,10 +30,8 @@ def read(path: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, BlockWeig
     Which tensor of the file is which matrix, and in what order its rows are (files of the Llama family have those of
     queries and keys in another), is told by the numbers: a matrix is taken over only where its blocks, widened, are it.
     """
-    import gguf
-
     with translated(f"{path} cannot be read", hint="it is damaged, or of a newer version of GGUF"):
-        tensors = [t for t in gguf.GGUFReader(str(path)).tensors if t.tensor_type.name in _BYTES]
+        tensors = [t for t in open_gguf(path).tensors if t.tensor_type.name in _BYTES]
         by_shape: dict[tuple[int, int], list[tuple[str, Array]]] = {}
         for tensor in tensors:
             columns, rows = (int(n) for n in tensor.shape)

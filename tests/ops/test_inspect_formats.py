@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import random
 import struct
 import zipfile
@@ -297,6 +298,15 @@ def test_gguf_blocks(tmp_path):
     assert found.facts["architecture"] == "llama"
 
 
+def test_a_list_of_a_gguf_ends_with_the_file(tmp_path):
+    """2**62 members of one byte: the package would ask for each of them."""
+    pytest.importorskip("gguf")
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a"
+    (tmp_path / "m.gguf").write_bytes(head + struct.pack("<IIQ", 9, 0, 2**62))
+    with pytest.raises(SourceError, match="leads out of the file"):
+        inspect_file(tmp_path / "m.gguf")
+
+
 def ir(path: Path, body: str, weights: bytes = b"") -> Path:
     path.write_text(f'<?xml version="1.0"?><net name="n" version="11">{body}</net>')
     if weights:
@@ -422,6 +432,28 @@ def test_sizes_that_no_model_has(tmp_path):
     model = helper.make_model(helper.make_graph(nodes, "g", [huge], [out]), ir_version=9)
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(SourceError, match="states sizes that no model has"):
+        inspect_file(tmp_path / "m.onnx")
+
+
+def test_shapes_and_kinds_that_no_source_may_have(tmp_path):
+    """To look at a file is not to take it as a source."""
+    unknown = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)
+    texts = helper.make_tensor_value_info("t", TensorProto.STRING, ["n"])
+    many = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, [1])
+    nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("SequenceAt", ["s", "i"], ["z"])]
+    outs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in "yz"]
+    index = numpy_helper.from_array(np.array(0, np.int64), "i")
+    body = helper.make_graph(nodes, "g", [unknown, texts, many], outs, [index])
+    onnx.save(helper.make_model(body, ir_version=9), tmp_path / "m.onnx")
+    found = inspect_file(tmp_path / "m.onnx")
+    assert [(i.name, i.dtype) for i in found.inputs] == [("x", "float32"), ("t", "string"), ("s", "sequence")]
+    assert found.inputs[0].shape == ("unknown rank",)
+    assert {r.takes for r in reach.of(found)} == {Takes.NO}
+
+
+def test_what_is_no_file_is_said_to_be_none(tmp_path):
+    os.mkfifo(tmp_path / "m.onnx")
+    with pytest.raises(SourceError, match="a pipe or a device"):
         inspect_file(tmp_path / "m.onnx")
 
 

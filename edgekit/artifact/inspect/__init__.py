@@ -51,6 +51,10 @@ def inspect_file(path: Path) -> Inspection:
     """
     try:
         if not path.is_file():
+            if path.exists():
+                raise SourceError(
+                    f"{path} is a folder, a pipe or a device, not a file", hint="name the model's file"
+                )
             raise SourceError(
                 f"there is no file {path}", hint=f"name an artifact's directory or a model: {READ}"
             )

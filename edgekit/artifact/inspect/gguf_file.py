@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edgekit.artifact.inspect.inspection import Inspection, Scales, StoredWeight, Tally
 from edgekit.errors import MissingExtraError
 from edgekit.load.foreign import translated
+from edgekit.load.gguf_reader import open_gguf
 from edgekit.types import Json
 
 if TYPE_CHECKING:
@@ -29,10 +30,8 @@ def read(path: Path) -> Inspection:
     """Raises :class:`SourceError` for a damaged file, :class:`MissingExtraError` without gguf."""
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError("gguf", "genai")
-    import gguf
-
     with translated(f"{path} cannot be read", hint="it is damaged, or of a newer version of GGUF"):
-        reader = gguf.GGUFReader(str(path))
+        reader = open_gguf(path)
         facts = _facts(reader)
         tally = Tally()
         for tensor in reader.tensors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -19,9 +20,11 @@ from edgekit.artifact.inspect.inspection import (
     times_read,
     uncounted,
 )
+from edgekit.errors import SourceError
 from edgekit.graph import io, macs, ops
 from edgekit.graph.ops import Trait
 from edgekit.load.foreign import translated
+from edgekit.types import TensorSpec
 
 _CARRIERS = ops.named(Trait.VIEW | Trait.PERMUTES | Trait.PASSES) | {"Cast"}
 """What may stand between a constant and the operator that computes with it."""
@@ -83,34 +86,56 @@ _WIDE = frozenset(
 
 def read(path: Path) -> Inspection:
     """Raises :class:`SourceError` for a file that is damaged, :class:`UntrustedSourceError` for data outside it."""
-    described, model = io.describe(path), io.load(path)
+    model = io.load(path)
     files = [path, *io.external_files(path)]
     # Nodes were not checked: their attributes and shapes need not fit one another.
     with translated(f"{path} is not a valid ONNX model", hint="export it again"):
         counted = macs.count_macs(path)
-        tally = _tally(common.ShapeInferencePass(check_type=False, strict_mode=False)(model).model)
+        model = common.ShapeInferencePass(check_type=False, strict_mode=False)(model).model
+        tally = _tally(model)
+        constants = model.graph.initializers
+        inputs = tuple(_spec(v) for v in model.graph.inputs if v.name not in constants)
+        outputs = tuple(_spec(v) for v in model.graph.outputs)
     nodes = [node.macs for node in counted]
     custom = sorted({f"{n.domain}.{n.op_type}" for n in _nodes(model) if _is_custom(n, model)})
     return Inspection(
         path=path,
         format="ONNX",
         size=sum(file.stat().st_size for file in files),
-        inputs=described.inputs,
-        outputs=described.outputs,
+        inputs=inputs,
+        outputs=outputs,
         operators=most_common(n.op_type for n in _nodes(model)),
         weights=dict(tally.weights.most_common()),
         macs=sum(count or 0 for count in nodes),
-        facts=_facts(model, described.opset, len(files) - 1),
+        facts=_facts(model, len(files) - 1),
         parameters=tally.parameters,
         layers=tuple(tally.layers),
-        notes=(*open_axes(described.inputs), *uncounted(nodes)),
+        notes=(*open_axes(inputs), *uncounted(nodes)),
         custom=tuple(custom),
     )
 
 
-def _facts(model: ir.Model, opset: int, data_files: int) -> dict[str, int | str]:
+UNKNOWN = "unknown rank"
+"""What stands for the shape of a tensor that the file does not tell, nor shape inference."""
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    """An input or output, of whatever kind: to look at a file is not to take it as a source."""
+    try:
+        found = io.spec(value)
+        return replace(found, dtype="string") if found.dtype == "object" else found  # numpy has no other name
+    except SourceError:
+        kind = value.type
+        dtype = "unknown" if kind is None else type(kind).__name__.removesuffix("Type").lower()
+        if isinstance(kind, ir.TensorType):
+            dtype = _type(kind.dtype)
+        shape = (UNKNOWN,) if value.shape is None else tuple(map(str, value.shape))
+        return TensorSpec(name=value.name or "?", dtype=dtype, shape=shape)
+
+
+def _facts(model: ir.Model, data_files: int) -> dict[str, int | str]:
     facts: dict[str, int | str] = {
-        "opset": opset,
+        "opset": model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0)),
         "ir_version": model.ir_version,
         "producer": " ".join(filter(None, (model.producer_name, model.producer_version))),
     }

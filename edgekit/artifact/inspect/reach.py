@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgekit.artifact.inspect.inspection import Inspection, Reach, Takes
-from edgekit.core import config, plugins, targets
+from edgekit.core import config, contained, plugins, targets
 from edgekit.core.files import temporary
 from edgekit.errors import EdgekitError, MissingExtraError, UnsupportedOperatorsError, first_line
 from edgekit.load.spec import parse
@@ -18,7 +18,9 @@ from edgekit.types import TEXT_GENERATION, Checks, OnnxModel, Permit, SourceSpec
 
 _MOST_CHECKED = 256 << 20
 """Bytes of a graph that backends are asked about: it is read for each of them."""
-_MOST_NODES = 3
+_MOST_NODES = 20_000
+"""Of such a graph: a backend takes a second for 6,000, and there are several targets."""
+_MOST_NAMED = 3
 
 _NO_SOURCE: Mapping[str, str] = {
     "TFLite": "a .tflite is what targets make, no source: build from the model that it was made from",
@@ -71,7 +73,9 @@ def _of_graph(source: SourceSpec, inspection: Inspection) -> tuple[Reach, ...]:
     except EdgekitError as error:
         return tuple(_no(t, error.message.replace(f"{source.path}: ", "")) for t in rows)
     with temporary("inspect") as folder:
-        fixed = _with_sizes(model, Path(folder)) if inspection.size <= _MOST_CHECKED else None
+        nodes = sum(inspection.operators.values())
+        small = inspection.size <= _MOST_CHECKED and nodes <= _MOST_NODES
+        fixed = _with_sizes(model, Path(folder)) if small else None
         return tuple(_of_onnx(t, model, fixed, inspection) for t in rows)
 
 
@@ -79,7 +83,8 @@ def _of_onnx(target: Target, model: OnnxModel, fixed: OnnxModel | None, inspecti
     if target.task == TEXT_GENERATION:
         return _no(target, "it is for language models with their tokenizer: from hf:DIR or a .gguf file")
     if inspection.custom:
-        return _no(target, f"no runtime has {', '.join(inspection.custom[:_MOST_NODES])}")
+        return _no(target, f"no runtime has {', '.join(inspection.custom[:_MOST_NAMED])}")
+    contained.beat()
     backend = plugins.backend(target.backend)
     if not isinstance(backend, Checks):
         return Reach(
@@ -91,7 +96,7 @@ def _of_onnx(target: Target, model: OnnxModel, fixed: OnnxModel | None, inspecti
         return Reach(
             target=target.name,
             takes=Takes.UNCHECKED,
-            reason=f"larger than {_MOST_CHECKED >> 20} MiB: not looked through",
+            reason="it is too large to be looked through here: the build does",
         )
     try:
         backend.check(fixed if target.fixed_shapes else model, target, config.target_options(target, {}))
@@ -114,8 +119,8 @@ def _condition(target: Target, inspection: Inspection) -> str:
 
 
 def _refused(error: UnsupportedOperatorsError) -> str:
-    named = "; ".join(f"{n.op} ({n.reason})" for n in error.nodes[:_MOST_NODES])
-    more = f" and {len(error.nodes) - _MOST_NODES} more" if len(error.nodes) > _MOST_NODES else ""
+    named = "; ".join(f"{n.op} ({n.reason})" for n in error.nodes[:_MOST_NAMED])
+    more = f" and {len(error.nodes) - _MOST_NAMED} more" if len(error.nodes) > _MOST_NAMED else ""
     return f"as the graph stands it lacks {named}{more}; a build rewrites it first"
 
 

@@ -318,12 +318,46 @@ class Adaptation:
 
 @dataclass(frozen=True, kw_only=True)
 class OptionSpec:
-    """One ``--set`` option that a target understands."""
+    """One ``--set`` option that a target understands; of a number, the least and the most that it may be."""
 
     name: str
     default: Option
     help: str
     choices: tuple[Option, ...] = ()
+    minimum: int | float | None = None
+    maximum: int | float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.takes(self.default):
+            raise ConfigError(
+                f"the option {self.name} is {self.default} by default, and {self.allowed} is allowed",
+                hint="correct its default, choices, minimum or maximum",
+            )
+
+    def takes(self, value: Option) -> bool:
+        """Whether ``value`` is one for this option: of the default's type, one of the choices, within the bounds."""
+        kinds = (int, float) if type(self.default) is float else (type(self.default),)
+        if type(value) not in kinds or (self.choices and value not in self.choices):
+            return False
+        if isinstance(value, bool | str):
+            return True
+        least, most = self.minimum, self.maximum
+        return value == value and (least is None or value >= least) and (most is None or value <= most)
+
+    @property
+    def allowed(self) -> str:
+        """What it may be, in words."""
+        if self.choices:
+            return ", ".join(map(str, self.choices))
+        if isinstance(self.default, bool | str):
+            return "true or false" if isinstance(self.default, bool) else "a text"
+        kind = "a whole number" if isinstance(self.default, int) else "a number"
+        least, most = self.minimum, self.maximum
+        if least is not None and most is not None:
+            return f"{kind} from {least:,} to {most:,}"
+        if least is not None:
+            return f"{kind} of {least:,} or more"
+        return kind if most is None else f"{kind} of {most:,} or less"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -662,6 +696,16 @@ class Checks(Protocol):
     def check(self, model: OnnxModel, target: Target, options: Mapping[str, Option]) -> None:
         """Raise what ``lower`` would raise for the operators of ``model``, which is not quantized yet. Fast:
         it is asked before minutes are spent on calibration."""
+        ...
+
+
+@runtime_checkable
+class ChecksOptions(Protocol):
+    """What a :class:`Backend` may offer besides: to say of a target's options what no table of bounds can."""
+
+    def check_options(self, target: Target, options: Mapping[str, Option]) -> None:
+        """Raise what ``lower`` would raise for ``options`` whatever the model is. Nothing heavy is imported: it is
+        asked before anything is done, and by ``--dry-run``."""
         ...
 
 

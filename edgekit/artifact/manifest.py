@@ -259,6 +259,11 @@ def _refuse_contradictions(manifest: Manifest, where: str) -> None:
         wrong += [
             f"{g.name} failed, and the artifact did not" for g in manifest.gates if g.verdict is Verdict.FAIL
         ]
+    known = {o.name: o for o in manifest.target.options}
+    for name, value in manifest.settings.items():
+        spec = known.get(name)
+        if spec is not None and not spec.takes(str(value) if isinstance(spec.default, str) else value):
+            wrong.append(f"it was built with {name}={str(value)[:40]}, and {spec.allowed} is allowed")
     if wrong:
         raise SourceError(
             f"{where} contradicts itself: {_some(wrong)}", hint="do not trust this artifact: build it again"

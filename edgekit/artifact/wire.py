@@ -78,12 +78,14 @@ class Adaptation(msgspec.Struct, kw_only=True):
 
 
 class TargetOption(msgspec.Struct, kw_only=True):
-    """One ``--set`` option that the target understands."""
+    """One ``--set`` option that the target understands; ``null``: a number without such a bound, or none."""
 
     name: str
     default: Option
     help: str
     choices: list[Option] = []
+    minimum: int | float | None = None
+    maximum: int | float | None = None
 
 
 class Target(msgspec.Struct, kw_only=True):

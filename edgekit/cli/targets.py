@@ -62,8 +62,8 @@ def _show(t: Target, a: Availability) -> None:
     table(t.name, ("", ""), rows)
     table("gates (--limit)", ("limit", ""), [(k, f"{v:g}") for k, v in of_row(t.tolerance).items()])
     if t.options:
-        settings = [(o.name, str(o.default), ", ".join(map(str, o.choices)), o.help) for o in t.options]
-        table("settings (--set)", ("name", "default", "one of", ""), settings)
+        settings = [(o.name, str(o.default), o.allowed, o.help) for o in t.options]
+        table("settings (--set)", ("name", "default", "allowed", ""), settings)
     if t.why:
         say(t.why)
 

@@ -420,12 +420,10 @@ def _chosen(specs: Sequence[OptionSpec], settings: Mapping[str, Option], *, wher
         value = settings.get(spec.name, spec.default)
         if isinstance(spec.default, str) and not isinstance(value, str):
             value = str(value)
-        if spec.choices and value not in spec.choices:
-            allowed = ", ".join(map(str, spec.choices))
-            raise ConfigError(f"{where}: {spec.name}={value} is not possible", hint=f"one of: {allowed}")
-        if isinstance(spec.default, bool) != isinstance(value, bool):
+        if not spec.takes(value):
             raise ConfigError(
-                f"{where}: {spec.name}={value} has the wrong type", hint=f"like {spec.name}={spec.default}"
+                f"{where}: {spec.name}={str(value)[:40]} is not possible",
+                hint=f"{spec.name} is {'one of: ' if spec.choices else ''}{spec.allowed}",
             )
         chosen[spec.name] = value
     return chosen

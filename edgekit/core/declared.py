@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 import types
 import typing
@@ -26,6 +27,8 @@ T = TypeVar("T")
 
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 _METADATA = "option"
+_MOST = 1 << 63
+"""Whole numbers beyond it are in no manifest, and in no other language's JSON."""
 _RANGE = re.compile(r"[^=]+=\d+:\d+:\d+")
 """An axis with its smallest, usual and largest size."""
 
@@ -149,6 +152,8 @@ class OptionField:
             typed = convert(dict(value) if isinstance(value, Mapping) else value, self.kind)
         except msgspec.ValidationError:
             raise self._wrong(value, where) from None
+        if self.is_mapping:
+            self._refuse_endless(cast(Mapping[str, object], typed), where)
         choices, minimum = self.declared.choices, self.declared.minimum
         if choices and typed not in choices:
             raise UnknownOptionError(f"value of {where}", str(typed), choices)
@@ -157,6 +162,13 @@ class OptionField:
         if self.kind is Path and not str(value):
             raise self._wrong(value, where)
         return typed
+
+    def _refuse_endless(self, table: Mapping[str, object], where: str) -> None:
+        """TOML and Python have numbers that a manifest cannot keep."""
+        for name, value in table.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and not -_MOST <= cast(float, value) < _MOST:  # a NaN is neither
+                raise ConfigError(f"{where} {name} is {str(value)[:40]}", hint=f"numbers are below {_MOST:,}")
 
     def _switch(self, text: str, where: str) -> bool:
         word = text.strip().lower()
@@ -264,14 +276,16 @@ def parse_settings(items: typing.Iterable[str], *, where: str = "--set") -> dict
 
 
 def parse_value(text: str) -> Option:
-    """``true``/``false``, an integer, a float, else the text itself."""
+    """``true``/``false``, an integer, a float, else the text itself: numbers that no file keeps are text."""
     if text in ("true", "false"):
         return text == "true"
     for kind in (int, float):
         try:
-            return kind(text)
+            value = kind(text)
         except ValueError:
             continue
+        if math.isfinite(value) and (kind is float or abs(value) < _MOST):
+            return value
     return text
 
 

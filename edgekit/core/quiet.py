@@ -68,7 +68,8 @@ def _python() -> Iterator[None]:
 def _native() -> Iterator[None]:
     for stream in (sys.__stdout__, sys.__stderr__):
         if stream is not None:
-            stream.flush()
+            with contextlib.suppress(ValueError):  # closed, or detached by who made a stream of his own of it
+                stream.flush()
     copies = [(number, os.dup(number)) for number in (1, 2)]
     try:
         with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - its descriptor is used

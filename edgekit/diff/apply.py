@@ -11,7 +11,8 @@ from edgekit.core.config import Options
 from edgekit.diff.resolve import named_source
 from edgekit.diff.suggest import Suggestion, used_options
 from edgekit.errors import UsageError
-from edgekit.pipeline.build import Outcome, Request, run
+from edgekit.pipeline.build import Outcome, run
+from edgekit.pipeline.request import Request
 from edgekit.pipeline.stages import BuildContext
 from edgekit.types import SourceSpec
 

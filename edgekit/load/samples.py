@@ -75,6 +75,18 @@ def open_samples(
     )
 
 
+def refuse_missing(text: str) -> None:
+    """Raise what :func:`open_samples` raises for a file or folder that is not there; nothing is read, no code runs."""
+    parts = usercode.split(text)
+    if parts is not None:
+        usercode.refuse_missing(parts[0])
+        return
+    path = Path(text)
+    if not path.exists():
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"there is no data at {text}", hint=UnknownNameError("name", path.name, near).hint)
+
+
 def raw_items(text: str) -> Iterable[object]:
     """What DATA gives before anything is known of the model: what a callable yields, or files of arrays hold."""
     return usercode.iterate(text) if usercode.split(text) is not None else _Arrays(_array_files(text))()

@@ -238,11 +238,18 @@ def _advice(error: BaseException) -> str:
     return "the error is in that file or what it calls; the traceback shows where"
 
 
-def _import_file(path: Path) -> ModuleType:
-    path = path.resolve()
-    if not path.is_file():
+def refuse_missing(where: str) -> None:
+    """Raise :class:`SourceError` for a Python file that is not there. Modules are not looked for: that runs their
+    packages' code."""
+    path = Path(where).resolve()
+    if where.endswith(".py") and not path.is_file():
         near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise missing(f"there is no file {path}", path.name, near)
+
+
+def _import_file(path: Path) -> ModuleType:
+    path = path.resolve()
+    refuse_missing(str(path))
     name = _private_name(path)
     if name in sys.modules:
         return sys.modules[name]

@@ -21,7 +21,8 @@ from edgekit.load import parse
 from edgekit.load.data import DataSpec, Example, peekable
 from edgekit.load.source import MODULE
 from edgekit.pipeline import build, language, stages
-from edgekit.pipeline.build import Outcome, Request
+from edgekit.pipeline.build import Outcome
+from edgekit.pipeline.request import Request, check
 from edgekit.pipeline.stages import BuildContext
 from edgekit.types import Finding, SourceSpec, TorchModel
 
@@ -144,12 +145,12 @@ def checked(source: str, options: Options) -> Request:
     """The request of a build of which everything was checked that can be without work."""
     asked = request(source, None, options, calibration=None, evaluation=None)
     targets = catalogue.select(options.target)
-    for line, chosen in (
-        (build, [t for t in targets if not t.task]),
-        (language, [t for t in targets if t.task]),
+    for refuse, chosen in (
+        (check, [t for t in targets if not t.task]),
+        (language.check, [t for t in targets if t.task]),
     ):
         if chosen:
-            line.check(replace(asked, targets=tuple(chosen)))
+            refuse(replace(asked, targets=tuple(chosen)))
     return replace(asked, targets=targets)
 
 

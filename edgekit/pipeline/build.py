@@ -22,12 +22,9 @@ from edgekit.core.config import Options
 from edgekit.devices.catalogue import device
 from edgekit.devices.target_device import adaptation, adaptation_here, adapted, probe
 from edgekit.errors import (
-    CalibrationRequiredError,
     DataError,
     EdgekitError,
-    UnknownNameError,
     UnsupportedOperatorsError,
-    UsageError,
     told_once,
 )
 from edgekit.load import parse, trust
@@ -60,16 +57,16 @@ from edgekit.pipeline.candidates import (
     refuse_missing_runtime,
     within_budget,
 )
-from edgekit.pipeline.deliver import Product, deliver, refuse_taken
+from edgekit.pipeline.deliver import Product, deliver
 from edgekit.pipeline.lower import Graph, graph_of, lower_for, shaped
 from edgekit.pipeline.pixels import doubt
 from edgekit.pipeline.ranges import covered_by, half_range, told, worst
 from edgekit.pipeline.refusal import refusal
 from edgekit.pipeline.remarks import tell
+from edgekit.pipeline.request import Request, check
 from edgekit.pipeline.rollouts import filled, rolling
 from edgekit.pipeline.stages import BuildContext, Calibrated, Exported
 from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES, fitting
-from edgekit.quantize.calibrate.codes import CODES
 from edgekit.types import (
     Coverage,
     Finding,
@@ -77,27 +74,13 @@ from edgekit.types import (
     Measurement,
     Precision,
     Severity,
-    SourceSpec,
     Target,
-    TorchModel,
 )
 
 T = TypeVar("T")
 
 EVALUATION = "evaluation"
 """The origin of what ``--eval`` names."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What to build. ``calibration`` and ``evaluation`` are DATA texts or samples given in Python."""
-
-    source: SourceSpec
-    targets: tuple[Target, ...]
-    options: Options
-    calibration: DataSpec | None = None
-    evaluation: DataSpec | None = None
-    module: TorchModel | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,38 +127,6 @@ def on_site(request: Request, context: BuildContext) -> tuple[Request, BuildCont
         context.progress.note(f"{where.name} has no Python: verified here; edgekit bench times it there")
         return request, context
     return request, replace(context, site=site)
-
-
-def check(request: Request) -> None:
-    """Everything that can be refused before any work is done."""
-    if request.options.device:
-        device(request.options.device)
-    config.refuse_unknown_settings(request.targets, request.options.set)
-    config.build_settings(request.options.set)
-    if Shapes.of(request.options).bound and request.options.recipe:
-        raise UsageError(
-            "--bind and --recipe are two builds: the recipe's steps know the model with all its inputs",
-            hint="edgekit compress first, then edgekit build its result with --bind",
-        )
-    for code in request.options.accept_data:
-        if code not in CODES:
-            raise UnknownNameError("finding of the calibration doctor", code, CODES)
-    for target in request.targets:
-        config.target_options(target, request.options.set)
-    limits.parse(request.options.limit)
-    refuse_taken(request.options.out, [t.name for t in request.targets])
-    if request.options.max_drop is not None and "metric-drop" in request.options.limit:
-        raise UsageError(
-            "--max-drop and --limit metric-drop say the same",
-            hint="leave one of them out; --max-drop searches too",
-        )
-    needing = [t.name for t in request.targets if t.needs_calibration]
-    if needing and request.calibration is None:
-        raise CalibrationRequiredError(
-            f"{', '.join(needing)} needs calibration data: INT8 ranges come from real inputs",
-            hint="pass --calib file.py:callable (a generator of inputs), a directory of .npz, or of images; "
-            "--calib random is possible for a look at the size, and marks the artifact as uncalibrated",
-        )
 
 
 def prepare(request: Request, context: BuildContext) -> Prepared:

@@ -17,7 +17,7 @@ from edgekit.artifact import language, limits
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.language import Answers, Evidence
 from edgekit.artifact.manifest import Artifact, GoldenRecord, Manifest, StepRecord
-from edgekit.core import config, plugins, versions
+from edgekit.core import config, plugins, settings, versions
 from edgekit.core.structure import to_builtins
 from edgekit.core.versions import EDGEKIT
 from edgekit.devices.catalogue import LOCAL
@@ -27,10 +27,11 @@ from edgekit.graph.records import write_json
 from edgekit.load import texts, trust
 from edgekit.load.source import Source
 from edgekit.load.texts import Text
-from edgekit.pipeline.build import Outcome, Request
+from edgekit.pipeline.build import Outcome
 from edgekit.pipeline.cached import Step, reader, run
 from edgekit.pipeline.candidates import guarded, refuse_missing_backend
 from edgekit.pipeline.deliver import copied, refuse_taken, settle
+from edgekit.pipeline.request import Request
 from edgekit.pipeline.stages import BuildContext
 from edgekit.types import Gate, Lowered, Option, Precision, Target, sha256_file
 
@@ -103,8 +104,7 @@ def check(request: Request) -> None:
             hint="leave it out; --calib and --eval name text files, --limit sets perplexity, token-agreement and size",
         )
     config.refuse_unknown_settings(request.targets, options.set)
-    for target in request.targets:
-        config.target_options(target, options.set)
+    settings.check(request.targets, options.set)
     limits.parse(options.limit)
     refuse_taken(options.out, [t.name for t in request.targets])
 

@@ -17,6 +17,7 @@ from edgekit.core.files import scratch
 from edgekit.errors import ConfigError
 from edgekit.load.source import Source
 from edgekit.pipeline import build
+from edgekit.pipeline.request import Request
 from edgekit.pipeline.stages import BuildContext
 from edgekit.quantize.options import QuantizeOptions
 
@@ -36,7 +37,7 @@ def ship(context: BuildContext, source: Source, shipping: Ship) -> Shipped:
     Raises what a build raises; an artifact that does not pass its gates is among the errors.
     """
     options = shipped_options(context.options, shipping)
-    request = build.Request(
+    request = Request(
         source=source.spec,
         targets=targets.select(shipping.target),
         options=options,

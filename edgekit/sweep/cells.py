@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit.compress import recipes
-from edgekit.core import dependency, files, targets, versions
+from edgekit.core import dependency, files, settings, targets, versions
 from edgekit.core.config import Options
 from edgekit.core.dependency import Dependency
 from edgekit.core.store import canonical_json
@@ -114,7 +114,7 @@ def cells(sweep: Sweep, *, trust: bool = False) -> tuple[Cell, ...]:
     """Every cell of the grid; the working folder is the sweep's. Cells that prepare the same stand beside each other.
 
     Raises :class:`UnknownNameError` for a target or device that there is not, :class:`ConfigError` for two cells that
-    are one.
+    are one and for settings that a target does not take.
     """
     chosen = targets.select(sweep.targets)
     places = {name: catalogue.device(name) if name else None for name in sweep.devices}
@@ -142,6 +142,7 @@ def cells(sweep: Sweep, *, trust: bool = False) -> tuple[Cell, ...]:
                 recipe_content=content,
                 search=recipe.search,
             )
+            settings.check((target,), cell.options.set)
             words = (source.name or _short(source.source), recipe.name or _short_recipe(recipe))
             named = replace(cell, name=_name(cell, words))
             if named.name in found:

@@ -22,7 +22,8 @@ from edgekit.core.config import Options  # noqa: E402
 from edgekit.core.progress import Silent  # noqa: E402
 from edgekit.core.store import Store  # noqa: E402
 from edgekit.load import parse  # noqa: E402
-from edgekit.pipeline.build import Request, run  # noqa: E402
+from edgekit.pipeline.build import run  # noqa: E402
+from edgekit.pipeline.request import Request  # noqa: E402
 from edgekit.pipeline.stages import BuildContext  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))

@@ -26,7 +26,8 @@ from edgekit.core.store import Store  # noqa: E402
 from edgekit.load import known, parse  # noqa: E402
 from edgekit.load.data import Example, user_samples  # noqa: E402
 from edgekit.load.source import Source  # noqa: E402
-from edgekit.pipeline.build import Request, run  # noqa: E402
+from edgekit.pipeline.build import run  # noqa: E402
+from edgekit.pipeline.request import Request  # noqa: E402
 from edgekit.pipeline.stages import BuildContext  # noqa: E402
 from edgekit.types import TensorSpec  # noqa: E402
 

@@ -21,7 +21,7 @@ from edgekit.devices.execute import Ports
 from edgekit.graph.records import ModelRecord, write_json, write_model
 from edgekit.load.data import SampleSet
 from edgekit.pipeline import stages, verify
-from edgekit.pipeline.build import Request
+from edgekit.pipeline.request import Request
 from edgekit.pipeline.stages import BuildContext
 from edgekit.quantize.options import NodeReport, QuantizeReport
 from edgekit.types import (

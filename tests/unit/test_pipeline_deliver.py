@@ -13,7 +13,7 @@ from edgekit.artifact import manifest
 from edgekit.devices.target_device import TargetDevice
 from edgekit.devices.wire import DeviceFacts
 from edgekit.errors import GateFailedError, NotRunnableError, RuntimeMissingError
-from edgekit.pipeline import build
+from edgekit.pipeline import build, request
 from edgekit.pipeline.refusal import refusal
 from edgekit.types import Adaptation, Device, Gate, Measurement, Verdict
 
@@ -130,7 +130,8 @@ def there(**facts):
 @pytest.fixture
 def visited(monkeypatch):
     def found(result):
-        monkeypatch.setattr(build, "device", lambda name: result.device)
+        for module in (build, request):
+            monkeypatch.setattr(module, "device", lambda name: result.device)
         monkeypatch.setattr(build, "probe", lambda where, backends: result)
 
     return found

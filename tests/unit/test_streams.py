@@ -91,3 +91,29 @@ def test_a_locale_without_the_characters_gets_escapes(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert b"prune" in result.stdout
     assert b"Traceback" not in result.stderr
+
+
+def test_the_streams_that_the_command_made_can_be_silenced(tmp_path: Path) -> None:
+    """What Python began with was detached, and what is silenced is flushed first: every build left onnxsim out."""
+    code = (
+        "import sys; from edgekit.cli import _streams; from edgekit.core.quiet import silence; _streams.prepare()\n"
+        "print('before', end='')\n"
+        "with silence(native=True): print('hidden')\n"
+        "sys.__stdout__.flush(); print(' after', file=sys.__stdout__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("before after\n", "")
+
+
+def test_a_stream_of_somebody_else_does_not_matter(tmp_path: Path) -> None:
+    code = (
+        "import io, sys; from edgekit.core.quiet import silence; sys.stdout = io.TextIOWrapper(sys.stdout.detach())\n"
+        "with silence(native=True): print('hidden')\n"
+        "print('after')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("after\n", "")

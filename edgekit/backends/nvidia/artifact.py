@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from edgekit.backends.base import kept_float32
-from edgekit.backends.nvidia import portable, refusals
+from edgekit.backends.nvidia import asked, portable, refusals
 from edgekit.backends.nvidia.engine import RECORD, EngineKey, write_record
 from edgekit.backends.nvidia.executed import requested
 from edgekit.backends.nvidia.profiles import Profiles, compute_capabilities, profiles
 from edgekit.backends.nvidia.recipe import MINIMUM, write_recipe
 from edgekit.backends.nvidia.request import NEEDED_CAPABILITY, options_of
-from edgekit.errors import UnsupportedError, UnsupportedOperatorsError
+from edgekit.errors import UnsupportedOperatorsError
 from edgekit.graph import io
 from edgekit.types import CHECKED, Json, Lowered, OnnxModel, Option, Precision, Target
 
@@ -45,7 +45,7 @@ def lower_to_recipe(model: OnnxModel, target: Target, options: Mapping[str, Opti
 def lower_to_engine(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
     """See :func:`edgekit.backends.nvidia.tensorrt_rtx.lower`."""
     capabilities = compute_capabilities(options.get("compute_capabilities", ""))
-    _refuse_older(capabilities, target)
+    asked.refuse_lacking(capabilities, target)
     onnx = portable.write_portable(model, target, out / _PORTABLE, options)
     part = out / f".{target.file}.part"
     job = refusals.Job(
@@ -81,20 +81,6 @@ def lower_to_engine(model: OnnxModel, target: Target, options: Mapping[str, Opti
             CHECKED: f"built by tensorrt_rtx {answer['version']}: {answer['layers']} layers",
         },
     )
-
-
-def _refuse_older(capabilities: Sequence[str], target: Target) -> None:
-    """The builder says of a GPU that has no such arithmetic that it cannot compile, and not why."""
-    needed = NEEDED_CAPABILITY.get(target.precision)
-    if needed is None:
-        return
-    older = [c for c in capabilities if int(c[2:]) < 10 * needed[0] + needed[1]]
-    if older:
-        raise UnsupportedError(
-            f"{target.name} needs compute capability {needed[0]}.{needed[1]}: "
-            f"{', '.join(older)} has no {target.precision}",
-            hint="leave these out of --set compute_capabilities, and build an fp16 or int8 target for them",
-        )
 
 
 def _runtime(target: Target, options: Mapping[str, Option]) -> dict[str, Option]:

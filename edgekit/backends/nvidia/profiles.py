@@ -12,6 +12,9 @@ from edgekit.types import Option, TensorSpec
 Profiles: TypeAlias = Mapping[str, tuple[tuple[int, ...], ...]]
 """Smallest, usual and largest shape by the input's name."""
 
+LARGEST = (1 << 31) - 1
+"""Of a dimension, in TensorRT."""
+
 BATCH = (1, 1, 8)
 OTHER = (1, 128, 512)
 """Smallest, usual and largest size of a dynamic dimension that no option names: the first dimension, the others."""
@@ -23,7 +26,7 @@ def profiles(inputs: Sequence[TensorSpec], text: str) -> Profiles:
     ``text`` is the option ``axes``: ``"batch=1:1:8,sequence=1:128:512"``. Raises for a dimension that the
     model does not have and for sizes out of order.
     """
-    sizes = dict(_axis(part) for part in text.split(",") if part.strip())
+    sizes = axis_sizes(text)
     names = {d for spec in inputs for d in spec.shape if isinstance(d, str)}
     for name in sizes:
         if name not in names:
@@ -39,17 +42,33 @@ def profiles(inputs: Sequence[TensorSpec], text: str) -> Profiles:
     return shapes
 
 
+def axis_sizes(text: str) -> dict[str, tuple[int, int, int]]:
+    """Smallest, usual and largest size by the dimension's name. Raises :class:`ConfigError`."""
+    sizes: dict[str, tuple[int, int, int]] = {}
+    for part in filter(str.strip, text.split(",")):
+        name, triple = _axis(part)
+        if name in sizes:
+            raise ConfigError(f"--set axes: {name} is there twice", hint="name each dimension once")
+        sizes[name] = triple
+    return sizes
+
+
 def _axis(part: str) -> tuple[str, tuple[int, int, int]]:
     name, _, numbers = part.strip().partition("=")
     try:
         low, usual, high = (int(n) for n in numbers.split(":"))
     except ValueError as e:
         raise ConfigError(f"--set axes: {part.strip()!r}", hint="write name=smallest:usual:largest") from e
-    if not 0 < low <= usual <= high:
+    if not 0 < low <= usual <= high <= LARGEST:
         raise ConfigError(
-            f"--set axes: {part.strip()!r} is out of order", hint="smallest ≤ usual ≤ largest, all above 0"
+            f"--set axes: {part.strip()[:60]!r} is out of order",
+            hint=f"smallest ≤ usual ≤ largest, from 1 to {LARGEST:,}",
         )
-    return name, (low, usual, high)
+    if not name.strip():
+        raise ConfigError(
+            f"--set axes: {part.strip()!r} names no dimension", hint="write name=smallest:usual:largest"
+        )
+    return name.strip(), (low, usual, high)
 
 
 def compute_capabilities(text: Option) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ class Recipe(msgspec.Struct, frozen=True):
     profiles: dict[str, tuple[tuple[Size, ...], tuple[Size, ...], tuple[Size, ...]]] = {}
     typing: Literal["auto", "strong", "weak"] = "auto"
     workspace_mib: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
-    dla: Annotated[int, msgspec.Meta(ge=-1, le=64)] = -1
+    dla: Annotated[int, msgspec.Meta(ge=-1, le=7)] = -1
     minutes: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 60
     float32: tuple[str, ...] = ()
 

@@ -44,6 +44,21 @@ def available() -> Availability:
     )
 
 
+def check_options(target: Target, options: Mapping[str, Option]) -> None:
+    """Sizes of axes that say nothing are a :class:`~edgekit.errors.ConfigError`."""
+    from edgekit.backends.nvidia import asked
+
+    asked.check_options(target, options)
+
+
+def check(model: OnnxModel, target: Target, options: Mapping[str, Option]) -> None:
+    """Sizes of axes that the model does not have are a :class:`~edgekit.errors.UnknownNameError`."""
+    del target
+    from edgekit.backends.nvidia.profiles import profiles
+
+    profiles(model.inputs, str(options.get("axes", "")))
+
+
 def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:
     """Write ``model.onnx``, ``recipe.json`` (the exact command) and ``README.md`` into ``out``.
 

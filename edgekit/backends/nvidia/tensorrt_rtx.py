@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgekit.backends.nvidia import gpu_present
-from edgekit.backends.nvidia.tensorrt import placement
+from edgekit.backends.nvidia.tensorrt import check, placement
 from edgekit.core import versions
 from edgekit.core.plugins import BackendInfo
 from edgekit.errors import MissingExtraError
@@ -29,7 +29,7 @@ INFO = BackendInfo(
     engines="edgekit.backends.nvidia.request",
 )
 
-__all__ = ["DISTRIBUTIONS", "INFO", "NAME", "available", "lower", "placement"]
+__all__ = ["DISTRIBUTIONS", "INFO", "NAME", "available", "check", "check_options", "lower", "placement"]
 
 
 def available() -> Availability:
@@ -51,6 +51,16 @@ def available() -> Availability:
         if usable
         else "copy the artifact to a machine with an NVIDIA GPU and run edgekit verify there",
     )
+
+
+def check_options(target: Target, options: Mapping[str, Option]) -> None:
+    """Compute capabilities that there are not, or that lack the precision, and sizes of axes that say nothing.
+
+    Raises :class:`~edgekit.errors.ConfigError` and :class:`~edgekit.errors.UnsupportedError`.
+    """
+    from edgekit.backends.nvidia import asked
+
+    asked.check_options(target, options, builder=versions.installed(*DISTRIBUTIONS))
 
 
 def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:

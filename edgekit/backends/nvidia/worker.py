@@ -96,6 +96,9 @@ def _build(trt: ModuleType, builder: Any, network: Any, job: Job) -> str | None:
     if not job["tf32"]:
         config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    lacking = [c for c in job["compute_capabilities"] if not hasattr(trt.ComputeCapability, c)]
+    if lacking:
+        return f"it builds nothing for compute capability {', '.join(lacking)}"
     if job["compute_capabilities"]:
         config.num_compute_capabilities = len(job["compute_capabilities"])
         for index, name in enumerate(job["compute_capabilities"]):

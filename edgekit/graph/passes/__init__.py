@@ -241,16 +241,17 @@ def _simplified(original: ir.Model, model: OnnxModel, check: _Check, out: Path, 
     if io.external_files(model.path):
         notes.append("onnxsim left out: the weights are in external data")
         return original
-    try:
-        with _without_torch():
-            import onnxsim
+    with _without_torch():
+        import onnxsim
 
-        with silence(native=True):
-            simplified, _ = onnxsim.simplify(ir.to_proto(original), skipped_optimizers=_SKIPPED)
-        candidate: ir.Model = ir.from_proto(simplified)
-    except Exception as error:  # noqa: BLE001 - a failing simplifier must not fail the build
-        notes.append(f"onnxsim failed: {_line(error)}")
-        return original
+    proto = ir.to_proto(original)
+    with silence(native=True):
+        try:
+            simplified, _ = onnxsim.simplify(proto, skipped_optimizers=_SKIPPED)
+            candidate: ir.Model = ir.from_proto(simplified)
+        except Exception as error:  # noqa: BLE001 - a failing simplifier must not fail the build
+            notes.append(f"onnxsim failed: {_line(error)}")
+            return original
     _copy_scopes(original, candidate)
     _keep_axes(candidate, model)
     result = io.save(candidate, out)

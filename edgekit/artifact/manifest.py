@@ -291,6 +291,26 @@ def check_files(artifact: Artifact) -> None:
             f"{artifact.directory}: {_some(wrong)} missing or changed since the build",
             hint="build it again",
         )
+    _refuse_contradicted_engine(artifact)
+
+
+def _refuse_contradicted_engine(artifact: Artifact) -> None:
+    """Hashes can be redone: what an engine's own record says must be possible, and fit the rest of the artifact."""
+    from edgekit.core import plugins
+    from edgekit.devices import engines
+
+    target = artifact.manifest.target
+    if target.backend not in plugins.backends():  # of a plug-in that is not here: it runs nowhere
+        return
+    builder = engines.builder_of(target.backend)
+    if builder is None or not builder.is_engine(artifact.model):
+        return
+    found = builder.contradictions(artifact.model, target.backend, artifact.manifest.details)
+    if found:
+        raise SourceError(
+            f"{artifact.model} is not what its record says: {'; '.join(found)}",
+            hint="do not trust this artifact: build it again",
+        )
 
 
 _SHOWN = 10

@@ -162,6 +162,23 @@ def standing(manifest: Manifest) -> str:
     return f"checked, not run: {checked}"
 
 
+def messages(gates: Sequence[Gate]) -> tuple[str, ...]:
+    """The gates' messages; why an artifact was not run is said once, at the first gate that waits for it."""
+    seen: set[str] = set()
+    shown = []
+    for gate in gates:
+        again = gate.verdict is Verdict.NOT_RUN and gate.message in seen
+        shown.append("" if again else gate.message)
+        seen.add(gate.message)
+    return tuple(shown)
+
+
+def reason_not_run(manifest: Manifest) -> str:
+    """Why an artifact was not run where it was built, with what was done in its place."""
+    reason = next((g.message for g in manifest.gates if g.verdict is Verdict.NOT_RUN), "nothing ran it")
+    return f"{standing(manifest)}; {reason}"
+
+
 def _unproven(gate: Gate) -> str:
     return gate.name + (f" ({gate.enough:,} rows would do)" if gate.enough is not None else "")
 

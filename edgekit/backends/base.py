@@ -155,6 +155,11 @@ class EngineBuilder(Protocol):
         graph beside it."""
         ...
 
+    def contradictions(self, engine: Path, runtime: str, details: Mapping[str, Json]) -> tuple[str, ...]:
+        """What of an engine and its record cannot be, in words, as far as can be told without its device. ``details``
+        are the manifest's, empty for an engine that lies alone."""
+        ...
+
     def files_read(self, main: Path) -> tuple[str, ...]:
         """The names of the files beside an engine that are sent with it."""
         ...

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 import edgekit
-from edgekit.artifact.summary import size
+from edgekit.artifact.summary import reason_not_run, size
 from edgekit.cli._options import json_flag
 from edgekit.cli._output import end_with, harmless, number, print_json, progress, say, table
 from edgekit.cli._soak import soaked
@@ -19,7 +19,7 @@ from edgekit.devices import catalogue
 from edgekit.devices.bench import processors
 from edgekit.devices.soak import MOST_RELOADS, SoakSettings
 from edgekit.devices.statistics import Difference, in_times
-from edgekit.errors import UsageError
+from edgekit.errors import NotRunnableError, UsageError
 
 
 @click.command()
@@ -142,12 +142,24 @@ def bench(
 
 
 def _runnable(artifacts: tuple[Path, ...]) -> list[edgekit.Artifact]:
-    """Those that can run here; the others are named. Raises :class:`UsageError` where none is left."""
+    """Those that can run here; the others are named. Raises :class:`UsageError` where there is none, and
+    :class:`NotRunnableError` where all wait for a device that runs them."""
     opened = [edgekit.open(p) for p in artifacts if p.is_dir() and p.suffix != ".failed"]
     runnable = [a for a in opened if a.manifest.status != "not-run"]
-    for artifact in opened:
-        if artifact not in runnable:
-            say(f"{artifact.target}: not run where it was built; edgekit verify it here first", err=True)
+    waiting = [a for a in opened if a.manifest.status == "not-run"]
+    if waiting and not runnable:
+        names = ", ".join(harmless(a.target) for a in waiting)
+        raise NotRunnableError(
+            f"there is nothing to measure: {names} was {harmless(reason_not_run(waiting[0].manifest))}",
+            hint=f"first edgekit verify {waiting[0].directory} --device NAME, on a device that runs it; then edgekit "
+            "bench measures there",
+        )
+    for artifact in waiting:
+        say(
+            f"{harmless(artifact.target)} is left out: it was not run yet; first edgekit verify {artifact.directory} "
+            "--device NAME, on a device that runs it",
+            err=True,
+        )
     if not runnable:
         raise UsageError(
             "there is no artifact to measure", hint="name artifact directories: edgekit bench build/*"

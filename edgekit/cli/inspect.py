@@ -11,7 +11,7 @@ import click
 import edgekit
 from edgekit.artifact import manifest
 from edgekit.artifact.inspect import Reach, StoredWeight, Takes, inspect_file, reach
-from edgekit.artifact.summary import size
+from edgekit.artifact.summary import messages, size
 from edgekit.artifact.summary import table as summary
 from edgekit.cli._contained import contain
 from edgekit.cli._options import json_flag
@@ -85,7 +85,10 @@ def _artifact(artifact: edgekit.Artifact) -> None:
     table(
         "gates",
         ("gate", "value", "limit", "verdict", ""),
-        [(g.name, number(g.value), number(g.limit), str(g.verdict), g.message) for g in m.gates],
+        [
+            (g.name, number(g.value), number(g.limit), str(g.verdict), message)
+            for g, message in zip(m.gates, messages(m.gates), strict=True)
+        ],
     )
     if m.placement is not None:
         kernels = ", ".join(f"{k} ×{n}" for k, n in list(m.placement.kernels.items())[:12])

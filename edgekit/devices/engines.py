@@ -27,7 +27,13 @@ from edgekit.devices.job import Task, TaskResult, run_job
 from edgekit.devices.plan import Watch, mended, run_plan
 from edgekit.devices.protocol import plain
 from edgekit.devices.transports.connect import send_agent
-from edgekit.errors import BackendError, DeviceError, UnsupportedNode, UnsupportedOperatorsError
+from edgekit.errors import (
+    BackendError,
+    DeviceError,
+    EngineMismatchError,
+    UnsupportedNode,
+    UnsupportedOperatorsError,
+)
 from edgekit.graph.records import read_json, write_json
 from edgekit.types import sha256_file
 
@@ -109,6 +115,11 @@ def ready(transport: Transport, runnable: Runnable) -> Runnable:
     main = runnable.main
     if builder.is_engine(main):
         own_engines.refuse_others(main, trust=runnable.trusted)
+        if found := builder.contradictions(main, runnable.backend, {}):
+            raise EngineMismatchError(
+                f"{main.name} is not what its record says: {'; '.join(found)}. It was not loaded",
+                differences=found,
+            )
         builder.check(main, runnable.backend, identify(transport, runnable.backend), where=transport.name)
     elif builder.needs_engine(main):
         with told(watcher(), f"build the engine on {transport.name}") as telling:

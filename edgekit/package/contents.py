@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from edgekit.artifact import manifest
-from edgekit.artifact.manifest import Artifact
+from edgekit.artifact.manifest import Artifact, Status
+from edgekit.artifact.summary import reason_not_run
 from edgekit.core import files as core_files
 from edgekit.core import plugins, versions
 from edgekit.errors import GateFailedError, SourceError, UnsupportedError, UsageError
@@ -106,6 +107,13 @@ def _check_gates(artifact: Artifact, spec: PackageSpec) -> None:
     if artifact.passed or spec.allow_failed:
         return
     named = [g for g in artifact.manifest.gates if g.verdict in (Verdict.FAIL, Verdict.NOT_RUN)]
+    if artifact.manifest.status is Status.NOT_RUN:
+        raise GateFailedError(
+            f"{artifact.target} in {artifact.directory} was {reason_not_run(artifact.manifest)}",
+            hint=f"edgekit verify {artifact.directory} --device NAME, on a device that runs it, and package it then; "
+            "or take it as it is with --allow-failed",
+            gates=tuple(g.name for g in named) or (artifact.manifest.status,),
+        )
     what = "; ".join(f"{g.name}: {g.verdict}{f' ({g.message})' if g.message else ''}" for g in named)
     raise GateFailedError(
         f"{artifact.target} in {artifact.directory} did not pass its gates: {what or artifact.manifest.status}",

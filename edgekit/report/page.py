@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edgekit.artifact import proof
 from edgekit.artifact.manifest import BUILT, Manifest, Status
 from edgekit.artifact.measure import SOAK
-from edgekit.artifact.summary import as_asked, printable, size, standing
+from edgekit.artifact.summary import as_asked, messages, printable, size, standing
 from edgekit.core.versions import EDGEKIT
 from edgekit.errors import MissingExtraError
 from edgekit.report import figures
@@ -215,8 +215,8 @@ def _detail(entry: Entry, anchor: str, *, drawn: bool) -> dict[str, object]:
         "folder": str(entry.artifact.directory),
         "data": _data(manifest),
         "gates": [
-            (*_MARKS[g.verdict], g.name, _number(g.value), _number(g.limit), g.message)
-            for g in manifest.gates
+            (*_MARKS[g.verdict], g.name, _number(g.value), _number(g.limit), message)
+            for g, message in zip(manifest.gates, messages(manifest.gates), strict=True)
         ],
         "outputs": _outputs(manifest),
         "measurements": [_measurement(m) for m in manifest.measurements],

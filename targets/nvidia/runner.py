@@ -51,7 +51,7 @@ def probe():
     try:
         return {"usable": True, "gpus": Cuda.names()}
     except (OSError, CudaError) as error:
-        return {"usable": False, "why_not": "no usable NVIDIA GPU (%s)" % error}
+        return {"usable": False, "why_not": "there is no usable NVIDIA GPU (%s)" % error}
 
 
 def load(path, options):
@@ -290,7 +290,7 @@ class Cuda:
         try:
             lib = ctypes.CDLL("libcuda.so.1")
         except OSError as error:
-            raise OSError("no NVIDIA driver: %s" % error) from error
+            raise OSError("no driver: %s" % error) from error
         status = lib.cuInit(0)
         if status:
             raise CudaError("cuInit gave %d" % status)

@@ -27,7 +27,7 @@ import time
 from . import runner_key
 from .backend import NAME
 from .failure import JobError
-from .runner import Cuda
+from .runner import Cuda, CudaError
 
 ENGINE, LAYERS, LOG, CACHE = "model.engine", "layers.json", "build.log", "timing.cache"
 _MOST_LOG = 32 << 20
@@ -36,7 +36,10 @@ _PAUSE_S = 0.5
 
 def identify():
     """What engines are built for and by here; see ``wire.EngineHost`` on the host."""
-    cuda = Cuda(0)
+    try:
+        cuda = Cuda(0)
+    except (OSError, CudaError) as error:
+        raise JobError("unusable", "there is no usable NVIDIA GPU (%s)" % error) from error
     free, total = cuda.memory()
     via, version, cores = [], "", 0
     try:

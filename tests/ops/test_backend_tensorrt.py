@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from backend_models import attention, conv_net, digests, quantized, reference, snr_db, unsupported
 
-from edgekit.backends.nvidia import artifact, executed, profiles, refusals, tensorrt, tensorrt_rtx, worker
-from edgekit.backends.nvidia.engine import read_key
+from edgekit.backends.nvidia import (
+    artifact,
+    executed,
+    profiles,
+    refusals,
+    request,
+    tensorrt,
+    tensorrt_rtx,
+    worker,
+)
+from edgekit.backends.nvidia.engine import read_key, write_record
 from edgekit.core import targets
 from edgekit.errors import BackendError, ConfigError, RuntimeCrashError, UnsupportedOperatorsError
 from edgekit.graph import io
@@ -45,6 +55,10 @@ def test_an_engine_is_built_without_a_gpu_with_the_same_bytes(tmp_path, target):
     second = lowered(tensorrt_rtx, model, target, tmp_path / "b", compute_capabilities="SM86")
     assert digests(first, tmp_path / "a") == digests(second, tmp_path / "b")
     assert (tmp_path / "a" / "model.engine").stat().st_size > 10_000
+    assert request.contradictions(tmp_path / "a" / "model.engine", "tensorrt_rtx", first.details) == ()
+    write_record(tmp_path / "a" / "model.engine", replace(key, version="1.6.0"))
+    (found,) = request.contradictions(tmp_path / "a" / "model.engine", "tensorrt_rtx", first.details)
+    assert f"the engine itself {key.version}" in found
 
 
 @needs_rtx

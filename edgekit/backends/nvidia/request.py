@@ -40,19 +40,9 @@ def order(main: Path, host: EngineHost, out: Path) -> EngineOrder:
     refuse(recipe, host)
     typing = typing_of(recipe, host.version)
     onnx, notes = dialect.spell(main, host.version, out / "model.onnx", f"tensorrt-{recipe.precision}")
-    precisions = {"int8": ["int8", "fp16"], "fp16": ["fp16"], "bf16": ["bf16"], "fp8": ["fp8", "fp16"]}
-    weak = precisions.get(recipe.precision, []) if typing == "weak" else []
+    weak = _allowed(recipe, typing)
     notes += (f"{typing}ly typed network" + (f" ({', '.join(weak)} allowed)" if weak else ""),)
-    spec: dict[str, Json] = {
-        "via": "",
-        "typing": typing,
-        "precisions": weak,
-        "tf32": False,
-        "float32": list(recipe.float32) if weak else [],
-        "workspace": recipe.workspace_mib << 20,
-        "profiles": {n: [list(s) for s in shapes] for n, shapes in recipe.profiles.items()},
-        "dla": recipe.dla,
-    }
+    flags = flags_of(recipe, host.version)
     key = EngineKey(
         graph_sha256=io.digest(main),
         runtime="tensorrt",
@@ -60,12 +50,41 @@ def order(main: Path, host: EngineHost, out: Path) -> EngineOrder:
         gpu=host.gpu,
         compute_capabilities=(host.compute_capability,),
         driver=host.driver,
-        flags={k: v for k, v in spec.items() if k != "via"},
+        flags=flags,
     )
-    spec["trtexec"] = build_argv(recipe, typing, weak, release(host.version))
+    argv: Json = list(build_argv(recipe, typing, weak, release(host.version)))
+    spec: dict[str, Json] = {"via": "", **flags, "trtexec": argv}
     return EngineOrder(
         onnx=onnx, spec=spec, key=key.digest, record=key, notes=notes, seconds=60.0 * recipe.minutes
     )
+
+
+def flags_of(recipe: Recipe, version: str) -> dict[str, Json]:
+    """How the engine of ``recipe`` is built by TensorRT ``version``, as its record keeps it."""
+    typing = typing_of(recipe, version)
+    weak = _allowed(recipe, typing)
+    return {
+        "typing": typing,
+        "precisions": list(weak),
+        "tf32": False,
+        "float32": list(recipe.float32) if weak else [],
+        "workspace": recipe.workspace_mib << 20,
+        "profiles": {n: [list(s) for s in shapes] for n, shapes in recipe.profiles.items()},
+        "dla": recipe.dla,
+    }
+
+
+def _allowed(recipe: Recipe, typing: str) -> list[str]:
+    """The precisions that a weakly typed network may choose among, beside float32."""
+    precisions = {"int8": ["int8", "fp16"], "fp16": ["fp16"], "bf16": ["bf16"], "fp8": ["fp8", "fp16"]}
+    return precisions.get(recipe.precision, []) if typing == "weak" else []
+
+
+def contradictions(engine: Path, runtime: str, details: Mapping[str, Json]) -> tuple[str, ...]:
+    """What of ``engine`` and its record cannot be, as far as can be told without a GPU."""
+    from edgekit.backends.nvidia import offline
+
+    return offline.contradictions(engine, runtime, details)
 
 
 def write_record(folder_engine: Path, order: EngineOrder) -> None:

@@ -72,6 +72,39 @@ def patches(path: Path, image: list[int], block: list[int], **attributes: Any) -
     return made(path, node, {"x": shape}, constants), {"x": RANDOM.normal(size=shape).astype(np.float32)}
 
 
+def spectrum(
+    path: Path, shape: list[int], axis: int = -2, *, named: bool = False, **attributes: Any
+) -> tuple[Path, dict[str, Any]]:
+    """``named``: the batch has no size."""
+    node = helper.make_node("DFT", ["x", "", "axis"], ["y"], name="dft", **attributes)
+    given = {"x": ["batch" if named and not i else n for i, n in enumerate(shape)]}
+    return made(path, node, given, {"axis": np.int64(axis)}), {
+        "x": RANDOM.normal(size=shape).astype(np.float32)
+    }
+
+
+def smaller(
+    path: Path, sizes: list[int], *, scales: list[float] | None = None, **attributes: Any
+) -> tuple[Path, dict[str, Any]]:
+    shape = [2, 3, 16, 15]
+    how = ["x", "", "", "how"] if scales is None else ["x", "", "how"]
+    node = helper.make_node("Resize", how, ["y"], name="resize", antialias=1, **attributes)
+    known = np.array([2, 3, *sizes]) if scales is None else np.array([1, 1, *scales], np.float32)
+    given = {"x": shape if scales is None else ["batch", *shape[1:]]}
+    return made(path, node, given, {"how": known}), {"x": RANDOM.normal(size=shape).astype(np.float32)}
+
+
+def transposed(path: Path, **attributes: Any) -> tuple[Path, dict[str, Any]]:
+    shape = [2, 4, 5, 6]
+    weights = RANDOM.normal(size=(4, 3, 3, 2)).astype(np.float32)
+    bias = np.ones(3 * attributes.get("group", 1), np.float32)
+    node = helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], name="deconvolution", **attributes)
+    given = {"x": ["batch", *shape[1:]]}
+    return made(path, node, given, {"w": weights, "b": bias}), {
+        "x": RANDOM.normal(size=shape).astype(np.float32)
+    }
+
+
 def attention(path: Path, **attributes: Any) -> tuple[Path, dict[str, Any]]:
     constants = {"w": RANDOM.normal(size=(16, 48)).astype(np.float32), "b": np.ones(48, np.float32) * 0.1}
     node = helper.make_node(
@@ -109,6 +142,20 @@ CASES = {
     "patches with gaps and borders": lambda p: patches(p, [8, 9], [2, 2], strides=[3, 3]),
     "patches that overlap": lambda p: patches(p, [7, 8], [3, 3], pads=[1, 1, 1, 1], strides=[2, 2]),
     "patches with dilations": lambda p: patches(p, [7, 8], [3, 2], pads=[1, 0, 0, 1], dilations=[2, 3]),
+    "patches with strides and dilations": lambda p: patches(
+        p, [9, 9], [2, 3], dilations=[2, 1], strides=[2, 2]
+    ),
+    "spectrum": lambda p: spectrum(p, [2, 9, 1], named=True),
+    "half a spectrum": lambda p: spectrum(p, [2, 8, 1], onesided=1),
+    "spectrum of complex numbers": lambda p: spectrum(p, [2, 3, 8, 2], 1),
+    "spectrum back": lambda p: spectrum(p, [2, 7, 5, 2], 2, inverse=1),
+    "smaller": lambda p: smaller(p, [7, 5], mode="linear"),
+    "smaller, with cubes": lambda p: smaller(p, [8, 20], mode="cubic", cubic_coeff_a=-0.5),
+    "half as high": lambda p: smaller(p, [], scales=[0.5, 1.0], mode="linear"),
+    "transposed convolution": lambda p: transposed(
+        p, strides=[2, 2], dilations=[2, 3], pads=[1, 0, 1, 2], output_padding=[1, 1]
+    ),
+    "transposed convolution of groups": lambda p: transposed(p, strides=[2, 1], dilations=[1, 2], group=2),
     "attention": attention,
     # ONNX Runtime 1.31 crashes on one without a bias.
     "attention with a scale": lambda p: attention(p, scale=0.3),
@@ -120,7 +167,8 @@ def test_it_says_the_same(case: str, tmp_path: Path) -> None:
     path, fed = CASES[case](tmp_path / "m.onnx")
     model = io.load(path)
     assert len(plain.write_plainly(model)) == 1
-    rewritten = {("", op) for op in ("MaxPool", "AveragePool", "Col2Im")} | {(plain.MICROSOFT, "Attention")}
+    rewritten = {("", op) for op in ("MaxPool", "AveragePool", "Col2Im", "DFT", "Resize")}
+    rewritten.add((plain.MICROSOFT, "Attention"))
     assert not rewritten & {(n.domain, n.op_type) for n in model.graph}
     assert not {"image", "block"} & set(model.graph.initializers)
     ir.save(model, tmp_path / "plain.onnx")
@@ -144,10 +192,12 @@ def test_an_engine_is_built_of_it(case: str, precision: str, tmp_path: Path) -> 
     [
         lambda p: pool(p, kernel_shape=[3, 3]),
         lambda p: pool(p, kernel_shape=[2, 2], dilations=[2, 2], ceil_mode=1, strides=[2, 2], open_=3),
-        lambda p: patches(p, [9, 9], [2, 2], dilations=[2, 2], strides=[2, 2]),
+        lambda p: smaller(p, [], scales=[0.4, 0.4], mode="linear"),
+        lambda p: transposed(p, strides=[2, 2]),
+        lambda p: transposed(p, dilations=[2, 2]),
         lambda p: attention(p, unidirectional=1),
     ],
-    ids=["no dilation", "rounded up", "strides and dilations", "causal"],
+    ids=["no dilation", "rounded up", "odd scales", "strides alone", "dilations alone", "causal"],
 )
 def test_what_has_another_form_stays(model: Any, tmp_path: Path) -> None:
     path, _ = model(tmp_path / "m.onnx")

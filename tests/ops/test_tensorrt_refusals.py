@@ -103,6 +103,17 @@ def test_inputs_of_types_that_it_lacks_are_named(kind: str, tmp_path: Path) -> N
 
 
 @needs_rtx
+def test_an_output_of_a_type_that_it_lacks_hides_nothing(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Det", ["x"], ["a"], name="foo"),
+        helper.make_node("Cast", ["x"], ["y"], name="second", to=TensorProto.INT16),
+    ]
+    path = graph(tmp_path / "m.onnx", nodes, {"x": (TensorProto.FLOAT, [4, 4])}, (TensorProto.INT16, [4, 4]))
+    found = refused(path)
+    assert {"y", "foo", "second"} == {n.node for n in found}
+
+
+@needs_rtx
 def test_what_the_builder_refuses_is_named(tmp_path: Path) -> None:
     """The parser takes it, and the builder says of no node that it has no such convolution."""
     weights = np.ones((2, 2, 3, 3), np.float32)

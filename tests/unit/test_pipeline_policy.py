@@ -82,7 +82,9 @@ def test_what_is_labelled_is_measured_and_counted(tmp_path, fake):
     "options", [{"metric": "m.py:score"}, {"max_drop": 0.01}], ids=["metric", "max-drop"]
 )
 @pytest.mark.parametrize("data", [samples(8, labels=False), None], ids=["unlabelled", "none"])
-def test_a_metric_that_nothing_can_be_measured_on_is_refused(tmp_path, fake, options, data):
+def test_a_metric_that_nothing_can_be_measured_on_is_refused(tmp_path, fake, options, data, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.py").touch()
     asked, context = fakes.request(tmp_path, (A8,), samples(labels=False), data, speed_gate=False, **options)
     with pytest.raises(DataError, match="cannot be measured") as error:
         build.run(asked, context)

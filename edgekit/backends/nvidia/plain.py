@@ -2,6 +2,8 @@
 
     MaxPool, AveragePool with dilations                → the largest, or the sum, of shifted slices
     Col2Im                                             → a transposed convolution with ones
+    ConvTranspose with strides and dilations           → one whose weights have zeros between (its builder lacks these)
+    DFT, Resize with antialiasing                      → products with constant matrices
     ScatterElements, ScatterND that add, multiply, …   → products with, or choices by, where an index is
     com.microsoft's Attention                          → its products and softmax (the parser takes it for ONNX's
                                                          operator of that name)
@@ -17,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.backends.nvidia import plain_scatter, plain_windows
+from edgekit.backends.nvidia import plain_linear, plain_scatter, plain_windows
 from edgekit.graph.edit import attribute, home, integers, replace, static_shape, sweep
 from edgekit.graph.make import Maker
 
@@ -77,6 +79,9 @@ _REWRITES: Mapping[tuple[str, str], _Rewrite] = {
     ("", "MaxPool"): plain_windows.pool,
     ("", "AveragePool"): plain_windows.pool,
     ("", "Col2Im"): plain_windows.col2im,
+    ("", "ConvTranspose"): plain_windows.spread,
+    ("", "DFT"): plain_linear.dft,
+    ("", "Resize"): plain_linear.smoothed,
     ("", "ScatterElements"): plain_scatter.elements,
     ("", "ScatterND"): plain_scatter.slices,
     (MICROSOFT, "Attention"): _attention,

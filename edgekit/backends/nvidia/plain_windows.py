@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.graph.edit import attribute, constant, integers
+from edgekit.graph.edit import attribute, constant, integers, produced_by
 from edgekit.graph.make import Maker
 
 _LOWEST = float(np.finfo(np.float32).min)
@@ -118,8 +118,6 @@ def col2im(node: ir.Node) -> Sequence[ir.Node] | None:
         return None
     strides = integers(node, "strides") or [1] * rank
     dilations = integers(node, "dilations") or [1] * rank
-    if max(strides) > 1 and max(dilations) > 1:  # the builder has no such transposed convolution
-        return None
     pads = integers(node, "pads") or [0] * (2 * rank)
     spans = [int(d * (k - 1) + 1) for d, k in zip(dilations, kernel, strict=True)]
     whole = [int(size[i]) + pads[i] + pads[rank + i] for i in range(rank)]
@@ -128,14 +126,14 @@ def col2im(node: ir.Node) -> Sequence[ir.Node] | None:
     new = Maker(node)
     ones = np.eye(places, dtype=np.float32).reshape(1, places, 1, *kernel.tolist())
     weights = np.broadcast_to(ones, (channels, *ones.shape[1:])).reshape(width, 1, *kernel.tolist())
+    weights = _with_zeros(weights, dilations)
     patches = new.add("Reshape", [x, new.ints(0, width, *counts)])
     full = new.add(
         "ConvTranspose",
         [patches, new.constant(np.ascontiguousarray(weights))],
         group=channels,
         strides=strides,
-        dilations=dilations,
-        kernel_shape=kernel.tolist(),
+        kernel_shape=spans,
     )
     made = [(c - 1) * s + n for c, s, n in zip(counts, strides, spans, strict=True)]
     missing = [max(0, pads[i] + int(size[i]) - made[i]) for i in range(rank)]
@@ -145,3 +143,34 @@ def col2im(node: ir.Node) -> Sequence[ir.Node] | None:
         starts, ends = new.ints(*pads[:rank]), new.ints(*(pads[i] + int(size[i]) for i in range(rank)))
         new.add("Slice", [full, starts, ends, new.ints(*range(2, 2 + rank))])
     return new.made
+
+
+def spread(node: ir.Node) -> Sequence[ir.Node] | None:
+    """A ConvTranspose with strides and dilations: the same weights with zeros between them, stored as they were."""
+    strides, dilations = integers(node, "strides") or [1], integers(node, "dilations") or [1]
+    x, weights, *more = node.inputs
+    if x is None or weights is None or max(strides) == 1 or max(dilations) == 1:
+        return None
+    dequantize = produced_by(weights, "DequantizeLinear")
+    stored = constant(weights if dequantize is None else dequantize.inputs[0])
+    if stored is None or attribute(node, "auto_pad", "NOTSET") != "NOTSET":
+        return None
+    new = Maker(node)
+    wide = _with_zeros(stored, dilations)
+    value = new.constant(wide)
+    if dequantize is not None:
+        axis = attribute(dequantize, "axis", 1)
+        if attribute(dequantize, "block_size", 0) or axis % stored.ndim > 1:
+            return None
+        value = new.add("DequantizeLinear", [value, *dequantize.inputs[1:]], axis=axis)
+    kept = {n: a.value for n, a in node.attributes.items() if n not in ("dilations", "kernel_shape")}
+    new.add("ConvTranspose", [x, value, *more], kernel_shape=list(wide.shape[2:]), **kept)
+    return new.made
+
+
+def _with_zeros(weights: np.ndarray, dilations: Sequence[int]) -> np.ndarray:
+    """``[…, kernel…]``, each axis of the kernel as long as what it spans."""
+    sizes = [d * (k - 1) + 1 for d, k in zip(dilations, weights.shape[2:], strict=True)]
+    wide = np.zeros((*weights.shape[:2], *sizes), weights.dtype)
+    wide[(slice(None), slice(None), *(slice(None, None, d) for d in dilations))] = weights
+    return wide

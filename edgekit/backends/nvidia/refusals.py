@@ -197,6 +197,10 @@ class _Cut:
     def out(self, names: set[str]) -> bool:
         """Cut out the nodes called ``names``, or that hold such a one; whether there was one, and all could be."""
         graph = self.proto.graph
+        kept = [v for v in graph.output if v.name not in names]
+        dropped = len(kept) < len(graph.output)
+        del graph.output[:]
+        graph.output.extend(kept)
         refused = [n for n in graph.node if not names.isdisjoint(_names(n))]
         types = {v.name: v for v in (*graph.value_info, *graph.output)}
         read = set().union(*map(_reads, graph.node))
@@ -212,7 +216,7 @@ class _Cut:
                     self._integers.add(output)
                 graph.input.append(value)
             graph.node.remove(node)
-        return bool(refused)
+        return dropped or bool(refused)
 
     def write(self, path: Path) -> None:
         """The rest, and of its outputs those that are still computed."""

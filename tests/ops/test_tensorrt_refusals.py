@@ -114,6 +114,21 @@ def test_an_output_of_a_type_that_it_lacks_hides_nothing(tmp_path: Path) -> None
 
 
 @needs_rtx
+def test_constants_of_a_type_that_it_lacks_are_named_by_who_reads_them(tmp_path: Path) -> None:
+    """Of these it says neither node nor more: it stops before the first node."""
+    nodes = [
+        helper.make_node("Det", ["x"], ["a"], name="foo"),
+        helper.make_node("Cast", ["x"], ["b"], name="cast", to=TensorProto.UINT64),
+        helper.make_node("BitShift", ["b", "one"], ["c"], name="first", direction="LEFT"),
+        helper.make_node("Cast", ["c"], ["y"], name="second", to=TensorProto.FLOAT),
+    ]
+    square = (TensorProto.FLOAT, [4, 4])
+    found = refused(graph(tmp_path / "m.onnx", nodes, {"x": square}, square, {"one": np.uint64(1)}))
+    assert {"foo", "first", "cast"} <= {n.node for n in found}
+    assert "uint64" in next(n.reason for n in found if n.node == "first")
+
+
+@needs_rtx
 def test_what_the_builder_refuses_is_named(tmp_path: Path) -> None:
     """The parser takes it, and the builder says of no node that it has no such convolution."""
     weights = np.ones((2, 2, 3, 3), np.float32)

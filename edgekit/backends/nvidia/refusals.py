@@ -92,9 +92,19 @@ def static_problems(path: Path, modules: Mapping[str, str]) -> list[UnsupportedN
             reason = "TensorRT takes no DequantizeLinear on INT32: keep the bias in float32"
         elif node.op_type in ("DequantizeLinear", "QuantizeLinear") and _shifted(node):
             reason = "TensorRT takes symmetric quantization only: the zero point must be 0"
+        else:
+            reason = "; ".join(
+                f"it reads {_type(v)} constants, and TensorRT has none" for v in _foreign(node)
+            )
         if reason:
             problems.append(_named(node.op_type, node.name or "?", reason, modules))
     return problems
+
+
+def _foreign(node: ir.Node) -> list[ir.Value]:
+    """The constants that it reads of types that the parser reads no constant of: it stops before the first node."""
+    read = [v for v in node.inputs if v is not None and v.is_initializer() and v.dtype is not None]
+    return [v for v in read if v.dtype is not None and v.dtype.name not in _TYPES]
 
 
 def _type(value: ir.Value) -> str:
@@ -131,7 +141,7 @@ def _all_refused(
         for _ in range(_ROUNDS):
             known = {p.node for p in found}
             fresh = [e for e in answer["errors"] if e["node"] not in known]
-            if any(p.op in ("input", "output") for p in problems):
+            if problems:  # what it says of no node is what the rules say of one
                 fresh = [e for e in fresh if e["node"]]
             ops = {p.op for p in found}
             found += [
@@ -203,18 +213,20 @@ class _Cut:
         graph.output.extend(kept)
         refused = [n for n in graph.node if not names.isdisjoint(_names(n))]
         types = {v.name: v for v in (*graph.value_info, *graph.output)}
-        read = set().union(*map(_reads, graph.node))
-        for node in refused:
-            for output in read.intersection(node.output):
+        for node in refused:  # grows: what reads a type that no input has goes with it
+            readers = [n for n in graph.node if not _reads(n).isdisjoint(node.output) and n not in refused]
+            for output in {o for n in readers for o in _reads(n)}.intersection(node.output):
                 value = types.get(output)
                 if value is None or not value.type.HasField("tensor_type"):
                     return False
                 kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
                 if kind not in _TYPES:
-                    return False
+                    refused += [n for n in readers if output in _reads(n) and n not in refused]
+                    continue
                 if kind in ("INT32", "INT64", "BOOL"):
                     self._integers.add(output)
                 graph.input.append(value)
+        for node in refused:
             graph.node.remove(node)
         return dropped or bool(refused)
 
@@ -226,6 +238,9 @@ class _Cut:
         model.CopyFrom(self.proto)
         del model.graph.output[:]
         model.graph.output.extend(v for v in graph.output if v.name in computed)
+        read = set().union(*map(_reads, graph.node))
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(t for t in graph.initializer if t.name in read)
         path.write_bytes(model.SerializeToString())
 
 

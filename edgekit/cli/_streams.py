@@ -34,7 +34,7 @@ def prepare() -> None:
             errors="backslashreplace",
             line_buffering=os.isatty(1),
         )
-        # Whoever asks how wide the terminal is (shutil, click), or flushes it, asks this one: it has no descriptor any more.
+        # Whoever asks how wide the terminal is (shutil, click), or flushes it, asks this one, without a descriptor now.
         sys.__stdout__ = sys.stdout  # type: ignore[misc]
 
 

@@ -18,8 +18,8 @@ from edgekit.artifact.manifest import Artifact, FileRecord, Manifest, Status
 from edgekit.artifact.summary import messages
 from edgekit.backends.nvidia import offline
 from edgekit.backends.nvidia.engine import EngineKey, read_key, write_record
-from edgekit.backends.nvidia.recipe import write_recipe
-from edgekit.backends.nvidia.request import flags_of, read_recipe
+from edgekit.backends.nvidia.flags import flags_of
+from edgekit.backends.nvidia.recipe import read_recipe, write_recipe
 from edgekit.cli import cli
 from edgekit.core import targets
 from edgekit.errors import SourceError

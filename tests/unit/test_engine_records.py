@@ -6,7 +6,7 @@ import pytest
 
 from edgekit.backends import own_engines
 from edgekit.backends.base import EngineHost
-from edgekit.backends.nvidia import request
+from edgekit.backends.nvidia import flags, request
 from edgekit.backends.nvidia.engine import EngineKey, read_key, refuse_mismatch, write_record
 from edgekit.backends.nvidia.recipe import Recipe, build_argv, by_hand, read_recipe
 from edgekit.errors import (
@@ -124,13 +124,13 @@ def test_only_what_was_built_here_is_trusted(engine, tmp_path, monkeypatch):
     ],
 )
 def test_weak_typing_where_it_is_known_and_helps(precision, asked, version, found):
-    assert request.typing_of(Recipe(precision=precision, typing=asked), version) == found
+    assert flags.typing_of(Recipe(precision=precision, typing=asked), version) == found
 
 
 @pytest.mark.parametrize(("asked", "version"), [("weak", "11.0.0"), ("strong", "8.6.2")])
 def test_typing_that_a_release_does_not_have_is_refused(asked, version):
     with pytest.raises(UsageError):
-        request.typing_of(Recipe(precision="fp16", typing=asked), version)
+        flags.typing_of(Recipe(precision="fp16", typing=asked), version)
 
 
 def test_what_the_device_lacks_is_refused():

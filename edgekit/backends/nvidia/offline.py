@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from edgekit.backends.nvidia.engine import EngineKey, read_key, release
+from edgekit.backends.nvidia.flags import flags_of
 from edgekit.backends.nvidia.recipe import MINIMUM, RECIPE, read_recipe
 from edgekit.errors import EdgekitError, EngineMismatchError, UsageError
 from edgekit.types import Json
@@ -100,8 +101,6 @@ def _of_the_graph(key: EngineKey, engine: Path) -> Iterator[str]:
 
 
 def _of_the_flags(key: EngineKey, engine: Path, details: Mapping[str, Json]) -> Iterator[str]:
-    from edgekit.backends.nvidia.request import flags_of
-
     expected: dict[str, Json] = {}
     if (engine.with_name(RECIPE)).is_file() and key.runtime == "tensorrt":
         try:

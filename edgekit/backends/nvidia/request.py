@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 from edgekit.backends.base import EngineHost, EngineOrder
 from edgekit.backends.nvidia import engine as engines
 from edgekit.backends.nvidia.engine import EngineKey, release
+from edgekit.backends.nvidia.flags import allowed, flags_of, typing_of
 from edgekit.backends.nvidia.recipe import RECIPE, Recipe, build_argv, read_recipe
-from edgekit.errors import UnsupportedError, UsageError
+from edgekit.errors import UnsupportedError
 from edgekit.types import Json, Option
 
 
@@ -40,7 +40,7 @@ def order(main: Path, host: EngineHost, out: Path) -> EngineOrder:
     refuse(recipe, host)
     typing = typing_of(recipe, host.version)
     onnx, notes = dialect.spell(main, host.version, out / "model.onnx", f"tensorrt-{recipe.precision}")
-    weak = _allowed(recipe, typing)
+    weak = allowed(recipe, typing)
     notes += (f"{typing}ly typed network" + (f" ({', '.join(weak)} allowed)" if weak else ""),)
     flags = flags_of(recipe, host.version)
     key = EngineKey(
@@ -57,27 +57,6 @@ def order(main: Path, host: EngineHost, out: Path) -> EngineOrder:
     return EngineOrder(
         onnx=onnx, spec=spec, key=key.digest, record=key, notes=notes, seconds=60.0 * recipe.minutes
     )
-
-
-def flags_of(recipe: Recipe, version: str) -> dict[str, Json]:
-    """How the engine of ``recipe`` is built by TensorRT ``version``, as its record keeps it."""
-    typing = typing_of(recipe, version)
-    weak = _allowed(recipe, typing)
-    return {
-        "typing": typing,
-        "precisions": list(weak),
-        "tf32": False,
-        "float32": list(recipe.float32) if weak else [],
-        "workspace": recipe.workspace_mib << 20,
-        "profiles": {n: [list(s) for s in shapes] for n, shapes in recipe.profiles.items()},
-        "dla": recipe.dla,
-    }
-
-
-def _allowed(recipe: Recipe, typing: str) -> list[str]:
-    """The precisions that a weakly typed network may choose among, beside float32."""
-    precisions = {"int8": ["int8", "fp16"], "fp16": ["fp16"], "bf16": ["bf16"], "fp8": ["fp8", "fp16"]}
-    return precisions.get(recipe.precision, []) if typing == "weak" else []
 
 
 def contradictions(engine: Path, runtime: str, details: Mapping[str, Json]) -> tuple[str, ...]:
@@ -108,27 +87,6 @@ def check(engine: Path, runtime: str, host: EngineHost, *, where: str) -> None:
         driver=host.driver,
     )
     engines.refuse_mismatch(engine, wanted, where=where)
-
-
-def typing_of(recipe: Recipe, version: str) -> Literal["strong", "weak"]:
-    """Strong, as it was verified; weak where the version knows nothing else, or where what is not quantized gains.
-
-    Weakly typed networks went with TensorRT 11. Until then an INT8 graph lets its other layers run in float16.
-    """
-    major = release(version)[0]
-    if recipe.typing == "weak" and major >= 11:
-        raise UsageError(
-            f"TensorRT {version} has strongly typed networks only", hint="leave --set typing=weak out"
-        )
-    if recipe.typing == "strong" and major < 9:
-        raise UsageError(
-            f"TensorRT {version} has no strongly typed networks", hint="leave --set typing=strong out"
-        )
-    if recipe.typing != "auto":
-        return recipe.typing
-    if major < 9:
-        return "weak"
-    return "weak" if recipe.precision == "int8" and major < 11 else "strong"
 
 
 NEEDED_CAPABILITY: Mapping[str, tuple[int, int]] = {"bf16": (8, 0), "fp8": (8, 9)}

@@ -104,6 +104,15 @@ def test_a_single_example_input_finds_gross_faults_and_no_others(photographs) ->
     assert sum(bool(findings(photographs, None, 2000 + s, references=1)) for s in range(40)) <= 1
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 9, 11), (1, 3, 8, 8), (1, 2, 16, 16), (1, 6, 32, 32)], ids=str)
+def test_noise_of_few_values_is_in_no_axis_order(shape) -> None:
+    """Correlations of some hundred values reach a tenth by chance."""
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        drawn = [Sample(inputs={"x": rng.standard_normal(shape).astype(np.float32)}) for _ in range(9)]
+        assert "layout" not in {f.code for f in diagnose(drawn[1:], reference=drawn[:1])}, seed
+
+
 def test_without_reference_what_is_wrong_in_itself_is_found(photographs) -> None:
     rng = np.random.default_rng(0)
     images = crops(photographs, rng, 32)

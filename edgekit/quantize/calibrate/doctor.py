@@ -8,6 +8,7 @@ and with what any such data looks like; the ranges of one half with those of the
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -25,6 +26,8 @@ _T = TypeVar("_T")
 LIMIT = 256
 """How many samples of each set are looked at, spread over all of it: sets are often sorted by class."""
 
+_ERRORS = 5.0
+"""How many standard errors beyond noise a correlation has to be."""
 _FEW = 8  # reference samples below which only gross differences count
 _SURE = 0.01
 """An error is called so where chance gives the like in fewer than one honest set of a hundred."""
@@ -127,7 +130,9 @@ def _layout(mine: InputProfile, theirs: InputProfile | None) -> Finding | None:
     """Channels-last pixels read as channels-first repeat with the number of channels."""
     if theirs is None or mine.period is None or theirs.period is None:
         return None
-    if mine.period < 0.05 or theirs.period > 0.02 or mine.period - theirs.period < 0.08:
+    # Of small arrays chance alone reaches a tenth.
+    chance = _ERRORS * math.hypot(mine.period_error, theirs.period_error)
+    if mine.period < 0.05 or theirs.period > 0.02 or mine.period - theirs.period < max(0.08, chance):
         return None
     return _finding(
         "layout", mine, "neighbouring values repeat with the number of channels: pixels in another axis order",

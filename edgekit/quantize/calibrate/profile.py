@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,8 @@ class InputProfile:
     ``levels`` has each sample's mean and deviation, ``[n, 2]``. ``colours`` is :func:`_colours` of each sample, for
     (N, 3, H, W), ``grey`` counts those without colour. ``smoothness`` is the correlation of
     neighbours along the last axes, ``period`` how much more alike values are at a distance of as many places
-    as there are channels than next to each other; both ``None`` where the input is no image.
+    as there are channels than next to each other; both ``None`` where the input is no image. ``period_error`` is the
+    standard error that ``period`` has on noise.
     """
 
     name: str
@@ -40,6 +42,7 @@ class InputProfile:
     grey: int = 0
     smoothness: float | None = None
     period: float | None = None
+    period_error: float = 0.0
 
 
 def profile(name: str, arrays: Sequence[npt.NDArray[Any]]) -> InputProfile:
@@ -72,6 +75,9 @@ def profile(name: str, arrays: Sequence[npt.NDArray[Any]]) -> InputProfile:
         grey=sum(_grey(a) for a in arrays) if coloured else 0,
         smoothness=float(np.median([_alike(a, 1) for a in arrays])) if image else None,
         period=float(np.median([_period(a) for a in arrays])) if image else None,
+        period_error=_MEDIAN * float(np.mean([_period_error(a) for a in arrays])) / math.sqrt(len(arrays))
+        if image
+        else 0.0,
     )
 
 
@@ -102,6 +108,19 @@ def _period(array: npt.NDArray[Any]) -> float:
     if channels < 2 or channels >= array.shape[3]:
         return 0.0
     return _alike(array, channels) - _alike(array, 1)
+
+
+def _period_error(array: npt.NDArray[Any]) -> float:
+    """A correlation of ``n`` independent pairs scatters by ``1 / sqrt(n)``; this is of a difference of two."""
+    channels, width = array.shape[1], array.shape[3]
+    if channels < 2 or channels >= width:
+        return 0.0
+    rows = array.size / width
+    return math.sqrt(1 / (rows * (width - channels)) + 1 / (rows * (width - 1)))
+
+
+_MEDIAN = 1.25
+"""How much more a median scatters than a mean."""
 
 
 def _alike(array: npt.NDArray[Any], distance: int) -> float:

@@ -98,13 +98,20 @@ def observe(event: Event) -> None:
             watcher.see(event)
 
 
+_LONGEST = 4096
+"""Bytes of a path, on Linux."""
+
+
 def path_seen(path: object, kind: Seen = Seen.PATH) -> None:
     """A path was read, listed or written, by whatever does so without Python's knowledge."""
     if isinstance(path, os.PathLike):
         path = os.fspath(path)
     if isinstance(path, bytes):
-        path = os.fsdecode(path)
-    if not isinstance(path, str) or not path or path.startswith("<") or not _watchers:
+        path = (
+            os.fsdecode(path) if len(path) < _LONGEST else ""
+        )  # beyond it is a file's content, not its name
+    # A reader may be given what is in a file, too.
+    if not isinstance(path, str) or not path or path.startswith("<") or "\0" in path or not _watchers:
         return
     absolute = os.path.abspath(path)  # noqa: PTH100 - runs inside an audit hook: no allocation-heavy pathlib
     if absolute.startswith(imports.installed_roots()) or absolute.startswith(tuple(dependency.own)):
@@ -407,8 +414,14 @@ NATIVE: Final = {
     "torchvision.io.image": ("read_image", "read_file"),
     "pyarrow.parquet": ("read_table", "ParquetFile"),
     "lmdb": ("open",),
+    "onnxruntime": ("InferenceSession",),
+    "sentencepiece": ("SentencePieceProcessor",),
+    "tokenizers": ("Tokenizer",),
+    "torch": ("from_file",),
 }
 """What opens a file, its first argument, without Python's knowledge, by module."""
+METHODS: Final = {"Tokenizer": ("from_file",)}
+"""Where it is not the class but a method of it, by the class's name."""
 
 
 @dataclass(kw_only=True)
@@ -437,7 +450,7 @@ def _wrap_all() -> None:
             originals = [(n, vars(sys.modules[module]).get(n)) for n in names if module in sys.modules]
             known = {id(r.original) for r in _readers} | {id(r.reporting) for r in _readers}
             _readers.extend(
-                _NativeReader(name=n, original=o, reporting=_Reporting(o), holders=[])
+                _NativeReader(name=n, original=o, reporting=_Reporting(o, METHODS.get(n, ())), holders=[])
                 for n, o in originals
                 if callable(o) and id(o) not in known
             )
@@ -453,15 +466,17 @@ def _wrap_all() -> None:
 class _Reporting:
     """Calls what it stands for, after its file was noted; else it is that, attributes and instances included."""
 
-    def __init__(self, original: Callable[..., object]) -> None:
-        self.__wrapped__ = original
+    def __init__(self, original: Callable[..., object], methods: Sequence[str] = ()) -> None:
+        self.__wrapped__, self._methods = original, methods
 
     def __call__(self, *args: object, **options: object) -> object:
-        path_seen(args[0] if args else next(iter(options.values()), None))
+        if not self._methods:
+            path_seen(args[0] if args else next(iter(options.values()), None))
         return self.__wrapped__(*args, **options)
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self.__wrapped__, name)
+        found = getattr(self.__wrapped__, name)
+        return _Reporting(found) if name in self._methods else found
 
     def __mro_entries__(self, bases: tuple[object, ...]) -> tuple[object, ...]:
         return (self.__wrapped__,)

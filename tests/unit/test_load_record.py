@@ -116,3 +116,47 @@ def test_the_environment_follows_what_is_installed(tmp_path: Path, monkeypatch: 
     assert before == environment()
     (tmp_path / "thing-1.0.dist-info").mkdir()
     assert before != environment()
+
+
+def _onnxruntime(path):
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", info[:1], info[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    session = lambda: onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])  # noqa: E731
+    return session, lambda: onnxruntime.InferenceSession(
+        path.read_bytes(), providers=["CPUExecutionProvider"]
+    )
+
+
+def _torch(path):
+    import torch
+
+    path.write_bytes(b"\0" * 16)
+    return lambda: torch.from_file(str(path), size=4), None
+
+
+def _tokenizers(path):
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(path))
+    return lambda: tokenizers.Tokenizer.from_file(str(path)), lambda: tokenizers.Tokenizer(
+        tokenizers.models.BPE()
+    )
+
+
+@pytest.mark.parametrize("kind", [_onnxruntime, _torch, _tokenizers])
+def test_files_that_native_code_opens_are_seen(tmp_path, kind):
+    read, other = kind(tmp_path / "file")
+    with Recorder() as recorder:
+        read()
+    assert str(tmp_path / "file") in {d.name for d in recorder.dependencies}
+    if other is not None:  # what takes no path names none
+        with Recorder() as recorder:
+            other()
+        assert all(len(d.name) < 4096 for d in recorder.dependencies)
+    import onnxruntime
+
+    assert isinstance(onnxruntime.InferenceSession, type)

@@ -19,6 +19,8 @@ from typing import ClassVar, Self
 
 _MANY_NAMES = 60
 """More than there are of anything of edgekit's; a file of somebody else's can have any number."""
+_FEW_NAMES = 5
+"""Of a folder's files or a module's attributes, where none is near."""
 
 
 class EdgekitError(Exception):
@@ -341,6 +343,14 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _join(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MANY_NAMES:,} more" if len(names) > _MANY_NAMES else ""
-    return ", ".join(names[:_MANY_NAMES]) + more
+def near_names(name: str, existing: Iterable[str]) -> str:
+    """A hint for a name that somebody's folder or module has not: the nearest, else a few of those that are there."""
+    known = sorted(existing)
+    if nearest := difflib.get_close_matches(name, known, n=3, cutoff=0.5):
+        return f"did you mean {_join(nearest)}?"
+    return f"there are {_join(known, _FEW_NAMES)}" if known else "check the spelling"
+
+
+def _join(names: Sequence[str], most: int = _MANY_NAMES) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

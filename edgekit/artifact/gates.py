@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from edgekit.artifact import proof
 from edgekit.artifact.limits import Limits
 from edgekit.artifact.parity import UNSEEN
+from edgekit.artifact.proof import apart
 from edgekit.artifact.rollout import Rollout, rollout_gates
 from edgekit.artifact.rounding import beside_rounding
 from edgekit.artifact.summary import size
@@ -98,7 +99,8 @@ def _at_least(name: str, limit: float | None, value: float | None, unit: str, wh
     if value is None:
         return _not_run(name, limit, why)
     good = value >= limit
-    message = f"{value:.4g} {unit}".strip() + f", at least {limit:.4g} wanted"
+    shown, wanted = apart(value, limit)
+    message = f"{shown} {unit}".strip() + f", at least {wanted} wanted"
     verdict = Verdict.PASS if good else Verdict.FAIL
     return Gate(name=name, verdict=verdict, limit=limit, value=value, message=message)
 
@@ -109,7 +111,8 @@ def _at_most(name: str, limit: float | None, value: float | None, unit: str, why
     if value is None:
         return _not_run(name, limit, why)
     good = value <= limit
-    message = f"{value:.4g} {unit}".strip() + f", at most {limit:.4g} wanted"
+    shown, wanted = apart(value, limit)
+    message = f"{shown} {unit}".strip() + f", at most {wanted} wanted"
     verdict = Verdict.PASS if good else Verdict.FAIL
     return Gate(name=name, verdict=verdict, limit=limit, value=value, message=message)
 
@@ -119,7 +122,8 @@ def _fits(name: str, limit: int | None, value: int | None, why: str) -> Gate | N
     gate = _at_most(name, limit, value, "", why)
     if gate is None or limit is None or value is None:
         return gate
-    return replace(gate, message=f"{size(value)} ({value:,} bytes), at most {size(limit)} wanted")
+    wanted = f"{size(limit)} ({limit:,} bytes)" if size(limit) == size(value) else size(limit)
+    return replace(gate, message=f"{size(value)} ({value:,} bytes), at most {wanted} wanted")
 
 
 def _finite(parity: Parity | None, why: str) -> Gate:
@@ -241,10 +245,11 @@ def _coverage_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
     if limit is None or worst is None:
         return None
     value = 1.0 - worst.uncovered
+    keeps, wanted = apart(value, limit, digits=3)
     message = (
         f"{worst.tensor}: {worst.outside:.2%} of its values on {worst.samples} evaluation samples lie outside the "
         f"calibrated {worst.low:.3g} to {worst.high:.3g} (up to {worst.seen_low:.3g} and {worst.seen_high:.3g}); that "
-        f"range keeps {value:.3g} of its variance, at least {limit:.3g} wanted"
+        f"range keeps {keeps} of its variance, at least {wanted} wanted"
     )
     verdict = Verdict.PASS if value >= limit else Verdict.FAIL
     return Gate(name="coverage", verdict=verdict, limit=limit, value=value, message=message)
@@ -253,7 +258,7 @@ def _coverage_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
 def _part(name: str, limit: float, share: float, what: str) -> Gate:
     """A part of a whole against the least that is wanted."""
     verdict = Verdict.PASS if share >= limit else Verdict.FAIL
-    message = f"{proof.percent(share)} {what}, at least {proof.percent(limit)} wanted"
+    message = f"{proof.percent(share, limit)} {what}, at least {proof.percent(limit, share)} wanted"
     return Gate(name=name, verdict=verdict, limit=limit, value=share, message=message)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekit.artifact import known
+from edgekit.artifact import known, weaker
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.energy import decibels
 from edgekit.artifact.gates import Evidence, gates
@@ -161,6 +161,7 @@ def replay(
             claimed = replace(claimed, rounding=whole.rounding)
         claimed = replace(claimed, data=recorded.data if recorded is not None and recorded.data else "golden")
         row, notes = row_limits(manifest.target)
+        notes = (*notes, *weaker.notes(manifest, row))
         evidence = Evidence(parity=parity, size_bytes=manifest.size, measurement=timing)
         found = _judged(evidence, claimed, row, limits)
         found = tuple(_as_sure(g, expected, run.outputs) for g in found)
@@ -352,11 +353,11 @@ def row_limits(target: Target) -> tuple[Tolerance, tuple[str, ...]]:
             f"no target here is called {target.name}: the limits are the manifest's own, and no weaker than those of "
             f"any {target.precision} target",
         )
-    weaker = [name for name, weak in _compared(target.tolerance, row.tolerance) if weak]
-    if not weaker:
+    less = [name for name, weak in _compared(target.tolerance, row.tolerance) if weak]
+    if not less:
         return row.tolerance, ()
     return row.tolerance, (
-        f"the manifest's limits of {', '.join(weaker)} are weaker than those of {target.name}: its row's count",
+        f"the manifest's limits of {', '.join(less)} are weaker than those of {target.name}: its row's count",
     )
 
 

@@ -35,20 +35,43 @@ class Share:
         return math.ceil((1.0 - self.value) * self.rows - _EQUAL * self.rows)
 
     def __str__(self) -> str:
+        return self.beside(None)
+
+    def beside(self, limit: float | None) -> str:
+        """For people, with digits enough to tell it from ``limit``."""
         agreeing = self.value * self.rows
         if abs(agreeing - round(agreeing)) > 1e-6 * self.rows:
-            return f"{percent(self.value)} of the {self.what} agree"
-        return f"{agreeing:.0f} of {self.rows} {self.what} ({percent(self.value)}) agree"
+            return f"{percent(self.value, limit)} of the {self.what} agree"
+        return f"{agreeing:.0f} of {self.rows} {self.what} ({percent(self.value, limit)}) agree"
 
 
-def percent(share: float) -> str:
-    """A share for people: ``99.8 %``; ``100 %`` only where nothing is missing, ``0 %`` only where nothing is there."""
+def percent(share: float, beside: float | None = None) -> str:
+    """A share for people: ``99.8 %``; ``100 %`` only where nothing is missing, ``0 %`` only where nothing is there.
+
+    ``beside``: what it is held against, from which it differs as written where it does.
+    """
     value = 100.0 * share
-    for digits in range(3, 10):
+    other = value if beside is None else 100.0 * beside
+    for digits in range(3, _DIGITS):
         text = f"{value:.{digits}g}"
-        if (float(text) == 100.0) == (share >= 1.0) and (float(text) == 0.0) == (share <= 0.0):
+        told = other == value or text != f"{other:.{digits}g}"
+        if told and (float(text) == 100.0) == (share >= 1.0) and (float(text) == 0.0) == (share <= 0.0):
             return f"{text} %"
     return f"{value:g} %"
+
+
+def apart(value: float, limit: float, *, digits: int = 4) -> tuple[str, str]:
+    """Both as text, with digits enough that they differ where they do: 0.9998 is not at least 0.99999."""
+    for more in range(digits, _DIGITS):
+        texts = f"{value:.{more}g}", f"{limit:.{more}g}"
+        rounded_up = any(0 < x < 1 and text == "1" for x, text in zip((value, limit), texts, strict=True))
+        if not rounded_up and (value == limit or texts[0] != texts[1]):
+            return texts
+    return repr(value), repr(limit)
+
+
+_DIGITS = 15
+"""Beyond it two numbers are the same to everybody."""
 
 
 def inputs(parity: Parity) -> str:
@@ -60,9 +83,9 @@ def inputs(parity: Parity) -> str:
 
 def shown(name: str, share: Share, limit: float, where: str, *, judged: bool) -> Gate:
     """An agreement that proves nothing; of real inputs (``judged``) it fails where it is surely too low."""
-    message = f"{share} on {where}"
+    message = f"{share.beside(limit)} on {where}"
     if judged and share_below(share.rows - share.lost, share.rows, limit) < SURE:
-        message += f", at least {percent(limit)} wanted"
+        message += f", at least {percent(limit, share.value)} wanted"
         return Gate(name=name, verdict=Verdict.FAIL, limit=limit, value=share.value, message=message)
     message += ": too few to judge" if judged else ": shown, not judged; --eval DATA judges it"
     return Gate(name=name, verdict=Verdict.SHOWN, value=share.value, message=message)
@@ -71,13 +94,13 @@ def shown(name: str, share: Share, limit: float, where: str, *, judged: bool) ->
 def exact(name: str, share: Share, limit: float, where: str) -> Gate:
     """A share of what was run, without a claim about anything else."""
     verdict = Verdict.PASS if share.value >= limit - _EQUAL else Verdict.FAIL
-    message = f"{share} on {where}, at least {percent(limit)} wanted"
+    message = f"{share.beside(limit)} on {where}, at least {percent(limit, share.value)} wanted"
     return Gate(name=name, verdict=verdict, limit=limit, value=share.value, message=message)
 
 
 def agreement(name: str, share: Share, limit: float) -> Gate:
     """A share against the least that is wanted."""
-    message = f"{share}, at least {percent(limit)} wanted"
+    message = f"{share.beside(limit)}, at least {percent(limit, share.value)} wanted"
     allowed = 1.0 - limit
     if share.value < limit - _EQUAL:
         agreeing = share.rows - share.lost

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgekit.artifact import proof
 from edgekit.artifact.parity import compare
+from edgekit.artifact.proof import apart
 from edgekit.load.data import SampleSet
 from edgekit.load.states import States
 from edgekit.types import Gate, Tolerance, Verdict
@@ -122,10 +123,8 @@ def _stays(rollout: Rollout, tolerance: Tolerance) -> Gate | None:
     if rollout.nonfinite:
         message = f"{rollout.nonfinite} values are not finite {where}"
         return Gate(name="rollout", verdict=Verdict.FAIL, limit=limit, message=message)
-    message = (
-        f"{rollout.explained_at}: {rollout.explained:.4g} of the variance explained {where}, "
-        f"at least {limit:.4g} wanted"
-    )
+    shown, wanted = apart(rollout.explained, limit)
+    message = f"{rollout.explained_at}: {shown} of the variance explained {where}, at least {wanted} wanted"
     verdict = Verdict.PASS if rollout.explained >= limit else Verdict.FAIL
     return Gate(name="rollout", verdict=verdict, limit=limit, value=rollout.explained, message=message)
 

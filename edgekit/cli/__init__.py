@@ -12,13 +12,14 @@ import importlib
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 
 import click
 
 from edgekit.cli import _ending, _streams
 from edgekit.core import contained
 from edgekit.core.versions import EDGEKIT
-from edgekit.errors import EdgekitError, Stopped, UnknownNameError
+from edgekit.errors import DefectError, EdgekitError, Stopped, UnknownNameError, UsageError
 
 COMMANDS = {
     "init": "Write a first edgekit.toml: every option, explained, with its default.",
@@ -114,20 +115,22 @@ def main() -> None:
     except click.exceptions.Exit as e:
         code = e.exit_code
     except click.ClickException as e:
-        with contextlib.suppress(OSError):
-            e.show()
-        code = 2
+        code = _misused(e, as_json=as_json)
     except (KeyboardInterrupt, click.Abort) as e:
         # click makes an Abort of every EOFError, and of every interrupt: its cause tells.
         cause = e.__cause__ or e.__context__ if isinstance(e, click.Abort) else e
-        code = _report(cause, as_json=as_json) if isinstance(cause, EOFError) else _interrupted(cause)
+        code = (
+            _report(cause, as_json=as_json)
+            if isinstance(cause, EOFError)
+            else _interrupted(cause, as_json=as_json)
+        )
     except (BrokenPipeError, SystemExit):  # click makes the one of the other; no other SystemExit gets here
         code = 128 + signal.SIGPIPE
     except Exception as e:
         from edgekit.core.files import refused_by_system
 
         code = (
-            _interrupted(stop)
+            _interrupted(stop, as_json=as_json)
             if (stop := _behind(e))
             else _report(refused_by_system(e) or e, as_json=as_json)
         )
@@ -145,12 +148,37 @@ def _behind(error: Exception) -> BaseException | None:
     return behind
 
 
-def _interrupted(cause: BaseException | None) -> int:
+def _misused(error: click.ClickException, *, as_json: bool) -> int:
+    """What click says of a command line that it cannot read, with the exit code of every other usage error."""
+    with contextlib.suppress(OSError):
+        error.show()
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = "edgekit" if context is None else context.command_path
+    usage = UsageError(error.format_message(), hint=f"{path} --help shows how it is called")
+    if as_json:
+        _print_error(usage.to_json())
+    return UsageError.exit_code
+
+
+def _print_error(error: Mapping[str, object]) -> None:
+    """The document of a command that ended with an error, where it has printed none: there is one for every end."""
+    from edgekit.cli._output import has_printed, print_json
+
+    with contextlib.suppress(OSError, _streams.OutputError):
+        if not has_printed():
+            print_json({"error": error})
+
+
+def _interrupted(cause: BaseException | None, *, as_json: bool) -> int:
     _ending.settle()
     number = cause.signal if isinstance(cause, Stopped) else signal.SIGINT
+    why = f"ended by {signal.Signals(number).name}" if isinstance(cause, Stopped) else "interrupted"
+    left = "nothing half-written was left; the next run continues from the cache"
     with contextlib.suppress(OSError):  # the terminal may be gone
-        why = f"ended by {signal.Signals(number).name}" if isinstance(cause, Stopped) else "interrupted"
-        click.echo(f"{why}: nothing half-written was left; the next run continues from the cache", err=True)
+        click.echo(f"{why}: {left}", err=True)
+    if as_json:
+        name = signal.Signals(number).name
+        _print_error({"type": name, "message": why, "hint": left, "exit_code": 128 + number})
     return 128 + number
 
 
@@ -161,7 +189,9 @@ def _report(error: Exception, *, as_json: bool) -> int:
         with contextlib.suppress(OSError):  # stderr may take nothing, either
             traceback.print_exception(error)
             click.echo("edgekit: this is a defect; please report it with the traceback above", err=True)
-        return 1
+        if as_json:
+            _print_error(DefectError.of(error, "edgekit").to_json())
+        return DefectError.exit_code
     from edgekit.cli._output import show_error
 
     with contextlib.suppress(OSError):

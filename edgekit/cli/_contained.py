@@ -43,11 +43,18 @@ def contain_source(source: SourceSpec, options: Options) -> None:
         contain(source.text, options)
 
 
-def contain(what: str, options: Options, *files: Path, seconds: float | None = None) -> None:
+def contain(
+    what: str,
+    options: Options,
+    *files: Path,
+    seconds: float | None = None,
+    parts: tuple[str, ...] = (),
+) -> None:
     """Go on in a child: the code after this call runs there. The parent ends with the child's exit code.
 
     ``files`` are those that nobody vouches for; their size decides how much time and memory is much. ``seconds``: for
-    all of it, where the user gave no limit. Raises what :func:`edgekit.core.contained.contain` does.
+    all of it, where the user gave no limit. ``parts``: the names that ``what`` is made of; an error that names one is
+    about that alone. Raises what :func:`edgekit.core.contained.contain` does.
     """
     memory = cache.parse_size(options.memory, what="--memory") if options.memory else None
     if not contained.possible():
@@ -63,6 +70,7 @@ def contain(what: str, options: Options, *files: Path, seconds: float | None = N
         what=what,
         limits=Limits(whole=options.timeout or seconds, quick=quick, memory=memory or 0),
         prepare=_ending.prepare,
+        parts=parts,
         places=(default_root() / cache.PARTS, Path(tempfile.gettempdir()), *folders),
     )
     try:

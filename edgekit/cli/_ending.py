@@ -78,8 +78,9 @@ def ended_by_code(end: SystemExit) -> FactoryError:
     """The error where something called ``sys.exit``: the command itself never does while it works."""
     from edgekit.load.usercode import user_traceback
 
+    call = end.call if isinstance(end, stops.Left) else f"exit({end.code!r})"
     return FactoryError(
-        f"the process was ended by code that ran in it: exit({end.code!r})",
+        f"the process was ended by code that ran in it: {call}",
         hint="models, data and metrics must return or raise; the traceback shows who ended it",
         user_traceback=user_traceback(end),
     )
@@ -92,7 +93,7 @@ def _guard(process: int) -> None:
         if os.getpid() != process:
             _ends["_exit"](status)
         if threading.current_thread() is threading.main_thread():
-            raise SystemExit(status)
+            raise stops.Left(f"os._exit({status})", status)
         sys.stderr.write(f"error: a thread of the code that ran here ended the process: os._exit({status})\n")
         sys.stderr.flush()
         _ends["_exit"](status or FactoryError.exit_code)
@@ -106,6 +107,6 @@ def _not_replaced(process: int, name: str) -> Callable[..., NoReturn]:
     def instead(*arguments: str | Sequence[str]) -> NoReturn:
         if os.getpid() != process:
             _ends[name](*arguments)
-        raise SystemExit(f"os.{name}")
+        raise stops.Left(f"os.{name}(…)", f"os.{name}")
 
     return instead

@@ -41,9 +41,19 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+_printed = False
+
+
+def has_printed() -> bool:
+    """Whether this process has printed its document: there is one, and an interrupt after it adds none."""
+    return _printed
+
+
 def print_json(document: object) -> None:
     """One JSON document on stdout, in which nothing moves a cursor: JSON leaves some such characters as they are."""
+    global _printed
     text = msgspec.json.format(msgspec.json.encode(to_builtins(document)), indent=2).decode()
+    _printed = True
     click.echo(_UNUSUAL.sub(lambda m: m[0] if m[0].isprintable() else json.dumps(m[0])[1:-1], text))
 
 
@@ -51,12 +61,21 @@ def show_error(error: EdgekitError, *, as_json: bool = False) -> None:
     """The message, what to do, and for the user's own code its traceback. Never edgekit's."""
     if as_json:
         print_json({"error": error.to_json()})
-    if isinstance(error, FactoryError | MetricError) and error.user_traceback:
-        click.echo(harmless(error.user_traceback.rstrip()), err=True)
+    if trace := _traceback(error):
+        click.echo(harmless(trace.rstrip()), err=True)
     labelled("error:", error.message, fg="red", bold=True, err=True)
     for note in getattr(error, "__notes__", ()):
         say(f"  {note}", err=True, indent="    ")
     labelled("hint:", error.hint, fg="cyan", bold=True, err=True)
+
+
+def _traceback(error: BaseException | None) -> str:
+    """The user's own traceback: of ``error``, or of the one that it was made of (memory that ran out in a factory)."""
+    while error is not None:
+        if isinstance(error, FactoryError | MetricError) and error.user_traceback:
+            return error.user_traceback
+        error = error.__cause__
+    return ""
 
 
 def labelled(label: str, text: str, *, fg: str, bold: bool = False, err: bool = False) -> None:

@@ -67,7 +67,8 @@ def diff(
     """
     if min_snr is not None and not math.isfinite(min_snr):
         raise ConfigError(f"--min-snr {min_snr}: no limit", hint="a number of decibels, like 30")
-    contain(" and ".join(filter(None, (a, b))), options, *map(Path, filter(None, (a, b))))
+    names = tuple(filter(None, (a, b)))
+    contain(" and ".join(names), options, *map(Path, names), parts=names)
     with progress() as shown:
         context = build_context(options, shown.tell)
         result = compare(a, b, data, context)

@@ -15,7 +15,7 @@ from edgekit.cli._options import json_flag
 from edgekit.cli._output import print_json, progress, say, show_error, table
 from edgekit.core import files
 from edgekit.core.memory import available_memory
-from edgekit.core.orphans import die_with
+from edgekit.core.orphans import die_with, end_adopted
 from edgekit.errors import EdgekitError, SweepError
 from edgekit.load.spec import parse
 from edgekit.sweep import cells as grid
@@ -226,12 +226,13 @@ def sweep_cell(order: Path, kind: str, parent: int, started: float) -> None:
         die_with(parent)
     asked = read_order(order)
     if kind == "time":
-        work.time_cell(asked)
+        work.time_cell(asked, show_error)
         return
     try:
         _contain(asked.cell)
-        result = work.make(asked, started)
+        result = work.make(asked, started, show_error)
     except EdgekitError as error:  # the process that was contained has crashed, or its time is over
+        show_error(error)
         result = work.result_of(asked, started, error)
     work.leave(asked, result)
     raise click.exceptions.Exit(result.exit_code)
@@ -249,4 +250,9 @@ def _contain(cell: grid.Cell) -> None:
     except EdgekitError:  # said again where it is caught
         return
     foreign = source.kind not in ("factory", "plan") and source.path is not None
-    contain(cell.name, options, *([source.path] if foreign and source.path else []))
+    try:
+        contain(cell.name, options, *([source.path] if foreign and source.path else []))
+    except click.exceptions.Exit:  # the child has ended, and what it started is nobody's
+        if cell.place is None or cell.place.transport != "adb":  # adb's server is everybody's
+            end_adopted()
+        raise

@@ -12,7 +12,8 @@ import click
 import edgekit
 from edgekit.artifact.limits import parse
 from edgekit.artifact.manifest import FILE_NAME
-from edgekit.artifact.proof import inputs
+from edgekit.artifact.proof import apart, inputs
+from edgekit.artifact.repeating import remedies
 from edgekit.cli._contained import contain
 from edgekit.cli._options import Grouped, declared, json_flag
 from edgekit.cli._output import end_with, harmless, number, print_json, progress, say, table
@@ -22,7 +23,7 @@ from edgekit.core.declared import parse_settings
 from edgekit.devices import catalogue
 from edgekit.devices.catalogue import LOCAL
 from edgekit.errors import EdgekitError, GateFailedError, TimeLimitError, UsageError
-from edgekit.package import is_bundle, verify_bundle
+from edgekit.package import BundleReport, holds_bundle, is_bundle, verify_bundle
 from edgekit.types import Gate, Verdict
 
 _MANY = 1000
@@ -37,6 +38,7 @@ class Outcome:
     rows: list[Row]
     document: dict[str, object]
     failed: tuple[str, ...]
+    hint: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -107,7 +109,8 @@ def verify(
     here. With --eval the samples are run as well; with --source the outputs are compared as a build does.
     """
     # With --eval code of the user's own runs, too: it takes what it takes.
-    contain(", ".join(map(str, artifacts)), options, *(() if evaluation else artifacts))
+    names = tuple(map(str, artifacts))
+    contain(", ".join(names), options, *(() if evaluation else artifacts), parts=names)
     where = catalogue.device(device)
     chosen = parse_settings(limits, where="--limit") if limits else {}
     parse(chosen)
@@ -180,7 +183,7 @@ def _refuse_around(path: Path) -> None:
     """A folder that is none itself, and holds some."""
     if not path.is_dir() or (path / FILE_NAME).is_file():
         return
-    inside = sorted(p for p in islice(path.iterdir(), _MANY) if (p / FILE_NAME).is_file() or is_bundle(p))
+    inside = sorted(p for p in islice(path.iterdir(), _MANY) if (p / FILE_NAME).is_file() or holds_bundle(p))
     if inside:
         raise UsageError(
             f"{path} is a folder of artifacts or bundles, and none itself",
@@ -192,7 +195,7 @@ def _refusals(outcomes: Sequence[Outcome]) -> list[GateFailedError]:
     return [
         GateFailedError(
             f"{o.path} did not pass: {', '.join(o.failed)}",
-            hint="if nothing was changed, compare runtime versions and processor with those in the manifest",
+            hint=o.hint,
             gates=list(o.failed),
         )
         for o in outcomes
@@ -219,28 +222,70 @@ def _artifact(path: Path, device: edgekit.Device, asked: Asked, public_key: Path
     failed += [f"{g.name} (failed when built)" for g in result.failed_before]
     failed += [f"{name} (not repeated, and not built here)" for name in result.claimed if strict]
     failed += [f"{g.name} (unproven when built)" for g in unproven if g.verdict is Verdict.UNPROVEN]
+    ways = remedies(
+        result.claimed,
+        artifact.manifest,
+        evaluation=asked.evaluation is not None,
+        source=asked.source is not None,
+    )
+    said = [
+        f"{', '.join(names)}: claimed by the manifest, not repeated here: {w}" for w, names in ways.items()
+    ]
+    notes = (*result.notes, *said, *_reasons((*result.gates, *result.failed_before, *unproven), failed))
     return Outcome(
         path=path,
         rows=_rows(artifact.target, result),
-        document={"artifact": str(path), "status": result.status, "replay": result},
+        document={"artifact": str(path), "status": result.status, "replay": result, "notes": notes},
         failed=tuple(failed),
-        notes=(*result.notes, *_reasons((*result.gates, *result.failed_before, *unproven), failed)),
+        hint="; ".join(_causes(result, unproven, tuple(ways) if strict else (), asked)),
+        notes=notes,
     )
 
 
 def _reasons(gates: Sequence[Gate], failed: Sequence[str]) -> Iterator[str]:
-    """What each gate that refuses says."""
+    """What each gate says that refuses, or that leaves the artifact unproven."""
     names = {name.partition(" (")[0] for name in failed}
     for gate in gates:
-        if gate.name in names and gate.message and gate.verdict is not Verdict.PASS:
+        refuses = gate.name in names and gate.verdict is not Verdict.PASS
+        if gate.message and (refuses or gate.verdict is Verdict.UNPROVEN):
             yield f"{gate.name}: {gate.message}"
 
 
+def _causes(
+    result: edgekit.Replay, unproven: Sequence[Gate], ways: Sequence[str], asked: Asked
+) -> Iterator[str]:
+    """What to do about each kind of what refuses the artifact, the gravest first."""
+    chosen = {_GATES.get(name, name) for name in asked.options.limit}
+    failed = {g.name for g in result.gates if g.verdict is Verdict.FAIL}
+    if failed - chosen:
+        yield _CHANGED
+    if own := sorted(failed & chosen):
+        yield f"{', '.join(own)}: it does not keep what --limit asks for: loosen that, or build it otherwise"
+    if any(g.verdict is Verdict.NOT_RUN for g in result.gates):
+        yield "what was not run here runs where its runtime and hardware are (--device NAME)"
+    if result.failed_before:
+        yield "it failed when it was built: build it again"
+    if asked.strict:
+        yield from ways
+        if {g.name for g in result.gates if g.verdict is Verdict.UNPROVEN} or unproven:
+            yield "what each unproven gate says above would prove it; without --strict it passes as unproven"
+
+
+_CHANGED = "if nothing was changed, compare runtime versions and processor with those in the manifest"
+_GATES = {"agreement": "top1-agreement"}
+"""The gates of limits that have another name."""
+
+
+def _figures(gate: Gate) -> tuple[str, str]:
+    """Value and limit, with digits enough to tell them apart."""
+    if gate.value is None or gate.limit is None:
+        return number(gate.value), number(gate.limit)
+    return apart(gate.value, gate.limit)
+
+
 def _rows(target: str, result: edgekit.Replay) -> list[Row]:
-    rows = [(target, g.name, number(g.value), number(g.limit), str(g.verdict)) for g in result.gates]
-    rows += [
-        (target, g.name, number(g.value), number(g.limit), "failed when built") for g in result.failed_before
-    ]
+    rows = [(target, g.name, *_figures(g), str(g.verdict)) for g in result.gates]
+    rows += [(target, g.name, *_figures(g), "failed when built") for g in result.failed_before]
     left = [n for n in result.not_repeated if n not in result.claimed]
     if left:
         rows.append((target, "(not repeated)", ", ".join(left), "", "needs the source's data"))
@@ -259,6 +304,13 @@ def _rows(target: str, result: edgekit.Replay) -> list[Row]:
     ]
 
 
+def _bundle_causes(report: BundleReport) -> Iterator[str]:
+    if any(c.verdict is not Verdict.PASS for c in report.cases):
+        yield _CHANGED
+    if report.refused_before:
+        yield "it did not pass when it was built: package an artifact that does"
+
+
 def _bundle(path: Path, device: edgekit.Device, public_key: Path | None) -> Outcome:
     report = verify_bundle(path, device=device, public_key=public_key)
     return Outcome(
@@ -273,5 +325,6 @@ def _bundle(path: Path, device: edgekit.Device, public_key: Path | None) -> Outc
             *(c.name for c in report.cases if c.verdict is not Verdict.PASS),
             *(f"{g.name} ({g.verdict} when built)" for g in report.refused_before),
         ),
+        hint="; ".join(_bundle_causes(report)),
         notes=report.notes,
     )

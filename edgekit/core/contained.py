@@ -54,6 +54,12 @@ class Job:
     limits: Limits
     places: tuple[Path, ...] = ()
     prepare: Callable[[], None] = lambda: None
+    parts: tuple[str, ...] = ()
+    """What it is made of, where that is several: an error that names one of them is not said of all."""
+
+    def about(self, error: SourceError) -> SourceError:
+        """The error, naming the job or the part of it that it is about."""
+        return error if any(part in error.message for part in self.parts) else error.about(self.what)
 
 
 class Ended(Exception):  # noqa: N818 - no error: the child has said everything
@@ -146,7 +152,7 @@ def step(name: str, digest: str = "", *, quick: bool = False) -> Iterator[None]:
     except MemoryError as error:
         raise out_of_memory(name) from error
     except SourceError as error:  # what a library says names a file of the cache, if any
-        raise error.about(child.job.what)  # noqa: B904 - the same error
+        raise child.job.about(error)  # noqa: B904 - the same error
     finally:
         child.say("end", identity)
 

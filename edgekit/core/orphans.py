@@ -38,6 +38,11 @@ def end_orphans(child: int) -> None:
         with contextlib.suppress(OSError):
             end(child, signal.SIGKILL)
     _reap(child)
+    end_adopted()
+
+
+def end_adopted() -> None:
+    """Kill whatever became ours (see :func:`adopt_orphans`), in a session of its own or not, and wait for it."""
     while orphans := _children():
         for pid in orphans:
             with contextlib.suppress(OSError):

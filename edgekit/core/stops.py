@@ -7,6 +7,15 @@ believed.
 
 from __future__ import annotations
 
+
+class Left(SystemExit):
+    """Code called ``os._exit`` or ``os.exec*`` in a process that goes on: ``call`` is what it wrote."""
+
+    def __init__(self, call: str, code: int | str) -> None:
+        super().__init__(code)
+        self.call = call
+
+
 _asked: KeyboardInterrupt | None = None
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.core.files import temporary
-from edgekit.errors import DataError, UnknownNameError
+from edgekit.errors import DataError, UnknownNameError, near_names
 from edgekit.load import usercode
 from edgekit.load.array_files import read_npy, read_npz
 from edgekit.load.classes import Classes
@@ -66,7 +66,7 @@ def open_samples(
         raise DataError(f"{text} names a file but no callable in it", hint=f"write {text}:NAME")
     if not path.is_dir():
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"there is no data at {text}", hint=UnknownNameError("name", path.name, near).hint)
+        raise DataError(f"there is no data at {text}", hint=near_names(path.name, near))
     if images:
         source = image_items(path, images, inputs, preprocessing or {}, classes or Classes())
         return DataSamples(source, inputs, name=text, limit=limit, form=form)

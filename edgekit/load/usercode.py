@@ -19,7 +19,8 @@ from types import ModuleType
 from typing import NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 from edgekit.core.root import OWN
-from edgekit.errors import EdgekitError, FactoryError, SourceError, UnknownNameError
+from edgekit.core.stops import Left
+from edgekit.errors import EdgekitError, FactoryError, SourceError, near_names
 from edgekit.load.record import Recorder, Session
 from edgekit.load.watch import FromSource
 
@@ -197,7 +198,7 @@ def guarded(what: str, running: Session | None = None) -> Iterator[None]:
         raise
     except BaseException as error:  # SystemExit too: a script without a main guard
         raise FactoryError(
-            f"{what} raised {summary(error)}", hint=_advice(error), user_traceback=user_traceback(error)
+            f"{what} {deed(error)}", hint=_advice(error), user_traceback=user_traceback(error)
         ) from error
     finally:
         sys.argv = argv
@@ -223,6 +224,11 @@ def summary(error: BaseException) -> str:
     """The kind of an error and the first line of what it says."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def deed(error: BaseException) -> str:
+    """What code did that ended so: it raised, or called what ends a process."""
+    return f"called {error.call}" if isinstance(error, Left) else f"raised {summary(error)}"
 
 
 def _advice(error: BaseException) -> str:
@@ -293,9 +299,7 @@ def _attribute(module: ModuleType, name: str, where: str) -> object:
 
 def missing(message: str, name: str, existing: list[str]) -> SourceError:
     """A :class:`SourceError` that offers the nearest of the names that exist."""
-    return SourceError(
-        message, hint=UnknownNameError("name", name, existing).hint if existing else "check the spelling"
-    )
+    return SourceError(message, hint=near_names(name, existing))
 
 
 @contextlib.contextmanager

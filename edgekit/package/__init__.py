@@ -18,13 +18,22 @@ from edgekit.artifact.manifest import Artifact
 from edgekit.core import files, plugins
 from edgekit.core.files import publish, scratch
 from edgekit.errors import UnknownNameError, UnsupportedError, UsageError
-from edgekit.package.bundle import is_bundle
+from edgekit.package.bundle import holds_bundle, is_bundle
 from edgekit.package.contents import collect
 from edgekit.package.descriptor import PackageSpec
 from edgekit.package.formats import Format, carries, writers
-from edgekit.package.verifying import verify_bundle
+from edgekit.package.verifying import BundleReport, verify_bundle
 
-__all__ = ["Format", "Package", "PackageSpec", "is_bundle", "package", "verify_bundle"]
+__all__ = [
+    "BundleReport",
+    "Format",
+    "Package",
+    "PackageSpec",
+    "holds_bundle",
+    "is_bundle",
+    "package",
+    "verify_bundle",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

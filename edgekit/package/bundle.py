@@ -87,6 +87,18 @@ def is_bundle(path: Path) -> bool:
     return (path / descriptor.FILE_NAME).is_file()
 
 
+def holds_bundle(path: Path) -> bool:
+    """Whether a folder or a zip archive has a bundle's description in it: of a file that nobody has named, and that may
+    be any archive (arrays, a model of PyTorch's)."""
+    if not path.is_file():
+        return (path / descriptor.FILE_NAME).is_file()
+    if not zipfile.is_zipfile(path):
+        return False
+    with contextlib.suppress(*DAMAGED_ZIP), zipfile.ZipFile(path) as archive:
+        return descriptor.FILE_NAME in archive.namelist()
+    return False
+
+
 @contextlib.contextmanager
 def opened(path: Path, *, public_key: Path | None = None) -> Iterator[Bundle]:
     """Open and check a bundle: a folder, a zip archive or a ``.ekz``; an archive is unpacked to a temporary folder.

@@ -89,7 +89,7 @@ def _metric(function: object, text: str, higher: bool | None, reads: Recorder) -
             raise
         except (Exception, SystemExit) as error:  # whatever the user's function raises is theirs
             raise MetricError(
-                f"the metric {text} raised {usercode.summary(error)}",
+                f"the metric {text} {usercode.deed(error)}",
                 hint="the error is in that function or what it calls; the traceback shows where",
                 user_traceback=usercode.user_traceback(error),
             ) from error

@@ -83,6 +83,11 @@ class Attempt:
             how = f"{name} ended the cell's process{killed}"
         else:
             how = f"the cell's process ended with {code} and left no result"
+        with (
+            contextlib.suppress(OSError),
+            journal.opened_log(journal.log(self._out, cell), again=True) as log,
+        ):
+            log.write(f"error: {cell.name}: {how}\n".encode())
         failure = Failure(
             type=LOST,
             message=f"{cell.name}: {how}",

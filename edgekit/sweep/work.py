@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +30,13 @@ SEARCH = "search"
 """In a cell's folder: what its search has tried, and the plan that it found."""
 
 
-def make(order: Order, started: float) -> CellResult:
-    """Build the cell, and say what became of it. An error is a result; only stops are raised.
+Shown = Callable[[EdgekitError], None]
+"""Writes an error down for people, as the command line does of a build."""
+
+
+def make(order: Order, started: float, show: Shown) -> CellResult:
+    """Build the cell, and say what became of it. An error is a result, and ``show`` has put it into the cell's log;
+    only stops are raised.
 
     ``started``: when the process began, on the clock of ``time.time``.
     """
@@ -46,9 +52,11 @@ def make(order: Order, started: float) -> CellResult:
         error = refused(outcome, options)
         manifest = None if outcome.artifact is None else outcome.artifact.manifest
     except EdgekitError as raised:
-        error, manifest = (contained.out_of_memory(cell.source) if _memory(raised) else raised), None
+        error, manifest = (_out_of_memory(cell, raised) if _memory(raised) else raised), None
     except Exception as raised:  # noqa: BLE001 - a defect is a row, too
         error, manifest = files.refused_by_system(raised) or DefectError.of(raised, cell.name), None
+    if error is not None:
+        show(error)
     return replace(result_of(order, started, error, manifest), found=found)
 
 
@@ -64,6 +72,12 @@ def _searched(cell: Cell, asked: SearchRow, options: Options) -> tuple[Path, str
     context = api.context(replace(options, out=folder), _said)
     found = compress(context, cell.source, budget=asked.budget, limits=limits)
     return found.folder, found.recipe.line
+
+
+def _out_of_memory(cell: Cell, raised: EdgekitError) -> EdgekitError:
+    error = contained.out_of_memory(cell.source)
+    error.__cause__ = raised  # it has the user's traceback
+    return error
 
 
 def _memory(error: BaseException | None) -> bool:
@@ -118,14 +132,14 @@ def leave(order: Order, result: CellResult) -> None:
     journal.write(order.out, order.cell, result)
 
 
-def time_cell(order: Order) -> None:
+def time_cell(order: Order, show: Shown) -> None:
     """Time what was built before, and add it to the result."""
     result = journal.read(order.out, order.cell)
     if result is not None:
-        leave(order, _timed(order, result))
+        leave(order, _timed(order, result, show))
 
 
-def _timed(order: Order, result: CellResult) -> CellResult:
+def _timed(order: Order, result: CellResult, show: Shown) -> CellResult:
     """Time the cell's artifact on its device; the device is one benchmark's at a time, whoever asks for it."""
     cell = order.cell
     bench = cell.bench
@@ -138,4 +152,5 @@ def _timed(order: Order, result: CellResult) -> CellResult:
             raise errors[0]
         return replace(result, p50_ms=measured[0].measurement.p50_ms, timed=True, failure=None)
     except EdgekitError as error:
+        show(error)
         return replace(result, timed=True, failure=Failure.of(error))

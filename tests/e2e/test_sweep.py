@@ -21,7 +21,14 @@ from onnx import TensorProto, helper, numpy_helper
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("interruption")]
 
 ODD = """
-import os, sys
+import os, subprocess, sys
+def raises(): raise ValueError("boom at " + "home")
+def leaves(): os._exit(0)
+def deep(): return deep()
+def starts():
+    held = subprocess.Popen(["sleep", "1234"], start_new_session=True)
+    with open("started.pid", "w") as file: file.write(str(held.pid))
+    raise ValueError("started")
 def exits(): sys.exit(3)
 def aborts(): os.abort()
 def eats():
@@ -146,6 +153,24 @@ def test_odd_sources_are_rows_with_their_reason(tmp_path):
     assert "SIGABRT" in rows["odd.py:aborts"]["failure"]["message"]
     assert rows["odd.py:eats"]["failure"]["type"] == "MemoryLimitError"
     assert rows["odd.py:exits"]["attempts"] == 1
+
+
+def test_a_cells_log_has_its_error_as_a_build_prints_it(tmp_path):
+    names = ("raises", "leaves", "deep", "exits", "starts")
+    file = project(tmp_path / "p", [f"odd.py:{name}" for name in names])
+    done = edgekit("sweep", file, "--workers", 2, "--json")
+    assert done.code == 3
+    logs = {}
+    for row in done.json["results"]:
+        text = (file.parent / "sweep" / "logs" / f"{row['cell']}.log").read_text()
+        assert f"error: {row['failure']['message']}" in text
+        assert f"hint: {row['failure']['hint']}" in text
+        assert "Traceback" in text
+        logs[row["source"]] = text
+    assert "ValueError: boom at home" in logs["odd.py:raises"]
+    assert "called os._exit(0)" in logs["odd.py:leaves"]
+    pid = int((file.parent / "started.pid").read_text())
+    assert not Path(f"/proc/{pid}").exists()  # what a cell starts ends with it
 
 
 def started(file: Path, workers: int = 2) -> subprocess.Popen[bytes]:

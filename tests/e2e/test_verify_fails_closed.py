@@ -346,3 +346,62 @@ def test_where_the_cache_is_another_it_is_a_claim_too(built, tmp_path):
     result = edgekit("verify", built, env={"EDGEKIT_CACHE": str(tmp_path / "cache")})
     assert result.code == 0
     assert "claimed: not built here" in result.out
+
+
+def test_what_is_claimed_says_what_would_repeat_it(copy, tmp_path):
+    edited(copy, lambda d: claimed(d, value=0.0))
+    way = "--eval DATA with --source SOURCE"
+    result = edgekit("verify", copy, "--json")
+    (entry,) = result.json["artifacts"]
+    assert (result.code, entry["status"]) == (0, "unproven")
+    assert any("metric-drop" in note and way in note for note in entry["notes"])
+    assert way in result.err
+    strict = edgekit("verify", copy, "--strict", "--json")
+    (error,) = strict.json["errors"]
+    assert strict.code == 5
+    assert way in error["hint"]
+    assert "processor" not in error["hint"]
+
+    rows = tmp_path / "rows.npy"
+    np.save(rows, np.random.default_rng(5).normal(size=(12, 6)).astype(np.float32))
+    half = edgekit("verify", copy, "--eval", rows, "--strict", "--json")
+    assert half.code == 5, half.err
+    assert "--source SOURCE compares" in half.json["errors"][0]["hint"]
+
+
+def test_a_limit_of_ones_own_is_named_as_the_cause(built):
+    result = edgekit("verify", built, "--limit", "snr=199", "--json")
+    if result.code == 0:
+        pytest.skip("this machine rounds as the source does")
+    (error,) = result.json["errors"]
+    assert "--limit" in error["hint"]
+    assert "processor" not in error["hint"]
+
+
+def test_weaker_limits_of_recorded_gates_are_said(copy):
+    def weak(document):
+        (gate,) = (g for g in document["gates"] if g["name"] == "snr")
+        gate["limit"] = 1.0
+
+    result = edgekit("verify", edited(copy, weak))
+    assert "snr at 1, not" in result.err
+    assert "weaker limits" not in edgekit("verify", copy.parent / "none", copy).out
+
+
+def test_as_built_no_weaker_limits_are_said(built):
+    assert "weaker" not in edgekit("verify", built).err
+
+
+def test_golden_vectors_alone_are_no_bundle(copy):
+    (copy / "manifest.json").unlink()
+    result = edgekit("verify", copy)
+    assert result.code == 3, result.err
+    assert "golden.npz" not in result.err
+
+
+def test_each_of_several_is_named_alone(copy):
+    (copy / "golden.npz").write_bytes(b"damaged")
+    other = copy.parent / "nothing"
+    other.mkdir()
+    result = edgekit("verify", copy, other, "--json")
+    assert [f"{copy}, {other}" in e["message"] for e in result.json["errors"]] == [False, False]

@@ -56,7 +56,7 @@ def contain(
     all of it, where the user gave no limit. ``parts``: the names that ``what`` is made of; an error that names one is
     about that alone. Raises what :func:`edgekit.core.contained.contain` does.
     """
-    memory = cache.parse_size(options.memory, what="--memory") if options.memory else None
+    memory = cache.parse_memory(options.memory, what="--memory") if options.memory else None
     if not contained.possible():
         if options.timeout is not None and not hasattr(os, "fork"):
             raise UsageError("this system cannot limit the time", hint="leave --timeout out")

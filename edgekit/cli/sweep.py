@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from edgekit.sweep import plan as declared
 from edgekit.sweep.journal import CellResult
 
 if TYPE_CHECKING:
-    from edgekit.sweep.run import Sweeping
+    from edgekit.sweep.run import Plan, Sweeping
 
 
 @click.command()
@@ -99,7 +100,11 @@ def sweep(
     os.chdir(folder)  # names in the file are relative to it
     cells = grid.cells(asked, trust=trust)
     if dry_run:
-        _plan(sweeping.plan(cells, out, again=again), count, as_json)
+        from edgekit.sweep.checking import refusals
+
+        left = sweeping.plan(cells, out, again=again)
+        here = count if engine == "local" or workers is not None else None
+        _plan(left, refusals(left.tasks, out), here, as_json)
         return
     with progress() as shown:
         how = sweeping.Sweeping(
@@ -150,43 +155,65 @@ def _show(results: Sequence[CellResult]) -> None:
     table("", ("cell", *written.COLUMNS[5:]), [(r[0], *r[5:-1], r[-1].partition("\n")[0]) for r in rows])
 
 
-def _plan(plan: object, workers: int, as_json: bool) -> None:
-    from edgekit.sweep.run import Plan
+_DRY = ("cell", "source", "recipe", "variant", "target", "device", "to do", "seconds")
 
-    assert isinstance(plan, Plan)
-    total = plan.total(workers)
-    tasks = {task.cell.name: task for task in plan.tasks}
-    rows = []
-    for cell in plan.cells:
-        task, seconds = tasks.get(cell.name), plan.seconds.get(cell.name)
-        rows.append(
-            (
-                cell.name,
-                cell.source,
-                cell.compression,
-                cell.variant,
-                cell.target.name,
-                cell.device or "here",
-                "finished" if task is None else str(task.kind),
-                "-" if task is None or seconds is None else f"{seconds:.1f}",
-            )
-        )
-    columns = ("cell", "source", "recipe", "variant", "target", "device", "to do", "seconds")
+
+def _plan(plan: Plan, refused: Mapping[str, EdgekitError], workers: int | None, as_json: bool) -> None:
+    """What a sweep would do. ``workers``: ``None`` for as many as a cluster has. Ends as the sweep would where cells
+    are ``refused``."""
+    able = replace(plan, tasks=tuple(t for t in plan.tasks if t.cell.name not in refused))
+    total = able.total(workers or 1)
+    kinds = {
+        task.cell.name: "refused" if task.cell.name in refused else str(task.kind) for task in plan.tasks
+    }
+    rows = [_planned(plan, cell, kinds) for cell in plan.cells]
     if as_json:
-        print_json(
-            {
-                "cells": [dict(zip(columns, row, strict=True)) for row in rows],
-                "workers": workers,
-                "seconds": total,
-            }
+        errors = [None if (e := refused.get(cell.name)) is None else e.to_json() for cell in plan.cells]
+        cells = [
+            dict(zip(_DRY, row, strict=True)) | {"error": error}
+            for row, error in zip(rows, errors, strict=True)
+        ]
+        print_json({"cells": cells, "workers": workers, "seconds": total})
+    else:
+        table("", _DRY, rows)
+        _say_plan(able, workers, total)
+    for name, error in refused.items():
+        say(f"{name}: {type(error).__name__} ({error.exit_code}): {error.message} ({error.hint})", err=True)
+    if refused:
+        first = next(iter(refused.values()))
+        error = SweepError(
+            f"{len(refused)} of {len(plan.cells)} cells would be refused before any work",
+            code=first.exit_code,
+            hint="correct what each of them says; the others would be built",
         )
-        return
-    table("", columns, rows)
-    left = f"{len(plan.tasks)} of {len(plan.cells)} cells are to be done"
+        if not as_json:
+            show_error(error)
+        raise click.exceptions.Exit(error.exit_code)
+
+
+def _planned(plan: Plan, cell: grid.Cell, kinds: Mapping[str, str]) -> tuple[str, ...]:
+    """A cell's row; ``kinds``: what is to do for those that are not done."""
+    seconds, known = plan.seconds.get(cell.name), plan.finished.get(cell.name)
+    todo = kinds.get(cell.name) or ("finished" if known is None or known.failure is None else "failed")
+    return (
+        *(cell.name, cell.source, cell.compression, cell.variant, cell.target.name, cell.device or "here"),
+        todo,
+        "-" if seconds is None or todo == "refused" else f"{seconds:.1f}",
+    )
+
+
+def _say_plan(plan: Plan, workers: int | None, total: float | None) -> None:
     for note in plan.notes:
         say(note, err=True)
+    failed = sum(r.failure is not None for r in plan.finished.values())
+    left = f"{len(plan.tasks)} of {len(plan.cells)} cells are to be done"
+    if failed:
+        left += f", and {failed} of those that are done failed"
+    where = f"on {workers} workers" if workers is not None else "on as many workers as the cluster has"
     time_ = "how long they take is not known yet" if total is None else f"about {_duration(total)}"
-    say(f"{left}, on {workers} workers: {time_}", err=True)
+    if workers is None and total is not None:
+        time_ += " of work in all"
+    say(f"{left}, {where}: {time_}", err=True)
 
 
 def _duration(seconds: float) -> str:
@@ -240,8 +267,6 @@ def sweep_cell(order: Path, kind: str, parent: int, started: float) -> None:
 
 def _contain(cell: grid.Cell) -> None:
     """Every cell within limits of memory: one that asks for all there is ends alone."""
-    from dataclasses import replace
-
     options = cell.options
     if not options.memory:
         options = replace(options, memory=f"{max(available_memory() >> 20, 64)}MiB")

@@ -77,6 +77,16 @@ def parse_size(text: str, *, what: str) -> int:
     return round(size)
 
 
+def parse_memory(text: str, *, what: str) -> int:
+    """Bytes of a limit of memory, as :func:`parse_size`; none at all is no limit that anything can keep."""
+    size = parse_size(text, what=what)
+    if size < 1:
+        raise ConfigError(
+            f"{what}: {_cut(text)!r} leaves no memory", hint="write what a process may take, such as 4GB"
+        )
+    return size
+
+
 def _cut(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 

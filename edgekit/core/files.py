@@ -190,6 +190,9 @@ def read(path: Path, *, most: int = 0) -> bytes:
     ever come out of the first, and the second has no end; and for more than ``most`` bytes (0: as many as there are).
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        os.close(descriptor)  # opened as a file, it would be named by its number
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
     with open(descriptor, "rb") as file:  # noqa: PTH123
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is no file", str(path))

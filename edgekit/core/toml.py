@@ -20,7 +20,8 @@ def read(path: Path) -> dict[str, Any]:
         document = tomllib.loads(files.read(path, most=_MOST_BYTES).decode("utf-8"))
         _refuse_depth(document)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {first_line(error)}", hint="check the path") from error
+        why = error.strerror or first_line(error)
+        raise ConfigError(f"{path} cannot be read: {why}", hint="check the path") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {first_line(error)}", hint="correct the TOML") from error
     return document

@@ -84,7 +84,7 @@ def refuse_missing(text: str) -> None:
     path = Path(text)
     if not path.exists():
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"there is no data at {text}", hint=UnknownNameError("name", path.name, near).hint)
+        raise DataError(f"there is no data at {text}", hint=near_names(path.name, near))
 
 
 def raw_items(text: str) -> Iterable[object]:

@@ -78,7 +78,7 @@ def _check_files(request: Request) -> None:
     """Sizes, and what options name that has to be there."""
     options = request.options
     if options.memory:
-        cache.parse_size(options.memory, what="--memory")
+        cache.parse_memory(options.memory, what="--memory")
     for data in (request.calibration, request.evaluation):
         if isinstance(data, str) and data not in ("", RANDOM):
             samples.refuse_missing(data)

@@ -182,7 +182,16 @@ def confirmed(evaluator: Evaluator, results: Sequence[tuple[Candidate, Trial]], 
                 return _result(evaluator, checked, trials, rejected, run)
             except EdgekitError as error:
                 rejected.append(f"{checked.trial.name}: {error.message}")
-    raise no_candidate(evaluator.budget, trials, rejected)
+    raise no_candidate(
+        evaluator.budget, trials, rejected, _more(run.limits, trains=bool(evaluator.options.train))
+    )
+
+
+def _more(limits: Limits, *, trains: bool) -> tuple[str, ...]:
+    """What a search that found nothing could be given, by names that the command line, a sweep's row and Python have in
+    common."""
+    longer = "more time (time)" if math.isfinite(limits.seconds) else "more candidates (trials)"
+    return (longer,) if trains else (longer, "data to train on (train)")
 
 
 def _result(

@@ -221,13 +221,14 @@ def refused(candidate: Candidate, error: EdgekitError, seconds: float) -> Trial:
     )
 
 
-def no_candidate(budget: Budget, trials: Sequence[Trial], rejected: Sequence[str]) -> GateFailedError:
-    """Nothing that was tried holds the budget."""
-    nearest = "; ".join(
-        f"{t.name}: {t.size:,} bytes, drop {100 * t.drop:.2f} pt ± {100 * t.margin:.2f}"
-        for t in front(trials)[:3]
-    )
-    hint = "loosen a limit, search longer (--time), or let steps train (--train)"
+def no_candidate(
+    budget: Budget, trials: Sequence[Trial], rejected: Sequence[str], more: Sequence[str]
+) -> GateFailedError:
+    """Nothing that was tried holds the budget. ``more``: what else the search could be given, for the hint."""
+    able = sorted((t for t in trials if not t.error), key=lambda t: (_missed(t, budget), t.line, t.target))
+    nearest = "; ".join(_against(t, budget) for t in able[:3])
+    ways = ["loosen a limit", *(f"give it {m}" for m in more)]
+    hint = " or ".join(filter(None, (", ".join(ways[:-1]), ways[-1])))
     if budget.drop is not None and any(t.drop <= budget.drop < t.bound for t in trials):
         hint += "; with more evaluation samples the margin for chance becomes smaller"
     return GateFailedError(
@@ -237,3 +238,19 @@ def no_candidate(budget: Budget, trials: Sequence[Trial], rejected: Sequence[str
         hint=hint,
         gates=("budget",),
     )
+
+
+def _missed(trial: Trial, budget: Budget) -> tuple[float, float]:
+    """By how much a trial misses the limit that it misses most, and all of them together, relative to them."""
+    over = [max(x, 0.0) for x in budget.excess(trial.bound, trial.sizes, trial.latency_ms)]
+    return max(over, default=0.0), sum(over)
+
+
+def _against(trial: Trial, budget: Budget) -> str:
+    """A trial in the figures that the budget limits; the size that counts where it limits none."""
+    limited = [name for name in SIZES if getattr(budget, name) is not None] or [budget.counted]
+    figures = [f"{name} {getattr(trial.sizes, name):,} bytes" for name in limited]
+    figures.append(f"drop {100 * trial.drop:.2f} pt ± {100 * trial.margin:.2f}")
+    if budget.latency_ms is not None and trial.latency_ms is not None:
+        figures.append(f"latency {trial.latency_ms:.2f} ms")
+    return f"{trial.name}: {', '.join(figures)}"

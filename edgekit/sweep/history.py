@@ -28,7 +28,7 @@ _MARGIN = 1.25
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One cell as it ran: seconds of its process, bytes of memory, seconds of each step when it was made, bytes of
-    what it left."""
+    what it left; candidates of its search, where it searched."""
 
     when: float
     source: str
@@ -39,6 +39,7 @@ class Row:
     seconds: float
     memory: int
     size: int = 0
+    trials: int = 0
     stages: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -54,6 +55,7 @@ def add(cell: Cell, result: CellResult, root: Path | None = None) -> None:
         seconds=result.seconds,
         memory=result.memory,
         size=result.size or 0,
+        trials=_trials(cell),
         stages=dict(result.stages),
     )
     path = (root or default_root()) / FILE
@@ -67,6 +69,10 @@ def add(cell: Cell, result: CellResult, root: Path | None = None) -> None:
             os.close(descriptor)
         if full:
             _halve(path)
+
+
+def _trials(cell: Cell) -> int:
+    return 0 if cell.search is None else cell.search.trials
 
 
 def _halve(path: Path) -> None:
@@ -94,13 +100,21 @@ class Estimate:
     def __init__(self, rows: Sequence[Row]) -> None:
         self._by: dict[tuple[str, ...], list[Row]] = {}
         for row in rows:
-            for key in ((row.source, row.recipe, row.target), (row.source, row.recipe), (row.source,), ()):
+            own = (row.source, row.recipe, row.target), (row.source, row.recipe)
+            # A search is no measure of the builds beside it.
+            for key in own if row.trials else (*own, (row.source,), ()):
                 self._by.setdefault(key, []).append(row)
 
     def seconds(self, cell: Cell) -> float | None:
-        """The median of the like; ``None`` where nothing is known."""
-        rows = self._like(cell)
-        return statistics.median(r.seconds for r in rows) if rows else None
+        """The median of the like; ``None`` where nothing is known.
+
+        A search takes what such a search took for each of its candidates; while none has run, each is taken for a build
+        as the others are, which is rather much.
+        """
+        rows, trials = self._like(cell), _trials(cell)
+        if not rows:
+            return None
+        return statistics.median(r.seconds * max(trials, 1) / max(r.trials, 1) for r in rows)
 
     def memory(self, cell: Cell) -> int:
         """Bytes, with a margin."""

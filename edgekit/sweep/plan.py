@@ -181,10 +181,10 @@ def _check(sweep: Sweep, path: Path) -> None:
         typed = values(options, where=f"{path}: {place}")
         gate_limits.parse(typed.get("limit", {}), where=f"{path}: {place}: limit")  # type: ignore[arg-type]
         if memory := typed.get("memory"):
-            cache.parse_size(str(memory), what=f"{path}: {place}: memory")
+            cache.parse_memory(str(memory), what=f"{path}: {place}: memory")
     limits, bench = sweep.limits, sweep.bench
     if limits.memory:
-        cache.parse_size(limits.memory, what=f"{path}: limits: memory")
+        cache.parse_memory(limits.memory, what=f"{path}: limits: memory")
     numbers = {
         "limits: threads": (limits.threads, 1, 1024),
         "limits: retries": (limits.retries, 0, 20),

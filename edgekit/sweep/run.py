@@ -41,8 +41,12 @@ class Plan:
 
     def total(self, workers: int) -> float | None:
         """Seconds on so many workers, if the cells take what cells like them took; ``None`` where nothing is known."""
-        known = [s for s in self.seconds.values() if s is not None]
-        if self.tasks and not known:
+        # What searches take says nothing of a build, nor the other way round.
+        known = [
+            s for t in self.tasks if t.cell.search is None and (s := self.seconds[t.cell.name]) is not None
+        ]
+        missing = [t for t in self.tasks if self.seconds[t.cell.name] is None]
+        if missing and (not known or any(t.cell.search is not None for t in missing)):
             return None
         usual = math.fsum(known) / len(known) if known else 0.0
         times = [usual if (s := self.seconds[t.cell.name]) is None else s for t in self.tasks]
@@ -109,14 +113,19 @@ def run(cells: Sequence[Cell], how: Sweeping) -> tuple[CellResult, ...]:
             how.progress.note(f"{len(left.finished)} of {len(cells)} cells are finished already")
         for note in left.notes:
             how.progress.note(note)
+        nothing = False
         try:
             _work(left, how)
+        except EdgekitError:  # the engine itself: there is no cluster, say
+            nothing = not how.results
+            raise
         finally:
             for task in left.tasks:  # a cell may have finished while a stop was on its way
                 if task.cell.name not in how.results and (late := journal.finished(how.out, task.cell)):
                     how.results[task.cell.name] = late
             results = tuple(how.results[c.name] for c in cells if c.name in how.results)
-            _write(results, how, len(cells))
+            if results or not nothing:
+                _write(results, how, len(cells))
     return results
 
 

@@ -18,6 +18,7 @@ _BESIDE_SOURCE = frozenset(
         "relative-error",
         "top1-agreement",
         "boxes",
+        "masks",
         "metric-drop",
         "metric",
         "rollout",

@@ -13,7 +13,7 @@ TEST_ENV := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 ORT_DISABLE_TELEMET
 PYTEST   := $(TEST_ENV) $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-unit test-all fuzz lint format types imports package-tools package-tools-quiet testbed docs bench-startup zoo-packages clean
+.PHONY: help venv demo test test-unit test-all fuzz lint format types imports package-tools package-tools-quiet testbed docs site bench-startup zoo-packages clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "make: $(PYTHON) has no venv module. On Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet -c constraints.txt torch
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[all,dev]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[all,tensorflow,tensorrt-rtx,dev]'
 	@rm -f $(VENV)/.edgekit-*
 	@touch $@
 
@@ -77,6 +77,9 @@ testbed: $(STAMP)  ## devices to test against, as far as this machine allows (ED
 
 docs: $(STAMP)  ## write the generated tables in README.md and docs/
 	$(PY) tools/docs_tables.py
+
+site: $(STAMP)  ## the documentation as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
 
 bench-startup: $(STAMP)  ## how long the command line takes to answer
 	$(PY) tools/bench_startup.py

@@ -8,13 +8,16 @@ A table sits between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; everythi
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import edgekit
+from edgekit.compress.registry import default_options, registry
+from edgekit.compress.step import Step
 from edgekit.core import targets
 from edgekit.core.config import Options
 from edgekit.core.declared import OptionField, declared_options
@@ -113,10 +116,46 @@ def _first_line(value: type) -> str:
     )
 
 
+def steps_page() -> str:
+    """A section a step: what it does, its own options, and the method with its papers."""
+    return "\n".join(line for name, kind in registry().items() for line in _step_lines(name, kind))
+
+
+def _step_lines(name: str, kind: type[Step]) -> Iterator[str]:
+    own = {k: v for k, v in default_options(name).items() if not k.startswith("training.")}
+    yield from (f"## {name}", "", _markdown(inspect.getdoc(kind) or ""), "")
+    if own:
+        yield from ("| option | default |", "|---|---|")
+        yield from (f"| `{k}` | {_spelled(v)} |" for k, v in own.items())
+        yield ""
+    yield from (line for method in _methods(kind) for line in (method, ""))
+
+
+def _methods(kind: type[Step]) -> list[str]:
+    """What the modules say that do the step: their methods, with the papers."""
+    folder = Path(inspect.getfile(kind)).parent
+    stem = Path(inspect.getfile(kind)).stem
+    files = [folder / f"{stem}.py", *sorted(folder.glob(f"{stem}_*.py"))]
+    texts = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "" for file in files)
+    return [_markdown(text) for text in texts if re.search(r"\b(19|20)\d\d\b", text)]
+
+
+def _markdown(docstring: str) -> str:
+    """A docstring as Markdown."""
+    return re.sub(r":\w+:`~?([^`]*)`", r"`\1`", docstring).replace("``", "`")
+
+
+def _spelled(value: object) -> str:
+    if value == "":
+        return "–"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
 TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "README.md": {"targets": targets_table},
     "docs/api.md": {"api": api_names},
     "docs/options.md": {"options": options_table},
+    "docs/steps.md": {"steps": steps_page},
 }
 
 

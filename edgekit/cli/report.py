@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgekit.artifact.manifest import BUILT
+from edgekit.artifact.manifest import BUILT, Status
 from edgekit.cli._options import json_flag
 from edgekit.cli._output import print_json, say
 from edgekit.errors import UsageError
@@ -59,8 +59,12 @@ def report(folders: tuple[Path, ...], html: Path, title: str, board: Path | None
         return
     for skipped in written.skipped:
         say(f"{skipped.directory} cannot be read: {skipped.why}", err=True)
-    good = sum(e.artifact.manifest.status in BUILT and not e.changed for e in entries)
-    say(f"{html}: {len(entries)} artifacts, {good} of them passed")
+    good = [
+        e.artifact.manifest.status for e in entries if e.artifact.manifest.status in BUILT and not e.changed
+    ]
+    unproven = good.count(Status.UNPROVEN)
+    beside = f", {unproven} unproven" if unproven else ""
+    say(f"{html}: {len(entries)} artifacts, {len(good) - unproven} of them passed{beside}")
 
 
 def _board(folders: tuple[Path, ...], board: Path, *, as_json: bool) -> None:

@@ -57,23 +57,29 @@ def pareto(points: Sequence[Point], score: str) -> str:
     if len(known) < 2:
         return ""
     figure, axes = _axes()
+    smallest, largest = min(p.size for p, _ in known), max(p.size for p, _ in known)
+    unit, bytes_ = ("MB", 1e6) if largest >= 1e6 else ("kB", 1e3)
     for index, (point, y) in enumerate(known):
         colour = _COLOURS[index % len(_COLOURS)]
         marker = "o" if point.good else "X"
-        axes.scatter([point.size / 1e6], [y], s=60, color=colour, marker=marker, zorder=3)
+        axes.scatter([point.size / bytes_], [y], s=60, color=colour, marker=marker, zorder=3)
         if len(known) <= _MOST_LABELS:
+            right = (
+                point.size**2 > smallest * largest
+            )  # in the right half, where a label would leave the figure
             axes.annotate(
                 _plain(point.name),
-                (point.size / 1e6, y),
-                xytext=(7, 4),
+                (point.size / bytes_, y),
+                xytext=(-7 if right else 7, 4),
+                ha="right" if right else "left",
                 textcoords="offset points",
                 fontsize=9,
                 color=_INK,
             )
-    front = sorted((p.size / 1e6, y) for p, y in known if p.good and not _beaten(p, points))
+    front = sorted((p.size / bytes_, y) for p, y in known if p.good and not _beaten(p, points))
     if len(front) > 1:
         axes.plot(*zip(*front, strict=True), color=_INK, alpha=0.35, linewidth=1, zorder=1)
-    axes.set_xlabel("size, MB")
+    axes.set_xlabel(f"size, {unit}")
     axes.set_ylabel("median latency, ms" if timed else score)
     _logarithmic(axes.set_xscale, axes.xaxis)
     if timed:

@@ -116,6 +116,7 @@ def _show(diff: Diff, applied: Applied | None, rows: int) -> None:
     for stage in found.stages:
         _stage(stage, rows)
     start, broken = found.starts_at, found.broken
+    _shipped(diff)
     if start is None or broken is None:
         figure = f"outputs {found.output_db:.1f} dB" if found.compared else "no output of A is finite"
         say(f"no layer is off by more than rounding explains; {figure}")
@@ -140,6 +141,18 @@ def _show(diff: Diff, applied: Applied | None, rows: int) -> None:
         figures = f"{_db(applied.before_db)} → {_db(applied.after_db)}"
         with_what = applied.suggestion.text or "the data given"
         say(f"built again with {with_what}: {applied.status}, {figures}, {applied.directory}")
+
+
+def _shipped(diff: Diff) -> None:
+    shipped = diff.shipped
+    if shipped is not None and shipped.why:
+        say(f"note: not run as it ships: {shipped.why}")
+    if shipped is None or shipped.db is None:
+        return
+    fused = (
+        ": what the runtime computes together is not what it computes layer by layer" if shipped.fused else ""
+    )
+    say(f"as it ships, without a look between its layers: outputs {shipped.db:.1f} dB{fused}")
 
 
 def _cost(layer: LayerDiff) -> str:
@@ -192,6 +205,7 @@ def _document(diff: Diff, applied: Applied | None) -> dict[str, object]:
         "stage": found.broken.after if found.broken else None,
         "samples": found.samples,
         "output_db": found.output_db,
+        "shipped": diff.shipped,
         "stages": found.stages,
         "suggestions": [{"flags": i.flags, "target": i.target, "why": i.why} for i in diff.suggestions],
         "applied": applied,
@@ -205,6 +219,14 @@ def _failure(diff: Diff, min_snr: float | None) -> EdgekitError | None:
         return GateFailedError(
             f"{start.place} computes something else than in {found.broken.before if found.broken else 'A'}",
             hint="see the suggestions above; edgekit diff --json has every layer",
+            gates=["diff"],
+        )
+    if diff.shipped is not None and diff.shipped.fused:
+        return GateFailedError(
+            f"as it ships its outputs are {diff.shipped.db:.1f} dB from those of A, layer by layer "
+            f"{found.output_db:.1f}: the runtime computes wrongly what it fuses",
+            hint="leave layers in float, from the outputs on (--exclude), or take another target; and report it with "
+            "this model",
             gates=["diff"],
         )
     if not found.compared:

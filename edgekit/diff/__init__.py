@@ -9,7 +9,7 @@ build differently. See docs/diff.md.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -32,12 +32,13 @@ __all__ = ["Form", "Layer", "LayerDiff", "StageDiff", "Walk", "walk"]
 @dataclass(frozen=True, kw_only=True)
 class Walk:
     """What came of comparing a chain of forms on ``samples`` inputs. ``notes`` say what could not be compared;
-    ``compared``: any output of the first is finite."""
+    ``compared``: any output of the first is finite; ``reference`` has these outputs, one row an input."""
 
     stages: tuple[StageDiff, ...]
     samples: int
     notes: tuple[str, ...] = ()
     compared: bool = True
+    reference: tuple[tuple[Array, ...], ...] = field(default=(), repr=False)
 
     @property
     def broken(self) -> StageDiff | None:
@@ -85,7 +86,13 @@ def walk(forms: Sequence[Form], samples: Iterable[Mapping[str, Array]], notes: S
     if good < whole:
         left = f"{whole - good} of {whole} outputs of {forms[0].title} are not finite: left out"
         notes = (*notes, left)
-    return Walk(stages=tuple(stages), samples=len(rows), notes=tuple(notes), compared=good > 0 or not whole)
+    return Walk(
+        stages=tuple(stages),
+        samples=len(rows),
+        notes=tuple(notes),
+        compared=good > 0 or not whole,
+        reference=tuple(map(tuple, source)),
+    )
 
 
 def _finite(outputs: Sequence[Sequence[Array]]) -> tuple[int, int]:

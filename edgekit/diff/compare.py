@@ -8,6 +8,7 @@ from edgekit.core.contained import step
 from edgekit.diff import Walk, walk
 from edgekit.diff.report import LayerDiff
 from edgekit.diff.resolve import Chain, resolve
+from edgekit.diff.shipped import Shipped, as_it_ships
 from edgekit.diff.suggest import Suggestion, suggest
 from edgekit.load.data import DataSpec
 from edgekit.pipeline.stages import BuildContext
@@ -15,11 +16,13 @@ from edgekit.pipeline.stages import BuildContext
 
 @dataclass(frozen=True, kw_only=True)
 class Diff:
-    """Where two models begin to differ, stage by stage (``walk``), and what could help, the best first."""
+    """Where two models begin to differ, stage by stage (``walk``), and what could help, the best first. ``shipped``:
+    the artifact as an app gets it, where there is one."""
 
     walk: Walk
     suggestions: tuple[Suggestion, ...]
     chain: Chain
+    shipped: Shipped | None = None
 
     @property
     def starts_at(self) -> LayerDiff | None:
@@ -43,5 +46,6 @@ def compare(a: str, b: str, data: DataSpec | None, context: BuildContext) -> Dif
     chain = resolve(a, b, data, context)
     with context.progress.task("compare layer by layer"), step("compare layer by layer", quick=True):
         result = walk(chain.forms, chain.samples, chain.notes)
+        shipped = as_it_ships(chain, result, trust=context.options.trust)
     suggestions = suggest(result, chain.artifact, tampered=chain.tampered)
-    return Diff(walk=result, suggestions=suggestions, chain=chain)
+    return Diff(walk=result, suggestions=suggestions, chain=chain, shipped=shipped)

@@ -91,7 +91,7 @@ def summarize(stage: Stage, samples: Iterable[Mapping[str, Array]], source: list
     ``source`` holds the outputs of the walk's first form, one row an input.
     """
     rows = _grouped(stage)
-    output = _distance(stage.outputs_a, stage.outputs_b)
+    output = distance(stage.outputs_a, stage.outputs_b)
     loud = [row for row in rows if row.layer.excess_db >= EXCESS_DB][:_INJECTED]
     lossy = _lossy(stage, rows) if _explained(stage.outputs_a, stage.outputs_b) < KEPT else []
     suspects = list({id(row): row for row in (*loud, *lossy)}.values())
@@ -101,7 +101,7 @@ def summarize(stage: Stage, samples: Iterable[Mapping[str, Array]], source: list
         before=stage.a.title,
         after=stage.b.title,
         output_db=output,
-        source_db=_distance(source, stage.outputs_b),
+        source_db=distance(source, stage.outputs_b),
         layers=tuple(sorted(layers, key=lambda layer: (not layer.loses, not layer.wrong))),
     )
 
@@ -208,13 +208,13 @@ def _alone(
             results = a.forced(inputs, {tensor: value}) | {tensor: value}
             changed.append([results[output] for output in a.outputs])
         figures[name] = _Alone(
-            db=_distance(stage.outputs_a, changed),
+            db=distance(stage.outputs_a, changed),
             explained=_explained(stage.outputs_a, changed) if explain else None,
         )
     return figures
 
 
-def _distance(one: list[list[Array]], two: list[list[Array]]) -> float:
+def distance(one: Sequence[Sequence[Array]], two: Sequence[Sequence[Array]]) -> float:
     """Signal to noise of outputs, matched by position, in dB."""
     signal = noise = 0.0
     for ours, theirs in zip(one, two, strict=True):

@@ -135,5 +135,5 @@ def test_what_cannot_be_bound_is_refused_by_name(tmp_path: Path) -> None:
             source,
             targets="ort-fp32",
             out=tmp_path / "out",
-            options=edgekit.Options(bind={"sr": 1}, recipe="prune(0.5)"),
+            options=edgekit.Options(bind={"sr": 1}, recipe="prune(sparsity=0.5)"),
         )

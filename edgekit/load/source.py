@@ -22,7 +22,7 @@ from edgekit.types import OnnxModel, SourceRecord, SourceSpec, TorchModel
 if TYPE_CHECKING:
     from edgekit.types import Array
 
-_PLAN, _MOST_BYTES = "plan.json", 64 << 20
+PLAN, _PLAN, _MOST_BYTES = "plan", "plan.json", 64 << 20
 MODULE = "module"
 """The kind of a source that is an object in this process, not text."""
 
@@ -127,7 +127,8 @@ class Source:
 def identity(spec: SourceSpec, recorder: Recorder, example: str = "", shapes: Shapes | None = None) -> str:
     """sha256 over which factory it is, all that was read, the example where it was taken from data, the shapes that
     it was given, and what is installed. Of its own each time where what was read cannot be known."""
-    what = [spec.kind, spec.path.name if spec.path else spec.text, spec.attribute, example]
+    name = "" if spec.kind == PLAN else spec.path.name if spec.path else spec.text
+    what = [spec.kind, name, spec.attribute, example]
     doubt = secrets.token_hex(8) if recorder.doubts else ""
     read = [_without_place(spec, d) for d in recorder.dependencies]
     parts = [what, digest(read), versions.environment(), doubt, shapes or Shapes()]
@@ -137,7 +138,7 @@ def identity(spec: SourceSpec, recorder: Recorder, example: str = "", shapes: Sh
 def _without_place(spec: SourceSpec, read: Dependency) -> Dependency:
     """A plan names the place of its source, whose code is among what was read: the same plan beside the same code,
     elsewhere, is the same source."""
-    if spec.kind != "plan" or Path(read.name).name != _PLAN:
+    if spec.kind != PLAN or Path(read.name).name != _PLAN:
         return read
     try:
         data = files.read(Path(read.name), most=_MOST_BYTES)

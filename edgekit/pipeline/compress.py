@@ -173,8 +173,6 @@ def _produce(
     from edgekit.compress.run import check_plan, run
 
     model = source.torch()
-    spec = source.spec
-    origin = replace(plan.origin(spec, out), path=spec.path.resolve() if spec.path else None)
     recipe_context = Context(
         task=training.open() if training.exists else None,
         example_inputs=model.example_inputs,
@@ -185,13 +183,38 @@ def _produce(
     with looping(loop), context.progress.task(f"compress: {recipe.line}"):
         copied = copy.deepcopy(model.module)  # the source stays what it was
         module, report = run(copied, recipe.steps, recipe_context, work=folder)
-        plan.save(out, module, recipe.steps, report, recipe_context, origin=origin)
+        plan.save(out, module, recipe.steps, report, recipe_context, origin=_origin(source, out))
         check_plan(out, source.torch().module, module)
     (out / TIMES).write_bytes(canonical_json([r.seconds for r in report.steps]))
 
 
+def _origin(source: Source, folder: Path) -> SourceSpec:
+    """How a plan of the cache names its source: by the place where it is."""
+    path = source.spec.path
+    return replace(plan.origin(source.spec, folder), path=path.resolve() if path is not None else None)
+
+
+def _here(context: BuildContext, source: Source, key: Key, folder: Path) -> Path:
+    """The plan, naming ``source``. The cache may have it from the same code in another place, and that place's files
+    are not this source's: they may be edited, or gone."""
+    document = plan.read_document(folder)
+    own = plan.origin_record(_origin(source, folder))
+    if document.get("source") == own:
+        return folder
+
+    def produce(out: Path) -> None:
+        for name in (WEIGHTS, TENSORS, TIMES):
+            shutil.copyfile(folder / name, out / name)
+        plan.write_document(out, document | {"source": own})
+
+    return context.store.step(
+        Key(name="placed", inputs=(key.digest,), options=own, versions={}), produce
+    ).directory
+
+
 def _compressed(context: BuildContext, source: Source, key: Key, folder: Path, seconds: float) -> Compressed:
     """What the plan in ``folder`` says, with the times beside it."""
+    folder = _here(context, source, key, folder)
     plan.remember(folder, context.store)
     report = plan.read_report(folder)
     steps = tuple(

@@ -17,7 +17,7 @@ from edgekit.sweep.cells import Cell
 from edgekit.sweep.storage import Storage, packed, unpacked
 
 _PLACE = "cache"
-_OWN = ("check", "fitting", "golden", "lower", "measure", "quantize", "speed", "verify")
+_OWN = ("check", "fitting", "golden", "lower", "measure", "placed", "quantize", "speed", "verify")
 """Steps that are one target's, or one machine's: nobody else asks for them."""
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -396,3 +398,63 @@ def test_a_folder_where_the_artifact_will_be_is_said_before_the_search(tmp_path:
     assert done.returncode == 2, done.stderr
     assert "is no artifact" in done.stderr
     assert not (tmp_path / "out" / "search.jsonl").exists()
+
+
+COPIED = """
+import torch
+from edgekit import TorchModel
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def net():
+    return TorchModel(module=Net().eval(), example_inputs={"x": torch.zeros(1, 8)})
+"""
+
+
+def test_a_recipe_in_a_copy_of_a_project_takes_the_copys_files(tmp_path):
+    """The cache has the plan from the first folder, whose code is edited, and then goes."""
+    answers, digests = {}, {}
+    first, second = tmp_path / "first", tmp_path / "second"
+
+    def build(folder, run):
+        out = tmp_path / run
+        edgekit(
+            "build",
+            "net.py:net",
+            "-t",
+            "ort-fp32",
+            "--recipe",
+            "prune(sparsity=0.5)",
+            "--out",
+            str(out),
+            cwd=folder,
+        )
+        manifest = json.loads((out / "ort-fp32" / "manifest.json").read_text())
+        digests[run] = (manifest["source"]["sha256"], manifest["status"])
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(
+            out / "ort-fp32" / "model.onnx", providers=["CPUExecutionProvider"]
+        )
+        (answers[run],) = session.run(None, {"x": np.ones((1, 8), np.float32)})
+
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / "net.py").write_text(COPIED)
+        build(folder, folder.name)
+    assert digests["first"] == digests["second"]
+    (first / "net.py").write_text(COPIED.replace("self.layer(x)", "self.layer(x) * 100"))
+    build(second, "beside an edited one")
+    shutil.rmtree(first)
+    build(second, "alone")
+    for run, answer in answers.items():
+        np.testing.assert_array_equal(answer, answers["first"], err_msg=run)

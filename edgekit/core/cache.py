@@ -9,7 +9,7 @@ import atexit
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,6 +140,15 @@ def reduce(
         total -= entry.size
         removed += Removed(entries=1, bytes=entry.size)
     return removed
+
+
+def forget(root: Path, results: Iterable[Path]) -> None:
+    """Remove results that something newer stands for, but for those that a process which runs may have used."""
+    protected = _oldest_run(root)
+    for path in results:
+        for entry in _entry(path, path.parent.name):
+            if entry.used < protected:
+                _remove(root, entry)
 
 
 def begin_run(root: Path) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -127,25 +128,29 @@ class Store:
         is remembered. What it reads beyond the key is what ``reads`` saw: the result is another's once that
         changed, and nobody's where it cannot be told.
         """
-        final = self.root / STEPS / key.name / key.digest[:32]
         self._begin()
-        if (there := self._finished(key, final)) is not None:
+        if (there := self._finished(key)) is not None:
             return there
         with self._alone(key):
             # Another process may have made it meanwhile.
-            return self._finished(key, final) or self._produced(key, final, produce, reads)
+            return self._finished(key) or self._produced(key, produce, reads)
 
     def has(self, key: Key) -> bool:
         """Whether :meth:`step` would find the result for ``key``."""
-        return self._finished(key, self.root / STEPS / key.name / key.digest[:32]) is not None
+        return self._finished(key) is not None
 
-    def _finished(self, key: Key, final: Path) -> StepResult | None:
-        record = self._found(final, key)
-        if record is None or record.doubts or not unchanged(record.reads):
-            return None
-        cache.touch(final)
-        dependency.used.update((d.name, d) for d in record.reads)
-        return StepResult(key=key, directory=final, seconds=record.seconds, cached=True)
+    def _finished(self, key: Key) -> StepResult | None:
+        for directory in self._versions(key):
+            record = self._found(directory, key, current=True)
+            if record is not None:
+                cache.touch(directory)
+                dependency.used.update((d.name, d) for d in record.reads)
+                return StepResult(key=key, directory=directory, seconds=record.seconds, cached=True)
+        return None
+
+    def _versions(self, key: Key) -> list[Path]:
+        """The results for ``key`` that are there: one for each state of what the step reads beyond it."""
+        return sorted((self.root / STEPS / key.name).glob(f"{key.digest[:32]}*"))
 
     def _alone(self, key: Key) -> AbstractContextManager[None]:
         """No other process makes the same step meanwhile, but those that make it together."""
@@ -156,9 +161,7 @@ class Store:
             return nullcontext()
         return alone(self.root / LOCKS, key.digest, stops.check)
 
-    def _produced(
-        self, key: Key, final: Path, produce: Callable[[Path], None], reads: Reading | None
-    ) -> StepResult:
+    def _produced(self, key: Key, produce: Callable[[Path], None], reads: Reading | None) -> StepResult:
         with self.scratch() as work:
             stops.check()
             started = time.perf_counter()
@@ -173,12 +176,23 @@ class Store:
                 doubts=reads.doubts if reads is not None else (),
             )
             (work / RECORD).write_bytes(sealed(asdict(record)))
-            final.parent.mkdir(parents=True, exist_ok=True)
-            files.publish(work, final)
+            final = self.root / STEPS / key.name / (key.digest[:32] + _version(record))
+            self._publish(work, final, key)
         dependency.used.update((d.name, d) for d in record.reads)
         self._checked[final] = _stamps(final)
+        cache.forget(self.root, [other for other in self._versions(key) if other != final])
         self._grow(final)
         return StepResult(key=key, directory=final, seconds=seconds, cached=False)
+
+    def _publish(self, work: Path, final: Path, key: Key) -> None:
+        """Move a result to its place. What is there already stays: whoever found it is reading it, and it was made of
+        the same (by another of the processes that train together, or by another machine on a shared disk)."""
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            work.rename(final)
+        except OSError:
+            if self._found(final, key) is None:  # what is damaged is out of the way after this look
+                work.rename(final)
 
     def results(self, name: str) -> Iterator[Path]:
         """The directories of all results of a step that are there and whole."""
@@ -259,13 +273,16 @@ class Store:
         if not _is_ours(path.lstat()):
             raise DamagedError("it belongs to another user")
 
-    def _found(self, directory: Path, key: Key | None) -> Record | None:
-        """The record of a result that is there and whole; what is damaged is said and removed."""
+    def _found(self, directory: Path, key: Key | None, *, current: bool = False) -> Record | None:
+        """The record of a result that is there and whole; what is damaged is said and removed.
+
+        With ``current`` only that of one which still holds: what it read is as it was, and all that it read is known.
+        """
         reason: Exception | None = None
         for _ in range(2):  # another process may have put a new one in its place between two looks
             try:
                 self._own(directory)
-                return self._whole(directory, key)
+                return self._whole(directory, key, current=current)
             except FileNotFoundError as error:
                 if not directory.exists():
                     return None
@@ -276,8 +293,10 @@ class Store:
         self._remove(directory, f"the cached result of {directory.parent.name}", str(reason))
         return None
 
-    def _whole(self, directory: Path, key: Key | None) -> Record:
+    def _whole(self, directory: Path, key: Key | None, *, current: bool) -> Record | None:
         record = msgspec.convert(unsealed(directory / RECORD), Record)
+        if current and (record.doubts or not unchanged(record.reads)):
+            return None  # before its files are read: they may be large
         if key is not None and canonical_json(record.key) != canonical_json(key):
             raise DamagedError("it is another's")
         present, checked = _stamps(directory), self._checked.get(directory, {})
@@ -296,6 +315,14 @@ class Store:
         # Out of sight in one step: whoever looks now finds nothing, not a part.
         with contextlib.suppress(OSError, UsageError), self.scratch() as grave:
             path.rename(grave / "damaged")
+
+
+def _version(record: Record) -> str:
+    """What tells results of one key apart, in the names of their folders: a result is never replaced by another while
+    somebody reads it. Nothing for a step that reads nothing beyond its key."""
+    if record.doubts:
+        return f"-{secrets.token_hex(8)}"
+    return f"-{hashlib.sha256(canonical_json(record.reads)).hexdigest()[:16]}" if record.reads else ""
 
 
 def _stamps(directory: Path, inside: str = "") -> dict[str, Stamp]:

@@ -19,7 +19,7 @@ from edgekit.compress import arithmetic, plan, recipes
 from edgekit.compress.plan import PLAN, TENSORS, WEIGHTS
 from edgekit.compress.recipes import Recipe
 from edgekit.compress.step import CompressionReport, Context, StepReport, options
-from edgekit.compress.training.settings import Loop, looping, world
+from edgekit.compress.training.settings import Loop, looping, wait_for_others, world
 from edgekit.compress.training.task import Task
 from edgekit.core import versions
 from edgekit.core.config import Options
@@ -152,11 +152,14 @@ def compress(
         versions={**versions.of("torch", "safetensors", "lightning-fabric"), **arithmetic.described()},
     )
     if count > 1 and world() == 1 and not context.store.has(key):
-        several.train(context, source.spec.text, recipe, training.options)
+        made = several.train(context, source.spec.text, recipe, training.options)
+        if not context.store.has(key):  # what the code read is not known: the result is for this run alone
+            return _compressed(context, source, key, made.folder, made.seconds)
     folder = training.folder or context.store.root / "compressing" / key.digest[:32]
     produce = partial(_produce, context, source, recipe, training, folder)
     result = context.store.step(key, produce, training.reads)
     if training.folder is None:
+        wait_for_others()  # a slower one may still be at the last of the finished steps
         shutil.rmtree(folder, ignore_errors=True)
     return _compressed(context, source, key, result.directory, result.seconds)
 

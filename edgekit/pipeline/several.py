@@ -28,7 +28,7 @@ from edgekit.pipeline.stages import BuildContext
 
 _LOOK_S = 0.1
 _MOST_BYTES = 16 << 20
-_ORDER, _RECIPE = "order.json", "recipe.toml"
+_ORDER, _RECIPE, _MADE = "order.json", "recipe.toml", "made.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,15 @@ class Failed:
         return error
 
 
-def train(context: BuildContext, source: str, recipe: Recipe, options: Options) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """Where the first process left the plan, and the seconds that it took."""
+
+    folder: Path
+    seconds: float
+
+
+def train(context: BuildContext, source: str, recipe: Recipe, options: Options) -> Made:
     """Run the compress stage of ``source`` in ``options.processes`` processes, into the cache.
 
     Raises what the first of them raised, :class:`RuntimeCrashError` where one was ended without a word.
@@ -78,6 +86,8 @@ def train(context: BuildContext, source: str, recipe: Recipe, options: Options) 
         code = _launched(folder / _ORDER, count)
         if code:
             raise _reason(folder, count, code)
+        made = msgspec.json.decode(files.read(folder / _MADE, most=_MOST_BYTES))
+        return structure(Made, made, where=_MADE)
 
 
 def _launched(order: Path, count: int) -> int:
@@ -121,6 +131,11 @@ def _reason(folder: Path, count: int, code: int) -> EdgekitError:
 def read(path: Path) -> Order:
     """The order that :func:`train` wrote."""
     return structure(Order, msgspec.json.decode(files.read(path, most=_MOST_BYTES)), where=str(path))
+
+
+def deliver(made: Made, order: Path) -> None:
+    """What the first process made, for the one that asked."""
+    files.write(order.parent / _MADE, msgspec.json.encode(to_builtins(made)))
 
 
 def leave(error: EdgekitError, order: Path) -> None:

@@ -38,6 +38,23 @@ def raising():
         raise OSError("the disk with the pictures is gone")
     return data()
 """
+TASK = """
+import subprocess
+import torch
+from model import data as pairs
+
+def train_step(model, batch):
+    return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+def data():
+    subprocess.run(["true"], check=True)  # what it reads cannot be seen: nothing of it is kept for another run
+    inputs, labels = zip(*pairs())
+    x, y = torch.cat([torch.from_numpy(i["input"]) for i in inputs]), torch.tensor(labels)
+    return [(x[at : at + 64], y[at : at + 64]) for at in range(0, 512, 64)]
+
+def metric(model):
+    return sum((model(x).argmax(1) == y).float().mean().item() for x, y in data()) / 8
+"""
 RECIPE = "prune(sparsity=0.5;training.epochs=4)"
 
 
@@ -77,6 +94,21 @@ def test_two_processes_train_as_one_does_and_as_torchrun_starts_them(tmp_path: P
     assert third.returncode == 0, third.stderr[-2000:]
     same = [(tmp_path / out / "weights.safetensors").read_bytes() for out in ("two", "three")]
     assert same[0] == same[1]
+
+
+def test_they_train_once_where_nothing_may_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(MODEL)
+    (tmp_path / "task.py").write_text(TASK)
+    done = edgekit(
+        *("compress", "model.py:net", "--recipe", RECIPE, "--task", "task.py:train_step", "-o", "out"),
+        *("--processes", "2"),
+        cwd=tmp_path,
+        env=cache(tmp_path),
+    )
+    assert done.code == 0, done.err
+    results = [p for p in (tmp_path / "cache" / "steps" / "compress").iterdir() if p.is_dir()]
+    assert len(results) == 2  # each of the two has its own; a third would be of the process that asked
+    assert (tmp_path / "out" / "plan.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ def main(work: Path, out: Path, kill_after: int = 0, dropout: float = 0.2) -> No
         model, _ = run(net(dropout), recipe(), context, work=work)
     if is_first_process():
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out)
-    print(f"trained {task.losses}", flush=True)
+    sys.stdout.write(f"trained {task.losses}\n")  # in one piece: several processes write to one pipe
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

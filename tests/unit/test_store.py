@@ -151,6 +151,70 @@ def test_what_a_step_reads_beyond_its_key_counts(tmp_path):
     assert not store.step(key(name="doubted"), two_files, Reads()).cached
 
 
+def test_a_result_is_not_replaced_while_another_process_reads_it(tmp_path, monkeypatch):
+    class Reads:
+        doubts = ()
+
+        @property
+        def dependencies(self):
+            return (of_variable("MINE", os.environ.get("MINE")),)
+
+    def made(out):
+        (out / "file").write_text(os.environ["MINE"])
+
+    first, second = Store(tmp_path), Store(tmp_path)
+    monkeypatch.setenv("MINE", "before")
+    old = first.step(key(), made, Reads()).directory
+    monkeypatch.setenv("MINE", "after")
+    new = second.step(key(), made, Reads()).directory
+    assert ((old / "file").read_text(), (new / "file").read_text()) == ("before", "after")
+    monkeypatch.setenv("MINE", "before")
+    assert first.step(key(), made, Reads()).directory == old
+
+
+def test_what_nobody_may_use_again_is_its_makers_until_it_ends_and_then_goes(tmp_path):
+    class Reads:
+        dependencies, doubts = (), ("it starts another program",)
+
+    store = Store(tmp_path)
+    mine = store.step(key(), two_files, Reads()).directory
+    other = Store(tmp_path).step(key(), two_files, Reads()).directory
+    assert mine != other
+    assert (mine / "model.bin").exists()
+    for marker in (tmp_path / "runs").glob(".run-*"):
+        marker.unlink()  # as when their processes have ended, a minute ago
+    for record in (tmp_path / "steps").rglob("step.json"):
+        os.utime(record, (record.stat().st_mtime - 60,) * 2)
+    newest = Store(tmp_path).step(key(), two_files, Reads()).directory
+    assert list((tmp_path / "steps" / "step").iterdir()) == [newest]
+
+
+def test_the_second_of_two_that_made_one_result_together_takes_the_firsts(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it: they do not wait for each other's lock
+    first, second = Store(tmp_path), Store(tmp_path)
+    inner = []
+
+    def made(out):
+        inner.append(first.step(key(), lambda own: (own / "file").write_text("first")).directory)
+        (out / "file").write_text("second")
+
+    found = second.step(key(), made).directory
+    assert found == inner[0]
+    assert (found / "file").read_text() == "first"
+    assert not list((tmp_path / "parts").iterdir())
+
+
+def test_a_damaged_result_does_not_stand_in_the_way_of_a_new_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    first, second = Store(tmp_path), Store(tmp_path, lambda text: None)
+
+    def made(out):
+        (first.step(key(), two_files).directory / "model.bin").write_bytes(b"damaged")
+        two_files(out)
+
+    assert (second.step(key(), made).directory / "model.bin").read_bytes() == bytes(range(200))
+
+
 def test_a_cache_made_here_is_private_and_files_follow_the_umask(tmp_path):
     before = os.umask(0o027)
     try:

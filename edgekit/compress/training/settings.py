@@ -115,3 +115,13 @@ def world() -> int:
 def is_first_process() -> bool:
     """Whether this process writes files: the only one, or the first of several that ``torchrun`` started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def wait_for_others() -> None:
+    """Wait until all processes that train together are here; at once where none have trained."""
+    if world() == 1:
+        return
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()

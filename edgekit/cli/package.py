@@ -30,6 +30,12 @@ from edgekit.core.config import Options
     show_default=True,
     help="A bundle's archive: ekz codes its tensors without loss, smaller and slower.",
 )
+@click.option(
+    "--postprocess",
+    default="auto",
+    show_default=True,
+    help="What makes probabilities of the outputs: softmax, sigmoid, none, or a TOML file (boxes).",
+)
 @click.option("--allow-failed", is_flag=True, help="Package an artifact whose gates did not pass.")
 @json_flag
 def package(artifact: Path, out: Path | None, as_json: bool, **fields: object) -> None:

@@ -180,9 +180,11 @@ def _check_dtypes(described: Descriptor) -> None:
 def _usage(described: Descriptor, template: templates.Template, here: maven.Coordinates) -> str:
     call = "val outputs = model.run(Tensor.of(values, *shape))"
     if described.preprocessing is not None:
-        call = "val outputs = model.predict(bitmap)"
-        if described.labels is not None:
-            call = "val best = model.classify(bitmap, 3)     // label and score"
+        call = {
+            "predict": "val outputs = model.predict(bitmap)",
+            "classify": "val best = model.classify(bitmap, 3)     // label and score",
+            "detect": "val boxes = model.detect(bitmap)",
+        }[described.image_method]
     optional = template.values["OPTIONAL"].split()
     return _USAGE.format(
         coordinates=f"{here.group}:{here.artifact}:{here.version}",

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 
 from edgekit.package.descriptor import Descriptor, GoldenCase, TensorFile
+from edgekit.package.postprocess import Postprocessing
 from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import TensorSpec
 
@@ -28,15 +29,16 @@ def source(described: Descriptor, folder: str) -> bytes:
         f"    static final String MODEL = {_text(described.files[0])};",
         f"    static final String LABELS = {_text(labels.file) if labels else 'null'};",
         f"    static final String LABELS_SHA256 = {_text(labels.sha256 if labels else '')};",
-        f"    static final String LABELLED_OUTPUT = {_text(labels.output if labels else '')};",
         f"    static final double[] TOLERANCES = {{{limits}}};",
         f"    static final TensorSpec[] INPUTS = {{{tensor_specs(described.inputs)}}};",
         f"    static final TensorSpec[] OUTPUTS = {{{tensor_specs(described.outputs)}}};",
         f"    static final ImageContract IMAGE = {'image()' if described.preprocessing else 'null'};",
+        f"    static final OutputContract RESULT = {'result()' if described.postprocessing else 'null'};",
         "    static final GoldenCase[] GOLDEN = {",
         *(f"        {_case(case)}," for case in described.golden.cases),
         "    };",
         *(image_function(described.preprocessing) if described.preprocessing else ()),
+        *(result_function(described.postprocessing) if described.postprocessing else ()),
         "",
         "    private Contract() {}",
         "}",
@@ -74,6 +76,32 @@ def image_function(p: Preprocessing) -> list[str]:
     ]
 
 
+def result_function(p: Postprocessing) -> list[str]:
+    """``result()``, which fills an OutputContract."""
+    values = {
+        "kind": _text(p.kind),
+        "output": _text(p.output),
+        "boxes": _text(p.boxes),
+        "boxFormat": _text(p.box_format),
+        "columns": _flag(p.columns),
+        "activation": _text(p.activation),
+        "background": str(p.background),
+        "height": repr(float(p.size[0])),
+        "width": repr(float(p.size[1])),
+        "minScore": repr(float(p.min_score)),
+        "maxOverlap": repr(float(p.max_overlap)),
+        "most": str(p.most),
+    }
+    return [
+        "",
+        "    private static OutputContract result() {",
+        "        OutputContract c = new OutputContract();",
+        *(f"        c.{name} = {value};" for name, value in values.items()),
+        "        return c;",
+        "    }",
+    ]
+
+
 def tensor_specs(specs: Iterable[TensorSpec]) -> str:
     """Constructor calls of TensorSpec, comma-separated."""
     return ", ".join(
@@ -90,7 +118,8 @@ def _case(case: GoldenCase) -> str:
         f"new GoldenCase({_text(case.name)}, {_text(case.label)}, {_text(image.file) if image else 'null'}, "
         f"{image.height if image else 0}, {image.width if image else 0}, "
         f"new GoldenCase.Stored[] {{{_stored(case.inputs)}}}, "
-        f"new GoldenCase.Stored[] {{{_stored(case.outputs)}}})"
+        f"new GoldenCase.Stored[] {{{_stored(case.outputs)}}}, "
+        f"{_stored([case.result]) if case.result else 'null'})"
     )
 
 

@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from edgekit import entropy
 from edgekit.core.files import DAMAGED_ZIP, read, temporary
-from edgekit.errors import ContainerError, SourceError, UntrustedSourceError
-from edgekit.package import descriptor, readme, signing, writing
+from edgekit.errors import ContainerError, SourceError, UntrustedSourceError, UsageError
+from edgekit.package import descriptor, postprocess, readme, signing, writing
 from edgekit.package.contents import Content, Contents
 from edgekit.package.descriptor import Descriptor
 from edgekit.package.formats import Format
@@ -224,7 +224,7 @@ def _check_sums(directory: Path, shown: Path) -> None:
 
 def _checked(described: Descriptor, directory: Path) -> Descriptor:
     """Every file that the descriptor names is one of the bundle's (and so inside, and checksummed)."""
-    tensors = [t for c in described.golden.cases for t in (*c.inputs, *c.outputs)]
+    tensors = [t for c in described.golden.cases for t in descriptor.tensors(c)]
     images = [c.image.file for c in described.golden.cases if c.image]
     labels = [described.labels.file] if described.labels else []
     for name in (*described.files, *(t.file for t in tensors), *images, *labels):
@@ -250,12 +250,19 @@ def _refuse_unknown_names(described: Descriptor) -> None:
     spoken = [({t.name for t in c.inputs}, inputs) for c in described.golden.cases]
     spoken += [({t.name for t in c.outputs}, outputs) for c in described.golden.cases]
     spoken += [({described.labels.output}, outputs)] if described.labels else []
+    if (after := described.postprocessing) is not None:
+        spoken += [({after.output} | ({after.boxes} if after.is_boxes else set()), outputs)]
     contract = described.preprocessing
     spoken += [({contract.input}, inputs)] if contract is not None and contract.input else []
     unknown = sorted({name for names, known in spoken for name in names - known})
     if unknown or not described.files:
         what = f"speaks of {', '.join(map(repr, unknown))}, which" if unknown else "names no file, and"
         raise SourceError(f"{descriptor.FILE_NAME} {what} the model does not have", hint=_REFUSE)
+    if after is not None:
+        try:
+            postprocess.check(after, described.outputs)
+        except UsageError as e:
+            raise SourceError(f"{descriptor.FILE_NAME}: {e}", hint=_REFUSE) from e
     if described.labels is None and any(c.label for c in described.golden.cases):
         raise SourceError(f"{descriptor.FILE_NAME} expects classes, and names none", hint=_REFUSE)
 

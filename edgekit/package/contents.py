@@ -14,7 +14,7 @@ from edgekit.artifact.summary import reason_not_run
 from edgekit.core import files as core_files
 from edgekit.core import plugins, versions
 from edgekit.errors import GateFailedError, SourceError, UnsupportedError, UsageError
-from edgekit.package import golden
+from edgekit.package import golden, postprocess
 from edgekit.package.descriptor import (
     TOLERANCES,
     Descriptor,
@@ -28,6 +28,7 @@ from edgekit.package.descriptor import (
     arithmetic,
     encode,
 )
+from edgekit.package.postprocess import Postprocessing
 from edgekit.preprocess.contract import Preprocessing, bound
 from edgekit.preprocess.declared import completed
 from edgekit.types import TensorSpec, Verdict, sha256_bytes
@@ -69,7 +70,7 @@ def collect(artifact: Artifact, spec: PackageSpec, *, one_file: bool = False) ->
         GateFailedError: a gate failed or was not run and ``allow_failed`` is not set, or the golden
             vectors do not reproduce.
         SourceError: files changed since the build, or there are no golden vectors.
-        UsageError: the labels are not those of any output.
+        UsageError: the labels are not those of any output, or the post-processing is not one of this model.
         ConfigError: the preprocessing contract does not give what the model takes.
         UnsupportedError: the model needs several files and the format takes one.
     """
@@ -79,8 +80,11 @@ def collect(artifact: Artifact, spec: PackageSpec, *, one_file: bool = False) ->
     names = _model_files(artifact, spec, one_file)
     contract = _contract(artifact)
     labels = _labels(artifact, spec)
-    output = _labelled_output(artifact, labels)
+    asked = spec.postprocess
+    stated = asked if isinstance(asked, Postprocessing) else postprocess.read(asked)
+    output = _labelled_output(artifact, labels, stated)
     cases = golden.make_cases(artifact, contract)
+    post = postprocess.resolve(stated, artifact.manifest.outputs, output, golden.references(artifact))
     files: dict[str, Content] = {f"model/{name}": artifact.directory / name for name in names}
     record = None
     if output is not None:
@@ -92,10 +96,18 @@ def collect(artifact: Artifact, spec: PackageSpec, *, one_file: bool = False) ->
     # Each kind of arithmetic differs by more on an accelerator than on the CPU that made the vectors.
     tolerance = TOLERANCES[arithmetic(artifact.manifest.target.precision)]
     clear = 2 * max(tolerance.values())
-    described = tuple(_stored(case, files, _label(case, output, labels, clear)) for case in cases)
+    named = None if post is not None and post.is_boxes else output
+    described = tuple(_stored(case, files, _label(case, named, labels, clear)) for case in cases)
+    if post is not None:
+        described = tuple(
+            replace(stored, result=_result(post, artifact, case, files))
+            for stored, case in zip(described, cases, strict=True)
+        )
     vectors = Golden(cases=described, tolerance=tolerance)
     descriptor = replace(
-        _describe(artifact, spec, contract, record, vectors), files=tuple(f"model/{name}" for name in names)
+        _describe(artifact, spec, contract, record, vectors),
+        files=tuple(f"model/{name}" for name in names),
+        postprocessing=post,
     )
     files["edgekit.json"] = encode(descriptor)
     return Contents(
@@ -165,14 +177,21 @@ def _labels(artifact: Artifact, spec: PackageSpec) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines)
 
 
-def _labelled_output(artifact: Artifact, labels: tuple[str, ...]) -> TensorSpec | None:
-    """The output that the labels name: the first whose last axis is as long as they are many."""
+def _labelled_output(
+    artifact: Artifact, labels: tuple[str, ...], stated: Postprocessing | None
+) -> TensorSpec | None:
+    """The output that the labels name: the one that the post-processing states, else the first whose last axis is as
+    long as they are many."""
     if not labels:
         return None
     if any("\n" in label or "\r" in label or not label for label in labels):
         raise UsageError("a label is empty or has a line break", hint="one non-empty name for every class")
+    if stated is not None and stated.is_boxes:
+        return _classes_of_boxes(artifact, labels, stated)
     # By size and not by name: exporters name outputs as they like.
     for spec in artifact.manifest.outputs:
+        if stated is not None and stated.output not in ("", spec.name):
+            continue
         if spec.shape and spec.shape[-1] == len(labels):
             return spec
     widths = ", ".join(f"{s.name} has {s.shape[-1] if s.shape else 1}" for s in artifact.manifest.outputs)
@@ -180,6 +199,28 @@ def _labelled_output(artifact: Artifact, labels: tuple[str, ...]) -> TensorSpec 
         f"there are {len(labels)} labels, but {widths}: they belong to another model",
         hint="give the labels of this model, one for every class, in the order of its output",
     )
+
+
+def _classes_of_boxes(artifact: Artifact, labels: tuple[str, ...], p: Postprocessing) -> TensorSpec | None:
+    found = next((o for o in artifact.manifest.outputs if o.name == p.output), None)
+    if found is None or len(found.shape) < 2:
+        return None
+    count = postprocess.classes(p, artifact.manifest.outputs)
+    if count not in (None, len(labels)):
+        raise UsageError(
+            f"there are {len(labels)} labels, but {found.name} has scores of {count} classes",
+            hint="give one for every class, the background's too, in the order of the scores",
+        )
+    return found
+
+
+def _result(
+    p: Postprocessing, artifact: Artifact, case: golden.Case, files: dict[str, Content]
+) -> TensorFile:
+    """What the contract makes of a case's outputs, stored beside them."""
+    array = postprocess.apply(p, artifact.manifest.outputs, case.outputs)
+    (stored,) = _tensor_files({"result": array}, f"golden/{case.name}/result", files)
+    return stored
 
 
 def _label(case: golden.Case, output: TensorSpec | None, labels: tuple[str, ...], clear: float) -> str:

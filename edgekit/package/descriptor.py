@@ -13,11 +13,13 @@ from edgekit.artifact.manifest import refuse_unknown_types
 from edgekit.core import files
 from edgekit.core.structure import structure
 from edgekit.errors import SourceError, UnknownNameError, UsageError
-from edgekit.package import coordinates
+from edgekit.package import coordinates, postprocess
+from edgekit.package.postprocess import Postprocessing
 from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import Gate, Option, Precision, TensorSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READ = (1, SCHEMA_VERSION)
 FILE_NAME = "edgekit.json"
 
 TOLERANCES: Mapping[str, Mapping[str, float]] = {
@@ -39,7 +41,8 @@ class PackageSpec:
     ``name`` is a dotted identifier valid on every platform (``com.example.digits``), ``version`` a
     semantic version, ``license`` an SPDX expression for the model, ``sign_key`` a PEM file with an
     Ed25519 private key, ``labels`` a file with one class name a line that replaces the artifact's.
-    ``compress`` is the bundle's archive, ``"zip"`` or ``"ekz"`` (see docs/ekz.md).
+    ``compress`` is the bundle's archive, ``"zip"`` or ``"ekz"`` (see docs/ekz.md). ``postprocess`` is what is done with
+    the outputs: a kind of :data:`postprocess.KINDS`, ``"auto"``, a TOML file, or the contract itself.
     """
 
     format: str
@@ -51,6 +54,7 @@ class PackageSpec:
     sign_key: Path | None = None
     allow_failed: bool = False
     compress: str = "zip"
+    postprocess: str | Postprocessing = postprocess.AUTO
 
     def __post_init__(self) -> None:
         if self.compress not in ("zip", "ekz"):
@@ -114,7 +118,7 @@ class GoldenCase:
     """One input and what the runtime made of it when the package was written.
 
     ``image``, where there is one, is what the preprocessing contract turns into ``inputs`` bit for bit.
-    ``label`` is the expected class name.
+    ``label`` is the expected class name, ``result`` what the post-processing contract makes of ``outputs``.
     """
 
     name: str
@@ -122,6 +126,7 @@ class GoldenCase:
     outputs: tuple[TensorFile, ...]
     image: ImageFile | None = None
     label: str = ""
+    result: TensorFile | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +156,7 @@ class Descriptor:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     preprocessing: Preprocessing | None = None
+    postprocessing: Postprocessing | None = None
     stated: Mapping[str, Any] = field(default_factory=dict)
     labels: LabelsRecord | None = None
     golden: Golden
@@ -161,11 +167,23 @@ class Descriptor:
     edgekit: str
 
     @property
+    def image_method(self) -> str:
+        """What the wrappers call for an image, the most that they can make of it."""
+        if self.postprocessing is None:
+            return "predict"
+        return "detect" if self.postprocessing.is_boxes else "classify"
+
+    @property
     def image_input(self) -> TensorSpec | None:
         """The input that takes an image by the preprocessing contract."""
         if self.preprocessing is None:
             return None
         return next((i for i in self.inputs if i.name == self.preprocessing.input), None)
+
+
+def tensors(case: GoldenCase) -> tuple[TensorFile, ...]:
+    """Every tensor that is stored for a case."""
+    return (*case.inputs, *case.outputs, *((case.result,) if case.result is not None else ()))
 
 
 def arithmetic(precision: Precision) -> str:
@@ -190,14 +208,14 @@ def read(path: Path) -> Descriptor:
         ) from e
     # Before the rest: a newer document may have fields that mean something else.
     schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != SCHEMA_VERSION:
+    if schema not in _READ:
         raise SourceError(
-            f"{path} has schema {schema!r}, this edgekit reads {SCHEMA_VERSION}",
+            f"{path} has schema {schema!r}, this edgekit reads {' and '.join(map(str, _READ))}",
             hint="upgrade edgekit, or write the package again",
         )
     described = structure(Descriptor, document, where=str(path))
     cases = described.golden.cases
-    stored = [t for case in cases for t in (*case.inputs, *case.outputs)]
+    stored = [t for case in cases for t in tensors(case)]
     images = [c.image for c in cases if c.image is not None]
     impossible = [t.file for t in stored if any(size < 0 for size in t.shape)]
     impossible += [image.file for image in images if image.height < 1 or image.width < 1]

@@ -64,6 +64,11 @@ def make_cases(artifact: Artifact, contract: Preprocessing | None) -> tuple[Case
     return (*cases, *_image_cases(artifact, contract))
 
 
+def references(artifact: Artifact) -> tuple[dict[str, Array], ...]:
+    """What the source answered to the artifact's golden samples, by output."""
+    return tuple(outputs for _, outputs in _read(artifact))
+
+
 def run(artifact: Artifact, samples: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
     """The artifact's outputs on its real runtime, in a fresh process, for inputs in its own dtypes."""
     as_stored = replace(runnable(artifact), channels_moved=(), quantize=False)

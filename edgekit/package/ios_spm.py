@@ -7,6 +7,7 @@ but not compiled by edgekit's own tests, because there is no Swift tool chain on
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -60,9 +61,8 @@ def write(contents: Contents, out: Path) -> None:
     files: dict[str, Content] = dict(template.filled(values))
     files[f"Sources/{module}Core/contract.c"] = contract_source(described)
     files |= {f"Sources/{module}/assets/{name}": content for name, content in contents.files.items()}
-    what = "classify" if described.labels else "predict"
     call = (
-        f"let result = try model.{what}(cgImage)"
+        f"let result = try model.{described.image_method}(cgImage)"
         if described.preprocessing
         else "let out = try model.run(bytes)"
     )
@@ -83,7 +83,6 @@ def c_prefix(described: Descriptor) -> str:
 def contract_source(described: Descriptor) -> bytes:
     """``contract.c``: the descriptor as C constants."""
     p = c_prefix(described)
-    names = [o.name for o in described.outputs]
     labels = described.labels
     lines = [
         '#include "contract.h"',
@@ -91,7 +90,6 @@ def contract_source(described: Descriptor) -> bytes:
         "/* What edgekit.json says. */",
         f"const char *const {p}_model_file = {_text(described.files[0])};",
         f"const char *const {p}_labels_file = {_text(labels.file) if labels else 'NULL'};",
-        f"const int {p}_labels_output = {names.index(labels.output) if labels else -1};",
         f"const double {p}_tolerance = {described.golden.tolerance['cpu']!r};",
         f"const size_t {p}_inputs_size = {len(described.inputs)};",
         f"const size_t {p}_outputs_size = {len(described.outputs)};",
@@ -99,6 +97,7 @@ def contract_source(described: Descriptor) -> bytes:
         f"const ek_tensor {p}_inputs[] = {{{_specs(described.inputs)}}};",
         f"const ek_tensor {p}_outputs[] = {{{_specs(described.outputs)}}};",
         f"const ek_image {p}_image = {_image(described)};",
+        f"const ek_result {p}_after = {_result(described)};",
         *_golden(described, p),
     ]
     return "\n".join(lines).encode() + b"\n"
@@ -112,7 +111,10 @@ def _golden(described: Descriptor, prefix: str) -> list[str]:
             lines.append(f"static const char *const {kind}_{i}[] = {{{files}}};")
         image = case.image
         where = f"{_text(image.file)}, {image.height}, {image.width}" if image else "NULL, 0, 0"
-        rows.append(f"    {{{_text(case.name)}, {_text(case.label)}, {where}, inputs_{i}, outputs_{i}}},")
+        result = f"{_text(case.result.file)}, {math.prod(case.result.shape)}" if case.result else "NULL, 0"
+        rows.append(
+            f"    {{{_text(case.name)}, {_text(case.label)}, {where}, inputs_{i}, outputs_{i}, {result}}},"
+        )
     return [*lines, f"const ek_golden {prefix}_golden[] = {{", *rows, "};"]
 
 
@@ -131,6 +133,20 @@ def _image(described: Descriptor) -> str:
         f".gray = {int(p.color == 'gray')}, .bgr = {int(p.color == 'bgr')}, "
         f".channels_first = {int(p.layout == 'NCHW')}, .scale = {p.scale!r}, "
         f".mean = {{{_channels(p, p.mean)}}}, .std = {{{_channels(p, p.std)}}}}}"
+    )
+
+
+def _result(described: Descriptor) -> str:
+    p = described.postprocessing
+    if p is None:
+        return "{.kind = -1}"
+    names = [o.name for o in described.outputs]
+    return (
+        f"{{.kind = EK_{p.kind.upper()}, .output = {names.index(p.output)}, "
+        f".boxes = {names.index(p.boxes) if p.is_boxes else 0}, .format = EK_{p.box_format.upper()}, "
+        f".columns = {int(p.columns)}, .activation = EK_{p.activation.upper()}, .background = {p.background}, "
+        f".height = {float(p.size[0])!r}, .width = {float(p.size[1])!r}, .min_score = {float(p.min_score)!r}, "
+        f".max_overlap = {float(p.max_overlap)!r}, .most = {p.most}}}"
     )
 
 

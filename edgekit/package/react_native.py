@@ -13,7 +13,7 @@ from edgekit.package.formats import Format
 
 FORMAT = Format(help="an npm package over onnxruntime-react-native", template=True)
 
-_SHARED = ("index.js", "index.d.ts", "model.js", "preprocess.js")
+_SHARED = ("index.js", "index.d.ts", "model.js", "postprocess.js", "preprocess.js")
 _USAGE = """
 ```sh
 npm install {name} onnxruntime-react-native

@@ -9,6 +9,7 @@ from edgekit.errors import UsageError
 from edgekit.package import sbom
 from edgekit.package.contents import Content, Contents
 from edgekit.package.descriptor import Descriptor
+from edgekit.package.postprocess import Postprocessing
 from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import TensorSpec
 
@@ -68,6 +69,8 @@ def readme(contents: Contents, *, usage: str) -> bytes:
     elif d.stated:
         stated = (f"- {name}: `{json.dumps(value)}`" for name, value in d.stated.items())
         lines += ["", "## Preprocessing", "", "As stated by the model's author:", "", *stated]
+    if d.postprocessing:
+        lines += ["", "## Post-processing", "", *_after(d.postprocessing)]
     lines += ["", "## Gates", "", *_gates(d), "", "## Golden vectors", "", *_golden(d), ""]
     return "\n".join(lines).encode()
 
@@ -94,6 +97,27 @@ def _contract(p: Preprocessing) -> list[str]:
     steps.append(f"(value × {p.scale!r} − {list(p.mean)}) / {list(p.std)}, in double, rounded once")
     steps.append(f"layout {p.layout}, {p.dtype}")
     return ["From RGB, 8 bits a channel:", "", *(f"{i}. {step}" for i, step in enumerate(steps, 1))]
+
+
+def _after(p: Postprocessing) -> list[str]:
+    if p.is_boxes:
+        count = "the last axis" if p.columns else "the axis before the last"
+        shown = "" if p.activation == "none" else f" through {p.activation}"
+        nothing = "" if p.background < 0 else f", {p.background} is nothing"
+        return [
+            f"`detect()` reads boxes ({p.box_format}, divided by {p.size[0]:g} high and {p.size[1]:g} wide) of "
+            f"`{p.boxes}` and scores{shown} of `{p.output}`, by {count}.",
+            f"Of each candidate the best class counts{nothing}; less than {p.min_score:g} is dropped, and so is a box "
+            f"whose intersection over union with a better one of its class is more than {p.max_overlap:g}. "
+            f"At most {p.most}.",
+            "Corners are shares of the model's input: of the image as it was resized and cropped.",
+        ]
+    what = {
+        "none": f"The scores of `classify()` are the values of `{p.output}` as they are.",
+        "softmax": f"The scores of `classify()` are the softmax of `{p.output}`, in double.",
+        "sigmoid": f"The scores of `classify()` are the sigmoid of `{p.output}`, in double: each class by itself.",
+    }
+    return [what[p.kind]]
 
 
 def _filter(p: Preprocessing) -> str:

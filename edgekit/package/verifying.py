@@ -16,11 +16,11 @@ from edgekit.core import plugins
 from edgekit.devices.execute import LOCAL, Ports, run_artifact
 from edgekit.devices.runnable import Runnable
 from edgekit.errors import SourceError, UnknownNameError
-from edgekit.package import bundle
+from edgekit.package import bundle, postprocess
 from edgekit.package.bundle import Bundle
 from edgekit.package.descriptor import TOLERANCES, Descriptor, GoldenCase, TensorFile, arithmetic
 from edgekit.package.golden import relative_error
-from edgekit.types import Device, Gate, Verdict, sha256_file
+from edgekit.types import Device, Gate, TensorSpec, Verdict, sha256_file
 
 if TYPE_CHECKING:
     from edgekit.types import Array
@@ -167,6 +167,8 @@ class _Replay:
             message = f"an output is off by {error:.3g} of its largest value, {self.limit:g} is allowed"
         elif case.label and self._label(outputs) != case.label:
             message = f"the class is {self._label(outputs)!r}, expected {case.label!r}"
+        else:
+            message = self._postprocess(case, expected)
         return CaseReport(
             name=case.name,
             verdict=Verdict.FAIL if message else Verdict.PASS,
@@ -187,6 +189,17 @@ class _Replay:
             return False
         image = data.reshape(case.image.height, case.image.width, 3)
         return bool(np.array_equal(contract.apply(image, spec), fed[spec.name]))
+
+    def _postprocess(self, case: GoldenCase, stored: Mapping[str, Array]) -> str:
+        """What is wrong with the stored result of the stored outputs: the arithmetic alone, not the runtime's."""
+        contract, file = self.descriptor.postprocessing, case.result
+        if contract is None or file is None:
+            return "" if contract is None and file is None else "the contract's result is not stored"
+        want, got = _load(self.directory, file), postprocess.apply(contract, self.descriptor.outputs, stored)
+        same = want.shape == got.shape and np.allclose(
+            got, want, rtol=0, atol=postprocess.CLOSE, equal_nan=True
+        )
+        return "" if same else "the post-processing contract does not give the stored result"
 
     def _label(self, outputs: Mapping[str, Array]) -> str:
         record = self.descriptor.labels
@@ -217,13 +230,20 @@ def _labels(directory: Path, described: Descriptor) -> tuple[str, ...]:
     if (
         sha256_file(path) != record.sha256
         or len(labels) != record.count
-        or not output.shape
-        or output.shape[-1] != record.count
+        or _width(described, output) not in (None, record.count)
     ):
         raise SourceError(
             f"{record.file} is not the label file of this model", hint="ask the sender for a new bundle"
         )
     return labels
+
+
+def _width(described: Descriptor, output: TensorSpec) -> int | str | None:
+    """How many classes the labelled output has, ``None`` where that is dynamic."""
+    p = described.postprocessing
+    if p is not None and p.is_boxes and p.output == output.name:
+        return postprocess.classes(p, described.outputs)
+    return output.shape[-1] if output.shape else 1
 
 
 def _load_all(directory: Path, files: tuple[TensorFile, ...]) -> dict[str, Array]:

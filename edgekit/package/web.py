@@ -95,7 +95,8 @@ def _takes(backend: str, dtype: str) -> bool:
 
 def _call(described: Descriptor) -> str:
     if described.preprocessing is not None:
-        what = "classify(imageData, 3)" if described.labels else "predict(imageData)"
+        more = ", 3" if described.image_method == "classify" else ""
+        what = f"{described.image_method}(imageData{more})"
         return f"const result = await model.{what};   // imageData: RGB or RGBA bytes with width and height"
     inputs = ", ".join(f'"{i.name}": {i.name.replace(".", "_")}' for i in described.inputs)
     return f"const outputs = await model.run({{ {inputs} }});"

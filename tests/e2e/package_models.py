@@ -16,6 +16,7 @@ from torch import nn
 
 import edgekit
 from edgekit.artifact.manifest import Artifact
+from edgekit.package.postprocess import Postprocessing
 from edgekit.preprocess.readers import from_huggingface
 from edgekit.quantize.calibrate.codes import CODES
 
@@ -58,6 +59,26 @@ class Squeeze(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         x = self.head(self.fire(torch.relu(self.stem(pixel_values))))
         return torch.softmax(4 * x.mean((2, 3)), -1)
+
+
+class Logits(Squeeze):
+    """The same without the softmax, which the package has to add."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return 40 * self.head(self.fire(torch.relu(self.stem(pixel_values)))).mean((2, 3))
+
+
+class Detect(nn.Module):
+    """Centre, size and the logits of three classes for each cell, candidates last: ``[1, 7, cells]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        self.head = nn.Conv2d(16, 7, 3, stride=2, padding=1)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        x = self.head(torch.relu(self.stem(pixel_values))).flatten(2)
+        return torch.cat([x[:, :4].sigmoid() * 28, 3 * x[:, 4:]], 1)
 
 
 class Text(nn.Module):
@@ -126,6 +147,8 @@ class Kind:
     model: type[nn.Module]
     targets: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
+    labels: int = 0
+    boxes: bool = False
 
 
 KINDS = {
@@ -136,6 +159,8 @@ KINDS = {
     "squeeze_int8_io": Kind(
         model=Squeeze, targets=("tflite-int8",), settings={"io_dtype": "int8", "io_layout": "nhwc"}
     ),
+    "logits": Kind(model=Logits, targets=("ort-fp32", "tflite-fp32", "tflite-int8"), labels=12),
+    "detect": Kind(model=Detect, targets=("ort-fp32", "tflite-fp32"), labels=3, boxes=True),
     # Every axis is 3 long at some place where a moved layout could go unnoticed by its shape.
     "segment": Kind(model=Segment, targets=("tflite-int8",), settings={"io_layout": "nhwc"}),
     "text": Kind(model=Text, targets=("ort-fp32", "ort-int8-dynamic", "tflite-fp32")),
@@ -144,12 +169,30 @@ KINDS = {
 }
 
 
+IMAGES = (Squeeze, Logits, Detect)
+
+
+def package_options(name: str, artifact: Artifact, folder: Path) -> dict[str, Any]:
+    """What the package of a kind is told besides: labels, and how its outputs become boxes."""
+    kind, options = KINDS[name], {}
+    if kind.labels:
+        options["labels"] = folder / "labels.txt"
+        options["labels"].write_text("".join(f"thing {i}\n" for i in range(kind.labels)))
+    if kind.boxes:
+        output = artifact.manifest.outputs[0].name
+        options["postprocess"] = Postprocessing(
+            kind="boxes", output=output, boxes=output, box_format="cxcywh", columns=True, activation="sigmoid",
+            size=(28.0, 28.0), min_score=0.3, max_overlap=0.5,
+        )  # fmt: skip
+    return options
+
+
 def samples(model: type[nn.Module], processor: Path) -> Iterator[dict[str, np.ndarray]]:
     """Calibration inputs of the right kind."""
     generator = np.random.default_rng(1)
     contract = from_huggingface(processor)
     for image in support.images(24)[0]:
-        if model is Squeeze:
+        if model in IMAGES:
             large = image.repeat(3, axis=0).repeat(3, axis=1)
             yield {"pixel_values": contract.apply(large)}
         elif model is Segment:
@@ -173,7 +216,7 @@ def build(name: str, folder: Path, targets: tuple[str, ...] = ()) -> Artifact:
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     torch.manual_seed(7)
     fed = list(samples(kind.model, folder))
-    image = kind.model is Squeeze
+    image = kind.model in IMAGES
     result = edgekit.build(
         kind.model().eval(),
         {k: torch.from_numpy(v) for k, v in fed[0].items()},

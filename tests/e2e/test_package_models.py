@@ -24,6 +24,9 @@ REFUSED = {
     ("squeeze_int8_io", "tflite-int8", "web"): "LiteRT in JavaScript does not take int8",
     ("squeeze_int8_io", "tflite-int8", "tflite-metadata"): "MediaPipe Tasks feeds float32 or uint8",
     ("squeeze", "tflite-int8", "tflite-metadata"): "channels last",
+    ("logits", "tflite-fp32", "tflite-metadata"): "channels last",
+    ("logits", "tflite-int8", "tflite-metadata"): "channels last",
+    ("detect", "tflite-fp32", "tflite-metadata"): "channels last",
     ("text", "tflite-fp32", "web"): "LiteRT in JavaScript does not take int64",
 }
 """What a runtime cannot take: a typed error that says so, and nothing written."""
@@ -34,6 +37,8 @@ QUICK = {
     ("segment", "tflite-int8"),
     ("text", "ort-fp32"),
     ("two", "tflite-fp32"),
+    ("logits", "tflite-int8"),
+    ("detect", "ort-fp32"),
 }
 
 DRIVER = """
@@ -63,7 +68,10 @@ def written(
     for format_, writer in writers().items():
         if not carries(format_, writer.FORMAT, artifact.manifest.target.backend):
             continue
-        spec = PackageSpec(format=format_, name=f"com.example.{name}", version="1.0.0", license="MIT")
+        options = models.package_options(name, artifact, root)
+        spec = PackageSpec(
+            format=format_, name=f"com.example.{name}", version="1.0.0", license="MIT", **options
+        )
         out = root / "out" / format_
         if (reason := REFUSED.get((name, target, format_))) is not None:
             with pytest.raises(UnsupportedError, match=reason):

@@ -8,6 +8,7 @@ export interface Descriptor {
   readonly inputs: readonly TensorSpec[];
   readonly outputs: readonly TensorSpec[];
   readonly preprocessing: Preprocessing | null;
+  readonly postprocessing: Postprocessing | null;
   readonly labels: { readonly file: string; readonly count: number; readonly sha256: string; readonly output: string } | null;
   readonly golden: { readonly cases: readonly GoldenCase[]; readonly tolerance: Readonly<Record<Accelerator | "npu", number>> };
 }
@@ -39,6 +40,21 @@ export interface Preprocessing {
   readonly input: string;
 }
 
+/** How the outputs become probabilities, or boxes. */
+export interface Postprocessing {
+  readonly kind: "none" | "softmax" | "sigmoid" | "boxes";
+  readonly output: string;
+  readonly boxes: string;
+  readonly box_format: string;
+  readonly columns: boolean;
+  readonly activation: string;
+  readonly background: number;
+  readonly size: readonly [number, number];
+  readonly min_score: number;
+  readonly max_overlap: number;
+  readonly most: number;
+}
+
 export interface TensorFile {
   readonly name: string;
   readonly file: string;
@@ -52,6 +68,7 @@ export interface GoldenCase {
   readonly outputs: readonly TensorFile[];
   readonly image: { readonly file: string; readonly height: number; readonly width: number } | null;
   readonly label: string;
+  readonly result: TensorFile | null;
 }
 
 /** RGB or RGBA bytes, row by row (an `ImageData` is one); alpha is ignored. */
@@ -113,6 +130,14 @@ export interface Category {
   readonly score: number;
 }
 
+/** One object that was found. Corners are shares of the model's input: of the image as it was resized and cropped. */
+export interface Box extends Category {
+  readonly left: number;
+  readonly top: number;
+  readonly right: number;
+  readonly bottom: number;
+}
+
 export declare class Model {
   private constructor();
   readonly descriptor: Descriptor;
@@ -129,10 +154,16 @@ export declare class Model {
   run(inputs: Readonly<Record<string, TensorData | Tensor>>): Promise<Record<string, Tensor>>;
   /** Preprocess an image and run. */
   predict(image: RgbImage): Promise<Record<string, Tensor>>;
-  /** The best classes of an image, best first. Scores are the model's own values. */
+  /** The best classes of an image, best first. Scores are what `descriptor.postprocessing` makes of the outputs. */
   classify(image: RgbImage, count?: number): Promise<Category[]>;
-  /** Real values of the labelled output, in the order of `labels`. */
+  /** What a detector finds in an image, best first. */
+  detect(image: RgbImage): Promise<Box[]>;
+  /** The best classes of outputs that `run` gave. */
+  best(outputs: Record<string, Tensor>, count?: number): Category[];
+  /** Scores of every class, in the order of `labels`. */
   scores(outputs: Record<string, Tensor>): number[];
+  /** The boxes of outputs that `run` gave. */
+  boxes(outputs: Record<string, Tensor>): Box[];
   /** Run the golden vectors on this device and accelerator. */
   selfTest(): Promise<SelfTestReport>;
   /** Free the runtime's memory. */

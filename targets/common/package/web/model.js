@@ -1,5 +1,6 @@
 // The model with its contract, labels and self-test. What differs between runtimes is in runtime.js.
 
+import { close, postprocess } from "./postprocess.js";
 import { preprocess } from "./preprocess.js";
 import { reader } from "./read.js";
 import { createSession } from "./runtime.js";
@@ -12,7 +13,7 @@ import { createSession } from "./runtime.js";
 /** @typedef {import("./index.js").TensorData} TensorData */
 /** @typedef {import("./index.js").TensorSpec} TensorSpec */
 
-const SCHEMA = 1;
+const SCHEMA = 2;
 
 /** @type {Record<string, new (buffer: ArrayBuffer) => TensorData>} */
 const ARRAYS = {
@@ -118,25 +119,43 @@ export class Model {
    * @param {number} [count]
    */
   async classify(image, count = 3) {
-    const { labels } = this.descriptor;
-    if (!labels) throw new Error(`${this.descriptor.name} has no labels; use predict()`);
-    const scores = this.scores(await this.predict(image));
+    return this.best(await this.predict(image), count);
+  }
+
+  /** @param {RgbImage} image */
+  async detect(image) {
+    return this.boxes(await this.predict(image));
+  }
+
+  /**
+   * @param {Record<string, Tensor>} outputs
+   * @param {number} [count]
+   */
+  best(outputs, count = 3) {
+    const scores = this.scores(outputs);
+    const output = outputs[this.#contract(false).output];
+    if (output && scores.length !== output.shape[output.shape.length - 1]) {
+      throw new Error(`the scores of ${this.descriptor.name} are ${scores.length} values in [${output.shape}]: use scores()`);
+    }
     return scores
-      .map((score, index) => ({ index, label: /** @type {string} */ (this.labels[index]), score }))
+      .map((score, index) => ({ index, label: this.#label(index), score }))
       .sort((a, b) => b.score - a.score || a.index - b.index)
       .slice(0, count);
   }
 
   /** @param {Record<string, Tensor>} outputs */
   scores(outputs) {
-    const { labels } = this.descriptor;
-    if (!labels) throw new Error(`${this.descriptor.name} has no labels`);
-    const output = outputs[labels.output];
-    if (!output) throw new Error(`there is no output ${labels.output}`);
-    const spec = find(this.descriptor.outputs, labels.output);
-    return Array.from(/** @type {ArrayLike<number | bigint>} */ (output.data), (v) =>
-      spec.scale === null ? Number(v) : (Number(v) - (spec.zero_point ?? 0)) * spec.scale,
-    );
+    return this.#result(this.#contract(false), outputs);
+  }
+
+  /** @param {Record<string, Tensor>} outputs */
+  boxes(outputs) {
+    const rows = this.#result(this.#contract(true), outputs);
+    return Array.from({ length: rows.length / 6 }, (_, i) => {
+      const [index, score, left, top, right, bottom] =
+        /** @type {[number, number, number, number, number, number]} */ (rows.slice(6 * i, 6 * i + 6));
+      return { index, label: this.#label(index), score, left, top, right, bottom };
+    });
   }
 
   async selfTest() {
@@ -171,11 +190,61 @@ export class Model {
       message = `an output is off by ${error} of its largest value, ${limit} is allowed`;
     }
     if (!message && golden.label) {
-      const scores = this.scores(outputs);
-      const label = this.labels[scores.indexOf(Math.max(...scores))];
+      const label = this.best(outputs, 1)[0]?.label;
       if (label !== golden.label) message = `the class is ${label}, expected ${golden.label}`;
     }
+    if (!message) message = await this.#checkPostprocessing(golden);
     return { name: golden.name, passed: !message, error, limit, message };
+  }
+
+  /**
+   * The arithmetic alone, on the stored outputs: what the runtime makes of the inputs is judged by itself.
+   * @param {GoldenCase} golden
+   */
+  async #checkPostprocessing(golden) {
+    const { postprocessing } = this.descriptor;
+    if (!golden.result || !postprocessing) return "";
+    /** @type {Record<string, Tensor>} */
+    const stored = {};
+    for (const file of golden.outputs) stored[file.name] = await this.#tensor(file);
+    const want = await this.#tensor(golden.result);
+    return close(this.#result(postprocessing, stored), /** @type {Float32Array} */ (want.data))
+      ? ""
+      : "the outputs do not become what the post-processing contract says";
+  }
+
+  /**
+   * @param {import("./index.js").Postprocessing} contract
+   * @param {Record<string, Tensor>} outputs
+   */
+  #result(contract, outputs) {
+    /** @type {Record<string, import("./postprocess.js").Real>} */
+    const real = {};
+    for (const name of new Set([contract.output, ...(contract.kind === "boxes" ? [contract.boxes] : [])])) {
+      const output = outputs[name];
+      if (!output) throw new Error(`there is no output ${name}`);
+      const { scale, zero_point: zero } = find(this.descriptor.outputs, name);
+      const data = Float32Array.from(/** @type {ArrayLike<number | bigint>} */ (output.data), (v) =>
+        scale === null ? Number(v) : (Number(v) - (zero ?? 0)) * scale,
+      );
+      real[name] = { data, shape: output.shape };
+    }
+    return postprocess(contract, real);
+  }
+
+  /** @param {boolean} boxes */
+  #contract(boxes) {
+    const { name, postprocessing } = this.descriptor;
+    if (!postprocessing) throw new Error(`${name} has no labels and no post-processing; use run() or predict()`);
+    if ((postprocessing.kind === "boxes") !== boxes) {
+      throw new Error(boxes ? `${name} gives no boxes; use classify()` : `${name} gives boxes; use detect()`);
+    }
+    return postprocessing;
+  }
+
+  /** @param {number} index */
+  #label(index) {
+    return this.labels[index] ?? String(index);
   }
 
   /**

@@ -31,6 +31,8 @@ public final class @CLASS@ implements Closeable {
     private final byte[] labelBytes;
     private final List<String> labels;
     private final Preprocessor preprocessor;
+    private final Postprocessor postprocessor =
+            Contract.RESULT == null ? null : new Postprocessor(Contract.RESULT);
 
     private @CLASS@(Assets assets, Accelerator accelerator) throws IOException {
         this.assets = assets;
@@ -165,12 +167,26 @@ public final class @CLASS@ implements Closeable {
         return best(predict(rgb, width, height), count);
     }
 
-    /** The best classes of an output that {@link #run} gave. */
+    /** What a detector finds, best first. */
+    public List<Box> detect(Bitmap bitmap) {
+        return boxes(predict(bitmap));
+    }
+
+    public List<Box> detect(byte[] rgb, int width, int height) {
+        return boxes(predict(rgb, width, height));
+    }
+
+    /** The best classes of outputs that {@link #run} gave. */
     public List<Category> best(Map<String, Tensor> outputs, int count) {
-        float[] scores = scores(outputs);
+        double[] scores = scores(outputs);
+        int[] shape = outputs.get(Contract.RESULT.output).shape;
+        if (scores.length != shape[shape.length - 1]) {
+            throw new IllegalStateException(
+                    "the scores are " + Arrays.toString(shape) + ", more than one row: use scores()");
+        }
         List<Category> found = new ArrayList<>();
         for (int i = 0; i < scores.length; i++) {
-            found.add(new Category(i, labels.get(i), scores[i]));
+            found.add(new Category(i, label(i), (float) scores[i]));
         }
         Collections.sort(found, new Comparator<Category>() {
             @Override
@@ -179,6 +195,24 @@ public final class @CLASS@ implements Closeable {
             }
         });
         return found.subList(0, Math.min(Math.max(count, 0), found.size()));
+    }
+
+    /** Scores of every class as the post-processing contract says, in the order of the labels. */
+    public double[] scores(Map<String, Tensor> outputs) {
+        check(false);
+        TensorSpec spec = output(Contract.RESULT.output);
+        int width = outputs.get(spec.name).shape[spec.shape.length - 1];
+        return postprocessor.scores(outputs.get(spec.name).floats(spec), width);
+    }
+
+    /** The boxes of outputs that {@link #run} gave. */
+    public List<Box> boxes(Map<String, Tensor> outputs) {
+        check(true);
+        List<Box> found = new ArrayList<>();
+        for (double[] row : rows(outputs)) {
+            found.add(new Box((int) row[0], label((int) row[0]), row));
+        }
+        return found;
     }
 
     /** Run the golden vectors on this device and accelerator. */
@@ -232,7 +266,55 @@ public final class @CLASS@ implements Closeable {
                 message = "the class is " + label + ", expected " + golden.label;
             }
         }
+        if (message.isEmpty() && golden.result != null) {
+            message = checkPostprocessing(golden);
+        }
         return new SelfTestReport.Case(golden.name, error, limit, message);
+    }
+
+    /** The arithmetic alone, on the stored outputs: what the runtime makes of the inputs is judged by itself. */
+    private String checkPostprocessing(GoldenCase golden) throws IOException {
+        Map<String, Tensor> stored = new LinkedHashMap<>();
+        for (int i = 0; i < golden.outputs.length; i++) {
+            GoldenCase.Stored file = golden.outputs[i];
+            stored.put(Contract.OUTPUTS[i].name, assets.tensor(file.file, file.dtype, file.shape));
+        }
+        Tensor want = assets.tensor(golden.result.file, golden.result.dtype, golden.result.shape);
+        double[] got = Contract.RESULT.givesBoxes() ? Postprocessor.flat(rows(stored)) : scores(stored);
+        return Postprocessor.close(got, want.values())
+                ? "" : "the outputs do not become what the post-processing contract says";
+    }
+
+    private List<double[]> rows(Map<String, Tensor> outputs) {
+        Tensor boxes = outputs.get(Contract.RESULT.boxes);
+        Tensor scores = outputs.get(Contract.RESULT.output);
+        return postprocessor.boxes(
+                boxes.floats(output(Contract.RESULT.boxes)), boxes.shape,
+                scores.floats(output(Contract.RESULT.output)), scores.shape);
+    }
+
+    private void check(boolean boxes) {
+        if (postprocessor == null) {
+            throw new IllegalStateException(
+                    Contract.NAME + " has no labels and no post-processing; use run() or predict()");
+        }
+        if (Contract.RESULT.givesBoxes() != boxes) {
+            throw new IllegalStateException(
+                    Contract.NAME + (boxes ? " gives no boxes; use classify()" : " gives boxes; use detect()"));
+        }
+    }
+
+    private String label(int index) {
+        return index < labels.size() ? labels.get(index) : String.valueOf(index);
+    }
+
+    private static TensorSpec output(String name) {
+        for (TensorSpec spec : Contract.OUTPUTS) {
+            if (spec.name.equals(name)) {
+                return spec;
+            }
+        }
+        throw new IllegalStateException("there is no output " + name);
     }
 
     private static double relativeError(Tensor actual, Tensor expected) {
@@ -252,19 +334,6 @@ public final class @CLASS@ implements Closeable {
             peak = Math.max(peak, Math.abs(e[i]));
         }
         return worst == 0 ? 0 : worst / peak;
-    }
-
-    private float[] scores(Map<String, Tensor> outputs) {
-        for (TensorSpec spec : Contract.OUTPUTS) {
-            if (spec.name.equals(Contract.LABELLED_OUTPUT)) {
-                float[] scores = outputs.get(spec.name).floats(spec);
-                if (scores.length != labels.size()) {
-                    throw new IllegalStateException(scores.length + " scores, " + labels.size() + " labels");
-                }
-                return scores;
-            }
-        }
-        throw new IllegalStateException(Contract.NAME + " has no labels; use run() or predict()");
     }
 
     private String checkLabels() {

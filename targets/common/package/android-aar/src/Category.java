@@ -1,6 +1,6 @@
 package @ID@;
 
-/** One class of a classification. The score is the model's own value. */
+/** One class of a classification. The score is what the post-processing contract makes of the model's output. */
 public final class Category {
     public final int index;
     public final String label;

@@ -9,9 +9,12 @@ final class GoldenCase {
     final int width;
     final Stored[] inputs;
     final Stored[] outputs;
+    /** What the post-processing contract makes of the outputs, or null. */
+    final Stored result;
 
     GoldenCase(
-            String name, String label, String image, int height, int width, Stored[] inputs, Stored[] outputs) {
+            String name, String label, String image, int height, int width, Stored[] inputs, Stored[] outputs,
+            Stored result) {
         this.name = name;
         this.label = label;
         this.image = image;
@@ -19,6 +22,7 @@ final class GoldenCase {
         this.width = width;
         this.inputs = inputs;
         this.outputs = outputs;
+        this.result = result;
     }
 
     /** One tensor in a file, in the order of the model's inputs or outputs. */

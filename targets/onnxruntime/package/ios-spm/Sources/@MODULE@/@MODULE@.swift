@@ -14,11 +14,22 @@ public final class @MODULE@ {
         public let description: String
     }
 
-    /// One class. The score is the model's own value.
+    /// One class. The score is what the post-processing contract makes of the model's output.
     public struct Category {
         public let index: Int
         public let label: String
         public let score: Float
+    }
+
+    /// One object that was found. Corners are shares of the model's input: of the image as it was resized and cropped.
+    public struct Box {
+        public let index: Int
+        public let label: String
+        public let score: Float
+        public let left: Float
+        public let top: Float
+        public let right: Float
+        public let bottom: Float
     }
 
     /// One golden vector.
@@ -116,6 +127,15 @@ public final class @MODULE@ {
         return try best(predict(image), count)
     }
 
+    /// What a detector finds, best first.
+    public func detect(rgb: [UInt8], width: Int, height: Int) throws -> [Box] {
+        return try boxes(predict(rgb: rgb, width: width, height: height))
+    }
+
+    public func detect(_ image: CGImage) throws -> [Box] {
+        return try boxes(predict(image))
+    }
+
     /// Run on the raw bytes of every input, in order. Throws on a wrong size.
     public func run(_ inputs: [[UInt8]]) throws -> [[Float]] {
         guard inputs.count == @C_PREFIX@_input_count() else {
@@ -162,15 +182,51 @@ public final class @MODULE@ {
         }
     }
 
-    private func best(_ outputs: [[Float]], _ count: Int) throws -> [Category] {
-        let index = Int(@C_PREFIX@_labelled_output())
-        guard index >= 0, outputs[index].count == labels.count else {
-            throw ModelError(description: "the model has no labels")
+    /// The best classes of outputs that `run` gave.
+    public func best(_ outputs: [[Float]], _ count: Int = 3) throws -> [Category] {
+        let scores = try result(outputs, kind: 1, otherwise: "gives no scores of classes")
+        guard @C_PREFIX@_result_rows() == 1 else {
+            throw ModelError(description: "the scores have more than one row: use scores()")
         }
-        let found = zip(labels, outputs[index]).enumerated().map { item in
-            Category(index: item.offset, label: item.element.0, score: item.element.1)
+        let found = scores.enumerated().map { item in
+            Category(index: item.offset, label: label(item.offset), score: Float(item.element))
         }
-        return Array(found.sorted { $0.score > $1.score }.prefix(max(count, 0)))
+        return Array(found.sorted { ($0.score, -$0.index) > ($1.score, -$1.index) }.prefix(max(count, 0)))
+    }
+
+    /// Scores of every class as the post-processing contract says, in the order of the labels.
+    public func scores(_ outputs: [[Float]]) throws -> [Double] {
+        return try result(outputs, kind: 1, otherwise: "gives no scores of classes")
+    }
+
+    /// The boxes of outputs that `run` gave.
+    public func boxes(_ outputs: [[Float]]) throws -> [Box] {
+        let rows = try result(outputs, kind: 2, otherwise: "gives no boxes")
+        return stride(from: 0, to: rows.count, by: 6).map { i in
+            Box(
+                index: Int(rows[i]), label: label(Int(rows[i])), score: Float(rows[i + 1]), left: Float(rows[i + 2]),
+                top: Float(rows[i + 3]), right: Float(rows[i + 4]), bottom: Float(rows[i + 5]))
+        }
+    }
+
+    private func result(_ outputs: [[Float]], kind: Int32, otherwise: String) throws -> [Double] {
+        guard @C_PREFIX@_result_kind() == kind, outputs.count == @C_PREFIX@_output_count() else {
+            throw ModelError(description: "the model " + otherwise)
+        }
+        let copies = outputs.map { values -> UnsafeMutablePointer<Float> in
+            let copy = UnsafeMutablePointer<Float>.allocate(capacity: max(values.count, 1))
+            copy.initialize(from: values, count: values.count)
+            return copy
+        }
+        defer { copies.forEach { $0.deallocate() } }
+        let pointers: [UnsafePointer<Float>?] = copies.map { UnsafePointer($0) }
+        var found = [Double](repeating: 0, count: @C_PREFIX@_result_size())
+        let total = @C_PREFIX@_result(pointers, &found, found.count)
+        return Array(found.prefix(total))
+    }
+
+    private func label(_ index: Int) -> String {
+        return index < labels.count ? labels[index] : String(index)
     }
 }
 

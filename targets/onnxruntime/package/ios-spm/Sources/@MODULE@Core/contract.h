@@ -8,6 +8,8 @@
 
 enum { EK_FLOAT32, EK_UINT8, EK_INT8, EK_INT32, EK_INT64, EK_BOOL };
 enum { EK_NEAREST, EK_BOX, EK_BILINEAR, EK_BICUBIC };
+enum { EK_NONE, EK_SOFTMAX, EK_SIGMOID, EK_BOXES };
+enum { EK_XYXY, EK_YXYX, EK_CXCYWH };
 
 typedef struct {
     const char *name;
@@ -31,21 +33,31 @@ typedef struct {
 } ek_image;
 
 typedef struct {
+    int kind; /* or -1: none is declared */
+    size_t output, boxes;
+    int format, columns, activation, background;
+    double height, width, min_score, max_overlap;
+    size_t most;
+} ek_result;
+
+typedef struct {
     const char *name;
     const char *label;
     const char *image; /* or NULL */
     int height, width;
     const char *const *inputs;
     const char *const *outputs;
+    const char *result; /* or NULL */
+    size_t result_size; /* of its float32 values */
 } ek_golden;
 
 extern const char *const @C_PREFIX@_model_file;
 extern const char *const @C_PREFIX@_labels_file; /* or NULL */
-extern const int @C_PREFIX@_labels_output;
 extern const double @C_PREFIX@_tolerance; /* of the CPU */
 extern const size_t @C_PREFIX@_inputs_size, @C_PREFIX@_outputs_size, @C_PREFIX@_golden_size;
 extern const ek_tensor @C_PREFIX@_inputs[], @C_PREFIX@_outputs[];
 extern const ek_image @C_PREFIX@_image;
+extern const ek_result @C_PREFIX@_after;
 extern const ek_golden @C_PREFIX@_golden[];
 
 /* Internal: see preprocess.c. */

@@ -40,8 +40,15 @@ int @C_PREFIX@_run(@C_PREFIX@_model *model, const void *const *inputs, void *con
 /* Real values of output `index` (dequantized); `values` takes as many as `capacity`. Returns their number. */
 size_t @C_PREFIX@_floats(size_t index, const void *output, float *values, size_t capacity);
 
-/* Which output the labels name, or -1. */
-int @C_PREFIX@_labelled_output(void);
+/* What the post-processing contract makes of all outputs' real values: 0 nothing, 1 a score for each value of the
+   scores' output, 2 boxes as rows of class, score, left, top, right and bottom, the best first. */
+int @C_PREFIX@_result_kind(void);
+/* How many rows the scores have: one where they are those of a classification. */
+int @C_PREFIX@_result_rows(void);
+/* The most values that a result has. */
+size_t @C_PREFIX@_result_size(void);
+/* Returns how many of them there are; 0 where `capacity` is less than that. */
+size_t @C_PREFIX@_result(const float *const *outputs, double *values, size_t capacity);
 
 size_t @C_PREFIX@_case_count(void);
 /* Run golden vector `index`. */

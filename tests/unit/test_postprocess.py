@@ -1,0 +1,159 @@
+"""The post-processing contract in Python: arithmetic against figures worked out by hand, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.errors import ConfigError, UnknownNameError, UsageError
+from edgekit.package import postprocess
+from edgekit.package.postprocess import Postprocessing, apply, check, read, resolve
+from edgekit.types import TensorSpec
+
+SCORES = TensorSpec(name="scores", dtype="float32", shape=(1, 3))
+BOXES = TensorSpec(name="boxes", dtype="float32", shape=(1, "n", 4))
+CLASSES = TensorSpec(name="classes", dtype="float32", shape=(1, "n", 2))
+
+
+def one(values: list[float]) -> dict[str, np.ndarray]:
+    return {"scores": np.array([values], np.float32)}
+
+
+def test_softmax_and_sigmoid_by_hand() -> None:
+    values = [0.0, math.log(2.0), math.log(5.0)]
+    soft = apply(Postprocessing(kind="softmax", output="scores"), (SCORES,), one(values))
+    np.testing.assert_allclose(soft, [[1 / 8, 2 / 8, 5 / 8]], rtol=1e-6)
+    sig = apply(Postprocessing(kind="sigmoid", output="scores"), (SCORES,), one([0.0, -1e4, 1e4]))
+    np.testing.assert_array_equal(sig, [[0.5, 0.0, 1.0]])
+    large = apply(Postprocessing(kind="softmax", output="scores"), (SCORES,), one([1e4, 1e4, -1e4]))
+    np.testing.assert_array_equal(large, [[0.5, 0.5, 0.0]])
+
+
+def test_integer_outputs_are_read_as_real_values() -> None:
+    spec = TensorSpec(name="scores", dtype="int8", shape=(1, 2), scale=math.log(3.0), zero_point=5)
+    found = apply(
+        Postprocessing(kind="softmax", output="scores"), (spec,), {"scores": np.array([[5, 6]], np.int8)}
+    )
+    np.testing.assert_allclose(found, [[0.25, 0.75]], rtol=1e-6)
+
+
+def test_every_row_of_a_sequence_is_a_distribution() -> None:
+    spec = TensorSpec(name="tags", dtype="float32", shape=(1, "t", 2))
+    values = np.zeros((1, 4, 2), np.float32)
+    found = apply(Postprocessing(kind="softmax", output="tags"), (spec,), {"tags": values})
+    np.testing.assert_array_equal(found, np.full((1, 4, 2), 0.5))
+
+
+def detector(**fields: object) -> Postprocessing:
+    return Postprocessing(**{"kind": "boxes", "output": "classes", "boxes": "boxes", **fields})
+
+
+def test_a_box_hides_worse_ones_of_its_class_and_no_others() -> None:
+    # The second covers the first by 0.8 of the union, the third is of the other class, the fourth is elsewhere.
+    corners = [[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 10], [20, 20, 30, 30], [0, 0, 1, 1]]
+    scores = [[0.6, 0.1], [0.9, 0.0], [0.2, 0.7], [0.5, 0.3], [0.1, 0.2]]
+    outputs = {"boxes": np.array([corners], np.float32), "classes": np.array([scores], np.float32)}
+    found = apply(detector(size=(40.0, 20.0)), (BOXES, CLASSES), outputs)
+    np.testing.assert_allclose(
+        found,
+        [[0, 0.9, 0, 0, 0.5, 0.2], [1, 0.7, 0, 0, 0.5, 0.25], [0, 0.5, 1, 0.5, 1.5, 0.75]],
+        rtol=1e-6,
+    )
+    # 0.8 of the union is allowed where the limit says so; and fewer are given where fewer are asked for.
+    assert len(apply(detector(max_overlap=0.81), (BOXES, CLASSES), outputs)) == 4
+    assert len(apply(detector(most=1), (BOXES, CLASSES), outputs)) == 1
+    assert len(apply(detector(min_score=0.95), (BOXES, CLASSES), outputs)) == 0
+
+
+def test_of_equal_scores_the_earlier_candidate_is_the_better_one() -> None:
+    outputs = {
+        "boxes": np.array([[[0, 0, 2, 2], [0, 0, 2, 1.8]]], np.float32),
+        "classes": np.full((1, 2, 2), 0.5, np.float32),
+    }
+    np.testing.assert_allclose(
+        apply(detector(), (BOXES, CLASSES), outputs), [[0, 0.5, 0, 0, 2, 2]], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "four"), [("xyxy", [1, 2, 5, 8]), ("yxyx", [2, 1, 8, 5]), ("cxcywh", [3, 5, 4, 6])]
+)
+def test_forms_of_boxes(form: str, four: list[float]) -> None:
+    outputs = {"boxes": np.array([[four]], np.float32), "classes": np.array([[[0, 1]]], np.float32)}
+    found = apply(detector(box_format=form), (BOXES, CLASSES), outputs)
+    np.testing.assert_array_equal(found, [[1, 1, 1, 2, 5, 8]])
+
+
+def test_one_output_with_columns_a_background_and_logits() -> None:
+    spec = TensorSpec(name="all", dtype="float32", shape=(1, 7, 2))
+    columns = np.array([[[1, 0, 9], [1, 0, 9], [2, 0, 0], [2, 0, 0], [9, 0, 0], [0, 0, 0], [0, -9, 0]]])
+    p = Postprocessing(
+        kind="boxes", output="all", boxes="all", box_format="cxcywh", columns=True, activation="sigmoid"
+    )
+    check(p, (spec,))
+    assert postprocess.classes(p, (spec,)) == 3
+    found = apply(
+        Postprocessing(**{**{f: getattr(p, f) for f in p.__dataclass_fields__}, "background": 0}),
+        (spec,),
+        {"all": columns[:, :, :2].astype(np.float32)},
+    )
+    # Class 0 is nothing; of the second candidate's 0.5 and nearly 0 the first is left, and its box has no area.
+    np.testing.assert_array_equal(found, [[1, 0.5, 0, 0, 2, 2], [1, 0.5, 0, 0, 0, 0]])
+
+
+def test_a_source_that_ends_in_a_softmax_gets_no_second_one() -> None:
+    source = [one([0.2, 0.3, 0.5]), one([1.0, 0.0, 0.0])]
+    guessed = resolve(None, (SCORES,), SCORES, source)
+    assert guessed is not None
+    assert guessed.kind == "none"
+    with pytest.raises(UsageError, match="softmax already"):
+        resolve(Postprocessing(kind="softmax"), (SCORES,), SCORES, source)
+    logits = resolve(None, (SCORES,), SCORES, [one([0.2, 0.3, 0.5]), one([3.0, -1.0, 0.5])])
+    assert logits is not None
+    assert logits.kind == "softmax"
+    assert resolve(None, (SCORES,), None, source) is None
+
+
+def test_what_may_be_either_is_asked_for() -> None:
+    with pytest.raises(UsageError, match="do not add up") as raised:
+        resolve(None, (SCORES,), SCORES, [one([0.9, 0.8, 0.1])])
+    assert "--postprocess none" in raised.value.hint
+    stated = resolve(Postprocessing(kind="none"), (SCORES,), SCORES, [one([0.9, 0.8, 0.1])])
+    assert stated == Postprocessing(kind="none", output="scores")
+
+
+def test_the_output_has_to_be_one_of_the_model() -> None:
+    with pytest.raises(UnknownNameError, match="'score'"):
+        resolve(Postprocessing(kind="sigmoid", output="score"), (SCORES,), None, [])
+    with pytest.raises(UnknownNameError, match="output"):
+        resolve(Postprocessing(kind="softmax"), (BOXES, CLASSES), None, [])
+    for wrong in (detector(boxes="classes"), detector(background=2), detector(columns=True)):
+        with pytest.raises(UsageError, match="boxes are"):
+            check(wrong, (BOXES, CLASSES))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"min_score": 2.0}, {"max_overlap": -0.1}, {"most": 0}, {"most": 10**6}, {"size": (0.0, 1.0)}],
+)
+def test_impossible_numbers_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="postprocessing"):
+        detector(**fields)
+
+
+def test_what_the_command_line_takes(tmp_path: Path) -> None:
+    assert read("auto") is None
+    assert read("sigmoid") == Postprocessing(kind="sigmoid")
+    file = tmp_path / "boxes.toml"
+    file.write_text('kind = "boxes"\nboxes = "b"\noutput = "s"\nsize = [320, 640]\n')
+    assert read(str(file)) == Postprocessing(kind="boxes", boxes="b", output="s", size=(320.0, 640.0))
+    with pytest.raises(UnknownNameError, match="post-processing"):
+        read("softmaks")
+    file.write_text('kind = "boxes"\nbox = "b"\n')
+    with pytest.raises(UnknownNameError, match="'box'"):
+        read(str(file))
+    with pytest.raises(UsageError, match="cannot read"):
+        read(str(tmp_path / "none.toml"))

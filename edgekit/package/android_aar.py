@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from edgekit.core.files import temporary
 from edgekit.errors import BackendError, ToolMissingError, UnsupportedError
-from edgekit.package import android_contract, maven, readme, templates, writing
+from edgekit.package import android_contract, maven, readme, sbom, templates, writing
 from edgekit.package.contents import Content, Contents
 from edgekit.package.coordinates import camel_case
 from edgekit.package.descriptor import Descriptor
@@ -76,7 +76,13 @@ def write(contents: Contents, out: Path) -> None:
     )
     result: dict[str, Content] = {f"maven/{name}": content for name, content in placed.items()}
     result |= {name: data for name, data in files.items() if name.startswith("sample/")}
-    writing.write_tree(result | readme.documents(contents, _usage(described, template, here)), out)
+    shipped = sbom.Shipped(
+        purl=f"pkg:maven/{here.group}/{here.artifact}?type=aar",
+        runtime=f"pkg:maven/{needs.group}/{needs.artifact}",
+        runtime_version=needs.version,
+    )
+    usage = _usage(described, template, here)
+    writing.write_tree(result | readme.documents(contents, usage, shipped), out)
 
 
 def coordinates(described: Descriptor) -> maven.Coordinates:

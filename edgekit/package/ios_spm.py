@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgekit.errors import UnsupportedError
-from edgekit.package import readme, templates, writing
+from edgekit.package import readme, sbom, templates, writing
 from edgekit.package.contents import Content, Contents
 from edgekit.package.coordinates import camel_case
 from edgekit.package.descriptor import Descriptor
@@ -67,7 +67,12 @@ def write(contents: Contents, out: Path) -> None:
         else "let out = try model.run(bytes)"
     )
     usage = _USAGE.format(module=module, call=call)
-    writing.write_tree(files | readme.documents(contents, usage), out)
+    # No package URL of its own: Swift's have the host that a package is published on.
+    shipped = sbom.Shipped(
+        runtime="pkg:swift/" + template.values["RUNTIME_URL"].removeprefix("https://"),
+        runtime_version=template.values["RUNTIME_VERSION"],
+    )
+    writing.write_tree(files | readme.documents(contents, usage, shipped), out)
 
 
 def module_name(described: Descriptor) -> str:

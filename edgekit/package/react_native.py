@@ -42,4 +42,4 @@ def write(contents: Contents, out: Path) -> None:
     files |= {f"assets/{name}": content for name, content in contents.files.items()}
     files["package.json"] = web.manifest(contents, template)
     usage = _USAGE.format(name=described.name)
-    writing.write_tree(files | readme.documents(contents, usage), out)
+    writing.write_tree(files | readme.documents(contents, usage, web.shipped(contents, template)), out)

@@ -16,12 +16,12 @@ from edgekit.types import TensorSpec
 _MOST_LICENSE = 16 << 20
 
 
-def documents(contents: Contents, usage: str) -> dict[str, Content]:
+def documents(contents: Contents, usage: str, shipped: sbom.Shipped | None = None) -> dict[str, Content]:
     """What every package has besides: README.md with the format's ``usage``, LICENSE, bill of materials."""
     return {
         "README.md": readme(contents, usage=usage),
         "LICENSE": license_text(contents),
-        "sbom.cdx.json": sbom.cyclonedx(contents),
+        "sbom.cdx.json": sbom.cyclonedx(contents, shipped),
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgekit.core import plugins
 from edgekit.errors import UnsupportedError
-from edgekit.package import readme, templates, writing
+from edgekit.package import readme, sbom, templates, writing
 from edgekit.package.contents import Content, Contents
 from edgekit.package.descriptor import Descriptor
 from edgekit.package.formats import Format
@@ -51,7 +51,16 @@ def write(contents: Contents, out: Path) -> None:
         wasm=f"node_modules/{template.values['WASM_URL'].removeprefix('../')}",
         call=_call(described),
     )
-    writing.write_tree(files | readme.documents(contents, usage), out)
+    writing.write_tree(files | readme.documents(contents, usage, shipped(contents, template)), out)
+
+
+def shipped(contents: Contents, template: templates.Template) -> sbom.Shipped:
+    """The npm package and the npm package that it runs on."""
+    return sbom.Shipped(
+        purl=f"pkg:npm/{contents.spec.name}",
+        runtime="pkg:npm/" + template.values["RUNTIME_PACKAGE"].replace("@", "%40"),
+        runtime_version=template.values["RUNTIME_VERSION"],
+    )
 
 
 def manifest(contents: Contents, template: templates.Template) -> bytes:

@@ -36,6 +36,12 @@ from edgekit.core.config import Options
     show_default=True,
     help="What makes probabilities of the outputs: softmax, sigmoid, none, or a TOML file (boxes).",
 )
+@click.option(
+    "--native",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="An .aar, .apk or folder whose libraries are looked at (default: Maven's and Gradle's caches).",
+)
 @click.option("--allow-failed", is_flag=True, help="Package an artifact whose gates did not pass.")
 @json_flag
 def package(artifact: Path, out: Path | None, as_json: bool, **fields: object) -> None:
@@ -49,3 +55,8 @@ def package(artifact: Path, out: Path | None, as_json: bool, **fields: object) -
     say(harmless(str(result.directory)))
     for file in result.files:
         say(harmless(f"  {file}"), err=True)
+    for finding in result.native.findings:
+        say(
+            harmless(f"{'refused by Google Play' if finding.refuses else 'note'}: {finding.message}"),
+            err=True,
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import click
 
@@ -23,7 +23,7 @@ from edgekit.core.declared import parse_settings
 from edgekit.devices import catalogue
 from edgekit.devices.catalogue import LOCAL
 from edgekit.errors import EdgekitError, GateFailedError, TimeLimitError, UsageError
-from edgekit.package import BundleReport, holds_bundle, is_bundle, verify_bundle
+from edgekit.package import BundleReport, holds_bundle, is_bundle, native, verify_bundle
 from edgekit.types import Gate, Verdict
 
 _MANY = 1000
@@ -102,11 +102,12 @@ def verify(
     trust: bool,
     as_json: bool,
 ) -> None:
-    """Run each of ARTIFACTS (or bundles) again on its real runtime, here or on a device, and check its gates.
+    """Run each of ARTIFACTS (or packages) again on its real runtime, here or on a device, and check its gates.
 
     Uses the golden vectors inside: real inputs with the source's outputs. Nothing else is needed, neither
     the source nor its data. An artifact that could not be run where it was built takes its verdict from
     here. With --eval the samples are run as well; with --source the outputs are compared as a build does.
+    Of an Android archive (.aar, .apk, .aab) the native libraries are looked at: whether Google Play takes them.
     """
     # With --eval code of the user's own runs, too: it takes what it takes.
     names = tuple(map(str, artifacts))
@@ -171,12 +172,38 @@ def _outcomes(
 def _outcome(path: Path, device: edgekit.Device, asked: Asked, public_key: Path | None) -> Outcome:
     """What one of the arguments gave; every error says of which it is."""
     try:
+        if native.is_android(path):
+            return _android(path)
         if is_bundle(path):
             return _bundle(path, device, public_key)
         _refuse_around(path)
         return _artifact(path, device, asked, public_key)
     except EdgekitError as error:
         raise error.about(str(path))  # noqa: B904 - the same error
+
+
+def _android(path: Path) -> Outcome:
+    """The native libraries of an archive: whether Google Play takes them."""
+    found = native.look(path)
+    refused = tuple(f for f in found.findings if f.refuses)
+    rows: list[Row] = [
+        (path.name, PurePath(lib.file).name, f"{lib.alignment:,}", f"{native.PAGE:,}", _judged(lib))
+        for lib in found.libraries
+    ]
+    return Outcome(
+        path=path,
+        rows=rows or [(path.name, "(native libraries)", "none", "", str(Verdict.PASS))],
+        document={"artifact": str(path), "status": "failed" if refused else "passed", "native": found},
+        failed=tuple(f"{f.kind} of {f.file}" for f in refused),
+        hint="take a newer version of what brings it, or build it with -Wl,-z,max-page-size=16384",
+        notes=tuple(f.message for f in found.findings),
+    )
+
+
+def _judged(library: native.Library) -> str:
+    if library.bits == 32:
+        return f"{Verdict.PASS} (32 bits)"
+    return str(Verdict.PASS if library.aligned else Verdict.FAIL)
 
 
 def _refuse_around(path: Path) -> None:

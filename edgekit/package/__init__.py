@@ -10,7 +10,7 @@ judgement on a bundle that came from elsewhere. Nothing is written that was not 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekit.artifact import language
@@ -18,10 +18,12 @@ from edgekit.artifact.manifest import Artifact
 from edgekit.core import files, plugins
 from edgekit.core.files import publish, scratch
 from edgekit.errors import UnknownNameError, UnsupportedError, UsageError
+from edgekit.package import native
 from edgekit.package.bundle import holds_bundle, is_bundle
 from edgekit.package.contents import collect
 from edgekit.package.descriptor import PackageSpec
 from edgekit.package.formats import Format, carries, writers
+from edgekit.package.native import Native
 from edgekit.package.verifying import BundleReport, verify_bundle
 
 __all__ = [
@@ -38,11 +40,13 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A package that was written: its folder and its files, relative and sorted."""
+    """A package that was written: its folder, its files, relative and sorted, and what was found in the native
+    libraries that it brings into an app (see :mod:`edgekit.package.native`)."""
 
     format: str
     directory: Path
     files: tuple[str, ...]
+    native: Native = field(default_factory=Native)
 
 
 def package(artifact: Artifact, spec: PackageSpec, out: Path) -> Package:
@@ -74,10 +78,18 @@ def package(artifact: Artifact, spec: PackageSpec, out: Path) -> Package:
             f"{out} lies in the artifact, which the next build replaces",
             hint="name a folder elsewhere (--out)",
         )
+    if spec.native and writer.FORMAT.native is None:
+        raise UsageError(
+            f"{spec.format} brings no native libraries of Android into an app",
+            hint="--native is for android-aar; edgekit verify APP.apk looks at an app",
+        )
     contents = collect(artifact, spec, one_file=writer.FORMAT.one_file)
+    needs = writer.FORMAT.native(contents.descriptor) if writer.FORMAT.native else ()
+    # Before the package is written: what cannot be read is an error.
+    found = native.of_package(needs, spec.native)
     out = out.absolute()
     with scratch(out.parent) as work:
         writer.write(contents, work)
         publish(work, out)
     names = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
-    return Package(format=spec.format, directory=out, files=tuple(names))
+    return Package(format=spec.format, directory=out, files=tuple(names), native=found)

@@ -20,8 +20,6 @@ from edgekit.package.coordinates import camel_case
 from edgekit.package.descriptor import Descriptor
 from edgekit.package.formats import Format
 
-FORMAT = Format(help="an Android library in a Maven folder, and a sample app", template=True)
-
 _DTYPES = frozenset({"float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"})
 # Built-in rules of the Android Gradle plugin leave these uncompressed, so that they can be mapped.
 _STORED = (".tflite", ".onnx", ".ort")
@@ -42,17 +40,26 @@ From Java it reads the same. `model.selfTest()` runs the golden vectors on the p
 shows its report."""
 
 
+def native(described: Descriptor) -> tuple[maven.Coordinates, ...]:
+    """What brings the runtime's native libraries into the app, the optional ones too."""
+    template = templates.load(described.backend, "android-aar").for_runtime(described.runtime.minimum)
+    more = (need.split(":") for need in template.values["OPTIONAL"].split())
+    return (
+        _runtime(template),
+        *(maven.Coordinates(group=g, artifact=a, version=v) for g, a, v in more),
+    )
+
+
+FORMAT = Format(help="an Android library in a Maven folder, and a sample app", template=True, native=native)
+
+
 def write(contents: Contents, out: Path) -> None:
     """``maven/``, ``sample/``, README, LICENSE and bill of materials in ``out``."""
     described = contents.descriptor
     _check_dtypes(described)
     template = templates.load(described.backend, "android-aar").for_runtime(described.runtime.minimum)
     here = coordinates(described)
-    needs = maven.Coordinates(
-        group=template.values["RUNTIME_GROUP"],
-        artifact=template.values["RUNTIME_ARTIFACT"],
-        version=template.values["RUNTIME_VERSION"],
-    )
+    needs = _runtime(template)
     files = template.filled(_values(described, here))
     sources = _sources(files, described)
     license_ = readme.license_text(contents)
@@ -83,6 +90,14 @@ def write(contents: Contents, out: Path) -> None:
     )
     usage = _usage(described, template, here)
     writing.write_tree(result | readme.documents(contents, usage, shipped), out)
+
+
+def _runtime(template: templates.Template) -> maven.Coordinates:
+    return maven.Coordinates(
+        group=template.values["RUNTIME_GROUP"],
+        artifact=template.values["RUNTIME_ARTIFACT"],
+        version=template.values["RUNTIME_VERSION"],
+    )
 
 
 def coordinates(described: Descriptor) -> maven.Coordinates:

@@ -42,7 +42,8 @@ class PackageSpec:
     semantic version, ``license`` an SPDX expression for the model, ``sign_key`` a PEM file with an
     Ed25519 private key, ``labels`` a file with one class name a line that replaces the artifact's.
     ``compress`` is the bundle's archive, ``"zip"`` or ``"ekz"`` (see docs/ekz.md). ``postprocess`` is what is done with
-    the outputs: a kind of :data:`postprocess.KINDS`, ``"auto"``, a TOML file, or the contract itself.
+    the outputs: a kind of :data:`postprocess.KINDS`, ``"auto"``, a TOML file, or the contract itself. ``native`` are
+    Android archives or folders whose libraries are looked at in place of those of Maven's and Gradle's caches.
     """
 
     format: str
@@ -55,6 +56,7 @@ class PackageSpec:
     allow_failed: bool = False
     compress: str = "zip"
     postprocess: str | Postprocessing = postprocess.AUTO
+    native: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.compress not in ("zip", "ekz"):

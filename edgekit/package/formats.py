@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
@@ -11,6 +11,8 @@ from edgekit.core import plugins
 from edgekit.errors import PluginError
 from edgekit.package import templates
 from edgekit.package.contents import Contents
+from edgekit.package.descriptor import Descriptor
+from edgekit.package.maven import Coordinates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +24,14 @@ class Format:
         backends: whose artifacts it can carry; empty for any.
         template: it is filled from a backend's ``package/<format>/``, so that it carries what has one.
         one_file: what loads the model there takes its main file only.
+        native: the Maven coordinates that bring native libraries into the app.
     """
 
     help: str
     backends: tuple[str, ...] = ()
     template: bool = False
     one_file: bool = True
+    native: Callable[[Descriptor], tuple[Coordinates, ...]] | None = None
 
 
 @runtime_checkable

@@ -23,7 +23,7 @@ from edgekit.core.declared import parse_settings
 from edgekit.devices import catalogue
 from edgekit.devices.catalogue import LOCAL
 from edgekit.errors import EdgekitError, GateFailedError, TimeLimitError, UsageError
-from edgekit.package import BundleReport, holds_bundle, is_bundle, native, verify_bundle
+from edgekit.package import BundleReport, holds_bundle, is_bundle, native, printed, verify_bundle
 from edgekit.types import Gate, Verdict
 
 _MANY = 1000
@@ -109,6 +109,7 @@ def verify(
     here. With --eval the samples are run as well; with --source the outputs are compared as a build does.
     Of an Android archive (.aar, .apk, .aab) the native libraries are looked at: whether Google Play takes them.
     """
+    artifacts = tuple(inside for path in artifacts for inside in printed(path))
     # With --eval code of the user's own runs, too: it takes what it takes.
     names = tuple(map(str, artifacts))
     contain(", ".join(names), options, *(() if evaluation else artifacts), parts=names)

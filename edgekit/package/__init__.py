@@ -19,7 +19,7 @@ from edgekit.core import files, plugins
 from edgekit.core.files import publish, scratch
 from edgekit.errors import UnknownNameError, UnsupportedError, UsageError
 from edgekit.package import native
-from edgekit.package.bundle import holds_bundle, is_bundle
+from edgekit.package.bundle import holds_bundle, is_bundle, printed, seal
 from edgekit.package.contents import collect
 from edgekit.package.descriptor import PackageSpec
 from edgekit.package.formats import Format, carries, writers
@@ -34,6 +34,7 @@ __all__ = [
     "holds_bundle",
     "is_bundle",
     "package",
+    "printed",
     "verify_bundle",
 ]
 
@@ -90,6 +91,8 @@ def package(artifact: Artifact, spec: PackageSpec, out: Path) -> Package:
     out = out.absolute()
     with scratch(out.parent) as work:
         writer.write(contents, work)
+        if not writer.FORMAT.bundle:
+            seal(work, spec.sign_key)
         publish(work, out)
     names = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
     return Package(format=spec.format, directory=out, files=tuple(names), native=found)

@@ -11,6 +11,7 @@ import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from edgekit import entropy
@@ -23,7 +24,9 @@ from edgekit.package.formats import Format
 from edgekit.types import sha256_file
 
 FORMAT = Format(
-    help="model, contract, labels, golden vectors, SBOM and checksums in a folder and a zip", one_file=False
+    help="model, contract, labels, golden vectors, SBOM and checksums in a folder and a zip",
+    one_file=False,
+    bundle=True,
 )
 
 MAX_BYTES = 16 << 30
@@ -81,10 +84,33 @@ def write(contents: Contents, out: Path) -> None:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether ``path`` looks like a bundle: a zip archive, a ``.ekz``, or a folder with ``edgekit.json``."""
+    """Whether ``path`` looks like a bundle: a zip archive, a ``.ekz``, or a folder with ``edgekit.json``; or like an
+    app package, which has checksums and a bundle's files somewhere inside."""
     if path.is_file():
         return zipfile.is_zipfile(path) or _is_ekz(path)
-    return (path / descriptor.FILE_NAME).is_file()
+    if (path / descriptor.FILE_NAME).is_file():
+        return True
+    return (path / writing.SUMS).is_file() and bool(_inside(path))
+
+
+def seal(folder: Path, key: Path | None) -> None:
+    """Write checksums of an app package's files, and with ``key`` their signature, as a bundle has them."""
+    sums = writing.sums({p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()})
+    (folder / writing.SUMS).write_bytes(sums)
+    if key is not None:
+        (folder / signing.SIGNATURE).write_bytes(signing.sign(sums, key))
+
+
+def printed(path: Path) -> tuple[Path, ...]:
+    """The bundles in the folder that the bundle format writes, a folder and an archive of it; else ``path`` itself."""
+    if not path.is_dir() or is_bundle(path):
+        return (path,)
+    inside = sorted(islice(path.iterdir(), MAX_FILES))
+    folders = [p for p in inside if p.is_dir() and (p / descriptor.FILE_NAME).is_file()]
+    if len(folders) != 1:
+        return (path,)
+    known = {folders[0], *(path / f"{folders[0].name}{suffix}" for suffix in (".zip", ".ekz"))}
+    return tuple(inside) if set(inside) <= known else (path,)
 
 
 def holds_bundle(path: Path) -> bool:
@@ -103,6 +129,8 @@ def holds_bundle(path: Path) -> bool:
 def opened(path: Path, *, public_key: Path | None = None) -> Iterator[Bundle]:
     """Open and check a bundle: a folder, a zip archive or a ``.ekz``; an archive is unpacked to a temporary folder.
 
+    Of an app package all files are checked, and what is opened is the bundle inside.
+
     Raises:
         SourceError: it is no bundle, or a file is missing, added or changed.
         UntrustedSourceError: an archive leaves its folder, or the signature is missing or wrong while
@@ -119,12 +147,45 @@ def opened(path: Path, *, public_key: Path | None = None) -> Iterator[Bundle]:
         if public_key is not None:
             _check_signature(directory, has_signature, public_key)
         _check_sums(directory, path)
+        if not (directory / descriptor.FILE_NAME).is_file():
+            directory = _found(directory, stack)
         yield Bundle(
             directory=directory,
             descriptor=_checked(descriptor.read(directory / descriptor.FILE_NAME), directory),
             signed=public_key is not None,
             has_signature=has_signature,
         )
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The descriptions of models in an app package, and the Android libraries that may have one."""
+    found = islice((p for p in folder.rglob("*") if p.name == descriptor.FILE_NAME or p.suffix == ".aar"), 3)
+    return [p for p in found if p.is_file() and not p.is_symlink()]
+
+
+def _found(folder: Path, stack: contextlib.ExitStack) -> Path:
+    """The folder of the one model in an app package; a library's assets are unpacked to a temporary folder."""
+    inside = _inside(folder)
+    if len(inside) != 1:
+        what = "no model" if not inside else "several models"
+        raise SourceError(f"{folder} has {what}", hint="name a package that edgekit package wrote")
+    (file,) = inside
+    if file.name == descriptor.FILE_NAME:
+        return file.parent
+    work = Path(stack.enter_context(temporary("library")))
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            _check_entries(file, entries)
+            assets = [e for e in entries if e.filename.startswith("assets/")]
+            for entry in assets:
+                archive.extract(entry, work)
+    except DAMAGED_ZIP as e:
+        raise SourceError(f"{file} cannot be read as a library: {e}", hint=_REFUSE) from e
+    models = [e for e in assets if PurePosixPath(e.filename).name == descriptor.FILE_NAME]
+    if len(models) != 1:
+        raise SourceError(f"{file} has {len(models)} models among its assets", hint=_REFUSE)
+    return (work / models[0].filename).parent
 
 
 def _is_ekz(path: Path) -> bool:

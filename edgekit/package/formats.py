@@ -24,6 +24,7 @@ class Format:
         backends: whose artifacts it can carry; empty for any.
         template: it is filled from a backend's ``package/<format>/``, so that it carries what has one.
         one_file: what loads the model there takes its main file only.
+        bundle: what it writes is a bundle, with its own checksums.
         native: the Maven coordinates that bring native libraries into the app.
     """
 
@@ -31,6 +32,7 @@ class Format:
     backends: tuple[str, ...] = ()
     template: bool = False
     one_file: bool = True
+    bundle: bool = False
     native: Callable[[Descriptor], tuple[Coordinates, ...]] | None = None
 
 

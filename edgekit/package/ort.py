@@ -11,7 +11,9 @@ from edgekit.package.contents import Contents
 from edgekit.package.formats import Format
 
 FORMAT = Format(
-    help="a bundle whose model is in the format of ONNX Runtime's mobile builds", backends=("onnxruntime",)
+    help="a bundle whose model is in the format of ONNX Runtime's mobile builds",
+    backends=("onnxruntime",),
+    bundle=True,
 )
 
 _USAGE = """

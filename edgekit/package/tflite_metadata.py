@@ -22,7 +22,9 @@ from edgekit.package.formats import Format
 from edgekit.preprocess.contract import Preprocessing
 from edgekit.types import TensorSpec
 
-FORMAT = Format(help="one .tflite with metadata and labels inside, for MediaPipe Tasks", backends=("tflite",))
+FORMAT = Format(
+    help="one .tflite with metadata and labels inside, for MediaPipe Tasks", backends=("tflite",), bundle=True
+)
 
 ENTRY = "TFLITE_METADATA"
 

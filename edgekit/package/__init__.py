@@ -41,8 +41,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A package that was written: its folder, its files, relative and sorted, and what was found in the native
-    libraries that it brings into an app (see :mod:`edgekit.package.native`)."""
+    """A package that was written: its folder, its files (relative, sorted), and the native libraries that it brings."""
 
     format: str
     directory: Path

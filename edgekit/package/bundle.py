@@ -167,7 +167,7 @@ def _found(folder: Path, stack: contextlib.ExitStack) -> Path:
     """The folder of the one model in an app package; a library's assets are unpacked to a temporary folder."""
     inside = _inside(folder)
     if len(inside) != 1:
-        what = "no model" if not inside else "several models"
+        what = f"no {descriptor.FILE_NAME}" if not inside else f"more than one {descriptor.FILE_NAME}"
         raise SourceError(f"{folder} has {what}", hint="name a package that edgekit package wrote")
     (file,) = inside
     if file.name == descriptor.FILE_NAME:

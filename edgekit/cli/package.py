@@ -42,6 +42,12 @@ from edgekit.core.config import Options
     type=click.Path(path_type=Path),
     help="An .aar, .apk or folder whose libraries are looked at (default: Maven's and Gradle's caches).",
 )
+@click.option(
+    "--golden/--no-golden",
+    default=True,
+    show_default=True,
+    help="Whether an app package has its test vectors; --no-golden is for the build that is released.",
+)
 @click.option("--allow-failed", is_flag=True, help="Package an artifact whose gates did not pass.")
 @json_flag
 def package(artifact: Path, out: Path | None, as_json: bool, **fields: object) -> None:

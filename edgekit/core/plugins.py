@@ -87,6 +87,7 @@ class BackendInfo:
         benchmark: a module that fits :class:`edgekit.backends.base.VendorTool`.
         form: a module that fits :class:`edgekit.diff.forms.Forms`.
         engines: a module that fits :class:`edgekit.backends.base.EngineBuilder`, where the device builds what it runs.
+        narrow: a module that fits :class:`edgekit.package.narrowed.Narrow`, where models can take int32 for int64.
         received: a module with a function ``refuse(main)``, which raises ``SourceError`` for what files beside ``main``
             would make the runtime do besides running a model.
     """
@@ -102,6 +103,7 @@ class BackendInfo:
     benchmark: str = ""
     form: str = ""
     engines: str = ""
+    narrow: str = ""
     received: str = ""
 
 
@@ -225,7 +227,7 @@ def info(name: str) -> BackendInfo:
 
 
 def member(
-    name: str, what: Literal["doctor", "benchmark", "form", "engines"], protocol: type[object]
+    name: str, what: Literal["doctor", "benchmark", "form", "engines", "narrow"], protocol: type[object]
 ) -> ModuleType | None:
     """The module that a backend names in its ``INFO`` for ``what``, if it names one.
 

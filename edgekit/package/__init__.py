@@ -78,6 +78,11 @@ def package(artifact: Artifact, spec: PackageSpec, out: Path) -> Package:
             f"{out} lies in the artifact, which the next build replaces",
             hint="name a folder elsewhere (--out)",
         )
+    if not spec.golden and writer.FORMAT.bundle:
+        raise UsageError(
+            f"{spec.format} is what proves the model with its golden vectors",
+            hint="--no-golden is for app packages: android-aar, ios-spm, web, react-native, ai-pack",
+        )
     if spec.native and writer.FORMAT.native is None:
         raise UsageError(
             f"{spec.format} brings no native libraries of Android into an app",

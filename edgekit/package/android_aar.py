@@ -6,6 +6,8 @@ native code inside. It is compiled here, against declarations of the Android and
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import shutil
 import subprocess
@@ -19,6 +21,7 @@ from edgekit.package.contents import Content, Contents
 from edgekit.package.coordinates import camel_case
 from edgekit.package.descriptor import Descriptor
 from edgekit.package.formats import Format
+from edgekit.types import TensorSpec
 
 _DTYPES = frozenset({"float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"})
 # Built-in rules of the Android Gradle plugin leave these uncompressed, so that they can be mapped.
@@ -199,13 +202,6 @@ def _check_dtypes(described: Descriptor) -> None:
 
 
 def _usage(described: Descriptor, template: templates.Template, here: maven.Coordinates) -> str:
-    call = "val outputs = model.run(Tensor.of(values, *shape))"
-    if described.preprocessing is not None:
-        call = {
-            "predict": "val outputs = model.predict(bitmap)",
-            "classify": "val best = model.classify(bitmap, 3)     // label and score",
-            "detect": "val boxes = model.detect(bitmap)",
-        }[described.image_method]
     optional = template.values["OPTIONAL"].split()
     return _USAGE.format(
         coordinates=f"{here.group}:{here.artifact}:{here.version}",
@@ -213,5 +209,28 @@ def _usage(described: Descriptor, template: templates.Template, here: maven.Coor
         f"{template.values['RUNTIME_VERSION']}",
         optional="".join(f'\nimplementation("{o}")   // for the GPU' for o in optional),
         cls=class_name(described),
-        call=call,
+        call=_call(described),
     )
+
+
+def _call(described: Descriptor) -> str:
+    """One call in Kotlin, that compiles: on an image, or on a tensor for every input."""
+    if described.preprocessing is not None and len(described.inputs) == 1:
+        return {
+            "predict": "val outputs = model.predict(bitmap)",
+            "classify": "val best = model.classify(bitmap, 3)     // label and score",
+            "detect": "val boxes = model.detect(bitmap)",
+        }[described.image_method]
+    if len(described.inputs) == 1:
+        return f"val outputs = model.run({_tensor(described.inputs[0])})"
+    inputs = "".join(f"    {json.dumps(i.name)} to {_tensor(i)},\n" for i in described.inputs)
+    return f"val outputs = model.run(mapOf(\n{inputs}))"
+
+
+def _tensor(spec: TensorSpec) -> str:
+    """Zeros in Kotlin, 1 for what is dynamic."""
+    shape = [d if isinstance(d, int) else 1 for d in spec.shape]
+    sizes, count = "".join(f", {d}" for d in shape), math.prod(shape)
+    if array := {"float32": "FloatArray", "int32": "IntArray", "int64": "LongArray"}.get(spec.dtype):
+        return f"Tensor.of({array}({count}){sizes})"
+    return f'Tensor.of(ByteArray({count}), "{spec.dtype}"{sizes})'

@@ -44,6 +44,7 @@ class PackageSpec:
     ``compress`` is the bundle's archive, ``"zip"`` or ``"ekz"`` (see docs/ekz.md). ``postprocess`` is what is done with
     the outputs: a kind of :data:`postprocess.KINDS`, ``"auto"``, a TOML file, or the contract itself. ``native`` are
     Android archives or folders whose libraries are looked at in place of those of Maven's and Gradle's caches.
+    ``golden = False`` leaves the test vectors out of an app package, for the build that is released.
     """
 
     format: str
@@ -57,6 +58,7 @@ class PackageSpec:
     compress: str = "zip"
     postprocess: str | Postprocessing = postprocess.AUTO
     native: tuple[Path, ...] = ()
+    golden: bool = True
 
     def __post_init__(self) -> None:
         if self.compress not in ("zip", "ekz"):
@@ -64,7 +66,7 @@ class PackageSpec:
         if self.compress != "zip" and self.format != "bundle":
             raise UsageError(
                 f"{self.format} has no archive that could be {self.compress}: phones and browsers read its files",
-                hint="--compress is for the bundle format",
+                hint="--compress ekz is for the bundle format: only edgekit decodes it (edgekit unpack)",
             )
         coordinates.check_name(self.name)
         coordinates.check_version(self.version)

@@ -30,14 +30,26 @@ _DTYPES = {
     "int64": "EK_INT64",
     "bool": "EK_BOOL",
 }
-_USAGE = """
+_USAGE = r"""
 ```swift
 // Package.swift: .package(path: "…/this folder")
 import {module}
 
 let model = try {module}()
-assert(model.selfTest().allSatisfy {{ $0.passed }})
+let failed = try model.selfTest().filter {{ !$0.passed }}   // on the device, once: the first start of a version
+guard failed.isEmpty else {{
+    throw {module}.ModelError(description: "self-test: \(failed.map(\.message))")
+}}
 {call}
+```
+
+It needs iOS {ios} or macOS {macos}, as ONNX Runtime {runtime} does. The App Store
+refuses an app with it as long as the runtime's framework states no `MinimumOSVersion` (ITMS-90530, ITMS-90360 and
+ITMS-90208 name `onnxruntime.framework`; so it is in 1.24.2). Then, after archiving and before exporting:
+
+```sh
+APP="$ARCHIVE/Products/Applications/NAME.app"
+/usr/libexec/PlistBuddy -c "Add :MinimumOSVersion string {ios}.0" "$APP/Frameworks/onnxruntime.framework/Info.plist"
 ```
 
 The numerics are C; they were built and run on the golden vectors on Linux. The Swift around them was parsed,
@@ -61,18 +73,33 @@ def write(contents: Contents, out: Path) -> None:
     files: dict[str, Content] = dict(template.filled(values))
     files[f"Sources/{module}Core/contract.c"] = contract_source(described)
     files |= {f"Sources/{module}/assets/{name}": content for name, content in contents.files.items()}
-    call = (
-        f"let result = try model.{described.image_method}(cgImage)"
-        if described.preprocessing
-        else "let out = try model.run(bytes)"
+    usage = _USAGE.format(
+        module=module,
+        call=_call(described),
+        ios=template.values["IOS"],
+        macos=template.values["MACOS"],
+        runtime=template.values["RUNTIME_VERSION"],
     )
-    usage = _USAGE.format(module=module, call=call)
     # No package URL of its own: Swift's have the host that a package is published on.
     shipped = sbom.Shipped(
         runtime="pkg:swift/" + template.values["RUNTIME_URL"].removeprefix("https://"),
         runtime_version=template.values["RUNTIME_VERSION"],
     )
     writing.write_tree(files | readme.documents(contents, usage, shipped), out)
+
+
+def _call(described: Descriptor) -> str:
+    """One call, that compiles: on an image, or on the raw bytes of every input."""
+    if described.preprocessing and len(described.inputs) == 1:
+        return f"let result = try model.{described.image_method}(cgImage)   // a CGImage"
+    sizes = ", ".join(f"[UInt8](repeating: 0, count: {_bytes(s)})" for s in described.inputs)
+    names = ", ".join(i.name for i in described.inputs)
+    return f"let outputs = try model.run([{sizes}])   // the bytes of {names}"
+
+
+def _bytes(spec: TensorSpec) -> int:
+    width = {"float32": 4, "int32": 4, "int64": 8}.get(spec.dtype, 1)
+    return width * math.prod(d if isinstance(d, int) else 1 for d in spec.shape)
 
 
 def module_name(described: Descriptor) -> str:
@@ -120,7 +147,8 @@ def _golden(described: Descriptor, prefix: str) -> list[str]:
         rows.append(
             f"    {{{_text(case.name)}, {_text(case.label)}, {where}, inputs_{i}, outputs_{i}, {result}}},"
         )
-    return [*lines, f"const ek_golden {prefix}_golden[] = {{", *rows, "};"]
+    # C has no arrays without elements; their number is 0 all the same.
+    return [*lines, f"const ek_golden {prefix}_golden[] = {{", *(rows or ["    {0},"]), "};"]
 
 
 def _image(described: Descriptor) -> str:

@@ -25,6 +25,7 @@ import {{ Model }} from "{name}";
 // However the app ships the package's assets folder; with react-native-fs for example:
 const read = async (name) => toBytes(await RNFS.readFileAssets(`{name}/${{name}}`, "base64"));
 const model = await Model.loadVerified({{ accelerators: ["cpu"], read }});
+{call}
 ```
 
 The modules were run with ONNX Runtime Web behind the same interface when this template was tested, not on a
@@ -41,5 +42,5 @@ def write(contents: Contents, out: Path) -> None:
     files |= template.filled({})
     files |= {f"assets/{name}": content for name, content in contents.files.items()}
     files["package.json"] = web.manifest(contents, template)
-    usage = _USAGE.format(name=described.name)
+    usage = _USAGE.format(name=described.name, call=web.call(described))
     writing.write_tree(files | readme.documents(contents, usage, web.shipped(contents, template)), out)

@@ -136,6 +136,11 @@ def _gates(d: Descriptor) -> list[str]:
 
 
 def _golden(d: Descriptor) -> list[str]:
+    if not d.golden.cases:
+        return [
+            "Left out of this package (`--no-golden`): its self-test says so, and only the CPU is taken. They were",
+            "replayed when it was written; the package with them is the one to test with.",
+        ]
     limits = ", ".join(f"{k} {v:g}" for k, v in d.golden.tolerance.items())
     return [
         f"`golden/` holds {len(d.golden.cases)} cases as raw little-endian values: the image where there is",

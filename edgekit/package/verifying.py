@@ -141,7 +141,8 @@ def _refuse_other_cases(described: Descriptor) -> None:
                 )
     if not described.golden.cases:
         raise SourceError(
-            "the bundle has no golden cases", hint="write the package again, with an artifact that has"
+            "the package has no golden vectors, so that nothing proves its model",
+            hint="verify the package that has them: this one was written with --no-golden, or by somebody else",
         )
 
 

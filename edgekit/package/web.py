@@ -6,14 +6,16 @@ Written as it is published: no build step. ``selftest.html`` runs the golden vec
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from edgekit.core import plugins
 from edgekit.errors import UnsupportedError
-from edgekit.package import readme, sbom, templates, writing
+from edgekit.package import narrowed, readme, sbom, templates, writing
 from edgekit.package.contents import Content, Contents
 from edgekit.package.descriptor import Descriptor
 from edgekit.package.formats import Format
+from edgekit.types import TensorSpec
 
 FORMAT = Format(
     help="an npm package (ESM and type declarations) over onnxruntime-web or @litertjs/core", template=True
@@ -38,9 +40,11 @@ say where: `Model.load({{ baseUrl: "/assets/", wasmUrl: "/wasm/" }})`.
 
 def write(contents: Contents, out: Path) -> None:
     """The package's folder, ready for ``npm pack`` or ``npm publish``."""
+    backend = contents.descriptor.backend
+    template = templates.load(backend, "web").for_runtime(contents.descriptor.runtime.minimum)
+    contents = narrowed.fitted(contents, template.dtypes)
     described = contents.descriptor
     check_dtypes(described)
-    template = templates.load(described.backend, "web").for_runtime(described.runtime.minimum)
     values = {"NAME": contents.spec.name}
     files: dict[str, Content] = {f"assets/{name}": content for name, content in contents.files.items()}
     files |= template.filled(values)
@@ -49,7 +53,7 @@ def write(contents: Contents, out: Path) -> None:
         name=contents.spec.name,
         runtime=template.values["RUNTIME_PACKAGE"],
         wasm=f"node_modules/{template.values['WASM_URL'].removeprefix('../')}",
-        call=_call(described),
+        call=call(described),
     )
     writing.write_tree(files | readme.documents(contents, usage, shipped(contents, template)), out)
 
@@ -102,10 +106,33 @@ def _takes(backend: str, dtype: str) -> bool:
     return templates.exists(backend, "web") and dtype in templates.load(backend, "web").dtypes
 
 
-def _call(described: Descriptor) -> str:
-    if described.preprocessing is not None:
+def call(described: Descriptor) -> str:
+    """One call, that compiles: on an image, or on a tensor for every input."""
+    if described.preprocessing is not None and len(described.inputs) == 1:
         more = ", 3" if described.image_method == "classify" else ""
         what = f"{described.image_method}(imageData{more})"
         return f"const result = await model.{what};   // imageData: RGB or RGBA bytes with width and height"
-    inputs = ", ".join(f'"{i.name}": {i.name.replace(".", "_")}' for i in described.inputs)
-    return f"const outputs = await model.run({{ {inputs} }});"
+    inputs = "\n".join(f"  {json.dumps(i.name)}: {_tensor(i)}," for i in described.inputs)
+    return f"const outputs = await model.run({{\n{inputs}\n}});"
+
+
+_ARRAYS = {
+    "float32": "Float32Array",
+    "float64": "Float64Array",
+    "int64": "BigInt64Array",
+    "uint64": "BigUint64Array",
+    "int32": "Int32Array",
+    "uint32": "Uint32Array",
+    "int16": "Int16Array",
+    "uint16": "Uint16Array",
+    "int8": "Int8Array",
+}
+
+
+def _tensor(spec: TensorSpec) -> str:
+    """Zeros in JavaScript. A bare array has the declared shape; a dynamic one is said."""
+    shape = [d if isinstance(d, int) else 1 for d in spec.shape]
+    data = f"new {_ARRAYS.get(spec.dtype, 'Uint8Array')}({math.prod(shape)})"
+    if all(isinstance(d, int) for d in spec.shape):
+        return data
+    return f'{{ dtype: "{spec.dtype}", shape: {json.dumps(shape)}, data: {data} }}'

@@ -27,7 +27,6 @@ REFUSED = {
     ("logits", "tflite-fp32", "tflite-metadata"): "channels last",
     ("logits", "tflite-int8", "tflite-metadata"): "channels last",
     ("detect", "tflite-fp32", "tflite-metadata"): "channels last",
-    ("text", "tflite-fp32", "web"): "LiteRT in JavaScript does not take int64",
 }
 """What a runtime cannot take: a typed error that says so, and nothing written."""
 
@@ -36,6 +35,7 @@ QUICK = {
     ("squeeze_folded", "tflite-int8"),
     ("segment", "tflite-int8"),
     ("text", "ort-fp32"),
+    ("text", "tflite-fp32"),
     ("two", "tflite-fp32"),
     ("logits", "tflite-int8"),
     ("detect", "ort-fp32"),

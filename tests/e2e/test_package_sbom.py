@@ -26,7 +26,7 @@ FORMATS = {
     ("onnxruntime", "react-native"): (f"pkg:npm/{NAME}@1.2.3", "pkg:npm/onnxruntime-react-native@1.23.0"),
     ("onnxruntime", "ios-spm"): (
         "",
-        "pkg:swift/github.com/microsoft/onnxruntime-swift-package-manager@1.23.0",
+        "pkg:swift/github.com/microsoft/onnxruntime-swift-package-manager@1.24.2",
     ),
     ("onnxruntime", "android-aar"): (
         "pkg:maven/com.example/digits@1.2.3?type=aar",

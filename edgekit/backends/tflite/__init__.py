@@ -40,6 +40,7 @@ INFO = BackendInfo(
     doctor="edgekit.backends.tflite.doctor",
     benchmark="edgekit.backends.tflite.benchmark",
     form="edgekit.diff.tflite_form",
+    narrow="edgekit.backends.tflite.narrow",
 )
 
 

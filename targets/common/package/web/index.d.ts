@@ -110,6 +110,13 @@ export interface LoadOptions {
   readonly wasmUrl?: string;
 }
 
+/** A golden vector's inputs, and the image that they come from where there is one. */
+export interface Example {
+  readonly name: string;
+  readonly image: RgbImage | null;
+  readonly inputs: Readonly<Record<string, Tensor>>;
+}
+
 export interface CaseReport {
   readonly name: string;
   readonly passed: boolean;
@@ -146,7 +153,10 @@ export declare class Model {
   readonly accelerator: Accelerator;
   /** Load the model. Rejects when a file is missing or the runtime refuses it. */
   static load(options?: LoadOptions): Promise<Model>;
-  /** Load on the first accelerator that passes the self-test: by default WebGPU, then WebAssembly. */
+  /**
+   * Load on the first accelerator that passes the self-test: by default WebGPU, then WebAssembly. A package without
+   * golden vectors is taken on the CPU, untested.
+   */
   static loadVerified(options?: LoadOptions & { accelerators?: readonly Accelerator[] }): Promise<Model>;
   /** The tensor that the model is fed for an image. */
   preprocess(image: RgbImage): Float32Array | Uint8Array | Int8Array;
@@ -164,7 +174,9 @@ export declare class Model {
   scores(outputs: Record<string, Tensor>): number[];
   /** The boxes of outputs that `run` gave. */
   boxes(outputs: Record<string, Tensor>): Box[];
-  /** Run the golden vectors on this device and accelerator. */
+  /** The golden vectors' inputs: something to try the model with. */
+  examples(): Promise<Example[]>;
+  /** Run the golden vectors on this device and accelerator. Rejects where the package has none. */
   selfTest(): Promise<SelfTestReport>;
   /** Free the runtime's memory. */
   close(): void;

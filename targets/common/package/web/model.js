@@ -52,14 +52,19 @@ export class Model {
   /** @param {LoadOptions} [options] */
   static async load(options = {}) {
     const read = reader(options);
-    const descriptor = /** @type {Descriptor} */ (JSON.parse(text(await read("edgekit.json"))));
+    const descriptor = described(await read("edgekit.json"));
     if (descriptor.schema !== SCHEMA) {
       throw new Error(`edgekit.json has schema ${descriptor.schema}, this package reads ${SCHEMA}`);
     }
     const labels = descriptor.labels ? await read(descriptor.labels.file) : new Uint8Array();
     const [file] = descriptor.files;
     if (!file) throw new Error("edgekit.json names no model");
-    const session = await createSession(await read(file), descriptor, options);
+    const accelerator = options.accelerator ?? "cpu";
+    const model = await read(file);
+    const session = await createSession(model, descriptor, options).catch((error) => {
+      const where = options.wasmUrl ? `; are its WebAssembly files served at ${options.wasmUrl}?` : "";
+      throw failed(`the runtime does not load ${file} on the ${accelerator}`, error, where);
+    });
     return new Model(descriptor, labels, read, session);
   }
 
@@ -72,6 +77,8 @@ export class Model {
       let model;
       try {
         model = await Model.load({ ...options, accelerator });
+        // Without golden vectors nothing proves another unit than the one that they were made on.
+        if (accelerator === "cpu" && !model.descriptor.golden.cases.length) return model;
         const report = await model.selfTest();
         if (report.passed) return model;
         refused.push(`${accelerator}: ${report.cases.map((c) => c.message).filter(Boolean).join("; ")}`);
@@ -97,7 +104,14 @@ export class Model {
   /** @param {Readonly<Record<string, TensorData | Tensor>>} inputs */
   async run(inputs) {
     const fed = this.descriptor.inputs.map((spec) => checked(spec, inputs[spec.name]));
-    const outputs = await this.#session.run(fed);
+    const unknown = Object.keys(inputs).filter((name) => !this.descriptor.inputs.some((spec) => spec.name === name));
+    if (unknown.length) {
+      const known = this.descriptor.inputs.map((spec) => spec.name).join(", ");
+      throw new TypeError(`there is no input ${unknown.join(", ")}; the inputs are ${known}`);
+    }
+    const outputs = await this.#session.run(fed).catch((error) => {
+      throw failed(`the runtime failed while it ran ${this.descriptor.name} on the ${this.accelerator}`, error, "");
+    });
     /** @type {Record<string, Tensor>} */
     const named = {};
     this.descriptor.outputs.forEach((spec, i) => {
@@ -158,7 +172,27 @@ export class Model {
     });
   }
 
+  async examples() {
+    /** @type {import("./index.js").Example[]} */
+    const found = [];
+    for (const golden of this.descriptor.golden.cases) {
+      /** @type {Record<string, Tensor>} */
+      const inputs = {};
+      for (const file of golden.inputs) inputs[file.name] = await this.#tensor(file);
+      const image = golden.image && {
+        data: await this.#read(golden.image.file),
+        width: golden.image.width,
+        height: golden.image.height,
+      };
+      found.push({ name: golden.name, image, inputs });
+    }
+    return found;
+  }
+
   async selfTest() {
+    if (!this.descriptor.golden.cases.length) {
+      throw new Error(`${this.descriptor.name} was packaged without golden vectors: nothing can be tested`);
+    }
     const limit = this.descriptor.golden.tolerance[this.accelerator];
     /** @type {import("./index.js").CaseReport[]} */
     const cases = [];
@@ -282,6 +316,36 @@ export class Model {
 }
 
 /**
+ * @param {Uint8Array} bytes
+ * @returns {Descriptor}
+ */
+function described(bytes) {
+  try {
+    return JSON.parse(text(bytes));
+  } catch (error) {
+    throw failed("edgekit.json is not what the package has", error, "; is the assets folder served at baseUrl?");
+  }
+}
+
+/**
+ * An error in words, with what the runtime threw as its cause: that may be a bare number.
+ * @param {string} what
+ * @param {unknown} error
+ * @param {string} hint
+ */
+function failed(what, error, hint) {
+  const why =
+    typeof error === "number"
+      ? `it stopped with the number ${error}, as it does out of memory or for an operator that it lacks`
+      : error instanceof Error
+        ? error.message
+        : String(error);
+  const wrapped = new Error(`${what}: ${why}${hint}`);
+  /** @type {Error & {cause?: unknown}} */ (wrapped).cause = error;
+  return wrapped;
+}
+
+/**
  * UTF-8, also where there is no TextDecoder (React Native).
  * @param {Uint8Array} bytes
  */
@@ -315,7 +379,8 @@ function checked(spec, given) {
   }
   const fits = shape.length === spec.shape.length && spec.shape.every((d, i) => typeof d !== "number" || d === shape[i]);
   if (!fits || data.length !== shape.reduce((a, b) => a * b, 1)) {
-    throw new RangeError(`input ${spec.name} takes [${spec.shape}], got ${data.length} values as [${shape}]`);
+    const open = bare && spec.shape.some((d) => typeof d !== "number") ? "; give { dtype, shape, data }" : "";
+    throw new RangeError(`input ${spec.name} takes [${spec.shape}], got ${data.length} values as [${shape}]${open}`);
   }
   return { dtype: spec.dtype, shape: [...shape], data };
 }

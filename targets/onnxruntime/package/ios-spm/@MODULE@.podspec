@@ -6,12 +6,12 @@ Pod::Spec.new do |s|
   s.license = { :type => "@LICENSE_ID@", :file => "LICENSE" }
   s.author = "@NAME@"
   s.source = { :path => "." }
-  s.ios.deployment_target = "13.0"
+  s.ios.deployment_target = "@IOS@.0"
   s.swift_version = "5.9"
   s.source_files = "Sources/**/*.{swift,c,h}"
   s.public_header_files = "Sources/@MODULE@Core/include/*.h"
   s.resource_bundles = {
     "@MODULE@_@MODULE@" => ["Sources/@MODULE@/assets", "Sources/@MODULE@/PrivacyInfo.xcprivacy"]
   }
-  s.dependency "@RUNTIME_POD@", "~> @RUNTIME_VERSION@"
+  s.dependency "@RUNTIME_POD@", "~> @POD_VERSION@"
 end

@@ -3,7 +3,7 @@ import PackageDescription
 
 let package = Package(
     name: "@MODULE@",
-    platforms: [.iOS(.v13), .macOS(.v11)],
+    platforms: [.iOS(.v@IOS@), .macOS(.v@MACOS@)],
     products: [
         .library(name: "@MODULE@", targets: ["@MODULE@"]),
     ],

@@ -18,6 +18,9 @@ import * as ort from "onnxruntime-web";
  */
 export async function createSession(model, descriptor, options) {
   const accelerator = options.accelerator ?? "cpu";
+  if (accelerator === "gpu" && !(globalThis.navigator && "gpu" in navigator)) {
+    throw new Error("this browser has no WebGPU, or not on this page (it needs https or localhost)");
+  }
   if (options.wasmUrl) ort.env.wasm.wasmPaths = options.wasmUrl;
   // Threads need SharedArrayBuffer, which only cross-origin isolated pages have.
   if (!globalThis.crossOriginIsolated) ort.env.wasm.numThreads = 1;

@@ -18,6 +18,9 @@ import { Tensor as LiteRtTensor, getGlobalLiteRtPromise, loadAndCompile, loadLit
  */
 export async function createSession(model, descriptor, options) {
   const accelerator = options.accelerator ?? "cpu";
+  if (accelerator === "gpu" && !(globalThis.navigator && "gpu" in navigator)) {
+    throw new Error("this browser has no WebGPU, or not on this page (it needs https or localhost)");
+  }
   if (!getGlobalLiteRtPromise() && !options.wasmUrl) {
     throw new Error("give wasmUrl: where node_modules/@litertjs/core/wasm/ is served");
   }

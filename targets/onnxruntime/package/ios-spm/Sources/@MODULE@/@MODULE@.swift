@@ -171,8 +171,16 @@ public final class @MODULE@ {
         }
     }
 
-    /// Run the golden vectors on this device.
-    public func selfTest() -> [SelfTestCase] {
+    /// Whether the package has golden vectors; one for a release may do without.
+    public static var hasGoldenVectors: Bool {
+        return @C_PREFIX@_case_count() > 0
+    }
+
+    /// Run the golden vectors on this device. Throws where the package has none.
+    public func selfTest() throws -> [SelfTestCase] {
+        guard @MODULE@.hasGoldenVectors else {
+            throw ModelError(description: "@NAME@ was packaged without golden vectors: nothing can be tested")
+        }
         return (0..<@C_PREFIX@_case_count()).map { index in
             var report = @C_PREFIX@_case()
             _ = @C_PREFIX@_self_test(model, index, &report)

@@ -85,11 +85,11 @@ def _expands(block: Block) -> bool:
 def _spans_decades(value: ir.Value, calibration: Calibration | None, bits: int) -> bool:
     if calibration is None or value.name not in calibration:
         return True
-    return _small_share(calibration.statistics(value.name or ""), bits) >= SHARE
+    return small_share(calibration.statistics(value.name or ""), bits) >= SHARE
 
 
-def _small_share(statistics: TensorStatistics, bits: int) -> float:
-    """The share of values that are less than :data:`STEPS` steps of so many bits away from zero."""
+def small_share(statistics: TensorStatistics, bits: int) -> float:
+    """The share of values, 0 to 1, that are less than :data:`STEPS` steps of so many bits away from zero."""
     step = (max(statistics.high, 0.0) - min(statistics.low, 0.0)) / (2**bits - 1)
     edges, counts = statistics.histogram.bins()
     if counts.size == 0:

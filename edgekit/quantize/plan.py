@@ -18,7 +18,9 @@ from edgekit.quantize.bias import input_mean
 from edgekit.quantize.blocks import Block, attribute, constant, find_blocks, select
 from edgekit.quantize.calibrate.calibration import Calibration
 from edgekit.quantize.fronts import fronts
+from edgekit.quantize.hybrid import Hybrid
 from edgekit.quantize.inputs import LayerRanges
+from edgekit.quantize.islands import leave_islands
 from edgekit.quantize.options import WEIGHTED_MSE, Cause, InFloat, QuantizeOptions
 from edgekit.quantize.params import Affine, Floats, Stored, affine, fixed_affine
 from edgekit.quantize.rules import OpRule, Rules
@@ -126,12 +128,13 @@ class _Planner:
         self.refused: dict[str, str] = {}
         self.joined: dict[str, None] = {}
         self.notes: tuple[str, ...] = ()
+        self.int16 = select(self.blocks, options.int16)
+        self.in_float: dict[Block, InFloat] = {}
 
     def plan(self) -> Plan:
         """All decisions, in the order in which they depend on each other."""
-        in_float = self._in_float()
-        int16 = select(self.blocks, self.options.int16)
-        kinds = {b: "int16" if b in int16 else self.scheme.activation for b in self.blocks}
+        self.in_float = in_float = self._in_float()
+        kinds = {b: "int16" if b in self.int16 else self.scheme.activation for b in self.blocks}
         plan = Plan(blocks=self.blocks, in_float=in_float, dtypes=kinds, notes=[*self.notes])
         if self.rules.hybrid:
             self._find_hybrid(plan)
@@ -146,34 +149,12 @@ class _Planner:
         return plan
 
     def _find_hybrid(self, plan: Plan) -> None:
-        """Fully connected layers that only float operators read, perhaps behind some that compute nothing: those
-        are float then, too."""
-        for block in reversed(self.blocks):
-            product = block.op in ("Gemm", "MatMul") and block.weight is not None
-            if not product or not plan.quantized(block) or plan.dtypes[block] != "int8":
-                continue
-            between = self._carried_to_float(plan, block)
-            if between is not None:
-                plan.hybrid.add(block)
-                plan.in_float.update(dict.fromkeys(between, _FLOAT_INPUTS))
-
-    def _carried_to_float(self, plan: Plan, block: Block) -> list[Block] | None:
-        """The quantized blocks that carry a block's result to float readers; ``None`` if it goes anywhere else."""
-        found: list[Block] = []
-        for output in block.outputs:
-            readers = self.readers.get(output, [])
-            if output.is_graph_output() and not self.options.float_outputs:
-                return None
-            if not output.is_graph_output() and not readers:
-                return None
-            for reader in readers:
-                if not plan.quantized(reader) or reader in plan.hybrid:
-                    continue
-                further = self._carried_to_float(plan, reader) if self._carries(reader) else None
-                if further is None:
-                    return None
-                found += [reader, *further]
-        return found
+        hybrid = Hybrid(
+            self.blocks, self.readers, plan.in_float, self._carries, outputs=self.options.float_outputs
+        )
+        hybrid.find(plan.dtypes, self.calibration)
+        plan.hybrid |= hybrid.found
+        plan.in_float.update(dict.fromkeys(hybrid.between, _FLOAT_INPUTS))
 
     def _carries(self, block: Block) -> bool:
         return self.rule(block).same_scale and len(block.activations) == 1
@@ -217,6 +198,8 @@ class _Planner:
             self._cut_tails(in_float)
         elif self.options.float_outputs:
             float_tails(self.blocks, self.readers, in_float)
+            if self.rules.islands and not self.trained:
+                leave_islands(self.blocks, self.readers, self.rule, in_float, frozenset(self.int16))
         return in_float
 
     def _impossible(self, block: Block) -> str:
@@ -312,8 +295,7 @@ class _Planner:
                     plan.edges[block, value] = wanted
 
     def _own(self, value: ir.Value, dtype: str) -> Affine:
-        source = self.producer.get(value)
-        fixed = self.rule(source).fixed if source is not None else None
+        fixed = self._fixed(value)
         if fixed is not None:
             return fixed_affine(*fixed, dtype, symmetric=self._symmetric(dtype))
         return self._shared(value, dtype)
@@ -341,11 +323,11 @@ class _Planner:
         if kept is not None:
             return kept
         for value in members:
-            source = self.producer.get(value)
-            if source is not None and self.rule(source).fixed is not None:
-                fixed = self.rule(source).fixed
-                lows.append(fixed[0] if fixed else 0.0)
-                highs.append(fixed[1] if fixed else 0.0)
+            prescribed = self._fixed(value)
+            if prescribed is not None:
+                fixed = prescribed
+                lows.append(fixed[0])
+                highs.append(fixed[1])
                 continue
             low, high = self._range(value, dtype, symmetric=symmetric)
             lows.append(low)
@@ -353,6 +335,11 @@ class _Planner:
         if fixed is not None and min(lows) >= fixed[0] and max(highs) <= fixed[1]:
             return fixed_affine(*fixed, dtype, symmetric=symmetric)
         return affine(min(lows), max(highs), dtype, symmetric=symmetric)
+
+    def _fixed(self, value: ir.Value) -> tuple[float, float] | None:
+        """The range that an integer kernel prescribes for what it gives."""
+        source = self.producer.get(value)
+        return None if source is None or source in self.in_float else self.rule(source).fixed
 
     def _range(self, value: ir.Value, dtype: str, *, symmetric: bool) -> tuple[float, float]:
         low, high = self.ranges.of(value.name or "", wide=dtype == "int16", symmetric=symmetric)
@@ -375,9 +362,7 @@ class _Planner:
     def _kept_of(self, members: frozenset[ir.Value], dtype: str, *, symmetric: bool) -> Affine | None:
         """The one trained range among tensors that share a scale."""
         known = sorted(v.name or "" for v in members if v.name in self.trained.ranges)
-        fixed = any(
-            self.rule(s).fixed is not None for v in members if (s := self.producer.get(v)) is not None
-        )
+        fixed = any(self._fixed(v) is not None for v in members)
         if not known or fixed:
             return None
         kept = {self._kept(v, dtype) for v in members if v.name in known}

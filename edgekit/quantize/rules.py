@@ -70,6 +70,8 @@ class Rules:
     weights alone; the runtime quantizes its input anew on every run, row by row, and gives floats. A static
     result would be rounded to a scale for the whole tensor only to be dequantized at once, which is where
     transformers lose most: the residual stream has a few channels that are far larger than the rest.
+    ``islands``: operators without weights go back to float where integers would only round
+    (:mod:`edgekit.quantize.islands`).
     ``int16``: single layers can have INT16 activations among INT8 ones.
 
     ``recurrent``: the form in which the weights of LSTM, GRU and RNN are stored.
@@ -81,6 +83,7 @@ class Rules:
     full_integer: bool = False
     embedding: str = "float"
     hybrid: bool = False
+    islands: bool = False
     int16: bool = False
     recurrent: Recurrent = Recurrent.FLOAT
 

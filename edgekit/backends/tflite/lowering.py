@@ -282,12 +282,12 @@ class Lowering:
         # behind.
         if row.rule is Rule.SAME:
             return Type(first.dtype, first.quant), ""
-        if row.rule is Rule.FIXED and row.fixed is not None:
-            scale, zero = row.fixed[str(first.dtype)]
-            return Type(first.dtype, Quant.per_tensor(scale, zero)), ""
         kind = self.lookahead.wanted_type(node.outputs[0])
         if kind is None:
             return None, "its output is not quantized"
+        if row.rule is Rule.FIXED and row.fixed is not None:
+            scale, zero = row.fixed[str(first.dtype)]
+            return Type(first.dtype, Quant.per_tensor(scale, zero)), ""
         # Only QUANTIZE changes the width.
         if kind.dtype != first.dtype:
             return None, f"its input is {first.dtype}, its output {kind.dtype}"

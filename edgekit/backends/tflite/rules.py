@@ -12,6 +12,7 @@ _TFLITE = Rules(
     embedding="rows",
     recurrent=Recurrent.MULTIPLIED,
     hybrid=True,
+    islands=True,
     int16=True,
     ops={
         **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), OpRule(force=True, produces_integer=True, constant=True)),
@@ -30,6 +31,6 @@ _TFLITE = Rules(
     },
 )  # fmt: skip
 
-_INT16 = replace(_TFLITE, name="tflite-int16", hybrid=False, recurrent=Recurrent.FLOAT)
+_INT16 = replace(_TFLITE, name="tflite-int16", hybrid=False, islands=False, recurrent=Recurrent.FLOAT)
 
 RULES = {rules.name: rules for rules in (_TFLITE, _INT16)}

@@ -230,6 +230,17 @@ def _average_pool(g: Builder, op: Op) -> list[Tensor] | None:
     return [g.emit("DEPTHWISE_CONV_2D", [x, weight, bias], out.shape, out, options)]
 
 
+def _requantized(g: Builder, op: Op) -> list[Tensor] | None:
+    """A scale of its own for an average, which is finer than its terms: the convolution rescales anyway."""
+    out, pool = op.outputs[0], g.producer(op.input())
+    if pool is None or pool.code != "DEPTHWISE_CONV_2D" or out.dtype != INT8:
+        return None
+    weight = pool.input(1)
+    if weight.data is None or weight.data.dtype != INT8 or np.any(weight.data != 1):
+        return None
+    return [g.emit(pool.code, pool.inputs, out.shape, out, pool.options)]
+
+
 def _batch_matmul(g: Builder, op: Op) -> list[Tensor] | None:
     """int8: the right-hand side without a zero point."""
     left, right, out = op.input(), op.input(1), op.outputs[0]
@@ -324,6 +335,7 @@ _BEFORE: dict[str, Rule] = {
     "STRIDED_SLICE": _strided_slice,
     "GATHER": _gather,
     "AVERAGE_POOL_2D": _average_pool,
+    "QUANTIZE": _requantized,
     "BATCH_MATMUL": _batch_matmul,
     "SELECT_V2": _nan_guard,
     "MIRROR_PAD": mirror_pad,

@@ -84,10 +84,14 @@ def average_pool(
 def _global(code: str, g: Builder, x: View) -> View:
     """MEAN or REDUCE_MAX over the spatial axes."""
     axes = [x.position(a) for a in range(2, x.rank)]
-    return x.with_tensor(g.reduce(code, x.tensor, axes))
+    out = g.reduce(code, x.tensor, axes)
+    if g.result is not None:
+        # A mean is finer than its terms: the kernel rescales, so it may have a scale of its own.
+        out.dtype, out.quant = g.result.dtype, g.result.quant
+    return x.with_tensor(out)
 
 
-op("GlobalAveragePool", rule=Rule.SAME)(partial(_global, "MEAN"))
+op("GlobalAveragePool", rule=Rule.FREE)(partial(_global, "MEAN"))
 op("GlobalMaxPool", rule=Rule.SAME)(partial(_global, "REDUCE_MAX"))
 
 

@@ -7,9 +7,12 @@ The format: numpy's NEP 1. Its header is a Python literal, which numpy's own rea
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -33,6 +36,10 @@ fields are no tensors."""
 _MOST_HEADER = 10_000
 _FIELDS = {"descr", "fortran_order", "shape"}
 
+_LOCAL_BYTES = 30
+"""Of a member's header in the archive (APPNOTE.TXT 4.3.7): the lengths of its name and extra field come last."""
+_BLOCK_BYTES = 1 << 20
+
 _HINT = "save plain arrays with numpy.save or numpy.savez"
 
 
@@ -49,22 +56,71 @@ def read_npy(path: Path) -> Array:
         raise _unreadable(path, error, DataError, _HINT) from error
 
 
-def read_npz(path: Path, *, kind: type[EdgekitError] = DataError, hint: str = _HINT) -> dict[str, Array]:
-    """The arrays of a ``.npz`` file by name. Raises ``kind``, for what unpacks to gigabytes of nothing, too."""
+def read_npz(
+    path: Path, *, mapped: bool = False, kind: type[EdgekitError] = DataError, hint: str = _HINT
+) -> dict[str, Array]:
+    """The arrays of a ``.npz`` file by name.
+
+    With ``mapped`` those that are stored as they are stay in the file, and only what is looked at is read. Their
+    addresses may then not be multiples of their items' sizes, as compiled code expects it: copy what it is given.
+
+    Raises ``kind``, for what unpacks to gigabytes of nothing, too.
+    """
     try:
         refuse_bomb(path)
         with zipfile.ZipFile(path) as archive:
             return {
-                member.filename.removesuffix(".npy"): _member(archive, member)
+                member.filename.removesuffix(".npy"): _mapped(path, member)
+                if mapped and _is_plain(archive, member)
+                else _member(archive, member)
                 for member in archive.infolist()
             }
     except DAMAGED_ZIP as error:
         raise _unreadable(path, error, kind, hint) from error
 
 
+def _is_plain(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+    """Whether the member's bytes are in the file as they are. Raises for what is encrypted, and for a name that is not
+    the one that the archive lists."""
+    archive.open(member).close()
+    return member.compress_type == zipfile.ZIP_STORED
+
+
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
     with archive.open(member) as file:
         return read_record(file, member.file_size)
+
+
+def _mapped(path: Path, member: zipfile.ZipInfo) -> Array:
+    """A member that is stored as it is, mapped into memory: what is looked at is read, and may be written to without
+    the file's knowledge. Its checksum is taken once a process, for as long as the file stays as it is."""
+    with path.open("rb") as file:
+        file.seek(member.header_offset)
+        start = member.header_offset + _LOCAL_BYTES + sum(struct.unpack("<26xHH", file.read(_LOCAL_BYTES)))
+        end = start + member.file_size
+        status = os.fstat(file.fileno())
+        if end > status.st_size:
+            raise zipfile.BadZipFile(f"{member.filename} ends behind the end of the file")
+        stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
+        if _checksum(path, stamp, start, member.file_size) != member.CRC:
+            raise zipfile.BadZipFile(f"bad CRC-32 of {member.filename}")
+        file.seek(start)
+        header = _header(file, end)
+        if not header.count:
+            return np.zeros(header.shape, header.dtype)
+        return np.memmap(file, header.dtype, "c", file.tell(), header.shape, header.order)
+
+
+@functools.lru_cache(maxsize=4096)
+def _checksum(path: Path, stamp: tuple[int, ...], start: int, size: int) -> int:
+    """The CRC-32 of a part of a file that is as ``stamp`` says."""
+    del stamp
+    crc = 0
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while size and (block := file.read(min(size, _BLOCK_BYTES))):
+            crc, size = zlib.crc32(block, crc), size - len(block)
+    return crc
 
 
 def read_record(file: IO[bytes], size: int) -> Array:

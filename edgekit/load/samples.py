@@ -274,7 +274,7 @@ class _Arrays:
             if path.suffix.lower() == ".npy":
                 yield read_npy(path)
                 continue
-            arrays = read_npz(path)
+            arrays = read_npz(path, mapped=True)
             if not arrays:
                 raise DataError(f"{path} holds no array", hint="remove the file, or save it again")
             label = next((arrays.pop(k) for k in _LABEL_KEYS if k in arrays and len(arrays) > 1), None)
@@ -353,7 +353,7 @@ def _normalized(
     parts = _parts(checked, inputs, units)
     if parts == 1:
         _check_shapes(checked, inputs, where)
-        yield Sample(inputs=checked, label=label)
+        yield Sample(inputs={name: _aligned(array) for name, array in checked.items()}, label=label)
         return
     labels = _labels(label, parts, where)
     for part in range(parts):
@@ -394,8 +394,13 @@ def _parts(arrays: Mapping[str, Array], inputs: tuple[TensorSpec, ...], units: M
 
 def _piece(array: Array, unit: int, part: int, parts: int) -> Array:
     if not unit or array.shape[0] != unit * parts:
-        return array  # shared by all samples of the batch
-    return np.asarray(array[part * unit : (part + 1) * unit], order="C")
+        return _aligned(array)  # shared by all samples of the batch
+    return _aligned(array[part * unit : (part + 1) * unit])
+
+
+def _aligned(array: Array) -> Array:
+    """In C order, at an address that compiled code takes: what is mapped from an archive may lie anywhere."""
+    return np.require(array, requirements=("C", "A"))
 
 
 def _labels(label: object, parts: int, where: str) -> list[object]:

@@ -334,11 +334,10 @@ def test_versions_that_are_none():
 def test_a_download_that_never_ends(lie, ssh, tmp_path, monkeypatch):
     """It says how much will come, and sends nothing: the time for a file of a gigabyte is hours."""
     monkeypatch.setattr(ssh_transport, "TRANSFER_SILENCE_S", 1.0)
-    transport, started = ssh(**lie), time.monotonic()
+    transport = ssh(**lie)
     with pytest.raises(DeviceError, match="stopped sending"):
         transport.get("file", tmp_path / "copy", 1 << 30)
     transport.close()
-    assert time.monotonic() - started < 30
     assert list(tmp_path.glob("copy*")) == []
 
 

@@ -12,6 +12,8 @@ set -uo pipefail
 
 readonly MEDIAPIPE=1.2.2
 readonly PYSERINI=1.6.0
+readonly TRANSFORMERS=4.3.2
+readonly TRANSFORMERS_ORT=1.31.0-dev.20260914-8d85527a0  # the runtime that this release is built for
 readonly PACKAGES=(
   openjdk-17-jdk-headless maven gradle          # javac, the JVM that the DEX is run on, resolution
   aapt apksigner zipalign dexdump enjarify      # link, sign, align, list and decompile an APK
@@ -69,6 +71,20 @@ JSON
   command -v npm >/dev/null || { echo "npm is not installed" >&2; return 1; }
   (cd "$tools/npm" && npm install --no-audit --no-fund --loglevel=error --fetch-retries=1 --fetch-timeout=60000) >&2 &&
     cp "$tools/npm/package.json" "$tools/npm/complete.json"
+}
+
+# The browser's build and its runtime only: the package's other dependencies are for Node, and large.
+transformers_part() {
+  [ "$(cat "$tools/transformers/complete" 2>/dev/null)" = "$TRANSFORMERS" ] && return 0
+  command -v npm >/dev/null || { echo "npm is not installed" >&2; return 1; }
+  rm -rf "$tools/transformers"
+  mkdir -p "$tools/transformers/js" "$tools/transformers/ort"
+  (cd "$tools/transformers" &&
+    npm pack --silent --fetch-retries=1 --fetch-timeout=60000 \
+      "@huggingface/transformers@$TRANSFORMERS" "onnxruntime-web@$TRANSFORMERS_ORT" &&
+    tar -xzf huggingface-transformers-*.tgz -C js --strip-components 1 &&
+    tar -xzf onnxruntime-web-*.tgz -C ort --strip-components 1 && rm -- *.tgz) >&2 &&
+    echo "$TRANSFORMERS" > "$tools/transformers/complete"
 }
 
 # MediaPipe pins its own numpy and protobuf: a virtual environment of its own.
@@ -134,7 +150,7 @@ main() {
   fi
   exec 9>"$tools/lock"
   flock -w 900 9 || { echo "package tools: another run holds $tools/lock" >&2; return $((1 - optional)); }
-  (run apt 0; first=$?; run npm 300 && exit "$first") &
+  (run apt 0; first=$?; run npm 300 || first=1; run transformers 120 && exit "$first") &
   local first=$!
   (run mediapipe 300; one=$?; run jvm 300 && exit "$one") &
   local second=$! failed=0

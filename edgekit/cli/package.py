@@ -48,6 +48,9 @@ from edgekit.core.config import Options
     show_default=True,
     help="Whether an app package has its test vectors; --no-golden is for the build that is released.",
 )
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), help="transformers-js: folder with config and tokenizer."
+)
 @click.option("--allow-failed", is_flag=True, help="Package an artifact whose gates did not pass.")
 @json_flag
 def package(artifact: Path, out: Path | None, as_json: bool, **fields: object) -> None:

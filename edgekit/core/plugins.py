@@ -152,6 +152,7 @@ builtin = Plugin(
         "react-native": "edgekit.package.react_native",
         "ai-pack": "edgekit.package.ai_pack",
         "ort": "edgekit.package.ort",
+        "transformers-js": "edgekit.package.transformers_js",
         "tflite-metadata": "edgekit.package.tflite_metadata",
     },
     steps={

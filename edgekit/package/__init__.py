@@ -83,6 +83,10 @@ def package(artifact: Artifact, spec: PackageSpec, out: Path) -> Package:
             f"{spec.format} is what proves the model with its golden vectors",
             hint="--no-golden is for app packages: android-aar, ios-spm, web, react-native, ai-pack",
         )
+    if spec.tokenizer is not None and not writer.FORMAT.tokenizer:
+        raise UsageError(
+            f"{spec.format} has no place for a tokenizer", hint="--tokenizer is for transformers-js"
+        )
     if spec.native and writer.FORMAT.native is None:
         raise UsageError(
             f"{spec.format} brings no native libraries of Android into an app",

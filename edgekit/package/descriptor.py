@@ -44,6 +44,7 @@ class PackageSpec:
     ``compress`` is the bundle's archive, ``"zip"`` or ``"ekz"`` (see docs/ekz.md). ``postprocess`` is what is done with
     the outputs: a kind of :data:`postprocess.KINDS`, ``"auto"``, a TOML file, or the contract itself. ``native`` are
     Android archives or folders whose libraries are looked at in place of those of Maven's and Gradle's caches.
+    ``tokenizer`` is the Hugging Face folder whose configuration and tokenizer transformers.js reads.
     ``golden = False`` leaves the test vectors out of an app package, for the build that is released.
     """
 
@@ -59,6 +60,7 @@ class PackageSpec:
     postprocess: str | Postprocessing = postprocess.AUTO
     native: tuple[Path, ...] = ()
     golden: bool = True
+    tokenizer: Path | None = None
 
     def __post_init__(self) -> None:
         if self.compress not in ("zip", "ekz"):

@@ -25,6 +25,7 @@ class Format:
         template: it is filled from a backend's ``package/<format>/``, so that it carries what has one.
         one_file: what loads the model there takes its main file only.
         bundle: what it writes is a bundle, with its own checksums.
+        tokenizer: it takes a tokenizer's files (``--tokenizer``).
         native: the Maven coordinates that bring native libraries into the app.
     """
 
@@ -33,6 +34,7 @@ class Format:
     template: bool = False
     one_file: bool = True
     bundle: bool = False
+    tokenizer: bool = False
     native: Callable[[Descriptor], tuple[Coordinates, ...]] | None = None
 
 

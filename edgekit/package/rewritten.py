@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,24 @@ from edgekit.package.verifying import verify_bundle
 from edgekit.types import sha256_bytes
 
 
-def write(contents: Contents, file: str, model: bytes, out: Path, *, usage: str) -> None:
+def write(
+    contents: Contents,
+    file: str,
+    model: bytes,
+    out: Path,
+    *,
+    usage: str,
+    beside: Mapping[str, Content] | None = None,
+) -> None:
     """``out/file`` and the rest of the bundle in ``out``, without the artifact's own model files.
+
+    ``beside`` are more files of the bundle.
 
     Raises :class:`GateFailedError` where ``model`` does not give the golden outputs on the runtime.
     """
     described = replace(contents.descriptor, files=(file,), model_sha256=sha256_bytes(model))
     files: dict[str, Content] = {n: c for n, c in contents.files.items() if not n.startswith("model/")}
-    files |= {file: model, "edgekit.json": encode(described)}
+    files |= {**(beside or {}), file: model, "edgekit.json": encode(described)}
     changed = replace(contents, descriptor=described, files=files)
     writing.write_tree(bundle.bundle_files(changed, usage=usage), out)
     # The written file and not the artifact's: it is another file, made by another tool.

@@ -13,7 +13,8 @@ ROOT = Path(os.environ.get("EDGEKIT_PACKAGE_TOOLS") or _CACHE / "edgekit" / "pac
 MEDIAPIPE = ROOT / "mediapipe" / "bin" / "python"
 NODE_MODULES = ROOT / "npm" / "node_modules"
 ORT_JVM = ROOT / "onnxruntime-jvm" / "onnxruntime.jar"
-_PARTS = {"mediapipe": "mediapipe", "npm": "npm", "onnxruntime-jvm": "jvm"}
+TRANSFORMERS = ROOT / "transformers"
+_PARTS = {"transformers": "transformers", "mediapipe": "mediapipe", "npm": "npm", "onnxruntime-jvm": "jvm"}
 
 
 def need(*what: str | Path) -> None:

@@ -23,7 +23,7 @@ CASES = [
     (backend, name)
     for backend in BACKENDS
     for name, w in writers().items()
-    if carries(name, w.FORMAT, backend)
+    if carries(name, w.FORMAT, backend) and not w.FORMAT.tokenizer
 ]
 
 

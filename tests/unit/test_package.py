@@ -147,7 +147,7 @@ def test_every_format_has_a_module() -> None:
 
 
 CARRIED = {
-    "onnxruntime": "bundle android-aar ios-spm web react-native ai-pack ort",
+    "onnxruntime": "bundle android-aar ios-spm web react-native ai-pack ort transformers-js",
     "tflite": "bundle android-aar web ai-pack tflite-metadata",
     "openvino": "bundle",
     "tensorrt": "bundle",

@@ -9,7 +9,7 @@ _AT_MOST = frozenset(
     | {"paged-attention"}
 )
 _AT_LEAST = frozenset(
-    {"snr", "slices", "samples", "integers", "top1-agreement", "boxes", "masks", "placement"}
+    {"snr", "slices", "samples", "integers", "top1-agreement", "boxes", "masks", "placement", "graph"}
     | {
         "integer-weights",
         "coverage",

@@ -32,7 +32,8 @@ from edgekit.types import (
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What was found out about one artifact. ``not_run`` says why it could not be run, if so."""
+    """What was found out about one artifact. ``not_run`` says why it could not be run, if so; ``graph`` is then the
+    ONNX graph that its engine is made of, in ONNX Runtime, or ``graph_not_run`` says why not."""
 
     parity: Parity | None = None
     placement: Placement | None = None
@@ -43,6 +44,8 @@ class Evidence:
     size_bytes: int | None = None
     measurement: Measurement | None = None
     not_run: str = ""
+    graph: Parity | None = None
+    graph_not_run: str = ""
 
 
 def gates(evidence: Evidence, tolerance: Tolerance, limits: Limits | None = None) -> tuple[Gate, ...]:
@@ -61,6 +64,7 @@ def gates(evidence: Evidence, tolerance: Tolerance, limits: Limits | None = None
         _fits("size", limits.size_bytes, evidence.size_bytes, why),
         _at_most("latency", limits.latency_ms, latency, "ms p50", why),
         _fits("memory", limits.memory_bytes, memory, why),
+        _graph_gate(evidence, tolerance),
     ]
     return tuple(gate for gate in found if gate is not None)
 
@@ -218,6 +222,30 @@ def _placement_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
     if placement is None or placement.share is None:
         return None  # the runtime does not tell what it executes: a note in the manifest says so
     return _something(_part(name, limit, placement.share, f"of the MACs in {placement.precision}"))
+
+
+def _graph_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
+    """Of what could not be run: a graph that computes something else makes no engine that does not."""
+    name, parity = "graph", evidence.graph
+    if parity is None:
+        why = f"ONNX Runtime did not run its graph, either: {evidence.graph_not_run}"
+        return _not_run(name, tolerance.snr_db, why) if evidence.graph_not_run else None
+    asked = beside_rounding(tolerance, parity)
+    found = [
+        _finite(parity, ""),
+        _at_least("snr", asked.snr_db, parity.snr_db, "dB", ""),
+        _at_most("relative-error", asked.relative_error, parity.relative_error, "", ""),
+        _integers(parity, asked.integer_agreement),
+    ]
+    wrong = [g for g in found if g is not None and g.verdict is Verdict.FAIL]
+    said = "; ".join(f"{g.name}: {g.message}" for g in wrong) or f"{parity.snr_db:.1f} dB"
+    return Gate(
+        name=name,
+        verdict=Verdict.FAIL if wrong else Verdict.PASS,
+        limit=asked.snr_db,
+        value=parity.snr_db,
+        message=f"the ONNX that ships, in ONNX Runtime on {proof.inputs(parity)}: {said}",
+    )
 
 
 def _weights_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:

@@ -134,6 +134,10 @@ class EngineOrder:
 class EngineBuilder(Protocol):
     """How a runtime's engines are built on the device that runs them, and which may be loaded. A plain module fits."""
 
+    GRAPH: str
+    """The name of the ONNX graph among an artifact's files that engines are made of: ONNX Runtime is asked what it
+    computes where no engine can be run."""
+
     def needs_engine(self, main: Path) -> bool:
         """Whether an engine has to be built of an artifact's main file."""
         ...

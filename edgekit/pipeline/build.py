@@ -386,6 +386,8 @@ def judge(
         coverage=worst(prepared.covered, report.activations) if report is not None else None,
         rollout=verified.rollout,
         not_run=verified.not_run,
+        graph=verified.graph.parity if verified.graph is not None else None,
+        graph_not_run=verified.graph.why_not if verified.graph is not None else "",
     )
     return gates(evidence, tolerance, limits.parse(options.limit))
 

@@ -36,6 +36,7 @@ from edgekit.pipeline.verify import Verified
 from edgekit.preprocess.declared import completed
 from edgekit.quantize.options import QuantizeReport
 from edgekit.types import (
+    CHECKED,
     Finding,
     Gate,
     Json,
@@ -159,6 +160,8 @@ def describe(product: Product, status: Status, directory: Path) -> Manifest:
             parity=verified.golden_parity,
         )
     details = dict(lowered.details)
+    if verified.graph is not None and isinstance(done := details.get(CHECKED), str):
+        details[CHECKED] = f"{done}; {verified.graph.words}"
     if product.quantization is not None:
         details["quantization"] = to_builtins(product.quantization)
     if modules := product.files.modules:

@@ -23,13 +23,14 @@ from edgekit.devices import pack
 from edgekit.devices.engines import builder_of
 from edgekit.devices.execute import Ports, run_artifact
 from edgekit.devices.runnable import Runnable
-from edgekit.errors import BackendError, DataError, MissingExtraError, NotRunnableError
+from edgekit.errors import BackendError, DataError, EdgekitError, MissingExtraError, NotRunnableError
 from edgekit.graph.records import read_json, write_json
 from edgekit.load import Recorder
 from edgekit.load.data import RANDOM, SampleSet, fits
 from edgekit.load.source import Source
 from edgekit.pipeline import stages
 from edgekit.pipeline.cached import Step, reader, run
+from edgekit.pipeline.graph_check import RUNTIME, GraphCheck, Rows, check_graph
 from edgekit.pipeline.metric import opened
 from edgekit.pipeline.pixels import Pixels
 from edgekit.pipeline.rollouts import Rolled, measured
@@ -78,9 +79,10 @@ class Vectors:
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """What came of it. On a machine that cannot run the artifact ``parity`` is ``None`` and ``not_run``
-    says why. ``skipped`` counts the samples whose shapes a fixed-shape target cannot take. ``outputs`` are the
-    lowered ones with the sizes that the runtime found where the source left them open."""
+    """What came of it. On a machine that cannot run the artifact ``parity`` is ``None`` and ``not_run`` says why;
+    ``graph`` is then what the ONNX graph computes that its engine is made of. ``skipped`` counts the samples whose
+    shapes a fixed-shape target cannot take. ``outputs`` are the lowered ones with the sizes that the runtime found
+    where the source left them open."""
 
     parity: Parity | None = None
     placement: Placement | None = None
@@ -89,6 +91,7 @@ class Verified:
     runtime_versions: Mapping[str, str] = field(default_factory=dict)
     rollout: Rollout | None = None
     not_run: str = ""
+    graph: GraphCheck | None = None
     skipped: int = 0
     outputs: tuple[TensorSpec, ...] = ()
 
@@ -148,7 +151,7 @@ def verify(
         except (NotRunnableError, MissingExtraError) as error:
             if not unusable:
                 raise  # what only the run can tell may be otherwise next time
-            verified = Verified(not_run=error.message)
+            verified = _not_run(context, case, error)
         write_json(verified, out / "verified.json")
 
     step = Step(
@@ -167,6 +170,7 @@ def verify(
             "metric_environment": versions.environment() if metric else "",
             "unusable": unusable,
             "precision": subject.target.precision.value,
+            "graph_runtime": versions.installed(RUNTIME) if unusable else "",
         },
         versions=dict(subject.files.step.versions) | context.machine_versions(subject.target.backend),
         reads=case.reads,
@@ -176,8 +180,25 @@ def verify(
     try:
         verified = run(context.store, step).value
     except NotRunnableError as error:
-        verified = Verified(not_run=error.message)
+        verified = _not_run(context, case, error)
     return replace(verified, vectors=vectors)
+
+
+def _not_run(context: BuildContext, case: Case, error: EdgekitError) -> Verified:
+    """Why it was not run, and what its graph does in ONNX Runtime."""
+    chosen, count, target = case.vectors.chosen, case.vectors.count, case.subject.target
+    label = f"run the graph of {target.name} in ONNX Runtime"
+    rows = Rows(
+        inputs=islice((s.inputs for s in kept(case.samples, chosen)), count),
+        expected=lambda: islice(kept(case.reference.outputs, chosen), count),
+        exact=lambda: kept(islice(chain(case.float64(), repeat({})), len(chosen)), chosen),
+        count=count,
+        data="random" if case.samples.origin == RANDOM else "golden",
+        task=case.exported.record.task,
+    )
+    with context.progress.task(label):
+        graph = check_graph(target, case.subject.runnable, rows, near=lambda p: near_float32(target, p))
+    return Verified(not_run=error.message, graph=graph)
 
 
 def reference_of(

@@ -202,3 +202,28 @@ def test_an_engine_is_built_of_it(case: str, precision: str, tmp_path: Path) -> 
 def test_what_has_another_form_stays(model: Any, tmp_path: Path) -> None:
     path, _ = model(tmp_path / "m.onnx")
     assert plain.write_plainly(io.load(path)) == ()
+
+
+def written(path: Path, out: Path) -> Path:
+    model = io.load(path)
+    assert plain.write_plainly(model)
+    ir.save(model, out)
+    return out
+
+
+def test_the_largest_of_nothing_but_infinities_is_one(tmp_path: Path) -> None:
+    """A window in the corner sees -inf and padding, and padding is no number."""
+    path, _ = pool(tmp_path / "m.onnx", kernel_shape=[2, 2], dilations=[2, 2], pads=[1, 1, 1, 1])
+    x = np.full((2, 3, 11, 9), -np.inf, np.float32)
+    x[:, :, 5, 5] = -7
+    found = answers(written(path, tmp_path / "plain.onnx"), {"x": x})
+    assert sorted(set(found.ravel().tolist())) == [-np.inf, -7]
+    assert (found == -7).sum() == 2 * 3 * 4
+
+
+def test_an_infinity_in_a_patch_stays_in_its_place(tmp_path: Path) -> None:
+    path, fed = patches(tmp_path / "m.onnx", [4, 4], [2, 2], strides=[1, 1])
+    fed["x"][0, 1, 4] = -np.inf  # the second place of the fifth block: row 1, column 2 of the first channel
+    found = answers(written(path, tmp_path / "plain.onnx"), fed)
+    assert np.argwhere(~np.isfinite(found)).tolist() == [[0, 0, 1, 2]]
+    assert np.allclose(found, answers(path, fed), atol=1e-5)

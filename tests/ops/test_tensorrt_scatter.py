@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from edgekit.backends.nvidia import plain, tensorrt_rtx
+from edgekit.backends.nvidia import infinities, plain, tensorrt_rtx
 from edgekit.core import targets
 from edgekit.graph import io
 
@@ -156,3 +156,97 @@ def test_an_engine_is_built_that_scatters(name: str, precision: str, tmp_path: P
 def test_what_is_scattered_otherwise_stays(case: Case, tmp_path: Path) -> None:
     path, _ = made(case, tmp_path / "m.onnx")
     assert plain.write_plainly(io.load(path)) == ()
+
+
+def scattered(reduction: str, data: Any, index: Any, updates: Any, path: Path) -> Any:
+    """What the model gives once it is written for TensorRT: ``updates`` scattered along the first axis, whole rows."""
+    rows = np.broadcast_to(np.asarray(index)[:, None], updates.shape)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Expand", ["index", "sizes"], ["spread"]),
+            helper.make_node(
+                "ScatterElements", ["data", "spread", "updates"], ["y"], axis=0, reduction=reduction
+            ),
+        ],
+        "g",
+        [
+            helper.make_tensor_value_info("data", 1, data.shape),
+            helper.make_tensor_value_info("index", 7, [len(rows), 1]),
+            helper.make_tensor_value_info("updates", 1, updates.shape),
+        ],
+        [helper.make_tensor_value_info("y", 1, data.shape)],
+        [numpy_helper.from_array(np.asarray(updates.shape, np.int64), "sizes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    read = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    assert len(plain.write_plainly(read)) == 1
+    ir.save(read, path)
+    fed = {"data": data, "index": np.asarray(index, np.int64)[:, None], "updates": updates}
+    return answers(path, fed)
+
+
+@pytest.mark.parametrize(("reduction", "end"), [("max", -np.inf), ("min", np.inf)])
+def test_places_without_updates_keep_their_infinity(reduction: str, end: float, tmp_path: Path) -> None:
+    """A maximum over neighbours begins with -inf, and what has no neighbour is found by it afterwards."""
+    data = np.full((4, 2), end, np.float32)
+    found = scattered(
+        reduction, data, [2, 0, 2], np.asarray([[1, 5], [7, 7], [3, 4]], np.float32), tmp_path / "m.onnx"
+    )
+    most = [3, 5] if reduction == "max" else [1, 4]
+    assert found.tolist() == [[7, 7], [end, end], most, [end, end]]
+
+
+def test_infinities_that_are_added_stay_where_they_are_put(tmp_path: Path) -> None:
+    inf, nan = np.inf, np.nan
+    updates = np.asarray([[-inf, 1], [2, inf], [inf, 3], [nan, 4], [5, -inf]], np.float32)
+    found = scattered("add", np.ones((5, 2), np.float32), [3, 3, 0, 1, 3], updates, tmp_path / "m.onnx")
+    wanted = np.asarray([[inf, 4], [nan, 5], [1, 1], [-inf, nan], [1, 1]], np.float32)
+    assert np.array_equal(found, wanted, equal_nan=True)
+
+
+def test_a_mask_of_columns_that_is_added_is_no_nan(tmp_path: Path) -> None:
+    """-inf into named columns of zeros: a vector, of a constant."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Unsqueeze", ["i", "last"], ["places"]),
+            helper.make_node("ScatterND", ["zeros", "places", "never"], ["mask"], reduction="add"),
+            helper.make_node("Add", ["x", "mask"], ["masked"]),
+            helper.make_node("Softmax", ["masked"], ["y"], axis=-1),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", 1, [2, 6]), helper.make_tensor_value_info("i", 7, [2])],
+        [helper.make_tensor_value_info("y", 1, [2, 6])],
+        [
+            numpy_helper.from_array(np.zeros(6, np.float32), "zeros"),
+            numpy_helper.from_array(np.full(2, -np.inf, np.float32), "never"),
+            numpy_helper.from_array(np.asarray([1]), "last"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    read = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    assert plain.write_plainly(read)
+    ir.save(read, tmp_path / "m.onnx")
+    found = answers(tmp_path / "m.onnx", {"x": np.zeros((2, 6), np.float32), "i": np.asarray([4, 1])})
+    assert np.allclose(found, [[0.25, 0, 0.25, 0.25, 0, 0.25]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("x", infinities.Known.UNKNOWN),
+        ("MatMul", infinities.Known.FINITE),
+        ("Log", infinities.Known.UNKNOWN),
+        ("Where", infinities.Known.INFINITE),
+    ],
+    ids=["an input", "a product", "a logarithm", "a masked product"],
+)
+def test_what_is_known_of_infinities(name: str, known: infinities.Known) -> None:
+    x = ir.Value(name="x", shape=ir.Shape([2, 2]), type=ir.TensorType(ir.DataType.FLOAT))
+    values = {"x": x}
+    product = ir.node("MatMul", [x, x])
+    never = ir.Value(name="n", const_value=ir.tensor(np.float32([-np.inf])))
+    flag = ir.Value(name="f", type=ir.TensorType(ir.DataType.BOOL))
+    values["MatMul"] = product.outputs[0]
+    values["Log"] = ir.node("Log", [product.outputs[0]]).outputs[0]
+    values["Where"] = ir.node("Where", [flag, product.outputs[0], never]).outputs[0]
+    assert infinities.known_of(values[name]) is known

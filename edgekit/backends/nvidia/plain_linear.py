@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
+from edgekit.backends.nvidia.infinities import Known, known_of
 from edgekit.graph import io
 from edgekit.graph.edit import attribute, constant, scalar
 from edgekit.graph.make import Maker
@@ -36,7 +37,7 @@ def dft(node: ir.Node) -> Sequence[ir.Node] | None:
     onesided = bool(attribute(node, "onesided", 0))
     if axis is None or not isinstance(size, int) or not isinstance(parts, int):
         return None
-    if parts not in (1, 2) or (onesided and (inverse or parts == 2)):
+    if parts not in (1, 2) or (onesided and (inverse or parts == 2)) or known_of(x) is Known.INFINITE:
         return None
     if count is None or count != size or 4 * size * size > _MOST:
         return None
@@ -66,7 +67,7 @@ def smoothed(node: ir.Node) -> Sequence[ir.Node] | None:
     before, after = _sizes(x), _sizes(node.outputs[0])
     if not attribute(node, "antialias", 0) or x is None or x.dtype != ir.DataType.FLOAT:
         return None
-    if before is None or after is None or len(before) != len(after):
+    if before is None or after is None or len(before) != len(after) or known_of(x) is Known.INFINITE:
         return None
     mode = attribute(node, "mode", "nearest")
     scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.backends.nvidia.infinities import apart
 from edgekit.graph.edit import attribute, constant, produced_by
 from edgekit.graph.make import Maker
 
@@ -90,7 +91,8 @@ def slices(node: ir.Node) -> Sequence[ir.Node] | None:
         hits = _hits(new, new.add("Unsqueeze", [flat, new.ints(1)]), 0, size, 2)
         found = _choices(new, hits, rows, 0, reduction, data.dtype)
     else:
-        found = new.add("MatMul", [_one_hot(new, flat, 0, size, 1), rows])
+        ones = _one_hot(new, flat, 0, size, 1)
+        found = apart(new, rows, lambda x: new.add("MatMul", [ones, x]))
     whole = [d for d in shape if isinstance(d, int)]
     target = new.ints(*whole) if len(whole) == len(shape) else new.add("Shape", [data])
     new.add(_OPS[reduction][1], [data, new.add("Reshape", [found, target])])
@@ -136,8 +138,9 @@ def _choices(
 ) -> ir.Value:
     """The updates of each place, reduced: those that ``hits`` it."""
     kind = dtype.numpy()
-    limits = np.finfo(kind) if dtype == ir.DataType.FLOAT else np.iinfo(kind)
-    neutral = np.asarray({"add": 0, "mul": 1, "min": limits.max, "max": limits.min}[reduction], kind)
+    # The least number is not neutral: the largest of it and -inf is the number.
+    ends = (-np.inf, np.inf) if dtype == ir.DataType.FLOAT else (np.iinfo(kind).min, np.iinfo(kind).max)
+    neutral = np.asarray({"add": 0, "mul": 1, "min": ends[1], "max": ends[0]}[reduction], kind)
     spread = new.add("Unsqueeze", [updates, new.ints(axis)])
     chosen = new.add("Where", [hits, spread, new.constant(neutral)])
     return new.add(_OPS[reduction][0], [chosen, new.ints(axis + 1)], keepdims=0)
@@ -145,7 +148,7 @@ def _choices(
 
 def _products(new: Maker, ones: ir.Value, updates: ir.Value, order: Sequence[int]) -> ir.Value:
     """Sums as a product; the axes of the places and of the product's columns come last in ``order``."""
-    found = new.add("MatMul", [ones, new.add("Transpose", [updates], perm=order)])
+    found = apart(new, new.add("Transpose", [updates], perm=order), lambda x: new.add("MatMul", [ones, x]))
     return new.add("Transpose", [found], perm=[order.index(i) for i in range(len(order))])
 
 

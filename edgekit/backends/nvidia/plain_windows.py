@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.backends.nvidia.infinities import Known, apart, known_of
 from edgekit.graph.edit import attribute, constant, integers, produced_by
 from edgekit.graph.make import Maker
 
-_LOWEST = float(np.finfo(np.float32).min)
 _MOST_SLICES = 96
 _END = (1 << 63) - 1
 
@@ -39,7 +39,7 @@ def pool(node: ir.Node) -> Sequence[ir.Node] | None:
     new = Maker(node)
     if any(pads):
         around = new.ints(0, 0, *pads[:rank], 0, 0, *pads[rank:])
-        x = new.add("Pad", [x, around, new.constant(np.asarray(_LOWEST if largest else 0, np.float32))])
+        x = new.add("Pad", [x, around, new.constant(np.asarray(-np.inf if largest else 0, np.float32))])
     for i, (size, step, stride) in enumerate(zip(kernel, dilations, strides, strict=True)):
         last = step * (size - 1)
         where, by = new.ints(2 + i), new.ints(stride)
@@ -128,13 +128,12 @@ def col2im(node: ir.Node) -> Sequence[ir.Node] | None:
     weights = np.broadcast_to(ones, (channels, *ones.shape[1:])).reshape(width, 1, *kernel.tolist())
     weights = _with_zeros(weights, dilations)
     patches = new.add("Reshape", [x, new.ints(0, width, *counts)])
-    full = new.add(
-        "ConvTranspose",
-        [patches, new.constant(np.ascontiguousarray(weights))],
-        group=channels,
-        strides=strides,
-        kernel_shape=spans,
-    )
+    kept = new.constant(np.ascontiguousarray(weights))
+
+    def added(patches: ir.Value) -> ir.Value:
+        return new.add("ConvTranspose", [patches, kept], group=channels, strides=strides, kernel_shape=spans)
+
+    full = apart(new, patches, added)
     made = [(c - 1) * s + n for c, s, n in zip(counts, strides, spans, strict=True)]
     missing = [max(0, pads[i] + int(size[i]) - made[i]) for i in range(rank)]
     if any(missing):
@@ -151,6 +150,8 @@ def spread(node: ir.Node) -> Sequence[ir.Node] | None:
     x, weights, *more = node.inputs
     if x is None or weights is None or max(strides) == 1 or max(dilations) == 1:
         return None
+    if known_of(x) is Known.INFINITE:
+        return None  # the zeros between would make NaN of it
     dequantize = produced_by(weights, "DequantizeLinear")
     stored = constant(weights if dequantize is None else dequantize.inputs[0])
     if stored is None or attribute(node, "auto_pad", "NOTSET") != "NOTSET":

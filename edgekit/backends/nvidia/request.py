@@ -16,6 +16,9 @@ from edgekit.backends.nvidia.recipe import RECIPE, Recipe, build_argv, read_reci
 from edgekit.errors import UnsupportedError
 from edgekit.types import Json, Option
 
+GRAPH = "model.onnx"
+"""What engines are made of, in the artifacts of both."""
+
 
 def needs_engine(main: Path) -> bool:
     """Whether the artifact's main file is what an engine is built from."""

@@ -85,8 +85,11 @@ class Postprocessing:
                 f"postprocessing: min_score and max_overlap are shares, most is 1 to {MOST_BOXES}, background a class",
                 hint="min_score = 0.25, max_overlap = 0.45, most = 100, background = 0",
             )
-        if not all(0 < s < 1e9 for s in self.size):
-            raise ConfigError("postprocessing: size has to be positive", hint="height and width in pixels")
+        if not all(0.001 <= s <= 1e6 for s in self.size):
+            raise ConfigError(
+                "postprocessing: size is 0.001 to 1,000,000",
+                hint="height and width that the boxes' numbers are divided by: in pixels, or 1 where they are shares",
+            )
 
     @property
     def is_boxes(self) -> bool:
@@ -166,13 +169,19 @@ def classes(p: Postprocessing, outputs: Sequence[TensorSpec]) -> int | None:
 def apply(p: Postprocessing, specs: Sequence[TensorSpec], outputs: Mapping[str, Array]) -> Array:
     """What the contract makes of a model's outputs, float32: an array of the scores' shape, or ``[K, 6]`` with class,
     score and the corners x1, y1, x2, y2 as shares of the model's input, the best first."""
+    # Outputs may be infinite, or no number: what comes of that is compared as it is, without a warning.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _applied(p, specs, outputs).astype(np.float32)
+
+
+def _applied(p: Postprocessing, specs: Sequence[TensorSpec], outputs: Mapping[str, Array]) -> Array:
     real = {
         s.name: dequantized(s, outputs[s.name]).astype(np.float32).astype(np.float64)
         for s in specs
         if s.name in (p.output, p.boxes)
     }
     if not p.is_boxes:
-        return _activated(p.kind, real[p.output]).astype(np.float32)
+        return _activated(p.kind, real[p.output])
     table = {name: _candidates(p, array) for name, array in real.items()}
     if len({len(rows) for rows in table.values()}) != 1 or table[p.boxes].shape[1] < 4:
         raise DataError(
@@ -181,7 +190,7 @@ def apply(p: Postprocessing, specs: Sequence[TensorSpec], outputs: Mapping[str, 
         )
     corners, scores = table[p.boxes][:, :4], table[p.output]
     scores = scores[:, 4:] if p.boxes == p.output else scores
-    return _suppressed(p, _corners(p, corners), _activated(p.activation, scores)).astype(np.float32)
+    return _suppressed(p, _corners(p, corners), _activated(p.activation, scores))
 
 
 def _guessed(labelled: TensorSpec, source: Sequence[Mapping[str, Array]]) -> Postprocessing:
@@ -230,8 +239,7 @@ def _activated(kind: str, values: Array) -> Array:
         soft: Array = grown / grown.sum(-1, keepdims=True)
         return soft
     # exp of a large number overflows to infinity, of which the sigmoid is 0, as in every language.
-    with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-values)) if kind == "sigmoid" else values
+    return 1 / (1 + np.exp(-values)) if kind == "sigmoid" else values
 
 
 def _candidates(p: Postprocessing, array: Array) -> Array:

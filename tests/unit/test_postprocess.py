@@ -47,6 +47,19 @@ def test_every_row_of_a_sequence_is_a_distribution() -> None:
     np.testing.assert_array_equal(found, np.full((1, 4, 2), 0.5))
 
 
+@pytest.mark.filterwarnings("error")
+def test_outputs_that_are_no_numbers_give_no_warning() -> None:
+    for value in (np.inf, -np.inf, np.nan, 3e38):
+        for kind in ("softmax", "sigmoid", "none"):
+            apply(Postprocessing(kind=kind, output="scores"), (SCORES,), one([value, 1.0, value]))
+        outputs = {
+            "boxes": np.full((1, 3, 4), value, np.float32),
+            "classes": np.full((1, 3, 2), value, np.float32),
+        }
+        found = apply(detector(box_format="cxcywh", activation="sigmoid"), (BOXES, CLASSES), outputs)
+        assert len(found) <= 3
+
+
 def detector(**fields: object) -> Postprocessing:
     return Postprocessing(**{"kind": "boxes", "output": "classes", "boxes": "boxes", **fields})
 
@@ -137,7 +150,14 @@ def test_the_output_has_to_be_one_of_the_model() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"min_score": 2.0}, {"max_overlap": -0.1}, {"most": 0}, {"most": 10**6}, {"size": (0.0, 1.0)}],
+    [
+        {"min_score": 2.0},
+        {"max_overlap": -0.1},
+        {"most": 0},
+        {"most": 10**6},
+        {"size": (0.0, 1.0)},
+        {"size": (1.0, 1e-300)},
+    ],
 )
 def test_impossible_numbers_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="postprocessing"):

@@ -102,8 +102,10 @@ def test_what_is_no_license_expression_is_refused(license_: str) -> None:
 
 
 def test_only_bundles_are_archives() -> None:
-    with pytest.raises(UsageError, match="web has no archive"):
-        spec(format="web", compress="ekz")
+    for format_ in ("web", "android-aar", "ios-spm", "react-native", "ai-pack"):
+        with pytest.raises(UsageError, match=f"{format_} has no archive") as raised:
+            spec(format=format_, compress="ekz")
+        assert "edgekit unpack" in raised.value.hint
     with pytest.raises(UnknownNameError, match="compression"):
         spec(compress="rar")
 

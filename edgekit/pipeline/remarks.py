@@ -10,6 +10,9 @@ from edgekit.pipeline.stages import BuildContext
 from edgekit.quantize.options import Cause
 from edgekit.types import Gate, Target, Verdict
 
+_WORTH_A_NOTE = 0.01
+"""Of the multiply-accumulates."""
+
 
 def tell(context: BuildContext, target: Target, made: Candidate, verdicts: Sequence[Gate]) -> None:
     """What nobody should have to look for in the manifest: shapes that had to be fixed, what is unproven, and what is
@@ -19,10 +22,16 @@ def tell(context: BuildContext, target: Target, made: Candidate, verdicts: Seque
         context.progress.note(
             f"{target.name}: the runtime does not take the model with open axes, so its shapes are fixed: {shapes}"
         )
-    if (report := made.lowering.report) is not None and (front := report.of(Cause.FRONT)):
+    report = made.lowering.report
+    if report is not None and (front := report.of(Cause.FRONT)):
         context.progress.note(
             f"{target.name}: a spectral front end stays in float, {front:.0%} of the MACs: integers cannot hold "
             "energies whose logarithm is taken"
+        )
+    if report is not None and (island := report.of(Cause.ISLAND)) >= _WORTH_A_NOTE:
+        context.progress.note(
+            f"{target.name}: products of activations with activations stay in float, {island:.0%} of the MACs: small "
+            "ones are quicker so, and a quotient's divisor needs more than 8 bits"
         )
     for gate in verdicts:
         if gate.verdict is Verdict.UNPROVEN:

@@ -100,9 +100,11 @@ class Cause(StrEnum):
     """It could be quantized, but what it reads or what reads it is float."""
     FRONT = "front"
     """It belongs to a spectral front end, whose energies integers cannot hold: see :mod:`edgekit.quantize.fronts`."""
+    ISLAND = "island"
+    """Integers would only round it, or take longer: see :mod:`edgekit.quantize.islands`."""
 
 
-ON_PURPOSE = (Cause.EXCLUDED, Cause.FRONT)
+ON_PURPOSE = (Cause.EXCLUDED, Cause.FRONT, Cause.ISLAND)
 """Float is what was wanted, not what was left."""
 
 
@@ -180,7 +182,7 @@ class QuantizeReport:
 
     def kept_out(self, activation: str) -> float:
         """The part of all multiply-accumulates, 0 to 1, that was given another precision on purpose: excluded, a
-        front end, or on INT16 activations where the scheme has another ``activation``."""
+        front end, an island, or on INT16 activations where the scheme has another ``activation``."""
         total = sum(n.macs for n in self.nodes)
         out = sum(
             n.macs

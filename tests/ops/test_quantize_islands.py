@@ -22,7 +22,7 @@ from edgekit.graph import export, io, passes  # noqa: E402
 from edgekit.quantize.calibrate.collect import calibrate  # noqa: E402
 from edgekit.quantize.driver import quantize  # noqa: E402
 from edgekit.quantize.float_model import FloatModel  # noqa: E402
-from edgekit.quantize.options import QuantizeOptions, QuantizeReport  # noqa: E402
+from edgekit.quantize.options import Cause, QuantizeOptions, QuantizeReport  # noqa: E402
 from edgekit.types import OnnxModel, TorchModel  # noqa: E402
 
 BEHIND_DB = 6.0
@@ -140,6 +140,30 @@ class Attended(nn.Module):
         return torch.softmax(q @ k.transpose(1, 2) / 4, -1) @ v
 
 
+class Interactions(nn.Module):
+    """Every feature against every other, as recommenders have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(25, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.normalize(self.first(x), dim=-1) * torch.tensor([1.0, 9.0, 0.1, 1.0, 0.5])[:, None]
+        return self.last((y @ y.transpose(1, 2)).flatten(1))
+
+
+class Similar(nn.Module):
+    """A similarity of tokens, large enough for integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(128, 128)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.normalize(self.first(x), dim=-1)
+        return torch.exp(y @ y.transpose(1, 2))
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual stream": (Stream, (1, 10, 24)),
     "cells": (Cells, (1, 8, 12)),
@@ -149,6 +173,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "quotient": (LinearAttention, (1, 8, 8, 8)),
     "level of a series": (Levelled, (1, 4, 32)),
     "scores": (Scores, (1, 3, 32, 32)),
+    "interactions": (Interactions, (1, 5, 16)),
     "attention": (Attended, (1, 64, 16)),
 }
 
@@ -210,6 +235,40 @@ def test_no_more_than_6_db_behind_onnx_runtime(name: str, tmp_path: Path) -> Non
     case = Case(build(), shape, tmp_path)
     ours, best = case.in_litert(), case.in_onnxruntime()
     assert ours > best - BEHIND_DB, f"{ours:.1f} dB, ONNX Runtime {best:.1f} dB"
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "quantized"), [(Interactions, (1, 5, 16), False), (Similar, (1, 256, 128), True)]
+)
+def test_a_product_of_activations_is_worth_the_way_into_integers_from_a_size_on(
+    build: Callable[[], nn.Module], shape: tuple[int, ...], quantized: bool, tmp_path: Path
+) -> None:
+    """What stays float for that does not count against the placement."""
+    torch.manual_seed(0)
+    _, report = Case(build(), shape, tmp_path).quantized("tflite-int8")
+    (product,) = (n for n in report.nodes if n.op == "MatMul" and not n.weights)
+    assert product.quantized is quantized
+    assert (product.cause is Cause.ISLAND) is not quantized
+    assert report.kept_out("int8") == (0.0 if quantized else pytest.approx(1 - report.share))
+
+
+def test_a_model_that_is_one_small_product_gets_it_in_integers(tmp_path: Path) -> None:
+    """Nothing else is there that the target's name could promise."""
+
+    class Product(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.exp(x @ x.transpose(1, 2))
+
+    _, report = Case(Product(), (1, 5, 16), tmp_path).quantized("tflite-int8")
+    assert [n.quantized for n in report.nodes if n.op == "MatMul"] == [True]
+
+
+def test_what_no_layer_reads_or_makes_stays_float(tmp_path: Path) -> None:
+    class Pools(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return F.max_pool2d(x, 2), F.avg_pool2d(F.interpolate(x, scale_factor=2, mode="bilinear"), 4)
+
+    assert {name for name, _ in Case(Pools(), (1, 3, 8, 8), tmp_path).operators()}.isdisjoint({"QUANTIZE"})
 
 
 class Excited(nn.Module):

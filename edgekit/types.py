@@ -709,6 +709,17 @@ class ChecksOptions(Protocol):
         ...
 
 
+@runtime_checkable
+class WithExtents(Protocol):
+    """What a :class:`Backend` may offer besides: to say for which sizes of dynamic axes its artifacts are built."""
+
+    def extents(
+        self, inputs: Sequence[TensorSpec], options: Mapping[str, Option]
+    ) -> Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """The smallest and largest shape of each input with dynamic axes. A sample outside cannot be run."""
+        ...
+
+
 def names(specs: Sequence[TensorSpec]) -> tuple[str, ...]:
     """The names of a sequence of tensors, in order."""
     return tuple(s.name for s in specs)

@@ -20,13 +20,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from edgekit.core import stops
 from edgekit.core.orphans import Silence, adopt_orphans, die_with, end_orphans
-from edgekit.errors import MemoryLimitError, RuntimeCrashError, SourceError, TimeLimitError
+from edgekit.errors import MemoryLimitError, RuntimeCrashError, SourceError, Stopped, TimeLimitError
 
 _LOOK_S = 0.2
 _BEAT_S = 1.0
 _DEAF_S = 10.0
 """How long a child may be in native code after it was told to stop."""
+_TIDY_S = 30.0
+"""How long a child may take to end what it has elsewhere, once it has heard that its time is over."""
+_TIME_IS_OVER = getattr(signal, "SIGUSR2", None)
 _TOLD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ASKED = {*_TOLD, signal.SIGPIPE}
 """Signals that end a process because somebody wants it to."""
@@ -128,6 +132,22 @@ def beat() -> None:
         _child.say("beat")
 
 
+@contextlib.contextmanager
+def elsewhere() -> Iterator[None]:
+    """Around what goes on where no kill of this process reaches it: a build on a device.
+
+    When the time is over meanwhile, this process is asked to end it, and is not killed at once.
+    """
+    if _child is None:
+        yield
+        return
+    _child.say("elsewhere", "1")
+    try:
+        yield
+    finally:
+        _child.say("elsewhere", "-1")
+
+
 def stopping() -> None:
     """A stop has been heard here, and this process is about to end in its own way."""
     if _child is not None:
@@ -206,6 +226,7 @@ class _Watched:
     steps: dict[str, tuple[str, bool]] = field(default_factory=dict)
     stop: _Stop = field(default_factory=lambda: _Stop())
     said_bye: bool = False
+    elsewhere: int = 0
     rest: bytes = b""
 
     def hear(self, data: bytes) -> None:
@@ -217,6 +238,8 @@ class _Watched:
                     self.steps[identity] = (name, bool(quick))
                 case ["end", identity]:
                     self.steps.pop(identity, None)
+                case ["elsewhere", change]:
+                    self.elsewhere += int(change)
                 case ["stop"]:
                     self.stop.heard = True
                 case ["bye"]:
@@ -301,6 +324,8 @@ def _fork(job: Job, failed: Mapping[str, str], alone: bool) -> _Watched | None:
     for number in _TOLD:
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    if _TIME_IS_OVER is not None:
+        signal.signal(_TIME_IS_OVER, _end_quietly)
     _child = _Child(job=job, pipe=writing, failed=dict(failed), alone=alone)
     _limit_memory(job.limits.memory)
     atexit.register(_child.say, "bye")
@@ -333,14 +358,16 @@ def _watch(watched: _Watched, limits: Limits, started: float) -> str:
     raises :class:`Ended` otherwise."""
     deadline = float("inf") if limits.whole is None else started + limits.whole
     status = _wait(watched, deadline)
-    os.close(watched.pipe)
     if status is None:
+        _let_tidy(watched, deadline)
         end_orphans(watched.pid)
+        os.close(watched.pipe)
         if watched.stop.ignored:
             raise Ended(128 + watched.stop.number)
         if time.monotonic() >= deadline:
             return ""
         return f"it gave no answer for {limits.quick:.0f} s and was ended"
+    os.close(watched.pipe)
     code = os.waitstatus_to_exitcode(status)
     if code < 0 and -code not in _ASKED:
         end_orphans(watched.pid)
@@ -349,6 +376,34 @@ def _watch(watched: _Watched, limits: Limits, started: float) -> str:
         end_orphans(watched.pid)
         return f"something ended the process with status {code}"
     raise Ended(code if code >= 0 else 128 - code)
+
+
+def _let_tidy(watched: _Watched, deadline: float) -> None:
+    """A child whose time is over ends what it has elsewhere: a build on a device would take its death for a link that
+    broke, go on, and keep the device."""
+    if not watched.elsewhere or time.monotonic() < deadline or _TIME_IS_OVER is None:
+        return
+    with contextlib.suppress(OSError):
+        os.kill(watched.pid, _TIME_IS_OVER)
+    until = time.monotonic() + _DEAF_S
+    while watched.elsewhere and time.monotonic() < until:
+        if not select.select([watched.pipe], [], [], _LOOK_S)[0]:
+            continue
+        heard, data = watched.stop.heard, os.read(watched.pipe, 1 << 16)
+        if not data:
+            return
+        watched.hear(data)
+        if watched.stop.heard and not heard:
+            until = time.monotonic() + _TIDY_S
+
+
+def _end_quietly(_: int, __: FrameType | None) -> None:
+    """The time is over: the parent says so, this process ends as on a stop."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nothing, stream)
+    stopping()
+    stops.ask(Stopped(signal.SIGTERM))
 
 
 def _wait(watched: _Watched, deadline: float) -> int | None:

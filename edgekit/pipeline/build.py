@@ -403,12 +403,13 @@ def with_alternatives(
 def _expresses(row: Target, instead_of: Target, context: BuildContext, prepared: Prepared) -> bool:
     if row.scheme is not None or row.backend == instead_of.backend or not row.name.endswith("-fp32"):
         return False
-    try:
+
+    def lowered() -> bool:
         refuse_missing_backend(row)
         lower_for(context, prepared.graph, row)
-    except EdgekitError:
-        return False
-    return True
+        return True
+
+    return guarded(row, lowered) is True  # whatever happens here must not hide the refusal
 
 
 def raise_failures(outcomes: Sequence[Outcome], options: Options) -> None:

@@ -22,6 +22,7 @@ from edgekit.load.data import SampleSet
 from edgekit.pipeline import guard, speed
 from edgekit.pipeline.cached import NotCachedError, ReadOnly
 from edgekit.pipeline.engines import on_device
+from edgekit.pipeline.extents import refuse_outside
 from edgekit.pipeline.lower import Graph, Lowering, lower_for
 from edgekit.pipeline.rollouts import Rolled
 from edgekit.pipeline.side_by_side import side_by_side, spooled, workers
@@ -137,6 +138,8 @@ def plain_candidate(context: BuildContext, prepared: Prepared, target: Target) -
     if target.name in prepared.refused:
         raise prepared.refused[target.name]
     refuse_missing_runtime(context, target)
+    if prepared.graph.pixels is None and not target.fixed_shapes:
+        refuse_outside(context, target, prepared.graph.model.inputs, prepared.data.verification)
     return candidate(context, prepared, target, QuantizeOptions.of(context.options, target))
 
 

@@ -389,6 +389,48 @@ with connect(Device(name="jetson", transport="ssh", address="device", options=op
     assert server.settled(60) == ([], [])
 
 
+def test_the_end_of_the_whole_time_ends_the_build_there(make_jetson, tmp_path):
+    """``--timeout``: the device is free at once, as after Ctrl-C, and not after the wait for a link that broke."""
+    server = make_jetson(device={"seconds": 600, "no_trtexec": True})
+    main = artifact(tmp_path / "a")
+    script = f"""
+import sys
+from pathlib import Path
+from edgekit.core import contained
+from edgekit.core.contained import Job, Limits
+from edgekit.devices.engines import engine_for
+from edgekit.devices.transports.connect import connect
+from edgekit.errors import TimeLimitError
+from edgekit.types import Device
+
+options = {dict(device(server).options)!r}
+try:
+    with contained.program():
+        contained.contain(Job(what="net.onnx", limits=Limits(whole=15)))
+except TimeLimitError as error:
+    print(error.message)
+    sys.exit(error.exit_code)
+print("under way", flush=True)
+with connect(Device(name="jetson", transport="ssh", address="device", options=options)) as transport:
+    engine_for(transport, "tensorrt", Path({str(main)!r}))
+"""
+    host = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    under_way(server)
+    out, err = host.communicate(timeout=120)
+    assert (host.returncode, err) == (8, "")
+    assert out.splitlines() == [
+        "under way",
+        "net.onnx: the time is over (15 s), and what was at work has been ended",
+    ]
+    assert server.settled(5) == ([], [])
+
+
 def test_a_build_that_takes_too_long_is_ended(make_jetson, tmp_path, monkeypatch):
     server = make_jetson(device={"seconds": 600, "no_trtexec": True})
     whole = request.order

@@ -18,7 +18,7 @@ import edgekit
 from edgekit.artifact.gates import Evidence, gates
 from edgekit.artifact.summary import verdict
 from edgekit.backends.nvidia import plain, plain_windows
-from edgekit.errors import BackendError, GateFailedError
+from edgekit.errors import BackendError, DataError, GateFailedError
 from edgekit.graph.widen import without_bfloat16
 from edgekit.pipeline import graph_check
 from edgekit.types import Parity, Tolerance, Verdict
@@ -151,3 +151,30 @@ def test_bfloat16_is_computed_as_float32_with_the_same_constants(tmp_path: Path)
     fed = {"x": np.asarray([[1.0, 2.0]], np.float32), "c": np.asarray(False)}
     assert np.allclose(session.run(None, fed)[0], -(fed["x"] @ weight.astype(np.float32)))
     assert without_bfloat16(wide, tmp_path / "again.onnx") == wide
+
+
+def test_samples_outside_of_the_profile_are_refused_before_an_engine_is_built(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", 1, [2, "L", 8])],
+        [helper.make_tensor_value_info("y", 1, [2, "L", 8])],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9),
+        tmp_path / "m.onnx",
+    )
+    samples = [np.zeros((2, length, 8), np.float32) for length in (5, 7)]
+
+    def made(axes: str) -> edgekit.BuildResult:
+        options = edgekit.Options(allow_not_run=True, out=str(tmp_path / "out"), set={"axes": axes})
+        return edgekit.build(
+            str(tmp_path / "m.onnx"), targets="tensorrt-fp32", evaluation=samples, options=options
+        )
+
+    (failure,) = made("L=6:7:8").failures
+    assert isinstance(failure.error, DataError)
+    assert failure.error.exit_code == 2
+    assert "L of x is 5 to 7, and the engine takes 6 to 8" in failure.error.message
+    assert "--set axes=L=5:7:8" in failure.error.hint
+    assert not made("L=5:7:8").failures

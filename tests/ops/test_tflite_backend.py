@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 pytest.importorskip("ai_edge_litert")
 
@@ -18,6 +19,7 @@ from tflite_support import graph, single
 from edgekit.backends import tflite
 from edgekit.core import targets
 from edgekit.errors import ConfigError, UnsupportedError
+from edgekit.graph import io
 from edgekit.types import OnnxModel, sha256_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,3 +157,27 @@ def test_origins_lead_back_to_modules(tmp_path):
     entry.key, entry.value = "pkg.torch.onnx.name_scopes", "['', 'features', 'features.0', 'relu']"
     made = tflite.lower(saved(made, tmp_path), targets.find("tflite-fp32"), {}, tmp_path)
     assert made.details["origins"]["y"] == {"node": "node", "op": "Relu", "module": "features.0"}
+
+
+def test_a_size_beyond_32_bits_is_refused_by_name(tmp_path):
+    """The file has no room for it: it must neither wrap around nor end as a defect."""
+    nodes = [
+        helper.make_node("Expand", ["x", "sizes"], ["e"], name="expand"),
+        helper.make_node("ReduceSum", ["e", "axis"], ["y"], name="sum", keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [8])],
+        [
+            numpy_helper.from_array(np.asarray([3_000_000_000, 8]), "sizes"),
+            numpy_helper.from_array(np.asarray([0]), "axis"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.save(onnx.shape_inference.infer_shapes(model), tmp_path / "m.onnx")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UnsupportedError, match="3,000,000,000") as caught:
+        tflite.lower(io.describe(tmp_path / "m.onnx"), targets.find("tflite-fp32"), {}, tmp_path / "out")
+    assert caught.value.exit_code == 4

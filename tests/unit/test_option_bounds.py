@@ -184,3 +184,15 @@ def test_a_manifest_with_a_setting_that_is_not_allowed_contradicts_itself() -> N
         next(o for o in damaged["target"]["options"] if o["name"] == "minutes")[key] = value
         with pytest.raises(SourceError):
             manifest.parse(json.dumps(damaged).encode(), "m")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
+def test_a_dla_is_refused_for_what_it_does_not_compute_in(precision: str) -> None:
+    from edgekit.backends.nvidia import tensorrt
+
+    row = targets.find(f"tensorrt-{precision}")
+    with pytest.raises(ConfigError, match=f"dla=0: a DLA does not compute in {precision}") as caught:
+        tensorrt.check_options(row, {"dla": 0})
+    assert caught.value.exit_code == 2
+    tensorrt.check_options(row, {"dla": -1})
+    tensorrt.check_options(targets.find("tensorrt-int8"), {"dla": 0})

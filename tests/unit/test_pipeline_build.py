@@ -110,6 +110,16 @@ def test_what_another_backend_can_express_is_named(tmp_path, fake, workers):
     assert run(tmp_path / "again", (A32, B8))[0].error.supported_by == ()
 
 
+@pytest.mark.parametrize("what", [OverflowError("too large"), MemoryError(), RecursionError("deep")])
+def test_what_happens_to_the_others_does_not_hide_the_refusal(tmp_path, fake, what):
+    """They are tried for the hint's sake alone."""
+    fake.lower_error["a-fp32"] = UnsupportedOperatorsError("a-fp32", [])
+    fake.lower_error["b-fp32"] = what
+    (outcome,) = run(tmp_path, (A32,))
+    assert isinstance(outcome.error, UnsupportedOperatorsError)
+    assert (outcome.error.target, outcome.error.supported_by) == ("a-fp32", ())
+
+
 def test_a_backend_that_is_not_installed_offers_no_way_out(tmp_path, fake):
     fake.lower_error["a-fp32"] = UnsupportedOperatorsError("a-fp32", [])
     fake.available["b"] = Availability(installed=False, usable=False)

@@ -8,7 +8,7 @@ from edgekit.backends.nvidia.engine import release
 from edgekit.backends.nvidia.profiles import axis_sizes, compute_capabilities
 from edgekit.backends.nvidia.request import NEEDED_CAPABILITY
 from edgekit.errors import ConfigError, UnsupportedError
-from edgekit.types import Option, Target
+from edgekit.types import Option, Precision, Target
 
 _BUILDS_FOR = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
 _OF = (1, 7)
@@ -19,7 +19,8 @@ def check_options(target: Target, options: Mapping[str, Option], *, builder: str
     """``builder``: the version of TensorRT for RTX that is installed, where it is to build.
 
     Raises:
-        ConfigError: sizes of axes or compute capabilities that say nothing, or that there are not.
+        ConfigError: sizes of axes or compute capabilities that say nothing, or that there are not; a DLA for what it
+            does not compute in.
         UnsupportedError: GPUs that do not compute in the target's precision.
     """
     axis_sizes(str(options.get("axes", "")))
@@ -31,6 +32,15 @@ def check_options(target: Target, options: Mapping[str, Option], *, builder: str
             hint=f"--set compute_capabilities is of {', '.join(_BUILDS_FOR)}",
         )
     refuse_lacking(capabilities, target)
+    if int(options.get("dla", -1)) >= 0 and target.precision not in _DLA:
+        raise ConfigError(
+            f"--set dla={options['dla']}: a DLA does not compute in {target.precision}",
+            hint="leave --set dla out, or build tensorrt-fp16 or tensorrt-int8",
+        )
+
+
+_DLA = (Precision.FP16, Precision.INT8)
+"""What NVIDIA's deep learning accelerators compute in."""
 
 
 def refuse_lacking(capabilities: Sequence[str], target: Target) -> None:

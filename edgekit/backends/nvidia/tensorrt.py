@@ -5,13 +5,13 @@ The graph is parsed here by TensorRT's own parser, or by TensorRT-RTX's where on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgekit.backends.nvidia import gpu_present
 from edgekit.core import versions
 from edgekit.core.plugins import BackendInfo
-from edgekit.types import Availability, Json, Lowered, OnnxModel, Option, Placement, Target
+from edgekit.types import Availability, Json, Lowered, OnnxModel, Option, Placement, Target, TensorSpec
 
 NAME = "tensorrt"
 INFO = BackendInfo(
@@ -57,6 +57,16 @@ def check(model: OnnxModel, target: Target, options: Mapping[str, Option]) -> No
     from edgekit.backends.nvidia.profiles import profiles
 
     profiles(model.inputs, str(options.get("axes", "")))
+
+
+def extents(
+    inputs: Sequence[TensorSpec], options: Mapping[str, Option]
+) -> Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The optimization profile's smallest and largest shapes."""
+    from edgekit.backends.nvidia.profiles import profiles
+
+    shapes = profiles(inputs, str(options.get("axes", "")))
+    return {name: (low, high) for name, (low, _, high) in shapes.items()}
 
 
 def lower(model: OnnxModel, target: Target, options: Mapping[str, Option], out: Path) -> Lowered:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgekit.backends.nvidia import gpu_present
-from edgekit.backends.nvidia.tensorrt import check, placement
+from edgekit.backends.nvidia.tensorrt import check, extents, placement
 from edgekit.core import versions
 from edgekit.core.plugins import BackendInfo
 from edgekit.errors import MissingExtraError
@@ -29,7 +29,17 @@ INFO = BackendInfo(
     engines="edgekit.backends.nvidia.request",
 )
 
-__all__ = ["DISTRIBUTIONS", "INFO", "NAME", "available", "check", "check_options", "lower", "placement"]
+__all__ = [
+    "DISTRIBUTIONS",
+    "INFO",
+    "NAME",
+    "available",
+    "check",
+    "check_options",
+    "extents",
+    "lower",
+    "placement",
+]
 
 
 def available() -> Availability:

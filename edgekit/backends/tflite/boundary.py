@@ -11,7 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.backends.tflite.builder import Builder
 from edgekit.backends.tflite.dynamic import refuse
-from edgekit.backends.tflite.ir import FLOAT32, INT8, UINT8, DType, Op, Quant, Tensor, Type
+from edgekit.backends.tflite.ir import FLOAT32, INT8, UINT8, DType, Op, Quant, Tensor, Type, int32s
 from edgekit.backends.tflite.quant import Lookahead
 from edgekit.backends.tflite.view import View, channels_last
 from edgekit.graph import ops
@@ -102,7 +102,7 @@ class Boundary:
         if tensor.dynamic is not None:
             refuse("one value as two outputs")
         shape = self.builder.ints(tensor.shape)
-        options = schema.ReshapeOptionsT(newShape=np.asarray(tensor.shape, np.int32))
+        options = schema.ReshapeOptionsT(newShape=int32s(tensor.shape))
         self.builder.graph.ops.append(Op("RESHAPE", [tensor, shape], [out], options))
         return out
 

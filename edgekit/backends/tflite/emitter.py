@@ -26,8 +26,10 @@ from edgekit.backends.tflite.ir import (
     Shape,
     Tensor,
     Type,
+    int32s,
 )
 from edgekit.backends.tflite.registry import Refusal
+from edgekit.errors import UnsupportedError
 
 _OPTIONS: dict[str, Callable[[], Options]] = {
     # With the schema's default, sums of int16 tensors need power-of-two scales.
@@ -151,7 +153,7 @@ class Emitter:
 
     def ints(self, values: Sequence[int] | Array) -> Tensor:
         """A 1-D int32 constant: a shape, axes, a permutation."""
-        return self.constant(np.asarray(values, np.int64).reshape(-1), INT32)
+        return self.constant(_int32s(np.asarray(values, np.int64).reshape(-1).tolist()), INT32)
 
     # --- arithmetic ---------------------------------------------------------------------------------
 
@@ -246,7 +248,7 @@ class Emitter:
             return Tensor(shape, x.dtype, x.name, x.data.reshape(shape), x.quant)
         if x.quant is not None and x.quant.per_channel:
             return _reshape_per_channel(x, shape)
-        options = schema.ReshapeOptionsT(newShape=np.asarray(shape, np.int32))
+        options = schema.ReshapeOptionsT(newShape=_int32s(shape))
         return self.emit("RESHAPE", [x, self.ints(shape)], shape, x, options)
 
     def slice(self, x: Tensor, begin: Sequence[int], size: Sequence[int]) -> Tensor:
@@ -312,3 +314,11 @@ def _reshape_per_channel(x: Tensor, shape: Shape) -> Tensor:
         if math.prod(shape[:axis]) == before and size == x.shape[x.quant.axis]:
             return Tensor(shape, x.dtype, x.name, x.data.reshape(shape), x.quant.along(axis))
     raise Refusal("cannot reshape a weight across the axis that it is quantized along")
+
+
+def _int32s(values: Sequence[int]) -> Array:
+    """Raises :class:`Refusal`, which names the node, for a number that the file cannot hold."""
+    try:
+        return int32s(values)
+    except UnsupportedError as error:
+        raise Refusal(error.message) from error

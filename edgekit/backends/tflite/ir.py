@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
+from edgekit.errors import UnsupportedError
+
 Array: TypeAlias = npt.NDArray[Any]
 DType: TypeAlias = np.dtype[Any]
 Shape: TypeAlias = tuple[int, ...]
@@ -54,6 +56,18 @@ TENSOR_TYPES: dict[DType, int] = {
 
 Options: TypeAlias = Any
 """An object of one of the schema's ``…OptionsT`` classes (they have no stubs), or None."""
+
+
+def int32s(values: Sequence[int]) -> Array:
+    """Sizes and indices as the file stores them. Raises :class:`UnsupportedError` for a number that it cannot hold."""
+    limits = np.iinfo(np.int32)
+    beyond = [v for v in values if not limits.min <= v <= limits.max]
+    if beyond:
+        raise UnsupportedError(
+            f"a size of {beyond[0]:,}: a TFLite file holds sizes up to {limits.max:,}",
+            hint="make its inputs smaller, or build another runtime's target",
+        )
+    return np.asarray(values, np.int32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -25,6 +25,7 @@ from edgekit.backends.tflite.ir import (
     Quant,
     Tensor,
     builtin_code,
+    int32s,
     options_union,
 )
 from edgekit.backends.tflite.operator_versions import operator_version
@@ -171,7 +172,7 @@ class _Writer:
         return int(self.b.EndVector())
 
     def _ints(self, values: Sequence[int]) -> int:
-        return int(self.b.CreateNumpyVector(np.asarray(values, np.int32)))
+        return int(self.b.CreateNumpyVector(int32s(values)))
 
     def _table(self, name: str, **fields: int | bool | None) -> int:
         """One table of the schema; ``None`` leaves a field out. The order of fields decides the bytes."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from edgekit.core import contained
 from edgekit.devices.catalogue import check_port
 from edgekit.devices.pack import pack
 from edgekit.devices.transports.adb import AdbTransport, adb_options
@@ -63,12 +64,13 @@ def ssh_options(device: Device) -> SshOptions:
 
 @contextmanager
 def connect(device: Device) -> Iterator[Transport]:
-    """An open transport to ``device``, closed in the end."""
-    transport = open_transport(device)
-    try:
-        yield transport
-    finally:
-        transport.close()
+    """An open transport to ``device``, closed in the end, also when the time of ``--timeout`` is over."""
+    with contained.elsewhere() if device.transport != "local" else nullcontext():
+        transport = open_transport(device)
+        try:
+            yield transport
+        finally:
+            transport.close()
 
 
 def send_model(transport: Transport, runnable: Runnable, *, folder: str = "model") -> PurePosixPath:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -28,7 +28,9 @@ def load(spec: SourceSpec, permit: Permit) -> TorchModel:
 def from_result(result: object, what: str, example: Callable[[], object] | None) -> TorchModel:
     """A factory's result: a module, ``(module, example_inputs)`` or a :class:`TorchModel`."""
     if isinstance(result, TorchModel):
-        model = modules.bind(result.module, dict(result.example_inputs), what=what)
+        inputs: object = result.example_inputs  # users write a tuple here, too
+        by_name = dict(inputs) if isinstance(inputs, Mapping) else inputs
+        model = modules.bind(result.module, by_name, what=what)
         return modules.complete(
             model,
             task=result.task,

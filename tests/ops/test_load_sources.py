@@ -87,6 +87,21 @@ def test_a_factory_may_return_everything(tmp_path: Path) -> None:
     assert model.preprocessing == {"scale": 1.0}
 
 
+@pytest.mark.parametrize("inputs", ["torch.ones(1, 3)", "(torch.ones(1, 3),)", "[torch.ones(1, 3)]"])
+def test_a_torch_model_takes_its_inputs_as_a_tuple_of_module_and_inputs_does(
+    tmp_path: Path, inputs: str
+) -> None:
+    whole = f"""
+    from edgekit.types import TorchModel
+    def factory():
+        return TorchModel(module=Net(), example_inputs={inputs})
+    """
+    named, paired = loaded(source(tmp_path, whole)), f"def factory():\n    return Net(), {inputs}"
+    again = loaded(source(tmp_path, paired, "pair.py"))
+    assert {k: v.tolist() for k, v in named.example_inputs.items()} == {"x": [[1.0] * 3]}
+    assert list(again.example_inputs) == ["x"]
+
+
 def test_example_inputs_from_the_module_or_the_data(tmp_path: Path) -> None:
     own = "def factory():\n    m = Net()\n    m.example_inputs = torch.randn(1, 3)\n    return m"
     assert list(loaded(source(tmp_path, own)).example_inputs) == ["x"]

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from edgekit.core import plugins, versions
+from edgekit.core import plugins, tested, versions
 from edgekit.core.store import default_root
 from edgekit.types import Availability
 
@@ -79,13 +79,15 @@ class Machine:
     """The facts that the checks judge.
 
     ``conflicts`` are requirements of installed packages that are not met; ``cpu_flags`` are the kernel's
-    names of instruction sets; ``free_bytes`` is the space where the cache is.
+    names of instruction sets; ``free_bytes`` is the space where the cache is. ``tested`` are the versions that edgekit
+    was tested with, by normalized name.
     """
 
     python: tuple[int, int, int]
     bits: int
     arch: str
     packages: Mapping[str, str]
+    tested: Mapping[str, str] = field(default_factory=dict)
     conflicts: tuple[str, ...] = ()
     torch_cuda: str = ""
     torchvision_needs_cuda: bool = False
@@ -135,6 +137,7 @@ def observe() -> Machine:
         bits=8 * struct.calcsize("P"),
         arch=platform.machine(),
         packages=packages,
+        tested=tested.versions(),
         conflicts=tuple(_conflicts(packages)),
         torch_cuda=_torch_cuda(),
         torchvision_needs_cuda=_torchvision_needs_cuda(),
@@ -262,6 +265,31 @@ def _requirements(m: Machine) -> Iterator[Finding]:
         yield Finding(level=Level.OK, what="requirements", detail="of all packages below are met")
 
 
+def _newer(m: Machine) -> Iterator[Finding]:
+    """What is installed and newer than what was tested: a later release may execute another thing, or nothing."""
+    from packaging.utils import canonicalize_name
+
+    found = [
+        (name, version, m.tested[key])
+        for name, version in m.packages.items()
+        if (key := canonicalize_name(name)) in m.tested and tested.newer(version, m.tested[key])
+    ]
+    for name, version, pinned in found:
+        yield Finding(
+            level=Level.WARNING,
+            what="tested versions",
+            detail=f"{name} {version} is newer than {pinned}, which this edgekit was tested with",
+            hint=f"pip install {name}=={pinned}, or trust what edgekit build and edgekit verify say of each artifact: "
+            "they run it with what is installed",
+        )
+    if m.tested and not found:
+        yield Finding(
+            level=Level.OK,
+            what="tested versions",
+            detail="no package is newer than what edgekit was tested with",
+        )
+
+
 def _runtimes(m: Machine) -> Iterator[Finding]:
     for name, backend in m.backends.items():
         if backend.usable:
@@ -359,6 +387,7 @@ CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     _python,
     _torch,
     _requirements,
+    _newer,
     _runtimes,
     _of_backends,
     _tensorflow,

@@ -383,11 +383,10 @@ class BuildResult:
         return "\n".join([counts, *table, *map(repr, self.failures[:10])])
 
     def _repr_html_(self) -> str:
-        import html
+        from edgekit.artifact import tables
 
         table = _table(self.artifacts).html() if self.artifacts else ""
-        failed = "".join(f"<li>{html.escape(repr(f))}</li>" for f in self.failures)
-        return table + (f"<ul>{failed}</ul>" if failed else "")
+        return table + tables.listed(map(repr, self.failures))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -411,6 +410,13 @@ class BenchResult:
     def __repr__(self) -> str:
         figures = [f"{m.measurement.device}: p50 {m.measurement.p50_ms:.3g} ms" for m in self.measured]
         return f"BenchResult({', '.join([*figures, *(e.message.splitlines()[0] for e in self.failures)])})"
+
+    def _repr_html_(self) -> str:
+        from edgekit.artifact import tables
+        from edgekit.artifact.measure import figures
+
+        table = figures(self.measured).html() if self.measured else ""
+        return table + tables.listed(e.message for e in self.failures)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

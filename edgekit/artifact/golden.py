@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekit.artifact import known, weaker
+from edgekit.artifact import known, tables, weaker
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.energy import decibels
 from edgekit.artifact.gates import Evidence, gates
@@ -117,6 +117,9 @@ class Replay:
             return Status.FAILED
         found = manifests.status_of(self.gates)
         return Status.UNPROVEN if found is Status.PASSED and self.claimed else found
+
+    def _repr_html_(self) -> str:
+        return tables.titled(f"{self.status} on {self.device}", {"gates": tables.gates(self.gates)})
 
 
 def replay(

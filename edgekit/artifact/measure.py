@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from edgekit.artifact import golden, history, language_again
+from edgekit.artifact import golden, history, language_again, tables
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.manifest import Artifact
 from edgekit.artifact.run import runnable
+from edgekit.artifact.summary import Table, size
 from edgekit.core import files
 from edgekit.core.store import canonical_json
 from edgekit.devices.bench import BenchSettings, Comparison, bench_devices
@@ -37,6 +38,33 @@ class Measured:
     artifact: Artifact
     measurement: Measurement
     comparison: Comparison | None = None
+
+    def _repr_html_(self) -> str:
+        return figures([self]).html()
+
+
+def figures(measured: Iterable[Measured]) -> Table:
+    """Latency (ms) and memory by artifact and device; the last columns only where there was a baseline."""
+    rows = []
+    for one in measured:
+        m, comparison = one.measurement, one.comparison
+        rows.append(
+            (
+                one.artifact.manifest.target.name,
+                m.device,
+                str(m.threads),
+                f"{m.load_ms:.3g}",
+                f"{m.p50_ms:.3g}",
+                f"{m.p90_ms:.3g}",
+                tables.NOTHING if m.p99_ms is None else f"{m.p99_ms:.3g}",
+                tables.NOTHING if m.peak_memory is None else size(m.peak_memory),
+                ": ".join(filter(None, (m.validity, "; ".join(m.reasons)))),
+                tables.NOTHING if comparison is None else f"{comparison.difference.ratio:.3g}×",
+                tables.NOTHING if comparison is None else comparison.difference.verdict,
+            )
+        )
+    columns = ("target", "device", "threads", "load ms", "p50 ms", "p90 ms", "p99 ms", "peak", "validity")
+    return tables.known((*columns, "of baseline", "verdict"), rows)
 
 
 def timeable(artifact: Artifact) -> Runnable:

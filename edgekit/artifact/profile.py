@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from edgekit.artifact import language
+from edgekit.artifact import language, tables
 from edgekit.artifact.measure import timeable
+from edgekit.artifact.summary import Table
 from edgekit.core.files import temporary
 from edgekit.core.structure import structure
 from edgekit.devices import wire
@@ -74,6 +75,27 @@ class Profile:
         for operator in self.operators:
             sums[operator.module] = sums.get(operator.module, 0.0) + (operator.us or 0.0)
         return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+    def _repr_html_(self) -> str:
+        line = f"{self.backend} on {self.device}, {self.threads} threads, {self.runs} runs"
+        return tables.titled(line, {"operators": _table(self.operators)}) + tables.listed(self.notes)
+
+
+def _table(profiled: Sequence[OperatorTime]) -> Table:
+    """Operators in order of execution: what ran each, in which precision, and how long."""
+    rows = [
+        (
+            o.module or tables.NOTHING,
+            o.op,
+            tables.NOTHING if o.us is None else f"{o.us:.1f}",
+            tables.NOTHING if o.share is None else f"{o.share:.1%}",
+            o.precision or tables.NOTHING,
+            o.placed or tables.NOTHING,
+            o.name,
+        )
+        for o in profiled
+    ]
+    return tables.known(("module", "operator", "µs", "share", "precision", "ran on", "name"), rows)
 
 
 def profile_artifact(

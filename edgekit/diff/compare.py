@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgekit.artifact import tables
+from edgekit.artifact.summary import Table
 from edgekit.core.contained import step
 from edgekit.diff import Walk, walk
-from edgekit.diff.report import LayerDiff
+from edgekit.diff.report import LayerDiff, StageDiff
 from edgekit.diff.resolve import Chain, resolve
 from edgekit.diff.shipped import Shipped, as_it_ships
 from edgekit.diff.suggest import Suggestion, suggest
@@ -38,6 +40,30 @@ class Diff:
         start = self.starts_at
         where = f"starts at {start.place!r}" if start is not None else "no layer is wrong"
         return f"Diff({where}, outputs {self.output_db:.1f} dB, {self.walk.samples} samples)"
+
+    def _repr_html_(self) -> str:
+        stages = {f"{s.before} → {s.after}: {s.output_db:.1f} dB": _table(s) for s in self.walk.stages}
+        ideas = (f"{idea.text}: {idea.why}" if idea.text else idea.why for idea in self.suggestions)
+        return tables.titled(repr(self), stages) + tables.listed((*self.walk.notes, *ideas))
+
+
+_SHOWN = 8
+"""Layers of a stage in a notebook: the most suspicious come first."""
+
+
+def _table(stage: StageDiff) -> Table:
+    rows = tuple(
+        (
+            layer.module or "-",
+            layer.node,
+            layer.op,
+            *(f"{db:.1f}" for db in (layer.local_db, layer.accumulated_db, layer.excess_db)),
+            "off" if layer.wrong else "",
+        )
+        for layer in stage.layers[:_SHOWN]
+    )
+    columns = ("module", "node", "operator", "local dB", "accumulated dB", "beyond rounding dB", "")
+    return Table(columns=columns, rows=rows)
 
 
 def compare(a: str, b: str, data: DataSpec | None, context: BuildContext) -> Diff:

@@ -50,6 +50,27 @@ class Written:
 
     entries: tuple[Entry, ...]
     skipped: tuple[Skipped, ...]
+    html: Path
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, without scripts and apart from the notebook; a large one as a link."""
+        from html import escape
+
+        place = escape(str(self.html), quote=True)
+        try:
+            page = self.html.read_text(encoding="utf-8") if self.html.stat().st_size <= _MOST_SHOWN else ""
+        except OSError:  # moved since
+            page = ""
+        if not page:
+            return f'<a href="{place}">{place}</a>'
+        style = "width:100%;height:40em;border:1px solid #ccc"
+        return (
+            f'<iframe sandbox srcdoc="{escape(page, quote=True)}" title="{place}" style="{style}"></iframe>'
+        )
+
+
+_MOST_SHOWN = 3_000_000
+"""Bytes of a page that a notebook, which keeps a copy, is given."""
 
 
 def write(folders: Sequence[Path], html: Path, *, title: str = "") -> Written:
@@ -74,4 +95,4 @@ def write(folders: Sequence[Path], html: Path, *, title: str = "") -> Written:
     entries, skipped = collect(folders)
     text = page(entries, skipped, title=title)
     files.put(html, text.encode("utf-8", "replace"))
-    return Written(entries=entries, skipped=skipped)
+    return Written(entries=entries, skipped=skipped, html=html)

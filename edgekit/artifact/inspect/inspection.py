@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgekit.artifact import tables
+from edgekit.artifact.summary import size
 from edgekit.types import Json, TensorSpec
 
 
@@ -87,6 +89,41 @@ class Inspection:
     targets: tuple[Reach, ...] = ()
     notes: tuple[str, ...] = ()
     custom: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        return _html(self) + tables.listed(self.notes)
+
+
+def _html(found: Inspection) -> str:
+    """What a model file holds, as HTML: a line of figures, then tensors, operators and weights."""
+    facts = [f"{found.path.name}: {found.format}, {size(found.size)}"]
+    facts += [f"{found.parameters:,} parameters"] if found.parameters is not None else []
+    facts += [f"{found.macs:,} multiply-accumulates"] if found.macs is not None else []
+    tensors = [
+        (kind, s.name, s.dtype, " × ".join(map(str, s.shape)) or "scalar")
+        for kind, specs in (("input", found.inputs), ("output", found.outputs))
+        for s in specs
+    ]
+    weights = [
+        (
+            w.name,
+            w.op or tables.NOTHING,
+            w.dtype,
+            tables.NOTHING if w.scales is None else f"per {w.scales}",
+            size(w.size),
+        )
+        for w in found.layers
+    ]
+    return tables.titled(
+        ", ".join(facts),
+        {
+            "tensors": tables.known(("", "name", "type", "shape"), tensors),
+            "operators": tables.known(
+                ("operator", "count"), [(o, f"{n:,}") for o, n in found.operators.items()]
+            ),
+            "weights": tables.known(("weight", "operator", "type", "scales", "size"), weights),
+        },
+    )
 
 
 @dataclass(kw_only=True)

@@ -8,13 +8,18 @@ from pathlib import Path
 
 import click
 
+from edgekit.artifact.explorer import KINDS
+from edgekit.artifact.explorer.write import draw_named, write
 from edgekit.artifact.manifest import BUILT, GoldenRecord
 from edgekit.cli._contained import contain
+from edgekit.cli._graph import graph_option, show_graph
 from edgekit.cli._options import Grouped, declared, json_flag
 from edgekit.cli._output import paint, print_json, progress, say, show_error, table
 from edgekit.core.config import Options
 from edgekit.diff.apply import Rebuild, apply
 from edgekit.diff.compare import Diff, compare
+from edgekit.diff.order import is_artifact
+from edgekit.diff.overlay import of_walk
 from edgekit.diff.report import LayerDiff, StageDiff
 from edgekit.diff.suggest import Suggestion
 from edgekit.errors import ConfigError, DataError, EdgekitError, GateFailedError, UsageError
@@ -51,11 +56,12 @@ class Applied:
 )
 @click.option("--out", "-o", metavar="DIR", help="Where --apply builds to (default: where the artifact is).")
 @click.option("--all", "everything", is_flag=True, help="Show every layer, not the most suspicious ones.")
+@graph_option
 @json_flag
 @declared("diff")
 def diff(
     a: str, b: str, options: Options, data: str | None, min_snr: float | None, build_again: bool, out: str | None,
-    everything: bool, as_json: bool,
+    everything: bool, graph: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Find the layer where B begins to differ from A, and say what to build differently.
 
@@ -68,6 +74,8 @@ def diff(
     if min_snr is not None and not math.isfinite(min_snr):
         raise ConfigError(f"--min-snr {min_snr}: no limit", hint="a number of decibels, like 30")
     names = tuple(filter(None, (a, b)))
+    if graph is not None:
+        _to_draw(names)
     contain(" and ".join(names), options, *map(Path, names), parts=names)
     with progress() as shown:
         context = build_context(options, shown.tell)
@@ -77,10 +85,30 @@ def diff(
         print_json(_document(result, applied))
     else:
         _show(result, applied, len(result.walk.stages[0].layers) if everything else _ROWS)
+    if graph is not None:
+        _draw(result, _to_draw(names), graph, as_json=as_json)
     error = None if applied is not None and applied.status in BUILT else _failure(result, min_snr)
     if error is not None:
         show_error(error)
         raise click.exceptions.Exit(error.exit_code)
+
+
+def _to_draw(names: tuple[str, ...]) -> Path:
+    """The artifact or model file among what is compared, the last that was named."""
+    for path in map(Path, reversed(names)):
+        if is_artifact(str(path)) or (path.suffix.lower() in KINDS and path.is_file()):
+            return path
+    raise UsageError(
+        "--graph shows a model file, and none is compared", hint="name an artifact, a .onnx or a .tflite file"
+    )
+
+
+def _draw(diff: Diff, file: Path, folder: Path, *, as_json: bool) -> None:
+    """Lay what was found over the graph of the artifact that was compared, else of ``file``."""
+    artifact = diff.chain.artifact
+    drawn = draw_named(file if artifact is None else artifact.directory)
+    found = list(of_walk(drawn.graphs, diff.walk))
+    show_graph(write(drawn, folder, found), found, as_json=as_json)
 
 
 def _apply(diff: Diff, options: Options, out: str, context: BuildContext) -> Applied | None:

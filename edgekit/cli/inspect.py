@@ -10,10 +10,12 @@ import click
 
 import edgekit
 from edgekit.artifact import manifest
+from edgekit.artifact.explorer.write import draw_named, write
 from edgekit.artifact.inspect import Reach, StoredWeight, Takes, inspect_file, reach
 from edgekit.artifact.summary import messages, size
 from edgekit.artifact.summary import table as summary
 from edgekit.cli._contained import contain
+from edgekit.cli._graph import graph_option, show_graph
 from edgekit.cli._options import json_flag
 from edgekit.cli._output import end_with, listing, number, print_json, say, show, table
 from edgekit.core.config import Options
@@ -32,8 +34,9 @@ _LONGEST = 60
 @click.option(
     "--layers", is_flag=True, help="Also show every weight: its type, its scales, the bytes it takes."
 )
+@graph_option
 @json_flag
-def inspect(file: Path, layers: bool, as_json: bool) -> None:
+def inspect(file: Path, layers: bool, graph: Path | None, as_json: bool) -> None:
     """Show what is in FILE: an artifact's directory, or a model file of any origin. Nothing of it is executed.
 
     Files are .onnx, .tflite, .xml (OpenVINO), .engine, .pt2, .gguf and .ekz: inputs and outputs, operators, parameters,
@@ -43,7 +46,10 @@ def inspect(file: Path, layers: bool, as_json: bool) -> None:
     """
     contain(str(file), Options(), file)
     with step("inspect", quick=True):
+        drawn = None if graph is None else draw_named(file)
         _inspect(file, layers, as_json)
+    if graph is not None and drawn is not None:
+        show_graph(write(drawn, graph), as_json=as_json)
 
 
 def _inspect(file: Path, layers: bool, as_json: bool) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 import click
 
 import edgekit
+from edgekit.artifact.explorer import overlay
+from edgekit.artifact.explorer.write import draw_named, write
+from edgekit.cli._graph import graph_option, show_graph
 from edgekit.cli._options import json_flag
 from edgekit.cli._output import harmless, number, print_json, progress, say, table
 
@@ -18,16 +21,19 @@ from edgekit.cli._output import harmless, number, print_json, progress, say, tab
 @click.option("--sort", is_flag=True, help="Most expensive first, not in order of execution.")
 @click.option("--by-module", is_flag=True, help="Sums by PyTorch module.")
 @click.option("--trust", is_flag=True, help="Load an engine that was not built here: engines are code.")
+@graph_option
 @json_flag
 def profile(
-    artifact: Path, device: str, runs: int, sort: bool, by_module: bool, trust: bool, as_json: bool
-) -> None:
+    artifact: Path, device: str, runs: int, sort: bool, by_module: bool, trust: bool, graph: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Show where the time of ARTIFACT goes: each operator's microseconds, what ran it, its PyTorch module.
 
     A run of its own, since profilers slow their runtimes down: for how long the model takes, see edgekit
     bench.
     """
     opened = edgekit.open(artifact)
+    drawn = None if graph is None else draw_named(opened.directory)
     with progress() as shown, shown.task(f"profile {opened.target}"):
         result = opened.profile(device=device, runs=runs, trust=trust)
     if as_json:
@@ -38,6 +44,9 @@ def profile(
         _operators(result, sort=sort)
     for note in result.notes:
         say(f"note: {harmless(note)}", err=True)
+    if graph is not None and drawn is not None:
+        found = list(overlay.of_profile(drawn.graphs, result.operators))
+        show_graph(write(drawn, graph, found), found, as_json=as_json)
 
 
 def _operators(result: edgekit.Profile, *, sort: bool) -> None:

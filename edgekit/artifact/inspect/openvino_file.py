@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -57,18 +58,31 @@ _NOT_COUNTED = frozenset({"Const", "Parameter", "Result"})
 
 def read(path: Path) -> Inspection:
     """Raises :class:`SourceError` for a damaged file, and where the weights are missing or cut short."""
+    with _readable(path):
+        root, scopes = _opened(path)
+        size = _weight_bytes(path, path.with_suffix(".bin"), scopes)
+        return _inspection(path, path.stat().st_size + size, root, scopes)
+
+
+def scopes(path: Path) -> list[Scope]:
+    """The model's graph and those within it. Raises :class:`SourceError` for a damaged file."""
+    with _readable(path):
+        return _opened(path)[1]
+
+
+def _readable(path: Path) -> AbstractContextManager[None]:
+    return translated(
+        f"{path} is not an OpenVINO model", hint="build or copy it again, the .xml with its .bin"
+    )
+
+
+def _opened(path: Path) -> tuple[ElementTree.Element, list[Scope]]:
     if path.stat().st_size > _MOST_TEXT:
         raise SourceError(
             f"{path} is larger than any model's text", hint="name the .xml of an OpenVINO model"
         )
-    with translated(
-        f"{path} is not an OpenVINO model", hint="build or copy it again, the .xml with its .bin"
-    ):
-        root = _parsed(path.read_bytes())
-        scopes = list(_scopes(root, 0))
-        weights = path.with_suffix(".bin")
-        size = _weight_bytes(path, weights, scopes)
-        return _inspection(path, path.stat().st_size + size, root, scopes)
+    root = _parsed(path.read_bytes())
+    return root, list(_scopes(root, 0))
 
 
 def _parsed(data: bytes) -> ElementTree.Element:
@@ -81,7 +95,7 @@ def _parsed(data: bytes) -> ElementTree.Element:
     return root
 
 
-def _weight_bytes(path: Path, weights: Path, scopes: Sequence[_Scope]) -> int:
+def _weight_bytes(path: Path, weights: Path, scopes: Sequence[Scope]) -> int:
     """Bytes of the ``.bin``; raises where constants lie outside it."""
     needed = max((layer.end for scope in scopes for layer in scope.layers.values()), default=0)
     if not weights.is_file():
@@ -104,8 +118,9 @@ def _weight_bytes(path: Path, weights: Path, scopes: Sequence[_Scope]) -> int:
 
 
 @dataclass(kw_only=True)
-class _Layer:
-    """One operation; shapes are those of its ports, ``None`` where a rank is not known and -1 for a dynamic axis."""
+class Layer:
+    """One operation; shapes are those of its ports, ``None`` where a rank is not known and -1 for a dynamic axis.
+    ``source_outputs`` says which output of each of ``sources`` it reads."""
 
     number: str
     name: str
@@ -116,8 +131,10 @@ class _Layer:
     precisions: list[str]
     names: list[str]
     in_ports: list[str]
-    sources: list[_Layer | None] = field(default_factory=list)
-    readers: list[tuple[_Layer, int]] = field(default_factory=list)
+    out_ports: list[str] = field(default_factory=list)
+    source_outputs: list[int] = field(default_factory=list)
+    sources: list[Layer | None] = field(default_factory=list)
+    readers: list[tuple[Layer, int]] = field(default_factory=list)
 
     @property
     def end(self) -> int:
@@ -143,13 +160,13 @@ _Shape: TypeAlias = tuple[int, ...]
 
 
 @dataclass(kw_only=True)
-class _Scope:
-    """One graph: the model's, or the body of a loop or a branch."""
+class Scope:
+    """One graph: the model's, or the body of a loop or a branch. ``layers`` by their number."""
 
-    layers: dict[str, _Layer]
+    layers: dict[str, Layer]
 
 
-def _scopes(element: ElementTree.Element, depth: int) -> Iterator[_Scope]:
+def _scopes(element: ElementTree.Element, depth: int) -> Iterator[Scope]:
     """The graph of a ``<net>`` or ``<body>``, and those within its layers."""
     if depth > _MOST_DEPTH:
         raise ValueError("its bodies are nested deeper than any model's")
@@ -161,18 +178,18 @@ def _scopes(element: ElementTree.Element, depth: int) -> Iterator[_Scope]:
         layer = _layer(item)
         found[layer.number] = layer
     _connect(found, element.find("edges"))
-    yield _Scope(layers=found)
+    yield Scope(layers=found)
     for item in layers.iterfind("layer"):
         for tag in ("body", "then_body", "else_body"):
             for body in item.iterfind(tag):
                 yield from _scopes(body, depth + 1)
 
 
-def _layer(item: ElementTree.Element) -> _Layer:
+def _layer(item: ElementTree.Element) -> Layer:
     data, ins, outs = item.find("data"), item.find("input"), item.find("output")
     in_ports = [] if ins is None else ins.findall("port")
     out_ports = [] if outs is None else outs.findall("port")
-    return _Layer(
+    return Layer(
         number=item.attrib["id"],
         name=item.attrib.get("name", ""),
         op=item.attrib["type"],
@@ -182,6 +199,7 @@ def _layer(item: ElementTree.Element) -> _Layer:
         precisions=[port.attrib.get("precision", "") for port in out_ports],
         names=[port.attrib.get("names", "") for port in out_ports],
         in_ports=[port.attrib.get("id", "") for port in in_ports],
+        out_ports=[port.attrib.get("id", "") for port in out_ports],
     )
 
 
@@ -197,17 +215,20 @@ def _size(text: str) -> int:
     return max(-1, size)
 
 
-def _connect(layers: Mapping[str, _Layer], edges: ElementTree.Element | None) -> None:
+def _connect(layers: Mapping[str, Layer], edges: ElementTree.Element | None) -> None:
     for layer in layers.values():
         layer.sources = [None] * len(layer.in_ports)
+        layer.source_outputs = [0] * len(layer.in_ports)
     for edge in () if edges is None else edges.iterfind("edge"):
         source, target = layers[edge.attrib["from-layer"]], layers[edge.attrib["to-layer"]]
         slot = target.in_ports.index(edge.attrib["to-port"])
         target.sources[slot] = source
+        if (port := edge.attrib.get("from-port", "")) in source.out_ports:
+            target.source_outputs[slot] = source.out_ports.index(port)
         source.readers.append((target, slot))
 
 
-def _inspection(path: Path, size: int, root: ElementTree.Element, scopes: Sequence[_Scope]) -> Inspection:
+def _inspection(path: Path, size: int, root: ElementTree.Element, scopes: Sequence[Scope]) -> Inspection:
     main = list(scopes[0].layers.values())
     everything = [layer for scope in scopes for layer in scope.layers.values()]
     tally = Tally()
@@ -220,7 +241,7 @@ def _inspection(path: Path, size: int, root: ElementTree.Element, scopes: Sequen
             weight = _weight(layer)
             if weight is not None:
                 tally.add(weight)
-    counted = [count for layer in everything for count in _macs(layer)]
+    counted = [count for layer in everything for count in multiplied(layer)]
     inputs = tuple(_input(layer) for layer in main if layer.op == "Parameter")
     return Inspection(
         path=path,
@@ -238,19 +259,20 @@ def _inspection(path: Path, size: int, root: ElementTree.Element, scopes: Sequen
     )
 
 
-def _input(layer: _Layer) -> TensorSpec:
+def _input(layer: Layer) -> TensorSpec:
     sizes = [_size(d) for d in layer.data.get("shape", "").split(",") if d.strip()]
-    return _spec(_own_name(layer) or layer.name, layer.dtype, sizes)
+    return _spec(own_name(layer) or layer.name, layer.dtype, sizes)
 
 
-def _output(layer: _Layer) -> TensorSpec:
+def _output(layer: Layer) -> TensorSpec:
     source = layer.sources[0] if layer.sources else None
-    name = (_own_name(source) or source.name) if source is not None else layer.name
+    name = (own_name(source) or source.name) if source is not None else layer.name
     precision = source.precisions[0] if source is not None and source.precisions else ""
-    return _spec(name, _dtype(precision), layer.inputs[0] if layer.inputs else ())
+    return _spec(name, numpy_name(precision), layer.inputs[0] if layer.inputs else ())
 
 
-def _own_name(layer: _Layer) -> str:
+def own_name(layer: Layer) -> str:
+    """The first name of a layer's first output; empty where it has none."""
     return layer.names[0].split(",")[0] if layer.names else ""
 
 
@@ -259,14 +281,15 @@ def _spec(name: str, dtype: str, sizes: Sequence[int]) -> TensorSpec:
     return TensorSpec(name=name or "?", dtype=dtype, shape=shape)
 
 
-def _dtype(precision: str) -> str:
+def numpy_name(precision: str) -> str:
+    """numpy's name of a port's precision."""
     return _PRECISIONS.get(precision, _TYPES.get(precision.lower(), precision.lower()))
 
 
 # --- weights -----------------------------------------------------------------------------------------------------
 
 
-def _weight(const: _Layer) -> StoredWeight | None:
+def _weight(const: Layer) -> StoredWeight | None:
     """What is known of a constant that is a parameter; ``None`` for any other."""
     shape = tuple(_size(d) for d in const.data.get("shape", "").split(",") if d.strip())
     if not shape or min(shape) < 0 or const.dtype in _WIDE:
@@ -315,11 +338,11 @@ def _whole(shape: _Shape, scale: _Shape) -> _Shape:
 _Scaled: TypeAlias = tuple[_Shape, _Shape]
 
 
-def _readers(const: _Layer) -> list[tuple[_Layer, int, _Scaled]]:
+def _readers(const: Layer) -> list[tuple[Layer, int, _Scaled]]:
     """The operations that compute with a constant, which input it is there, and the shapes of what it was and of the
     scales where it was multiplied with these; none where it is itself a scale or a zero point, or nothing reads it."""
-    found: list[tuple[_Layer, int, _Scaled]] = []
-    pending: list[tuple[_Layer, _Scaled]] = [(const, ((), ()))]
+    found: list[tuple[Layer, int, _Scaled]] = []
+    pending: list[tuple[Layer, _Scaled]] = [(const, ((), ()))]
     seen = {const.number}
     while pending:
         current, scale = pending.pop()
@@ -338,7 +361,7 @@ def _readers(const: _Layer) -> list[tuple[_Layer, int, _Scaled]]:
     return found
 
 
-def _dequantizes(layer: _Layer) -> bool:
+def _dequantizes(layer: Layer) -> bool:
     """Whether a product or difference takes integers of a constant, widened, and a scale or zero point of them."""
     if layer.op not in ("Multiply", "Subtract") or len(layer.sources) != 2 or len(layer.inputs) != 2:
         return False
@@ -346,7 +369,7 @@ def _dequantizes(layer: _Layer) -> bool:
     return values is not None and other is not None and values.dtype not in _FLOATS
 
 
-def _origin(layer: _Layer | None) -> _Layer | None:
+def _origin(layer: Layer | None) -> Layer | None:
     """The constant that a value comes from through nothing but carriers and dequantization."""
     for _ in range(_MOST_DEPTH):
         if layer is None or layer.op == "Const":
@@ -357,7 +380,7 @@ def _origin(layer: _Layer | None) -> _Layer | None:
     return None
 
 
-def _input_type(layer: _Layer, slot: int) -> str:
+def _input_type(layer: Layer, slot: int) -> str:
     """The type of a layer's other input: integers where it was just rounded to their grid."""
     other = 1 if slot == 0 else 0
     source = layer.sources[other] if other < len(layer.sources) else None
@@ -367,12 +390,12 @@ def _input_type(layer: _Layer, slot: int) -> str:
             break
         if source.op == "FakeQuantize":
             return f"int{max(1, (int(source.data.get('levels', 256)) - 1).bit_length())}"
-        if source.op == "Convert" and source.precisions and _dtype(source.precisions[0]) not in _FLOATS:
-            return _dtype(source.precisions[0])
+        if source.op == "Convert" and source.precisions and numpy_name(source.precisions[0]) not in _FLOATS:
+            return numpy_name(source.precisions[0])
         if source.op not in (*_CARRIERS, "Multiply", "Subtract") or not source.sources:
             break
         source = source.sources[0]
-    return _dtype(first.precisions[0]) if first is not None and first.precisions else ""
+    return numpy_name(first.precisions[0]) if first is not None and first.precisions else ""
 
 
 # --- rules: (input shapes, output shapes, attributes) -> multiply-accumulates ----------------------------------------
@@ -381,7 +404,8 @@ _Shapes: TypeAlias = Sequence[_Shape]
 _Rule: TypeAlias = Callable[[_Shapes, _Shapes, Mapping[str, str]], int]
 
 
-def _macs(layer: _Layer) -> Iterator[int | None]:
+def multiplied(layer: Layer) -> Iterator[int | None]:
+    """The multiply-accumulates of an operation that has some; ``None`` where shapes do not tell."""
     rule = _MACS.get(layer.op)
     if rule is None:
         return

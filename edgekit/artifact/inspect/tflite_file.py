@@ -50,7 +50,7 @@ def read(path: Path) -> Inspection:
 
 
 def _inspection(path: Path, size: int, tree: schema.ModelT) -> Inspection:
-    graphs = [_Graph(tree, number) for number in range(len(tree.subgraphs))]
+    graphs = [Subgraph(tree, number) for number in range(len(tree.subgraphs))]
     main = graphs[0]
     tally, seen = Tally(), set[int]()
     for graph in graphs:
@@ -87,8 +87,8 @@ def _text(value: bytes | str | None) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else value or ""
 
 
-class _Graph:
-    """One subgraph."""
+class Subgraph:
+    """One subgraph. ``codes`` are its operators' names, in their order."""
 
     def __init__(self, tree: schema.ModelT, number: int) -> None:
         tables = flatbuffer_schema()
@@ -197,18 +197,35 @@ class _Graph:
 
     def macs(self) -> Iterator[int | None]:
         """Multiply-accumulates of each operator that multiplies; ``None`` where shapes do not tell."""
-        for code, operator in zip(self.codes, self._graph.operators, strict=True):
-            rule = _MACS.get(code)
-            if rule is None:
-                continue
-            inputs, outputs = (
-                [None if i < 0 else _shape(self._graph.tensors[i]) for i in _ints(side)]
-                for side in (operator.inputs, operator.outputs)
-            )
-            try:
-                yield rule(cast(_Shapes, inputs), cast(_Shapes, outputs), operator.builtinOptions)
-            except (TypeError, IndexError):  # an input that is not given, an axis that is not there
-                yield None
+        yield from (self.macs_of(n) for n, code in enumerate(self.codes) if code in _MACS)
+
+    def macs_of(self, number: int) -> int | None:
+        """Those of one operator: 0 where it does not multiply."""
+        rule, operator = _MACS.get(self.codes[number]), self._graph.operators[number]
+        if rule is None:
+            return 0
+        inputs, outputs = (
+            [None if i < 0 else _shape(self._graph.tensors[i]) for i in _ints(side)]
+            for side in (operator.inputs, operator.outputs)
+        )
+        try:
+            return rule(cast(_Shapes, inputs), cast(_Shapes, outputs), operator.builtinOptions)
+        except (TypeError, IndexError):  # an input that is not given, an axis that is not there
+            return None
+
+    @property
+    def ends(self) -> tuple[list[int], list[int]]:
+        """The tensors that are inputs and outputs."""
+        return _ints(self._graph.inputs), _ints(self._graph.outputs)
+
+    def wired(self, number: int) -> tuple[list[int], list[int]]:
+        """The tensors that an operator reads (-1: not given) and writes."""
+        operator = self._graph.operators[number]
+        return _ints(operator.inputs), _ints(operator.outputs)
+
+    def is_constant(self, index: int) -> bool:
+        """Whether a tensor's values are in the file."""
+        return bool(_stored(self._tree.buffers[self._graph.tensors[index].buffer]))
 
 
 def _length(values: Any) -> int:

@@ -11,6 +11,7 @@ from backend_models import attention, conv_net, digests, quantized, reference, s
 
 from edgekit.backends.nvidia import (
     artifact,
+    call,
     executed,
     profiles,
     refusals,
@@ -127,7 +128,7 @@ def test_a_library_that_ends_its_process_is_a_typed_error(tmp_path, monkeypatch)
     crash = tmp_path / "crash.py"
     crash.write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     monkeypatch.setattr(worker, "__file__", str(crash))
-    job = refusals.Job(module="tensorrt_rtx", onnx=conv_net(tmp_path / "m.onnx").path, profiles={})
+    job = call.Job(module="tensorrt_rtx", onnx=conv_net(tmp_path / "m.onnx").path, profiles={})
     with pytest.raises(RuntimeCrashError, match="-11"):
         refusals.run_worker(job, targets.find("tensorrt-rtx-fp32"), {})
 

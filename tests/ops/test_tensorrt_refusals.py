@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.backends.nvidia import portable, refusals, tensorrt_rtx, worker
+from edgekit.backends.nvidia import call, portable, refusals, tensorrt_rtx, worker
 from edgekit.core import targets
 from edgekit.errors import RuntimeCrashError, UnsupportedNode, UnsupportedOperatorsError
 from edgekit.graph import io
@@ -43,7 +43,7 @@ def graph(
 
 
 def refused(path: Path) -> list[UnsupportedNode]:
-    job = refusals.Job(module="tensorrt_rtx", onnx=path, profiles={})
+    job = call.Job(module="tensorrt_rtx", onnx=path, profiles={})
     with pytest.raises(UnsupportedOperatorsError) as caught:
         refusals.run_worker(job, TARGET, MODULES)
     assert sorted(p.name for p in path.parent.iterdir()) == [path.name]  # nothing is left of the search
@@ -142,7 +142,7 @@ def test_what_the_builder_refuses_is_named(tmp_path: Path) -> None:
     path = graph(
         tmp_path / "m.onnx", nodes, {"x": image}, (TensorProto.FLOAT, [1, 2, 45, 45]), {"w": weights}
     )
-    job = refusals.Job(module="tensorrt_rtx", onnx=path, profiles={}, engine=tmp_path / "m.engine")
+    job = call.Job(module="tensorrt_rtx", onnx=path, profiles={}, engine=tmp_path / "m.engine")
     with pytest.raises(UnsupportedOperatorsError) as caught:
         refusals.run_worker(job, TARGET, MODULES)
     assert [(n.node, n.module_path) for n in caught.value.nodes] == [
@@ -236,7 +236,7 @@ def test_names_that_two_nodes_have_are_told_apart(tmp_path: Path) -> None:
     ],
 )
 def test_assertions_are_written_in_words(message: str, words: str) -> None:
-    assert refusals.readable(message) == words
+    assert call.readable(message) == words
 
 
 def test_a_crash_says_which_node_was_read_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +247,6 @@ def test_a_crash_says_which_node_was_read_last(tmp_path: Path, monkeypatch: pyte
     )
     monkeypatch.setattr(worker, "__file__", str(crash))
     path = graph(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"], name="r")], {"x": FLOAT})
-    job = refusals.Job(module="tensorrt_rtx", onnx=path, profiles={})
+    job = call.Job(module="tensorrt_rtx", onnx=path, profiles={})
     with pytest.raises(RuntimeCrashError, match=r"second \(module net.second\): heap is broken"):
         refusals.run_worker(job, TARGET, MODULES)

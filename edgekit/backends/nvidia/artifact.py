@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgekit.backends.base import kept_float32
 from edgekit.backends.nvidia import asked, portable, refusals
+from edgekit.backends.nvidia.call import Job
 from edgekit.backends.nvidia.engine import RECORD, EngineKey, write_record
 from edgekit.backends.nvidia.executed import requested
 from edgekit.backends.nvidia.profiles import Profiles, compute_capabilities, profiles
 from edgekit.backends.nvidia.recipe import MINIMUM, write_recipe
 from edgekit.backends.nvidia.request import NEEDED_CAPABILITY, options_of
-from edgekit.errors import UnsupportedOperatorsError
+from edgekit.errors import UnsupportedNode, UnsupportedOperatorsError
 from edgekit.graph import io
 from edgekit.types import CHECKED, Json, Lowered, OnnxModel, Option, Precision, Target
 
@@ -34,7 +35,7 @@ def lower_to_recipe(model: OnnxModel, target: Target, options: Mapping[str, Opti
         minimum_runtime=MINIMUM,
         notes=(
             *onnx.notes,
-            *requested(model, target).notes[:1],
+            *requested(onnx.model, target).notes[:1],
             parsed,
             "the engine is built on the device that will run it",
         ),
@@ -48,7 +49,7 @@ def lower_to_engine(model: OnnxModel, target: Target, options: Mapping[str, Opti
     asked.refuse_lacking(capabilities, target)
     onnx = portable.write_portable(model, target, out / _PORTABLE, options)
     part = out / f".{target.file}.part"
-    job = refusals.Job(
+    job = Job(
         module="tensorrt_rtx",
         onnx=onnx.model.path,
         engine=part,
@@ -56,12 +57,12 @@ def lower_to_engine(model: OnnxModel, target: Target, options: Mapping[str, Opti
         profiles=profiles(onnx.model.inputs, str(options.get("axes", ""))),
     )
     try:
-        answer = refusals.run_worker(job, target, onnx.modules)
+        taken = refusals.run_worker(job, target, onnx.modules)
         part.replace(out / target.file)
         key = EngineKey(
             graph_sha256=onnx.model.sha256,
             runtime="tensorrt_rtx",
-            version=answer["version"],
+            version=taken.version,
             compute_capabilities=tuple(f"{name[2:-1]}.{name[-1]}" for name in capabilities),
             flags={"profiles": _listed(job.profiles), "tf32": False},
         )
@@ -73,12 +74,12 @@ def lower_to_engine(model: OnnxModel, target: Target, options: Mapping[str, Opti
         inputs=onnx.model.inputs,
         outputs=onnx.model.outputs,
         runtime=_runtime(target, options),
-        minimum_runtime=answer["version"],
-        notes=(*onnx.notes, *requested(model, target).notes[:1], *_notes(capabilities, job, target)),
+        minimum_runtime=taken.version,
+        notes=(*onnx.notes, *requested(onnx.model, target).notes[:1], *_notes(capabilities, job, target)),
         details={
-            "layers": answer["layers"],
+            "layers": taken.layers,
             "profiles": _listed(job.profiles),
-            CHECKED: f"built by tensorrt_rtx {answer['version']}: {answer['layers']} layers",
+            CHECKED: f"built by tensorrt_rtx {taken.version}: {taken.layers} layers",
         },
     )
 
@@ -93,16 +94,27 @@ def _parsed(onnx: portable.Portable, target: Target, shapes: Profiles) -> str:
     """Parse with what is installed; says by what."""
     for module in ("tensorrt", "tensorrt_rtx"):
         if importlib.util.find_spec(module) is not None:
-            job = refusals.Job(module=module, onnx=onnx.model.path, profiles=shapes)
-            answer = refusals.run_worker(job, target, onnx.modules)
-            return f"parsed by {module} {answer['version']}: {answer['layers']} layers"
+            job = Job(module=module, onnx=onnx.model.path, profiles=shapes)
+            taken = refusals.run_worker(job, target, onnx.modules)
+            rest = (
+                f" but for {_listed_nodes(taken.unchecked)}, which it has no plugin for: the device decides"
+            )
+            return f"parsed by {module} {taken.version}: {taken.layers} layers" + (
+                rest if taken.unchecked else ""
+            )
     problems = refusals.static_problems(onnx.model.path, onnx.modules)
     if problems:
         raise UnsupportedOperatorsError(target.name, problems)
     return "checked by rules only: neither tensorrt nor tensorrt_rtx is installed to parse it"
 
 
-def _notes(capabilities: tuple[str, ...], job: refusals.Job, target: Target) -> tuple[str, ...]:
+def _listed_nodes(nodes: Sequence[UnsupportedNode]) -> str:
+    """``RoiAlign at head.pool (module head) and 3 more``."""
+    first = [f"{n.op} at {n.node}" + (f" ({n.module_path})" if n.module_path else "") for n in nodes[:3]]
+    return ", ".join(first) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
+
+
+def _notes(capabilities: tuple[str, ...], job: Job, target: Target) -> tuple[str, ...]:
     major, minor = NEEDED_CAPABILITY.get(target.precision, (8, 0))
     where = ", ".join(capabilities) or f"{major}.{minor} and later (the builder's default)"
     notes = [f"compute capabilities: {where}", "strongly typed network, TF32 off"]

@@ -7,11 +7,16 @@ there are the inspector's layers (see ``targets/nvidia/runner.py``): TensorRT 10
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import onnx
+
 from edgekit.backends.base import reported
+from edgekit.backends.nvidia.cut import graphs
+from edgekit.graph import io
 from edgekit.graph.macs import Kernel, MacNode, assign, count_macs, summarize
 from edgekit.types import Json, OnnxModel, Placement, Precision, Target
 
@@ -34,10 +39,13 @@ _PRECISIONS = (
 
 
 def requested(model: OnnxModel, target: Target) -> Placement:
-    """The placement without a run: no share, but the nodes that the graph itself leaves in another precision."""
-    nodes = count_macs(model.path)
+    """The placement without a run: no share, but the nodes that the graph itself leaves in another precision. ``model``
+    is the graph that ships: each node counts by its own types, those in bodies of If, Loop and Scan, too."""
+    nodes, types = count_macs(model.path), _computed_in(model)
     kernels = {
-        node.name: Kernel(names=(node.name,), op=node.op, precision=_requested_in(node, target))
+        node.name: Kernel(
+            names=(node.name,), op=node.op, precision=_requested_in(node, types.get(node.name, ""), target)
+        )
         for node in nodes
     }
     share, fallbacks = summarize(nodes, kernels, str(target.precision), _why_requested)
@@ -54,10 +62,15 @@ def requested(model: OnnxModel, target: Target) -> Placement:
 
 
 def executed(model: OnnxModel, target: Target, raw: Mapping[str, Json]) -> Placement:
-    """The placement of an engine that ran, from the inspector's layers; :func:`requested` where there are none."""
+    """The placement of an engine that ran, from the inspector's layers; no share where there are none."""
     layers = reported(raw, "layers", list[dict[str, Any] | str])
     if not layers:
-        return requested(model, target)
+        return Placement(
+            precision=str(target.precision),
+            share=None,
+            operators=len(count_macs(model.path)),
+            notes=(_NOT_KNOWN,),
+        )
     detailed = [layer for layer in layers if isinstance(layer, Mapping)]
     if not detailed:
         return Placement(
@@ -76,14 +89,42 @@ def executed(model: OnnxModel, target: Target, raw: Mapping[str, Json]) -> Place
     )
 
 
-def _requested_in(node: MacNode, target: Target) -> str:
-    if target.precision in (Precision.INT8, Precision.FP8):
-        return str(target.precision) if node.quantized else "fp32"
-    return str(target.precision)
+def _requested_in(node: MacNode, computed: str, target: Target) -> str:
+    if target.precision in (Precision.INT8, Precision.FP8) and node.quantized:
+        return str(target.precision)
+    return computed or "unknown"
+
+
+_TYPES: dict[int, str] = {
+    onnx.TensorProto.FLOAT: "fp32",
+    onnx.TensorProto.FLOAT16: "fp16",
+    onnx.TensorProto.BFLOAT16: "bf16",
+    onnx.TensorProto.DOUBLE: "fp64",
+}
+
+
+def _computed_in(model: OnnxModel) -> dict[str, str]:
+    """The type of floats that each node gives, by its name."""
+    proto = io.read_proto(model.path)
+    with contextlib.suppress(onnx.shape_inference.InferenceError):  # then what is written must do
+        proto = onnx.shape_inference.infer_shapes(proto)
+    kinds: dict[str, int] = {}
+    for graph in graphs(proto.graph):
+        kinds |= {t.name: t.data_type for t in graph.initializer}
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            kinds[value.name] = value.type.tensor_type.elem_type
+    found: dict[str, str] = {}
+    for graph in graphs(proto.graph):
+        for node in graph.node:
+            of_it = [_TYPES[kinds[v]] for v in (*node.output, *node.input) if kinds.get(v) in _TYPES]
+            if of_it:
+                found[node.name] = of_it[0]
+    return found
 
 
 def _why_requested(node: MacNode, kernel: Kernel | None) -> str:
-    return f"not quantized in the graph: {kernel.precision if kernel else node.op}"
+    where = "in a body of If, Loop or Scan, which stays as it is" if node.nested else "in the graph"
+    return f"{kernel.precision if kernel else node.op} {where}"
 
 
 def _why_executed(node: MacNode, kernel: Kernel | None) -> str:

@@ -6,7 +6,7 @@ the named runtime only; one JSON job on stdin, one JSON answer on stdout:
 
     {"module": "tensorrt_rtx", "onnx": PATH, "engine": PATH or null, "compute_capabilities": ["SM86"],
      "profiles": {"input": [[min…], [opt…], [max…]]}, "tf32": false}
-    {"version": "1.7.1", "errors": [{"node", "op", "message"}], "failure": "", "layers": 21}
+    {"version": "1.7.1", "errors": [{"node", "op", "message", "plugin"}], "failure": "", "layers": 21}
 
 What the parser throws from inside an operator names no node and ends its work: the node is then the one that it said
 last that it parses. Each is written to stderr as ``AT NODE`` before the library sees it, for the case that it crashes.
@@ -35,11 +35,12 @@ class Job(TypedDict):
 
 
 class ParserError(TypedDict):
-    """One node that the parser refuses; both names are empty for an input or output."""
+    """One node that the parser refuses, for want of a ``plugin``?; both names are empty for an input or output."""
 
     node: str
     op: str
     message: str
+    plugin: bool
 
 
 class Answer(TypedDict):
@@ -88,7 +89,12 @@ def _error(error: Any, log: _Log) -> ParserError:
     node, op = error.node_name(), error.node_operator()
     if not (node or op) and error.func() not in ("importInput", "importInputs"):
         node, op = log.at
-    return {"node": node, "op": op, "message": _first_line(error.desc())}
+    message = _first_line(error.desc())
+    return {"node": node, "op": op, "message": message, "plugin": _NO_PLUGIN.search(message) is not None}
+
+
+_NO_PLUGIN = re.compile(r"(?i)\bplugin\b.*\bnot found\b|\bplugin != nullptr")
+"""What the parsers' assertions say of an operator that they make a plugin of, where the registry has none."""
 
 
 def _build(trt: ModuleType, builder: Any, network: Any, job: Job) -> str | None:

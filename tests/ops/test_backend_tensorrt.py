@@ -6,8 +6,10 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 from backend_models import attention, conv_net, digests, quantized, reference, snr_db, unsupported
+from onnx import helper, numpy_helper
 
 from edgekit.backends.nvidia import (
     artifact,
@@ -138,6 +140,40 @@ def test_without_a_run_the_share_is_not_known_but_what_the_graph_asks_is(tmp_pat
     judged = executed.requested(model, targets.find("tensorrt-int8"))
     assert judged.share is None
     assert judged.notes[0] == "the graph asks for int8 in 100.0% of the MACs"
+
+
+@pytest.mark.parametrize(("target", "own"), [("tensorrt-fp16", "fp16"), ("tensorrt-bf16", "bf16")])
+def test_products_in_bodies_count_by_their_own_types(tmp_path, target, own):
+    """What is in a branch stays in float32: it is not asked for in float16, whatever the target is called."""
+    body = {
+        name: helper.make_graph(
+            [helper.make_node(op, ["h", "w"], [f"{name}_y"], name=f"{name}_{op}")],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_y", 1, [4, 8])],
+        )
+        for name, op in (("then_branch", "MatMul"), ("else_branch", "MatMul"))
+    }
+    made = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["h"], name="first"),
+            helper.make_node("If", ["c"], ["y"], name="if", **body),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", 1, [4, 8]), helper.make_tensor_value_info("c", 9, [])],
+        [helper.make_tensor_value_info("y", 1, [4, 8])],
+        [numpy_helper.from_array(np.eye(8, dtype=np.float32), "w")],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.save(onnx.shape_inference.infer_shapes(model), tmp_path / "m.onnx")
+    result = lowered(tensorrt, io.describe(tmp_path / "m.onnx"), target, tmp_path / "out")
+    assert (
+        f"the graph asks for {own} in 33.3% of the MACs" in result.notes
+    )  # one product of three, of equal sizes
+    shipped = executed.requested(io.describe(tmp_path / "out" / "model.onnx"), targets.find(target))
+    (fallback,) = shipped.fallbacks
+    assert (fallback.op, fallback.count) == ("MatMul", 2)
+    assert fallback.reason == "fp32 in a body of If, Loop or Scan, which stays as it is"
 
 
 def layer(name, kind, *, tensor, metadata=""):

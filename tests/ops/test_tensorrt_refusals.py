@@ -11,10 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.backends.nvidia import call, portable, refusals, tensorrt_rtx, worker
+from edgekit.backends.nvidia import call, portable, refusals, tensorrt, tensorrt_rtx, worker
 from edgekit.core import targets
 from edgekit.errors import RuntimeCrashError, UnsupportedNode, UnsupportedOperatorsError
 from edgekit.graph import io
+from edgekit.types import CHECKED
 
 needs_rtx = pytest.mark.skipif(
     not tensorrt_rtx.available().installed, reason="the extra tensorrt-rtx is not installed"
@@ -232,6 +233,12 @@ def test_names_that_two_nodes_have_are_told_apart(tmp_path: Path) -> None:
             "Dilated Deconv are currently not supported In compileGraph at /_src/optimizer/codeGenerator.cpp:2012)",
             "Strided & Dilated Deconv are currently not supported",
         ),
+        (
+            "the builder made no engine: [tacticSupply.cpp::getSupportedFormats::48] Error Code 2: Internal Error "
+            "(Assertion !layerImpls.empty() failed. pick_0 has no runners that implement it In getSupportedFormats at "
+            "/_src/optimizer/builder/tacticSupply.cpp:48)",
+            "pick_0 has no runners that implement it",
+        ),
         ("Unsupported reduction type", "it scatters without a reduction only"),
     ],
 )
@@ -250,3 +257,114 @@ def test_a_crash_says_which_node_was_read_last(tmp_path: Path, monkeypatch: pyte
     job = call.Job(module="tensorrt_rtx", onnx=path, profiles={})
     with pytest.raises(RuntimeCrashError, match=r"second \(module net.second\): heap is broken"):
         refusals.run_worker(job, TARGET, MODULES)
+
+
+def bodies(path: Path, then: list[onnx.NodeProto], other: list[onnx.NodeProto], last: str) -> Path:
+    """``y = last(If(c, then, other))`` of squares; both branches give ``[3, 3]``."""
+    square = (TensorProto.FLOAT, [3, 3])
+    branches = {
+        name: helper.make_graph(
+            nodes, name, [], [helper.make_tensor_value_info(nodes[-1].output[0], *square)]
+        )
+        for name, nodes in (("then_branch", then), ("else_branch", other))
+    }
+    nodes = [
+        helper.make_node("If", ["c"], ["a"], name="if", **branches),
+        helper.make_node(last, ["a"], ["y"], name="second"),
+    ]
+    return graph(path, nodes, {"x": square, "c": (TensorProto.BOOL, [])}, square)
+
+
+@needs_rtx
+def test_every_refused_node_of_every_branch_is_named(tmp_path: Path) -> None:
+    """The parser stops at the first one: that is taken out of its branch, and not the branch out of the graph."""
+    then = [
+        helper.make_node("Det", ["x"], ["d"], name="first"),
+        helper.make_node("Add", ["x", "d"], ["s"], name="sum"),
+        helper.make_node("Det", ["s"], ["e"], name="inner"),
+        helper.make_node("Mul", ["s", "e"], ["t"], name="product"),
+    ]
+    other = [
+        helper.make_node("Bernoulli", ["x"], ["r"], name="foo"),
+        helper.make_node("Relu", ["r"], ["o"], name="relu"),
+    ]
+    found = refused(bodies(tmp_path / "m.onnx", then, other, "Bernoulli"))
+    assert {(n.op, n.node) for n in found} == {
+        ("Det", "first"),
+        ("Det", "inner"),
+        ("Bernoulli", "foo"),
+        ("Bernoulli", "second"),
+    }
+    assert {n.module_path for n in found} == set(MODULES.values())
+
+
+def boxes(path: Path, batch: int | str = 1) -> Path:
+    """What it gives has as many rows as there are boxes left: no static shape."""
+    constants = {"most": np.int64([5]), "overlap": np.float32([0.5]), "least": np.float32([0.1])}
+    nodes = [helper.make_node("NonMaxSuppression", ["b", "s", *constants], ["y"], name="first")]
+    given = {"b": (TensorProto.FLOAT, [batch, 20, 4]), "s": (TensorProto.FLOAT, [batch, 3, 20])}
+    return graph(path, nodes, given, (TensorProto.INT64, ["n", 3]), constants)
+
+
+@needs_rtx
+@pytest.mark.parametrize("capabilities", [(), ("SM86",)])
+@pytest.mark.parametrize("batch", [1, "batch"])
+def test_the_builder_refuses_by_name_what_has_sizes_of_its_own(
+    capabilities: tuple[str, ...], batch: int | str, tmp_path: Path
+) -> None:
+    sizes = {n: ((1, *s), (2, *s), (4, *s)) for n, s in (("b", (20, 4)), ("s", (3, 20)))}
+    job = call.Job(
+        module="tensorrt_rtx",
+        onnx=boxes(tmp_path / "m.onnx", batch),
+        engine=tmp_path / "m.engine",
+        profiles=sizes if batch == "batch" else {},
+        compute_capabilities=capabilities,
+    )
+    with pytest.raises(UnsupportedOperatorsError) as caught:
+        refusals.run_worker(job, TARGET, MODULES)
+    (node,) = caught.value.nodes
+    assert (node.op, node.node, node.module_path) == ("NonMaxSuppression", "first", "net.first")
+    assert "no runners" in node.reason
+
+
+def regions(path: Path) -> Path:
+    nodes = [
+        helper.make_node("RoiAlign", ["x", "r", "i"], ["a"], name="first", output_height=2, output_width=2),
+        helper.make_node("Relu", ["a"], ["y"], name="relu"),
+    ]
+    given = {"x": (1, [1, 2, 8, 8]), "r": (1, [3, 4]), "i": (TensorProto.INT64, [3])}
+    return graph(path, nodes, given, (TensorProto.FLOAT, [3, 2, 2, 2]))
+
+
+@needs_rtx
+def test_what_tensorrt_has_a_plugin_for_is_left_to_the_device(tmp_path: Path) -> None:
+    """TensorRT for RTX, which is asked in its place here, ships no plugins, and says nothing of TensorRT by that."""
+    job = call.Job(module="tensorrt_rtx", onnx=regions(tmp_path / "m.onnx"), profiles={})
+    taken = refusals.run_worker(job, targets.find("tensorrt-fp32"), MODULES)
+    assert [(n.op, n.node, n.module_path) for n in taken.unchecked] == [("RoiAlign", "first", "net.first")]
+    with pytest.raises(UnsupportedOperatorsError, match="RoiAlign at first"):
+        refusals.run_worker(job, TARGET, MODULES)
+
+
+@needs_rtx
+def test_beside_such_a_plugin_the_others_are_still_refused(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["places"], name="first"),
+        helper.make_node("Bernoulli", ["x"], ["y"], name="second"),
+        helper.make_node("Cast", ["places"], ["unread"], name="cast", to=1),
+    ]
+    job = call.Job(module="tensorrt_rtx", onnx=graph(tmp_path / "m.onnx", nodes, {"x": FLOAT}), profiles={})
+    with pytest.raises(UnsupportedOperatorsError) as caught:
+        refusals.run_worker(job, targets.find("tensorrt-fp16"), MODULES)
+    assert [n.node for n in caught.value.nodes] == ["second"]
+
+
+@needs_rtx
+def test_what_was_left_to_the_device_is_said_where_the_artifact_is(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    made = tensorrt.lower(
+        io.describe(regions(tmp_path / "m.onnx")), targets.find("tensorrt-fp16"), {}, tmp_path / "out"
+    )
+    said = "RoiAlign at first, which it has no plugin for: the device decides"
+    assert said in str(made.details[CHECKED])
+    assert any(said in note for note in made.notes)

@@ -303,7 +303,14 @@ def _refuse_contradicted_engine(artifact: Artifact) -> None:
     if target.backend not in plugins.backends():  # of a plug-in that is not here: it runs nowhere
         return
     builder = engines.builder_of(target.backend)
-    if builder is None or not builder.is_engine(artifact.model):
+    if builder is None:
+        return
+    if found := builder.recipe_contradictions(artifact.model, target, artifact.manifest.details):
+        raise SourceError(
+            f"{artifact.directory} contradicts itself: {'; '.join(found)}",
+            hint="do not trust this artifact: build it again",
+        )
+    if not builder.is_engine(artifact.model):
         return
     found = builder.contradictions(artifact.model, target.backend, artifact.manifest.details)
     if found:

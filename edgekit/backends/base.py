@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import msgspec
 
 from edgekit.errors import BackendError, DeviceError
-from edgekit.types import KEEP_FLOAT32, Json, Option
+from edgekit.types import KEEP_FLOAT32, Json, Option, Target
 
 T = TypeVar("T")
 
@@ -162,6 +162,13 @@ class EngineBuilder(Protocol):
     def contradictions(self, engine: Path, runtime: str, details: Mapping[str, Json]) -> tuple[str, ...]:
         """What of an engine and its record cannot be, in words, as far as can be told without its device. ``details``
         are the manifest's, empty for an engine that lies alone."""
+        ...
+
+    def recipe_contradictions(
+        self, main: Path, target: Target, details: Mapping[str, Json]
+    ) -> tuple[str, ...]:
+        """What of the recipe of engines beside an artifact's main file is not its target's, or not what its manifest's
+        ``details`` say, in words; nothing where there is no recipe."""
         ...
 
     def files_read(self, main: Path) -> tuple[str, ...]:

@@ -51,7 +51,11 @@ def report(folders: tuple[Path, ...], html: Path, title: str, board: Path | None
     entries = written.entries
     if as_json:
         rows = [
-            {"artifact": str(e.artifact.directory), "status": str(e.artifact.manifest.status)}
+            {
+                "artifact": str(e.artifact.directory),
+                "status": str(e.artifact.manifest.status),
+                **({"changed": e.changed} if e.changed else {}),
+            }
             for e in entries
         ]
         unread = [{"artifact": str(s.directory), "why": s.why} for s in written.skipped]
@@ -59,6 +63,9 @@ def report(folders: tuple[Path, ...], html: Path, title: str, board: Path | None
         return
     for skipped in written.skipped:
         say(f"{skipped.directory} cannot be read: {skipped.why}", err=True)
+    for entry in entries:
+        if entry.changed:
+            say(f"{entry.artifact.directory} does not count: {entry.changed}", err=True)
     good = [
         e.artifact.manifest.status for e in entries if e.artifact.manifest.status in BUILT and not e.changed
     ]

@@ -204,6 +204,62 @@ def test_a_record_that_is_damaged_is_said(tmp_path: Path) -> None:
     assert "missing or damaged" in "; ".join(offline.contradictions(engine, "tensorrt_rtx", {}))
 
 
+@pytest.mark.parametrize("make", [tensorrt, rtx])
+def test_each_command_says_why_such_an_artifact_does_not_count(
+    make: Callable[[Path], tuple[Path, EngineKey]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad").mkdir()
+    artifact(Path("bad"), make, graph_sha256="ab" * 32)
+    for command in (["inspect", "bad"], ["verify", "bad"]):
+        result = CliRunner().invoke(cli, command)
+        error = result.exception
+        assert (isinstance(error, SourceError) and error.exit_code == 3) or result.exit_code == 3
+    shown = CliRunner().invoke(cli, ["report", "bad"])
+    assert (shown.exit_code, "bad does not count:" in shown.output, "another graph" in shown.output) == (
+        0,
+        True,
+        True,
+    )
+    (row,) = json.loads(CliRunner().invoke(cli, ["report", "bad", "--json"]).stdout)["artifacts"]
+    assert "another graph" in row["changed"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"precision": "fp16"}, "its recipe is for fp16, and tensorrt-int8 is int8"),
+        ({"schema": 3}, "does not say how to build the engine"),
+        ({"minimum_version": "99"}, "does not say how to build the engine"),
+        ({"minimum_version": "7.1"}, "for TensorRT 7.1, and edgekit builds from 8.5 on"),
+        ({"profiles": {}}, "other sizes of axes than its manifest"),
+    ],
+)
+def test_a_recipe_is_that_of_its_target(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    """Of an artifact that is the graph and its recipe, whose hashes were done again."""
+    tensorrt(tmp_path)
+    recipe = tmp_path / "recipe.json"
+    row, main, details = targets.find("tensorrt-int8"), tmp_path / "model.onnx", {"profiles": LISTED}
+    assert offline.recipe_contradictions(main, row, details) == ()
+    recipe.write_text(json.dumps({**json.loads(recipe.read_text()), **changes}))
+    assert words in "; ".join(offline.recipe_contradictions(main, row, details))
+    files = tuple(
+        FileRecord(name=n, size=(tmp_path / n).stat().st_size, sha256=manifest.sha256_file(tmp_path / n))
+        for n in ("model.onnx", "recipe.json")
+    )
+    made = Manifest(
+        edgekit="1",
+        status=Status.NOT_RUN,
+        target=row,
+        source=SourceRecord(text="m.onnx", kind="onnx", sha256="0" * 64),
+        files=files,
+        details=details,
+    )
+    manifest.write(made, tmp_path)
+    with pytest.raises(SourceError, match="contradicts itself"):
+        manifest.check_files(manifest.read(tmp_path))
+
+
 # --- checked, not run ----------------------------------------------------------------------------------------
 
 WHY = "TensorRT cannot run on local: there is no usable NVIDIA GPU"

@@ -1,5 +1,6 @@
 """What an engine was built from and for: every difference is found, and none is invented."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -110,6 +111,18 @@ def test_only_what_was_built_here_is_trusted(engine, tmp_path, monkeypatch):
     engine.write_bytes(engine.read_bytes() + b"x")
     with pytest.raises(UntrustedEngineError):
         own_engines.refuse_others(engine, trust=False)
+
+
+def test_one_of_ours_beside_somebodys_graph_is_not_trusted(engine, tmp_path, monkeypatch):
+    """Whoever has one of our engines may say of another graph that it was built of it."""
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    own_engines.remember(engine)
+    record = json.loads(engine.with_name("engine.json").read_text())
+    engine.with_name("engine.json").write_text(json.dumps({**record, "graph_sha256": "ab" * 32}))
+    with pytest.raises(UntrustedEngineError):
+        own_engines.refuse_others(engine, trust=False)
+    engine.with_name("engine.json").write_text(json.dumps(record))
+    own_engines.refuse_others(engine, trust=False)
 
 
 @pytest.mark.parametrize(

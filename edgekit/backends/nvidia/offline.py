@@ -13,8 +13,8 @@ from pathlib import Path
 from edgekit.backends.nvidia.engine import EngineKey, read_key, release
 from edgekit.backends.nvidia.flags import flags_of
 from edgekit.backends.nvidia.recipe import MINIMUM, RECIPE, read_recipe
-from edgekit.errors import EdgekitError, EngineMismatchError, UsageError
-from edgekit.types import Json
+from edgekit.errors import EdgekitError, EngineMismatchError, SourceError, UsageError
+from edgekit.types import Json, Target
 
 _VERSION = re.compile(r"\d{1,4}(\.\d{1,6}){1,3}", re.ASCII)
 _CAPABILITY = re.compile(r"[1-9]\d?\.\d", re.ASCII)
@@ -39,6 +39,28 @@ _GPUS = (
 
 _RTX_MAGIC, _RTX_VERSION = b"vtrt", slice(24, 28)
 """How an engine of TensorRT for RTX 1.7 begins, and where its version is, a byte a number (seen in 1.7.1.116)."""
+
+
+def recipe_contradictions(main: Path, target: Target, details: Mapping[str, Json]) -> tuple[str, ...]:
+    """What of the recipe beside an artifact's main file, if there is one, is not its target's or its manifest's."""
+    path = main.with_name(RECIPE)
+    if not path.is_file():
+        return ()
+    try:
+        recipe = read_recipe(path)
+    except SourceError as error:
+        return (error.message,)
+    found = []
+    if recipe.precision != str(target.precision):
+        found.append(f"its recipe is for {recipe.precision}, and {target.name} is {target.precision}")
+    profiles = {name: [list(s) for s in shapes] for name, shapes in recipe.profiles.items()}
+    if "profiles" in details and profiles != details["profiles"]:
+        found.append("its recipe has other sizes of axes than its manifest")
+    if release(recipe.minimum_version) < release(MINIMUM):
+        found.append(
+            f"its recipe is for TensorRT {recipe.minimum_version}, and edgekit builds from {MINIMUM} on"
+        )
+    return tuple(found)
 
 
 def contradictions(engine: Path, runtime: str, details: Mapping[str, Json]) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 
 
 class Recipe(msgspec.Struct, frozen=True):
-    """``recipe.json`` as far as a build needs it. ``float32``: nodes whose activations leave float16's range."""
+    """``recipe.json`` as far as a build needs it. ``float32``: nodes whose activations leave float16's range;
+    ``minimum_version``: from which release on the command in it takes the graph as it is."""
 
     precision: Literal["fp32", "fp16", "bf16", "fp8", "int8"]
     profiles: dict[str, tuple[tuple[Size, ...], tuple[Size, ...], tuple[Size, ...]]] = {}
@@ -38,6 +39,8 @@ class Recipe(msgspec.Struct, frozen=True):
     dla: Annotated[int, msgspec.Meta(ge=-1, le=7)] = -1
     minutes: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 60
     float32: tuple[str, ...] = ()
+    schema: Literal[2] = 2
+    minimum_version: Annotated[str, msgspec.Meta(pattern=r"^\d{1,4}(\.\d{1,6}){1,3}$")] = STRONG
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -64,10 +67,10 @@ def write_recipe(
     recipe = Recipe(**plan)  # type: ignore[arg-type]  # the same names
     argv = ["trtexec", *by_hand(recipe)]
     document = {
-        "schema": 2,
+        "schema": recipe.schema,
         **plan,
         "tool": "trtexec",
-        "minimum_version": STRONG,
+        "minimum_version": recipe.minimum_version,
         "build": argv,
         "measure": ["trtexec", "--loadEngine=model.engine", "--useCudaGraph", "--noDataTransfers"],
         "run_on": "the GPU that will run the engine: engines fit one GPU model and one TensorRT version",

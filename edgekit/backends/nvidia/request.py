@@ -14,7 +14,7 @@ from edgekit.backends.nvidia.engine import EngineKey, release
 from edgekit.backends.nvidia.flags import allowed, flags_of, typing_of
 from edgekit.backends.nvidia.recipe import RECIPE, Recipe, build_argv, read_recipe
 from edgekit.errors import UnsupportedError
-from edgekit.types import Json, Option
+from edgekit.types import Json, Option, Target
 
 GRAPH = "model.onnx"
 """What engines are made of, in the artifacts of both."""
@@ -67,6 +67,13 @@ def contradictions(engine: Path, runtime: str, details: Mapping[str, Json]) -> t
     from edgekit.backends.nvidia import offline
 
     return offline.contradictions(engine, runtime, details)
+
+
+def recipe_contradictions(main: Path, target: Target, details: Mapping[str, Json]) -> tuple[str, ...]:
+    """What of the recipe beside ``main`` is not its target's or its manifest's, in words."""
+    from edgekit.backends.nvidia import offline
+
+    return offline.recipe_contradictions(main, target, details)
 
 
 def write_record(folder_engine: Path, order: EngineOrder) -> None:

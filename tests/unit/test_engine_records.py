@@ -118,7 +118,7 @@ def test_one_of_ours_beside_somebodys_graph_is_not_trusted(engine, tmp_path, mon
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
     own_engines.remember(engine)
     record = json.loads(engine.with_name("engine.json").read_text())
-    engine.with_name("engine.json").write_text(json.dumps({**record, "graph_sha256": "ab" * 32}))
+    engine.with_name("engine.json").write_text(json.dumps({**record, "graph_sha256": "cd" * 32}))
     with pytest.raises(UntrustedEngineError):
         own_engines.refuse_others(engine, trust=False)
     engine.with_name("engine.json").write_text(json.dumps(record))

@@ -359,7 +359,7 @@ def _watch(watched: _Watched, limits: Limits, started: float) -> str:
     deadline = float("inf") if limits.whole is None else started + limits.whole
     status = _wait(watched, deadline)
     if status is None:
-        _let_tidy(watched, deadline)
+        _let_tidy(watched)
         end_orphans(watched.pid)
         os.close(watched.pipe)
         if watched.stop.ignored:
@@ -378,10 +378,10 @@ def _watch(watched: _Watched, limits: Limits, started: float) -> str:
     raise Ended(code if code >= 0 else 128 - code)
 
 
-def _let_tidy(watched: _Watched, deadline: float) -> None:
+def _let_tidy(watched: _Watched) -> None:
     """A child whose time is over ends what it has elsewhere: a build on a device would take its death for a link that
     broke, go on, and keep the device."""
-    if not watched.elsewhere or time.monotonic() < deadline or _TIME_IS_OVER is None:
+    if not watched.elsewhere or watched.stop.ignored or _TIME_IS_OVER is None:
         return
     with contextlib.suppress(OSError):
         os.kill(watched.pid, _TIME_IS_OVER)

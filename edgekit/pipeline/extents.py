@@ -41,16 +41,17 @@ def refuse_outside(
     ]
     if not wrong:
         return
-    said, ways = [], dict[str, str]()
+    said, ways = [], dict[str, tuple[int, int, int]]()
     for spec, axis, low, high in wrong:
         least, most = (end[axis] for end in extents[spec.name])
         name, has = str(spec.shape[axis]), str(low) if low == high else f"{low} to {high}"
         said.append(f"{name} of {spec.name} is {has}, and the engine takes {least} to {most}")
-        ways[name] = f"{name}={min(least, low)}:{high}:{max(most, high)}"
+        lowest, usual, highest = ways.get(name, (least, high, most))  # inputs share names
+        ways[name] = min(lowest, low), max(usual, high), max(highest, high)
+    axes = ",".join(f"{name}={':'.join(map(str, sizes))}" for name, sizes in ways.items())
     raise DataError(
         f"{target.name} would be built for other sizes than its samples have: {'; '.join(said)}",
-        hint=f"--set axes={','.join(ways.values())} (smallest:usual:largest), or give samples of the sizes that it is "
-        "built for",
+        hint=f"--set axes={axes} (smallest:usual:largest), or give samples of the sizes that it is built for",
     )
 
 

@@ -21,6 +21,7 @@ from edgekit.backends.nvidia import plain, plain_windows
 from edgekit.errors import BackendError, DataError, GateFailedError
 from edgekit.graph.widen import without_bfloat16
 from edgekit.pipeline import graph_check
+from edgekit.quantize.calibrate.codes import CODES
 from edgekit.types import Parity, Tolerance, Verdict
 
 
@@ -178,3 +179,17 @@ def test_samples_outside_of_the_profile_are_refused_before_an_engine_is_built(tm
     assert "L of x is 5 to 7, and the engine takes 6 to 8" in failure.error.message
     assert "--set axes=L=5:7:8" in failure.error.hint
     assert not made("L=5:7:8").failures
+
+
+@pytest.mark.parametrize("target", ["tensorrt-int8", "tensorrt-fp8"])
+def test_quantized_graphs_are_compared_too(tmp_path: Path, target: str) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3)).eval()
+    samples = [np.random.default_rng(i).normal(size=(1, 3, 12, 12)).astype("f") for i in range(16)]
+    options = edgekit.Options(allow_not_run=True, out=str(tmp_path / "out"), accept_data=CODES)
+    result = edgekit.build(
+        net, torch.randn(1, 3, 12, 12), targets=target, calibration=samples, options=options
+    )
+    assert not result.failures
+    gate = graph_gate(result.artifacts[0].manifest)
+    assert (gate.verdict, gate.value > 15) == (Verdict.PASS, True)

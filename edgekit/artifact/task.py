@@ -104,7 +104,7 @@ def holding_classes(outputs: Mapping[str, Array], task: Task, label: object) -> 
         scores = [n for n in scores if not looks_embedded(outputs[n], task)]
     found = scores or classes or [n for n, a in outputs.items() if _token_scores(a, task, label)]
     if len(found) != 1:
-        raise no_classes(len(found))
+        raise no_classes(len(found), outputs, label)
     return found[0]
 
 
@@ -114,9 +114,13 @@ def _token_scores(array: Array, task: Task, label: object) -> bool:
     return label.size == array.size // array.shape[-1] and not any(t in task.name for t in _OTHER_TASKS)
 
 
-def no_classes(found: int) -> DataError:
+def no_classes(found: int, outputs: Mapping[str, Array] | None = None, label: object = None) -> DataError:
     """The error of labels that there is no output for."""
+    form = f" of shape {list(label.shape)}" if isinstance(label, np.ndarray) else ""
+    have = ", ".join(f"{name} {list(array.shape)}" for name, array in (outputs or {}).items())
+    have = f": {have}" if have else ""
     return DataError(
-        f"there are labels, and {found} outputs that could hold the classes",
-        hint="pass --metric file.py:function, a function of (outputs, label), or evaluate without labels",
+        f"there are labels{form}, and {found} outputs that could hold the classes{have}",
+        hint="give one class for each row of scores, or a label of the output's shape where each place has its own; or "
+        "pass --metric file.py:function, a function of (outputs, label), or evaluate without labels",
     )

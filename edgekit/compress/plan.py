@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from edgekit.compress import arithmetic
+from edgekit.compress import arithmetic, made_from
+from edgekit.compress.made_from import MadeFrom
 from edgekit.compress.registry import from_options
 from edgekit.compress.step import CompressionReport, Context, Scalar, Step, Tensors, options, rebuild
 from edgekit.core import files
@@ -32,19 +33,22 @@ if TYPE_CHECKING:
 PLAN, WEIGHTS, TENSORS = "plan.json", "weights.safetensors", "plan.safetensors"
 _VERSION = 1
 _NOTE = "plan"
+_MADE = "made_from"
 _MOST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What ``plan.json`` says. The ``origin``'s path is relative to ``folder`` where that is possible; ``report`` is
-    that of the run, without times; ``files`` has the sha256 of each file of tensors."""
+    that of the run, without times; ``files`` has the sha256 of each file of tensors; ``made`` the source's code and
+    weights, ``None`` in a plan of an earlier version."""
 
     folder: Path
     steps: tuple[Step, ...]
     origin: SourceSpec
     report: CompressionReport
     files: Mapping[str, str] = field(default_factory=dict)
+    made: MadeFrom | None = None
 
     @property
     def source(self) -> str:
@@ -88,6 +92,7 @@ def save(
     context: Context,
     *,
     origin: SourceSpec | None = None,
+    made: MadeFrom | None = None,
 ) -> None:
     """Write the plan: the recipe and report as JSON, the weights and what steps recorded as safetensors.
 
@@ -113,6 +118,8 @@ def save(
     }
     if origin is not None:
         document["source"] = origin_record(origin)
+    if made is not None:
+        document[_MADE] = made.record()
     write_document(folder, document)
 
 
@@ -178,6 +185,7 @@ def read(folder: Path) -> Plan:
         origin=source,
         report=read_report(folder),
         files={str(k): str(v) for k, v in named.items()} if isinstance(named, dict) else {},
+        made=made_from.read(document[_MADE], where=str(folder / PLAN)) if _MADE in document else None,
     )
 
 
@@ -190,7 +198,7 @@ def load(spec: SourceSpec, permit: Permit) -> TorchModel:
     """The compressed model: the original source, each step's structure, then the weights.
 
     Raises ``UntrustedSourceError`` for a plan that is not from this machine unless ``trust``, and
-    ``SourceError`` when the original source is gone or has changed its layers.
+    ``SourceError`` when the original source is gone, or is not the one that was compressed.
     """
     assert spec.path is not None
     plan = read(spec.path)
@@ -199,11 +207,21 @@ def load(spec: SourceSpec, permit: Permit) -> TorchModel:
             f"{spec.text} was not compressed on this machine, and names code to run: {plan.source}",
             hint="look at that code, then pass --trust",
         )
-    model = load_source(parse(plan.source), trust=permit.trust, network=permit.network)
+    original = parse(plan.source)
+    model = load_source(original, trust=permit.trust, network=permit.network)
     if not isinstance(model, TorchModel):
         raise SourceError(f"{plan.source} is not a PyTorch module", hint="compress it again")
+    notes = model.notes
+    if plan.made is not None:
+        made_from.check(plan.made, original, model.module, spec.text)
+    else:
+        notes = (
+            *notes,
+            f"{spec.text} does not say of which code and weights it was made: whether {plan.source} is still that was "
+            "not checked; compress it again",
+        )
     with translated(f"{spec.text} does not fit {plan.source}", hint="compress it again"):
-        return replace(model, module=restore(model.module, plan))
+        return replace(model, module=restore(model.module, plan), notes=notes)
 
 
 def restore(module: torch.nn.Module, plan: Plan) -> torch.nn.Module:

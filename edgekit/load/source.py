@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.core import files, versions
-from edgekit.core.dependency import Dependency, digest
+from edgekit.core.dependency import Dependency, Kind, digest
 from edgekit.core.store import Store, canonical_json
 from edgekit.errors import SourceError
 from edgekit.load import Recorder, known, load
@@ -54,6 +54,10 @@ class Source:
         self._example = example or Example(None)
         self.first_sample: Mapping[str, Array] | None = None
         """What a graph, which has no example inputs of its own, is given for an example."""
+        self.original: TorchModel | None = loaded
+        """The module as it was loaded, before ``shapes`` changed it."""
+        self.read: tuple[str, ...] = ()
+        """The files that were read to load it in this process."""
 
     @property
     def sha256(self) -> str:
@@ -93,12 +97,14 @@ class Source:
             with Recorder() as recorder:
                 model = load(self.spec, trust=self._trust, network=self._network, needs_example=example)
                 if isinstance(model, TorchModel):
+                    self.original = model
                     model = self.shapes.applied(model, self.spec.text)
                 elif self._example.given:
                     used.append(self._example.fingerprint)
                     rest = self.shapes.bound.rest(model.inputs, self.spec.text)
                     self.first_sample = self._example.inputs(rest)
             self._model = model
+            self.read = tuple(d.name for d in recorder.dependencies if d.kind is Kind.FILE)
             self._sha256 = identity(self.spec, recorder, "".join(used[:1]), self.shapes)
             facts = {"sha256": self._sha256, "example": "".join(used[:1])}
             known.remember(self._store, "source", self._key(), facts, recorder)

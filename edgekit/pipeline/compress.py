@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.artifact.manifest import StepRecord
-from edgekit.compress import arithmetic, plan, recipes
+from edgekit.compress import arithmetic, made_from, plan, recipes
 from edgekit.compress.plan import PLAN, TENSORS, WEIGHTS
 from edgekit.compress.recipes import Recipe
 from edgekit.compress.step import CompressionReport, Context, StepReport, options
@@ -176,6 +176,8 @@ def _produce(
     from edgekit.compress.run import check_plan, run
 
     model = source.torch()
+    original = source.original or model
+    made = made_from.of(source.spec, original.module, source.read)
     recipe_context = Context(
         task=training.open() if training.exists else None,
         example_inputs=model.example_inputs,
@@ -186,7 +188,8 @@ def _produce(
     with looping(loop), context.progress.task(f"compress: {recipe.line}"):
         copied = copy.deepcopy(model.module)  # the source stays what it was
         module, report = run(copied, recipe.steps, recipe_context, work=folder)
-        plan.save(out, module, recipe.steps, report, recipe_context, origin=_origin(source, out))
+        named_so = _origin(source, out)
+        plan.save(out, module, recipe.steps, report, recipe_context, origin=named_so, made=made)
         check_plan(out, source.torch().module, module)
     (out / TIMES).write_bytes(canonical_json([r.seconds for r in report.steps]))
 

@@ -11,7 +11,7 @@ from edgekit.artifact.manifest import Artifact, Status
 from edgekit.core import targets
 from edgekit.errors import EdgekitError, GateFailedError, NotRunnableError
 from edgekit.quantize.options import Cause
-from edgekit.types import Json, Precision, Verdict
+from edgekit.types import Json, Precision, Target, Verdict
 
 SPEED = "speed"
 """The name of the gate that an INT8 artifact which is slower than float fails."""
@@ -75,6 +75,9 @@ def _what_to_do(artifact: Artifact, failed: Sequence[str]) -> str:
     return f"{why}. What is meant to stay in float does not count: --exclude {named!r}; {look}"
 
 
+_PLACED = 0.9
+"""The share that stands for the placement gate's where there is none."""
+
 _LOSSES = frozenset(
     {"snr", "slices", "samples", "top1-agreement", "integers", "boxes", "masks", "coverage", "metric-drop"}
 )
@@ -82,24 +85,41 @@ _LOSSES = frozenset(
 
 
 def _float_activations(artifact: Artifact) -> tuple[str, ...]:
-    """The backend's other INT8 rows, where ``artifact``'s has ranges for its activations."""
+    """The backend's other INT8 rows that can hold, where ``artifact``'s has ranges for its activations."""
     target = artifact.manifest.target
     if not target.needs_calibration:
         return ()
     kinds = (Precision.INT8_WEIGHTS, Precision.INT8_DYNAMIC)
-    rows = targets.known().values()
-    return tuple(r.name for r in rows if r.backend == target.backend and r.precision in kinds)
+    rows = [r for r in targets.known().values() if r.backend == target.backend and r.precision in kinds]
+    return tuple(r.name for r in rows if not _products_alone(r) or _are_products(artifact))
+
+
+def _products_alone(target: Target) -> bool:
+    """Whether the row quantizes products with constant matrices, and leaves convolutions in float."""
+    return target.scheme is not None and target.scheme.quantizer == "dynamic"
+
+
+def _are_products(artifact: Artifact) -> bool:
+    """Whether so much of the arithmetic is products with constant matrices that the placement gate holds."""
+    wanted = next((g.limit for g in artifact.manifest.gates if g.name == "placement" and g.limit), _PLACED)
+    nodes = _nodes(artifact)
+    products = (n for n in nodes if n.get("op") in ("Gemm", "MatMul") and n.get("weights"))
+    return sum(map(_macs, products)) >= wanted * sum(map(_macs, nodes))
 
 
 def _largest_in_float(artifact: Artifact) -> str:
     """The graph's node with the most arithmetic among those that the quantizer left in float: runtimes that rename
     operators do not tell it, and ``--exclude`` takes names of the graph."""
+    left = [n for n in _nodes(artifact) if not n.get("quantized")]
+    left = [n for n in left if n.get("cause") != Cause.EXCLUDED and _macs(n)]
+    return str(max(left, key=_macs)["node"]) if left else ""
+
+
+def _nodes(artifact: Artifact) -> list[Mapping[str, Json]]:
     report = artifact.manifest.details.get("quantization")
     nodes = report.get("nodes") if isinstance(report, Mapping) else None
     rows = nodes if isinstance(nodes, Sequence) else ()
-    left = [n for n in rows if isinstance(n, Mapping) and not n.get("quantized")]
-    left = [n for n in left if n.get("cause") != Cause.EXCLUDED and _macs(n)]
-    return str(max(left, key=_macs)["node"]) if left else ""
+    return [n for n in rows if isinstance(n, Mapping)]
 
 
 def _macs(node: Mapping[str, Json]) -> float:

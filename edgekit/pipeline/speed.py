@@ -132,14 +132,12 @@ def gate(
     """Fails when the artifact is slower beyond doubt, and says why it may be and what is faster.
 
     It is unproven where that says little: timed on a processor of another kind (``arch``, by default this machine's)
-    than the target ships to, or by less than :data:`NOTICEABLE_MS`. On a ``device`` that was asked for it counts.
+    than the target ships to, or by less than :data:`NOTICEABLE_MS`. On a ``device`` that was asked for it counts. What
+    a busy machine measured is unproven everywhere.
     """
     figures = f"{speed.p50_ms:.3g} ms against {speed.sibling_p50_ms:.3g} ms of {speed.sibling}"
     if not slower(speed):
-        doubt = f" ({'; '.join(speed.reasons)})" if speed.reasons else ""
-        how = in_times(speed.ratio) if speed.verdict == "faster" else speed.verdict
-        message = f"{figures}: {how}; {speed.detectable:.0%} would have been detected{doubt}"
-        return Gate(name=SPEED, verdict=Verdict.PASS, limit=1.0, value=speed.ratio, message=message)
+        return _not_slower(speed, figures)
     message = (
         f"{figures}: {in_times(speed.ratio)} ({speed.low:.3g} to {speed.high:.3g}); "
         f"{_reason(placement)}; {speed.sibling} is the faster target here"
@@ -148,6 +146,21 @@ def gate(
     if not little:
         return Gate(name=SPEED, verdict=Verdict.FAIL, limit=1.0, value=speed.ratio, message=message)
     message += f"; unproven: {little}; --device NAME times it where it runs, --no-speed-gate leaves this out"
+    return Gate(name=SPEED, verdict=Verdict.UNPROVEN, limit=1.0, value=speed.ratio, message=message)
+
+
+def _not_slower(speed: Speed, figures: str) -> Gate:
+    """A ratio above 1 passes where it lies within what the clock could tell: that is its limit then. Beyond that, and
+    where the clock told nothing (``INVALID``), it is unproven."""
+    doubt = f" ({'; '.join(speed.reasons)})" if speed.reasons else ""
+    how = in_times(speed.ratio) if speed.verdict != "no detectable difference" else speed.verdict
+    message = f"{figures}: {how}; {speed.detectable:.0%} would have been detected{doubt}"
+    limit = 1.0 if speed.ratio <= 1.0 else 1.0 + speed.detectable
+    if speed.ratio <= 1.0 or (speed.validity != "INVALID" and speed.ratio <= limit):
+        return Gate(name=SPEED, verdict=Verdict.PASS, limit=limit, value=speed.ratio, message=message)
+    message += (
+        "; unproven: too much noise to tell; build again on an idle machine, --no-speed-gate leaves this out"
+    )
     return Gate(name=SPEED, verdict=Verdict.UNPROVEN, limit=1.0, value=speed.ratio, message=message)
 
 

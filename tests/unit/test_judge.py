@@ -68,6 +68,14 @@ def test_labels_that_are_no_classes(label, message):
     assert "sample 2" in error.value.message
 
 
+def test_a_label_of_another_shape_is_said_with_the_outputs():
+    masks = [{"mask": np.zeros((1, 2, 8, 8), np.float32)}]
+    with pytest.raises(
+        DataError, match=r"labels of shape \[1, 5, 5\], and 0 outputs .*: mask \[1, 2, 8, 8\]"
+    ):
+        judged(masks, [np.zeros((1, 5, 5), np.int64)])
+
+
 def test_labels_by_the_names_that_the_source_declares():
     outputs, labels = rows(20, classes=3)
     names = ("cat", "dog", "emu")

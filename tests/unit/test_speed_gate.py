@@ -30,7 +30,6 @@ SMALL = replace(SLOW, p50_ms=0.09, sibling_p50_ms=0.03, ratio=3.0)
         (SMALL, ORT, "x86_64", "", Verdict.UNPROVEN),
         (SMALL, ORT, "x86_64", "pi5", Verdict.FAIL),
         (SMALL, TFLITE, "aarch64", "", Verdict.UNPROVEN),
-        (replace(SLOW, validity="INVALID"), ORT, "x86_64", "pi5", Verdict.PASS),
         (replace(SLOW, verdict="no detectable difference", ratio=1.01), ORT, "x86_64", "pi5", Verdict.PASS),
     ],
 )
@@ -46,3 +45,25 @@ def test_how_fast_it_is_is_said_in_times():
     fast = replace(SLOW, verdict="faster", ratio=0.15, p50_ms=0.3)
     assert "6.7× as fast" in gate(fast, None, ORT).message
     assert "2.0× as slow (1.9 to 2.1)" in gate(SLOW, None, ORT, device="pi5").message
+
+
+@pytest.mark.parametrize(
+    ("ratio", "found", "validity", "verdict", "limit"),
+    [
+        (2.0, "slower", "INVALID", Verdict.UNPROVEN, 1.0),
+        (1.125, "no detectable difference", "INVALID", Verdict.UNPROVEN, 1.0),
+        (1.125, "no detectable difference", "NOISY", Verdict.UNPROVEN, 1.0),
+        (1.04, "no detectable difference", "NOISY", Verdict.PASS, 1.05),
+        (0.98, "no detectable difference", "VALID", Verdict.PASS, 1.0),
+        (0.5, "faster", "INVALID", Verdict.PASS, 1.0),
+    ],
+)
+@pytest.mark.parametrize("device", ["", "pi5"])
+def test_no_pass_is_beyond_its_limit(ratio, found, validity, verdict, limit, device):
+    """A busy machine's 1.125 passed at a limit of 1."""
+    speed = replace(SLOW, ratio=ratio, verdict=found, validity=validity, reasons=("work waited for a CPU",))
+    judged = gate(speed, None, ORT, device=device, arch="x86_64")
+    assert judged.verdict is verdict
+    assert judged.limit == pytest.approx(limit)
+    assert "work waited for a CPU" in judged.message
+    assert ("idle machine" in judged.message) is (verdict is Verdict.UNPROVEN)

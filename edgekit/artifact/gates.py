@@ -40,6 +40,7 @@ class Evidence:
     integer_weights: float | None = None
     half: HalfRange | None = None
     coverage: Coverage | None = None
+    example: Coverage | None = None
     rollout: Rollout | None = None
     size_bytes: int | None = None
     measurement: Measurement | None = None
@@ -57,6 +58,7 @@ def gates(evidence: Evidence, tolerance: Tolerance, limits: Limits | None = None
     tolerance = limits.applied(tolerance)
     found = [*_parity_gates(evidence, tolerance), _placement_gate(evidence, tolerance)]
     found += [_weights_gate(evidence, tolerance), _range_gate(evidence), _coverage_gate(evidence, tolerance)]
+    found += [_example_gate(evidence, tolerance)]
     found += rollout_gates(evidence.rollout, tolerance) if evidence.rollout is not None else ()
     measured, why = evidence.measurement, evidence.not_run
     latency, memory = (measured.p50_ms, measured.peak_memory) if measured else (None, None)
@@ -281,6 +283,22 @@ def _coverage_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
     )
     verdict = Verdict.PASS if value >= limit else Verdict.FAIL
     return Gate(name="coverage", verdict=verdict, limit=limit, value=value, message=message)
+
+
+def _example_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
+    """Whether calibration saw what the source's example inputs hold, where there are no evaluation samples. Only what
+    it did not see says something, and not which of the two is wrong."""
+    limit, worst = tolerance.coverage, evidence.example
+    if limit is None or worst is None or 1.0 - worst.uncovered >= limit:
+        return None
+    message = (
+        f"{worst.tensor}: {worst.outside:.2%} of its values on the source's example inputs lie outside the calibrated "
+        f"{worst.low:.3g} to {worst.high:.3g} (up to {worst.seen_low:.3g} and {worst.seen_high:.3g}); unproven: the "
+        "calibration samples or the example inputs are not what the model will meet; --eval DATA tells"
+    )
+    return Gate(
+        name="example", verdict=Verdict.UNPROVEN, limit=limit, value=1.0 - worst.uncovered, message=message
+    )
 
 
 def _part(name: str, limit: float, share: float, what: str) -> Gate:

@@ -15,6 +15,8 @@ from edgekit.types import Gate, Parity, Verdict
 
 NOT_DATA = ("random", "golden")
 """Samples of which nothing statistical is claimed."""
+NOT_UNSEEN = (*NOT_DATA, "calibration")
+"""Samples that are not data which quantization has not seen: the verdict says so."""
 _EQUAL = 1e-9
 """What two shares may differ by that are the same on paper: 0.91 - 0.90 is not 0.01 in binary."""
 _MOST_TIMES = 30.0

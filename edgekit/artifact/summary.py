@@ -135,7 +135,7 @@ def verdict(manifest: Manifest) -> str:
     text, parity = standing(manifest), manifest.parity
     if manifest.status is Status.UNPROVEN:
         text += ": " + ", ".join(_unproven(g) for g in manifest.gates if g.verdict is Verdict.UNPROVEN)
-    if parity is not None and parity.data in proof.NOT_DATA:
+    if parity is not None and parity.data in proof.NOT_UNSEEN:
         text += f" on {proof.inputs(parity)}"
     return text + _without_cache(manifest)
 

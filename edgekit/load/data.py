@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 RANDOM = "random"
 """``--calib random``: the user asks for random data by name; the manifest then says ``uncalibrated``."""
 
+EXAMPLE = "example"
+"""The source's own example inputs."""
+
 _SEED = 20240229
 _PYTHON = "(Python)"
 
@@ -320,6 +323,19 @@ def _contents(value: object) -> Iterator[bytes]:
 
 def _is_label(value: object) -> bool:
     return isinstance(value, int | float | str) or getattr(value, "ndim", 1) == 0
+
+
+def own_example(example: Mapping[str, Array]) -> SampleSet:
+    """The source's example inputs as a set of one sample."""
+    sample = Sample(inputs=dict(example))
+    return SampleSet(
+        origin=EXAMPLE,
+        text=EXAMPLE,
+        fingerprint=hashlib.sha256(b"".join(_contents(sample))).hexdigest(),
+        count=1,
+        labelled=False,
+        open=lambda: [sample],
+    )
 
 
 def random_samples(example: Mapping[str, Array], count: int) -> SampleSet:

@@ -60,7 +60,15 @@ from edgekit.pipeline.candidates import (
 from edgekit.pipeline.deliver import Product, deliver
 from edgekit.pipeline.lower import Graph, graph_of, lower_for, shaped
 from edgekit.pipeline.pixels import doubt
-from edgekit.pipeline.ranges import covered_by, half_range, told, worst
+from edgekit.pipeline.ranges import (
+    OwnExample,
+    beside_example,
+    covered_by,
+    half_range,
+    refuse_example,
+    told,
+    worst,
+)
 from edgekit.pipeline.refusal import refusal
 from edgekit.pipeline.remarks import tell
 from edgekit.pipeline.request import Request, check
@@ -154,12 +162,15 @@ def prepare(request: Request, context: BuildContext) -> Prepared:
     calibrated: Calibrated | None = None
     findings: tuple[Finding, ...] = ()
     covered: tuple[Coverage, ...] | None = None
+    example: OwnExample | None = None
     quantized = [t for t in request.targets if t.uses_calibration]
     refused = refusals(context, quantized, graph, data.verification)
     if data.calibration is not None and any(t.name not in refused for t in quantized):
         calibrated = stages.calibrate(context, graph.model, data.calibration)
         findings = examine(context, calibrated, data, graph.exported)
         covered = covered_by(context, graph.model, calibrated, data.evaluation)
+        example = beside_example(context, graph.model, calibrated, graph.exported)
+        findings = (*findings, *refuse_example(context, example))
     if any(t.precision is Precision.FP16 for t in request.targets):
         graph = replace(graph, half=half_range(context, graph.model, data.verification))
     return Prepared(
@@ -169,6 +180,7 @@ def prepare(request: Request, context: BuildContext) -> Prepared:
         findings=(*findings, *told(context, covered)),
         refused=refused,
         covered=covered,
+        example=example.covered if example is not None and data.evaluation is None else None,
     )
 
 
@@ -384,6 +396,7 @@ def judge(
         size_bytes=made.lowering.subject.files.size,
         measurement=timing,
         coverage=worst(prepared.covered, report.activations) if report is not None else None,
+        example=worst(prepared.example, report.activations) if report is not None else None,
         rollout=verified.rollout,
         not_run=verified.not_run,
         graph=verified.graph.parity if verified.graph is not None else None,

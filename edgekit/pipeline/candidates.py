@@ -48,7 +48,8 @@ class Data:
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """Everything that all targets share. ``covered``: the activations on evaluation samples that leave the calibrated
-    ranges; ``None`` where there are no such samples or no ranges."""
+    ranges; ``None`` where there are no such samples or no ranges. ``example``: the same of the source's example inputs,
+    where there are no evaluation samples."""
 
     graph: Graph
     data: Data
@@ -56,6 +57,7 @@ class Prepared:
     findings: tuple[Finding, ...]
     refused: Mapping[str, EdgekitError]
     covered: tuple[Coverage, ...] | None = None
+    example: tuple[Coverage, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -239,17 +239,22 @@ def calibrate(context: BuildContext, model: OnnxModel, samples: SampleSet) -> Ca
 def diagnose(
     context: BuildContext, calibrated: Calibrated, evaluation: SampleSet | None, exported: Exported
 ) -> tuple[Finding, ...]:
-    """Are the calibration samples what the model will meet? Compared with the evaluation samples, else with
-    the example inputs."""
+    """Are the calibration samples what the model will meet? Compared with the evaluation samples and with the example
+    inputs."""
+    example = exported.example_inputs()
 
     def produce(out: Path) -> None:
-        right = evaluation if evaluation is not None else [exported.example_inputs()]
-        work(context).diagnose(calibrated.samples, right, calibrated.file, out)
+        if evaluation is None:
+            work(context).diagnose(calibrated.samples, [example], None, calibrated.file, out)
+        else:
+            work(context).diagnose(calibrated.samples, evaluation, example, calibrated.file, out)
 
-    reference = evaluation.fingerprint if evaluation is not None else exported.model.sha256
     step = Step(
         name="diagnose",
-        inputs=(calibrated.sha256, calibrated.samples.fingerprint, reference),
+        inputs=(
+            *(calibrated.sha256, calibrated.samples.fingerprint, sha256_file(exported.example.path)),
+            evaluation.fingerprint if evaluation is not None else "",
+        ),
         packages=("numpy",),
         produce=produce,
         read=rows_reader(Finding, "findings.json"),

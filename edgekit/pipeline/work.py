@@ -85,13 +85,14 @@ class Work:
         self,
         samples: SampleSet,
         reference: SampleSet | Sequence[Mapping[str, Array]],
+        example: Mapping[str, Array] | None,
         calibration: Path,
         out: Path,
     ) -> None:
         """What is wrong with calibration samples."""
         with self._progress.task("check the calibration samples"):
             findings = doctor.diagnose(
-                samples, reference=reference, calibration=Calibration.load(calibration)
+                samples, reference=reference, example=example, calibration=Calibration.load(calibration)
             )
         write_json(findings, out / "findings.json")
 

@@ -133,7 +133,7 @@ class Work:
         self.fake.done.append("calibrate")
         (out / "calibration.npz").write_bytes(b"".join(s.inputs["x"].tobytes() for s in samples))
 
-    def diagnose(self, samples, reference, calibration, out):
+    def diagnose(self, samples, reference, example, calibration, out):
         write_json(self.fake.findings, out / "findings.json")
 
     def coverage(self, model, calibration, samples, out):

@@ -191,3 +191,38 @@ def test_an_example_without_elements_says_nothing() -> None:
     samples = [Sample(inputs={"x": np.full((1, 4, 8), i, np.float32)}) for i in range(10)]
     found = diagnose(samples, reference=[{"x": np.zeros((1, 0, 8), np.float32)}])
     assert all(f.code in ("constant", "zeros") for f in found)
+
+
+def test_what_both_sets_share_is_held_against_the_sources_own_example(photographs) -> None:
+    """One loader for both, without the division by 255."""
+    rng = np.random.default_rng(11)
+    right, wrong = crops(photographs, rng, 1)[0], [255 * i for i in crops(photographs, rng, 32)]
+    both = {"reference": samples(wrong[16:])}
+    (finding,) = diagnose(samples(wrong[:16]), **both, example={"image": right})
+    assert (finding.code, finding.severity) == ("scale", Severity.ERROR)
+    assert "example inputs" in finding.message
+    assert diagnose(samples(wrong[:16]), **both) == ()
+    assert diagnose(samples(wrong[:16]), **both, example={"image": 255 * right}) == ()
+
+
+def test_pixels_without_mean_and_deviation_in_both_sets(photographs) -> None:
+    rng = np.random.default_rng(15)
+    raw, right = crops(photographs, rng, 32), normal(crops(photographs, rng, 1)[0])
+    (finding,) = diagnose(samples(raw[:16]), reference=samples(raw[16:]), example={"image": right})
+    assert (finding.code, finding.severity) == ("normalization", Severity.ERROR)
+
+
+@pytest.mark.parametrize("made_up", [np.zeros, np.ones, np.random.default_rng(13).standard_normal])
+def test_an_example_that_only_gives_a_shape_refuses_nobody(photographs, made_up) -> None:
+    rng = np.random.default_rng(14)
+    bytes_ = [255 * i for i in crops(photographs, rng, 32)]
+    example = {"image": made_up(bytes_[0].shape).astype(np.float32)}
+    assert diagnose(samples(bytes_[:16]), reference=samples(bytes_[16:]), example=example) == ()
+
+
+def test_of_inputs_that_are_no_pictures_the_example_only_warns() -> None:
+    rng = np.random.default_rng(15)
+    rows = [1000 * rng.normal(size=(1, 40)).astype(np.float32) for _ in range(32)]
+    example = {"image": rng.normal(size=(1, 40)).astype(np.float32)}
+    told = diagnose(samples(rows[:16]), reference=samples(rows[16:]), example=example)
+    assert [(f.code, f.severity) for f in told] == [("scale", Severity.WARNING)]

@@ -8,6 +8,7 @@ CODES = (
     "coverage",
     "duplicates",
     "evaluation-data",
+    "example",
     "grey",
     "layout",
     "noise",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,6 +35,9 @@ _SURE = 0.01
 _ALIKE = 0.1
 _NEARER = 0.25
 _MOSTLY = 0.9
+_SMOOTH = 0.1
+"""What neighbours of noise do not reach in their correlation."""
+_KNOWN = "inputs known to be right"
 _COLOURS = 16
 """Fewer pictures say nothing sure about their colours."""
 _WRONG_ORDER = np.array([(0.406 - 0.485) / 0.229, (0.485 - 0.406) / 0.225, 0.0, 0.0])
@@ -44,9 +48,11 @@ def diagnose(
     samples: Iterable[Sample],
     *,
     reference: Iterable[Sample] | Sequence[Mapping[str, npt.NDArray[Any]]] = (),
+    example: Mapping[str, npt.NDArray[Any]] | None = None,
     calibration: Calibration | None = None,
 ) -> tuple[Finding, ...]:
-    """All findings, errors first. ``reference``: inputs known to be right, the more the better.
+    """All findings, errors first. ``reference``: inputs known to be right, the more the better. ``example``: the
+    source's own inputs, beside them: what calibration and evaluation have in common may come from one wrong loader.
 
     ``calibration`` adds the split-half stability of the ranges. Looks at :data:`LIMIT` samples of each.
     """
@@ -57,7 +63,8 @@ def diagnose(
     for name in sorted({n for s in taken for n in s.inputs}):
         mine = profile(name, [s.inputs[name] for s in taken if name in s.inputs])
         theirs = profile(name, [r[name] for r in right if name in r]) if right else None
-        findings += _values(mine, theirs)
+        found = _values(mine, theirs)
+        findings += found or (_beside_example(mine, example[name]) if example and name in example else [])
     if taken:
         findings += _duplicates([s.inputs for s in taken])
         findings += _same_samples([s.inputs for s in taken], right)
@@ -97,6 +104,38 @@ def _values(mine: InputProfile, theirs: InputProfile | None) -> list[Finding]:
     return []
 
 
+def _beside_example(mine: InputProfile, example: npt.NDArray[Any]) -> list[Finding]:
+    """What evaluation has in common with the samples and the source's example inputs have not. An error where the
+    example is a picture; what was made up to give a shape is none, and of other inputs nobody can tell."""
+    theirs = profile(mine.name, [example])
+    if not theirs.real or not mine.real or is_placeholder(theirs):
+        return []
+    for check in (_scale, _normalization):
+        found = check(mine, theirs)
+        if found is not None:
+            return [
+                replace(
+                    found,
+                    severity=found.severity if is_picture(theirs) else Severity.WARNING,
+                    message=found.message.replace(_KNOWN, "source's example inputs")
+                    + "; the evaluation samples are as the calibration samples are, and may be as wrong",
+                    hint="give calibration and evaluation the preprocessing that the example inputs have, or the "
+                    "source an example that is right",
+                )
+            ]
+    return []
+
+
+def is_picture(inputs: InputProfile) -> bool:
+    """Whether neighbouring values go together, as in what a camera gives and in nothing that was drawn at random."""
+    return inputs.smoothness is not None and inputs.smoothness > _SMOOTH
+
+
+def is_placeholder(inputs: InputProfile) -> bool:
+    """Whether the values are one constant, or a picture of noise: made up to give a shape."""
+    return inputs.constant > 0 or (inputs.smoothness is not None and inputs.smoothness <= _SMOOTH)
+
+
 def _constant(mine: InputProfile, theirs: InputProfile | None) -> Finding | None:
     if theirs is not None and theirs.constant > 0.5 * theirs.samples:
         return None
@@ -121,7 +160,7 @@ def _scale(mine: InputProfile, theirs: InputProfile | None) -> Finding | None:
         return None
     near = "; 255 is the factor between bytes and 0 to 1" if 100 < max(ratio, 1 / ratio) < 650 else ""
     return _finding(
-        "scale", mine, f"values are {ratio:.3g} times as large as in the inputs known to be right{near}",
+        "scale", mine, f"values are {ratio:.3g} times as large as in the {_KNOWN}{near}",
         "give calibration the preprocessing that evaluation has", ratio=ratio,
     )  # fmt: skip
 
@@ -141,7 +180,7 @@ def _layout(mine: InputProfile, theirs: InputProfile | None) -> Finding | None:
 
 
 def _noise(mine: InputProfile, theirs: InputProfile | None) -> Finding | None:
-    if mine.smoothness is None or mine.smoothness > 0.1:
+    if mine.smoothness is None or mine.smoothness > _SMOOTH:
         return None
     if theirs is not None and (theirs.smoothness is None or theirs.smoothness < mine.smoothness + 0.25):
         return None
@@ -188,7 +227,7 @@ def _grey(mine: InputProfile, theirs: InputProfile) -> Finding | None:
     if abs(without - known) < _MOSTLY:
         return None
     return _finding(
-        "grey", mine, f"{without:.0%} of the pictures have no colour, and {known:.0%} of the inputs known to be right",
+        "grey", mine, f"{without:.0%} of the pictures have no colour, and {known:.0%} of the {_KNOWN}",
         "calibrate on pictures like those that the model will meet", severity=Severity.WARNING, grey=without,
     )  # fmt: skip
 
@@ -206,7 +245,7 @@ def _normalization(mine: InputProfile, theirs: InputProfile | None) -> Finding |
         return None
     return _finding(
         "normalization", mine,
-        f"mean {mine.mean:.3g} and deviation {mine.deviation:.3g}; inputs known to be right have "
+        f"mean {mine.mean:.3g} and deviation {mine.deviation:.3g}; the {_KNOWN} have "
         f"{theirs.mean:.3g} and {theirs.deviation:.3g}",
         "give calibration the mean and standard deviation that evaluation has",
         severity=Severity.ERROR if gross and one_sided else Severity.WARNING, shift=shift, spread=spread,

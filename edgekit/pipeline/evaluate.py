@@ -206,6 +206,8 @@ def evaluate(
                 evidence = replace(evidence, rollout=_rolled_out(context, artifact, stream, pixels, device))
             if _compressed(manifest):
                 tolerance, notes = _lowering_unknown(tolerance), (*notes, _RECIPE)
+            elif _another(exported, manifest):
+                notes = (*notes, _ANOTHER.format(source.spec.text))
             found = gates(replace(evidence, parity=parity), tolerance, own)
         else:
             tolerance = own.applied(tolerance)
@@ -350,6 +352,20 @@ _RECIPE = (
     "the artifact was compressed by a recipe: its outputs are not the source's, the task's metric is what counts; give "
     "the compressed source (what edgekit compress wrote) to compare outputs"
 )
+
+
+_ANOTHER = (
+    "{} is not the source that the artifact was built from: its code or weights changed since (it is exported to "
+    "another graph than the manifest says)"
+)
+
+
+def _another(exported: Exported, manifest: Manifest) -> bool:
+    """Whether the source is exported to another graph than when the artifact was built, by the same versions."""
+    now, then = exported.step, manifest.steps[0] if manifest.steps else None
+    if then is None or (then.name, then.options, then.versions) != (now.name, now.options, now.versions):
+        return False
+    return then.output_sha256 != now.output_sha256
 
 
 def _compressed(manifest: Manifest) -> bool:

@@ -62,6 +62,26 @@ def test_beside_its_source_every_gate_of_parity_is_repeated(artifacts):
     assert set(result.not_repeated) == set(built) - set(gates)
     assert result.evaluation is not None
     assert result.evaluation.samples == 300
+    assert not any("is not the source" in note for note in result.notes)
+
+
+def test_a_source_that_changed_a_little_is_said_to_be_another(tmp_path):
+    """Its gates may hold all the same."""
+    code = "import torch\n\n\ndef net():\n    return torch.nn.Sequential(torch.nn.Linear(6, 3)), torch.ones(1, 6)\n"
+    file = tmp_path / "net.py"
+    file.write_text(code)
+    samples = [row for row, _ in rows(20, 3)]
+    api.build(f"{file}:net", targets=["ort-fp32"], evaluation=samples, out=tmp_path / "out")
+
+    def said() -> bool:
+        result = api.open(tmp_path / "out" / "ort-fp32").verify(evaluation=samples, source=f"{file}:net")
+        return any("is not the source that the artifact was built from" in note for note in result.notes)
+
+    assert not said()
+    file.write_text(f"# A comment.\n{code}")
+    assert not said()
+    file.write_text(code.replace("Linear(6, 3)", "Linear(6, 3), torch.nn.Hardtanh(-50.0, 50.0)"))
+    assert said()
 
 
 def test_without_it_the_metric_is_held_against_what_the_manifest_says_and_is_no_proof(artifacts):

@@ -173,6 +173,28 @@ def test_an_unknown_host(sshd, call):
     failed(call(), "UnreachableError", "cannot be resolved", "spelling")
 
 
+def test_the_last_words_of_ssh_are_read_however_late(sshd, call, monkeypatch):
+    """The thread that reads them may come late on a busy machine: the cause is named all the same."""
+    read = ssh._Errors._read
+
+    def late(self):
+        time.sleep(0.5)
+        read(self)
+
+    monkeypatch.setattr(ssh._Errors, "_read", late)
+    know(sshd, address="no-such-host.invalid")
+    failed(call(), "UnreachableError", "cannot be resolved", "spelling")
+
+
+def test_ssh_that_waits_in_silence(sshd, call, monkeypatch):
+    """As it does for a name server that never answers."""
+    monkeypatch.setattr(ssh, "_PATIENCE_S", -13.0)  # with the 15 s of a connection
+    with sshd.config.open("a") as config:
+        config.write('Match originalhost waits exec "sleep 60"\n  HostName 127.0.0.1\n')
+    know(sshd, address="waits")
+    failed(call(), "UnreachableError", "neither connected nor failed within 2 s", "ssh -v")
+
+
 def test_a_refused_log_in(sshd, call):
     know(sshd)
     (sshd.base / "authorized_keys").write_text("")

@@ -212,9 +212,19 @@ def _too_much(most: int) -> DeviceError:
 
 def end(child: subprocess.Popen[bytes]) -> None:
     """No process of the child's group outlives the call."""
+    kill(child)
+    close(child)
+
+
+def kill(child: subprocess.Popen[bytes]) -> None:
+    """End the child's group; what it wrote can still be read."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+
+
+def close(child: subprocess.Popen[bytes]) -> None:
+    """Close the pipes to a child. Nothing may be reading them: the descriptor's number is the next file's."""
     for pipe in (child.stdin, child.stdout, child.stderr):
         with suppress(OSError):
             if pipe is not None:

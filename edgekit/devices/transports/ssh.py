@@ -29,8 +29,8 @@ from msgspec import Meta
 from edgekit.core.files import owner
 from edgekit.core.root import PACKAGE
 from edgekit.devices.protocol import decode, malformed
-from edgekit.devices.transports.process import Completed, Lines, Patience, Tail, end, stream
-from edgekit.devices.transports.ssh_errors import explain
+from edgekit.devices.transports.process import Completed, Lines, Patience, Tail, close, kill, stream
+from edgekit.devices.transports.ssh_errors import explain, silent
 from edgekit.devices.transports.transport import TRANSFER_SILENCE_S, relative, stalled
 from edgekit.devices.wire import Count, Message, Text, Whole
 from edgekit.errors import DeviceError, LinkLostError, ToolMissingError, UsageError
@@ -44,6 +44,7 @@ _NOISE_LINES = 1000
 """So many lines a log-in script may print before what was asked for."""
 
 _NOTICE_S = 10.0
+_PATIENCE_S = 30.0  # beyond ssh's own ConnectTimeout, which does not count name servers and proxies
 """So long the master may take to notice that the link is dead."""
 
 _BEAT_S = 5.0
@@ -91,6 +92,7 @@ class SshTransport:
         self._root = ""
         self._boot = ""
         self._master: subprocess.Popen[bytes] | None = None
+        self._errors: _Errors | None = None
         self._beat: _Beat | None = None
         try:
             self._open()
@@ -232,22 +234,22 @@ class SshTransport:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        self._master, errors = master, _Errors(master)
-        watchdog = threading.Timer(self._options.connect_s + 30, master.kill)
+        self._master, self._errors = master, _Errors(master)
+        watchdog = threading.Timer(self._options.connect_s + _PATIENCE_S, master.kill)
         watchdog.start()
         greeting, lines = _greeting(master)
         fired = not watchdog.is_alive()
         watchdog.cancel()
         if greeting is None and lines >= _NOISE_LINES:
-            end(master)
-            self._master = None
+            self._hang_up()
             raise _noise(self.name)
         if greeting is None:
             with suppress(subprocess.TimeoutExpired):
                 master.wait(3)  # it has said its last; its status says why
-            end(master)
-            self._master = None
-            raise explain(255 if fired else master.returncode, errors.text(), self.name, self.python)
+            said = self._hang_up()
+            if fired and not said:
+                raise silent(self.name, self._options.connect_s + _PATIENCE_S)
+            raise explain(255 if fired else master.returncode, said, self.name, self.python)
         self._beat = _Beat(master)
         self._accept(greeting)
 
@@ -296,8 +298,17 @@ class SshTransport:
             self._master.stdin.close()
         with suppress(subprocess.TimeoutExpired):
             self._master.wait(1)
-        end(self._master)
-        self._master = None
+        self._hang_up()
+
+    def _hang_up(self) -> str:
+        """End the master; returns what it wrote last, which is read before its pipes are closed."""
+        assert self._master is not None
+        assert self._errors is not None
+        kill(self._master)
+        said = self._errors.text()
+        close(self._master)
+        self._master = self._errors = None
+        return said
 
 
 class _Answer(Message, frozen=True):

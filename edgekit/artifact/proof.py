@@ -160,6 +160,9 @@ def drop(name: str, parity: Parity, limit: float) -> Gate:
     if interval is None:
         text += "; unproven: of parts of the samples the metric is not to be had, or too slow: no interval is known"
         return Gate(name=name, verdict=Verdict.UNPROVEN, limit=limit, value=loss, message=text)
+    if better or chance:
+        text += "; unproven: a metric that does not fit the model would see no loss"
+        return Gate(name=name, verdict=Verdict.UNPROVEN, limit=limit, value=loss, message=text)
     worst = max(interval[1], unseen(rows) * parity.row_loss)
     if limit > 0 and worst <= 2 * limit + _EQUAL:
         return Gate(name=name, verdict=Verdict.PASS, limit=limit, value=loss, message=text)

@@ -14,7 +14,7 @@ from typing import Protocol
 from edgekit.artifact import proof
 from edgekit.artifact.manifest import Manifest, Status
 from edgekit.core import targets
-from edgekit.types import CHECKED, TEXT_GENERATION, Gate, Verdict
+from edgekit.types import CHECKED, TEXT_GENERATION, Gate, Precision, Verdict
 
 COLUMNS = (
     "target",
@@ -129,15 +129,26 @@ def as_asked(manifest: Manifest) -> str:
 
 
 def verdict(manifest: Manifest) -> str:
-    """What the gates came to, with what is unproven and how many rows would do, and on what it was measured where that
-    is no data of the user's: ``passed on 8 random inputs``. Of a language model as a plain forward: that it has no
-    cache, and which target has."""
+    """What the gates came to, with what is unproven and how many rows would do.
+
+    And on what it was measured, where that is no data of the user's (``passed on 8 random inputs``); of quantized
+    numbers, that no metric was measured; of a language model as a plain forward, that it has no cache.
+    """
     text, parity = standing(manifest), manifest.parity
     if manifest.status is Status.UNPROVEN:
         text += ": " + ", ".join(_unproven(g) for g in manifest.gates if g.verdict is Verdict.UNPROVEN)
     if parity is not None and parity.data in proof.NOT_UNSEEN:
         text += f" on {proof.inputs(parity)}"
-    return text + _without_cache(manifest)
+    return text + _without_metric(manifest) + _without_cache(manifest)
+
+
+def _without_metric(manifest: Manifest) -> str:
+    """What quantized numbers cost the task was not measured, on data that could have told: outputs were compared."""
+    parity, floats = manifest.parity, (Precision.FP32, Precision.FP16, Precision.BF16)
+    if parity is None or parity.data in proof.NOT_UNSEEN or manifest.target.precision in floats:
+        return ""
+    judged = parity.metric is not None or parity.reference_metric is not None or bool(manifest.target.task)
+    return "" if judged or manifest.status not in (Status.PASSED, Status.UNPROVEN) else "; no metric measured"
 
 
 def _without_cache(manifest: Manifest) -> str:

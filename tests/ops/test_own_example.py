@@ -57,7 +57,12 @@ def test_honest_calibration_passes_and_says_what_it_was_judged_on(tmp_path: Path
     (artifact,) = built(tmp_path, smooth(9), 1.0).artifacts
     assert summary.verdict(artifact.manifest) == "passed on 32 calibration samples"
     unseen = built(tmp_path / "eval", smooth(9), 1.0, evaluation=rows(32, 2, 1.0))
-    assert summary.verdict(unseen.artifacts[0].manifest) == "passed"
+    assert summary.verdict(unseen.artifacts[0].manifest) == "passed; no metric measured"
+    labelled = [(row, index % 6) for index, row in enumerate(rows(32, 2, 1.0))]
+    judged = built(tmp_path / "labels", smooth(9), 1.0, evaluation=labelled).artifacts[0].manifest
+    assert judged.parity is not None
+    assert judged.parity.metric is not None
+    assert "no metric" not in summary.verdict(judged)
 
 
 @pytest.mark.parametrize("evaluated", [False, True])

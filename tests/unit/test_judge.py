@@ -12,6 +12,7 @@ from edgekit.artifact.parity import compare
 from edgekit.artifact.proof import source_at_chance
 from edgekit.artifact.task import Metric, Task
 from edgekit.errors import DataError, MetricError
+from edgekit.types import Verdict
 
 GENERATOR = np.random.default_rng(0)
 
@@ -205,4 +206,20 @@ def test_one_class_alone_and_metrics_of_ones_own_have_no_chance():
 def test_the_verdict_line_of_the_metric_says_it():
     outputs, labels = rows(60)
     parity = judged(outputs, [(label + 2) % 5 for label in labels])
-    assert "one class always" in proof.drop("metric-drop", parity, 0.01).message
+    gate = proof.drop("metric-drop", parity, 0.5)
+    assert gate.verdict is Verdict.UNPROVEN
+    assert "one class always" in gate.message
+    right = proof.drop("metric-drop", judged(outputs, labels), 0.5)
+    assert right.verdict is Verdict.PASS
+
+
+def test_a_metric_of_the_wrong_direction_proves_nothing():
+    """An error that is taken for a score: the artifact, which is worse, is the better one."""
+    outputs, labels = rows(200)
+    noisy = [{"y": o["y"] + np.float32(3)} for o in outputs]
+    error = Metric(name="error", score=lambda out, label: float(np.abs(out["y"][0, label] - 4)))
+    gate = proof.drop("metric-drop", judged(outputs, labels, noisy, metric=error), 0.01)
+    assert (gate.verdict, "look whether higher" in gate.message) == (Verdict.UNPROVEN, True)
+    lower = Metric(name="error", score=error.score, higher_is_better=False)
+    failed = proof.drop("metric-drop", judged(outputs, labels, noisy, metric=lower), 0.01)
+    assert failed.verdict is Verdict.FAIL

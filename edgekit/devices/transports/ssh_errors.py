@@ -72,6 +72,6 @@ def silent(device: str, seconds: float) -> UnreachableError:
     """The error for a client that was ended after ``seconds`` and had said nothing."""
     return UnreachableError(
         f"cannot connect to {device}: ssh neither connected nor failed within {seconds:.0f} s",
-        hint="a name server that does not answer, or a command of ~/.ssh/config that waits, looks so: see where it stops "
-        "with ssh -v HOST true",
+        hint="a name server that does not answer, or a command of ~/.ssh/config that waits, looks so: "
+        "see where it stops with ssh -v HOST true",
     )

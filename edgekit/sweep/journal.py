@@ -19,6 +19,7 @@ from typing import BinaryIO
 import msgspec
 
 from edgekit.artifact import manifest as manifests
+from edgekit.artifact import summary
 from edgekit.artifact.manifest import Manifest
 from edgekit.core import files
 from edgekit.core.alone import taken
@@ -78,6 +79,7 @@ class CellResult:
         reads: what its code read.
         host: where it ran.
         found: the recipe that the cell's search has chosen.
+        said: the artifact's verdict in words.
     """
 
     cell: str
@@ -104,6 +106,7 @@ class CellResult:
     reads: tuple[Dependency, ...] = ()
     host: str = ""
     found: str = ""
+    said: str = ""
 
     @classmethod
     def failed(cls, cell: Cell, key: str, failure: Failure | None) -> CellResult:
@@ -131,6 +134,7 @@ class CellResult:
             self,
             verdict=Verdict(str(manifest.status)),
             digest=manifest.digest,
+            said=summary.verdict(manifest),
             size=manifest.size,
             stages={s.name: s.seconds for s in manifest.steps},
         )

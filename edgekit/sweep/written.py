@@ -44,7 +44,6 @@ COLUMNS = (
 
 def row(result: CellResult) -> tuple[str, ...]:
     """A result as :data:`COLUMNS`."""
-    failure = result.failure
     return (
         result.cell,
         result.source,
@@ -56,8 +55,16 @@ def row(result: CellResult) -> tuple[str, ...]:
         "–" if result.metric is None else f"{result.metric:.4f}",
         "–" if result.p50_ms is None else f"{result.p50_ms:.3g}",
         f"{result.seconds:.1f}",
-        "" if failure is None else f"{failure.type} ({failure.exit_code}): {failure.message}",
+        why(result),
     )
+
+
+def why(result: CellResult) -> str:
+    """Why a cell failed; of an artifact, what its verdict is qualified by: ``speed``, ``on 8 random inputs``."""
+    failure = result.failure
+    if failure is not None:
+        return f"{failure.type} ({failure.exit_code}): {failure.message}"
+    return result.said.removeprefix(str(result.verdict)).lstrip(":; ")
 
 
 def document(results: Sequence[CellResult], cells: int) -> dict[str, object]:

@@ -25,6 +25,7 @@ from edgekit.sweep.cells import Cell
 from edgekit.sweep.journal import CellResult, Failure, Verdict
 from edgekit.sweep.plan import BenchRow
 from edgekit.sweep.tasks import Kind, Room, Task, to_do, tried_again
+from edgekit.sweep.written import why
 
 
 def cell(name: str, **changes: object) -> Cell:
@@ -65,6 +66,15 @@ def begin(at: Room, waiting: list[Task], need: int = 1) -> Task | None:
     at.running.append(waiting.pop(index))
     at.taken += need
     return at.running[-1]
+
+
+def test_the_table_says_what_a_verdict_is_qualified_by():
+    unproven = result(cell("a"), verdict=Verdict.UNPROVEN, said="unproven: speed on 64 calibration samples")
+    assert why(unproven) == "speed on 64 calibration samples"
+    assert why(result(cell("a"), said="passed; no metric measured")) == "no metric measured"
+    assert why(result(cell("a"), said="passed")) == ""
+    failed = result(cell("a"), failure=Failure(type="GateError", message="too far", exit_code=5, hint=""))
+    assert why(failed) == "GateError (5): too far"
 
 
 def test_a_source_is_prepared_by_one_cell_while_others_do_something_else():

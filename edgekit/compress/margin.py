@@ -122,6 +122,18 @@ def margin(drop: Drop, confidence: float) -> float:
     return max(times * drop.error, none_lost - drop.value)
 
 
+def least(base: Score, confidence: float) -> float:
+    """What the true drop does not exceed where not one of ``base``'s samples is lost: no candidate's bound is lower,
+    but of those that gain. 0 where the count is not known."""
+    unlost = Drop(value=0.0, count=base.count, pairs=(0, 0) if base.right else None)
+    return margin(unlost, confidence) if base.count else 0.0
+
+
+def enough(drop: float, confidence: float) -> int:
+    """How many samples, none of them lost, bound the drop by ``drop``, above 0 (Hanley & Lippman-Hand 1983)."""
+    return math.ceil(math.log(1 - confidence) / math.log1p(-drop))
+
+
 def paired_bound(lost: int, gained: int, count: int, confidence: float) -> float:
     """What the true drop does not exceed, with ``confidence`` (above a half), where ``lost`` of ``count`` samples
     turned wrong and ``gained`` turned right."""

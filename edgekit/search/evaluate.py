@@ -109,6 +109,7 @@ class Evaluator:
                 f"the {name or 'metric'} of the source itself is {self.base.value:.4f}: anything holds {budget}",
                 hint="look whether labels, preprocessing and task fit the model",
             )
+        self.unprovable = unprovable(budget, self.held_base)
         self.folds = bool(foldable(copy.deepcopy(self.model.module).eval(), self.model.example_inputs))
         self.smallest = math.inf
         self._begin = begin
@@ -324,6 +325,22 @@ class Evaluator:
     def clean(self) -> None:
         """Remove what only the search needed; the journal stays."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def unprovable(budget: Budget, held: Score) -> str:
+    """What is to be said where so few samples are held out that only a candidate that gains could hold the drop."""
+    if budget.drop is None:
+        return ""
+    sure = margin.spent(budget.confidence, 1)
+    bound = margin.least(held, sure)
+    if bound <= budget.drop + 1e-9:
+        return ""
+    rows = f"give eval about {2 * margin.enough(budget.drop, sure):,}, or " if budget.drop else ""
+    return (
+        f"{held.count:,} evaluation samples are held out: with not one of them lost the drop may be "
+        f"{100 * bound:.2f} points, more than {budget} allows. {rows}ask for less confidence: "
+        f"drop<={100 * budget.drop:g}pt@50% is the drop as measured"
+    )
 
 
 def _target(candidate: Candidate) -> Target:

@@ -89,6 +89,8 @@ def search(context: BuildContext, source: Source, budget: Budget, limits: Limits
 def _searched(context: BuildContext, source: Source, budget: Budget, limits: Limits) -> SearchResult:
     refuse_others(Path(context.options.out))
     evaluator = Evaluator(context, source, budget, limits)
+    if evaluator.unprovable:
+        context.progress.note(evaluator.unprovable)
     tried = targets.select(context.options.target) if context.options.target else evaluator.usual_targets()
     refuse_taken(Path(context.options.out), [t.name for t in tried])
     header = evaluator.header(tried)
@@ -183,7 +185,11 @@ def confirmed(evaluator: Evaluator, results: Sequence[tuple[Candidate, Trial]], 
             except EdgekitError as error:
                 rejected.append(f"{checked.trial.name}: {error.message}")
     raise no_candidate(
-        evaluator.budget, trials, rejected, _more(run.limits, trains=bool(evaluator.options.train))
+        evaluator.budget,
+        trials,
+        rejected,
+        _more(run.limits, trains=bool(evaluator.options.train)),
+        evaluator.unprovable,
     )
 
 

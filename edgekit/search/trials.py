@@ -222,14 +222,17 @@ def refused(candidate: Candidate, error: EdgekitError, seconds: float) -> Trial:
 
 
 def no_candidate(
-    budget: Budget, trials: Sequence[Trial], rejected: Sequence[str], more: Sequence[str]
+    budget: Budget, trials: Sequence[Trial], rejected: Sequence[str], more: Sequence[str], few: str = ""
 ) -> GateFailedError:
-    """Nothing that was tried holds the budget. ``more``: what else the search could be given, for the hint."""
+    """Nothing that was tried holds the budget. ``more``: what else the search could be given, for the hint; ``few``:
+    that the evaluation samples are too few for it."""
     able = sorted((t for t in trials if not t.error), key=lambda t: (_missed(t, budget), t.line, t.target))
     nearest = "; ".join(_against(t, budget) for t in able[:3])
     ways = ["loosen a limit", *(f"give it {m}" for m in more)]
     hint = " or ".join(filter(None, (", ".join(ways[:-1]), ways[-1])))
-    if budget.drop is not None and any(t.drop <= budget.drop < t.bound for t in trials):
+    if few:
+        hint = f"{few}; or {hint}"
+    elif budget.drop is not None and any(t.drop <= budget.drop < t.bound for t in trials):
         hint += "; with more evaluation samples the margin for chance becomes smaller"
     return GateFailedError(
         f"none of {len(trials)} candidates holds {budget}"

@@ -210,17 +210,17 @@ def test_a_budget_is_held_and_its_recipe_gives_the_same_bytes(
     pytest.importorskip("optuna")
     source, evaluation = f"{digits}/model.py:digits", f"{digits}/data.py:evaluation"
     data = ("--task", "classification(batch=64)", "--train", labelled, "--eval", evaluation, "--out", "out")
-    limits = ("--budget", "drop<=1pt,size<=60KB", "--time", "1h", "-t", "ort-fp32,ort-int8")
+    limits = ("--budget", "drop<=2pt,size<=60KB", "--time", "1h", "-t", "ort-fp32,ort-int8")
     done = edgekit("compress", source, *limits, "--trials", "14", *data, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["winner"]["exact"]
     assert found["winner"]["size"] <= 60_000
-    assert max(found["winner"]["drop"], found["unseen"]["drop"]) <= 0.01 + 1e-9
+    assert max(found["winner"]["drop"], found["unseen"]["drop"]) <= 0.02 + 1e-9
     journal = [json.loads(x) for x in (tmp_path / "out" / "search.jsonl").read_text().splitlines()[1:]]
     assert len(journal) == 14
     singles = [p for p in journal if p["line"].count("(") <= 1 and p["exact"]]
-    holding = [p["size"] for p in singles if p["drop"] + p["margin"] <= 0.01]
+    holding = [p["size"] for p in singles if p["drop"] + p["margin"] <= 0.02]
     rejected = {line.split(" → ")[0] for line in found["rejected"]}
     assert found["winner"]["size"] <= min(holding) or rejected
     pareto = json.loads((tmp_path / "out" / "pareto.json").read_text())
@@ -336,6 +336,8 @@ def test_a_budget_that_nothing_holds_is_a_failed_gate(tmp_path: Path, digits: Pa
     )
     assert done.returncode == 5
     assert "holds" in done.stderr
+    # Said before the search, and in its end's hint.
+    assert done.stderr.count("evaluation samples are held out: with not one of them lost") == 2
     assert not (tmp_path / "build" / "compressed" / "plan.json").exists()
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 
+from edgekit.compress.margin import of_values
 from edgekit.errors import SourceError
 from edgekit.search.budget import parse
+from edgekit.search.evaluate import unprovable
 from edgekit.search.limits import Limits
 from edgekit.search.run import _more
 from edgekit.search.trials import Candidate, Trial, no_candidate, refused
@@ -48,3 +51,20 @@ def test_the_hint_names_what_is_there():
     assert "time" not in hint.replace("sometimes", "")
     assert "train" in _more(Limits(seconds=math.inf), trains=False)[1]
     assert "time" in _more(Limits(seconds=60.0), trains=True)[0]
+
+
+def rights(count):
+    return of_values([1.0] * count)
+
+
+def test_a_drop_that_so_few_samples_cannot_show_is_said():
+    said = unprovable(parse("drop<=1pt"), rights(225))
+    assert "225 evaluation samples" in said
+    assert "drop<=1pt@50%" in said
+    (rows,) = map(int, re.findall(r"give eval about (\d+)", said))
+    assert not unprovable(parse("drop<=1pt"), rights(rows // 2))
+    assert unprovable(parse("drop<=1pt"), rights(rows // 2 - 5))
+    assert "evaluation samples" in no_candidate(parse("drop<=1pt"), [SPARSE], [], [], said).hint
+    assert "give eval" not in unprovable(parse("drop<=0"), rights(5000))  # no number of them shows it
+    for budget in ("drop<=1pt@50%", "drop<=5pt", "ekz<=1KB"):
+        assert not unprovable(parse(budget), rights(225))

@@ -223,7 +223,16 @@ def _placement_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
         return _not_run(name, limit, evidence.not_run)
     if placement is None or placement.share is None:
         return None  # the runtime does not tell what it executes: a note in the manifest says so
-    return _something(_part(name, limit, placement.share, f"of the MACs in {placement.precision}"))
+    gate = _something(_part(name, limit, placement.share, f"of the MACs in {placement.precision}"))
+    if not placement.share and not any(
+        f.share for f in placement.fallbacks
+    ):  # what had products would be there
+        message = (
+            f"the model has no layer to compute in {placement.precision}: no convolution, no product of matrices, "
+            "and what it has was left in float; build it in fp32"
+        )
+        return replace(gate, message=message)
+    return gate
 
 
 def _graph_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:

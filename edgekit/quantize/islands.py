@@ -73,7 +73,7 @@ class _Islands:
     def _is_small_product(self, block: Block) -> bool:
         """A product of two activations that are float, for float operators, for which the way into integers and out
         again takes longer than integers save."""
-        if block.op != "MatMul" or block.weight is not None or not self._are_floats(self._readers_of(block)):
+        if not _multiplies_activations(block) or not self._are_floats(self._readers_of(block)):
             return False
         values = (*block.activations, *block.outputs)
         elements = sum(math.prod(d for d in v.shape or () if isinstance(d, int)) for v in values)
@@ -87,12 +87,14 @@ class _Islands:
 
     def _is_divided(self, block: Block) -> bool:
         """A product of two activations that a quotient of two tensors is made of (linear attention): the smallest
-        divisors would have a bit or two."""
-        return block.op == "MatMul" and block.weight is None and self._in_a_quotient(block)
+        divisors would have a bit or two. So would a product of which the divided one is made: sums of keys, and of
+        keys times values, in one tensor."""
+        return _multiplies_activations(block) and self._in_a_quotient(block)
 
     def _in_a_quotient(self, block: Block) -> bool:
         return any(
-            _divides(r) or ((_is_exact(r) or _shifts(r)) and self._in_a_quotient(r))
+            _divides(r)
+            or ((_is_exact(r) or _shifts(r) or _multiplies_activations(r)) and self._in_a_quotient(r))
             for o in block.outputs
             for r in self.readers.get(o, ())
         )
@@ -139,6 +141,10 @@ def leave_islands(
 ) -> None:
     """Put back to float, in ``in_float``, what gains nothing by integers; ``fixed`` are blocks to leave alone."""
     _Islands(blocks, readers, rule, in_float, fixed).leave()
+
+
+def _multiplies_activations(block: Block) -> bool:
+    return block.op == "MatMul" and block.weight is None
 
 
 def _divides(block: Block) -> bool:

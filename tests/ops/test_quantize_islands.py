@@ -90,9 +90,12 @@ class Upscaled(nn.Module):
 class LinearAttention(nn.Module):
     """Attention without a softmax: a numerator and its divisor out of one product, as EfficientViT has it."""
 
-    def __init__(self) -> None:
+    def __init__(self, values: float = 1.0) -> None:
         super().__init__()
         self.mix, self.out = nn.Conv2d(8, 48, 1), nn.Conv2d(16, 8, 1)
+        with torch.no_grad():
+            self.mix.weight[32:] *= values
+            self.mix.bias[32:] *= values
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.mix(x).flatten(2).chunk(3, 1)
@@ -250,6 +253,15 @@ def test_a_product_of_activations_is_worth_the_way_into_integers_from_a_size_on(
     assert product.quantized is quantized
     assert (product.cause is Cause.ISLAND) is not quantized
     assert report.kept_out("int8") == (0.0 if quantized else pytest.approx(1 - report.share))
+
+
+def test_sums_of_keys_and_of_keys_times_values_do_not_share_eight_bits(tmp_path: Path) -> None:
+    """They are made in one product, which the divided one is made of; ONNX Runtime has both in integers."""
+    torch.manual_seed(0)
+    case = Case(LinearAttention(values=0.2), (1, 8, 14, 14), tmp_path)
+    assert case.in_litert() > case.in_onnxruntime() + 2
+    _, report = case.quantized("tflite-int8")
+    assert [n.cause for n in report.nodes if n.op == "MatMul" and not n.weights] == [Cause.ISLAND] * 2
 
 
 def test_a_model_that_is_one_small_product_gets_it_in_integers(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from edgekit.artifact.gates import Evidence, failed, gates
 from edgekit.artifact.limits import Limits
 from edgekit.artifact.proof import Share, percent
-from edgekit.types import HalfRange, Parity, Placement, Tolerance, Verdict
+from edgekit.types import Fallback, HalfRange, Parity, Placement, Tolerance, Verdict
 
 GOOD = Parity(
     samples=4, rows=400, max_abs=0.1, relative_error=0.01, snr_db=40.0, cosine=0.999, top1_agreement=1.0
@@ -236,6 +236,26 @@ def test_a_backend_that_does_not_say_how_it_stores_weights_has_no_such_gate():
 def test_nothing_in_the_precision_asked_for_never_passes():
     nothing = Evidence(placement=Placement(precision="int8", share=0.0, operators=1))
     assert verdicts(nothing, Tolerance(placement=0.0))["placement"] is Verdict.FAIL
+
+
+def test_a_model_without_layers_is_told_so_in_place_of_a_share_of_nothing():
+    """One whose layers were left in float has them among the fallbacks, with what they are of the whole."""
+    pointwise = Fallback(op="GREATER", count=3, reason="runs in LiteRT's builtin kernel", share=0.0)
+    layer = Fallback(op="ConvTranspose", count=1, reason="not quantized in the graph: fp32", share=1.0)
+    without, floats = (
+        next(
+            g
+            for g in gates(Evidence(placement=placement), Tolerance(placement=0.75))
+            if g.name == "placement"
+        )
+        for placement in (
+            Placement(precision="int8", share=0.0, operators=9, fallbacks=(left,))
+            for left in (pointwise, layer)
+        )
+    )
+    assert without.verdict is floats.verdict is Verdict.FAIL
+    assert "no layer to compute in int8" in without.message
+    assert "0 % of the MACs in int8" in floats.message
 
 
 @pytest.mark.parametrize(("left", "verdict"), [(65_504.0, Verdict.PASS), (65_505.0, Verdict.FAIL)])

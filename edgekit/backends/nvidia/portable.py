@@ -51,13 +51,27 @@ _HALVES = {Precision.FP16: FLOAT16, Precision.BF16: BFLOAT16}
 
 
 def _to_half(model: ir.Model, half: HalfType, wide: Collection[str]) -> Iterator[str]:
-    report = to_half(model, half, keep=wide)
+    uneven = [n.name for n in model.graph if _has_lengths(n)]
+    report = to_half(model, half, keep={*wide, *uneven})
     name = half.dtype.name.lower()
     yield f"{len(report.converted)} nodes in {name}, {len(report.kept)} kept in float32"
     yield from beyond_float16(wide)
+    if uneven:
+        yield f"recurrent layers with sequence lengths, kept in float32: {', '.join(uneven)}"
     for what, names in (
         (f"clamped to {name}'s range", report.clamped),
         (f"raised to {half.tiny:.1e}", report.flushed),
     ):
         if names:
             yield f"constants {what}: {', '.join(names)}"
+
+
+def _has_lengths(node: ir.Node) -> bool:
+    """A recurrent layer whose sequences end apart: the parser fills their ends with zeros of float32, whatever the
+    layer's type, and then refuses the mixture."""
+    recurrent = node.op_type in ("LSTM", "GRU", "RNN")
+    return recurrent and len(node.inputs) > _LENGTHS and node.inputs[_LENGTHS] is not None
+
+
+_LENGTHS = 4
+"""The place of ``sequence_lens`` among a recurrent operator's inputs."""

@@ -1,0 +1,78 @@
+"""Recurrent layers whose sequences end apart, in 16 bits: the parser mixes the types, and takes them in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgekit.backends.nvidia import tensorrt_rtx
+from edgekit.core import targets
+from edgekit.graph import io
+
+pytestmark = pytest.mark.skipif(
+    not tensorrt_rtx.available().installed, reason="the extra tensorrt-rtx is not installed"
+)
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+STEPS, BATCH, WIDTH, HIDDEN = 5, 2, 6, 8
+
+
+def recurrent(path: Path, op: str, *, lengths: bool) -> Path:
+    rng = np.random.default_rng(7)
+    rows = GATES[op] * HIDDEN
+    weights = {
+        "w": rng.normal(0, 0.3, (1, rows, WIDTH)).astype(np.float32),
+        "r": rng.normal(0, 0.3, (1, rows, HIDDEN)).astype(np.float32),
+        "b": rng.normal(0, 0.1, (1, 2 * rows)).astype(np.float32),
+    }
+    names = ["x", *weights, *(["n"] if lengths else [])]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [STEPS, BATCH, WIDTH])]
+    if lengths:
+        inputs.append(helper.make_tensor_value_info("n", TensorProto.INT32, [BATCH]))
+    graph = helper.make_graph(
+        [helper.make_node(op, names, ["y"], name="cell", hidden_size=HIDDEN)],
+        "g",
+        inputs,
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [STEPS, 1, BATCH, HIDDEN])],
+        [numpy_helper.from_array(v, k) for k, v in weights.items()],
+    )
+    imports = [helper.make_opsetid("", 17)]
+    onnx.save(
+        onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=imports, ir_version=9)), path
+    )
+    return path
+
+
+def run(path: Path, fed: dict[str, np.ndarray]) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, fed)[0]
+
+
+@pytest.mark.parametrize("op", GATES)
+@pytest.mark.parametrize("target", ["tensorrt-rtx-fp16", "tensorrt-rtx-bf16"])
+def test_sequences_that_end_apart_build_and_end_where_they_should(
+    tmp_path: Path, op: str, target: str
+) -> None:
+    source = recurrent(tmp_path / "source.onnx", op, lengths=True)
+    lowered = tensorrt_rtx.lower(io.describe(source), targets.find(target), {}, tmp_path)
+    assert any("sequence lengths" in note for note in lowered.notes)
+    fed = {
+        "x": np.random.default_rng(1).normal(size=(STEPS, BATCH, WIDTH)).astype(np.float32),
+        "n": np.array([STEPS, 2], np.int32),
+    }
+    expected, found = run(source, fed), run(tmp_path / "model.onnx", fed)
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    assert not found[2:, :, 1].any()
+
+
+def test_those_of_one_length_are_in_16_bits_all_the_same(tmp_path: Path) -> None:
+    source = recurrent(tmp_path / "source.onnx", "LSTM", lengths=False)
+    lowered = tensorrt_rtx.lower(io.describe(source), targets.find("tensorrt-rtx-fp16"), {}, tmp_path)
+    assert not any("sequence lengths" in note for note in lowered.notes)
+    (cell,) = (n for n in onnx.load(tmp_path / "model.onnx").graph.node if n.op_type == "LSTM")
+    weights = {w.name: w.data_type for w in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    assert weights[cell.input[1]] == TensorProto.FLOAT16

@@ -51,7 +51,7 @@ _HALVES = {Precision.FP16: FLOAT16, Precision.BF16: BFLOAT16}
 
 
 def _to_half(model: ir.Model, half: HalfType, wide: Collection[str]) -> Iterator[str]:
-    uneven = [n.name for n in model.graph if _has_lengths(n)]
+    uneven = [n.name for n in model.graph if n.name and _has_lengths(n)]
     report = to_half(model, half, keep={*wide, *uneven})
     name = half.dtype.name.lower()
     yield f"{len(report.converted)} nodes in {name}, {len(report.kept)} kept in float32"

@@ -12,6 +12,7 @@ from enum import IntEnum
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.backends.nvidia import padding
 from edgekit.graph.edit import constant
 from edgekit.graph.make import Maker
 
@@ -105,6 +106,10 @@ def known_of(value: ir.Value | None) -> Known:
             found = max(found, Known.FINITE if finite else Known.INFINITE)
         elif node is None or len(seen) > _MOST or node.op_type not in _FINITE | _KEEPS or node.domain:
             found = max(found, Known.UNKNOWN)
+        elif node.op_type == "MaxPool":
+            left += padding.largest_of(node)
+            if padding.sees_nothing(node):
+                found = Known.INFINITE  # what no number is in is written as the largest of none: -inf
         elif node.op_type in _KEEPS:
             left += node.inputs
         # what divides, takes logarithms or powers may make one of finite numbers: not known

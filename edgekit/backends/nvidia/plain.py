@@ -29,7 +29,8 @@ MICROSOFT = "com.microsoft"
 def write_plainly(model: ir.Model) -> tuple[str, ...]:
     """Rewrite ``model`` in place; a note for each kind of operator that was rewritten."""
     done: dict[str, int] = {}
-    for node in list(model.graph):
+    # From the end: what a node reads is then as the source has it, without the infinities of what is written here.
+    for node in reversed(list(model.graph)):
         rewrite = _REWRITES.get((node.domain, node.op_type))
         made = rewrite(node) if rewrite is not None and home(node) is not None else None
         if made:

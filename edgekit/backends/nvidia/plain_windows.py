@@ -154,7 +154,7 @@ def spread(node: ir.Node) -> Sequence[ir.Node] | None:
         return None  # the zeros between would make NaN of it
     dequantize = produced_by(weights, "DequantizeLinear")
     stored = constant(weights if dequantize is None else dequantize.inputs[0])
-    if stored is None or attribute(node, "auto_pad", "NOTSET") != "NOTSET":
+    if stored is None:
         return None
     new = Maker(node)
     wide = _with_zeros(stored, dilations)

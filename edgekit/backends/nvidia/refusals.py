@@ -20,6 +20,7 @@ from edgekit.backends.nvidia.call import Job, call, located, named, readable
 from edgekit.backends.nvidia.cut import TYPES, Cut
 from edgekit.errors import BackendError, UnsupportedNode, UnsupportedOperatorsError
 from edgekit.graph import io
+from edgekit.graph.edit import integers
 from edgekit.types import Target
 
 _ROUNDS = 64
@@ -43,7 +44,7 @@ def run_worker(job: Job, target: Target, modules: Mapping[str, str]) -> Taken:
     Raises :class:`UnsupportedOperatorsError` with all nodes that the parser or the rules refuse,
     :class:`RuntimeCrashError` when the library ended the process, :class:`BackendError` otherwise.
     """
-    problems = static_problems(job.onnx, modules)
+    problems = static_problems(job.onnx, modules, built=job.engine is not None)
     answer = call(job, target, modules)
     unchecked: list[UnsupportedNode] = []
     if problems or answer["errors"]:
@@ -79,8 +80,9 @@ def _refuse_to_build(job: Job, target: Target, modules: Mapping[str, str], answe
 # --- by rules -----------------------------------------------------------------------------------------------
 
 
-def static_problems(path: Path, modules: Mapping[str, str]) -> list[UnsupportedNode]:
-    """What is known to be refused without a parser: types at the boundary, and what Q/DQ must not be."""
+def static_problems(path: Path, modules: Mapping[str, str], *, built: bool = False) -> list[UnsupportedNode]:
+    """What is known to be refused without a parser: types at the boundary, what Q/DQ must not be, and, where no engine
+    is ``built`` here, what parsers take and no builder."""
     graph = io.load(path).graph
     problems = [
         UnsupportedNode(op=kind, node=value.name or "?", reason=f"TensorRT has no {_type(value)} tensors")
@@ -95,6 +97,8 @@ def static_problems(path: Path, modules: Mapping[str, str]) -> list[UnsupportedN
             reason = "TensorRT takes no DequantizeLinear on INT32: keep the bias in float32"
         elif node.op_type in ("DequantizeLinear", "QuantizeLinear") and _shifted(node):
             reason = "TensorRT takes symmetric quantization only: the zero point must be 0"
+        elif node.op_type == "ConvTranspose" and not built and _spread(node):
+            reason = "TensorRT builds no transposed convolution with both strides and dilations"
         else:
             reason = "; ".join(
                 f"it reads {_type(v)} constants, and TensorRT has none" for v in _foreign(node)
@@ -112,6 +116,10 @@ def _foreign(node: ir.Node) -> list[ir.Value]:
 
 def _type(value: ir.Value) -> str:
     return str(value.type) if value.dtype is None else value.dtype.name.lower()
+
+
+def _spread(node: ir.Node) -> bool:
+    return all(max(integers(node, name) or [1]) > 1 for name in ("strides", "dilations"))
 
 
 def _shifted(node: ir.Node) -> bool:

@@ -279,6 +279,10 @@ class EngineMismatchError(BackendError):
         self.differences = tuple(differences)
 
 
+class EngineBuildError(BackendError):
+    """No engine can be made of a graph where it is to run: what the builder said, not a fault of the artifact."""
+
+
 class NotRunnableError(BackendError):
     """The artifact cannot run on this machine (for example: no NVIDIA GPU). It was not run."""
 

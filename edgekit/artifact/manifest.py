@@ -305,6 +305,12 @@ def _refuse_contradicted_engine(artifact: Artifact) -> None:
     builder = engines.builder_of(target.backend)
     if builder is None:
         return
+    if not (builder.is_engine(artifact.model) or builder.needs_engine(artifact.model)):
+        raise SourceError(
+            f"{artifact.directory} contradicts itself: its first file, {_short(artifact.model.name)}, is neither an "
+            "engine nor what one is built from",
+            hint="do not trust this artifact: build it again",
+        )
     if found := builder.recipe_contradictions(artifact.model, target, artifact.manifest.details):
         raise SourceError(
             f"{artifact.directory} contradicts itself: {'; '.join(found)}",

@@ -44,7 +44,9 @@ def received(what: str) -> Iterator[None]:
     try:
         yield
     except BackendError as error:
-        if type(error) is not BackendError:  # it is missing, crashed, or has not the hardware
+        if (
+            type(error) is not BackendError
+        ):  # it is missing, crashed, has not the hardware, or builds no engine
             raise
         raise SourceError(
             f"{what} cannot be run: {error.message}",

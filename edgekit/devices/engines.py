@@ -30,7 +30,9 @@ from edgekit.devices.transports.connect import send_agent
 from edgekit.errors import (
     BackendError,
     DeviceError,
+    EngineBuildError,
     EngineMismatchError,
+    SourceError,
     UnsupportedNode,
     UnsupportedOperatorsError,
 )
@@ -104,9 +106,10 @@ def ready(transport: Transport, runnable: Runnable) -> Runnable:
 
     Raises:
         EngineMismatchError: the engine is damaged, or for another GPU, runtime, driver or graph.
+        SourceError: it is neither an engine nor a graph.
         UntrustedEngineError: it was built elsewhere, and ``runnable.trusted`` is false.
         UnsupportedOperatorsError: the parser there refuses the graph.
-        BackendError: no engine can be built there.
+        EngineBuildError: no engine can be built there.
         DeviceError: the device failed.
     """
     builder = builder_of(runnable.backend)
@@ -125,7 +128,10 @@ def ready(transport: Transport, runnable: Runnable) -> Runnable:
         with told(watcher(), f"build the engine on {transport.name}") as telling:
             main = engine_for(transport, runnable.backend, main, telling=telling).engine
     else:
-        return runnable
+        raise SourceError(
+            f"{main} is neither an engine nor what one is built from",
+            hint="build it again, or ask the sender",
+        )
     companions = tuple(main.with_name(name) for name in builder.files_read(main))
     return replace(runnable, main=main, companions=companions)
 
@@ -256,14 +262,19 @@ def _fetch(transport: Transport, folder: str, out: Path, name: str, most: int) -
 
 def _run(transport: Transport, task: Task[R], watch: Watch[R]) -> TaskResult[R]:
     """Directly here; under the supervisor, with its lock and journal, across a link."""
-    if not transport.remote:
-        return run_job(transport, task, watch.on_progress, watch.on_phase)
-    return run_plan(transport, [task], watch)[task.id]
+    try:
+        if not transport.remote:
+            return run_job(transport, task, watch.on_progress, watch.on_phase)
+        return run_plan(transport, [task], watch)[task.id]
+    except BackendError as error:
+        if type(error) is not BackendError:
+            raise
+        raise EngineBuildError(error.message, hint=error.hint) from error
 
 
 def _refusal(
     device: str, backend: str, built: wire.EngineBuilt, log: Path, modules: Mapping[str, str]
-) -> BackendError | UnsupportedOperatorsError:
+) -> EngineBuildError | UnsupportedOperatorsError:
     title = plugins.info(backend).title
     if built.refused:
         nodes = [
@@ -278,7 +289,7 @@ def _refusal(
         return UnsupportedOperatorsError(f"{title} {built.version} on {device}", nodes)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     tail = plain("\n".join(line[:300] for line in lines[-12:]))
-    return BackendError(
+    return EngineBuildError(
         f"{title} {built.version} on {device} cannot build the engine: {built.failure}",
         hint="the last lines of its log:\n" + tail
         if tail

@@ -44,7 +44,8 @@ def differences(path, data, here):
         if (wanted != "" or (name == "driver" and record.get("runtime") == "tensorrt")) and wanted != here[
             name
         ]:
-            found.append("it was built for the %s %s, and this is %s" % (what, wanted, here[name]))
+            mine = "the %s %s" % (what, wanted) if wanted else "no %s that its record names" % what
+            found.append("it was built for %s, and this is %s" % (mine, here[name] or "not known"))
     capabilities = record.get("compute_capabilities")
     if capabilities and here["compute_capability"] not in capabilities:
         found.append(

@@ -1,6 +1,9 @@
 """``edgekit build --device`` for TensorRT, end to end over a real sshd; TensorRT there is a stand-in that computes with
 ONNX Runtime (``tools/testbed/standins/README.md``)."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -105,3 +108,18 @@ def test_what_only_trtexec_built_is_not_run(jetson):
     assert artifact.manifest.status == "not-run"
     assert "engine built by trtexec of TensorRT 10.3.0" in verdict(artifact.manifest)
     assert artifact.manifest.files[0].name == "model.engine"
+
+
+@pytest.mark.parametrize("words", ["Error Code 2: OutOfMemory (requested size was 9 bytes)", "no tactics"])
+def test_what_fails_to_build_there_is_no_fault_of_the_artifact(jetson, words):
+    """At first use as in a build: the builder's words, and the end of its log."""
+    artifact = made()
+    jetson.behave(fails=words)
+    command = [sys.executable, "-m", "edgekit", "verify", str(artifact.directory), "--device", "jetson"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 6
+    said = done.stderr
+    assert words in said
+    assert "the last lines of its log" in said
+    assert "damaged" not in said
+    assert "sender" not in said

@@ -28,10 +28,10 @@ from edgekit.devices.execute import run_artifact
 from edgekit.devices.runnable import Runnable
 from edgekit.devices.transports.connect import connect
 from edgekit.errors import (
-    BackendError,
     DeviceBusyError,
     DeviceError,
     DeviceTimeoutError,
+    EngineBuildError,
     EngineMismatchError,
     NotRunnableError,
     RuntimeMissingError,
@@ -216,7 +216,7 @@ def test_what_the_parser_there_refuses_names_node_and_module(make_jetson, tmp_pa
 def test_a_build_that_fails_says_why(make_jetson, tmp_path, no_python):
     why = "Error Code 10: Could not find any implementation for node {ForeignNode[conv...mean]}."
     server = make_jetson(device={"fails": why, "no_python": no_python})
-    with pytest.raises(BackendError, match="Could not find any implementation") as caught:
+    with pytest.raises(EngineBuildError, match="Could not find any implementation") as caught:
         built(server, artifact(tmp_path / "a"))
     assert why in caught.value.hint
     nothing_left(server)

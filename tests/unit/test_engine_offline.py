@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +66,7 @@ def rtx(folder: Path) -> tuple[Path, EngineKey]:
     """As the builder writes it here."""
     sha256 = graph(folder / "model.onnx")
     engine = folder / "model.engine"
-    engine.write_bytes(b"vtrt".ljust(24, b"\0") + bytes([1, 7, 1, 116]) + b"rest")
+    engine.write_bytes(b"vtrt".ljust(16, b"\0") + struct.pack("<Q", 32) + bytes([1, 7, 1, 116]) + b"rest")
     flags: dict[str, Any] = {"profiles": LISTED, "tf32": False}
     return engine, EngineKey(
         graph_sha256=sha256,
@@ -139,6 +140,15 @@ def test_something_else_is_no_engine(tmp_path: Path) -> None:
     assert said(engine, replace(key, version="2.0.0.1"), "tensorrt_rtx") == ""  # how these begin is not known
 
 
+@pytest.mark.parametrize("kept", [5, 16, 25, 28, 31])
+def test_an_engine_that_was_cut_short_is_seen_by_its_own_header(kept: int, tmp_path: Path) -> None:
+    engine, key = rtx(tmp_path)
+    engine.write_bytes(engine.read_bytes()[:kept])
+    assert "cut short" in said(engine, key, "tensorrt_rtx") or f"and it has {kept}" in said(
+        engine, key, "tensorrt_rtx"
+    )
+
+
 @pytest.mark.parametrize(
     ("gpu", "capability"),
     [
@@ -196,6 +206,43 @@ def test_an_artifact_with_such_a_record_is_changed_whatever_its_hashes_say(
     entries, _ = collect([tmp_path / "good", tmp_path / "bad"])
     assert [bool(e.changed) for e in entries] == [False, True]
     assert "another graph" in entries[1].changed
+
+
+def cut(folder: Path) -> tuple[Path, EngineKey]:
+    """The copy ended early, and whoever passed it on did the hashes again."""
+    engine, key = rtx(folder)
+    engine.write_bytes(engine.read_bytes()[:-3])
+    return engine, key
+
+
+def test_each_command_says_that_an_engine_was_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cut").mkdir()
+    artifact(Path("cut"), cut)
+    for command in (["inspect", "cut"], ["verify", "cut", "--trust"]):
+        result = CliRunner().invoke(cli, command)
+        error = result.exception
+        assert 3 in (getattr(error, "exit_code", None), result.exit_code)
+        assert "states 32 bytes, and it has 29" in f"{error} {result.output}"
+    shown = CliRunner().invoke(cli, ["report", "cut"])
+    assert "cut does not count:" in shown.output
+
+
+@pytest.mark.parametrize("make", [tensorrt, rtx])
+@pytest.mark.parametrize("first", ["engine.json", "recipe.json"])
+def test_what_comes_first_is_an_engine_or_a_graph(
+    make: Callable[[Path], tuple[Path, EngineKey]], first: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a").mkdir()
+    made = artifact(tmp_path / "a", make)
+    files = sorted(made.manifest.files, key=lambda f: f.name != first)
+    if files[0].name != first:
+        pytest.skip("it has no such file")
+    manifest.write(replace(made.manifest, files=tuple(files)), tmp_path / "a")
+    with pytest.raises(SourceError, match=f"its first file, '{first}', is neither"):
+        manifest.check_files(manifest.read(tmp_path / "a"))
 
 
 def test_a_record_that_is_damaged_is_said(tmp_path: Path) -> None:

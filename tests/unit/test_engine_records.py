@@ -61,6 +61,18 @@ def test_each_thing_that_does_not_fit_is_named(engine, changes, word):
     assert caught.value.exit_code == 6
 
 
+@pytest.mark.parametrize(("mine", "theirs"), [("", "R36.5.0"), ("R36.4.0", "")])
+def test_a_driver_that_one_side_does_not_tell_is_said_in_words(engine, mine, theirs):
+    write_record(engine, replace(KEY, driver=mine))
+    with pytest.raises(EngineMismatchError) as caught:
+        refuse_mismatch(engine, replace(KEY, driver=theirs), where="jetson")
+    (words,) = caught.value.differences
+    assert "driver" in words
+    assert words == words.strip()
+    assert "  " not in words
+    assert " ," not in words
+
+
 def test_every_flipped_byte_and_every_length_is_seen(engine):
     whole = engine.read_bytes()
     for index in range(0, len(whole), 37):

@@ -53,7 +53,8 @@ class EngineKey:
         """What does not fit ``wanted``, in words; what this key leaves open fits everything, but for the driver of an
         engine of TensorRT: it is left open only where the device did not tell it, either."""
         found = [
-            f"it was built for the {what} {mine}, and this is {theirs}"
+            f"it was built for {f'the {what} {mine}' if mine else f'no {what} that its record names'}, and this is "
+            f"{theirs or 'not known'}"
             for what, mine, theirs in (
                 ("runtime", self.runtime, wanted.runtime),
                 ("version", self.version, wanted.version),

@@ -37,8 +37,9 @@ _GPUS = (
 """Words in the names of GPUs, and their compute capability (NVIDIA's list, developer.nvidia.com/cuda-gpus). Thor's is
 10.1 to CUDA 12 and 11.0 to 13."""
 
-_RTX_MAGIC, _RTX_VERSION = b"vtrt", slice(24, 28)
-"""How an engine of TensorRT for RTX 1.7 begins, and where its version is, a byte a number (seen in 1.7.1.116)."""
+_RTX_MAGIC, _RTX_SIZE, _RTX_VERSION = b"vtrt", slice(16, 24), slice(24, 28)
+"""How an engine of TensorRT for RTX 1.7 begins, and where it has its size and its version, a byte a number (seen in
+1.7.1.116)."""
 
 
 def recipe_contradictions(main: Path, target: Target, details: Mapping[str, Json]) -> tuple[str, ...]:
@@ -108,8 +109,13 @@ def _of_the_file(key: EngineKey, engine: Path) -> Iterator[str]:
     if head.startswith(_RTX_MAGIC):
         written = [str(n) for n in head[_RTX_VERSION]]
         known = [n for n in numbers if int(n) < 256]
-        if len(head) < _RTX_VERSION.stop or written[: len(known)] != known:
+        size, stated = engine.stat().st_size, int.from_bytes(head[_RTX_SIZE], "little")
+        if len(head) < _RTX_VERSION.stop:
+            yield f"the engine is cut short: it has {size} bytes"
+        elif written[: len(known)] != known:
             yield f"its record says version {key.version}, and the engine itself {'.'.join(written)}"
+        elif stated != size:
+            yield f"the engine's own header states {stated:,} bytes, and it has {size:,}"
     elif release(key.version) == (1, 7):
         yield "it does not begin as an engine of TensorRT for RTX does"
 

@@ -456,6 +456,10 @@ TEXT_GENERATION = "text-generation"
 """The task of language models: sources of this task are built with a cache, and gated on text."""
 HALF_LARGEST = 65504.0
 """The largest finite float16."""
+ASKED = "asked"
+"""Of an artifact's ``details``: the share of the MACs (0 to 1) that its files ask for in the target's precision. What
+runs them may do less, and no more."""
+
 CHECKED = "checked"
 """The member of a lowered model's details that says by what it was checked where it cannot be run."""
 KEEP_FLOAT32 = "keep_float32"

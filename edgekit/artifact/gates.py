@@ -29,11 +29,16 @@ from edgekit.types import (
     Verdict,
 )
 
+GRAPH = "graph"
+"""The gate that stands in for a run: what ran needs it no more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What was found out about one artifact. ``not_run`` says why it could not be run, if so; ``graph`` is then the
-    ONNX graph that its engine is made of, in ONNX Runtime, or ``graph_not_run`` says why not."""
+    ONNX graph that its engine is made of, in ONNX Runtime, or ``graph_wrong`` says what no numbers can, or
+    ``graph_not_run`` why it did not run. ``asked``: the share of the MACs that its files ask for in the target's
+    precision, more than which nothing that runs them does."""
 
     parity: Parity | None = None
     placement: Placement | None = None
@@ -47,6 +52,8 @@ class Evidence:
     not_run: str = ""
     graph: Parity | None = None
     graph_not_run: str = ""
+    graph_wrong: str = ""
+    asked: float | None = None
 
 
 def gates(evidence: Evidence, tolerance: Tolerance, limits: Limits | None = None) -> tuple[Gate, ...]:
@@ -220,7 +227,7 @@ def _placement_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
     if limit is None:
         return None
     if placement is None and evidence.not_run:
-        return _not_run(name, limit, evidence.not_run)
+        return _too_little_asked(evidence, limit) or _not_run(name, limit, evidence.not_run)
     if placement is None or placement.share is None:
         return None  # the runtime does not tell what it executes: a note in the manifest says so
     gate = _something(_part(name, limit, placement.share, f"of the MACs in {placement.precision}"))
@@ -235,9 +242,20 @@ def _placement_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
     return gate
 
 
+def _too_little_asked(evidence: Evidence, limit: float) -> Gate | None:
+    """Of what could not be run: files that ask for too little run as too little everywhere."""
+    if evidence.asked is None:
+        return None
+    gate = _something(_part("placement", limit, evidence.asked, "of the MACs is all that its graph asks for"))
+    return gate if gate.verdict is Verdict.FAIL else None
+
+
 def _graph_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
     """Of what could not be run: a graph that computes something else makes no engine that does not."""
-    name, parity = "graph", evidence.graph
+    name, parity = GRAPH, evidence.graph
+    if evidence.graph_wrong:
+        message = f"the ONNX that ships, in ONNX Runtime: {evidence.graph_wrong}"
+        return Gate(name=name, verdict=Verdict.FAIL, limit=tolerance.snr_db, message=message)
     if parity is None:
         why = f"ONNX Runtime did not run its graph, either: {evidence.graph_not_run}"
         return _not_run(name, tolerance.snr_db, why) if evidence.graph_not_run else None
@@ -245,8 +263,13 @@ def _graph_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:
     found = [
         _finite(parity, ""),
         _at_least("snr", asked.snr_db, parity.snr_db, "dB", ""),
+        _slices(parity, asked.slice_limit, ""),
+        _low_samples(parity, asked.sample_limit, ""),
         _at_most("relative-error", asked.relative_error, parity.relative_error, "", ""),
         _integers(parity, asked.integer_agreement),
+        _agreement(parity, asked.top1_agreement, ""),
+        _overlapping("boxes", parity, asked.box_limit),
+        _overlapping("masks", parity, asked.mask_limit),
     ]
     wrong = [g for g in found if g is not None and g.verdict is Verdict.FAIL]
     said = "; ".join(f"{g.name}: {g.message}" for g in wrong) or f"{parity.snr_db:.1f} dB"

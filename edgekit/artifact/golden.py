@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from edgekit.artifact import known, tables, weaker
 from edgekit.artifact import manifest as manifests
 from edgekit.artifact.energy import decibels
-from edgekit.artifact.gates import Evidence, gates
+from edgekit.artifact.gates import GRAPH, Evidence, gates
 from edgekit.artifact.interface import Vector, differences
 from edgekit.artifact.limits import Limits
 from edgekit.artifact.manifest import Artifact, Status
@@ -33,10 +33,13 @@ from edgekit.devices.execute import LOCAL, Ports, run_artifact
 from edgekit.devices.statistics import jackknife
 from edgekit.errors import SourceError, UsageError
 from edgekit.load.array_files import read_npz
-from edgekit.types import Device, Gate, Parity, Sample, Target, Tolerance, Verdict
+from edgekit.types import Device, Gate, Json, Parity, Placement, Sample, Target, Tolerance, Verdict
 
 if TYPE_CHECKING:
     from edgekit.types import Array
+
+Placing: TypeAlias = Callable[[Artifact, Mapping[str, Json] | None], Placement | None]
+"""What of an artifact was executed in what, from the runtime's own report of its run."""
 
 FILE = "golden.npz"
 MOST = 8
@@ -95,7 +98,7 @@ class Replay:
     when it was built. ``not_repeated``: the names of those that a few vectors
     cannot repeat; ``claimed``: those of them that passed by the manifest's word alone, as the artifact was not built
     here. ``notes``: what is to be said of the limits. ``evaluation``: parity on evaluation samples, where
-    ``verify --eval`` ran the source on them.
+    ``verify --eval`` ran the source on them. ``placement``: what was executed, where that was asked for.
     """
 
     parity: Parity | None
@@ -108,6 +111,7 @@ class Replay:
     claimed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     evaluation: Parity | None = None
+    placement: Placement | None = None
 
     @property
     def status(self) -> Status:
@@ -123,10 +127,16 @@ class Replay:
 
 
 def replay(
-    artifact: Artifact, *, device: Device = LOCAL, limits: Limits | None = None, trust: bool = False
+    artifact: Artifact,
+    *,
+    device: Device = LOCAL,
+    limits: Limits | None = None,
+    trust: bool = False,
+    placing: Placing | None = None,
 ) -> Replay:
     """Run the golden vectors on the real runtime and gate the result by the target's tolerance, and by ``limits`` in
-    place of it. ``trust``: load an engine whoever made it.
+    place of it. ``trust``: load an engine whoever made it. ``placing`` reads what the runtime executed, which is asked
+    for where the gate on it has waited for a machine that runs the artifact.
 
     The file hashes are checked first. Gates on placement and on the task metric need more than the golden
     vectors; they are not among the result's. Raises what :func:`~edgekit.artifact.run.predict`
@@ -149,8 +159,11 @@ def replay(
         _refuse_unmeasured(limits)
         if limits.timed:
             timing = bench_artifact(replace(runnable(artifact, trust=trust), inputs=inputs[0]), device=device)
+    places = placing is not None and any(
+        g.name == "placement" and g.verdict is Verdict.NOT_RUN for g in manifest.gates
+    )
     with received(str(artifact.directory)):
-        answers = run_artifact(runnable(artifact, trust=trust), inputs, device=device)
+        answers = run_artifact(runnable(artifact, trust=trust), inputs, device=device, placement=places)
     with answers as run:
         _refuse_another_interface(artifact, run.ports, Vector(inputs=inputs[0], outputs=expected[0]))
         recorded, whole = manifest.golden.parity, manifest.parity
@@ -165,10 +178,12 @@ def replay(
         claimed = replace(claimed, data=recorded.data if recorded is not None and recorded.data else "golden")
         row, notes = row_limits(manifest.target)
         notes = (*notes, *weaker.notes(manifest, row))
-        evidence = Evidence(parity=parity, size_bytes=manifest.size, measurement=timing)
+        placement = placing(artifact, run.placement) if places and placing is not None else None
+        evidence = Evidence(parity=parity, size_bytes=manifest.size, measurement=timing, placement=placement)
         found = _judged(evidence, claimed, row, limits)
         found = tuple(_as_sure(g, expected, run.outputs) for g in found)
         found = (*found, *_vouched(manifest, row))
+        found = (*found, *never_measured(manifest, {g.name for g in found}, parity))
         names = {g.name for g in found}
         return Replay(
             parity=parity,
@@ -177,6 +192,7 @@ def replay(
             not_repeated=tuple(g.name for g in manifest.gates if g.name not in names),
             claimed=claims(manifest, names),
             notes=notes,
+            placement=placement,
             runtime_versions=run.versions,
             device=device.name,
             recorded=recorded,
@@ -189,7 +205,7 @@ def _judged(evidence: Evidence, claimed: Parity, row: Tolerance, limits: Limits 
     tolerance = replace(
         row,
         metric_drop=None,
-        placement=None,
+        placement=None if evidence.placement is None else row.placement,
         explained=0.0,  # the variance of a few vectors is no estimate of what was gated on all samples
         sample_snr_db=0.0,
     )
@@ -239,6 +255,33 @@ def claims(manifest: manifests.Manifest, repeated: Collection[str]) -> tuple[str
     """Gates that passed by the manifest's word alone: not ``repeated``, of an artifact that was not built here."""
     passed = tuple(g.name for g in manifest.gates if g.verdict is Verdict.PASS and g.name not in repeated)
     return () if not passed or known.is_known(manifest) else passed
+
+
+def never_measured(
+    manifest: manifests.Manifest, repeated: Collection[str], parity: Parity | None
+) -> tuple[Gate, ...]:
+    """Gates that waited for a machine that runs the artifact, and that golden vectors do not tell: nobody ever measured
+    them, so that they are unproven. Not those that outputs like these do not have, by ``parity``, nor what was gated of
+    the graph that an engine is made of."""
+    graph = any(g.name == GRAPH and g.verdict is Verdict.PASS for g in manifest.gates)
+    repeated = (*repeated, GRAPH, *(("slices", "samples") if graph else ()))
+    untold = {} if parity is None else {name: getattr(parity, field) for name, field in _FIGURES.items()}
+    return tuple(
+        replace(
+            gate,
+            verdict=Verdict.UNPROVEN,
+            message="not measured where it was built, and golden vectors do not tell it: edgekit verify --eval DATA "
+            "--source MODEL does, or edgekit build on the device",
+        )
+        for gate in manifest.gates
+        if gate.verdict is Verdict.NOT_RUN
+        and gate.name not in repeated
+        and untold.get(gate.name, gate) is not None
+    )
+
+
+_FIGURES = {"slices": "explained", "samples": "sample_snr_db", "top1-agreement": "top1_agreement"}
+"""The figures of a parity that gates are about which not every output has."""
 
 
 def _unproven(name: str, message: str) -> Gate:
@@ -414,6 +457,7 @@ def adopt(artifact: Artifact, result: Replay) -> Artifact:
         status=result.status,
         gates=result.gates,
         parity=result.parity,
+        placement=result.placement or artifact.manifest.placement,
         golden=replace(artifact.manifest.golden, parity=result.parity),
         runtime_versions=result.runtime_versions,
         machine=versions.machine() if result.device == LOCAL.name else {"device": result.device},

@@ -41,6 +41,7 @@ def replay(artifact: Artifact, *, device: Device, limits: Limits | None = None) 
     row, notes = golden.row_limits(manifest.target)
     template = any(f.name == language.TEMPLATE for f in manifest.files)
     found = language.gates(evidence, row, limits or Limits(), manifest.size, None, template=template)
+    found = (*found, *golden.never_measured(manifest, {g.name for g in found}, None))
     names = {g.name for g in found}
     return Replay(
         parity=None,

@@ -76,9 +76,11 @@ from edgekit.pipeline.rollouts import filled, rolling
 from edgekit.pipeline.stages import BuildContext, Calibrated, Exported
 from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES, fitting
 from edgekit.types import (
+    ASKED,
     Coverage,
     Finding,
     Gate,
+    Json,
     Measurement,
     Precision,
     Severity,
@@ -382,6 +384,8 @@ def judge(
     tolerance, verified, report = target.tolerance, made.verified, made.lowering.report
     if options.max_drop is not None:
         tolerance = replace(tolerance, metric_drop=options.max_drop)
+    if verified.not_run and not prepared.data.verification.labelled:
+        tolerance = replace(tolerance, metric_drop=None)  # no run of it would measure a metric
     if tolerance.placement is not None and report is not None and target.scheme is not None:
         share = 1.0 - report.kept_out(target.scheme.activation)
         tolerance = replace(tolerance, placement=tolerance.placement * share)
@@ -401,8 +405,14 @@ def judge(
         not_run=verified.not_run,
         graph=verified.graph.parity if verified.graph is not None else None,
         graph_not_run=verified.graph.why_not if verified.graph is not None else "",
+        graph_wrong=verified.graph.wrong if verified.graph is not None else "",
+        asked=_share(made.lowering.subject.files.lowered.details.get(ASKED)),
     )
     return gates(evidence, tolerance, limits.parse(options.limit))
+
+
+def _share(detail: Json) -> float | None:
+    return float(detail) if isinstance(detail, int | float) else None
 
 
 def with_alternatives(

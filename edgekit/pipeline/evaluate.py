@@ -24,6 +24,7 @@ from edgekit.artifact.slices import places
 from edgekit.artifact.task import Task
 from edgekit.core import plugins
 from edgekit.core.config import Options
+from edgekit.devices.engines import builder_of
 from edgekit.devices.execute import LOCAL, RunResult, run_artifact
 from edgekit.errors import SourceError, UsageError
 from edgekit.load import Recorder
@@ -51,6 +52,7 @@ from edgekit.types import (
     TensorSpec,
     Tolerance,
     Verdict,
+    sha256_file,
 )
 
 if TYPE_CHECKING:
@@ -103,10 +105,10 @@ def again(
         result = language_again.replay(artifact, device=device, limits=own)
     elif data is None:
         _refuse_idle(options, source)
-        result = golden.replay(artifact, device=device, limits=own, trust=options.trust)
+        result = _replayed(artifact, options, device, own)
     else:
         few = None if own is None else replace(own, tolerance=_of_vectors(own.tolerance))
-        result = golden.replay(artifact, device=device, limits=few, trust=options.trust)
+        result = _replayed(artifact, options, device, few)
         asked = api.context(options, None)
         result = evaluate(
             asked,
@@ -118,6 +120,12 @@ def again(
     golden.adopt(artifact, result)
     history.remember(history.Kind.VERIFY, artifact, gates=result.gates, status=str(result.status))
     return result
+
+
+def _replayed(artifact: Artifact, options: Options, device: Device, own: limits.Limits | None) -> Replay:
+    result = golden.replay(artifact, device=device, limits=own, trust=options.trust, placing=_placement)
+    found, allowed = _left_out(result.gates, artifact.manifest)
+    return replace(result, gates=found, notes=(*result.notes, *allowed))
 
 
 def _refuse_idle(options: Options, source: ModelSource | None) -> None:
@@ -383,11 +391,15 @@ def _lowering_unknown(tolerance: Tolerance) -> Tolerance:
 def _placement(artifact: Artifact, raw: Mapping[str, Json] | None) -> Placement | None:
     """As the runtime reports it, counted on the artifact's own files; ``None`` where they do not tell products."""
     manifest = artifact.manifest
-    if raw is None or not plugins.info(manifest.target.backend).counts_own_files:
+    builder = builder_of(manifest.target.backend)
+    if raw is None or not (builder or plugins.info(manifest.target.backend).counts_own_files):
+        return None
+    path = artifact.model if builder is None else artifact.model.with_name(builder.GRAPH)
+    if not path.is_file():
         return None
     main = OnnxModel(
-        path=artifact.model,
-        sha256=manifest.files[0].sha256,
+        path=path,
+        sha256=sha256_file(path),
         opset=0,
         inputs=manifest.inputs,
         outputs=manifest.outputs,

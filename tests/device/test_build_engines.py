@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import edgekit
 from edgekit import Options, build
@@ -15,6 +16,7 @@ from edgekit.devices import catalogue
 from edgekit.devices.catalogue import Row
 from edgekit.errors import UntrustedEngineError
 from edgekit.quantize.calibrate.codes import CODES
+from edgekit.types import Verdict
 
 pytestmark = pytest.mark.device
 
@@ -42,19 +44,24 @@ def jetson():
 
 
 def network():
-    import torch
-
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3)]
     head = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4)]
     return torch.nn.Sequential(*layers, *head).eval(), torch.randn(1, 3, 12, 12)
 
 
-def made(**options):
+def made(evaluation=None, **options):
     module, example = network()
     samples = [np.random.default_rng(i).normal(size=(1, 3, 12, 12)).astype("f") for i in range(16)]
     settings = Options(speed_gate=False, accept_data=CODES, allow_not_run=True, **options)
-    result = build(module, example, targets="tensorrt-int8", calibration=samples, options=settings)
+    result = build(
+        module,
+        example,
+        targets="tensorrt-int8",
+        calibration=samples,
+        evaluation=evaluation,
+        options=settings,
+    )
     (artifact,) = result.raise_for_failures().artifacts
     return artifact
 
@@ -95,11 +102,35 @@ def test_without_a_device_it_is_checked_and_built_at_first_use(jetson):
     assert ("build the engine on jetson", 100) in {(e.text, e.done) for e in told}
     again = edgekit.open(artifact.directory)
     assert (again.manifest.status, builds(jetson)) == ("passed", 1)
+    assert again.manifest.placement.share > 0.9  # counted there, as it is in a build on the device
+    verdicts = {g.name: g.verdict for g in again.manifest.gates}
+    assert verdicts["placement"] is Verdict.PASS
+    assert Verdict.NOT_RUN not in verdicts.values()
     bench = again.bench(device="jetson", settings=edgekit.BenchSettings(processes=2, seconds=0.05))
     (measured,) = bench.raise_for_failures().measured
     assert measured.measurement.facts["gpu_p50_ms"] > 0
     assert builds(jetson) == 1
     assert jetson.settled() == ([], [])
+
+
+def test_what_was_never_measured_does_not_pass(jetson):
+    """Labels were there when it was built, and nothing ran it: golden vectors have none."""
+    samples = [np.random.default_rng(i).normal(size=(1, 3, 12, 12)).astype("f") for i in range(40)]
+    module, _ = network()
+    labelled = [(x, int(module(torch.from_numpy(x)).argmax())) for x in samples]
+    artifact = made(evaluation=labelled)
+    verdicts = {g.name: g.verdict for g in artifact.manifest.gates}
+    assert verdicts["metric-drop"] is Verdict.NOT_RUN
+    result = artifact.verify(device="jetson")
+    (gate,) = [g for g in result.gates if g.name == "metric-drop"]
+    assert (result.status, gate.verdict) == ("unproven", Verdict.UNPROVEN)
+    assert "golden vectors do not tell it" in gate.message
+    again = edgekit.open(artifact.directory)
+    assert again.manifest.status == "unproven"
+    assert "metric-drop" in verdict(again.manifest)
+    told = again.verify(device="jetson", evaluation=labelled, source=module)
+    (gate,) = [g for g in told.gates if g.name == "metric-drop"]
+    assert "accuracy" in gate.message
 
 
 def test_what_only_trtexec_built_is_not_run(jetson):

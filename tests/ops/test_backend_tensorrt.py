@@ -135,11 +135,10 @@ def test_a_library_that_ends_its_process_is_a_typed_error(tmp_path, monkeypatch)
         refusals.run_worker(job, targets.find("tensorrt-rtx-fp32"), {})
 
 
-def test_without_a_run_the_share_is_not_known_but_what_the_graph_asks_is(tmp_path):
+def test_without_a_run_what_the_graph_asks_is_known(tmp_path):
     model = model_for("tensorrt-int8", tmp_path)
     judged = executed.requested(model, targets.find("tensorrt-int8"))
-    assert judged.share is None
-    assert judged.notes[0] == "the graph asks for int8 in 100.0% of the MACs"
+    assert (judged.share, judged.operators, judged.fallbacks) == (1.0, 4, ())
 
 
 @pytest.mark.parametrize(("target", "own"), [("tensorrt-fp16", "fp16"), ("tensorrt-bf16", "bf16")])

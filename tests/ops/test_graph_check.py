@@ -193,3 +193,73 @@ def test_quantized_graphs_are_compared_too(tmp_path: Path, target: str) -> None:
     assert not result.failures
     gate = graph_gate(result.artifacts[0].manifest)
     assert (gate.verdict, gate.value > 15) == (Verdict.PASS, True)
+
+
+class Found(torch.nn.Module):
+    """The places that are above a bound: as many as there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = torch.nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x``: rows."""
+        return torch.nonzero(self.score(x) > 0.05)
+
+
+def test_outputs_of_another_shape_are_a_failure_and_not_a_graph_that_did_not_run(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    samples = [np.random.default_rng(i).normal(size=(24, 6)).astype("f") for i in range(16)]
+    options = edgekit.Options(allow_not_run=True, out=str(tmp_path / "out"), accept_data=CODES)
+    result = edgekit.build(
+        Found().eval(), torch.randn(24, 6), targets="tensorrt-int8", calibration=samples, options=options
+    )
+    (failure,) = result.failures
+    assert failure.error.exit_code == 5
+    assert "has the shape" in failure.error.message
+
+
+@pytest.mark.parametrize(("outputs", "said"), [(5, "top1-agreement"), (64, "in 95 % of the samples")])
+def test_a_quarter_of_the_samples_does_not_hide_behind_the_others(
+    tmp_path: Path, outputs: int, said: str
+) -> None:
+    torch.manual_seed(6)
+    last = torch.nn.Linear(32, outputs, bias=False)
+    net = torch.nn.Sequential(torch.nn.Linear(12, 32, bias=False), last).eval()
+    rows = [np.random.default_rng(i).normal(size=(1, 12)).astype("f") for i in range(24)]
+    quiet = [row * np.float32(2e-3 if i % 4 == 0 else 1) for i, row in enumerate(rows)]
+
+    def gate_of(samples: list[np.ndarray], out: str) -> object:
+        options = edgekit.Options(allow_not_run=True, out=str(tmp_path / out), accept_data=CODES)
+        result = edgekit.build(
+            net, torch.randn(1, 12), targets="tensorrt-int8", calibration=samples, options=options
+        )
+        made = result.artifacts[0] if result.artifacts else result.failures[0].artifact
+        return graph_gate(made.manifest)
+
+    assert gate_of(rows, "even").verdict is Verdict.PASS
+    gate = gate_of(quiet, "quiet")
+    assert gate.value > 20  # all of them together
+    assert gate.verdict is Verdict.FAIL
+    assert said in gate.message
+
+
+def test_a_graph_that_asks_for_nothing_of_its_precision_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+
+    class Told(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = torch.nn.GRU(6, 8, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.cell(x)[0]
+
+    samples = [np.random.default_rng(i).normal(size=(1, 5, 6)).astype("f") for i in range(16)]
+    options = edgekit.Options(allow_not_run=True, out=str(tmp_path / "out"), accept_data=CODES)
+    result = edgekit.build(
+        Told().eval(), torch.randn(1, 5, 6), targets="tensorrt-int8", calibration=samples, options=options
+    )
+    (failure,) = result.failures
+    assert failure.error.exit_code == 5
+    assert "placement: 0 % of the MACs is all that its graph asks for" in failure.error.message

@@ -10,7 +10,7 @@ from edgekit.backends.base import kept_float32
 from edgekit.backends.nvidia import asked, portable, refusals
 from edgekit.backends.nvidia.call import Job
 from edgekit.backends.nvidia.engine import RECORD, EngineKey, write_record
-from edgekit.backends.nvidia.executed import requested
+from edgekit.backends.nvidia.executed import Requested, requested
 from edgekit.backends.nvidia.profiles import Profiles, compute_capabilities, profiles
 from edgekit.backends.nvidia.recipe import MINIMUM, write_recipe
 from edgekit.backends.nvidia.request import NEEDED_CAPABILITY, options_of
@@ -26,6 +26,7 @@ def lower_to_recipe(model: OnnxModel, target: Target, options: Mapping[str, Opti
     onnx = portable.write_portable(model, target, out / target.file, options)
     shapes = profiles(onnx.model.inputs, str(options.get("axes", "")))
     parsed = _parsed(onnx, target, shapes)
+    wanted = requested(onnx.model, target)
     recipe = write_recipe(target, shapes, options_of(options), kept_float32(options), out)
     return Lowered(
         files=(target.file, *(f.name for f in io.external_files(onnx.model.path)), *recipe),
@@ -35,11 +36,11 @@ def lower_to_recipe(model: OnnxModel, target: Target, options: Mapping[str, Opti
         minimum_runtime=MINIMUM,
         notes=(
             *onnx.notes,
-            *requested(onnx.model, target).notes[:1],
+            *_asked_note(wanted, target),
             parsed,
             "the engine is built on the device that will run it",
         ),
-        details={"profiles": _listed(shapes), CHECKED: parsed},
+        details={"profiles": _listed(shapes), CHECKED: parsed, **wanted.details},
     )
 
 
@@ -69,19 +70,27 @@ def lower_to_engine(model: OnnxModel, target: Target, options: Mapping[str, Opti
         write_record(out / target.file, key)
     finally:
         part.unlink(missing_ok=True)
+    wanted = requested(onnx.model, target)
     return Lowered(
         files=(target.file, RECORD, _PORTABLE, *(f.name for f in io.external_files(onnx.model.path))),
         inputs=onnx.model.inputs,
         outputs=onnx.model.outputs,
         runtime=_runtime(target, options),
         minimum_runtime=taken.version,
-        notes=(*onnx.notes, *requested(onnx.model, target).notes[:1], *_notes(capabilities, job, target)),
+        notes=(*onnx.notes, *_asked_note(wanted, target), *_notes(capabilities, job, target)),
         details={
             "layers": taken.layers,
             "profiles": _listed(job.profiles),
             CHECKED: f"built by tensorrt_rtx {taken.version}: {taken.layers} layers",
+            **wanted.details,
         },
     )
+
+
+def _asked_note(wanted: Requested, target: Target) -> tuple[str, ...]:
+    if wanted.share is None:
+        return ()
+    return (f"the graph asks for {target.precision} in {wanted.share:.1%} of the MACs",)
 
 
 def _runtime(target: Target, options: Mapping[str, Option]) -> dict[str, Option]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import onnx
@@ -18,7 +19,7 @@ from edgekit.backends.base import reported
 from edgekit.backends.nvidia.cut import graphs
 from edgekit.graph import io
 from edgekit.graph.macs import Kernel, MacNode, assign, count_macs, summarize
-from edgekit.types import Json, OnnxModel, Placement, Precision, Target
+from edgekit.types import ASKED, Fallback, Json, OnnxModel, Placement, Precision, Target
 
 _Layer: TypeAlias = Mapping[str, Json]
 
@@ -38,9 +39,24 @@ _PRECISIONS = (
 """How the inspector writes types; the first that is part of its text counts."""
 
 
-def requested(model: OnnxModel, target: Target) -> Placement:
-    """The placement without a run: no share, but the nodes that the graph itself leaves in another precision. ``model``
-    is the graph that ships: each node counts by its own types, those in bodies of If, Loop and Scan, too."""
+@dataclass(frozen=True, kw_only=True)
+class Requested:
+    """What a graph asks for: the ``share`` of its MACs in the target's precision (``None`` where it has none), and the
+    nodes that it leaves in another."""
+
+    share: float | None
+    operators: int
+    fallbacks: tuple[Fallback, ...]
+
+    @property
+    def details(self) -> dict[str, Json]:
+        """For :attr:`edgekit.types.Lowered.details`."""
+        return {} if self.share is None else {ASKED: self.share}
+
+
+def requested(model: OnnxModel, target: Target) -> Requested:
+    """What stands in for the placement without a run. ``model`` is the graph that ships: each node counts by its own
+    types, those in bodies of If, Loop and Scan, too."""
     nodes, types = count_macs(model.path), _computed_in(model)
     kernels = {
         node.name: Kernel(
@@ -49,16 +65,7 @@ def requested(model: OnnxModel, target: Target) -> Placement:
         for node in nodes
     }
     share, fallbacks = summarize(nodes, kernels, str(target.precision), _why_requested)
-    share_note = (
-        f"the graph asks for {target.precision} in {share:.1%} of the MACs" if share is not None else ""
-    )
-    return Placement(
-        precision=str(target.precision),
-        share=None,
-        operators=len(nodes),
-        fallbacks=fallbacks,
-        notes=tuple(filter(None, (share_note, _NOT_KNOWN))),
-    )
+    return Requested(share=share, operators=len(nodes), fallbacks=fallbacks)
 
 
 def executed(model: OnnxModel, target: Target, raw: Mapping[str, Json]) -> Placement:

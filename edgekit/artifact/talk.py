@@ -10,7 +10,8 @@ from edgekit.artifact import manifest as manifests
 from edgekit.artifact.language_again import is_language
 from edgekit.artifact.manifest import Artifact
 from edgekit.core import plugins
-from edgekit.errors import BackendError, EdgekitError, MissingExtraError, UsageError, first_line
+from edgekit.core.foreign import translated
+from edgekit.errors import BackendError, MissingExtraError, UsageError
 
 
 class Voice(Protocol):
@@ -38,30 +39,24 @@ def opened(artifact: Artifact, *, threads: int = 0) -> Voice:
     assert spec.loader is not None
     runner: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(runner)
-    try:
-        runner.versions()
-        return cast(
-            "Voice", runner.load(str(artifact.model), {**artifact.manifest.runtime, "threads": threads})
-        )
-    except ModuleNotFoundError as error:
-        requirement = plugins.info(backend).requirement
-        raise MissingExtraError(f"the runtime of {artifact.target}", requirement=requirement) from error
-    except Exception as error:
-        raise BackendError(
-            f"{artifact.directory} cannot be opened: {first_line(error)}", hint="edgekit verify it"
-        ) from error
+    with translated(f"{artifact.directory} cannot be opened", hint="edgekit verify it", kind=BackendError):
+        try:
+            runner.versions()
+            return cast(
+                "Voice", runner.load(str(artifact.model), {**artifact.manifest.runtime, "threads": threads})
+            )
+        except ModuleNotFoundError as error:
+            requirement = plugins.info(backend).requirement
+            raise MissingExtraError(f"the runtime of {artifact.target}", requirement=requirement) from error
 
 
 def spoken(voice: Voice, messages: Sequence[Mapping[str, str]], new: int) -> Iterator[str]:
     """The answer piece by piece; what the runtime raises as :class:`BackendError`."""
     # What is typed may hold bytes that are no text, which no tokenizer takes.
     sayable = [{k: v.encode("utf-8", "replace").decode() for k, v in m.items()} for m in messages]
-    try:
+    with translated(
+        "the runtime refuses the conversation",
+        hint="begin another where it has become longer than the model's window",
+        kind=BackendError,
+    ):
         yield from voice.speak(sayable, new)
-    except EdgekitError:
-        raise
-    except Exception as error:
-        raise BackendError(
-            f"the runtime refuses the conversation: {first_line(error)}",
-            hint="begin another where it has become longer than the model's window",
-        ) from error

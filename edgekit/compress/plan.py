@@ -19,12 +19,12 @@ from edgekit.compress.made_from import MadeFrom
 from edgekit.compress.registry import from_options
 from edgekit.compress.step import CompressionReport, Context, Scalar, Step, Tensors, options, rebuild
 from edgekit.core import files
+from edgekit.core.foreign import translated
 from edgekit.core.store import Store
 from edgekit.core.structure import structure
 from edgekit.errors import ConfigError, SourceError, UntrustedSourceError
 from edgekit.load import load as load_source
 from edgekit.load import parse
-from edgekit.load.foreign import translated
 from edgekit.types import Permit, SourceSpec, TorchModel, sha256_bytes, sha256_file
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
+from edgekit.core.foreign import translated
 from edgekit.core.root import PACKAGE
 from edgekit.errors import PluginError, UnknownNameError
 
@@ -296,12 +297,10 @@ def clash(kind: str, name: str, first: str, second: str) -> PluginError:
 
 def _load(point: EntryPoint) -> Plugin:
     disable = f"uninstall it, or leave it out with EDGEKIT_DISABLE_PLUGINS={point.name}"
-    try:
+    with translated(
+        f"plug-in {point.name!r} ({point.value}) cannot be loaded", hint=disable, kind=PluginError
+    ):
         plugin = point.load()
-    except Exception as e:
-        raise PluginError(
-            f"plug-in {point.name!r} ({point.value}) cannot be loaded: {e}", hint=disable
-        ) from e
     if not isinstance(plugin, Plugin):
         raise PluginError(
             f"plug-in {point.name!r} ({point.value}) is a {type(plugin).__name__}, not a Plugin", hint=disable

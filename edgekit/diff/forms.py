@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
 
-from edgekit.load.foreign import translated
+from edgekit.core.foreign import translated
 
 if TYPE_CHECKING:
     from edgekit.artifact.manifest import Artifact

@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 
 import torch
 
+from edgekit.core.foreign import attempted
+
 Outputs: TypeAlias = dict[str, torch.Tensor]
 """A module's result by name, as :func:`flatten` gives it."""
 
@@ -119,10 +121,7 @@ def attempt(
     module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor] | Exception:
     """:func:`call`, or what the user's code raised in it."""
-    try:
-        return call(module, inputs)
-    except Exception as error:  # noqa: BLE001 - forward is the user's: anything can come
-        return error
+    return attempted(lambda: call(module, inputs))
 
 
 def call(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

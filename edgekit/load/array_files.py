@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from edgekit.core.files import DAMAGED_ZIP
+from edgekit.core.foreign import attempted
 from edgekit.core.literal import literal
 from edgekit.errors import DataError, EdgekitError, first_line
 
@@ -144,15 +145,18 @@ class _Header:
         return math.prod(self.shape)
 
 
+def _described(file: IO[bytes]) -> tuple[dict[str, Any], np.dtype[Any]]:
+    found = _told(_header_text(file))
+    return found, np.dtype(found["descr"])  # type: ignore[call-overload]  # whatever it is, numpy refuses it
+
+
 def _header(file: IO[bytes], size: int) -> _Header:
     """The header of the next record, the file then being at its data. Before anything is allocated: a shape of -1 would
     be all that is left, terabytes are only claimed, and numpy divides by the size of a type that has none."""
-    try:
-        found = _told(_header_text(file))
-        dtype = np.dtype(found["descr"])  # type: ignore[call-overload]  # whatever it is, numpy refuses it
-    # A header is a literal of anybody's: what a damaged one raises is nowhere listed.
-    except Exception as error:
-        raise ValueError(f"its header is damaged: {first_line(error)}") from error
+    read = attempted(lambda: _described(file))  # a literal of anybody's
+    if not isinstance(read, tuple):
+        raise ValueError(f"its header is damaged: {first_line(read)}") from read
+    found, dtype = read
     shape = found["shape"]
     if dtype.kind in "OV" or not dtype.itemsize:
         raise ValueError(f"it holds no numbers but {str(dtype)[:80]}")

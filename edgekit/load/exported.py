@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 
 from edgekit.core.files import DAMAGED_ZIP, temporary
+from edgekit.core.foreign import translated
 from edgekit.errors import SourceError, UntrustedSourceError
 from edgekit.graph.nested import Adapter, template, unique
 from edgekit.load import module as modules
-from edgekit.load.foreign import translated
 from edgekit.load.tensors import NotTensorsError, read_tensors
 from edgekit.types import Json, Permit, SourceSpec, TorchModel
 

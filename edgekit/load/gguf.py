@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
+from edgekit.core.foreign import translated
 from edgekit.core.quiet import silence
 from edgekit.errors import MissingExtraError, SourceError
 from edgekit.load import module as modules
-from edgekit.load.foreign import translated
 from edgekit.load.gguf_reader import open_gguf
 from edgekit.load.huggingface import offline
 from edgekit.load.huggingface_sizes import refuse_missing

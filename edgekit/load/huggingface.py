@@ -14,9 +14,9 @@ from typing import Any, Protocol, cast
 
 import torch
 
+from edgekit.core.foreign import translated
 from edgekit.errors import MissingExtraError, SourceError, UntrustedSourceError
 from edgekit.load import module as modules
-from edgekit.load.foreign import translated
 from edgekit.load.huggingface_sizes import refuse_hollow, refuse_missing
 from edgekit.load.shapes import PADDING
 from edgekit.load.usercode import guarded

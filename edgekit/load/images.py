@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekit.core.foreign import translated
 from edgekit.errors import DataError
 from edgekit.load.classes import Classes, numbers
-from edgekit.load.foreign import translated
 from edgekit.preprocess.declared import completed
 from edgekit.types import TensorSpec
 

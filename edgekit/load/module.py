@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
+from edgekit.core.foreign import attempted
 from edgekit.errors import FactoryError, SourceError
 from edgekit.graph import nested
 from edgekit.graph.float32 import Float32, asks_for_half, in_float32
@@ -66,10 +67,9 @@ def bind(module: ModuleLike, example: object, *, what: str) -> TorchModel:
 
 def _first_run(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[object, bool]:
     """What the module returns, and whether it computes in 16 bits on its way."""
-    try:
-        return asks_for_half(lambda: invoke(module, copied(inputs)))
-    except Exception:  # noqa: BLE001 - a compiled part may not run while it is watched
-        return _unwatched(module, inputs)
+    ran = attempted(lambda: asks_for_half(lambda: invoke(module, copied(inputs))))
+    # A compiled part may not run while it is watched.
+    return _unwatched(module, inputs) if isinstance(ran, Exception) else ran
 
 
 def _unwatched(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[object, bool]:

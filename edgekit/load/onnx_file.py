@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from edgekit.core.foreign import translated
 from edgekit.errors import SourceError
 from edgekit.graph import io
-from edgekit.load.foreign import translated
 from edgekit.types import OnnxModel, Permit, SourceSpec, TensorSpec
 
 

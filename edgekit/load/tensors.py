@@ -7,6 +7,7 @@ from typing import IO
 
 import torch
 
+from edgekit.core.foreign import attempted
 from edgekit.errors import SourceError
 
 
@@ -16,12 +17,11 @@ class NotTensorsError(SourceError):
 
 def read_tensors(file: Path | IO[bytes]) -> object:
     """Tensors in dicts, lists and tuples, as ``torch.save`` wrote them. Raises :class:`NotTensorsError` for others."""
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    # The unpickler runs a program that the file gives it: besides UnpicklingError it raises whatever that program's
-    # operations do (AttributeError, IndexError, RuntimeError, EOFError, MemoryError …).
-    except Exception as error:
+    # The unpickler runs a program that the file gives it, and raises whatever that program's operations do.
+    read: object = attempted(lambda: torch.load(file, map_location="cpu", weights_only=True))
+    if isinstance(read, Exception):
         raise NotTensorsError(
             "the pickle holds more than tensors, or is damaged",
             hint="save a state dict of plain tensors with torch.save",
-        ) from error
+        ) from read
+    return read

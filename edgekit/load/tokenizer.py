@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from edgekit.core.foreign import translated
 from edgekit.core.quiet import silence
 from edgekit.errors import MissingExtraError, SourceError
-from edgekit.load.foreign import translated
 from edgekit.load.gguf import alone
 from edgekit.load.huggingface import offline
 from edgekit.types import Json, SourceSpec

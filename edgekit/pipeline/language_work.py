@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -13,11 +14,11 @@ from torch import nn
 
 from edgekit.artifact.language import Answers, Chat, Continuation, Passage, Words
 from edgekit.core import plugins
+from edgekit.core.foreign import attempted, translated
 from edgekit.core.progress import Progress
 from edgekit.errors import DataError, SourceError, UnsupportedError
 from edgekit.load import decoder as decoders
 from edgekit.load.decoder import Decoder, Linear
-from edgekit.load.foreign import translated
 from edgekit.load.source import Source
 from edgekit.load.texts import Text
 from edgekit.load.tokenizer import Tokenizer, save, tokenizer
@@ -199,9 +200,8 @@ def _chats(words: Tokenizer) -> tuple[tuple[Chat, ...], int]:
     found = []
     for conversation in CONVERSATIONS:
         messages, tools, prompt = conversation.messages, conversation.tools, conversation.prompt
-        try:
-            text = _chat(words, messages, tools, prompt)
-        except Exception:  # noqa: BLE001, S112 - templates raise what they like: it is how they refuse
+        text = attempted(partial(_chat, words, messages, tools, prompt))
+        if isinstance(text, Exception):  # templates raise what they like: it is how they refuse
             continue
         if tools and not any(name in text for name in _names(tools)):
             continue

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from edgekit.load.foreign import translated
+from edgekit.core.foreign import translated
 from edgekit.load.gguf_reader import open_gguf
 from edgekit.quantize.block_weights import BLOCK, BlockWeights
 

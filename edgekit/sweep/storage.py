@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.core import files
+from edgekit.core.foreign import translated
 from edgekit.errors import BackendError, ContainerError, MissingExtraError, first_line
 
 _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl")
@@ -45,7 +46,7 @@ class Storage:
     def put(self, name: str, data: bytes) -> None:
         """Write an object. Raises :class:`BackendError` where the storage refuses it."""
         path = f"{self._root}/{name}"
-        try:
+        with translated(self.url, hint=_HINT, kind=BackendError):
             if not self._local:
                 self._fs.pipe_file(path, data)
                 return
@@ -53,32 +54,24 @@ class Storage:
             self._fs.pipe_file(part, data)
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             Path(part).replace(path)
-        except Exception as error:
-            raise self._failed(error) from error
 
     def get(self, name: str) -> bytes | None:
         """An object; ``None`` where there is none. Raises :class:`BackendError`."""
-        try:
-            data: bytes = self._fs.cat_file(f"{self._root}/{name}")
-        except FileNotFoundError:
-            return None
-        except Exception as error:
-            raise self._failed(error) from error
-        return bytes(data)
+        with translated(self.url, hint=_HINT, kind=BackendError):
+            try:
+                return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+            except FileNotFoundError:
+                return None
 
     def names(self, folder: str) -> list[str]:
         """The names of the objects in a folder. Raises :class:`BackendError`."""
-        try:
+        with translated(self.url, hint=_HINT, kind=BackendError):
             self._fs.invalidate_cache()
-            found = self._fs.ls(f"{self._root}/{folder}", detail=False)
-        except FileNotFoundError:
-            return []
-        except Exception as error:
-            raise self._failed(error) from error
+            try:
+                found = self._fs.ls(f"{self._root}/{folder}", detail=False)
+            except FileNotFoundError:
+                return []
         return sorted(str(name).rstrip("/").rpartition("/")[2] for name in found)
-
-    def _failed(self, error: Exception) -> BackendError:
-        return BackendError(f"{self.url}: {type(error).__name__}: {first_line(error)}", hint=_HINT)
 
 
 _HINT = "check the URL, the network and the credentials that its file system reads (AWS_…, GOOGLE_…)"

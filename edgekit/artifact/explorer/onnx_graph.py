@@ -9,8 +9,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from edgekit.artifact.explorer.graph import INPUT, OUTPUT, Edge, Graph, Names, Node, Tensor
+from edgekit.core.foreign import translated
 from edgekit.graph import io, macs
-from edgekit.load.foreign import translated
 
 _LONGEST = 200
 _WIDE = frozenset({ir.AttributeType.TENSOR, ir.AttributeType.TENSORS, ir.AttributeType.SPARSE_TENSOR})

@@ -8,7 +8,7 @@ from pathlib import Path
 from edgekit.artifact.explorer.graph import INPUT, OUTPUT, Edge, Graph, Names, Node, Tensor
 from edgekit.artifact.inspect import openvino_file
 from edgekit.artifact.inspect.openvino_file import Layer, Scope
-from edgekit.load.foreign import translated
+from edgekit.core.foreign import translated
 
 _ENDS = {"Parameter": INPUT, "Result": OUTPUT}
 _CONSTANT = "Const"

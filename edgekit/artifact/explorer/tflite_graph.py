@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgekit.artifact.explorer.graph import INPUT, OUTPUT, Edge, Graph, Names, Node, Tensor
 from edgekit.artifact.inspect.tflite_file import Subgraph
 from edgekit.backends.tflite.reading import read_tree
-from edgekit.load.foreign import translated
+from edgekit.core.foreign import translated
 
 if TYPE_CHECKING:
     from ai_edge_litert import schema_py_generated as schema

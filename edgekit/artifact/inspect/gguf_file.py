@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.artifact.inspect.inspection import Inspection, Scales, StoredWeight, Tally
+from edgekit.core.foreign import translated
 from edgekit.errors import MissingExtraError
-from edgekit.load.foreign import translated
 from edgekit.load.gguf_reader import open_gguf
 from edgekit.types import Json
 

@@ -20,10 +20,10 @@ from edgekit.artifact.inspect.inspection import (
     times_read,
     uncounted,
 )
+from edgekit.core.foreign import translated
 from edgekit.errors import SourceError
 from edgekit.graph import io, macs, ops
 from edgekit.graph.ops import Trait
-from edgekit.load.foreign import translated
 from edgekit.types import TensorSpec
 
 _CARRIERS = ops.named(Trait.VIEW | Trait.PERMUTES | Trait.PASSES) | {"Cast"}

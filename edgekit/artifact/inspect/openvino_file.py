@@ -23,8 +23,8 @@ from edgekit.artifact.inspect.inspection import (
     times_read,
     uncounted,
 )
+from edgekit.core.foreign import translated
 from edgekit.errors import SourceError
-from edgekit.load.foreign import translated
 from edgekit.types import TensorSpec
 
 _MOST_TEXT = 1 << 30

@@ -19,7 +19,7 @@ from edgekit.artifact.inspect.inspection import (
 )
 from edgekit.backends.tflite import flatbuffer_schema
 from edgekit.backends.tflite.reading import read_tree
-from edgekit.load.foreign import translated
+from edgekit.core.foreign import translated
 from edgekit.types import Json, TensorSpec
 
 if TYPE_CHECKING:

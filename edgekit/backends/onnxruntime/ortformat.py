@@ -15,8 +15,8 @@ from pathlib import Path
 import flatbuffers
 from flatbuffers.table import Table
 
+from edgekit.core.foreign import translated
 from edgekit.errors import BackendError
-from edgekit.load.foreign import translated
 
 _IDENTIFIER = b"ORTM"
 _ALIGNMENT = 16

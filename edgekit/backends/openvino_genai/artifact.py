@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from edgekit.backends.openvino_genai import graph
-from edgekit.errors import BackendError, MissingExtraError, first_line
+from edgekit.core.foreign import translated
+from edgekit.errors import BackendError, MissingExtraError
 from edgekit.types import Json, Lowered, Option, Precision, Target, TensorSpec
 
 if TYPE_CHECKING:
@@ -88,13 +89,12 @@ def _tokenizer(folder: Path) -> tuple[Any, Any]:
     import transformers
 
     words = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    try:
+    with translated(
+        "OpenVINO Tokenizers does not take this tokenizer",
+        hint="build ort-genai-int4 and its siblings, which read tokenizer.json",
+        kind=BackendError,
+    ):
         made: tuple[Any, Any] = openvino_tokenizers.convert_tokenizer(words, with_detokenizer=True)
-    except Exception as error:
-        raise BackendError(
-            f"OpenVINO Tokenizers does not take this tokenizer: {first_line(error)}",
-            hint="build ort-genai-int4 and its siblings, which read tokenizer.json",
-        ) from error
     return made
 
 

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from edgekit.backends.tflite.ir import Array
+from edgekit.core.foreign import attempted
 
 Attributes: TypeAlias = Mapping[str, object]
 
@@ -83,12 +84,10 @@ def _reference(
     ]
     imports = [helper.make_opsetid(domain, opset)]
     model = helper.make_model(helper.make_graph([node], "fold", infos, outs), opset_imports=imports)
-    try:
-        outputs = ReferenceEvaluator(model).run(None, values)
-    # The reference implementation raises whatever its numpy code meets: the node is lowered like any other
-    # then.
-    except Exception as error:
-        raise NotFoldable from error
+    # The reference implementation raises whatever its numpy code meets: the node is lowered like any other then.
+    outputs = attempted(lambda: ReferenceEvaluator(model).run(None, values))
+    if isinstance(outputs, Exception):
+        raise NotFoldable from outputs
     if not all(isinstance(o, np.ndarray) for o in outputs):
         raise NotFoldable
     return tuple(outputs)

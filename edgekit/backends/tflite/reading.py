@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from edgekit.backends.tflite import flatbuffer_schema
-from edgekit.load.foreign import translated
+from edgekit.core.foreign import translated
 
 if TYPE_CHECKING:
     from ai_edge_litert import schema_py_generated as schema

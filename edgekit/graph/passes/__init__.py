@@ -20,6 +20,7 @@ import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from edgekit.core.foreign import attempted
 from edgekit.core.quiet import silence
 from edgekit.errors import ConfigError, SourceError, UnknownNameError
 from edgekit.graph import io
@@ -246,12 +247,10 @@ def _simplified(original: ir.Model, model: OnnxModel, check: _Check, out: Path, 
 
     proto = ir.to_proto(original)
     with silence(native=True):
-        try:
-            simplified, _ = onnxsim.simplify(proto, skipped_optimizers=_SKIPPED)
-            candidate: ir.Model = ir.from_proto(simplified)
-        except Exception as error:  # noqa: BLE001 - a failing simplifier must not fail the build
-            notes.append(f"onnxsim failed: {_line(error)}")
-            return original
+        candidate = attempted(lambda: ir.from_proto(onnxsim.simplify(proto, skipped_optimizers=_SKIPPED)[0]))
+    if isinstance(candidate, Exception):  # a failing simplifier must not fail the build
+        notes.append(f"onnxsim failed: {_line(candidate)}")
+        return original
     _copy_scopes(original, candidate)
     _keep_axes(candidate, model)
     result = io.save(candidate, out)

@@ -154,8 +154,8 @@ def _header(file: IO[bytes], size: int) -> _Header:
     """The header of the next record, the file then being at its data. Before anything is allocated: a shape of -1 would
     be all that is left, terabytes are only claimed, and numpy divides by the size of a type that has none."""
     read = attempted(lambda: _described(file))  # a literal of anybody's
-    if not isinstance(read, tuple):
-        raise ValueError(f"its header is damaged: {first_line(read)}") from read
+    if isinstance(read, Exception):
+        raise ValueError(f"its header is damaged: {first_line(read)}") from read  # noqa: TRY004
     found, dtype = read
     shape = found["shape"]
     if dtype.kind in "OV" or not dtype.itemsize:

@@ -247,10 +247,11 @@ def _simplified(original: ir.Model, model: OnnxModel, check: _Check, out: Path, 
 
     proto = ir.to_proto(original)
     with silence(native=True):
-        candidate = attempted(lambda: ir.from_proto(onnxsim.simplify(proto, skipped_optimizers=_SKIPPED)[0]))
-    if isinstance(candidate, Exception):  # a failing simplifier must not fail the build
-        notes.append(f"onnxsim failed: {_line(candidate)}")
+        made = attempted(lambda: ir.from_proto(onnxsim.simplify(proto, skipped_optimizers=_SKIPPED)[0]))
+    if isinstance(made, Exception):  # a failing simplifier must not fail the build
+        notes.append(f"onnxsim failed: {_line(made)}")
         return original
+    candidate: ir.Model = made
     _copy_scopes(original, candidate)
     _keep_axes(candidate, model)
     result = io.save(candidate, out)

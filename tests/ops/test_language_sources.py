@@ -21,12 +21,13 @@ from language_models import folder
 from safetensors.torch import load_file, save_file
 
 import edgekit
+from edgekit.core import foreign
 from edgekit.core.config import Options
 from edgekit.core.progress import Silent
 from edgekit.core.store import Store
 from edgekit.errors import DataError, EdgekitError, SourceError, UnsupportedError
-from edgekit.load import foreign, spec, texts, tokenizer
 from edgekit.load import gguf as gguf_files
+from edgekit.load import spec, texts, tokenizer
 from edgekit.load.source import Source
 from edgekit.load.texts import Text
 from edgekit.pipeline import language_work

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from edgekit.artifact import proof
+from edgekit.artifact.decisions import Decisions
 from edgekit.artifact.parity import compare
 from edgekit.artifact.proof import apart
 from edgekit.load.data import SampleSet
@@ -18,14 +17,6 @@ from edgekit.types import Gate, Tolerance, Verdict
 if TYPE_CHECKING:
     from edgekit.types import Array
 
-DECISION = 0.5
-"""From where on a score between 0 and 1 says yes."""
-
-_SUM = 1e-3
-"""What probabilities may be from 1 in sum."""
-_MOST_CLASSES = 100
-"""More numbers of both signs are a spectrum or a signal, and no scores."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
@@ -33,8 +24,8 @@ class Rollout:
 
     ``states`` has the output that each state takes, by its input. ``explained`` is the share of variance that the worst
     slice keeps, ``explained_at`` says which. ``decisions`` is the share of equal ones among ``decided``: the highest of
-    several scores, or a score between 0 and 1 from 0.5 on; ``None`` where no output decides anything. ``data`` is what
-    the inputs are, ``noise`` says that they were noise.
+    several scores, a score between 0 and 1 from 0.5 on, a logit above 0; ``None`` where no output decides anything.
+    ``data`` is what the inputs are, ``noise`` says that they were noise.
     """
 
     steps: int
@@ -46,36 +37,6 @@ class Rollout:
     decided: int
     data: str
     noise: bool
-
-
-@dataclass
-class _Decisions:
-    """Of one output: how many are equal of all, as long as it looks as if it decided something."""
-
-    equal: int = 0
-    all: int = 0
-    decides: bool = True
-
-    def add(self, ref: Array, out: Array) -> None:
-        rows = ref.reshape(-1, ref.shape[-1] if ref.ndim else 1)
-        got = out.reshape(rows.shape)
-        if rows.shape[1] == 1:
-            same = (rows >= DECISION) == (got >= DECISION)
-        else:
-            same = rows.argmax(axis=1) == got.argmax(axis=1)
-        self.decides &= ref.ndim <= 2 and _decides(rows)
-        self.equal += int(same.sum())
-        self.all += same.size
-
-
-def _decides(rows: Array) -> bool:
-    """Scores: one between 0 and 1, probabilities of classes, or not too many numbers of both signs (logits)."""
-    low, high = float(rows.min()), float(rows.max())
-    if rows.shape[1] == 1:
-        return low >= 0 and high <= 1
-    if low >= 0:
-        return bool(np.allclose(rows.sum(axis=1), 1, atol=_SUM))
-    return int(rows.shape[1]) <= _MOST_CLASSES
 
 
 def measure(
@@ -90,12 +51,13 @@ def measure(
     """
     noise = data.noise
     parity = compare((states.others(row) for row in reference), outputs, noise=noise)
-    tallies: dict[str, _Decisions] = {}
+    tallies: dict[str, Decisions] = {}
     for row, got in zip(reference, outputs, strict=True):
         for name, array in states.others(row).items():
             if array.dtype.kind == "f" and array.size:
-                tallies.setdefault(name, _Decisions()).add(array, got[name])
-    shares = {n: t.equal / t.all for n, t in tallies.items() if t.decides}
+                tallies.setdefault(name, Decisions()).add(array, got[name])
+    counts = {n: found for n, t in tallies.items() if (found := t.counted()) is not None}
+    shares = {n: equal / decided for n, (equal, decided) in counts.items()}
     least = min(shares, key=lambda n: shares[n], default="")
     return Rollout(
         steps=parity.samples,
@@ -104,7 +66,7 @@ def measure(
         explained=parity.explained,
         explained_at=parity.explained_at,
         decisions=shares.get(least),
-        decided=tallies[least].all if least else 0,
+        decided=counts[least][1] if least else 0,
         data=data.origin,
         noise=noise,
     )

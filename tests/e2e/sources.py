@@ -96,17 +96,17 @@ def slow() -> Iterator[np.ndarray]:
 
 
 class Outlier(nn.Module):
-    """A classifier in which one channel of one layer is a thousand times the others: INT8 sees only that one."""
+    """A classifier in which one channel of one layer is many times the others: INT8 sees only that one."""
 
-    def __init__(self) -> None:
+    def __init__(self, times: float = 1000.0) -> None:
         super().__init__()
         torch.manual_seed(4)
         self.first = nn.Linear(8, 32)
         self.fragile = nn.Linear(32, 32)
         self.last = nn.Linear(32, 4)
         with torch.no_grad():
-            self.fragile.weight[0] *= 1000.0
-            self.last.weight[:, 0] *= 1e-4
+            self.fragile.weight[0] *= times
+            self.last.weight[:, 0] *= 0.1 / times
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.last(self.fragile(torch.tanh(self.first(x))))
@@ -114,6 +114,11 @@ class Outlier(nn.Module):
 
 def outlier():
     return Outlier(), torch.zeros(1, 8)
+
+
+def within_int16():
+    """Beside a hundred times larger values INT16 leaves eight bits to the others, INT8 one."""
+    return Outlier(100.0), torch.zeros(1, 8)
 
 
 class Product(nn.Module):
@@ -132,10 +137,14 @@ def product():
     return Product(), torch.zeros(1, 8)
 
 
-def outlier_labels() -> Iterator[tuple[np.ndarray, int]]:
-    model = Outlier().eval()
+def outlier_labels(times: float = 1000.0) -> Iterator[tuple[np.ndarray, int]]:
+    model = Outlier(times).eval()
     for row in _rows(count=256):
         yield row, int(model(torch.from_numpy(row)).argmax())
+
+
+def within_int16_labels() -> Iterator[tuple[np.ndarray, int]]:
+    yield from outlier_labels(100.0)
 
 
 def bright() -> Iterator[np.ndarray]:

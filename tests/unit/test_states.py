@@ -121,6 +121,59 @@ def test_which_outputs_decide(row, decides):
     assert (rollout.decisions is not None) == decides
 
 
+def _surely(seed: int, *shape: int) -> np.ndarray:
+    """Logits as a trained detector gives them, step by step."""
+    return 4 * np.random.default_rng(seed).standard_normal((400, *shape))
+
+
+def _shaped(values: np.ndarray) -> list[dict[str, Any]]:
+    return [{"y": v.astype(np.float32), "s": np.zeros((1, 3), np.float32)} for v in values]
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-2 * x))
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize(
+    ("values", "decided"),
+    [
+        (_surely(0, 1, 1), 400),
+        (_surely(0, 1, 1, 1), 400),
+        (_sigmoid(_surely(0, 1, 4)), 1600),
+        (_sigmoid(_surely(0, 1, 4, 1)), 1600),
+        (_surely(0, 1, 1, 11), 400),
+        (_surely(0, 1, 5, 11), 2000),
+        (_log_softmax(_surely(0, 1, 3, 128)), 1200),
+        # Gains of a spectrum, a sample of sound, features of a frame, a spectrogram, masks, a number above 1.
+        (np.random.default_rng(0).random((400, 1, 22)), None),
+        (_surely(0, 1, 1) / 8, None),
+        (_surely(0, 1, 5, 11) / 8, None),
+        (_surely(0, 1, 128, 200), None),
+        (_sigmoid(_surely(0, 1, 1, 16, 16)), None),
+        (np.abs(_surely(0, 1, 1)) + 1, None),
+    ],
+)
+def test_what_decides_in_other_shapes_and_scales(values, decided):
+    off = np.where(np.arange(400).reshape(-1, *[1] * (values.ndim - 1)) % 40, values, np.flip(values))
+    rollout = measure(STATES, _shaped(values), _shaped(off), _samples(400))
+    assert rollout.decided == (decided or 0)
+    assert (rollout.decisions is None) == (decided is None)
+    if decided:
+        assert 0.97 < rollout.decisions < 1
+
+
+def test_a_logit_that_changes_its_sign_is_refused():
+    logits = np.where(np.arange(400) % 20, 5.0, -5.0) * np.where(np.arange(400) < 200, 1, -1)
+    flipped = np.where(np.arange(400) % 25, logits, -0.01 * logits)
+    rollout = measure(STATES, _rows(logits), _rows(flipped), _samples(400))
+    assert rollout.decisions == pytest.approx(1 - 16 / 400)
+    assert _verdicts(rollout)["decisions"] is Verdict.FAIL
+
+
 def test_of_random_inputs_decisions_are_only_shown():
     scores = np.linspace(0, 1, 300)
     rollout = measure(STATES, _rows(scores), _rows(1 - scores), _samples(300, "random"))

@@ -146,7 +146,8 @@ class TorchModel:
 
     A factory may return this instead of a bare module. ``dynamic_axes`` maps an input's name to
     ``{axis: name}``; ``labels`` are the class names in output order; ``preprocessing`` is the contract
-    that an app has to keep (see docs/architecture.md); ``notes`` are for the manifest.
+    that an app has to keep, ``postprocessing`` the one that makes probabilities or boxes of the outputs
+    (both: docs/packages.md); ``notes`` are for the manifest.
     """
 
     module: torch.nn.Module
@@ -155,6 +156,7 @@ class TorchModel:
     dynamic_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     preprocessing: Mapping[str, Json] = field(default_factory=dict)
+    postprocessing: Mapping[str, Json] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

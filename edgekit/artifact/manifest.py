@@ -122,6 +122,7 @@ class Manifest:
     task: str = ""
     labels: tuple[str, ...] = ()
     preprocessing: Mapping[str, Json] = field(default_factory=dict)
+    postprocessing: Mapping[str, Json] = field(default_factory=dict)
     calibration: CalibrationRecord | None = None
     golden: GoldenRecord | None = None
     parity: Parity | None = None

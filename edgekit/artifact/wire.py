@@ -278,6 +278,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     task: str = ""
     labels: list[str] = []
     preprocessing: dict[str, Json] = {}
+    postprocessing: dict[str, Json] = {}
     calibration: Calibration | None = None
     golden: Golden | None = None
     parity: Parity | None = None

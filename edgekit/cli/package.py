@@ -34,7 +34,8 @@ from edgekit.core.config import Options
     "--postprocess",
     default="auto",
     show_default=True,
-    help="What makes probabilities of the outputs: softmax, sigmoid, none, or a TOML file (boxes).",
+    help="What makes probabilities of the outputs: softmax, sigmoid, none, or a TOML file (boxes); auto: the "
+    "artifact's own contract, or what its source answers.",
 )
 @click.option(
     "--native",
@@ -64,6 +65,8 @@ def package(artifact: Path, out: Path | None, as_json: bool, **fields: object) -
     say(harmless(str(result.directory)))
     for file in result.files:
         say(harmless(f"  {file}"), err=True)
+    for note in result.notes:
+        say(harmless(f"note: {note}"), err=True)
     for finding in result.native.findings:
         say(
             harmless(f"{'refused by Google Play' if finding.refuses else 'note'}: {finding.message}"),

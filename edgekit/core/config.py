@@ -34,6 +34,9 @@ BUILD_SETTINGS = (
 
 FILE = "edgekit.toml"
 
+CONTRACTS = ("preprocessing", "postprocessing")
+"""Tables that a file alone can say."""
+
 _NOTHING: Mapping[str, object] = {}
 _NO_SETTINGS: Mapping[str, Option] = {}
 
@@ -94,6 +97,13 @@ class Options:
         _NOTHING,
         Declared(
             help="The preprocessing contract of the model's images, in place of the source's.", group=_MODEL
+        ),
+    )
+    postprocessing: Mapping[str, object] = option(
+        _NOTHING,
+        Declared(
+            help="The post-processing contract of the outputs for packages, in place of the source's.",
+            group=_MODEL,
         ),
     )
     shape: Mapping[str, Option] = option(
@@ -479,7 +489,7 @@ def _from_environment() -> dict[str, object]:
     values: dict[str, object] = {}
     for name, field in declared_options(Options).items():
         text = os.environ.get(field.variable)
-        if text and name != "preprocessing":
+        if text and name not in CONTRACTS:
             values[name] = field.from_text(text, where=field.variable)
             if field.declared.personal and values[name]:
                 raise _only_the_user(name, f"{field.variable}={text}")

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edgekit.core.config import Options
+from edgekit.core.config import CONTRACTS, Options
 from edgekit.core.declared import OptionField, declared_options
 
 _WIDTH = 98
@@ -21,7 +21,8 @@ _EXAMPLES: Mapping[str, str] = {
     "memory": '"8GB"',
     "timeout": "3600",
     "sequence_length": "128",
-    "preprocessing": "{ size = [224, 224], mean = [0.485, 0.456, 0.406], std = [0.229, 0.224, 0.225] }",
+    "preprocessing": "{ resize = [224, 224], mean = [0.485, 0.456, 0.406], std = [0.229, 0.224, 0.225] }",
+    "postprocessing": '{ kind = "softmax" }',
 }
 """Values of options that have no default to show."""
 
@@ -36,7 +37,7 @@ def starter(source: str, given: Mapping[str, object]) -> str:
     groups: dict[str, list[OptionField]] = {}
     for field in declared_options(Options).values():
         declared = field.declared
-        if ("build" in declared.commands and not declared.personal) or field.name == "preprocessing":
+        if ("build" in declared.commands and not declared.personal) or field.name in CONTRACTS:
             groups.setdefault(declared.group, []).append(field)
     for title, fields in groups.items():
         lines += ["", f"# --- {title} {'-' * (70 - len(title))}"]

@@ -37,6 +37,7 @@ def from_result(result: object, what: str, example: Callable[[], object] | None)
             dynamic_axes=result.dynamic_axes,
             labels=tuple(result.labels),
             preprocessing=result.preprocessing,
+            postprocessing=result.postprocessing,
         )
     module, *inputs = result if isinstance(result, tuple) and len(result) == 2 else (result,)
     if isinstance(module, torch.export.ExportedProgram):

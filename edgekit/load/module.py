@@ -97,6 +97,7 @@ def complete(
     dynamic_axes: Mapping[str, Mapping[int, str]],
     labels: tuple[str, ...] = (),
     preprocessing: Mapping[str, Json] | None = None,
+    postprocessing: Mapping[str, Json] | None = None,
 ) -> TorchModel:
     """Add what the source says about a model; dynamic axes are checked against the example inputs."""
     for name, axes in dynamic_axes.items():
@@ -116,7 +117,12 @@ def complete(
         for name, axes in dynamic_axes.items()
     }
     return dataclasses.replace(
-        model, task=task, dynamic_axes=positive, labels=labels, preprocessing=preprocessing or {}
+        model,
+        task=task,
+        dynamic_axes=positive,
+        labels=labels,
+        preprocessing=preprocessing or {},
+        postprocessing=postprocessing or {},
     )
 
 

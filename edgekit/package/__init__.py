@@ -41,12 +41,14 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A package that was written: its folder, its files (relative, sorted), and the native libraries that it brings."""
+    """A package that was written: its folder, its files (relative, sorted), the native libraries that it brings, and
+    ``notes`` on what was decided."""
 
     format: str
     directory: Path
     files: tuple[str, ...]
     native: Native = field(default_factory=Native)
+    notes: tuple[str, ...] = ()
 
 
 def package(artifact: Artifact, spec: PackageSpec, out: Path) -> Package:
@@ -103,4 +105,4 @@ def package(artifact: Artifact, spec: PackageSpec, out: Path) -> Package:
             seal(work, spec.sign_key)
         publish(work, out)
     names = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
-    return Package(format=spec.format, directory=out, files=tuple(names), native=found)
+    return Package(format=spec.format, directory=out, files=tuple(names), native=found, notes=contents.notes)

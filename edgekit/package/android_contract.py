@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable
 
 from edgekit.package.descriptor import Descriptor, GoldenCase, TensorFile
-from edgekit.package.postprocess import Postprocessing
 from edgekit.preprocess.contract import Preprocessing
+from edgekit.preprocess.postprocessing import Postprocessing
 from edgekit.types import TensorSpec
 
 ACCELERATORS = ("cpu", "gpu", "npu")

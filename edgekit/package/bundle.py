@@ -17,10 +17,11 @@ from pathlib import Path, PurePosixPath
 from edgekit import entropy
 from edgekit.core.files import DAMAGED_ZIP, read, temporary
 from edgekit.errors import ContainerError, SourceError, UntrustedSourceError, UsageError
-from edgekit.package import descriptor, postprocess, readme, signing, writing
+from edgekit.package import descriptor, readme, signing, writing
 from edgekit.package.contents import Content, Contents
 from edgekit.package.descriptor import Descriptor
 from edgekit.package.formats import Format
+from edgekit.preprocess import postprocessing
 from edgekit.types import sha256_file
 
 FORMAT = Format(
@@ -321,7 +322,7 @@ def _refuse_unknown_names(described: Descriptor) -> None:
         raise SourceError(f"{descriptor.FILE_NAME} {what} the model does not have", hint=_REFUSE)
     if after is not None:
         try:
-            postprocess.check(after, described.outputs)
+            postprocessing.check(after, described.outputs)
         except UsageError as e:
             raise SourceError(f"{descriptor.FILE_NAME}: {e}", hint=_REFUSE) from e
     if described.labels is None and any(c.label for c in described.golden.cases):

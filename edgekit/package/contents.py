@@ -28,9 +28,10 @@ from edgekit.package.descriptor import (
     arithmetic,
     encode,
 )
-from edgekit.package.postprocess import Postprocessing
+from edgekit.preprocess import postprocessing
 from edgekit.preprocess.contract import Preprocessing, bound
 from edgekit.preprocess.declared import completed
+from edgekit.preprocess.postprocessing import Postprocessing
 from edgekit.types import TensorSpec, Verdict, sha256_bytes
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ _CONVERTERS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxsim")
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """A checked artifact and the files that its packages share, by name relative to the package."""
+    """A checked artifact and the files that its packages share, by name relative to the package. ``notes`` are for who
+    writes the package."""
 
     artifact: Artifact
     spec: PackageSpec
@@ -54,6 +56,7 @@ class Contents:
     labels: tuple[str, ...]
     cases: tuple[golden.Case, ...]
     files: Mapping[str, Content]
+    notes: tuple[str, ...] = ()
 
     @property
     def model(self) -> Path:
@@ -81,7 +84,12 @@ def collect(artifact: Artifact, spec: PackageSpec, *, one_file: bool = False) ->
     contract = _contract(artifact)
     labels = _labels(artifact, spec)
     asked = spec.postprocess
-    stated = asked if isinstance(asked, Postprocessing) else postprocess.read(asked)
+    stated, contradiction = postprocess.preferred(
+        asked if isinstance(asked, Postprocessing) else postprocess.read(asked),
+        postprocessing.from_mapping(
+            artifact.manifest.postprocessing, where=f"{artifact.directory}: postprocessing"
+        ),
+    )
     output = _labelled_output(artifact, labels, stated)
     cases = golden.make_cases(artifact, contract)
     post = postprocess.resolve(stated, artifact.manifest.outputs, output, golden.references(artifact))
@@ -115,7 +123,13 @@ def collect(artifact: Artifact, spec: PackageSpec, *, one_file: bool = False) ->
     )
     files["edgekit.json"] = encode(descriptor)
     return Contents(
-        artifact=artifact, spec=spec, descriptor=descriptor, labels=labels, cases=cases, files=files
+        artifact=artifact,
+        spec=spec,
+        descriptor=descriptor,
+        labels=labels,
+        cases=cases,
+        files=files,
+        notes=(contradiction,) if contradiction else (),
     )
 
 
@@ -209,7 +223,7 @@ def _classes_of_boxes(artifact: Artifact, labels: tuple[str, ...], p: Postproces
     found = next((o for o in artifact.manifest.outputs if o.name == p.output), None)
     if found is None or len(found.shape) < 2:
         return None
-    count = postprocess.classes(p, artifact.manifest.outputs)
+    count = postprocessing.classes(p, artifact.manifest.outputs)
     if count not in (None, len(labels)):
         raise UsageError(
             f"there are {len(labels)} labels, but {found.name} has scores of {count} classes",

@@ -14,8 +14,8 @@ from edgekit.core import files
 from edgekit.core.structure import structure
 from edgekit.errors import SourceError, UnknownNameError, UsageError
 from edgekit.package import coordinates, postprocess
-from edgekit.package.postprocess import Postprocessing
 from edgekit.preprocess.contract import Preprocessing
+from edgekit.preprocess.postprocessing import Postprocessing
 from edgekit.types import Gate, Option, Precision, TensorSpec
 
 SCHEMA_VERSION = 2
@@ -42,8 +42,9 @@ class PackageSpec:
     semantic version, ``license`` an SPDX expression for the model, ``sign_key`` a PEM file with an
     Ed25519 private key, ``labels`` a file with one class name a line that replaces the artifact's.
     ``compress`` is the bundle's archive, ``"zip"`` or ``"ekz"`` (see docs/ekz.md). ``postprocess`` is what is done with
-    the outputs: a kind of :data:`postprocess.KINDS`, ``"auto"``, a TOML file, or the contract itself. ``native`` are
-    Android archives or folders whose libraries are looked at in place of those of Maven's and Gradle's caches.
+    the outputs: a kind of :data:`~edgekit.preprocess.postprocessing.KINDS`, a TOML file, or the contract itself;
+    ``"auto"`` takes the artifact's own, or what follows from the source's answers. ``native`` are Android archives or
+    folders whose libraries are looked at in place of those of Maven's and Gradle's caches.
     ``tokenizer`` is the Hugging Face folder whose configuration and tokenizer transformers.js reads.
     ``golden = False`` leaves the test vectors out of an app package, for the build that is released.
     """

@@ -9,8 +9,8 @@ from edgekit.errors import UsageError
 from edgekit.package import sbom
 from edgekit.package.contents import Content, Contents
 from edgekit.package.descriptor import Descriptor
-from edgekit.package.postprocess import Postprocessing
 from edgekit.preprocess.contract import Preprocessing
+from edgekit.preprocess.postprocessing import Postprocessing
 from edgekit.types import TensorSpec
 
 _MOST_LICENSE = 16 << 20

@@ -20,6 +20,7 @@ from edgekit.package import bundle, postprocess
 from edgekit.package.bundle import Bundle
 from edgekit.package.descriptor import TOLERANCES, Descriptor, GoldenCase, TensorFile, arithmetic
 from edgekit.package.golden import relative_error
+from edgekit.preprocess import postprocessing
 from edgekit.types import Device, Gate, TensorSpec, Verdict, sha256_file
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def _width(described: Descriptor, output: TensorSpec) -> int | str | None:
     """How many classes the labelled output has, ``None`` where that is dynamic."""
     p = described.postprocessing
     if p is not None and p.is_boxes and p.output == output.name:
-        return postprocess.classes(p, described.outputs)
+        return postprocessing.classes(p, described.outputs)
     return output.shape[-1] if output.shape else 1
 
 

@@ -42,7 +42,7 @@ from edgekit.load.data import (
 from edgekit.load.shapes import SampleForm, Shapes
 from edgekit.load.source import Source
 from edgekit.load.states import states_of
-from edgekit.pipeline import compress, speed, stages
+from edgekit.pipeline import compress, postprocessing, speed, stages
 from edgekit.pipeline.candidates import (
     Candidate,
     Data,
@@ -160,7 +160,9 @@ def prepare(request: Request, context: BuildContext) -> Prepared:
         trust.remember(context.store, source.spec, source.record)
     if not options.preprocessing and (unfit := doubt(graph.exported.record)):
         context.progress.note(f"the source's own {unfit}; [preprocessing] in edgekit.toml takes its place")
+    postprocessing.stated(options, graph.exported.record)  # before the data is read
     data = gather(request, context, source, graph.exported)
+    postprocessing.refuse_wrong(context, graph, data.verification)
     calibrated: Calibrated | None = None
     findings: tuple[Finding, ...] = ()
     covered: tuple[Coverage, ...] | None = None

@@ -28,7 +28,7 @@ from edgekit.core.versions import EDGEKIT
 from edgekit.devices.engines import builder_of
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.load.data import RANDOM, SampleSet
-from edgekit.pipeline import pixels
+from edgekit.pipeline import pixels, postprocessing
 from edgekit.pipeline.pixels import Pixels
 from edgekit.pipeline.speed import Speed
 from edgekit.pipeline.stages import Calibrated, Exported, LoweredFiles
@@ -189,6 +189,7 @@ def describe(product: Product, status: Status, directory: Path) -> Manifest:
         channels_moved=lowered.channels_moved,
         labels=record.labels,
         preprocessing=_preprocessing(product),
+        postprocessing=_postprocessing(product),
         calibration=_calibration(product),
         golden=kept,
         task=record.task,
@@ -237,6 +238,12 @@ def _preprocessing(product: Product) -> dict[str, Json]:
     stated = product.options.preprocessing or record.preprocessing
     contract = completed(stated, record.model.inputs)
     return contract.to_mapping() if contract is not None else dict(to_builtins(stated))
+
+
+def _postprocessing(product: Product) -> dict[str, Json]:
+    """The declared contract with its output named; nothing where none was declared."""
+    contract = postprocessing.stated(product.options, product.exported.record)
+    return contract.to_mapping() if contract is not None else {}
 
 
 def _same(manifest: Manifest, final: Path) -> bool:

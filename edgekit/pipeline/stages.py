@@ -108,7 +108,8 @@ def export(context: BuildContext, source: Source) -> Exported:
         record = read_model(fresh)
         source.identify(record.model.sha256)
         # Not in the graph, and yet the result's: the same weights with other class names are another model.
-        facts = (record.task, record.labels, record.preprocessing, sha256_file(fresh / "example"))
+        contracts = (record.preprocessing, record.postprocessing)
+        facts = (record.task, record.labels, *contracts, sha256_file(fresh / "example"))
         said = {"declared": sha256_bytes(canonical_json(facts))}
         return _exported(context, source, lambda out: _copy(fresh, out), said)
 

@@ -186,6 +186,7 @@ def _exported(model: TorchModel, out: Path) -> tuple[ModelRecord, dict[str, Arra
         task=model.task,
         labels=model.labels,
         preprocessing=model.preprocessing,
+        postprocessing=model.postprocessing,
         notes=(*model.notes, *report.notes),
         details=to_builtins(report),
     )

@@ -103,6 +103,7 @@ def _prepared_by(options: Options) -> Mapping[str, object]:
         "bind",
         "sequence_length",
         "preprocessing",
+        "postprocessing",
         "task",
         "train",
         "processes",

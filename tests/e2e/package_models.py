@@ -16,7 +16,7 @@ from torch import nn
 
 import edgekit
 from edgekit.artifact.manifest import Artifact
-from edgekit.package.postprocess import Postprocessing
+from edgekit.preprocess.postprocessing import Postprocessing
 from edgekit.preprocess.readers import from_huggingface
 from edgekit.quantize.calibrate.codes import CODES
 

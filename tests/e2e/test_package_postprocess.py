@@ -22,7 +22,8 @@ from edgekit.artifact.manifest import Artifact
 from edgekit.errors import UsageError
 from edgekit.package import PackageSpec, android_contract, ios_spm, package, postprocess, verify_bundle
 from edgekit.package.descriptor import Descriptor, read
-from edgekit.package.postprocess import Postprocessing, apply
+from edgekit.package.postprocess import apply
+from edgekit.preprocess.postprocessing import Postprocessing
 from edgekit.types import TensorSpec
 
 TEMPLATES = Path(__file__).parents[2] / "targets"

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from edgekit.errors import ConfigError, UnknownNameError, UsageError
-from edgekit.package import postprocess
-from edgekit.package.postprocess import Postprocessing, apply, check, read, resolve
+from edgekit.package.postprocess import apply, preferred, read, resolve
+from edgekit.preprocess import postprocessing
+from edgekit.preprocess.postprocessing import Postprocessing, check, declared
 from edgekit.types import TensorSpec
 
 SCORES = TensorSpec(name="scores", dtype="float32", shape=(1, 3))
@@ -107,7 +108,7 @@ def test_one_output_with_columns_a_background_and_logits() -> None:
         kind="boxes", output="all", boxes="all", box_format="cxcywh", columns=True, activation="sigmoid"
     )
     check(p, (spec,))
-    assert postprocess.classes(p, (spec,)) == 3
+    assert postprocessing.classes(p, (spec,)) == 3
     found = apply(
         Postprocessing(**{**{f: getattr(p, f) for f in p.__dataclass_fields__}, "background": 0}),
         (spec,),
@@ -177,3 +178,69 @@ def test_what_the_command_line_takes(tmp_path: Path) -> None:
         read(str(file))
     with pytest.raises(UsageError, match="cannot read"):
         read(str(tmp_path / "none.toml"))
+
+
+FEATURES = TensorSpec(name="features", dtype="float32", shape=(1, 8))
+
+
+def test_a_declared_contract_names_the_output_of_the_labels() -> None:
+    found = declared({"kind": "softmax"}, (FEATURES, SCORES), ("a", "b", "c"))
+    assert found == Postprocessing(kind="softmax", output="scores")
+    assert found.to_mapping() == {"kind": "softmax", "output": "scores"}
+    assert declared({}, (FEATURES, SCORES)) is None
+    boxes = {"kind": "boxes", "boxes": "boxes", "output": "classes", "size": [40, 20], "most": 7}
+    named = declared(boxes, (BOXES, CLASSES), ("cat", "dog"))
+    assert named is not None
+    assert declared(named.to_mapping(), (BOXES, CLASSES)) == named
+
+
+@pytest.mark.parametrize(
+    ("table", "labels", "words"),
+    [
+        ({"kind": "softmaks"}, 0, "'softmaks'"),
+        ({"kind": "softmax", "outptu": "scores"}, 0, "'outptu'"),
+        ({"output": "scores"}, 0, "kind"),
+        ({"kind": "softmax", "output": "score"}, 0, "'score'"),
+        ({"kind": "softmax"}, 0, "output"),
+        ({"kind": "softmax", "output": "features"}, 3, "scores of 8 classes, and there are 3 labels"),
+        ({"kind": "boxes", "boxes": "features", "output": "scores"}, 0, "boxes are"),
+        ({"kind": "softmax", "output": 3}, 0, "postprocessing"),
+    ],
+)
+def test_a_declaration_of_another_model_is_refused(table: dict[str, object], labels: int, words: str) -> None:
+    names = tuple(f"thing {i}" for i in range(labels))
+    with pytest.raises((ConfigError, UsageError)) as raised:
+        declared(table, (FEATURES, SCORES), names)
+    assert words in str(raised.value)
+    assert raised.value.hint
+
+
+def test_probabilities_get_no_activation() -> None:
+    distributions = [one([0.2, 0.3, 0.5]), one([1.0, 0.0, 0.0])]
+    for kind in ("softmax", "sigmoid"):
+        with pytest.raises(UsageError, match="softmax already"):
+            postprocessing.refuse_second(Postprocessing(kind=kind, output="scores"), distributions)
+    for rows in ([one([0.2, 0.3, 0.9])], [one([3.0, -1.0, 0.5])], []):
+        postprocessing.refuse_second(Postprocessing(kind="softmax", output="scores"), rows)
+    postprocessing.refuse_second(Postprocessing(kind="none", output="scores"), distributions)
+    # Of a detector the corners do not count, and the scores of all candidates do.
+    drawn = np.random.default_rng(0).normal(size=(1, 40, 2)).astype(np.float32)
+    logits, shares = {"boxes": drawn, "classes": drawn}, {"boxes": drawn, "classes": 1 / (1 + np.exp(-drawn))}
+    postprocessing.refuse_second(detector(activation="sigmoid"), [logits])
+    postprocessing.refuse_second(detector(), [shares])
+    with pytest.raises(UsageError, match="between 0 and 1 already"):
+        postprocessing.refuse_second(detector(activation="sigmoid"), [shares])
+
+
+def test_what_the_package_is_told_counts_more_and_a_contradiction_is_said() -> None:
+    own = Postprocessing(kind="softmax", output="scores")
+    assert preferred(None, own) == (own, "")
+    assert preferred(own, None) == (own, "")
+    assert preferred(Postprocessing(kind="softmax"), own) == (own, "")
+    asked, note = preferred(Postprocessing(kind="sigmoid"), own)
+    assert asked == Postprocessing(kind="sigmoid", output="scores")
+    assert "kind = 'sigmoid' was asked for" in note
+    assert "declares kind = 'softmax'" in note
+    _, note = preferred(detector(min_score=0.5), detector())
+    assert "min_score = 0.5" in note
+    assert "max_overlap" not in note

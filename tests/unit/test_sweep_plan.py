@@ -174,7 +174,18 @@ def test_every_option_that_leads_to_files_or_code_is_looked_at():
         "device",
         "out",
     }  # axes, each looked at by itself, and the command line's
-    words = {"set", "shape", "state", "limit", "memory", "method", "accept_data", "log", "accelerator"}
+    words = {
+        "set",
+        "shape",
+        "state",
+        "limit",
+        "memory",
+        "method",
+        "accept_data",
+        "log",
+        "accelerator",
+        "postprocessing",
+    }
     patterns = {"exclude", "int16", "corrections"}
     texts = {n for n, f in declared_options(Options).items() if f.kind not in (bool, int, float)}
     assert texts <= found | named | words | patterns

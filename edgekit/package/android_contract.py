@@ -119,7 +119,8 @@ def _case(case: GoldenCase) -> str:
         f"{image.height if image else 0}, {image.width if image else 0}, "
         f"new GoldenCase.Stored[] {{{_stored(case.inputs)}}}, "
         f"new GoldenCase.Stored[] {{{_stored(case.outputs)}}}, "
-        f"{_stored([case.result]) if case.result else 'null'})"
+        f"{_stored([case.result]) if case.result else 'null'}, "
+        f"{_stored([case.placed]) if case.placed else 'null'})"
     )
 
 

@@ -31,6 +31,7 @@ from edgekit.package.descriptor import (
 from edgekit.preprocess import postprocessing
 from edgekit.preprocess.contract import Preprocessing, bound
 from edgekit.preprocess.declared import completed
+from edgekit.preprocess.frame import frame
 from edgekit.preprocess.postprocessing import Postprocessing
 from edgekit.types import TensorSpec, Verdict, sha256_bytes
 
@@ -108,7 +109,11 @@ def collect(artifact: Artifact, spec: PackageSpec, *, one_file: bool = False) ->
     described = tuple(_stored(case, files, _label(case, named, labels, clear)) for case in cases)
     if post is not None:
         described = tuple(
-            replace(stored, result=_result(post, artifact, case, files))
+            replace(
+                stored,
+                result=_result(post, artifact, case, files),
+                placed=_placed(post, contract, artifact, case, files),
+            )
             for stored, case in zip(described, cases, strict=True)
         )
     if not spec.golden:
@@ -238,6 +243,22 @@ def _result(
     """What the contract makes of a case's outputs, stored beside them."""
     array = postprocess.apply(p, artifact.manifest.outputs, case.outputs)
     (stored,) = _tensor_files({"result": array}, f"golden/{case.name}/result", files)
+    return stored
+
+
+def _placed(
+    p: Postprocessing,
+    contract: Preprocessing | None,
+    artifact: Artifact,
+    case: golden.Case,
+    files: dict[str, Content],
+) -> TensorFile | None:
+    """A detector's result in the pixels of the case's image, where it has one."""
+    if not p.is_boxes or contract is None or case.image is None:
+        return None
+    where = frame(contract, case.image.shape[0], case.image.shape[1])
+    array = postprocess.placed(p, artifact.manifest.outputs, case.outputs, where)
+    (stored,) = _tensor_files({"placed": array}, f"golden/{case.name}/placed", files)
     return stored
 
 

@@ -125,7 +125,8 @@ class GoldenCase:
     """One input and what the runtime made of it when the package was written.
 
     ``image``, where there is one, is what the preprocessing contract turns into ``inputs`` bit for bit.
-    ``label`` is the expected class name, ``result`` what the post-processing contract makes of ``outputs``.
+    ``label`` is the expected class name, ``result`` what the post-processing contract makes of ``outputs``, ``placed``
+    the same with a detector's corners in pixels of ``image``.
     """
 
     name: str
@@ -134,6 +135,7 @@ class GoldenCase:
     image: ImageFile | None = None
     label: str = ""
     result: TensorFile | None = None
+    placed: TensorFile | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +192,8 @@ class Descriptor:
 
 def tensors(case: GoldenCase) -> tuple[TensorFile, ...]:
     """Every tensor that is stored for a case."""
-    return (*case.inputs, *case.outputs, *((case.result,) if case.result is not None else ()))
+    after = (file for file in (case.result, case.placed) if file is not None)
+    return (*case.inputs, *case.outputs, *after)
 
 
 def arithmetic(precision: Precision) -> str:

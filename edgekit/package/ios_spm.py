@@ -144,8 +144,9 @@ def _golden(described: Descriptor, prefix: str) -> list[str]:
         image = case.image
         where = f"{_text(image.file)}, {image.height}, {image.width}" if image else "NULL, 0, 0"
         result = f"{_text(case.result.file)}, {math.prod(case.result.shape)}" if case.result else "NULL, 0"
+        placed = _text(case.placed.file) if case.placed else "NULL"
         rows.append(
-            f"    {{{_text(case.name)}, {_text(case.label)}, {where}, inputs_{i}, outputs_{i}, {result}}},"
+            f"    {{{_text(case.name)}, {_text(case.label)}, {where}, inputs_{i}, outputs_{i}, {result}, {placed}}},"
         )
     # C has no arrays without elements; their number is 0 all the same.
     return [*lines, f"const ek_golden {prefix}_golden[] = {{", *(rows or ["    {0},"]), "};"]

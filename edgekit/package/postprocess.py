@@ -18,6 +18,7 @@ from edgekit.core import files
 from edgekit.core.structure import structure
 from edgekit.errors import DataError, UnknownNameError, UsageError
 from edgekit.package.golden import dequantized
+from edgekit.preprocess.frame import Frame
 from edgekit.preprocess.postprocessing import (
     KINDS,
     Postprocessing,
@@ -35,7 +36,7 @@ AUTO = "auto"
 
 CLOSE = 1e-5
 """How far a wrapper's probability, or corner of a box, may be from Python's for the same outputs: exponentials differ
-in their last bits, and what is stored is float32."""
+in their last bits, and what is stored is float32. Of corners in pixels: of the image's longer side."""
 
 _MOST_FILE = 1 << 20
 
@@ -102,6 +103,15 @@ def apply(p: Postprocessing, specs: Sequence[TensorSpec], outputs: Mapping[str, 
     # Outputs may be infinite, or no number: what comes of that is compared as it is, without a warning.
     with np.errstate(over="ignore", invalid="ignore"):
         return _applied(p, specs, outputs).astype(np.float32)
+
+
+def placed(
+    p: Postprocessing, specs: Sequence[TensorSpec], outputs: Mapping[str, Array], where: Frame
+) -> Array:
+    """What a detector found, float32 ``[K, 6]``, its corners in pixels of the image that ``where`` is of."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows = _applied(p, specs, outputs)
+        return np.concatenate([rows[:, :2], where.in_image(rows[:, 2:])], -1).astype(np.float32)
 
 
 def _applied(p: Postprocessing, specs: Sequence[TensorSpec], outputs: Mapping[str, Array]) -> Array:

@@ -110,7 +110,8 @@ def _after(p: Postprocessing) -> list[str]:
             f"Of each candidate the best class counts{nothing}; less than {p.min_score:g} is dropped, and so is a box "
             f"whose intersection over union with a better one of its class is more than {p.max_overlap:g}. "
             f"At most {p.most}.",
-            "Corners are shares of the model's input: of the image as it was resized and cropped.",
+            "Corners are in pixels of the image that `detect()` was given, not beyond its edges. `boxes(outputs)` "
+            "alone gives them as shares of the model's input: of the image as it was resized and cropped.",
         ]
     what = {
         "none": f"The scores of `classify()` are the values of `{p.output}` as they are.",

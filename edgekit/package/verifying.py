@@ -21,6 +21,8 @@ from edgekit.package.bundle import Bundle
 from edgekit.package.descriptor import TOLERANCES, Descriptor, GoldenCase, TensorFile, arithmetic
 from edgekit.package.golden import relative_error
 from edgekit.preprocess import postprocessing
+from edgekit.preprocess.frame import frame
+from edgekit.preprocess.postprocessing import Postprocessing
 from edgekit.types import Device, Gate, TensorSpec, Verdict, sha256_file
 
 if TYPE_CHECKING:
@@ -198,10 +200,22 @@ class _Replay:
         if contract is None or file is None:
             return "" if contract is None and file is None else "the contract's result is not stored"
         want, got = _load(self.directory, file), postprocess.apply(contract, self.descriptor.outputs, stored)
-        same = want.shape == got.shape and np.allclose(
-            got, want, rtol=0, atol=postprocess.CLOSE, equal_nan=True
+        if not _close(got, want):
+            return "the post-processing contract does not give the stored result"
+        return self._place(contract, case, stored)
+
+    def _place(self, contract: Postprocessing, case: GoldenCase, stored: Mapping[str, Array]) -> str:
+        """What is wrong with the boxes in pixels of the case's image."""
+        before, image = self.descriptor.preprocessing, case.image
+        if not contract.is_boxes or before is None or image is None:
+            return ""
+        if case.placed is None:
+            return "the boxes in the image's pixels are not stored"
+        got = postprocess.placed(
+            contract, self.descriptor.outputs, stored, frame(before, image.height, image.width)
         )
-        return "" if same else "the post-processing contract does not give the stored result"
+        same = _close(got, _load(self.directory, case.placed), max(image.height, image.width))
+        return "" if same else "the boxes are not where they are stored to be in the image"
 
     def _label(self, outputs: Mapping[str, Array]) -> str:
         record = self.descriptor.labels
@@ -209,6 +223,12 @@ class _Replay:
         scores = outputs[record.output]
         index = int(scores.argmax()) if scores.size else -1
         return self.labels[index] if 0 <= index < len(self.labels) else f"number {index}, which has no name"
+
+
+def _close(got: Array, want: Array, unit: float = 1.0) -> bool:
+    return want.shape == got.shape and np.allclose(
+        got, want, rtol=0, atol=postprocess.CLOSE * unit, equal_nan=True
+    )
 
 
 def _limit(described: Descriptor, accelerator: str) -> tuple[float, tuple[str, ...]]:

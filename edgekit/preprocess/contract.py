@@ -275,7 +275,7 @@ class Preprocessing:
         height, width = image.shape[:2]
         if self.resize is None:
             return image
-        target = self._target(height, width)
+        target = self.scaled_size(height, width)
         scaled = resample.resize(image, *target, filter=self.filter, antialias=self.antialias)
         if self.fit != "pad" or isinstance(self.resize, int):
             return scaled
@@ -289,14 +289,16 @@ class Preprocessing:
         if self.crop is None or self.resize is None:
             return image
         size = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
-        margins = [(s - c, _offset(s - c, self.crop_rounding)) for s, c in zip(size, self.crop, strict=True)]
+        margins = [(s - c, offset(s - c, self.crop_rounding)) for s, c in zip(size, self.crop, strict=True)]
         return np.pad(image, [*((first, all_ - first) for all_, first in margins), (0, 0)], mode="edge")
 
-    def _target(self, height: int, width: int) -> tuple[int, int]:
+    def scaled_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image of this size is scaled to, before it is padded or cropped."""
+        if self.resize is None:
+            return height, width
         if isinstance(self.resize, int):
             edge = self.resize  # in integers, rounded down, as torchvision and transformers do
             return (edge, edge * width // height) if height <= width else (edge * height // width, edge)
-        assert self.resize is not None
         if self.fit == "stretch":
             return self.resize
         to_height, to_width = self.resize
@@ -366,11 +368,11 @@ def _cropped(image: Array, size: tuple[int, int], rounding: str) -> Array:
             f"an image of {height}x{width} is smaller than the crop of {size[0]}x{size[1]}",
             hint="use larger images, or resize before cropping",
         )
-    top, left = _offset(height - size[0], rounding), _offset(width - size[1], rounding)
+    top, left = offset(height - size[0], rounding), offset(width - size[1], rounding)
     return image[top : top + size[0], left : left + size[1]]
 
 
-def _offset(margin: int, rounding: str) -> int:
+def offset(margin: int, rounding: str) -> int:
     """Half of the margin: down, or to even as ``round(margin / 2)`` does."""
     half = margin // 2
     return half + (half % 2 if rounding == "half-even" and margin % 2 else 0)

@@ -69,13 +69,18 @@ export interface GoldenCase {
   readonly image: { readonly file: string; readonly height: number; readonly width: number } | null;
   readonly label: string;
   readonly result: TensorFile | null;
+  readonly placed: TensorFile | null;
+}
+
+/** An image's size in pixels. */
+export interface ImageSize {
+  readonly width: number;
+  readonly height: number;
 }
 
 /** RGB or RGBA bytes, row by row (an `ImageData` is one); alpha is ignored. */
-export interface RgbImage {
+export interface RgbImage extends ImageSize {
   readonly data: Uint8Array | Uint8ClampedArray;
-  readonly width: number;
-  readonly height: number;
 }
 
 export type TensorData =
@@ -137,7 +142,10 @@ export interface Category {
   readonly score: number;
 }
 
-/** One object that was found. Corners are shares of the model's input: of the image as it was resized and cropped. */
+/**
+ * One object that was found. Corners are in pixels of the image that was given, and not beyond its edges. Without one they
+ * are shares of the model's input: of the image as it was resized and cropped.
+ */
 export interface Box extends Category {
   readonly left: number;
   readonly top: number;
@@ -166,14 +174,14 @@ export declare class Model {
   predict(image: RgbImage): Promise<Record<string, Tensor>>;
   /** The best classes of an image, best first. Scores are what `descriptor.postprocessing` makes of the outputs. */
   classify(image: RgbImage, count?: number): Promise<Category[]>;
-  /** What a detector finds in an image, best first. */
+  /** What a detector finds in an image, best first, in the image's pixels. */
   detect(image: RgbImage): Promise<Box[]>;
   /** The best classes of outputs that `run` gave. */
   best(outputs: Record<string, Tensor>, count?: number): Category[];
   /** Scores of every class, in the order of `labels`. */
   scores(outputs: Record<string, Tensor>): number[];
-  /** The boxes of outputs that `run` gave. */
-  boxes(outputs: Record<string, Tensor>): Box[];
+  /** The boxes of outputs that `run` gave: in pixels of `image`, or else as shares of the model's input. */
+  boxes(outputs: Record<string, Tensor>, image?: ImageSize): Box[];
   /** The golden vectors' inputs: something to try the model with. */
   examples(): Promise<Example[]>;
   /** Run the golden vectors on this device and accelerator. Rejects where the package has none. */

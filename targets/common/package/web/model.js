@@ -1,7 +1,7 @@
 // The model with its contract, labels and self-test. What differs between runtimes is in runtime.js.
 
-import { close, postprocess } from "./postprocess.js";
-import { preprocess } from "./preprocess.js";
+import { close, placed, postprocess } from "./postprocess.js";
+import { frame, preprocess } from "./preprocess.js";
 import { reader } from "./read.js";
 import { createSession } from "./runtime.js";
 
@@ -138,7 +138,7 @@ export class Model {
 
   /** @param {RgbImage} image */
   async detect(image) {
-    return this.boxes(await this.predict(image));
+    return this.boxes(await this.predict(image), image);
   }
 
   /**
@@ -162,9 +162,13 @@ export class Model {
     return this.#result(this.#contract(false), outputs);
   }
 
-  /** @param {Record<string, Tensor>} outputs */
-  boxes(outputs) {
-    const rows = this.#result(this.#contract(true), outputs);
+  /**
+   * @param {Record<string, Tensor>} outputs
+   * @param {import("./index.js").ImageSize} [image]
+   */
+  boxes(outputs, image) {
+    const found = this.#result(this.#contract(true), outputs);
+    const rows = image ? this.#placed(found, image) : found;
     return Array.from({ length: rows.length / 6 }, (_, i) => {
       const [index, score, left, top, right, bottom] =
         /** @type {[number, number, number, number, number, number]} */ (rows.slice(6 * i, 6 * i + 6));
@@ -242,9 +246,26 @@ export class Model {
     const stored = {};
     for (const file of golden.outputs) stored[file.name] = await this.#tensor(file);
     const want = await this.#tensor(golden.result);
-    return close(this.#result(postprocessing, stored), /** @type {Float32Array} */ (want.data))
+    const got = this.#result(postprocessing, stored);
+    if (!close(got, /** @type {Float32Array} */ (want.data))) {
+      return "the outputs do not become what the post-processing contract says";
+    }
+    if (!golden.placed || !golden.image) return "";
+    const where = await this.#tensor(golden.placed);
+    const unit = Math.max(golden.image.height, golden.image.width);
+    return close(this.#placed(got, golden.image), /** @type {Float32Array} */ (where.data), unit)
       ? ""
-      : "the outputs do not become what the post-processing contract says";
+      : "the boxes are not where they should be in the image";
+  }
+
+  /**
+   * @param {readonly number[]} rows
+   * @param {import("./index.js").ImageSize} image
+   */
+  #placed(rows, image) {
+    const { name, preprocessing } = this.descriptor;
+    if (!preprocessing) throw new Error(`${name} takes no image; use boxes(outputs) alone`);
+    return placed(rows, frame(preprocessing, image), image);
   }
 
   /**

@@ -26,14 +26,39 @@ export function postprocess(contract, outputs) {
 }
 
 /**
- * Whether a result is the expected one.
+ * Rows of boxes with their corners in pixels of the image, not beyond its edges.
+ * @param {readonly number[]} rows
+ * @param {ReturnType<typeof import("./preprocess.js").frame>} frame
+ * @param {{readonly height: number, readonly width: number}} image
+ */
+export function placed(rows, frame, image) {
+  return rows.map((value, i) => {
+    const column = i % 6;
+    if (column < 2) return value;
+    return column % 2
+      ? within((value * frame.inputHeight - frame.top) * (image.height / frame.height), image.height)
+      : within((value * frame.inputWidth - frame.left) * (image.width / frame.width), image.width);
+  });
+}
+
+/**
+ * @param {number} value
+ * @param {number} most
+ */
+function within(value, most) {
+  return Math.min(Math.max(value, 0), most);
+}
+
+/**
+ * Whether a result is the expected one; `unit` is what its values are measured in.
  * @param {readonly number[]} got
  * @param {Float32Array} want
+ * @param {number} [unit]
  */
-export function close(got, want) {
+export function close(got, want, unit = 1) {
   return (
     got.length === want.length &&
-    got.every((v, i) => Object.is(v, want[i]) || Math.abs(v - /** @type {number} */ (want[i])) <= CLOSE)
+    got.every((v, i) => Object.is(v, want[i]) || Math.abs(v - /** @type {number} */ (want[i])) <= CLOSE * unit)
   );
 }
 

@@ -5,6 +5,7 @@
 /** @typedef {import("./index.js").Preprocessing} Preprocessing */
 /** @typedef {import("./index.js").TensorSpec} TensorSpec */
 /** @typedef {import("./index.js").RgbImage} RgbImage */
+/** @typedef {{readonly height: number, readonly width: number}} Size */
 /** @typedef {{data: Uint8Array, height: number, width: number, channels: number}} Pixels */
 
 const PRECISION_BITS = 22;
@@ -44,6 +45,28 @@ export function preprocess(contract, spec, image) {
     }
   }
   return fed;
+}
+
+/**
+ * The rectangle that an image fills in the model's input, in pixels of that; it begins outside where it is cropped.
+ * @param {Preprocessing} contract
+ * @param {Size} image
+ */
+export function frame(contract, image) {
+  const { resize: to, crop } = contract;
+  const pads = contract.fit === "pad" && to !== null && typeof to !== "number";
+  /** @type {readonly [number, number]} */
+  let scaled = [image.height, image.width];
+  if (typeof to === "number") scaled = shortestEdge(to, image);
+  else if (to !== null) scaled = pads ? inside(to, image) : to;
+  const whole = pads ? to : scaled;
+  let [top, left] = [Math.floor((whole[0] - scaled[0]) / 2), Math.floor((whole[1] - scaled[1]) / 2)];
+  if (crop) {
+    top -= offset(whole[0] - crop[0], contract.crop_rounding);
+    left -= offset(whole[1] - crop[1], contract.crop_rounding);
+  }
+  const [inputHeight, inputWidth] = crop ?? whole;
+  return { top, left, height: scaled[0], width: scaled[1], inputHeight, inputWidth };
 }
 
 /**
@@ -107,13 +130,25 @@ function resized(contract, pixels) {
 
 /**
  * @param {number} edge
- * @param {Pixels} pixels
+ * @param {Size} image
  * @returns {[number, number]}
  */
 function shortestEdge(edge, { height, width }) {
   return height <= width
     ? [edge, Math.floor((edge * width) / height)]
     : [Math.floor((edge * height) / width), edge];
+}
+
+/**
+ * The largest size of an image's shape that fits.
+ * @param {readonly [number, number]} size
+ * @param {Size} image
+ * @returns {[number, number]}
+ */
+function inside([to, across], { height, width }) {
+  return across * height <= to * width
+    ? [Math.max(1, Math.floor((2 * height * across + width) / (2 * width))), across]
+    : [to, Math.max(1, Math.floor((2 * width * to + height) / (2 * height)))];
 }
 
 /**
@@ -124,12 +159,7 @@ function shortestEdge(edge, { height, width }) {
  * @returns {Pixels}
  */
 function padded(contract, pixels, height, width) {
-  let [h, w] = [height, width];
-  if (width * pixels.height <= height * pixels.width) {
-    h = Math.max(1, Math.floor((2 * pixels.height * width + pixels.width) / (2 * pixels.width)));
-  } else {
-    w = Math.max(1, Math.floor((2 * pixels.width * height + pixels.height) / (2 * pixels.height)));
-  }
+  const [h, w] = inside([height, width], pixels);
   const inner = resize(pixels, h, w, contract);
   const { channels } = pixels;
   const data = new Uint8Array(height * width * channels).fill(contract.pad_value);

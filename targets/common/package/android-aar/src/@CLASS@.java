@@ -172,13 +172,13 @@ public final class @CLASS@ implements Closeable {
         return best(predict(rgb, width, height), count);
     }
 
-    /** What a detector finds, best first. */
+    /** What a detector finds, best first, in the image's pixels. */
     public List<Box> detect(Bitmap bitmap) {
-        return boxes(predict(bitmap));
+        return boxes(predict(bitmap), bitmap.getWidth(), bitmap.getHeight());
     }
 
     public List<Box> detect(byte[] rgb, int width, int height) {
-        return boxes(predict(rgb, width, height));
+        return boxes(predict(rgb, width, height), width, height);
     }
 
     /** The best classes of outputs that {@link #run} gave. */
@@ -210,11 +210,26 @@ public final class @CLASS@ implements Closeable {
         return postprocessor.scores(outputs.get(spec.name).floats(spec), width);
     }
 
-    /** The boxes of outputs that {@link #run} gave. */
+    /** The boxes of outputs that {@link #run} gave, as shares of the model's input. */
     public List<Box> boxes(Map<String, Tensor> outputs) {
         check(true);
+        return boxes(rows(outputs));
+    }
+
+    /** The boxes of outputs that {@link #run} gave, in pixels of the image that it was fed. */
+    public List<Box> boxes(Map<String, Tensor> outputs, int width, int height) {
+        check(true);
+        imageSpec();
+        return boxes(placed(rows(outputs), width, height));
+    }
+
+    private static List<double[]> placed(List<double[]> rows, int width, int height) {
+        return Postprocessor.placed(rows, Preprocessor.frame(Contract.IMAGE, height, width), height, width);
+    }
+
+    private List<Box> boxes(List<double[]> rows) {
         List<Box> found = new ArrayList<>();
-        for (double[] row : rows(outputs)) {
+        for (double[] row : rows) {
             found.add(new Box((int) row[0], label((int) row[0]), row));
         }
         return found;
@@ -294,8 +309,16 @@ public final class @CLASS@ implements Closeable {
         }
         Tensor want = assets.tensor(golden.result.file, golden.result.dtype, golden.result.shape);
         double[] got = Contract.RESULT.givesBoxes() ? Postprocessor.flat(rows(stored)) : scores(stored);
-        return Postprocessor.close(got, want.values())
-                ? "" : "the outputs do not become what the post-processing contract says";
+        if (!Postprocessor.close(got, want.values(), 1)) {
+            return "the outputs do not become what the post-processing contract says";
+        }
+        if (golden.placed == null || Contract.IMAGE == null) {
+            return "";
+        }
+        Tensor where = assets.tensor(golden.placed.file, golden.placed.dtype, golden.placed.shape);
+        double[] here = Postprocessor.flat(placed(rows(stored), golden.width, golden.height));
+        return Postprocessor.close(here, where.values(), Math.max(golden.width, golden.height))
+                ? "" : "the boxes are not where they should be in the image";
     }
 
     private List<double[]> rows(Map<String, Tensor> outputs) {

@@ -1,6 +1,9 @@
 package @ID@;
 
-/** One object that was found. Corners are shares of the model's input: of the image as it was resized and cropped. */
+/**
+ * One object that was found. Corners are in pixels of the image that was given, and not beyond its edges. Without one they
+ * are shares of the model's input: of the image as it was resized and cropped.
+ */
 public final class Box {
     public final int index;
     public final String label;

@@ -11,10 +11,12 @@ final class GoldenCase {
     final Stored[] outputs;
     /** What the post-processing contract makes of the outputs, or null. */
     final Stored result;
+    /** The same with boxes in pixels of the image, or null. */
+    final Stored placed;
 
     GoldenCase(
             String name, String label, String image, int height, int width, Stored[] inputs, Stored[] outputs,
-            Stored result) {
+            Stored result, Stored placed) {
         this.name = name;
         this.label = label;
         this.image = image;
@@ -23,6 +25,7 @@ final class GoldenCase {
         this.inputs = inputs;
         this.outputs = outputs;
         this.result = result;
+        this.placed = placed;
     }
 
     /** One tensor in a file, in the order of the model's inputs or outputs. */

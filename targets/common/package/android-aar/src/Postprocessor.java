@@ -56,10 +56,29 @@ final class Postprocessor {
         return suppressed(candidates);
     }
 
-    static boolean close(double[] got, double[] want) {
+    /** Rows of boxes with their corners in pixels of an image, not beyond its edges; {@code frame} is where it lies. */
+    static List<double[]> placed(List<double[]> rows, int[] frame, int height, int width) {
+        List<double[]> found = new ArrayList<>();
+        for (double[] row : rows) {
+            double[] here = row.clone();
+            for (int k = 2; k < 6; k += 2) {
+                here[k] = within((row[k] * frame[5] - frame[1]) * ((double) width / frame[3]), width);
+                here[k + 1] = within((row[k + 1] * frame[4] - frame[0]) * ((double) height / frame[2]), height);
+            }
+            found.add(here);
+        }
+        return found;
+    }
+
+    private static double within(double value, double most) {
+        return Math.min(Math.max(value, 0), most);
+    }
+
+    /** Whether a result is the expected one; {@code unit} is what its values are measured in. */
+    static boolean close(double[] got, double[] want, double unit) {
         boolean same = got.length == want.length;
         for (int i = 0; same && i < got.length; i++) {
-            same = Double.compare(got[i], want[i]) == 0 || Math.abs(got[i] - want[i]) <= CLOSE;
+            same = Double.compare(got[i], want[i]) == 0 || Math.abs(got[i] - want[i]) <= CLOSE * unit;
         }
         return same;
     }

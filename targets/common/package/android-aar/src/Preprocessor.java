@@ -55,6 +55,30 @@ final class Preprocessor {
         return fed(pixels);
     }
 
+    /**
+     * Where an image lies in the model's input: top, left, height and width of the rectangle that it fills, in pixels
+     * of that, then the input's height and width. It begins outside where the image is cropped.
+     */
+    static int[] frame(ImageContract contract, int height, int width) {
+        boolean pads = contract.pad && contract.resize != null;
+        int[] scaled = {height, width};
+        if (contract.edge > 0) {
+            scaled = shortestEdge(contract.edge, height, width);
+        } else if (contract.resize != null) {
+            scaled = pads ? inside(height, width, contract.resize[0], contract.resize[1]) : contract.resize;
+        }
+        int[] whole = pads ? contract.resize : scaled;
+        int[] size = contract.crop != null ? contract.crop : whole;
+        int[] begin = new int[2];
+        for (int axis = 0; axis < 2; axis++) {
+            begin[axis] = (whole[axis] - scaled[axis]) / 2;
+            if (contract.crop != null) {
+                begin[axis] -= offset(contract.cropHalfEven, whole[axis] - size[axis]);
+            }
+        }
+        return new int[] {begin[0], begin[1], scaled[0], scaled[1], size[0], size[1]};
+    }
+
     private Tensor fed(Pixels pixels) {
         int plane = pixels.height * pixels.width;
         int channels = pixels.channels;
@@ -113,10 +137,8 @@ final class Preprocessor {
 
     private Pixels resized(Pixels in) {
         if (contract.edge > 0) {
-            long edge = contract.edge;
-            return in.height <= in.width
-                    ? resize(in, contract.edge, (int) (edge * in.width / in.height))
-                    : resize(in, (int) (edge * in.height / in.width), contract.edge);
+            int[] size = shortestEdge(contract.edge, in.height, in.width);
+            return resize(in, size[0], size[1]);
         }
         if (contract.resize == null) {
             return in;
@@ -126,14 +148,24 @@ final class Preprocessor {
         return contract.pad ? padded(in, height, width) : resize(in, height, width);
     }
 
-    private Pixels padded(Pixels in, int height, int width) {
-        int h = height;
-        int w = width;
-        if ((long) width * in.height <= (long) height * in.width) {
-            h = (int) Math.max(1, (2L * in.height * width + in.width) / (2L * in.width));
-        } else {
-            w = (int) Math.max(1, (2L * in.width * height + in.height) / (2L * in.height));
+    private static int[] shortestEdge(int edge, int height, int width) {
+        return height <= width
+                ? new int[] {edge, (int) ((long) edge * width / height)}
+                : new int[] {(int) ((long) edge * height / width), edge};
+    }
+
+    /** The largest size of an image's shape that fits. */
+    private static int[] inside(int height, int width, int toHeight, int toWidth) {
+        if ((long) toWidth * height <= (long) toHeight * width) {
+            return new int[] {(int) Math.max(1, (2L * height * toWidth + width) / (2L * width)), toWidth};
         }
+        return new int[] {toHeight, (int) Math.max(1, (2L * width * toHeight + height) / (2L * height))};
+    }
+
+    private Pixels padded(Pixels in, int height, int width) {
+        int[] size = inside(in.height, in.width, height, width);
+        int h = size[0];
+        int w = size[1];
         Pixels inner = resize(in, h, w);
         byte[] out = new byte[height * width * in.channels];
         java.util.Arrays.fill(out, (byte) contract.padValue);
@@ -151,8 +183,8 @@ final class Preprocessor {
             throw new IllegalArgumentException("an image of " + in.height + " x " + in.width
                     + " is smaller than the crop of " + height + " x " + width);
         }
-        int top = offset(in.height - height);
-        int left = offset(in.width - width);
+        int top = offset(contract.cropHalfEven, in.height - height);
+        int left = offset(contract.cropHalfEven, in.width - width);
         int row = width * in.channels;
         byte[] out = new byte[height * row];
         for (int y = 0; y < height; y++) {
@@ -161,9 +193,9 @@ final class Preprocessor {
         return new Pixels(out, height, width, in.channels);
     }
 
-    private int offset(int margin) {
+    private static int offset(boolean halfEven, int margin) {
         int half = margin / 2;
-        return contract.cropHalfEven && margin % 2 == 1 ? half + half % 2 : half;
+        return halfEven && margin % 2 == 1 ? half + half % 2 : half;
     }
 
     private Pixels resize(Pixels in, int height, int width) {

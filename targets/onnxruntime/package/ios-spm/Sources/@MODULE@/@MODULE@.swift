@@ -21,7 +21,8 @@ public final class @MODULE@ {
         public let score: Float
     }
 
-    /// One object that was found. Corners are shares of the model's input: of the image as it was resized and cropped.
+    /// One object that was found. Corners are in pixels of the image that was given, and not beyond its edges. Without
+    /// one they are shares of the model's input: of the image as it was resized and cropped.
     public struct Box {
         public let index: Int
         public let label: String
@@ -127,13 +128,13 @@ public final class @MODULE@ {
         return try best(predict(image), count)
     }
 
-    /// What a detector finds, best first.
+    /// What a detector finds, best first, in the image's pixels.
     public func detect(rgb: [UInt8], width: Int, height: Int) throws -> [Box] {
-        return try boxes(predict(rgb: rgb, width: width, height: height))
+        return try boxes(predict(rgb: rgb, width: width, height: height), width: width, height: height)
     }
 
     public func detect(_ image: CGImage) throws -> [Box] {
-        return try boxes(predict(image))
+        return try boxes(predict(image), width: image.width, height: image.height)
     }
 
     /// Run on the raw bytes of every input, in order. Throws on a wrong size.
@@ -207,9 +208,21 @@ public final class @MODULE@ {
         return try result(outputs, kind: 1, otherwise: "gives no scores of classes")
     }
 
-    /// The boxes of outputs that `run` gave.
+    /// The boxes of outputs that `run` gave, as shares of the model's input.
     public func boxes(_ outputs: [[Float]]) throws -> [Box] {
-        let rows = try result(outputs, kind: 2, otherwise: "gives no boxes")
+        return boxes(try result(outputs, kind: 2, otherwise: "gives no boxes"))
+    }
+
+    /// The boxes of outputs that `run` gave, in pixels of the image that was fed.
+    public func boxes(_ outputs: [[Float]], width: Int, height: Int) throws -> [Box] {
+        var rows = try result(outputs, kind: 2, otherwise: "gives no boxes")
+        guard @C_PREFIX@_place(Int32(height), Int32(width), &rows, rows.count) == 1 else {
+            throw ModelError(description: "the model takes no image of \(width) x \(height) pixels")
+        }
+        return boxes(rows)
+    }
+
+    private func boxes(_ rows: [Double]) -> [Box] {
         return stride(from: 0, to: rows.count, by: 6).map { i in
             Box(
                 index: Int(rows[i]), label: label(Int(rows[i])), score: Float(rows[i + 1]), left: Float(rows[i + 2]),

@@ -49,6 +49,7 @@ typedef struct {
     const char *const *outputs;
     const char *result; /* or NULL */
     size_t result_size; /* of its float32 values */
+    const char *placed; /* the same with boxes in pixels of the image, or NULL */
 } ek_golden;
 
 extern const char *const @C_PREFIX@_model_file;

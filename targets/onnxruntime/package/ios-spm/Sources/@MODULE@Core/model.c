@@ -246,6 +246,21 @@ static int same_image(@C_PREFIX@_model *m, const ek_golden *g, const void *fed, 
     return good;
 }
 
+/* Whether boxes, which are changed, are where they should be in the golden vector's image. */
+static int same_place(@C_PREFIX@_model *m, const ek_golden *g, double *values) {
+    size_t length = 0;
+    float *want = read_file(m->assets, g->placed, &length);
+    /* Without a box the file is empty, and cannot be told from a missing one. */
+    int good = g->result_size ? want && length == g->result_size * sizeof *want : 1;
+    double unit = g->height > g->width ? g->height : g->width;
+    good = good && @C_PREFIX@_place(g->height, g->width, values, g->result_size);
+    for (size_t i = 0; good && i < g->result_size; i++) {
+        good = values[i] == want[i] || fabs(values[i] - want[i]) <= 1e-5 * unit;
+    }
+    free(want);
+    return good;
+}
+
 /* The arithmetic alone, on the stored outputs: what the runtime makes of the inputs is judged by itself. */
 static int same_result(@C_PREFIX@_model *m, const ek_golden *g, void *const *stored, char *message, size_t size) {
     size_t length = 0, out = @C_PREFIX@_outputs_size, most = @C_PREFIX@_result_size();
@@ -264,6 +279,12 @@ static int same_result(@C_PREFIX@_model *m, const ek_golden *g, void *const *sto
     }
     if (!good) {
         snprintf(message, size, "the outputs do not become what the post-processing contract says");
+    }
+    if (good && g->placed) {
+        good = same_place(m, g, got);
+        if (!good) {
+            snprintf(message, size, "the boxes are not where they should be in the image");
+        }
     }
     for (size_t i = 0; real && i < out; i++) {
         free(real[i]);

@@ -3,6 +3,7 @@
    Same arithmetic, bit for bit, as edgekit/preprocess/contract.py and edgekit/preprocess/resample.py: integer resizing with
    22-bit weights, then one table of 256 values a channel computed in double precision. */
 
+#include "include/@MODULE@Core.h"
 #include "contract.h"
 
 #include <math.h>
@@ -132,15 +133,26 @@ static int resize(const ek_image *c, pixels *in, int height, int width) {
     return ok;
 }
 
-static int padded(const ek_image *c, pixels *in, int height, int width) {
-    int h = height, w = width;
-    if ((int64_t)width * in->height <= (int64_t)height * in->width) {
-        h = (int)((2LL * in->height * width + in->width) / (2LL * in->width));
-        h = h > 1 ? h : 1;
+static void shortest_edge(int edge, int height, int width, int *h, int *w) {
+    *h = height <= width ? edge : (int)((int64_t)edge * height / width);
+    *w = height <= width ? (int)((int64_t)edge * width / height) : edge;
+}
+
+/* The largest size of an image's shape that fits. */
+static void inside(int height, int width, int to_height, int to_width, int *h, int *w) {
+    *h = to_height, *w = to_width;
+    if ((int64_t)to_width * height <= (int64_t)to_height * width) {
+        *h = (int)((2LL * height * to_width + width) / (2LL * width));
+        *h = *h > 1 ? *h : 1;
     } else {
-        w = (int)((2LL * in->width * height + in->height) / (2LL * in->height));
-        w = w > 1 ? w : 1;
+        *w = (int)((2LL * width * to_height + height) / (2LL * height));
+        *w = *w > 1 ? *w : 1;
     }
+}
+
+static int padded(const ek_image *c, pixels *in, int height, int width) {
+    int h, w;
+    inside(in->height, in->width, height, width, &h, &w);
     pixels out;
     if (!resize(c, in, h, w) || !made(&out, height, width, in->channels)) {
         return 0;
@@ -158,9 +170,9 @@ static int padded(const ek_image *c, pixels *in, int height, int width) {
 
 static int resized(const ek_image *c, pixels *in) {
     if (c->edge) {
-        int64_t edge = c->edge;
-        return in->height <= in->width ? resize(c, in, c->edge, (int)(edge * in->width / in->height))
-                                       : resize(c, in, (int)(edge * in->height / in->width), c->edge);
+        int h, w;
+        shortest_edge(c->edge, in->height, in->width, &h, &w);
+        return resize(c, in, h, w);
     }
     if (!c->resize[0]) {
         return 1;
@@ -255,6 +267,35 @@ int @C_PREFIX@_prepare(const ek_image *c, const ek_tensor *spec, const uint8_t *
     }
     free(in.data);
     return ok;
+}
+
+int @C_PREFIX@_place(int height, int width, double *values, size_t total) {
+    const ek_image *c = &@C_PREFIX@_image;
+    int scaled[2] = {height, width}, begin[2], size[2];
+    if (c->input < 0 || @C_PREFIX@_after.kind != EK_BOXES || height < 1 || width < 1) {
+        return 0;
+    }
+    if (c->edge) {
+        shortest_edge(c->edge, height, width, &scaled[0], &scaled[1]);
+    } else if (c->resize[0] && c->pad) {
+        inside(height, width, c->resize[0], c->resize[1], &scaled[0], &scaled[1]);
+    } else if (c->resize[0]) {
+        memcpy(scaled, c->resize, sizeof scaled);
+    }
+    for (int axis = 0; axis < 2; axis++) {
+        int whole = c->resize[0] && c->pad ? c->resize[axis] : scaled[axis];
+        size[axis] = c->crop[0] ? c->crop[axis] : whole;
+        begin[axis] = (whole - scaled[axis]) / 2 - margin(c, whole - size[axis]);
+    }
+    for (size_t i = 0; i < total; i++) {
+        size_t column = i % 6, axis = column % 2 ? 0 : 1;
+        if (column >= 2) {
+            double most = axis ? width : height;
+            double here = (values[i] * size[axis] - begin[axis]) * (most / scaled[axis]);
+            values[i] = fmin(fmax(here, 0), most);
+        }
+    }
+    return 1;
 }
 
 size_t @C_PREFIX@_width(int dtype) {

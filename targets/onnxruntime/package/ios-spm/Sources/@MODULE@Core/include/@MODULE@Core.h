@@ -50,6 +50,10 @@ size_t @C_PREFIX@_result_size(void);
 /* Returns how many of them there are; 0 where `capacity` is less than that. */
 size_t @C_PREFIX@_result(const float *const *outputs, double *values, size_t capacity);
 
+/* Boxes that @C_PREFIX@_result gave, `total` values, as pixels of the image of this size that was fed, not beyond its edges:
+   their corners are shares of the model's input before. 0 where the model has no boxes, or takes no image. */
+int @C_PREFIX@_place(int height, int width, double *values, size_t total);
+
 size_t @C_PREFIX@_case_count(void);
 /* Run golden vector `index`. */
 int @C_PREFIX@_self_test(@C_PREFIX@_model *model, size_t index, @C_PREFIX@_case *report);

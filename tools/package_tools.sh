@@ -14,6 +14,8 @@ readonly MEDIAPIPE=1.2.2
 readonly PYSERINI=1.6.0
 readonly TRANSFORMERS=4.3.2
 readonly TRANSFORMERS_ORT=1.31.0-dev.20260914-8d85527a0  # the runtime that this release is built for
+readonly FAST_TFLITE=3.0.1
+readonly NITRO_MODULES=0.37.1
 readonly PACKAGES=(
   openjdk-17-jdk-headless maven gradle          # javac, the JVM that the DEX is run on, resolution
   aapt apksigner zipalign dexdump enjarify      # link, sign, align, list and decompile an APK
@@ -87,6 +89,20 @@ transformers_part() {
     echo "$TRANSFORMERS" > "$tools/transformers/complete"
 }
 
+# Declarations only: the packages' native sides are for phones.
+react_native_part() {
+  local wanted="react-native-fast-tflite@$FAST_TFLITE react-native-nitro-modules@$NITRO_MODULES"
+  [ "$(cat "$tools/react-native/complete" 2>/dev/null)" = "$wanted" ] && return 0
+  command -v npm >/dev/null || { echo "npm is not installed" >&2; return 1; }
+  rm -rf "$tools/react-native"
+  mkdir -p "$tools/react-native/react-native-fast-tflite" "$tools/react-native/react-native-nitro-modules"
+  (cd "$tools/react-native" &&
+    npm pack --silent --fetch-retries=1 --fetch-timeout=60000 $wanted &&
+    tar -xzf react-native-fast-tflite-*.tgz -C react-native-fast-tflite --strip-components 1 &&
+    tar -xzf react-native-nitro-modules-*.tgz -C react-native-nitro-modules --strip-components 1 && rm -- *.tgz) >&2 &&
+    echo "$wanted" > "$tools/react-native/complete"
+}
+
 # MediaPipe pins its own numpy and protobuf: a virtual environment of its own.
 mediapipe_part() {
   [ "$(cat "$tools/mediapipe/complete" 2>/dev/null)" = "$MEDIAPIPE" ] && return 0
@@ -150,7 +166,7 @@ main() {
   fi
   exec 9>"$tools/lock"
   flock -w 900 9 || { echo "package tools: another run holds $tools/lock" >&2; return $((1 - optional)); }
-  (run apt 0; first=$?; run npm 300 || first=1; run transformers 120 && exit "$first") &
+  (run apt 0; first=$?; run npm 300 || first=1; run transformers 120 || first=1; run react_native 60 && exit "$first") &
   local first=$!
   (run mediapipe 300; one=$?; run jvm 300 && exit "$one") &
   local second=$! failed=0

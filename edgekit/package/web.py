@@ -84,7 +84,8 @@ def manifest(contents: Contents, template: templates.Template) -> bytes:
         "types": "./index.d.ts",
         # Lets a bundler drop what an app does not import.
         "sideEffects": False,
-        "peerDependencies": {template.values["RUNTIME_PACKAGE"]: template.values["RUNTIME_VERSION"]},
+        "peerDependencies": {template.values["RUNTIME_PACKAGE"]: template.values["RUNTIME_VERSION"]}
+        | dict.fromkeys(template.values.get("PEERS", "").split(), "*"),
         "edgekit": {"template": template.version, "edgekit": described.edgekit},
     }
     return json.dumps(document, indent=2).encode() + b"\n"

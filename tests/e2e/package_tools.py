@@ -14,7 +14,14 @@ MEDIAPIPE = ROOT / "mediapipe" / "bin" / "python"
 NODE_MODULES = ROOT / "npm" / "node_modules"
 ORT_JVM = ROOT / "onnxruntime-jvm" / "onnxruntime.jar"
 TRANSFORMERS = ROOT / "transformers"
-_PARTS = {"transformers": "transformers", "mediapipe": "mediapipe", "npm": "npm", "onnxruntime-jvm": "jvm"}
+REACT_NATIVE = ROOT / "react-native"
+_PARTS = {
+    "transformers": "transformers",
+    "mediapipe": "mediapipe",
+    "npm": "npm",
+    "onnxruntime-jvm": "jvm",
+    "react-native": "react_native",
+}
 
 
 def need(*what: str | Path) -> None:

@@ -80,6 +80,7 @@ def test_typescript_takes_the_example(written: Written, format_: str, tmp_path: 
         "declare const imageData: ImageData;\n"
         "declare const RNFS: { readFileAssets(name: string, encoding: string): Promise<string> };\n"
         "declare function toBytes(text: string): Uint8Array;\n"
+        'declare module "*.tflite" { const asset: number; export = asset; }\n'
     )
     (tmp_path / "example.js").write_text(code)
     options = {

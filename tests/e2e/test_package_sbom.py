@@ -33,6 +33,7 @@ FORMATS = {
         "pkg:maven/com.microsoft.onnxruntime/onnxruntime-android@1.23.0",
     ),
     ("tflite", "web"): (f"pkg:npm/{NAME}@1.2.3", "pkg:npm/%40litertjs/core@2.5.3"),
+    ("tflite", "react-native"): (f"pkg:npm/{NAME}@1.2.3", "pkg:npm/react-native-fast-tflite@3.0.1"),
     ("tflite", "android-aar"): (
         "pkg:maven/com.example/digits@1.2.3?type=aar",
         "pkg:maven/com.google.ai.edge.litert/litert@1.4.2",

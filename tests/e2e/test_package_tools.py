@@ -58,7 +58,7 @@ def test_what_cannot_be_installed_is_said_and_breaks_nothing(
     done = setup(machine, "--optional")
     assert done.returncode == 0, done.stderr
     why = {p.name: p.read_text() for p in (tmp_path / "tools" / "why").iterdir()}
-    assert set(why) == {"apt", "npm", "transformers", "mediapipe", "jvm"}
+    assert set(why) == {"apt", "npm", "transformers", "react_native", "mediapipe", "jvm"}
     assert why["apt"].startswith("no apt-get; install by hand:")
     assert "npm is not installed" in why["npm"]
     for name, reason in why.items():

@@ -150,7 +150,7 @@ def test_every_format_has_a_module() -> None:
 
 CARRIED = {
     "onnxruntime": "bundle android-aar ios-spm web react-native ai-pack ort transformers-js",
-    "tflite": "bundle android-aar web ai-pack tflite-metadata",
+    "tflite": "bundle android-aar web react-native ai-pack tflite-metadata",
     "openvino": "bundle",
     "tensorrt": "bundle",
     "a backend that is not installed": "bundle",

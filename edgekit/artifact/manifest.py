@@ -35,7 +35,7 @@ from edgekit.types import (
 
 FILE_NAME = "manifest.json"
 _MOST_BYTES = 64 << 20
-_VOLATILE = ("measurements", "machine")
+_VOLATILE = ("measurements", "machine", "compared")
 _ELEMENT_TYPE = re.compile(
     r"bool|u?int(2|4|8|16|32|64)|float(16|32|64)|bfloat16|complex(64|128)|float[468]_\w+"
 )
@@ -105,6 +105,28 @@ class GoldenRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComparedLayer:
+    """One layer of a comparison by layers, by its names there. In dB: ``local_db`` is the signal to noise of its own,
+    ``beyond_db`` its error beyond what rounding explains, where it has one."""
+
+    node: str
+    tensor: str = ""
+    module: str = ""
+    local_db: float
+    beyond_db: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What ``edgekit diff`` found last when it held the artifact against its source, whose form is ``reference``."""
+
+    edgekit: str
+    samples: int
+    reference: str = ""
+    layers: tuple[ComparedLayer, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The record of one artifact; :mod:`edgekit.artifact.wire` is its form in the file."""
 
@@ -129,6 +151,7 @@ class Manifest:
     placement: Placement | None = None
     gates: tuple[Gate, ...] = ()
     measurements: tuple[Measurement, ...] = ()
+    compared: Comparison | None = None
     runtime: Mapping[str, Option] = field(default_factory=dict)
     runtime_versions: Mapping[str, str] = field(default_factory=dict)
     minimum_runtime: str = ""

@@ -261,6 +261,25 @@ class Measurement(msgspec.Struct, kw_only=True):
     facts: dict[str, Json] = {}
 
 
+class ComparedLayer(msgspec.Struct, kw_only=True):
+    """One layer of a comparison with the source; figures in dB."""
+
+    node: str
+    tensor: str = ""
+    module: str = ""
+    local_db: float
+    beyond_db: float | None = None
+
+
+class Comparison(msgspec.Struct, kw_only=True):
+    """What edgekit diff found last when it held the artifact against its source."""
+
+    edgekit: str
+    samples: int
+    reference: str = ""
+    layers: list[ComparedLayer] = []
+
+
 class Manifest(msgspec.Struct, kw_only=True):
     """The record of one artifact; ``status`` is passed, unproven, failed or not-run."""
 
@@ -285,6 +304,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     placement: Placement | None = None
     gates: list[Gate] = []
     measurements: list[Measurement] = []
+    compared: Comparison | None = None
     runtime: dict[str, Option] = {}
     runtime_versions: dict[str, str] = {}
     minimum_runtime: str = ""

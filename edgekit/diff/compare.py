@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgekit.artifact import tables
 from edgekit.artifact.summary import Table
 from edgekit.core.contained import step
 from edgekit.diff import Walk, walk
+from edgekit.diff.record import keep
 from edgekit.diff.report import LayerDiff, StageDiff
 from edgekit.diff.resolve import Chain, resolve
 from edgekit.diff.shipped import Shipped, as_it_ships
@@ -68,10 +69,13 @@ def _table(stage: StageDiff) -> Table:
 
 def compare(a: str, b: str, data: DataSpec | None, context: BuildContext) -> Diff:
     """Compare ``b`` with ``a``, each a source, an artifact's folder or a model file; with ``b`` empty, the artifact
-    ``a`` with its source. Raises what :func:`edgekit.diff.resolve.resolve` does."""
+    ``a`` with its source, which is recorded in its manifest. Raises what :func:`edgekit.diff.resolve.resolve` does."""
     chain = resolve(a, b, data, context)
     with context.progress.task("compare layer by layer"), step("compare layer by layer", quick=True):
         result = walk(chain.forms, chain.samples, chain.notes)
         shipped = as_it_ships(chain, result, trust=context.options.trust)
+    kept = keep(chain, result)
+    if kept is not None:
+        chain = replace(chain, artifact=kept)
     suggestions = suggest(result, chain.artifact, tampered=chain.tampered)
     return Diff(walk=result, suggestions=suggestions, chain=chain, shipped=shipped)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekit.artifact.energy import decibels
+from edgekit.artifact.explorer.overlay import OFF_DB
 from edgekit.artifact.slices import SliceTally
 from edgekit.diff.align import Anchor, Pass
 from edgekit.diff.measure import Stage, Tally
@@ -17,9 +18,7 @@ from edgekit.diff.onnx_form import OnnxForm
 if TYPE_CHECKING:
     from edgekit.types import Array
 
-EXCESS_DB = 10.0
-"""Error power over the expectation from which a layer counts as wrong. Healthy layers of the architectures
-measured stay below 7 dB."""
+EXCESS_DB = OFF_DB
 DEQUANTIZED = "_DequantizeLinear"
 """How the quantizer names a tensor behind Q/DQ."""
 

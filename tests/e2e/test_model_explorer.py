@@ -135,6 +135,9 @@ def test_the_adapter_gives_the_artifacts_graph_with_its_placement(server, built)
     convolutions = [n for n in graph["nodes"] if n["label"] == "Conv"]
     assert [n["namespace"] for n in convolutions] == ["0/0", "0/2"]
     assert {attributes(n)["placement"] for n in convolutions} == {"as asked"}
+    assert all(
+        10 < float(attributes(n)["snr"]) < 100 for n in convolutions
+    )  # from diff, through the manifest
     assert attributes(convolutions[0])["multiply-accumulates"] == f"{8 * 8 * 8 * 3 * 9:,}"
 
 

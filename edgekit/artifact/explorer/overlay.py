@@ -11,7 +11,7 @@ from edgekit.artifact.explorer.graph import Graph, Node
 from edgekit.types import Json
 
 if TYPE_CHECKING:
-    from edgekit.artifact.manifest import Manifest
+    from edgekit.artifact.manifest import ComparedLayer, Manifest
     from edgekit.artifact.profile import OperatorTime
     from edgekit.types import Fallback
 
@@ -24,6 +24,13 @@ _HEAT: tuple[Mapping[str, Json], ...] = ({"stop": 0, "bgColor": "#ffffff"}, {"st
 _DECIMALS = 2
 """The viewer shows figures as they are written."""
 AS_ASKED = "as asked"
+
+_EXACT_DB = 200.0
+_SNR = ((10.0, "#fb6a4a"), (20.0, "#fdae6b"), (30.0, "#fee391"), (_EXACT_DB, "#c7e9c0"))
+OFF_DB = 10.0
+"""Error power over the expectation from which a layer counts as wrong. Healthy layers of the architectures
+measured stay below 7 dB."""
+_BEYOND = ((OFF_DB / 2, "#c7e9c0"), (OFF_DB, "#fee391"), (200.0, "#fb6a4a"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +100,10 @@ def of_file(graphs: Sequence[Graph]) -> Iterator[Overlay]:
 
 
 def of_manifest(graphs: Sequence[Graph], manifest: Manifest) -> Iterator[Overlay]:
-    """Which products run as the target promises and which do not, as far as the runtime said it of nodes."""
+    """What a comparison with the source found of layers, where there was one; then which products run as the target
+    promises and which do not, as far as the runtime said it of nodes."""
+    if manifest.compared is not None:
+        yield from of_layers(graphs, manifest.compared.layers)
     placement = manifest.placement
     if placement is None or placement.share is None:
         return
@@ -104,6 +114,29 @@ def of_manifest(graphs: Sequence[Graph], manifest: Manifest) -> Iterator[Overlay
     values |= reasons
     if values:
         yield words("placement", f"as {manifest.target.name} promises", values, unplaced=unplaced)
+
+
+def of_layers(graphs: Sequence[Graph], layers: Iterable[ComparedLayer]) -> Iterator[Overlay]:
+    """Of each node the least signal to noise of its own, and the most beyond rounding, over all of ``layers``.
+
+    Layers of earlier forms are those of the node that has their name, else of the one that computes their module.
+    """
+    index = Index(graphs)
+    snr, beyond, unplaced = dict[Place, float](), dict[Place, float](), 0
+    for layer in layers:
+        place = index.find((layer.node, layer.tensor), layer.module)
+        if place is None:
+            unplaced += 1
+            continue
+        snr[place] = min(layer.local_db, snr.get(place, _EXACT_DB))
+        if layer.beyond_db is not None:
+            beyond[place] = max(layer.beyond_db, beyond.get(place, layer.beyond_db))
+    if snr:
+        title = "signal to noise of its own, dB"
+        yield Overlay(key="snr", title=title, values=snr, thresholds=_SNR, unplaced=unplaced)
+    if beyond:
+        title = "error beyond rounding, dB"
+        yield Overlay(key="beyond-rounding", title=title, values=beyond, thresholds=_BEYOND)
 
 
 def _reasons(graphs: Sequence[Graph], fallbacks: Iterable[Fallback]) -> tuple[dict[Place, str], int]:

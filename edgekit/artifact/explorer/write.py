@@ -96,7 +96,8 @@ def write(drawn: Drawn, folder: Path, more: Iterable[Overlay] = ()) -> tuple[Pat
     graph = folder / FILE
     files.put(graph, _text(drawn.document()))
     names = []
-    for one in (*drawn.overlays, *more):
+    # What was just found takes the place of what the manifest has from earlier.
+    for one in {one.key: one for one in (*drawn.overlays, *more)}.values():
         names.append(f"{one.key}.json")
         files.put(folder / names[-1], _text(overlay.document(one)))
     names += [name for name in _EARLIER if name not in names and _is_of(folder / name, drawn)]

@@ -63,7 +63,8 @@ def gates(evidence: Evidence, tolerance: Tolerance, limits: Limits | None = None
     """
     limits = limits or Limits()
     tolerance = limits.applied(tolerance)
-    found = [*_parity_gates(evidence, tolerance), _placement_gate(evidence, tolerance)]
+    given = "metric_drop" in limits.tolerance
+    found = [*_parity_gates(evidence, tolerance, given=given), _placement_gate(evidence, tolerance)]
     found += [_weights_gate(evidence, tolerance), _range_gate(evidence), _coverage_gate(evidence, tolerance)]
     found += [_example_gate(evidence, tolerance)]
     found += rollout_gates(evidence.rollout, tolerance) if evidence.rollout is not None else ()
@@ -83,7 +84,7 @@ def failed(found: Sequence[Gate]) -> tuple[str, ...]:
     return tuple(g.name for g in found if g.verdict is Verdict.FAIL)
 
 
-def _parity_gates(evidence: Evidence, tolerance: Tolerance) -> list[Gate | None]:
+def _parity_gates(evidence: Evidence, tolerance: Tolerance, *, given: bool) -> list[Gate | None]:
     parity, why = evidence.parity, evidence.not_run
     tolerance = beside_rounding(tolerance, parity)
     return [
@@ -98,7 +99,7 @@ def _parity_gates(evidence: Evidence, tolerance: Tolerance) -> list[Gate | None]
         _agreement(parity, tolerance.top1_agreement, why),
         _overlapping("boxes", parity, tolerance.box_limit),
         _overlapping("masks", parity, tolerance.mask_limit),
-        _drop(parity, tolerance.metric_drop, why),
+        _drop(parity, tolerance.metric_drop, why, given=given),
     ]
 
 
@@ -212,14 +213,14 @@ def _overlapping(name: str, parity: Parity | None, limit: float) -> Gate | None:
     return proof.agreement(name, share, limit)
 
 
-def _drop(parity: Parity | None, limit: float | None, why: str) -> Gate | None:
+def _drop(parity: Parity | None, limit: float | None, why: str, *, given: bool) -> Gate | None:
     """The loss of the task's metric."""
     name = "metric-drop"
     if limit is None or (parity is not None and parity.reference_metric is None):
         return None
     if parity is None:
         return _not_run(name, limit, why)
-    return proof.drop(name, parity, limit)
+    return proof.drop(name, parity, limit, given=given)
 
 
 def _placement_gate(evidence: Evidence, tolerance: Tolerance) -> Gate | None:

@@ -137,8 +137,15 @@ def _unproven(text: str, rows: int, what: str, allowed: float, enough: int | Non
     return (text if enough is None else f"{text}, about {enough:,} would do"), enough
 
 
-def drop(name: str, parity: Parity, limit: float) -> Gate:
-    """The loss of the task's metric against the most that may be lost."""
+def drop(name: str, parity: Parity, limit: float, *, given: bool = True) -> Gate:
+    """The loss of the task's metric against the most that may be lost; ``given``: by the user, in the metric's unit.
+
+    A row's limit is a share. Of a metric in a unit of its own it is that share of the source's value: less is a pass,
+    more is unproven, as nobody has said what it is worth, and a loss as large as the value itself is a failure.
+    """
+    unit = not given and _in_its_own_unit(parity)
+    if unit:
+        limit *= abs(parity.reference_metric or 0.0)
     text = f"{_measured(parity)}, at most {limit:.4g} lost wanted{_on(parity)}"
     if parity.metric_drop is None:
         message = f"{text}; the artifact's outputs are not finite"
@@ -146,11 +153,17 @@ def drop(name: str, parity: Parity, limit: float) -> Gate:
     loss, interval = parity.metric_drop, parity.drop_interval
     if interval is not None:
         text += f"; loss {interval[0]:.4g} to {interval[1]:.4g} ({parity.drop_method}, 90 %)"
+    if unit and parity.reference_metric:
+        text += f"; that is {loss / abs(parity.reference_metric):.1%} of the source's"
     if (better := better_than_source(parity)) != "":
         text += f"; {better}"
     if (chance := source_at_chance(parity)) != "":
         text += f"; {chance}"
-    if loss > limit + _EQUAL:
+    if unit and limit < loss < abs(parity.reference_metric or math.inf):
+        text += f"; unproven: {parity.metric_name} is in a unit of its own: --max-drop says how much of it may be lost"
+        return Gate(name=name, verdict=Verdict.UNPROVEN, limit=limit, value=loss, message=text)
+    slack = 0.0 if unit else _EQUAL  # of a unit of its own nobody knows what is next to nothing
+    if loss > limit + slack:
         if interval is None or interval[0] <= limit:
             text += ": measured beyond the limit, on too few rows to be sure" + _rows_for_certainty(
                 parity, limit
@@ -160,11 +173,12 @@ def drop(name: str, parity: Parity, limit: float) -> Gate:
     if interval is None:
         text += "; unproven: of parts of the samples the metric is not to be had, or too slow: no interval is known"
         return Gate(name=name, verdict=Verdict.UNPROVEN, limit=limit, value=loss, message=text)
-    if better or chance:
+    if better or chance or (floor := source_at_zero(parity)):
+        text += "" if better or chance else f"; {floor}"
         text += "; unproven: a metric that does not fit the model would see no loss"
         return Gate(name=name, verdict=Verdict.UNPROVEN, limit=limit, value=loss, message=text)
     worst = max(interval[1], unseen(rows) * parity.row_loss)
-    if limit > 0 and worst <= 2 * limit + _EQUAL:
+    if limit > 0 and worst <= 2 * limit + slack:
         return Gate(name=name, verdict=Verdict.PASS, limit=limit, value=loss, message=text)
     text += f"; unproven: a loss of {2 * limit:.4g} could go unseen on {rows} rows"
     enough = None
@@ -207,6 +221,18 @@ def source_at_chance(parity: Parity) -> str:
         f"the source itself scores {percent(parity.reference_metric)}, naming one class always {percent(guess)}: look "
         "whether these labels, and how the inputs are made, are the model's own"
     )
+
+
+def source_at_zero(parity: Parity) -> str:
+    """What is to be said of a source that scores nothing where higher is better: no artifact could lose any of it."""
+    if parity.reference_metric != 0.0 or not parity.higher_is_better:
+        return ""
+    return "the source itself scores 0, of which nothing can be lost: look whether labels and metric fit the model"
+
+
+def _in_its_own_unit(parity: Parity) -> bool:
+    """An error, or a score beyond 0 to 1: what a share of one would be of it nobody knows."""
+    return not parity.higher_is_better or not 0.0 <= (parity.reference_metric or 0.0) <= 1.0
 
 
 def _above(successes: int, trials: int, share: float) -> bool:

@@ -13,10 +13,10 @@ from edgekit.cli._options import json_flag
 from edgekit.cli._output import print_json, say, show_error, table
 from edgekit.core import files
 from edgekit.core.declared import parse_fraction
-from edgekit.errors import GateFailedError, UsageError
+from edgekit.errors import EdgekitError, GateFailedError, SourceError, UsageError
 
 if TYPE_CHECKING:
-    from edgekit.report.collect import Entry
+    from edgekit.report.collect import Entry, Skipped
     from edgekit.report.comparison import Figure
 
 PREVIOUS = "@previous"
@@ -51,8 +51,10 @@ def compare(old: str, new: str, limit: str, markdown: Path | None, junit: Path |
     from edgekit.report.written import markdown as as_markdown
 
     allowed = parse_fraction(limit, what="--fail-on-regression") if limit else 0.0
-    after = _side(new)
-    figures = compared(_previous(after) if old == PREVIOUS else _side(old), after)
+    after, unread = _side(new)
+    before, more = (_previous(after), ()) if old == PREVIOUS else _side(old)
+    figures = compared(before, after)
+    unread = (*unread, *more)
     for path, text in ((markdown, as_markdown), (junit, as_junit)):
         if path is not None:
             written = text(figures, allowed)
@@ -62,14 +64,19 @@ def compare(old: str, new: str, limit: str, markdown: Path | None, junit: Path |
         print_json({"figures": figures, "regressed": [f"{f.target}: {f.name}" for f in regressed]})
     else:
         _show(figures)
-    if limit and regressed:
-        error = _failure(regressed)
+    error: EdgekitError | None = _failure(regressed) if limit and regressed else None
+    if unread:  # what was not compared may be worse
+        names = ", ".join(str(one.directory) for one in unread)
+        error = SourceError(
+            f"{names} cannot be read, and was not compared", hint="build it again, or name others"
+        )
+    if error is not None:
         show_error(error)
         raise click.exceptions.Exit(error.exit_code)
 
 
-def _side(text: str) -> tuple[Entry, ...]:
-    """What OLD or NEW names: a run of the history, or folders."""
+def _side(text: str) -> tuple[tuple[Entry, ...], tuple[Skipped, ...]]:
+    """What OLD or NEW names: a run of the history, or folders; and what of it cannot be read."""
     from edgekit.report.collect import collect, remembered
 
     if text.startswith("@"):
@@ -78,11 +85,11 @@ def _side(text: str) -> tuple[Entry, ...]:
                 f"{text[:40]!r} is no run of the history",
                 hint=f"@12 is run 12 (edgekit history lists them); as OLD {PREVIOUS} is what was before",
             )
-        return (remembered(int(text[1:])),)
+        return (remembered(int(text[1:])),), ()
     entries, skipped = collect([Path(text)])
     for one in skipped:
         say(f"{one.directory} cannot be read: {one.why}", err=True)
-    return entries
+    return entries, skipped
 
 
 def _previous(after: Sequence[Entry]) -> tuple[Entry, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from edgekit import entropy
+from edgekit.artifact import manifest as manifests
 from edgekit.artifact.summary import printable, size
 from edgekit.cli._contained import contain, size_of
 from edgekit.cli._options import Grouped, declared, json_flag
@@ -47,6 +48,10 @@ def pack(artifact: Path, out: Path | None, coder: str, as_json: bool) -> None:
         )
     target = out if out is not None else artifact.with_name(artifact.name + ".ekz")
     contain(str(artifact), Options(out=target.parent), artifact)
+    if (
+        artifact / manifests.FILE_NAME
+    ).is_file():  # what is packed damaged is damaged wherever it is unpacked
+        manifests.check_files(manifests.read(artifact))
     report = entropy.pack(artifact, target, coder=coder)
     if as_json:
         print_json(

@@ -384,8 +384,9 @@ def judge(
     Layers that the user or the guard took out of integers do not count against the placement.
     """
     tolerance, verified, report = target.tolerance, made.verified, made.lowering.report
+    own = limits.parse(options.limit)
     if options.max_drop is not None:
-        tolerance = replace(tolerance, metric_drop=options.max_drop)
+        own = replace(own, tolerance={**own.tolerance, "metric_drop": options.max_drop})
     if verified.not_run and not prepared.data.verification.labelled:
         tolerance = replace(tolerance, metric_drop=None)  # no run of it would measure a metric
     if tolerance.placement is not None and report is not None and target.scheme is not None:
@@ -410,7 +411,7 @@ def judge(
         graph_wrong=verified.graph.wrong if verified.graph is not None else "",
         asked=_share(made.lowering.subject.files.lowered.details.get(ASKED)),
     )
-    return gates(evidence, tolerance, limits.parse(options.limit))
+    return gates(evidence, tolerance, own)
 
 
 def _share(detail: Json) -> float | None:

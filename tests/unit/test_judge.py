@@ -223,3 +223,40 @@ def test_a_metric_of_the_wrong_direction_proves_nothing():
     lower = Metric(name="error", score=error.score, higher_is_better=False)
     failed = proof.drop("metric-drop", judged(outputs, labels, noisy, metric=lower), 0.01)
     assert failed.verdict is Verdict.FAIL
+
+
+def of_an_error(factor, limit_given=False, more=0.0):
+    """The gate of a mean absolute error in a unit a thousand times as large as the outputs'."""
+    rng = np.random.default_rng(4)
+    wanted = rng.normal(1000, 20, 320)
+    outputs = [
+        {"y": np.asarray([[w + e]], np.float32)} for w, e in zip(wanted, rng.normal(0, 0.2, 320), strict=True)
+    ]
+    worse = [
+        {"y": np.asarray([[w + factor * (float(o["y"][0, 0]) - w) + more]], np.float32)}
+        for w, o in zip(wanted, outputs, strict=True)
+    ]
+    metric = Metric(
+        name="mae", score=lambda out, label: abs(float(out["y"][0, 0]) - label) / 1000, higher_is_better=False
+    )
+    parity = judged(outputs, list(wanted), worse, metric=metric)
+    return proof.drop("metric-drop", parity, 0.01, given=limit_given)
+
+
+def test_the_default_limit_of_an_error_is_a_share_of_it():
+    assert of_an_error(11.5).verdict is Verdict.FAIL
+    moderate = of_an_error(1.2)
+    assert (moderate.verdict, "--max-drop" in moderate.message) == (Verdict.UNPROVEN, True)
+    assert "20.0% of the source's" in moderate.message
+    same = of_an_error(1.0)
+    assert (same.verdict, same.enough is not None) == (Verdict.UNPROVEN, True)  # on more rows it would pass
+    assert "--max-drop" not in same.message
+    assert of_an_error(1.2, limit_given=True).verdict is Verdict.PASS  # 0.01 of thousands was asked for
+
+
+def test_of_a_source_that_scores_nothing_nothing_can_be_lost():
+    outputs, labels = rows(60)
+    nothing = Metric(name="hits", score=lambda out, label: 0.0)
+    gate = proof.drop("metric-drop", judged(outputs, labels, metric=nothing), 0.01)
+    assert gate.verdict is Verdict.UNPROVEN
+    assert "the source itself scores 0" in gate.message

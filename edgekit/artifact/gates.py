@@ -7,8 +7,8 @@ Of example and random inputs nothing statistical is claimed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from edgekit.artifact import proof
 from edgekit.artifact.limits import Limits
@@ -38,7 +38,8 @@ class Evidence:
     """What was found out about one artifact. ``not_run`` says why it could not be run, if so; ``graph`` is then the
     ONNX graph that its engine is made of, in ONNX Runtime, or ``graph_wrong`` says what no numbers can, or
     ``graph_not_run`` why it did not run. ``asked``: the share of the MACs that its files ask for in the target's
-    precision, more than which nothing that runs them does."""
+    precision, more than which nothing that runs them does. ``resting``: inputs that may be states which nobody named,
+    with the outputs that could be the next ones."""
 
     parity: Parity | None = None
     placement: Placement | None = None
@@ -47,6 +48,7 @@ class Evidence:
     coverage: Coverage | None = None
     example: Coverage | None = None
     rollout: Rollout | None = None
+    resting: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     size_bytes: int | None = None
     measurement: Measurement | None = None
     not_run: str = ""
@@ -67,7 +69,7 @@ def gates(evidence: Evidence, tolerance: Tolerance, limits: Limits | None = None
     found = [*_parity_gates(evidence, tolerance, given=given), _placement_gate(evidence, tolerance)]
     found += [_weights_gate(evidence, tolerance), _range_gate(evidence), _coverage_gate(evidence, tolerance)]
     found += [_example_gate(evidence, tolerance)]
-    found += rollout_gates(evidence.rollout, tolerance) if evidence.rollout is not None else ()
+    found += rollout_gates(evidence.rollout, tolerance, evidence.resting)
     measured, why = evidence.measurement, evidence.not_run
     latency, memory = (measured.p50_ms, measured.peak_memory) if measured else (None, None)
     found += [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,9 +72,37 @@ def measure(
     )
 
 
-def rollout_gates(rollout: Rollout, tolerance: Tolerance) -> tuple[Gate, ...]:
-    """Whether the outputs stay with the source's over the steps, and whether the same is decided."""
-    return tuple(g for g in (_stays(rollout, tolerance), _decided(rollout, tolerance)) if g is not None)
+def rollout_gates(
+    rollout: Rollout | None, tolerance: Tolerance, resting: Mapping[str, Sequence[str]]
+) -> tuple[Gate, ...]:
+    """Whether the outputs stay with the source's over the steps, and whether the same is decided.
+
+    ``resting``: inputs that may be states, which no rollout moved. What passed without them is unproven.
+    """
+    both = (None, None) if rollout is None else (_stays(rollout, tolerance), _decided(rollout, tolerance))
+    stays, decided = both
+    if resting and (stays is None or stays.verdict is not Verdict.FAIL):
+        stays = _unmoved(resting, tolerance)
+    return tuple(g for g in (stays, decided) if g is not None)
+
+
+def _unmoved(resting: Mapping[str, Sequence[str]], tolerance: Tolerance) -> Gate | None:
+    if tolerance.rollout_limit is None:
+        return None
+    told = []
+    for name, outputs in resting.items():
+        has = "has" if len(outputs) == 1 else "have"
+        flags = " or ".join(f"--state {name}={output}" for output in outputs)
+        told.append(
+            f"input {name} is zero in every sample and {' and '.join(outputs)} {has} its shape: is it a state? {flags} "
+            f"measures it; --state {name}=none says that it is not"
+        )
+    return Gate(
+        name="rollout",
+        verdict=Verdict.UNPROVEN,
+        limit=tolerance.rollout_limit,
+        message="unproven: " + "; ".join(told),
+    )
 
 
 def _stays(rollout: Rollout, tolerance: Tolerance) -> Gate | None:

@@ -6,7 +6,7 @@ What a runtime does to such a model shows only over many steps, each with the st
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -20,8 +20,16 @@ if TYPE_CHECKING:
 NONE = "none"
 """``--state NAME=none``: the input is no state, whatever it is called."""
 
-_WORDS = frozenset(["state", "states", "hidden", "h", "c", "hx", "cx", "hc", "carry", "cache", "caches"])
-_BEFORE = frozenset(["in", "input", "prev", "previous", "old", "past", "last", "init", "initial"])
+_STATES = frozenset(
+    ["state", "states", "hidden", "h", "c", "hx", "cx", "hc", "carry", "cache", "caches", "recurrent"]
+)
+_STORES = frozenset(
+    ["memory", "memories", "mem", "history", "hist", "buffer", "buffers", "buf", "ring", "fifo"]
+)
+_EARLIER = frozenset(["prev", "previous", "past", "last"])
+"""Beside another word they say when (``prev_frame``), alone what it is."""
+_WORDS = _STATES | _STORES | _EARLIER
+_BEFORE = _EARLIER | frozenset(["in", "input", "old", "init", "initial"])
 _AFTER = frozenset(["out", "output", "new", "next", "present", "n", "t"])
 _NUMBER = re.compile(r"\d+")
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -80,6 +88,38 @@ def states_of(
     # Something has to come in beside the states, and to come out: else it is no step of a stream.
     whole = len(found) < min(len(inputs), len(outputs)) and len(set(found.values())) == len(found)
     return States(pairs=found if whole else {})
+
+
+def at_rest(
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    states: States,
+    declared: Mapping[str, Option],
+    rows: Iterable[Mapping[str, Array]],
+) -> dict[str, tuple[str, ...]]:
+    """Inputs that may be states though nothing calls them so, with the outputs that could be the next ones.
+
+    They are zero in all of ``rows``, as a state is where a stream begins, and an output has their type and shape. None
+    where the user named the states, and none of those that he said are no states.
+    """
+    if states.declared:
+        return {}
+    taken = set(states.pairs.values())
+    free = [o for o in outputs if o.name not in taken]
+    asked = [s for s in inputs if s.name not in states.pairs and s.name not in declared]
+    # Integers do not drift: token types and masks are zero, too.
+    asked = [s for s in asked if s.dtype.startswith(("float", "bfloat"))]
+    found = {s.name: tuple(o.name for o in free if _one(s, o)) for s in asked}
+    left = {name: given for name, given in found.items() if given}
+    # As for states by name: a step of a stream takes and gives something else, too.
+    if len(states.pairs) + len(left) >= min(len(inputs), len(outputs)):
+        return {}
+    anything = False
+    for row in rows:
+        anything, left = True, {name: given for name, given in left.items() if not row[name].any()}
+        if not left:
+            break
+    return left if anything else {}
 
 
 def _recognised(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Iterator[tuple[str, str]]:

@@ -72,7 +72,7 @@ from edgekit.pipeline.ranges import (
 from edgekit.pipeline.refusal import refusal
 from edgekit.pipeline.remarks import tell
 from edgekit.pipeline.request import Request, check
-from edgekit.pipeline.rollouts import filled, rolling
+from edgekit.pipeline.rollouts import filled, resting, rolling
 from edgekit.pipeline.stages import BuildContext, Calibrated, Exported
 from edgekit.pipeline.verify import CALIBRATION_SAMPLES, RANDOM_SAMPLES, fitting
 from edgekit.types import (
@@ -283,6 +283,7 @@ def gather(request: Request, context: BuildContext, source: Source, exported: Ex
             context.progress.note(f"{samples.text} does not end: its first {len(samples)} samples are used")
     stream = evaluation or calibration or random_samples(exported.example_inputs(), RANDOM_SAMPLES)
     states = states_of(exported.model.inputs, exported.model.outputs, request.options.state)
+    suspected = resting(context, exported, states, (calibration, evaluation))
     roll = rolling(context, source, exported, states)
     rolled, calibration, evaluation = roll(stream), filled(roll, calibration), filled(roll, evaluation)
     if calibration is not None:
@@ -295,7 +296,13 @@ def gather(request: Request, context: BuildContext, source: Source, exported: Ex
         context.progress.note(
             f"a step of a stream: {states}; run over {len(rolled)} steps with states of its own, too"
         )
-    return Data(calibration=calibration, evaluation=evaluation, verification=verification, rolled=rolled)
+    return Data(
+        calibration=calibration,
+        evaluation=evaluation,
+        verification=verification,
+        rolled=rolled,
+        resting=suspected,
+    )
 
 
 def refuse_unusable_metric(options: Options, samples: SampleSet) -> None:
@@ -405,6 +412,7 @@ def judge(
         coverage=worst(prepared.covered, report.activations) if report is not None else None,
         example=worst(prepared.example, report.activations) if report is not None else None,
         rollout=verified.rollout,
+        resting=prepared.data.resting,
         not_run=verified.not_run,
         graph=verified.graph.parity if verified.graph is not None else None,
         graph_not_run=verified.graph.why_not if verified.graph is not None else "",

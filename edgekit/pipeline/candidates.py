@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias, TypeVar
 
@@ -37,12 +37,13 @@ T = TypeVar("T")
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """The samples of a build by what they are for. ``verification`` is what parity is measured on; ``rolled`` is the
-    source's rollout, where the model has states."""
+    source's rollout, where the model has states; ``resting`` has the inputs that may be states, with their outputs."""
 
     calibration: SampleSet | None
     evaluation: SampleSet | None
     verification: SampleSet
     rolled: Rolled | None = None
+    resting: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -17,7 +17,7 @@ from edgekit.errors import UsageError
 from edgekit.graph.records import read_json
 from edgekit.load.data import RANDOM, SampleSet
 from edgekit.load.source import Source
-from edgekit.load.states import States
+from edgekit.load.states import States, at_rest
 from edgekit.pipeline import stages
 from edgekit.pipeline.cached import Step, run
 from edgekit.pipeline.stages import BuildContext, Exported
@@ -120,6 +120,15 @@ def filled(roll: Callable[[SampleSet], Rolled | None], samples: SampleSet | None
     """``samples`` with the states of the source's rollout over them."""
     found = None if samples is None else roll(samples)
     return samples if found is None else found.filled()
+
+
+def resting(
+    context: BuildContext, exported: Exported, states: States, given: Iterable[SampleSet | None]
+) -> dict[str, tuple[str, ...]]:
+    """Inputs that look like states in all samples of the user's, and nobody said so (see :func:`at_rest`)."""
+    model = exported.model
+    rows = (s.inputs for data in given if data is not None and data.origin != RANDOM for s in data)
+    return at_rest(model.inputs, model.outputs, states, context.options.state, rows)
 
 
 def measured(

@@ -163,3 +163,63 @@ def test_a_state_can_be_said_and_denied(tmp_path):
     assert "rollout" not in artifact.manifest.details
     with pytest.raises(UsageError, match="cannot be the next"):
         _built(Detector(), example, _frames, tmp_path, targets="ort-fp32", state={"state": "output_0"})
+
+
+class Level(torch.nn.Module):
+    """A leaky sum of what comes in, under a name that is no state's, and whether it is high."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.taken, self.score = torch.nn.Linear(12, 20), torch.nn.Linear(20, 1)
+
+    def forward(self, reading: Any, level: Any) -> Any:
+        level = 0.97 * level + 0.2 * torch.tanh(self.taken(reading))
+        return self.score(level), level
+
+
+def _readings(count: int, seed: int) -> Iterator[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        reading = np.sin(index / 4) + 0.3 * rng.standard_normal((1, 12))
+        yield {"reading": reading.astype(np.float32), "level": np.zeros((1, 20), np.float32)}
+
+
+LEVEL = (torch.zeros(1, 12), torch.zeros(1, 20))
+
+
+def _level(tmp_path: Any, samples: Any = _readings, **options: Any) -> Any:
+    (artifact,) = _built(Level(), LEVEL, samples, tmp_path, targets="ort-int8", **options).values()
+    return artifact
+
+
+def test_a_state_of_another_name_does_not_pass_unmeasured(tmp_path):
+    artifact = _level(tmp_path)
+    output = artifact.manifest.outputs[1].name
+    assert artifact.manifest.status == "unproven"
+    (gate,) = [g for g in artifact.manifest.gates if g.name == "rollout"]
+    assert gate.verdict == "unproven"
+    assert f"--state level={output} " in gate.message
+    assert artifact.verify().status == "unproven"
+    # Said to be one it is measured, said to be none it is not.
+    named = _level(tmp_path / "named", state={"level": output})
+    assert named.manifest.details["rollout"]["states"] == {"level": output}
+    assert [g.verdict for g in named.manifest.gates if g.name == "rollout"] != ["unproven"]
+    denied = _level(tmp_path / "denied", state={"level": "none"})
+    assert "rollout" not in {g.name for g in denied.manifest.gates}
+
+
+def test_samples_that_bring_a_state_and_inputs_without_data_are_no_sign_of_one(tmp_path):
+    def moved(count: int, seed: int) -> Iterator[dict[str, Any]]:
+        for index, sample in enumerate(_readings(count, seed)):
+            yield {**sample, "level": sample["level"] + np.float32(0.1 * np.sin(index))}
+
+    assert "rollout" not in {g.name for g in _level(tmp_path, moved).manifest.gates}
+    result = edgekit.build(
+        Level().eval(),
+        LEVEL,
+        targets="ort-fp32",
+        options=edgekit.Options(out=tmp_path / "random", speed_gate=False, device=HERE),
+    )
+    (artifact,) = result.raise_for_failures().artifacts
+    assert "rollout" not in {g.name for g in artifact.manifest.gates}

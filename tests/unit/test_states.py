@@ -12,7 +12,7 @@ from edgekit.artifact.rollout import Rollout, measure
 from edgekit.devices.runnable import Runnable
 from edgekit.errors import UnknownNameError, UsageError
 from edgekit.load.data import SampleSet
-from edgekit.load.states import States, states_of
+from edgekit.load.states import States, at_rest, states_of
 from edgekit.types import Sample, TensorSpec, Tolerance, Verdict
 
 
@@ -40,6 +40,17 @@ def _specs(**shapes: Any) -> list[TensorSpec]:
             {"state_1": "new_state_1", "state_0": "new_state_0"},
         ),
         ({"x": (1, 5), "prev_h": ("n", 8)}, {"logits": (1, 3), "h": (1, 8)}, {"prev_h": "h"}),
+        (
+            {"frame": (1, 6), "memory": (1, 32)},
+            {"output": (1, 1), "output_1": (1, 32)},
+            {"memory": "output_1"},
+        ),
+        ({"x": (1, 5), "prev": (1, 8)}, {"y": (1, 1), "output_1": (1, 8)}, {"prev": "output_1"}),
+        ({"x": (1, 5), "ringBuffer": (1, 8)}, {"y": (1, 1), "z": (1, 8)}, {"ringBuffer": "z"}),
+        # The frame before is given from outside: a word of time beside another says nothing of a state.
+        ({"frame": (1, 8), "prev_frame": (1, 8)}, {"flow": (1, 2), "warped": (1, 8)}, {}),
+        # A decoder's memory, which makes the only output.
+        ({"target": (1, 9, 8), "memory": (1, 9, 8)}, {"output": (1, 9, 8)}, {}),
         # The layer of a transformer, an autoencoder, a condition, a cell that gives nothing but its state.
         ({"hidden_states": (1, 9, 8), "mask": (1, 9)}, {"output": (1, 9, 8), "weights": (1, 9)}, {}),
         ({"x": (1, 8)}, {"x_out": (1, 8)}, {}),
@@ -63,6 +74,63 @@ def test_what_the_user_says_goes_before_what_names_say():
             states_of(inputs, outputs, declared)
     with pytest.raises(UsageError, match="cannot be the next"):
         states_of(_specs(x=(1, 8), s=(1, 9)), _specs(y=(1, 8)), {"s": "y"})
+
+
+def _zeros(*names: str, count: int = 3, **values: float) -> list[dict[str, Any]]:
+    return [
+        {"x": np.ones((1, 5), np.float32)}
+        | {n: np.full((1, 8), values.get(n, 0) * (i == count - 1), np.float32) for n in names}
+        for i in range(count)
+    ]
+
+
+IN, OUT = {"x": (1, 5), "z": (1, 8)}, {"y": (1, 1), "w": (1, 8)}
+NO_STATES = States()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "rows", "expected"),
+    [
+        (IN, OUT, _zeros("z"), {"z": ("w",)}),
+        (IN, {**OUT, "v": ("n", 8)}, _zeros("z"), {"z": ("w", "v")}),
+        ({**IN, "u": (1, 8)}, {**OUT, "v": (1, 8)}, _zeros("z", "u", u=1e-3), {"z": ("w", "v")}),
+        # The last sample is not zero; there is no sample; nothing has its shape, nothing else comes out.
+        (IN, OUT, _zeros("z", z=1e-3), {}),
+        (IN, OUT, [], {}),
+        (IN, {"y": (1, 1), "w": (1, 9)}, _zeros("z"), {}),
+        (IN, {"w": (1, 8)}, _zeros("z"), {}),
+    ],
+)
+def test_what_may_be_a_state_by_its_zeros(inputs, outputs, rows, expected):
+    assert at_rest(_specs(**inputs), _specs(**outputs), NO_STATES, {}, rows) == expected
+
+
+def test_zeros_say_nothing_of_what_the_user_named_or_of_integers():
+    inputs, outputs = _specs(**IN), _specs(**OUT)
+    assert at_rest(inputs, outputs, NO_STATES, {"z": "none"}, _zeros("z")) == {}
+    declared = States(pairs={"x": "y"}, declared=True)
+    assert at_rest(inputs, outputs, declared, {"x": "y"}, _zeros("z")) == {}
+    types = [TensorSpec(name=s.name, dtype="int64", shape=s.shape) for s in (inputs[1], outputs[1])]
+    assert at_rest([inputs[0], types[0]], [outputs[0], types[1]], NO_STATES, {}, _zeros("z")) == {}
+    # Beside a state that its name tells, another may rest; the output that the first takes is not free.
+    known = States(pairs={"h": "hn"})
+    given = _specs(**IN, h=(1, 8)), _specs(**OUT, hn=(1, 8))
+    assert at_rest(*given, known, {}, _zeros("z", "h")) == {"z": ("w",)}
+
+
+def test_a_state_that_nobody_named_is_unproven_and_hides_no_failure():
+    scores = np.sin(np.arange(300) / 9) + 2
+    for drift, verdict in ((0, Verdict.UNPROVEN), (0.01, Verdict.FAIL)):
+        rollout = measure(STATES, _rows(scores), _rows(scores + drift * np.arange(300)), _samples(300))
+        found = gates(Evidence(rollout=rollout, resting={"z": ("w",)}), Tolerance(snr_db=12.0))
+        assert [g.verdict for g in found if g.name == "rollout"] == [verdict]
+    (gate,) = [
+        g
+        for g in gates(Evidence(resting={"z": ("w", "v")}), Tolerance(snr_db=12.0))
+        if g.name in ("rollout", "decisions")
+    ]
+    assert gate.verdict is Verdict.UNPROVEN
+    assert all(flag in gate.message for flag in ("--state z=w ", "--state z=v ", "--state z=none "))
 
 
 def test_channels_go_where_the_input_has_them():

@@ -182,10 +182,9 @@ def compiler_key(precision: str) -> str:
     """Changes when what makes the runtime's file changes."""
     if precision not in ENGINES:
         return _digest(sorted((ROOT / "edgekit" / "backends" / "tflite").rglob("*.py")), [])
-    own = ROOT / "edgekit" / "backends" / "nvidia"
-    passes = ROOT / "edgekit" / "graph" / "passes"
-    files = [own / f"{name}.py" for name in ("portable", "refusals", "worker", "rules")]
-    files += [*sorted(own.glob("plain*.py")), passes / "half.py"]
+    files = [ROOT / "tools" / "zoo_models" / "engines.py"]
+    for part in ("backends/nvidia", "graph", "quantize"):
+        files += sorted((ROOT / "edgekit" / part).rglob("*.py"))
     return _digest(files, [importlib.metadata.version("tensorrt-rtx-cu13")])
 
 

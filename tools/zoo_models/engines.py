@@ -1,4 +1,7 @@
-"""The zoo's architectures to engines of TensorRT for RTX, on a machine without a GPU: built, not run."""
+"""The zoo's architectures to engines of TensorRT for RTX, on a machine without a GPU: built, not run.
+
+The graph that an engine is made of is run, in ONNX Runtime, and compared with PyTorch's outputs.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgekit.backends.nvidia.request import GRAPH
 from edgekit.errors import EdgekitError
 
 BEGIN, END = "<!-- begin zoo -->", "<!-- end zoo -->"
 
-_FIELDS = ("status", "message", "nodes", "layers", "bytes", "seconds", "build_seconds")
+_FIELDS = (
+    "status",
+    "message",
+    "nodes",
+    "layers",
+    "bytes",
+    "seconds",
+    "build_seconds",
+    "graph_db",
+    "source_db",
+)
 
 
 def build(name: str, folder: Path, stage: str) -> dict[str, Any]:
@@ -44,6 +58,7 @@ def build(name: str, folder: Path, stage: str) -> dict[str, Any]:
         return {"status": "refused" if nodes else "error", "message": error.message[:400], "nodes": nodes}
     seconds = time.perf_counter() - start
     size = (out / target.file).stat().st_size
+    ran = _ran(folder, path, out)
     shutil.rmtree(out)
     if path != folder / "model.onnx":
         path.unlink()
@@ -52,7 +67,20 @@ def build(name: str, folder: Path, stage: str) -> dict[str, Any]:
         "layers": lowered.details["layers"],
         "bytes": size,
         "build_seconds": round(seconds, 1),
-    }
+    } | ran
+
+
+def _ran(folder: Path, source: Path, out: Path) -> dict[str, Any]:
+    """SNR against PyTorch in dB of the graph that the engine is made of, and of the one that was lowered."""
+    from zoo_models import stages
+
+    inputs = stages.load(folder / "inputs.npz")
+    reference = list(stages.load(folder / "outputs.npz").values())
+    before, after = (
+        stages.snr(stages.in_onnxruntime(path, inputs, optimized=False), reference)
+        for path in (source, out / GRAPH)
+    )
+    return {"graph_db": round(after, 1), "source_db": round(before, 1)}
 
 
 def write_table(cache: Path, names: Sequence[str], stages: Sequence[str], out: Path) -> None:

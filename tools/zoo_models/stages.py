@@ -63,7 +63,7 @@ def compare(name: str, folder: Path, precision: str) -> dict[str, Any]:
     from edgekit.backends.tflite.compiler import check_onnx, compile_onnx
     from edgekit.graph import io
 
-    inputs, reference = _load(folder / "inputs.npz"), list(_load(folder / "outputs.npz").values())
+    inputs, reference = load(folder / "inputs.npz"), list(load(folder / "outputs.npz").values())
     facts: dict[str, Any] = {}
     path = folder / "model.onnx"
     if precision == "int8":
@@ -75,7 +75,7 @@ def compare(name: str, folder: Path, precision: str) -> dict[str, Any]:
             path = quantize(name, folder)
         except EdgekitError as error:
             return _failure("not quantized", error)
-        facts["onnx_snr_db"] = round(snr(_in_onnxruntime(path, inputs), reference), 1)
+        facts["onnx_snr_db"] = round(snr(in_onnxruntime(path, inputs), reference), 1)
     model = io.load(path)
     start = time.perf_counter()
     try:
@@ -136,10 +136,11 @@ def _needs_module(name: str) -> bool:
     return name.startswith(("torchvision/", "timm/"))
 
 
-def _in_onnxruntime(path: Path, inputs: Arrays) -> list[np.ndarray]:
+def in_onnxruntime(path: Path, inputs: Arrays, *, optimized: bool = True) -> list[np.ndarray]:
+    """The graph's outputs; ``optimized``: whether the runtime may rewrite it."""
     from edgekit.graph import io
 
-    session = io.session(path)
+    session = io.session(path, optimized=optimized)
     taken = {i.name for i in session.get_inputs()}
     return list(session.run(None, {k: v for k, v in inputs.items() if k in taken}))
 
@@ -215,7 +216,7 @@ def _as(array: np.ndarray, dtype: Any) -> np.ndarray:
     return array.astype(dtype) if array.dtype != dtype else array
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
+def load(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as archive:
         return {k: archive[k] for k in archive.files}
 

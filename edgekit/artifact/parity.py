@@ -23,6 +23,7 @@ from edgekit.artifact.masks import MaskTally
 from edgekit.artifact.rounding import RoundingTally, as_rounding, worst_rounding
 from edgekit.artifact.slices import SliceTally
 from edgekit.artifact.task import Metric, Task, could_hold_scores, looks_embedded
+from edgekit.core.scores import without_rounding
 from edgekit.errors import BackendError, DataError
 from edgekit.types import Parity
 
@@ -126,6 +127,7 @@ class _Tally:
     signal: float = 0.0
     noise: float = 0.0
     max_abs: float = 0.0
+    max_error: float = 0.0
     max_ref: float = 0.0
     rows: int = 0
     cosine_sum: float = 0.0
@@ -164,6 +166,10 @@ class _Tally:
             self.compared += rows
             self.agreeing += int(((r.argmax(axis=1) == a.argmax(axis=1)) & whole).sum())
         r, a = np.where(good, r, 0.0), np.where(good, a, 0.0)
+        if r.size:
+            self.max_abs = max(self.max_abs, float(np.abs(a - r).max()))
+        if not self.integer:
+            a = without_rounding(r.reshape(ref.shape), a.reshape(ref.shape)).reshape(r.shape)
         self._distances(r, a)
         if not self.integer:
             self.bounded &= bool(r.size) and float(r.min()) >= 0 and float(r.max()) <= 1
@@ -184,7 +190,7 @@ class _Tally:
         difference = a - r
         self.signal += float((r * r).sum())
         self.noise += float((difference * difference).sum())
-        self.max_abs = max(self.max_abs, float(np.abs(difference).max()))
+        self.max_error = max(self.max_error, float(np.abs(difference).max()))
         self.max_ref = max(self.max_ref, float(np.abs(r).max()))
         lengths = np.linalg.norm(r, axis=1) * np.linalg.norm(a, axis=1)
         products = (r * a).sum(axis=1)
@@ -216,7 +222,7 @@ class _Tally:
             | self.boxes.figures()
             | self.masks.figures()
             | {
-                "relative_error": self.max_abs / self.max_ref if self.max_ref else self.max_abs,
+                "relative_error": self.max_error / self.max_ref if self.max_ref else self.max_error,
                 "snr_db": -SNR_CAP if broken else decibels(self.signal, self.noise),
                 "cosine": -1.0 if broken else self.cosine_sum / max(self.rows, 1),
                 "cosine_min": -1.0 if broken else self.cosine_min,

@@ -22,6 +22,7 @@ from onnx_ir.passes import common
 
 from edgekit.core.foreign import attempted
 from edgekit.core.quiet import silence
+from edgekit.core.scores import without_rounding
 from edgekit.errors import ConfigError, SourceError, UnknownNameError
 from edgekit.graph import io
 from edgekit.graph.passes.activations import RecognizeActivations
@@ -431,5 +432,6 @@ def _relative(a: Array, b: Array) -> float:
     if not np.array_equal(np.isfinite(a), np.isfinite(b)):
         return float("inf")
     x, y = (np.where(np.isfinite(v), v, 0).astype(np.float64) for v in (a, b))
+    y = without_rounding(x, y)
     norm = float(np.linalg.norm(x))
     return float(np.linalg.norm(x - y)) / (norm if norm > 1e-6 else 1.0)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from edgekit.artifact import proof
 from edgekit.artifact.limits import Limits
+from edgekit.artifact.masks import LIKELY, LIKELY_OVERLAP
 from edgekit.artifact.parity import UNSEEN
 from edgekit.artifact.proof import apart
 from edgekit.artifact.rollout import Rollout, rollout_gates
@@ -208,11 +209,24 @@ def _overlapping(name: str, parity: Parity | None, limit: float) -> Gate | None:
         return None
     value, rows = (parity.boxes, parity.box_rows) if name == "boxes" else (parity.masks, parity.mask_rows)
     if value is None:
-        return None
+        return _likely_masks(parity, limit) if name == "masks" else None
     share = proof.Share(value=value, rows=rows, what=name)
     if parity.data in proof.NOT_DATA:
         return proof.shown(name, share, limit, proof.inputs(parity), judged=parity.data == "golden")
     return proof.agreement(name, share, limit)
+
+
+def _likely_masks(parity: Parity, limit: float) -> Gate | None:
+    """Of maps that nobody calls masks and that are lost as such: they may be signals, so this is no failure."""
+    found = {n: f[LIKELY] for n, f in parity.per_output.items() if f.get(LIKELY, 1.0) < LIKELY_OVERLAP}
+    if not found or parity.data in proof.NOT_DATA:
+        return None
+    name = min(found, key=lambda n: found[n])
+    message = (
+        f"{name}: what is above 0 overlaps with the source's by {proof.percent(found[name])} "
+        "(intersection over union); if these are logits of a mask, --task segmentation judges it"
+    )
+    return Gate(name="masks", verdict=Verdict.UNPROVEN, limit=limit, value=found[name], message=message)
 
 
 def _drop(parity: Parity | None, limit: float | None, why: str, *, given: bool) -> Gate | None:

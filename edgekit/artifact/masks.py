@@ -9,7 +9,7 @@ are in use for segments (COCO's AP75; Lin et al., 2014). Masks of nothing, and o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +29,17 @@ _DECIDED, _MOSTLY = 0.1, 0.9
 0 and 1."""
 _PIXELS, _SHARE = 4, 0.001
 """Smaller masks, in pixels and of the picture, are left out: one pixel would be a quarter of them."""
+LIKELY_OVERLAP = 0.5
+"""Of maps that may be logits of masks: a signal that was kept keeps more of what is above zero."""
+_FEWEST_LIKELY = 8
+"""So many masks tell that maps were lost."""
+_MOST_ABOVE = 0.4
+"""A signal about zero (a residual, an image less its mean) is above it in half of its places."""
+_TOGETHER = 0.4
+"""Of the neighbours of a place in a mask, along rows or columns: lines two places wide have half."""
+_AWAY, _ABOVE = 0.3, 0.1
+"""Of the root mean square, how far a background is below zero and a mask above it in the mean: of peaks on a flat
+ground most places are about zero, and their sign says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +78,60 @@ def _maps(array: Array) -> Array:
 
 
 @dataclass(kw_only=True)
+class LikelyTally:
+    """Maps of one channel that nobody calls masks, and that look like logits of some."""
+
+    maps: bool = True
+    pixels: int = 0
+    above: int = 0
+    beside: int = 0
+    neighbours: int = 0
+    positive: float = 0.0
+    negative: float = 0.0
+    squares: float = 0.0
+    masks: int = 0
+    overlap: float = 0.0
+
+    def add(self, ref: Array, out: Array) -> None:
+        """One sample of the source's and the artifact's."""
+        single = (
+            ref.dtype.kind == "f" and ref.ndim in (3, 4) and bool(ref.size) and bool(np.isfinite(ref).all())
+        )
+        maps = _maps(ref) if single and self.maps else ref
+        self.maps &= single and len(maps) == ref.shape[0] and min(maps.shape[1:], default=0) >= _FEWEST
+        if not self.maps:
+            return
+        was, came = maps > 0, _maps(out) > 0
+        wide = maps.astype(np.float64)
+        self.pixels += was.size
+        self.above += int(was.sum())
+        along = [(was[:, :, 1:], was[:, :, :-1]), (was[:, 1:], was[:, :-1])]
+        pair = max(along, key=lambda p: int((p[0] & p[1]).sum()))
+        self.beside += int((pair[0] & pair[1]).sum())
+        self.neighbours += int(pair[0].sum())
+        self.positive += float(wide[was].sum())
+        self.negative -= float(wide[~was].sum())
+        self.squares += float((wide * wide).sum())
+        some = was.any(axis=(1, 2))
+        overlaps = _overlaps(was[some], came[some])
+        self.masks += overlaps.size
+        self.overlap += float(overlaps.sum())
+
+    def figures(self) -> dict[str, float]:
+        """The mean overlap of what is above zero; nothing where that is no likely mask."""
+        below = self.pixels - self.above
+        if not self.maps or self.masks < _FEWEST_LIKELY or not 0 < self.above <= _MOST_ABOVE * self.pixels:
+            return {}
+        size = float(np.sqrt(self.squares / self.pixels))
+        whole = self.beside >= _TOGETHER * self.neighbours
+        away = self.negative / below >= _AWAY * size and self.positive / self.above >= _ABOVE * size
+        return {LIKELY: self.overlap / self.masks} if whole and away else {}
+
+
+LIKELY = "likely_mask_iou"
+
+
+@dataclass(kw_only=True)
 class MaskTally:
     """Masks over the samples of one output. The first sample tells the layout, and all have to have it."""
 
@@ -75,6 +140,7 @@ class MaskTally:
     agreeing: int = 0
     overlap: float = 0.0
     samples: int = 0
+    likely: LikelyTally = field(default_factory=LikelyTally)
 
     def add(self, name: str, ref: Array, out: Array, task: Task) -> None:
         """One sample of the source's and the artifact's."""
@@ -82,6 +148,7 @@ class MaskTally:
         self.layout = found if not self.samples or found == self.layout else None
         self.samples += 1
         if self.layout is None:
+            self.likely.add(ref, out)
             return
         overlaps = _overlaps(_maps(ref) > self.layout.threshold, _maps(out) > self.layout.threshold)
         self.masks += overlaps.size
@@ -90,7 +157,9 @@ class MaskTally:
 
     def figures(self) -> dict[str, float]:
         """The share of masks that agree, and their mean overlap; nothing where these are no masks."""
-        if self.layout is None or not self.masks:
+        if self.layout is None:
+            return self.likely.figures()
+        if not self.masks:
             return {}
         return {"masks": self.agreeing / self.masks, "mask_iou": self.overlap / self.masks}
 

@@ -131,3 +131,75 @@ def test_a_meaning_that_there_is_not_is_refused_with_the_nearest():
     with pytest.raises(UnknownNameError) as caught:
         refuse_unknown("segmentatoin")
     assert "segmentation" in caught.value.hint
+
+
+def stripes(count=24, size=40, width=2, *, level=5.0):
+    """Logits nobody calls a mask: level above zero on a bar of its own row, as much below it elsewhere."""
+    draw = np.random.default_rng(11)
+    for _ in range(count):
+        picture = draw.normal(-level, level / 5, (1, 1, size, size))
+        row = draw.integers(0, size - width)
+        picture[..., row : row + width, :] += 1.6 * level
+        yield picture.astype(np.float32)
+
+
+@pytest.mark.parametrize("squeezed", [False, True])
+def test_undeclared_logits_whose_masks_are_lost_are_unproven(squeezed):
+    ref = [r[:, 0] if squeezed else r for r in stripes()]
+    lost = [np.where(r > 0, r - 5.5, r).astype(np.float32) for r in ref]  # the background keeps the energy
+    _, verdicts = judged(ref, lost)
+    assert verdicts["masks"].verdict is Verdict.UNPROVEN
+    assert "if these are logits of a mask, --task segmentation judges it" in verdicts["masks"].message
+    _, declared_so = judged(ref, lost, task="segmentation")
+    assert declared_so["masks"].verdict is Verdict.FAIL
+
+
+def test_undeclared_logits_that_are_kept_and_random_inputs_get_no_gate():
+    ref = list(stripes())
+    noise = np.random.default_rng(12)
+    kept = [(r + noise.normal(0, 0.5, r.shape)).astype(np.float32) for r in ref]
+    assert "masks" not in judged(ref, kept)[1]
+    assert "masks" not in judged(ref, [-abs(r) for r in ref], data="random")[1]
+    few = ref[:5]
+    assert "masks" not in judged(few, [-abs(r) for r in few])[1]
+
+
+def smooth(draw, size=48):
+    """A field about zero without its fine detail."""
+    spectrum = np.fft.rfft2(draw.normal(0, 1, (size, size)))
+    spectrum[6:-6] = 0
+    spectrum[:, 6:] = 0
+    field = np.fft.irfft2(spectrum, (size, size))
+    return field / field.std()
+
+
+def residual(draw):
+    return draw.normal(0, 0.05, (48, 48))
+
+
+def log_depth(draw):
+    """Mostly near, some far: the logarithm is of both signs."""
+    return smooth(draw) - 0.8
+
+
+def peaks(draw):
+    """Edges on a flat ground, a little below zero."""
+    return np.where(draw.random((48, 48)) < 0.05, 1.0, 0.0) * 3 - 0.02 + draw.normal(0, 0.01, (48, 48))
+
+
+def bright(draw):
+    """A picture less its mean, dark but for a tenth of it."""
+    picture = np.full((48, 48), -0.4) + draw.normal(0, 0.05, (48, 48))
+    picture[8:24, 8:24] += 2.0 + 0.3 * smooth(draw)[8:24, 8:24]
+    return picture
+
+
+@pytest.mark.parametrize("signal", [residual, log_depth, peaks, bright, smooth])
+@pytest.mark.parametrize("snr_db", [12, 20])
+def test_honest_signals_are_not_disturbed(signal, snr_db):
+    draw = np.random.default_rng(13)
+    ref = [signal(draw)[None, None].astype(np.float32) for _ in range(20)]
+    spread = float(np.sqrt(np.mean(np.square(ref)))) * 10 ** (-snr_db / 20)
+    out = [(r + draw.normal(0, spread, r.shape)).astype(np.float32) for r in ref]
+    assert "masks" not in judged(ref, out)[1]
+    assert "masks" not in judged(ref, [np.zeros_like(r) for r in ref], data="random")[1]

@@ -262,7 +262,7 @@ def never_measured(
 ) -> tuple[Gate, ...]:
     """Gates that waited for a machine that runs the artifact, and that golden vectors do not tell: nobody ever measured
     them, so that they are unproven. Not those that outputs like these do not have, by ``parity``, nor what was gated of
-    the graph that an engine is made of. What was unproven without a figure stays so."""
+    the graph that an engine is made of. What was unproven stays so: nothing has proven it since."""
     graph = any(g.name == GRAPH and g.verdict is Verdict.PASS for g in manifest.gates)
     repeated = (*repeated, GRAPH, *(("slices", "samples") if graph else ()))
     untold = {} if parity is None else {name: getattr(parity, field) for name, field in _FIGURES.items()}
@@ -278,11 +278,8 @@ def never_measured(
         and gate.name not in repeated
         and untold.get(gate.name, gate) is not None
     )
-    # A state that may be one was not fed back where it was built, and is not here.
-    unmoved = (
-        g for g in manifest.gates if g.name == "rollout" and g.verdict is Verdict.UNPROVEN and g.value is None
-    )
-    return (*waited, *(g for g in unmoved if g.name not in repeated))
+    unproven = (g for g in manifest.gates if g.verdict is Verdict.UNPROVEN and g.name not in repeated)
+    return (*waited, *unproven)
 
 
 _FIGURES = {"slices": "explained", "samples": "sample_snr_db", "top1-agreement": "top1_agreement"}

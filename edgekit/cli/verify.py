@@ -243,13 +243,9 @@ def _artifact(path: Path, device: edgekit.Device, asked: Asked, public_key: Path
     )
     strict = asked.strict
     refused = (Verdict.FAIL, Verdict.NOT_RUN, *((Verdict.UNPROVEN,) if strict else ()))
-    repeated = {g.name for g in result.gates}
-    unproven = artifact.manifest.gates if strict and artifact.manifest.status == "unproven" else ()
-    unproven = tuple(g for g in unproven if g.name not in repeated)
     failed = [g.name for g in result.gates if g.verdict in refused]
     failed += [f"{g.name} (failed when built)" for g in result.failed_before]
     failed += [f"{name} (not repeated, and not built here)" for name in result.claimed if strict]
-    failed += [f"{g.name} (unproven when built)" for g in unproven if g.verdict is Verdict.UNPROVEN]
     ways = remedies(
         result.claimed,
         artifact.manifest,
@@ -259,13 +255,13 @@ def _artifact(path: Path, device: edgekit.Device, asked: Asked, public_key: Path
     said = [
         f"{', '.join(names)}: claimed by the manifest, not repeated here: {w}" for w, names in ways.items()
     ]
-    notes = (*result.notes, *said, *_reasons((*result.gates, *result.failed_before, *unproven), failed))
+    notes = (*result.notes, *said, *_reasons((*result.gates, *result.failed_before), failed))
     return Outcome(
         path=path,
         rows=_rows(artifact.target, result),
         document={"artifact": str(path), "status": result.status, "replay": result, "notes": notes},
         failed=tuple(failed),
-        hint="; ".join(_causes(result, unproven, tuple(ways) if strict else (), asked)),
+        hint="; ".join(_causes(result, tuple(ways) if strict else (), asked)),
         notes=notes,
     )
 
@@ -279,9 +275,7 @@ def _reasons(gates: Sequence[Gate], failed: Sequence[str]) -> Iterator[str]:
             yield f"{gate.name}: {gate.message}"
 
 
-def _causes(
-    result: edgekit.Replay, unproven: Sequence[Gate], ways: Sequence[str], asked: Asked
-) -> Iterator[str]:
+def _causes(result: edgekit.Replay, ways: Sequence[str], asked: Asked) -> Iterator[str]:
     """What to do about each kind of what refuses the artifact, the gravest first."""
     chosen = {_GATES.get(name, name) for name in asked.options.limit}
     failed = {g.name for g in result.gates if g.verdict is Verdict.FAIL}
@@ -295,7 +289,7 @@ def _causes(
         yield "it failed when it was built: build it again"
     if asked.strict:
         yield from ways
-        if {g.name for g in result.gates if g.verdict is Verdict.UNPROVEN} or unproven:
+        if {g.name for g in result.gates if g.verdict is Verdict.UNPROVEN}:
             yield "what each unproven gate says above would prove it; without --strict it passes as unproven"
 
 

@@ -98,3 +98,14 @@ def test_of_rows_of_figures_it_is_unproven_which_of_the_two_is_wrong(tmp_path: P
     gate = next(g for g in artifact.manifest.gates if g.name == "example")
     assert gate.verdict is Verdict.UNPROVEN
     assert "unproven: example" in summary.verdict(artifact.manifest)
+
+
+def test_what_was_unproven_is_not_proven_by_verifying_it(tmp_path: Path) -> None:
+    """Golden vectors do not tell this gate: it was left out, and the artifact passed."""
+    (artifact,) = built(tmp_path, smooth(9), 0.25, options={"accept_data": ("example",)}).artifacts
+    manifest = artifact.manifest
+    (gate,) = [g for g in manifest.gates if g.name == "example"]
+    assert gate.verdict is Verdict.UNPROVEN
+    result = artifact.verify()
+    assert result.status == "unproven"
+    assert gate in result.gates

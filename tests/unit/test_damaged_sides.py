@@ -7,8 +7,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from edgekit.cli.compare import compare
-from edgekit.cli.pack import pack
+from edgekit.cli import cli
 from edgekit.errors import SourceError
 
 KEPT = Path(__file__).parents[1] / "golden" / "manifest"
@@ -23,11 +22,11 @@ def folder(path: Path, text: str) -> Path:
 def test_a_baseline_that_cannot_be_read_does_not_switch_the_comparison_off(tmp_path: Path) -> None:
     old = folder(tmp_path / "old", "{")
     new = folder(tmp_path / "new", (KEPT / "manifest.json").read_text())
-    result = CliRunner().invoke(compare, [str(old), str(new), "--fail-on-regression", "5%"])
+    result = CliRunner().invoke(cli, ["compare", str(old), str(new), "--fail-on-regression", "5%"])
     assert result.exit_code == 3
-    swapped = CliRunner().invoke(compare, [str(new), str(old)])
+    swapped = CliRunner().invoke(cli, ["compare", str(new), str(old)])
     assert swapped.exit_code == 3
-    same = CliRunner().invoke(compare, [str(new), str(new), "--fail-on-regression", "5%"])
+    same = CliRunner().invoke(cli, ["compare", str(new), str(new), "--fail-on-regression", "5%"])
     assert same.exit_code == 0, same.output
 
 
@@ -35,6 +34,6 @@ def test_an_artifact_whose_files_have_changed_is_not_packed(tmp_path: Path) -> N
     text = (KEPT / "manifest.json").read_text()
     artifact = folder(tmp_path / "artifact", text)
     (artifact / json.loads(text)["files"][0]["name"]).write_bytes(b"cut short")
-    result = CliRunner().invoke(pack, [str(artifact)])
+    result = CliRunner().invoke(cli, ["pack", str(artifact)])
     assert isinstance(result.exception, SourceError)
     assert not list(tmp_path.glob("*.ekz"))

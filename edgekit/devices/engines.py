@@ -183,7 +183,7 @@ def engine_for(
     assert builder is not None
     host = identify(transport, backend)
     with temporary("engine") as scratch:
-        order = builder.order(main, host, Path(scratch))
+        order = _order(builder, main, host, Path(scratch), (telling or Telling()).modules)
         key = Key(name=STEP, inputs=(order.key,), options={}, versions={})
 
         def produce(out: Path) -> None:
@@ -193,6 +193,17 @@ def engine_for(
 
         folder = store.step(key, produce).directory
     return Built(folder=folder, facts=read_json(folder / BUILD))
+
+
+def _order(
+    builder: EngineBuilder, main: Path, host: EngineHost, out: Path, modules: Mapping[str, str]
+) -> EngineOrder:
+    """What to build; nodes that cannot be written for the parser there are named with their modules."""
+    try:
+        return builder.order(main, host, out)
+    except UnsupportedOperatorsError as error:
+        nodes = [replace(n, module_path=n.module_path or _module(n.node, modules)) for n in error.nodes]
+        raise UnsupportedOperatorsError(f"{error.target} with TensorRT {host.version}", nodes) from error
 
 
 def _build(
@@ -282,7 +293,7 @@ def _refusal(
                 op=n.op or "graph",
                 node=n.node or "input or output",
                 reason=n.message.removeprefix("Assertion failed: "),
-                module_path=modules.get(n.node, ""),
+                module_path=_module(n.node, modules),
             )
             for n in built.refused
         ]
@@ -295,6 +306,13 @@ def _refusal(
         if tail
         else "build it by hand there, by recipe.json, and look at what it prints",
     )
+
+
+def _module(node: str, modules: Mapping[str, str]) -> str:
+    """The module of a node, or of the one that it was made of (``NODE//Mul_3``, ``NODE/Slice_0``)."""
+    while node and node not in modules:
+        node = node.rpartition("/")[0].rstrip("/")
+    return modules.get(node, "")
 
 
 def _timing_cache(store: Store, host: EngineHost) -> Path | None:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from engine_models import artifact
 
@@ -210,6 +211,21 @@ def test_what_the_parser_there_refuses_names_node_and_module(make_jetson, tmp_pa
     (node,) = caught.value.nodes
     assert (node.op, node.node, node.module_path) == ("Conv", "conv", "stem.conv")
     nothing_left(server)
+
+
+def test_what_cannot_be_written_for_the_parser_there_names_node_and_module(make_jetson, tmp_path):
+    main = artifact(tmp_path / "a")
+    model = onnx.load(main)
+    (node,) = [n for n in model.graph.node if n.op_type == "ReduceMean"]
+    node.input[1] = "given"  # axes that come in: opset 17 takes constant ones
+    model.graph.input.append(onnx.helper.make_tensor_value_info("given", onnx.TensorProto.INT64, [2]))
+    onnx.save(model, main)
+    server = make_jetson("jetpack5")
+    with pytest.raises(UnsupportedOperatorsError, match="its axes are computed") as caught:
+        built(server, main, telling=engines.Telling(modules={"mean": "head.pool"}))
+    assert [(n.node, n.module_path) for n in caught.value.nodes] == [("mean", "head.pool")]
+    assert "TensorRT 8.5.2" in caught.value.message
+    assert calls(server, "build") == []
 
 
 @pytest.mark.parametrize("no_python", [False, True])

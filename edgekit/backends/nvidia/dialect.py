@@ -2,8 +2,9 @@
 
 TensorRT 8.5 and 8.6 (JetPack 5) read up to opset 17 and want the Q/DQ of weights around a float constant; 9 reads up to
 19; 10 reads 20 and integers with DequantizeLinear alone. (Source: the operator tables of onnx-tensorrt's releases.)
-onnx's own version converter lacks the ways back of Split, Pad and the reductions, which every exported graph has: what
-changed between 17 and 20 is undone here, and the converter is asked only for what comes after 20.
+onnx's own version converter lacks the ways back of Split, Pad and the reductions, which every exported graph has, and
+of what is new: what changed between 17 and 20 is undone here, and what is a function is written out (see
+:mod:`edgekit.backends.nvidia.newer`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-from onnx import inliner, version_converter
 
+from edgekit.backends.nvidia import newer
 from edgekit.backends.nvidia.engine import release
 from edgekit.errors import UnsupportedError, UnsupportedNode, UnsupportedOperatorsError
 from edgekit.graph import io
@@ -25,21 +25,9 @@ _OPSETS = (((10, 15), 24), ((10, 0), 20), ((9, 0), 19), ((8, 5), 17))
 
 OLDEST = (8, 5)
 
-_FUNCTIONS = {"Gelu", "Mish", "GroupNormalization", "AffineGrid", "HardSwish", "Swish"}
-"""Newer than opset 17, and written in older operators in the ONNX standard itself."""
-
 _REDUCTIONS = {
     f"Reduce{name}" for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
 }
-
-_NEW_ATTRIBUTES: dict[str, dict[str, object]] = {
-    "Resize": {"antialias": 0, "keep_aspect_ratio_policy": "stretch"},
-    "Cast": {"saturate": 1},
-    "QuantizeLinear": {"saturate": 1},
-    "AveragePool": {"dilations": None},
-    "Reshape": {},
-}
-"""Attributes that opset 17 lacks, with the value that says what it does anyway (``None``: all ones)."""
 
 
 def opset_of(version: str) -> int:
@@ -68,7 +56,7 @@ def spell(source: Path, version: str, out: Path, target: str) -> tuple[Path, tup
         return source, ()
     notes = []
     if own > newest or normalized:
-        model = _older(model, newest, target, normalized=normalized)
+        model = _older(model, source.parent, newest, target, normalized=normalized)
         notes.append(f"opset {own} written as {newest} for TensorRT {version}")
     if pairs:
         count = sum(_pair(model.graph, n) for n in list(model.graph))
@@ -76,52 +64,30 @@ def spell(source: Path, version: str, out: Path, target: str) -> tuple[Path, tup
     return io.save(model, out).path, tuple(notes)
 
 
-def _older(model: ir.Model, opset: int, target: str, *, normalized: bool) -> ir.Model:
-    proto = ir.to_proto(model)
-    names = {("", op) for op in _FUNCTIONS} if opset < 18 else set()
-    names |= {("", "LayerNormalization")} if normalized else set()
-    if any(n.op_type in {op for _, op in names} for n in proto.graph.node):
-        proto = inliner.inline_selected_functions(proto, sorted(names), inline_schema_functions=True)
-    if model.opset_imports.get("", 0) > 20:
-        try:
-            proto = version_converter.convert_version(proto, max(opset, 20))
-        except RuntimeError as error:
-            raise UnsupportedError(
-                f"{target}: opset {model.opset_imports.get('')} cannot be written as {opset}: {str(error)[-300:]}",
-                hint="export the model with opset 20",
-            ) from error
-    written = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
-    if opset < 20:
-        problems = [p for node in list(written.graph.all_nodes()) for p in _rewritten(node)]
-        if problems:
-            raise UnsupportedOperatorsError(target, problems)
+def _older(model: ir.Model, folder: Path, opset: int, target: str, *, normalized: bool) -> ir.Model:
+    own = model.opset_imports.get("", 0)
+    proto = newer.written_out(ir.to_proto(model), opset, *(("LayerNormalization",) if normalized else ()))
+    written = newer.folded(proto, folder)
+    problems = [p for node in list(written.graph.all_nodes()) for p in _rewritten(node, own, opset)]
+    if problems:
+        raise UnsupportedOperatorsError(target, problems)
     written.opset_imports[""] = opset
     io.lower_ir_version(written)
     return written
 
 
-def _rewritten(node: ir.Node) -> Iterator[UnsupportedNode]:
-    """One node as opset 17 has it, in place; what it lacks comes back."""
-    change = _CHANGES.get(node.op_type)
-    reason = change(node) if change is not None and node.domain == "" else ""
-    for name, usual in _NEW_ATTRIBUTES.get(node.op_type, {}).items():
-        attribute = node.attributes.get(name)
-        if attribute is None:
-            continue
-        value = attribute.value
-        ones = usual is None and all(v == 1 for v in value)
-        if not ones and value != usual:
-            reason = reason or f"opset 17 has no {node.op_type} with {name}={value}"
-        del node.attributes[name]
-    if not reason and node.op_type in _NEWER:
-        reason = f"{node.op_type} is newer than the opset 17 of this TensorRT"
+def _rewritten(node: ir.Node, own: int, opset: int) -> Iterator[UnsupportedNode]:
+    """One node as ``opset`` has it, in place; what that lacks comes back."""
+    since, change = _CHANGES.get(node.op_type, (0, _no_change))
+    reason = change(node) if opset < since and node.domain == "" else ""
+    reason = reason or newer.lacking(node, own, opset)
     if reason:
         yield UnsupportedNode(
-            op=node.op_type, node=node.name or "?", reason=reason, module_path=io.module_path(node)
+            op=node.op_type,
+            node=newer.owner(node.name or "?"),
+            reason=reason,
+            module_path=io.module_path(node),
         )
-
-
-_NEWER = {"BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "CenterCropPad", "Col2Im", "DeformConv"}
 
 
 def _constant(value: ir.Value | None) -> np.ndarray | None:
@@ -218,14 +184,19 @@ def _cast_like(node: ir.Node) -> str:
     return ""
 
 
-_CHANGES: dict[str, Callable[[ir.Node], str]] = {
-    **dict.fromkeys(_REDUCTIONS, _reduction),
-    "Split": _split,
-    "Pad": _pad,
-    "Resize": _resize,
-    "GridSample": _grid_sample,
-    "CastLike": _cast_like,
+def _no_change(_: ir.Node) -> str:
+    return ""
+
+
+_CHANGES: dict[str, tuple[int, Callable[[ir.Node], str]]] = {
+    **dict.fromkeys(_REDUCTIONS, (18, _reduction)),
+    "Split": (18, _split),
+    "Pad": (18, _pad),
+    "Resize": (18, _resize),
+    "GridSample": (20, _grid_sample),
+    "CastLike": (20, _cast_like),
 }
+"""From which opset on an operator is as it is in newer ones, and how it is written in older ones."""
 
 
 def _initializer(node: ir.Node, what: str, array: np.ndarray) -> ir.Value:

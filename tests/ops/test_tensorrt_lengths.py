@@ -47,6 +47,66 @@ def recurrent(path: Path, op: str, *, lengths: bool) -> Path:
     return path
 
 
+def cell(
+    path: Path,
+    op: str,
+    *,
+    direction: str = "forward",
+    state: bool = False,
+    peephole: bool = False,
+    **how: int,
+) -> Path:
+    rng, ways = np.random.default_rng(8), 2 if direction == "bidirectional" else 1
+    rows = GATES[op] * HIDDEN
+    shapes = {"w": (ways, rows, WIDTH), "r": (ways, rows, HIDDEN), "b": (ways, 2 * rows)}
+    if state:
+        shapes["h"] = (ways, BATCH, HIDDEN)
+    if peephole:
+        shapes["p"] = (ways, 3 * HIDDEN)
+    names = ["x", "w", "r", "b", "", *(["h"] if state else [""]), *(["", "p"] if peephole else [])]
+    while not names[-1]:
+        names.pop()
+    made = helper.make_node(op, names, ["y"], name="cell", hidden_size=HIDDEN, direction=direction, **how)
+    graph = helper.make_graph(
+        [made],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [STEPS, BATCH, WIDTH])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [STEPS, ways, BATCH, HIDDEN])],
+        [numpy_helper.from_array(rng.normal(0, 0.3, s).astype(np.float32), n) for n, s in shapes.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(onnx.shape_inference.infer_shapes(model), path)
+    return path
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("state", [False, True], ids=["from zeros", "from a state"])
+@pytest.mark.parametrize(
+    ("op", "more"),
+    [
+        ("GRU", {"linear_before_reset": 0}),
+        ("GRU", {"linear_before_reset": 1}),
+        ("RNN", {}),
+        ("LSTM", {}),
+        ("LSTM", {"peephole": True}),
+    ],
+)
+def test_each_kind_of_cell_builds_in_16_bits(
+    tmp_path: Path, op: str, more: dict[str, int], state: bool, direction: str
+) -> None:
+    source = cell(tmp_path / "source.onnx", op, direction=direction, state=state, **more)  # type: ignore[arg-type]
+    for precision in ("fp16", "bf16"):
+        out = tmp_path / precision
+        out.mkdir()
+        target = targets.find(f"tensorrt-rtx-{precision}")
+        lowered = tensorrt_rtx.lower(io.describe(source), target, {}, out)
+        kept = any("GRU layers" in note for note in lowered.notes)
+        assert kept is (op == "GRU" and precision == "bf16")
+        if kept:
+            x = {"x": np.random.default_rng(2).normal(size=(STEPS, BATCH, WIDTH)).astype(np.float32)}
+            np.testing.assert_allclose(run(out / "model.onnx", x), run(source, x), atol=1e-5)
+
+
 def run(path: Path, fed: dict[str, np.ndarray]) -> np.ndarray:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return session.run(None, fed)[0]

@@ -52,12 +52,15 @@ _HALVES = {Precision.FP16: FLOAT16, Precision.BF16: BFLOAT16}
 
 def _to_half(model: ir.Model, half: HalfType, wide: Collection[str]) -> Iterator[str]:
     uneven = [n.name for n in model.graph if n.name and _has_lengths(n)]
-    report = to_half(model, half, keep={*wide, *uneven})
+    mixed = [n.name for n in model.graph if n.name and half is BFLOAT16 and n.op_type == "GRU"]
+    report = to_half(model, half, keep={*wide, *uneven, *mixed})
     name = half.dtype.name.lower()
     yield f"{len(report.converted)} nodes in {name}, {len(report.kept)} kept in float32"
     yield from beyond_float16(wide)
     if uneven:
         yield f"recurrent layers with sequence lengths, kept in float32: {', '.join(uneven)}"
+    if mixed:  # the parser takes one of its gates from a 1 that is float32
+        yield f"GRU layers, of which the parser takes none in {name}, kept in float32: {', '.join(mixed)}"
     for what, names in (
         (f"clamped to {name}'s range", report.clamped),
         (f"raised to {half.tiny:.1e}", report.flushed),

@@ -146,6 +146,10 @@ class SourceError(EdgekitError):
     exit_code = 3
 
 
+class NotCalibratableError(SourceError):
+    """Calibration cannot look into the graph: of no concern to targets that do without."""
+
+
 class FactoryError(SourceError):
     """The user's own code raised; ``user_traceback`` is theirs, without edgekit's frames."""
 

@@ -179,7 +179,8 @@ def calibrated(asked: Request, context: BuildContext) -> CalibrationResult:
     prepared = build.prepare(asked, context)
     if prepared.data.calibration is None:
         raise UsageError("there is nothing to calibrate with", hint="pass calibration=samples")
-    result = stages.calibrate(context, prepared.graph.model, prepared.data.calibration)
+    model, _ = stages.in_float32(context, prepared.graph.model)
+    result = stages.calibrate(context, model, prepared.data.calibration)
     return CalibrationResult(
         calibration=Calibration.load(result.file),
         file=result.file,

@@ -24,6 +24,7 @@ from edgekit.devices.target_device import adaptation, adaptation_here, adapted, 
 from edgekit.errors import (
     DataError,
     EdgekitError,
+    NotCalibratableError,
     UnsupportedOperatorsError,
     told_once,
 )
@@ -58,7 +59,7 @@ from edgekit.pipeline.candidates import (
     within_budget,
 )
 from edgekit.pipeline.deliver import Product, deliver
-from edgekit.pipeline.lower import Graph, graph_of, lower_for, shaped
+from edgekit.pipeline.lower import HALVES, Graph, graph_of, lower_for, shaped
 from edgekit.pipeline.pixels import doubt
 from edgekit.pipeline.ranges import (
     OwnExample,
@@ -170,13 +171,19 @@ def prepare(request: Request, context: BuildContext) -> Prepared:
     quantized = [t for t in request.targets if t.uses_calibration]
     refused = refusals(context, quantized, graph, data.verification)
     if data.calibration is not None and any(t.name not in refused for t in quantized):
-        calibrated = stages.calibrate(context, graph.model, data.calibration)
+        model, _ = stages.in_float32(context, graph.model)
+        try:
+            calibrated = stages.calibrate(context, model, data.calibration)
+        except NotCalibratableError as error:
+            refused |= {t.name: error for t in quantized if t.needs_calibration and t.name not in refused}
+    if calibrated is not None:
         findings = examine(context, calibrated, data, graph.exported)
-        covered = covered_by(context, graph.model, calibrated, data.evaluation)
-        example = beside_example(context, graph.model, calibrated, graph.exported)
+        covered = covered_by(context, model, calibrated, data.evaluation)
+        example = beside_example(context, model, calibrated, graph.exported)
         findings = (*findings, *refuse_example(context, example))
     if any(t.precision is Precision.FP16 for t in request.targets):
-        graph = replace(graph, half=half_range(context, graph.model, data.verification))
+        model, _ = stages.in_float32(context, graph.model, keep=HALVES[Precision.FP16])
+        graph = replace(graph, half=half_range(context, model, data.verification))
     return Prepared(
         graph=replace(graph, steps=(*compress_steps, *graph.steps)),
         data=data,
@@ -196,7 +203,8 @@ def refusals(
     for target in targets:
         try:
             refuse_missing_runtime(context, target)
-            model, _ = shaped(context, graph, target, graph.model)
+            model, _ = stages.in_float32(context, graph.model)
+            model, _ = shaped(context, graph, target, model)
             if graph.pixels is None:
                 fitting(context, target, model.inputs, samples)
             stages.check(context, model, target, config.target_options(target, context.options.set))

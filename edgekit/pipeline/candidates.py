@@ -19,7 +19,7 @@ from edgekit.devices.catalogue import device
 from edgekit.devices.engines import builder_of
 from edgekit.errors import DefectError, EdgekitError, MissingExtraError
 from edgekit.load.data import SampleSet
-from edgekit.pipeline import guard, speed
+from edgekit.pipeline import guard, speed, stages
 from edgekit.pipeline.cached import NotCachedError, ReadOnly
 from edgekit.pipeline.engines import on_device
 from edgekit.pipeline.extents import refuse_outside
@@ -197,7 +197,8 @@ def within_budget(context: BuildContext, prepared: Prepared, target: Target, pla
     def measure(choice: QuantizeOptions) -> Parity | None:
         return candidate(context, prepared, target, choice).verified.parity
 
-    found = guard.search(context, prepared.graph.model, target, prepared.calibrated, budget, measure)
+    model, _ = stages.in_float32(context, prepared.graph.model)
+    found = guard.search(context, model, target, prepared.calibrated, budget, measure)
     made = candidate(context, prepared, target, found.choice)
     if found.in_float is not None and (slow := too_slow(context, prepared, made)):
         other = candidate(context, prepared, target, found.in_float)

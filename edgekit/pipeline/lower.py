@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from edgekit.artifact.manifest import StepRecord
 from edgekit.artifact.proof import percent
 from edgekit.core import config
-from edgekit.errors import CalibrationRequiredError, OpenAxesError, UnsupportedError
+from edgekit.errors import CalibrationRequiredError, NotCalibratableError, OpenAxesError, UnsupportedError
 from edgekit.load.data import RANDOM, SampleSet
 from edgekit.load.source import Source
 from edgekit.pipeline import pixels, stages
@@ -33,6 +33,10 @@ class Graph:
     pixels: Pixels | None = None
     steps: tuple[StepRecord, ...] = ()
     half: HalfRange | None = None
+
+
+HALVES = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}
+"""What targets of these compute in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,9 @@ def _lower_for(
     quantization: QuantizeOptions | None,
 ) -> Lowering:
     model, steps, report = graph.model, list(graph.steps), None
+    if target.scheme is not None or target.precision in HALVES:
+        model, widened = stages.in_float32(context, model, keep=HALVES.get(target.precision, ""))
+        steps += [widened] if widened else []
     if target.scheme is not None:
         calibrated = calibration_for(context, graph, target, samples)
         steps += [calibrated.step] if calibrated else []
@@ -117,7 +124,8 @@ def calibration_for(
 ) -> Calibrated | None:
     """The calibration where it serves ``target``; random inputs only where ranges have to come from somewhere.
 
-    Raises :class:`CalibrationRequiredError` where the target needs samples and there are none.
+    Raises :class:`CalibrationRequiredError` where the target needs samples and there are none, and
+    :class:`NotCalibratableError` where it needs what samples cannot tell of this graph.
     """
     if samples is None and target.needs_calibration:
         raise CalibrationRequiredError(
@@ -127,7 +135,13 @@ def calibration_for(
     random = samples is not None and samples.origin == RANDOM
     if samples is None or not target.uses_calibration or (random and not target.needs_calibration):
         return None
-    return stages.calibrate(context, graph.model, samples)
+    model, _ = stages.in_float32(context, graph.model)
+    try:
+        return stages.calibrate(context, model, samples)
+    except NotCalibratableError:
+        if target.needs_calibration:
+            raise
+        return None
 
 
 def shaped(

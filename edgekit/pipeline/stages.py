@@ -22,7 +22,7 @@ from edgekit.core.store import Store, canonical_json
 from edgekit.core.structure import to_builtins
 from edgekit.devices.arrays import ArrayFile
 from edgekit.devices.catalogue import LOCAL
-from edgekit.graph.records import ModelRecord, read_json, read_model, write_json
+from edgekit.graph.records import MODEL_RECORD, ModelRecord, read_json, read_model, write_json
 from edgekit.load.data import SampleSet
 from edgekit.load.source import Source
 from edgekit.pipeline.cached import Step, reader, rows_reader, run
@@ -159,6 +159,28 @@ def optimize(
         quick=True,
     )
     return _model(context, step)
+
+
+def in_float32(
+    context: BuildContext, model: OnnxModel, *, keep: str = ""
+) -> tuple[OnnxModel, StepRecord | None]:
+    """What is quantized, or made float16 or bfloat16 (``keep``), of a source that computes in another float.
+
+    Others pass through.
+    """
+    step = Step(
+        name="in-float32",
+        inputs=(model.sha256,),
+        options={"keep": keep},
+        packages=("onnx", "onnx-ir", "numpy"),
+        produce=lambda out: work(context).in_float32(model, keep, out),
+        read=lambda directory: read_model(directory) if (directory / MODEL_RECORD).is_file() else None,
+        quick=True,
+    )
+    done = run(context.store, step)
+    if done.value is None:
+        return model, None
+    return done.value.model, done.record(done.value.model.sha256, done.value.notes)
 
 
 def fix_shapes(

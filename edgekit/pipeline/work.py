@@ -16,6 +16,7 @@ from edgekit.graph import io, ops, passes
 from edgekit.graph.ops import Trait
 from edgekit.graph.passes.fold_preprocessing import fold_preprocessing
 from edgekit.graph.records import ModelRecord, write_json, write_model
+from edgekit.graph.widen import in_float32
 from edgekit.load.data import SampleSet, unit_example
 from edgekit.load.shapes import refuse_open, resized
 from edgekit.load.source import Source
@@ -66,6 +67,13 @@ class Work:
         with self._progress.task("optimize the graph"):
             optimized, report = passes.optimize_with_report(model, out / MODEL, example=example)
         write_model(ModelRecord(model=optimized, notes=report.notes, details=to_builtins(report)), out)
+
+    def in_float32(self, model: OnnxModel, keep: str, out: Path) -> None:
+        """Products and convolutions of other floats in float32; nothing is written where there are none."""
+        widened = in_float32(model, out / MODEL, keep=keep)
+        if widened is not None:
+            note = "written in float32 first: the source computes in another float"
+            write_model(ModelRecord(model=widened, notes=(note,)), out)
 
     def fix_shapes(self, model: OnnxModel, shapes: Mapping[str, tuple[int, ...]], out: Path) -> None:
         """Dynamic dimensions set to ``shapes``."""

@@ -121,6 +121,9 @@ class Work:
     def optimize(self, model, example, out):
         self._model("optimize", model, out)
 
+    def in_float32(self, model, keep, out):
+        """Its models compute in float32: nothing is written."""
+
     def fix_shapes(self, model, shapes, out):
         self._model("fix-shapes", model, out)
         static = tuple(replace(s, shape=(1, 4)) for s in (X, Y))

@@ -53,7 +53,9 @@ def profile(name: str, arrays: Sequence[npt.NDArray[Any]]) -> InputProfile:
     broken = sum(bool(np.isnan(a).any() or np.isposinf(a).any()) for a in arrays)
     if broken:
         return InputProfile(name=name, samples=len(arrays), real=True, not_finite=broken)
-    arrays = [np.where(a < MASK, np.zeros_like(a), a) for a in arrays]  # attention masks: "never" is no value
+    arrays = [
+        np.where(a.astype(np.float64) < MASK, np.zeros_like(a), a) for a in arrays
+    ]  # attention masks: "never" is no value
     moments = np.array([[a.mean(dtype=np.float64), np.square(a, dtype=np.float64).mean()] for a in arrays])
     mean, square = moments.mean(axis=0)
     image = all(a.ndim == 4 and min(a.shape[2:]) >= _SMALLEST for a in arrays)

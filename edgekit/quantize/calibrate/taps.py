@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.errors import SourceError
+from edgekit.errors import NotCalibratableError
 from edgekit.graph import io as graphs
 from edgekit.graph import ops
 from edgekit.graph.ops import Trait
@@ -108,7 +108,7 @@ def tap(model: OnnxModel, cap: int, guarded: Collection[str] = ()) -> Tapped:
     Of the tensors ``guarded``, what is NaN or +inf counts as 0: the model itself puts something else in its place.
     """
     if model.opset < _MINIMUM_OPSET:
-        raise SourceError(
+        raise NotCalibratableError(
             f"{model.path.name} is in ONNX opset {model.opset}; calibration needs {_MINIMUM_OPSET} or newer",
             hint="convert it with onnx.version_converter, or export it again",
         )
@@ -117,9 +117,9 @@ def tap(model: OnnxModel, cap: int, guarded: Collection[str] = ()) -> Tapped:
     shapes = _float_shapes(inferred.graph)
     taps, aliases = _choose(proto.graph, shapes)
     if not taps:
-        raise SourceError(
+        raise NotCalibratableError(
             f"{model.path.name} has no float32 activations to calibrate",
-            hint="calibrate the float32 export, not a quantized or float16 model",
+            hint="calibrate a model that computes in floating point",
         )
     for kept in ("value_info", "metadata_props"):
         proto.graph.ClearField(kept)
@@ -136,7 +136,7 @@ def _infer(proto: onnx.ModelProto, model: OnnxModel) -> onnx.ModelProto:
     try:
         return infer_shapes(proto, data_prop=True)
     except (InferenceError, RuntimeError, ValueError) as error:
-        raise SourceError(
+        raise NotCalibratableError(
             f"the shapes of {model.path.name} are inconsistent: {error}", hint="export the model again"
         ) from error
 

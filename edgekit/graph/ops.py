@@ -167,6 +167,12 @@ class Operator(Protocol):
 N = TypeVar("N", bound=Operator)
 
 
+RANDOM = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
+"""What draws random numbers."""
+
+
 def is_op(node: N | None, *names: str) -> TypeGuard[N]:
     """Whether a node is one of ONNX's own operators ``names``."""
     return node is not None and node.op_type in names and node.domain in ONNX

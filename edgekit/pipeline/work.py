@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
+import onnx_ir as ir
 
 from edgekit.core.parallel import Once
 from edgekit.core.progress import Progress, Task
 from edgekit.core.structure import to_builtins
 from edgekit.devices.arrays import write_arrays
 from edgekit.graph import io, ops, passes
+from edgekit.graph.edit import constant
 from edgekit.graph.ops import Trait
 from edgekit.graph.passes.fold_preprocessing import fold_preprocessing
 from edgekit.graph.records import ModelRecord, write_json, write_model
@@ -209,17 +211,39 @@ def _imported(model: OnnxModel, source: Source, out: Path) -> tuple[ModelRecord,
     io.correct_ranks(graph)
     io.name_axes(graph)
     io.lower_ir_version(graph)
+    warnings = tuple(_random(graph))
+    details = {"warnings": warnings} if warnings else {}
     written = io.save(graph, out / MODEL)
     what = source.spec.text
     shapes = source.shapes.resolved(written, what)
     if source.first_sample is not None:
         rows = source.first_sample.items()
         example = {name: resized(a, shapes[name]) if name in shapes else a for name, a in rows}
-        return ModelRecord(model=written), example
+        return ModelRecord(model=written, notes=warnings, details=details), example
     refuse_open([s for s in written.inputs if s.name not in shapes], what)
     free = [s.name for s in written.inputs if not s.is_static and s.name not in shapes]
     notes = tuple(f"{name}: the batch of the example is 1" for name in free)
-    return ModelRecord(model=written, notes=notes), unit_example(written.inputs, shapes)
+    record = ModelRecord(model=written, notes=(*warnings, *notes), details=details)
+    return record, unit_example(written.inputs, shapes)
+
+
+def _random(model: ir.Model) -> Iterator[str]:
+    """What is to be known of a graph whose answers are others each time."""
+    drawing = [n for n in model.graph.all_nodes() if ops.is_op(n, *ops.RANDOM) or _drops(n)]
+    if drawing:
+        first = ", ".join(f"{n.op_type} at {n.name or n.outputs[0].name}" for n in drawing[:3])
+        more = f" and {len(drawing) - 3} more" if len(drawing) > 3 else ""
+        yield (
+            f"the graph draws random numbers ({first}{more}): the same inputs give other outputs each time. What "
+            "agrees in comparisons has ONNX Runtime's generator and seed on both sides; other runtimes have their own"
+        )
+
+
+def _drops(node: ir.Node) -> bool:
+    """A Dropout as in training."""
+    mode = node.inputs[2] if ops.is_op(node, "Dropout") and len(node.inputs) > 2 else None
+    known = constant(mode)
+    return mode is not None and (known is None or bool(known.any()))
 
 
 def _counted(rows: Iterator[dict[str, Array]], task: Task) -> Iterator[dict[str, Array]]:

@@ -15,15 +15,13 @@ from onnx.reference import ReferenceEvaluator
 
 from edgekit.backends.tflite.ir import Array
 from edgekit.core.foreign import attempted
+from edgekit.graph import ops
 
 Attributes: TypeAlias = Mapping[str, object]
 
 _GROWTH_LIMIT = 1 << 20
 _SLICE_BY_INPUTS = 10
 """The opset from which on Slice takes its limits as inputs."""
-_RANDOM = frozenset(
-    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
-)
 _STRUCTURAL = frozenset(
     {
         *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "If", "Loop", "Scan"),
@@ -49,7 +47,7 @@ def fold(
     Raises :class:`NotFoldable` for random and control-flow operators, for what the reference does not
     know, and where the result would be large and much larger than the inputs (Expand, Tile).
     """
-    if op in _RANDOM or op in _STRUCTURAL:
+    if op in ops.RANDOM or op in _STRUCTURAL:
         raise NotFoldable
     rule = _NUMPY.get(op) if domain == "" and (op != "Slice" or opset >= _SLICE_BY_INPUTS) else None
     output = rule(*inputs, **attributes) if rule is not None else None

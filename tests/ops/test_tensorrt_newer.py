@@ -12,7 +12,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.backends.nvidia import call, dialect, refusals, tensorrt_rtx
+from edgekit.backends.base import EngineHost
+from edgekit.backends.nvidia import call, dialect, refusals, request, tensorrt_rtx
 from edgekit.core import targets
 from edgekit.errors import UnsupportedOperatorsError
 
@@ -275,6 +276,28 @@ def test_a_function_in_a_branch_is_written_out(tmp_path: Path) -> None:
         x = fed["x"]
         wanted = x / (1 + np.exp(-2.0 * x)) if flag else np.maximum(x, 0)
         np.testing.assert_allclose(answer(spelled, fed), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("version", "weak"), [("8.6.2", True), ("10.3.0", False)])
+def test_what_stays_in_float32_does_so_in_all_that_it_is_written_in(
+    version: str, weak: bool, tmp_path: Path
+) -> None:
+    """Where the builder chooses precisions it is told of each layer."""
+    opset, made, inputs, constants = CASES["root mean square"]
+    copy = onnx.NodeProto()
+    copy.CopyFrom(made)
+    source = saved(tmp_path / "model.onnx", copy, inputs, constants, opset)
+    (tmp_path / "recipe.json").write_text('{"precision": "fp16", "float32": ["new", "after"]}')
+    host = EngineHost(gpu="Orin", compute_capability="8.7", version=version, driver="R35", dla_cores=0)
+    (tmp_path / "out").mkdir()
+    order = request.order(source, host, tmp_path / "out")
+    written = {n.name for n in onnx.load(order.onnx).graph.node}
+    kept = set(order.spec["float32"])  # type: ignore[arg-type]
+    assert kept == (written - {"before"} if weak else set())
+    assert not weak or len(kept) > 4
+    told = " ".join(map(str, order.spec["trtexec"]))  # type: ignore[arg-type]
+    assert all((f"{name}:fp32" in told) is weak for name in written - {"before"})
+    assert order.record.flags["float32"] == (["new", "after"] if weak else [])  # as its recipe has it
 
 
 def test_weights_in_a_file_of_their_own_come_along(tmp_path: Path) -> None:

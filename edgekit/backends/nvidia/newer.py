@@ -7,7 +7,7 @@ whatever the opset says. Left is what computes something that an older opset can
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedN
 from onnxscript.optimizer import fold_constants
 
 from edgekit.backends.nvidia.cut import graphs
+from edgekit.graph import io
 
 _ROUNDS = 4
 """How deep functions are written in functions."""
@@ -187,6 +188,13 @@ _MARK = "//"
 def owner(name: str) -> str:
     """The node that a node of a body came from; ``name`` itself where it came from none."""
     return name.partition(_MARK)[0]
+
+
+def bodies(onnx_file: Path, names: Collection[str]) -> tuple[str, ...]:
+    """The nodes of the graph that are ``names``, or were written in the place of them."""
+    wanted = set(names)
+    nodes = _nodes(io.read_proto(onnx_file)) if wanted else ()
+    return tuple(sorted({n.name for n in nodes if owner(n.name) in wanted}))
 
 
 def _owners(proto: onnx.ModelProto, names: set[str]) -> dict[str, str]:

@@ -36,7 +36,9 @@ def order(main: Path, host: EngineHost, out: Path) -> EngineOrder:
     Raises :class:`UnsupportedError` where that TensorRT or GPU cannot compute in the precision, and
     :class:`SourceError` for a recipe that is damaged.
     """
-    from edgekit.backends.nvidia import dialect
+    import msgspec
+
+    from edgekit.backends.nvidia import dialect, newer
     from edgekit.graph import io
 
     recipe = read_recipe(main.parent / RECIPE)
@@ -55,8 +57,11 @@ def order(main: Path, host: EngineHost, out: Path) -> EngineOrder:
         driver=host.driver,
         flags=flags,
     )
-    argv: Json = list(build_argv(recipe, typing, weak, release(host.version)))
-    spec: dict[str, Json] = {"via": "", **flags, "trtexec": argv}
+    kept = recipe.float32 if onnx == main else newer.bodies(onnx, recipe.float32)
+    argv: Json = list(
+        build_argv(msgspec.structs.replace(recipe, float32=kept), typing, weak, release(host.version))
+    )
+    spec: dict[str, Json] = {"via": "", **flags, "trtexec": argv, "float32": list(kept) if weak else []}
     return EngineOrder(
         onnx=onnx, spec=spec, key=key.digest, record=key, notes=notes, seconds=60.0 * recipe.minutes
     )

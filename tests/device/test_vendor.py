@@ -249,7 +249,8 @@ def test_a_program_on_this_machine(tmp_path):
 
 def test_a_program_over_ssh_runs_under_the_agents_lock(sshd, tmp_path, monkeypatch):
     """As on a Jetson whose Python has no TensorRT: trtexec is there already."""
-    monkeypatch.setattr("edgekit.devices.engines.ready", lambda transport, runnable: runnable)  # as if built there
+    # As if its engine had been built there.
+    monkeypatch.setattr("edgekit.devices.engines.ready", lambda transport, runnable: runnable)
     tool = sshd.base / "trtexec"
     line = "median = 7.5 ms, mean = 7.6 ms, percentile(90%) = 9 ms, percentile(99%) = 12 ms"
     script = f"""#!/bin/sh

@@ -48,7 +48,8 @@ def pack(artifact: Path, out: Path | None, coder: str, as_json: bool) -> None:
         )
     target = out if out is not None else artifact.with_name(artifact.name + ".ekz")
     contain(str(artifact), Options(out=target.parent), artifact)
-    if os.path.lexists(artifact / manifests.FILE_NAME):  # what is packed damaged is damaged when it is unpacked
+    # What is packed damaged is damaged when it is unpacked.
+    if os.path.lexists(artifact / manifests.FILE_NAME):
         manifests.check_files(manifests.read(artifact))
     report = entropy.pack(artifact, target, coder=coder)
     if as_json:
